@@ -1,0 +1,49 @@
+# `make` lists the targets. The environment's Python is used when `make setup` has made one; else set PYTHON.
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+RUNS ?= outputs/runs
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run report test test-fast lint format types spell check hooks clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## make .venv with the tested versions
+	python3 -m venv .venv
+	.venv/bin/pip install -c constraints.txt -e '.[dev]'
+
+run:  ## run an experiment: make run ARGS="method=snapkv budget=0.2"
+	$(PYTHON) -m kvbench $(ARGS)
+
+report:  ## print the tables of the stored runs: make report RUNS=outputs/runs
+	$(PYTHON) -m kvbench.report $(RUNS) $(ARGS)
+
+test:  ## run all tests
+	$(PYTHON) -m pytest $(ARGS)
+
+test-fast:  ## run the tests without the slow ones and without the real model
+	$(PYTHON) -m pytest -m "not slow and not smollm2" $(ARGS)
+
+lint:  ## check style and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format:  ## repair style and formatting
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+types:  ## check types
+	$(PYTHON) -m mypy
+
+spell:  ## check spelling
+	$(PYTHON) -m codespell_lib .
+
+check: lint types spell test  ## lint, types, spelling and all tests, as before a commit
+
+hooks:  ## let git run the pre-commit hooks in this clone
+	$(PYTHON) -m pre_commit install
+
+clean:  ## delete caches and builds, never results
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

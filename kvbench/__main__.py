@@ -1,0 +1,64 @@
+"""`python -m kvbench method=ada_pyramidkv budget=128`: compose, check, run; a user's mistake is one line.
+
+Nothing heavy is imported before Hydra has answered `--help`, `--cfg` and tab completion.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from kvbench.config import check, register
+from kvbench.messages import one_line
+from kvbench.paths import conf_dir
+
+_TRACEBACK = "HYDRA_FULL_ERROR"
+_FULL = os.environ.get(_TRACEBACK) == "1"  # the user wants tracebacks
+
+
+def _task(cfg: DictConfig) -> float | None:
+    try:
+        check(cfg)  # before torch is imported, so that a mistake is answered at once
+        from kvbench.runner import prepare, run_group
+        from kvbench.sweep.finish import present
+
+        (outcome,) = run_group([prepare(cfg)])
+        present([outcome])
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.score
+    except ValueError as error:
+        if _FULL:
+            raise
+        _leave(error)
+
+
+def _leave(error: Exception) -> NoReturn:
+    """Say a user's mistake in one line. SystemExit passes through Hydra, which would print more."""
+    print(f"kvbench: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of `python -m kvbench` and of the `kvbench` command; exits with 2 on a user's mistake."""
+    register()
+    os.environ[_TRACEBACK] = "1"  # let Hydra raise instead of printing, so that we can say it in one line
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        if _FULL:
+            raise
+        _leave(error)
+    except KeyboardInterrupt:
+        print("kvbench: interrupted; issue the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

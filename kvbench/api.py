@@ -1,0 +1,143 @@
+"""The public functions, re-exported by `kvbench`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from kvbench.engine.variant import Generation, Variant
+from kvbench.methods.load import load
+from kvbench.methods.method import Method
+from kvbench.paths import conf_dir
+from kvbench.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kvbench.engine.plain import Compressed
+    from kvbench.models.load import Loaded
+
+VariantLike = Variant | tuple[str | Method, int | float | None]
+
+__all__ = ["Generation", "Variant", "compressed", "generate", "load_method", "load_model"]
+
+
+def load_method(name: str, **overrides: Any) -> Method:
+    """The method of conf/method/<name>.yaml with its dials set to `overrides`.
+
+    Raises:
+        ValueError: unknown method or dial, wrong type, impossible value; one line naming the override.
+    """
+    return load(conf_dir() / "method", name, **overrides)
+
+
+def load_model(name: str, **overrides: Any) -> Loaded:
+    """The model of conf/model/<name>.yaml: `.model`, `.tokenizer` and how it was loaded.
+
+    Raises:
+        ValueError: unknown model or setting, or weights that cannot be had; one line with the remedy.
+    """
+    from omegaconf import OmegaConf
+
+    from kvbench.methods.dials import did_you_mean
+    from kvbench.models.load import load as load_model_
+
+    files = {path.stem: path for path in (conf_dir() / "model").glob("*.yaml")}
+    if name not in files:
+        raise ValueError(f"model={name}: no such model.{did_you_mean(name, files)}")
+    config = OmegaConf.to_container(OmegaConf.load(files[name]))
+    assert isinstance(config, dict)
+    for key in overrides:
+        if key not in config:
+            raise ValueError(f"model.{key}={overrides[key]}: no such setting.{did_you_mean(key, map(str, config))}")
+    return load_model_({str(k): v for k, v in config.items()} | overrides)
+
+
+def as_variant(variant: VariantLike) -> Variant:
+    """A variant from a pair (method or its name, budget)."""
+    if isinstance(variant, Variant):
+        return variant
+    method, budget = variant
+    return Variant(load_method(method) if isinstance(method, str) else method, budget)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Iterable[str | Sequence[int] | Prompt],
+    variants: Sequence[VariantLike],
+    *,
+    max_new_tokens: int = 64,
+    stop_ids: Iterable[int] | None = None,
+    question: str = "aware",
+    cache: str = "ragged",
+    progress: bool = False,
+) -> list[list[Generation]]:
+    """Greedy generation of every prompt under every variant, with one prefill per prompt.
+
+    Args:
+        model, tokenizer: a causal language model of transformers with full attention, and its tokenizer.
+        prompts: strings are encoded as they are, with the tokenizer's special tokens and without a chat template;
+            sequences of ids are taken as they are; `kvbench.prompts.render` makes chat prompts with a context to
+            compress and a question.
+        variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None).
+        stop_ids: for prompts that bring none of their own; the model's end-of-sequence ids by default.
+        question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
+        cache: "ragged" saves memory, "masked" simulates.
+        progress: show a progress bar over prompts.
+
+    Returns:
+        A list per prompt with one `Generation` per variant.
+
+    Raises:
+        ValueError: an impossible budget on a prompt, an unknown method, no variants.
+    """
+    from tqdm.auto import tqdm
+
+    from kvbench.engine.decode import run
+
+    made = [as_variant(v) for v in variants]
+    stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
+    rendered = [_as_prompt(p, tokenizer, stops) for p in prompts]
+    return [
+        run(model, tokenizer, p, made, max_new_tokens=max_new_tokens, cache=cache, question=question)
+        for p in tqdm(rendered, disable=not progress, desc="prompts")
+    ]
+
+
+def compressed(
+    model: PreTrainedModel,
+    method: str | Method,
+    budget: int | float | None = None,
+    *,
+    cache: str = "ragged",
+    **dials: Any,
+) -> AbstractContextManager[Compressed]:
+    """Plain transformers code on a compressed cache.
+
+        with kvbench.compressed(model, "snapkv", budget=128):
+            model.generate(**inputs, max_new_tokens=32)
+
+    One unpadded sequence at a time. Each `generate` call starts a new prompt; the handle's `.cache.kept` tells what
+    was kept of the latest. Everything is as before when the block ends.
+    """
+    from kvbench.engine.plain import compressed as compressed_
+
+    made = load_method(method, **dials) if isinstance(method, str) else method
+    return compressed_(model, Variant(made, budget), cache=cache)
+
+
+def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
+    config = model.generation_config
+    eos = None if config is None else config.eos_token_id
+    return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+
+
+def _as_prompt(prompt: str | Sequence[int] | Prompt, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    ids = tuple(int(i) for i in ids)
+    text = prompt if isinstance(prompt, str) else str(tokenizer.decode(list(ids)))
+    return Prompt(ids=ids, context_len=len(ids), stop_ids=stops, text=text)

@@ -1,0 +1,1 @@
+"""KV caches: ragged (memory really saved) and masked (the simulation and oracle)."""

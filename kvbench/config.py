@@ -1,0 +1,142 @@
+"""The configuration's types and its validation, before torch or any weights are loaded.
+
+Hydra composes conf/ and rejects unknown keys; `check` then compares every value with the YAML it came from, so that
+a wrong type or an impossible setting is one line that names the override to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from kvbench.methods.dials import PARTS, check_budget, check_dials, check_keys, check_room, did_you_mean
+from kvbench.paths import conf_dir
+
+GROUPS = ("model", "method", "benchmark")
+FREE_FORM = ("hints", "chat_kwargs")  # dictionaries whose keys are the user's
+CACHES = ("ragged", "masked")
+
+
+@dataclass
+class EngineConfig:
+    cache: str = "ragged"
+
+
+@dataclass
+class PathsConfig:
+    outputs: str = "outputs"
+
+
+@dataclass
+class Config:
+    """The root node; the groups are typed by their own YAML files."""
+
+    model: Any = MISSING
+    method: Any = MISSING
+    benchmark: Any = MISSING
+    budget: Any = MISSING
+    seed: int = 0
+    limit: int | None = None
+    retry_oom: bool = False
+    threads: int | None = None
+    progress: bool = True
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+def register() -> None:
+    """Make the types known to Hydra; call before composing."""
+    ConfigStore.instance().store(name="kvbench_schema", node=Config, provider="kvbench")
+
+
+def options(group: str) -> dict[str, Path]:
+    """What a group offers: name → YAML."""
+    return {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
+
+
+def defaults(group: str, name: str) -> DictConfig:
+    """A group's YAML as shipped.
+
+    Raises:
+        ValueError: the group has no such option; names the nearest.
+    """
+    known = options(group)
+    if name not in known:
+        raise ValueError(f"{group}={name}: no such {group}.{did_you_mean(name, known)}")
+    node = OmegaConf.load(known[name])
+    assert isinstance(node, DictConfig)
+    return node
+
+
+def check(cfg: DictConfig) -> None:
+    """Validate a composed configuration; nothing is loaded, fetched or written.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    for key in cfg:
+        if key not in Config.__dataclass_fields__:
+            raise ValueError(f"{key}={cfg[key]}: no such setting.{did_you_mean(str(key), Config.__dataclass_fields__)}")
+    for group in GROUPS:
+        node = cfg[group]
+        if not isinstance(node, DictConfig) or "name" not in node:
+            raise ValueError(f"{group}={node}: choose one of {', '.join(options(group))}")
+        if group != "method":
+            _check_types(group, node, defaults(group, node.name))
+    _check_method(cfg)
+    if cfg.engine.cache not in CACHES:
+        raise ValueError(f"engine.cache={cfg.engine.cache}: must be one of {', '.join(CACHES)}")
+    for name in ("limit", "threads"):
+        if cfg[name] is not None and cfg[name] < 1:
+            raise ValueError(f"{name}={cfg[name]}: must be at least 1, or null")
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: must be at least 0")
+
+
+def has_budget(method: Mapping[str, Any]) -> bool:
+    """Whether a composed method node evicts, so that the budget applies to it."""
+    return method.get("select") is not None
+
+
+def _check_method(cfg: DictConfig) -> None:
+    node, name = cfg.method, cfg.method.name
+    shipped = defaults("method", name)
+    dials = {str(k): node[k] for k in node if k != "name" and k not in PARTS}
+    known = {str(k): shipped[k] for k in shipped if k != "name" and k not in PARTS}
+    check_keys(name, dials, known)
+    check_dials(dials, known)
+    budget = check_budget(cfg.budget)
+    if has_budget(node) and isinstance(budget, int):
+        check_room(name, dials, budget, str(budget))
+
+
+def _check_types(path: str, node: DictConfig, shipped: DictConfig) -> None:
+    """Keys and types of `node` against the YAML it was made from; null takes anything, a float also an integer."""
+    for key, value in node.items():
+        where = f"{path}.{key}"
+        if key not in shipped:
+            raise ValueError(f"{where}={value}: no such setting.{did_you_mean(str(key), map(str, shipped))}")
+        default = shipped[key] if not OmegaConf.is_interpolation(shipped, key) else value
+        if isinstance(default, DictConfig) and isinstance(value, DictConfig):
+            if key not in FREE_FORM:
+                _check_types(where, value, default)
+        elif default is not None and not _same_kind(value, default):
+            raise ValueError(f"{where}={value}: must be {_kind(default)}, such as {default}")
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))
+
+
+def _kind(default: Any) -> str:
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    return kinds.get(type(default), "a list")

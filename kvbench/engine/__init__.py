@@ -1,0 +1,1 @@
+"""The engine: one prefill, many variants, one batched decode."""

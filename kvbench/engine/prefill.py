@@ -1,0 +1,165 @@
+"""The shared prefill: full attention, and in every layer each variant takes what it keeps.
+
+Compression happens inside the layer, while the prefill proceeds: at any time one layer's full keys and values are
+held, and what has been kept. Only variants whose layer budgets need all layers' statistics wait for the end.
+
+Shape suffixes: B batch (1), H query heads, U KV heads, T tokens of the prompt, D head dimension.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.cache.base import Entry, KVCache
+from kvbench.engine.variant import Variant
+from kvbench.methods.base import LayerContext
+
+
+def now(device: torch.device) -> float:
+    """Wall clock after everything queued on the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class PrefillPass:
+    """Attends causally over the prompt and fills the cache, row i with what variant i keeps.
+
+    Args:
+        variants: one row each.
+        cache: where kept keys and values go.
+        num_layers: layers of the model.
+        token_ids: [T] ids of the span, for methods that look at token types.
+        reserve: tokens that will be appended to each row.
+        spans: named ranges of the span, for methods that look at them.
+
+    Raises:
+        ValueError: a budget that is impossible on this prompt.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        cache: KVCache,
+        *,
+        num_layers: int,
+        token_ids: Tensor,
+        reserve: int,
+        spans: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        self._variants, self._cache = variants, cache
+        self._num_layers, self._reserve = num_layers, reserve
+        self._token_ids, self._spans = token_ids, spans
+        self.span = len(token_ids)
+        self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
+        self.full_bytes = 0
+        self.compress_s = 0.0
+        self._totals: dict[int, list[int]] = {}
+        self._shared: dict[object, object] = {}
+        self._waiting: list[LayerContext] = []
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        out_BHTD = F.scaled_dot_product_attention(
+            q_BHTD, k_BUTD, v_BUTD, is_causal=q_BHTD.shape[2] > 1, scale=scaling, enable_gqa=True
+        )
+        begin = now(k_BUTD.device)
+        ctx = LayerContext(
+            q_BHTD[0],
+            k_BUTD[0],
+            v_BUTD[0],
+            scaling=scaling,
+            layer=layer,
+            num_layers=self._num_layers,
+            token_ids=self._token_ids,
+            spans=self._spans,
+            shared=self._shared,
+        )
+        self._compress(ctx)
+        self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes
+        self.compress_s += now(k_BUTD.device) - begin
+        return out_BHTD
+
+    def finish(self) -> None:
+        """Let the variants choose that needed all layers."""
+        if not self._waiting:
+            return
+        begin = now(self._waiting[0].k.device)
+        for row in self._late_rows():
+            method = self._variants[row].method
+            assert method.layers is not None
+            statistics = [method.layers.statistic(method.scores(ctx)) for ctx in self._waiting]  # type: ignore[attr-defined]
+            self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
+        for ctx in self._waiting:
+            self._cache.add(ctx.layer, [self._entry(row, ctx) for row in self._late_rows()], ctx.k, ctx.v)
+        self.compress_s += now(self._waiting[0].k.device) - begin
+        self._waiting.clear()
+
+    def _compress(self, ctx: LayerContext) -> None:
+        late = self._late_rows()
+        entries = [self._entry(row, ctx) for row in range(len(self._variants)) if row not in late]
+        self._cache.add(ctx.layer, entries, ctx.k, ctx.v)
+        if late:
+            for row in late:
+                self._variants[row].method.scores(ctx)
+            ctx.drop_queries()
+            self._waiting.append(ctx)
+
+    def _late_rows(self) -> list[int]:
+        return [
+            row
+            for row, variant in enumerate(self._variants)
+            if variant.method.needs_statistics and self._evicts(row)
+        ]
+
+    def _evicts(self, row: int) -> bool:
+        tokens = self.tokens[row]
+        return tokens is not None and tokens < self.span
+
+    def _entry(self, row: int, ctx: LayerContext) -> Entry:
+        method = self._variants[row].method
+        if self._evicts(row):
+            tokens = self.tokens[row]
+            assert tokens is not None
+            if row not in self._totals:
+                self._totals[row] = self._layer_totals(row, ctx.num_kv_heads, None)
+            keep_UT = method.mask(ctx, tokens, self._totals[row][ctx.layer])
+        else:
+            keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+        return Entry(
+            row,
+            keep_UT,
+            self._reserve,
+            store=method.store,
+            policy=method.decode,
+            score_UT=None if method.decode is None else method.scores(ctx),
+            tokens=self._held(row),
+        )
+
+    def _held(self, row: int) -> int | None:
+        """The budget a decode policy holds: as asked for, also where the prompt was shorter."""
+        variant = self._variants[row]
+        if isinstance(variant.budget, int):
+            return variant.budget
+        return self.tokens[row]
+
+    def _layer_totals(self, row: int, heads: int, statistics: list[Tensor] | None) -> list[int]:
+        tokens = self.tokens[row]
+        assert tokens is not None
+        return self._variants[row].method.layer_totals(
+            tokens, span=self.span, layers=self._num_layers, heads=heads, statistics=statistics
+        )
+
+
+class ContinuePass:
+    """Appends the call's tokens to the rows and attends to what they hold."""
+
+    def __init__(self, cache: KVCache, rows: Sequence[int]) -> None:
+        self._cache, self._rows = cache, rows
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        return self._cache.attend(layer, self._rows, q_BHTD, k_BUTD, v_BUTD, scaling)

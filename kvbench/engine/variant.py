@@ -1,0 +1,90 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvbench.methods.method import Method
+
+
+class PromptLike(Protocol):
+    """A rendered prompt, see `kvbench.prompts.Prompt`."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def context_len(self) -> int: ...
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method under a budget: tokens per KV head as int, share of the prompt as float, None where none applies."""
+
+    method: Method
+    budget: int | float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method.name}-{self.budget}" if self.method.evicts else self.method.name
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. Prefill, compression and the first token are shared by all rows of the batch.
+
+    Attributes:
+        prefill_s: forward pass over the prompt without compression.
+        compress_s: scoring, selecting and storing for all variants.
+        ttft_s: time to first token: prefill, compression and, question-agnostic, the question's tokens.
+        tpot_s: time per output token after the first, with the whole batch decoding; None for a single token.
+    """
+
+    prefill_s: float
+    compress_s: float
+    ttft_s: float
+    tpot_s: float | None
+
+
+@dataclass
+class Generation:
+    """One row: what a variant made of a prompt, and what it kept.
+
+    Attributes:
+        text: decoded tokens without the stop token.
+        token_ids: generated ids, the stop token included.
+        finish_reason: "stop" or "length".
+        prompt_tokens: tokens of the whole prompt; span: of the part that was compressed.
+        budget_tokens: tokens per KV head that the budget allowed, None where none applies.
+        kept: stored tokens per layer and KV head right after compression.
+        kept_max: most tokens any head stored, prefill and decoding included.
+        kv_bytes: bytes of the kept keys and values right after compression.
+        slack_bytes: bytes reserved beside them for tokens to come.
+        kv_bytes_full: bytes of the same span in a full cache.
+        rows: rows that decoded together.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    span: int
+    budget_tokens: int | None
+    kept: list[list[int]]
+    kept_max: int
+    kv_bytes: int
+    slack_bytes: int
+    kv_bytes_full: int
+    rows: int
+    timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0, 0.0, None))
+
+    @property
+    def kept_total(self) -> int:
+        return sum(map(sum, self.kept))
+
+    @property
+    def kept_mean(self) -> float:
+        """Stored tokens per KV head, averaged over layers and heads."""
+        return self.kept_total / sum(map(len, self.kept))

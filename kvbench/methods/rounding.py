@@ -1,0 +1,45 @@
+"""From real-valued shares to integers whose sum is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
+    """Round `shares`, which sum to `total`, so that the integers do too.
+
+    Everyone gets the floor; what is missing goes one each to the largest fractional parts, ties to the lower index.
+    """
+    # 1e-6 absorbs what float arithmetic leaves beside an integer; no share is that fine.
+    floors = [math.floor(share + 1e-6) for share in shares]
+    missing = total - sum(floors)
+    remainders = [round(share - low, 6) for share, low in zip(shares, floors, strict=True)]
+    for index in sorted(range(len(shares)), key=lambda i: (-remainders[i], i))[:missing]:
+        floors[index] += 1
+    if sum(floors) != total:
+        raise AssertionError(f"shares {list(shares)} do not sum to {total}")
+    return floors
+
+
+def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
+    """Split `total` in proportion to `weights`, nobody above `limit`; what a full one cannot take goes to the others.
+
+    With no weight left to go by, the rest is split evenly. Requires total <= limit * len(weights).
+    """
+    shares = [0.0] * len(weights)
+    open_ = list(range(len(weights)))
+    rest = float(total)
+    while open_:
+        mass = sum(weights[i] for i in open_)
+        parts = {i: rest * weights[i] / mass if mass > 0 else rest / len(open_) for i in open_}
+        full = [i for i in open_ if parts[i] >= limit]
+        if not full:
+            for i in open_:
+                shares[i] = parts[i]
+            break
+        for i in full:
+            shares[i] = float(limit)
+            open_.remove(i)
+        rest = total - sum(shares)
+    return largest_remainder(shares, total)

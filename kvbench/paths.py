@@ -1,0 +1,34 @@
+"""Where things live: the configuration folder and the cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def conf_dir() -> Path:
+    """The folder with the YAML groups: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"no conf/ folder in {package} or beside it: reinstall kvbench")
+
+
+def cache_dir() -> Path:
+    """The cache root, made when missing: the environment variable KVBENCH_CACHE, else ~/.cache/kvbench.
+
+    Raises ValueError when the folder cannot be made or written.
+    """
+    root = Path(os.environ.get("KVBENCH_CACHE") or Path.home() / ".cache" / "kvbench").expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # os.access lies on network and read-only file systems, so really write something
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"KVBENCH_CACHE={root}: this folder cannot be written ({error.strerror}); set it to another one"
+        ) from error
+    return root.resolve()

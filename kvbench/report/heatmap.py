@@ -1,0 +1,234 @@
+"""Needle heatmaps: depth against context length, one panel per run.
+
+Colours and axes follow the published needle figures: linear through three colours, 0 to 1, depth 0 on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, order, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
+_INK, _FAINT, _LINE = "#262626", "#6E6E6E", "#B4B4B4"
+_MISSING, _OOM = "#F2F2F2", "#D0D0D0"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One run: the mean score of each (length, depth), and where a sample ran out of memory."""
+
+    lengths: Sequence[int]
+    depths: Sequence[int]
+    score: Mapping[tuple[int, int], float]
+    oom: frozenset[tuple[int, int]]
+
+
+def has_grid(run: Run) -> bool:
+    """Whether the samples carry a length and a depth."""
+    return bool(run.samples) and all({"length", "depth"} <= sample["meta"].keys() for sample in run.samples)
+
+
+def grid(run: Run, metric: str) -> Grid:
+    """Scores of a run by cell. The axes are the protocol's, so that cells not run yet show as missing."""
+    if not has_grid(run):
+        raise ValueError(
+            f"{title(run)}: its samples carry no length and depth, so there is no heatmap to draw"
+        )
+    protocol = run.manifest["identity"]["protocol"]
+    values: dict[tuple[int, int], list[float]] = {}
+    for sample in answered(run):
+        values.setdefault(_cell(sample), []).append(sample["scores"][metric])
+    oom = frozenset(_cell(sample) for sample in run.samples if sample["status"] == "oom")
+    cells = values.keys() | oom
+    return Grid(
+        lengths=sorted({*protocol.get("lengths", ()), *(length for length, _ in cells)}),
+        depths=sorted({*protocol.get("depths", ()), *(depth for _, depth in cells)}),
+        score={cell: sum(scores) / len(scores) for cell, scores in values.items()},
+        oom=oom,
+    )
+
+
+def _cell(sample: Mapping[str, Any]) -> tuple[int, int]:
+    return sample["meta"]["length"], sample["meta"]["depth"]
+
+
+def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
+    """Write the heatmap of one run as a PNG and return its path."""
+    metric = check_metric([run], metric)
+    cells = grid(run, metric)
+    width = min(max(3.4, 0.55 * len(cells.lengths)), 14.0)
+    height = min(max(2.2, 0.30 * len(cells.depths)), 6.0)
+    figure = _figure(width + 1.9, height + 1.3)
+    axes = figure.add_subplot()
+    _panel(axes, run, cells, metric, width, height, size=10)
+    axes.set_xlabel("Context length (tokens)", fontsize=10, color=_INK)
+    axes.set_ylabel("Needle depth (%)", fontsize=10, color=_INK)
+    _colour_bar(figure, metric, ax=axes, fraction=0.04, pad=0.02, aspect=28)
+    return _save(figure, path)
+
+
+def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = None) -> Path:
+    """Write one PNG, a panel per run: methods as rows, budgets as columns, those without budget on the left.
+
+    Raises ValueError for runs that cannot be compared.
+    """
+    check_comparable(runs)
+    metric = check_metric(runs, metric)
+    runs = sorted(runs, key=order)
+    places = _places(runs)
+    rows, columns = (1 + max(place[axis] for place in places) for axis in (0, 1))
+    cells = [grid(run, metric) for run in runs]
+    letters = max(len(title(run)) for run in runs)
+    width = min(max(2.1, 0.38 * len(cells[0].lengths), 0.085 * letters), 4.5)
+    height = min(max(1.6, 0.20 * len(cells[0].depths)), 3.2)
+    # Fixed places in inches: an automatic layout would give panels without neighbours another size.
+    left, top, bottom, right, gap_x, gap_y = 0.8, 0.85, 0.58, 0.95, 0.45, 0.68
+    total_x = left + columns * (width + gap_x) - gap_x + right
+    total_y = top + rows * (height + gap_y) - gap_y + bottom
+    figure = _figure(total_x, total_y, layout=None)
+    for run, cell, (row, column) in zip(runs, cells, places, strict=True):
+        x, y = left + column * (width + gap_x), total_y - top - height - row * (height + gap_y)
+        axes = figure.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
+        _panel(axes, run, cell, metric, width, height, size=8.5)
+        axes.tick_params(
+            labelbottom=(row + 1, column) not in places, labelleft=(row, column - 1) not in places
+        )
+    label = runs[0].manifest["label"]
+    heading = f"{label['benchmark']}, {label['model']}"
+    figure.text(left / total_x, 1 - 0.2 / total_y, heading, va="top", fontsize=12, color=_INK)
+    middle = (bottom + total_y - top) / 2 / total_y
+    figure.text(0.15 / total_x, middle, "Needle depth (%)", rotation=90, va="center", fontsize=10, color=_INK)
+    middle = (left + total_x - right) / 2 / total_x
+    figure.text(middle, 0.12 / total_y, "Context length (tokens)", ha="center", fontsize=10, color=_INK)
+    tall = min(total_y - top - bottom, 3.0)
+    bar = figure.add_axes(
+        ((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y)
+    )
+    _colour_bar(figure, metric, cax=bar)
+    return _save(figure, path)
+
+
+def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
+    """Row and column of each run; runs come in order. Equal method and budget: one below the other."""
+    budgets = {run.manifest["label"]["budget"] for run in runs}
+    columns = sorted(
+        budgets, key=lambda budget: (budget != "full", budget.isdigit(), budget == "full" or float(budget))
+    )
+    places: list[tuple[int, int]] = []
+    first_row: dict[str, int] = {}
+    for run in runs:
+        label = run.manifest["label"]
+        column = columns.index(label["budget"])
+        row = 0
+        if label["budget"] != "full":
+            used = [row for row, other in places if columns[other] != "full"]
+            row = first_row.setdefault(label["method"], max(used, default=-1) + 1)
+        while (row, column) in places:
+            row += 1
+        places.append((row, column))
+    return places
+
+
+def _panel(axes: Axes, run: Run, cells: Grid, metric: str, width: float, height: float, size: float) -> None:
+    """Draw one run into axes of about `width` × `height` inches; `size` is the font size of the title."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    values = np.full((len(cells.depths), len(cells.lengths)), np.nan)
+    for (length, depth), value in cells.score.items():
+        values[cells.depths.index(depth), cells.lengths.index(length)] = value
+    axes.pcolormesh(values, cmap=_colour_map(), vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
+    axes.invert_yaxis()
+    room = width / len(cells.lengths) > 0.36 and height / len(cells.depths) > 0.17
+    for row, depth in enumerate(cells.depths):
+        for column, length in enumerate(cells.lengths):
+            score: float | None = cells.score.get((length, depth))
+            oom = (length, depth) in cells.oom
+            if score is None:
+                face, hatch = (_OOM, None) if oom else (_MISSING, "////")
+                axes.add_patch(
+                    Rectangle((column, row), 1, 1, fc=face, ec=_LINE if hatch else "white", hatch=hatch, lw=0)
+                )
+            text = "" if score is None or not room else f"{score:.2f}"
+            if oom:
+                text = f"{text}*" if score is not None else "OOM" if room else "×"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=_INK)
+    _ticks(axes, cells, width, height)
+    _titles(axes, run, cells, metric, size)
+
+
+def _ticks(axes: Axes, cells: Grid, width: float, height: float) -> None:
+    """Label every n-th row and column, as many as fit."""
+    thousands = all(length % 500 == 0 for length in cells.lengths) and max(cells.lengths) >= 10_000
+    names = [f"{length / 1000:g}k" if thousands else str(length) for length in cells.lengths]
+    step = -(-len(names) * 0.5 // width) if len(names) > 1 else 1
+    columns = range(0, len(names), max(1, int(step)))
+    axes.set_xticks([column + 0.5 for column in columns], [names[column] for column in columns])
+    rows = range(0, len(cells.depths), max(1, int(-(-len(cells.depths) * 0.19 // height))))
+    axes.set_yticks([row + 0.5 for row in rows], [str(cells.depths[row]) for row in rows])
+    axes.tick_params(length=0, labelsize=8, colors=_INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _titles(axes: Axes, run: Run, cells: Grid, metric: str, size: float) -> None:
+    """Method and requested budget in bold; below, smaller, what was measured."""
+    label = run.manifest["label"]
+    facts = [f"mean {metric} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
+    share = kept_share(run)
+    if share is not None:
+        facts.append(f"kept {100 * share:.0f}%")
+    if cells.oom:
+        facts.append(f"{len(cells.oom)} oom")
+    axes.set_title(
+        f"{title(run)}\n", loc="left", fontsize=size, fontweight="bold", color=_INK, linespacing=1.3
+    )
+    axes.annotate(
+        " · ".join(facts), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=size - 1.5, color=_FAINT
+    )
+    if size >= 10:
+        axes.set_title(f"{label['model']}\n", loc="right", fontsize=size - 1.5, color=_FAINT)
+
+
+def _colour_map() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("needle", _COLOURS)
+
+
+def _colour_bar(figure: Figure, metric: str, **place: Any) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(0, 1), _colour_map())
+    bar = figure.colorbar(scale, **place)
+    bar.set_label(metric, fontsize=10, color=_INK)
+    bar.ax.tick_params(labelsize=8, length=2, colors=_INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """A figure without pyplot: drawn by Agg, no window, no global state."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["hatch.linewidth"] = 0.6
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    return path

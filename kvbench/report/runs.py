@@ -1,0 +1,125 @@
+"""What tables and figures need of a stored run: its names, its order, and which runs may be compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+
+class Run(Protocol):
+    """A run as `kvbench.store.load_runs` returns it."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Identity, labels, device and headline."""
+        ...
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """What status.json says; {} when there is none."""
+        ...
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """One record per sample id."""
+        ...
+
+
+def setting(run: Run) -> dict[str, Any]:
+    """What two compared runs must share. The device counts by kind: "cuda:0" and "cuda:1" are one."""
+    identity, label = run.manifest["identity"], run.manifest["label"]
+    return {
+        "benchmark": label["benchmark"],
+        "model": [label["model"], identity["model"]],
+        "dtype": identity["dtype"],
+        "device": re.sub(r":\d+$", "", str(run.manifest["device"])),
+        "protocol": identity["protocol"],
+    }
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+def groups(runs: Sequence[AnyRun]) -> list[list[AnyRun]]:
+    """Runs sorted into comparable groups; groups and runs in a fixed order."""
+    by_setting: dict[str, list[AnyRun]] = {}
+    for run in runs:
+        by_setting.setdefault(json.dumps(setting(run), sort_keys=True), []).append(run)
+    return [sorted(by_setting[key], key=order) for key in sorted(by_setting)]
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raise ValueError, saying what differs, unless all runs have one setting."""
+    if not runs:
+        raise ValueError("no runs to report")
+    first = setting(runs[0])
+    for run in runs[1:]:
+        other = setting(run)
+        for name, value in first.items():
+            if other[name] == value:
+                continue
+            if isinstance(value, Mapping):
+                keys = [key for key in {**value, **other[name]} if value.get(key) != other[name].get(key)]
+                what = "; ".join(
+                    f"{name}.{key}: {value.get(key)!r} / {other[name].get(key)!r}" for key in keys
+                )
+            else:
+                what = f"{name}: {value!r} / {other[name]!r}"
+            raise ValueError(f"{title(runs[0])} and {title(run)} cannot share a table, they differ in {what}")
+
+
+def order(run: Run) -> tuple[bool, str, float, str]:
+    """Sort key: runs without a budget first, then by method and by budget, fractions before token counts."""
+    label = run.manifest["label"]
+    budget = label["budget"]
+    return (
+        budget != "full",
+        label["method"],
+        -1.0 if budget == "full" else float(budget),
+        run.manifest["hash"],
+    )
+
+
+def title(run: Run) -> str:
+    """Method and budget in words: "snapkv, 20% budget", "snapkv, 128 tokens", "fullkv"."""
+    label = run.manifest["label"]
+    words = budget_words(label["budget"])
+    return label["method"] + (f", {words}" if words else "")
+
+
+def budget_words(budget: str) -> str:
+    """A budget label in words; "" for methods without one. "1" is a token, "1.0" the whole context."""
+    if budget == "full":
+        return ""
+    if budget.isdigit():
+        return f"{budget} tokens"
+    return f"{100 * float(budget):.3g}% budget"
+
+
+def answered(run: Run) -> list[Mapping[str, Any]]:
+    """The records with a prediction; the others ran out of memory."""
+    return [sample for sample in run.samples if sample["status"] == "ok"]
+
+
+def kept_share(run: Run) -> float | None:
+    """Measured kept tokens per KV head as a share of the prompt, mean over samples; None without any."""
+    shares = [sample["kept_mean"] / sample["prompt_tokens"] for sample in answered(run)]
+    return sum(shares) / len(shares) if shares else None
+
+
+def score_names(runs: Sequence[Run]) -> list[str]:
+    """Names of the stored scores, the headline first."""
+    names = dict.fromkeys(name for run in runs for sample in answered(run) for name in sample["scores"])
+    headline = runs[0].manifest["headline"]
+    return sorted(names, key=lambda name: name != headline)
+
+
+def check_metric(runs: Sequence[Run], metric: str | None) -> str:
+    """The metric to show: the headline by default. Raises ValueError for one that the runs do not hold."""
+    names = score_names(runs)
+    metric = metric or runs[0].manifest["headline"]
+    if names and metric not in names:
+        raise ValueError(f"--metric {metric}: these runs hold {', '.join(names)}")
+    return metric

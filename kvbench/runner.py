@@ -1,0 +1,347 @@
+"""The runner: jobs that share model and benchmark become one plan; every record is on disk before the next sample.
+
+A job is one composed configuration: a variant (method × budget) on a benchmark with a model. Jobs are prepared and
+identified without loading anything; the model is loaded only if a sample is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from tqdm.auto import tqdm
+
+from kvbench import __version__, config, models, prompts, store
+from kvbench.benchmarks.base import Benchmark, Sample
+from kvbench.engine.decode import run as generate
+from kvbench.engine.variant import Generation, Variant
+from kvbench.methods.load import build, split_dials
+from kvbench.prompts import Prompt
+
+log = logging.getLogger(__name__)
+
+_VERSIONED = ("torch", "transformers", "hydra-core", "rouge_score")
+_NOT_SHARED = ("method", "budget")
+
+
+@dataclass
+class Job:
+    """One configuration, checked, and what it is in the store."""
+
+    cfg: dict[str, Any]
+    variant: Variant
+    benchmark: Benchmark
+    label: dict[str, str]
+    identity: dict[str, Any]
+
+    @property
+    def group(self) -> str:
+        """Jobs of equal group share one plan: they differ only in method and budget."""
+        return json.dumps({k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}, sort_keys=True, default=str)
+
+    @property
+    def folder(self) -> Path:
+        return store.run_folder(self.cfg["paths"]["outputs"] + "/runs", self.label, self.identity)
+
+
+@dataclass
+class Outcome:
+    """How a job ended: its folder and mean headline score, or the error that ended it."""
+
+    job: Job
+    folder: Path
+    score: float | None = None
+    samples: int = 0
+    error: Exception | None = None
+
+
+@dataclass
+class _Open:
+    """A job whose run folder is open for writing."""
+
+    job: Job
+    run: store.Run
+    pending: set[str] = field(default_factory=set)
+    error: Exception | None = None
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Check a composed configuration and say what it is, without loading weights.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    config.check(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    models.check(plain["model"])
+    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    budget = cfg.budget if method.evicts else None
+    if not method.evicts:
+        log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
+    benchmark = _benchmark(cfg.benchmark)
+    identity = {
+        "method": plain["method"],
+        "budget": budget,
+        "model": {"name": plain["model"]["name"], "weights": models.identity(plain["model"])},
+        "protocol": benchmark.protocol()
+        | {
+            "prompts": prompts.VERSION,
+            "chat_template": plain["model"]["chat_template"],
+            "chat_kwargs": plain["model"]["chat_kwargs"],
+        },
+        "seed": plain["seed"],
+        "dtype": plain["model"]["dtype"],
+        "backend": f"torch-{plain['engine']['cache']}",
+    }
+    label = {
+        "benchmark": plain["benchmark"]["name"],
+        "model": plain["model"]["name"],
+        "method": method.name,
+        "budget": "full" if budget is None else str(budget),
+    }
+    return Job({str(k): v for k, v in plain.items()}, Variant(method, budget), benchmark, label, identity)
+
+
+def _benchmark(node: DictConfig) -> Benchmark:
+    try:
+        benchmark: Benchmark = hydra.utils.instantiate(node)
+    except InstantiationException as error:  # the benchmark's own message says which setting is wrong
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+    return benchmark
+
+
+def run_group(jobs: Sequence[Job]) -> list[Outcome]:
+    """Run jobs of one group as one plan; outcomes in the order of the jobs.
+
+    Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not take the
+    others with it: its outcome holds the error.
+    """
+    distinct = {job.folder: job for job in jobs}
+    outcomes: dict[Path, Outcome] = {}
+    for folder, job in distinct.items():
+        finished = _finished(job)
+        if finished is not None:
+            outcomes[folder] = finished
+    todo = {folder: job for folder, job in sorted(distinct.items()) if folder not in outcomes}
+    if todo:
+        outcomes.update(_run(todo))
+    return [Outcome(job, **_without_job(outcomes[job.folder])) for job in jobs]
+
+
+def _without_job(outcome: Outcome) -> dict[str, Any]:
+    return {k: v for k, v in vars(outcome).items() if k != "job"}
+
+
+def _finished(job: Job) -> Outcome | None:
+    """The outcome of a job whose samples are all recorded, found without a tokenizer; None if one is missing."""
+    if not (job.folder / "manifest.json").is_file():
+        return None
+    stored = store.load_run(job.folder)
+    wanted = min(stored.manifest["num_samples"], job.cfg["limit"] or stored.manifest["num_samples"])
+    retry = job.cfg["retry_oom"] and any(s["status"] == "oom" for s in stored.samples)
+    if len(stored.samples) < wanted or retry or stored.status.get("status") != "done":
+        return None
+    return _outcome(job)
+
+
+def _outcome(job: Job) -> Outcome:
+    stored = store.load_run(job.folder)
+    scores = [s["scores"][stored.manifest["headline"]] for s in stored.samples if s["status"] == "ok"]
+    return Outcome(job, job.folder, sum(scores) / len(scores) if scores else None, len(stored.samples))
+
+
+def _run(jobs: Mapping[Path, Job]) -> dict[Path, Outcome]:
+    """Open the runs, load the model, work through the samples."""
+    first = next(iter(jobs.values()))
+    if first.cfg["threads"]:
+        torch.set_num_threads(first.cfg["threads"])
+    tokenizer = models.load_tokenizer(first.cfg["model"])
+    samples = first.benchmark.samples(tokenizer)
+    with ExitStack() as stack:
+        opened = {folder: _Open(job, stack.enter_context(_open(job, len(samples)))) for folder, job in jobs.items()}
+        chosen = samples[: first.cfg["limit"]]
+        for one in opened.values():
+            one.pending = {s.id for s in chosen} - one.run.done_ids()
+        if any(one.pending for one in opened.values()):
+            _generate(list(opened.values()), chosen)
+        outcomes = {}
+        for folder, one in opened.items():
+            if one.error is None:
+                done = len(one.run.done_ids()) >= len(samples)
+                one.run.set_status("done" if done or not one.pending else "running", samples=len(samples))
+                outcomes[folder] = _outcome(one.job)
+            else:
+                one.run.set_status("failed", error=f"{type(one.error).__name__}: {one.error}")
+                outcomes[folder] = Outcome(one.job, folder, error=one.error)
+    return outcomes
+
+
+def _open(job: Job, num_samples: int) -> store.Run:
+    return store.Run.open(
+        job.cfg["paths"]["outputs"] + "/runs",
+        label=job.label,
+        identity=job.identity,
+        config=job.cfg,
+        headline=job.benchmark.headline,
+        num_samples=num_samples,
+        versions=_versions(),
+        device=models.device(job.cfg["model"]),
+        retry_oom=job.cfg["retry_oom"],
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"kvbench": __version__}
+    for package in _VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _generate(opened: Sequence[_Open], samples: Sequence[Sample]) -> None:
+    """Every sample that some run misses: one prefill for all runs that miss it."""
+    cfg, benchmark = opened[0].job.cfg, opened[0].job.benchmark
+    loaded = models.load(cfg["model"])
+    question = str(benchmark.protocol()["question"])
+    rendered = {
+        s.id: prompts.render(
+            loaded.tokenizer,
+            s,
+            question=question,
+            chat_template=cfg["model"]["chat_template"],
+            chat_kwargs=cfg["model"]["chat_kwargs"],
+            eos_ids=loaded.eos_ids,
+            max_length=loaded.max_length,
+        )
+        for s in samples
+    }
+    for one in opened:
+        one.error = _impossible(one.job.variant, rendered.values(), question)
+    alive = [one for one in opened if one.error is None]
+    total = sum(len(one.pending) for one in alive)
+    with tqdm(total=total, disable=not cfg["progress"], unit="row", desc=benchmark.name) as bar:
+        for sample in samples:
+            missing = [one for one in alive if one.error is None and sample.id in one.pending]
+            if missing:
+                bar.set_postfix_str(sample.id)
+                _one_sample(missing, sample, rendered[sample.id], loaded, cfg, question)
+                bar.update(len(missing))
+
+
+def _impossible(variant: Variant, rendered: Any, question: str) -> ValueError | None:
+    """The error of a budget that leaves no room on some prompt, found before anything is computed."""
+    try:
+        for prompt in rendered:
+            span = prompt.context_len if question == "agnostic" else len(prompt.ids)
+            variant.method.tokens(variant.budget, span)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _one_sample(
+    missing: Sequence[_Open], sample: Sample, prompt: Prompt, loaded: models.Loaded, cfg: Mapping[str, Any], question: str
+) -> None:
+    generations: Sequence[Generation | None]
+    error = None
+    try:
+        generations = generate(
+            loaded.model,
+            loaded.tokenizer,
+            prompt,
+            [one.job.variant for one in missing],
+            max_new_tokens=sample.max_new_tokens,
+            cache=cfg["engine"]["cache"],
+            question=question,
+        )
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        error = str(problem).splitlines()[0]
+        log.warning("%s: out of memory with %d rows; recorded", sample.id, len(missing))
+        generations = [None] * len(missing)
+    for one, generation in zip(missing, generations, strict=True):
+        record = _record(sample, generation, one.job.benchmark, error, loaded.device)
+        if generation is not None:
+            one.error = broken_promise(one.job.variant, generation)
+        if one.error is None:
+            one.run.append(record)
+            one.pending.discard(sample.id)
+        else:
+            log.error("%s: %s", one.run.path.name, one.error)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    text = str(problem).lower()
+    return (
+        isinstance(problem, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
+
+
+def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | None:
+    """The error of a generation whose measured budget is not what was asked for; None if it is."""
+    heads = sum(map(len, generation.kept))
+    kept, span = generation.kept_total, generation.span
+    tokens = generation.budget_tokens
+    if tokens is None or tokens >= span:
+        wanted = heads * span
+    else:
+        wanted = heads * tokens
+        if not variant.method.exact and kept < heads * span:
+            return None  # a reference's rounding: it drifts, and the record shows by how much
+    if kept == wanted:
+        return None
+    return RuntimeError(f"{variant} kept {kept} tokens of {heads * span} over all layers and heads instead of {wanted}")
+
+
+def _record(
+    sample: Sample, generation: Generation | None, benchmark: Benchmark, error: str | None, device: str
+) -> dict[str, Any]:
+    common = {
+        "id": sample.id,
+        "status": "ok" if generation is not None else "oom",
+        "error": error,
+        "answers": list(sample.answers),
+        "meta": dict(sample.meta),
+        "device": device,
+        "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+    if generation is None:
+        return common
+    return common | {
+        "prediction": generation.text,
+        "token_ids": generation.token_ids,
+        "scores": benchmark.score(sample.answers, generation.text, sample.meta),
+        "prompt_tokens": generation.prompt_tokens,
+        "span": generation.span,
+        "new_tokens": len(generation.token_ids),
+        "finish_reason": generation.finish_reason,
+        "budget_tokens": generation.budget_tokens,
+        "kept": generation.kept,
+        "kept_mean": generation.kept_mean,
+        "kept_max_decode": generation.kept_max,
+        "kv_bytes": generation.kv_bytes,
+        "slack_bytes": generation.slack_bytes,
+        "kv_bytes_full": generation.kv_bytes_full,
+        "timings": {k: v for k, v in vars(generation.timings).items()},
+        "rows": generation.rows,
+    }

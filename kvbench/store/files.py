@@ -1,0 +1,78 @@
+"""Reading and writing the files of a run folder so that a crash at any moment leaves them usable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text`; a reader sees the old file or the new one, never a part of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in `folder` durable; a file system that cannot sync a folder is left alone."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; raises ValueError naming the file when it holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); move the folder away to run anew") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object; move the folder away to run anew")
+    return value
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the run's status.json, or {} when none was written yet."""
+    try:
+        return read_json(folder / "status.json")
+    except FileNotFoundError:
+        return {}
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """Read samples.jsonl: (records, bytes of the whole lines, bytes of a torn last line after them).
+
+    Only the last line may be torn: without its newline, or not JSON. Anything else that is no record raises
+    ValueError with file and line, so that nothing is dropped in silence.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    lines = data.split(b"\n")
+    unfinished = lines.pop()  # what follows the last newline; empty when the file ends well
+    records: list[dict[str, Any]] = []
+    good = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and not unfinished:
+                break
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+        if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+            raise ValueError(f"{path}, line {number}: not a record with an id")
+        records.append(record)
+        good += len(line) + 1
+    return records, good, len(data) - good

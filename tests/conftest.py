@@ -1,0 +1,43 @@
+"""Test set-up: imports without an installation, two threads, and no CUDA tests on a machine without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before torch is imported, and inherited by child processes; an explicit setting of the user stands.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MKL_NUM_THREADS", "2")
+
+for package, folder in (("kvbench", ROOT), ("kvbench_kernels", ROOT / "kernels")):
+    if importlib.util.find_spec(package) is None:
+        sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+_left_out = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take the tests marked `cuda` out of the collection when there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked and not _has_cuda():
+        config.stash[_left_out] = len(marked)
+        items[:] = [item for item in items if item not in marked]
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Say in one line how many tests need the GPU that is not there."""
+    number = config.stash.get(_left_out, 0)
+    return [f"no CUDA device: {number} tests marked cuda are not collected"] if number else []
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,72 @@
+"""Synthetic runs for the tests of the report, as `kvbench.store.load_runs` would return them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+LENGTHS, DEPTHS = [500, 1000, 2000], [0, 50, 100]
+
+
+@dataclass
+class FakeRun:
+    """What the report reads of a stored run."""
+
+    manifest: dict[str, Any]
+    samples: list[dict[str, Any]]
+    status: dict[str, Any] = field(default_factory=lambda: {"status": "done"})
+
+
+def make_run(method: str, budget: str, score: float | None, **change: Any) -> FakeRun:
+    """A run over the grid. `score` holds for every cell; None draws 0 or 1 per cell from the names."""
+    lengths, depths = change.get("lengths", LENGTHS), change.get("depths", DEPTHS)
+    rng = random.Random(f"{method} {budget}")
+    share = 1.0 if budget == "full" else float(budget) if "." in budget else 0.1
+    samples = []
+    for length in lengths:
+        for depth in depths:
+            value = score if score is not None else float(rng.random() < 0.2 + share)
+            kept = share * length
+            samples.append(
+                {
+                    "id": f"len{length:05d}-depth{depth:03d}-seed0",
+                    "status": "ok",
+                    "scores": {"rouge1": value / 2, "recall": value},
+                    "meta": {"length": length, "depth": depth},
+                    "prompt_tokens": length,
+                    "kept_mean": kept,
+                    "kv_bytes": int(kept * 1024),
+                    "kv_bytes_full": length * 1024,
+                    "timings": {"prefill_s": 1.0, "compress_s": 0.05, "ttft_s": 1.2, "tpot_s": 0.02},
+                }
+            )
+    protocol = {
+        "version": 1,
+        "lengths": lengths,
+        "depths": depths,
+        "question": change.get("question", "aware"),
+    }
+    identity = {
+        "model": change.get("model", "aaaa"),
+        "protocol": protocol,
+        "dtype": change.get("dtype", "float32"),
+    }
+    return FakeRun(
+        manifest={
+            "hash": change.get("hash", "0" * 64),
+            "identity": {"method": {}, "budget": budget, "seed": 0, "backend": "torch", **identity},
+            "label": {"method": method, "budget": budget, "benchmark": "needle", "model": "smollm2_135m"},
+            "headline": "recall",
+            "num_samples": len(samples),
+            "device": change.get("device", "cpu"),
+        },
+        samples=samples,
+    )
+
+
+def out_of_memory(run: FakeRun, *positions: int) -> FakeRun:
+    for position in positions:
+        sample = run.samples[position]
+        run.samples[position] = {"id": sample["id"], "status": "oom", "meta": sample["meta"]}
+    return run

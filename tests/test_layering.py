@@ -1,0 +1,191 @@
+"""Imports go downwards only, the light modules stay light, and the folder `kernels/` misleads nobody."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = {"kvbench": ROOT / "kvbench", "kvbench_kernels": ROOT / "kernels" / "kvbench_kernels"}
+
+# What each part may import of this project, besides itself. "kvbench_kernels" is the package of that name,
+# the others are modules or packages of kvbench. `from kvbench import __version__` is allowed everywhere.
+ALLOWED: dict[str, set[str]] = {
+    "kvbench_kernels": set(),
+    "paths": set(),
+    "encoding": set(),
+    "metrics": set(),
+    "methods": set(),
+    "config": {"methods", "paths"},
+    "models": {"paths"},
+    "store": {"paths"},
+    "report": {"store", "paths"},
+    "benchmarks": {"metrics", "paths"},
+    "prompts": {"benchmarks", "encoding", "models", "paths"},  # models and paths: its command line only
+    "cache": {"kvbench_kernels"},
+    "engine": {"kvbench_kernels", "cache", "methods", "prompts"},
+}
+_LIBRARY = set(ALLOWED) - {"report", "store"}
+ALLOWED |= {
+    "api": _LIBRARY,
+    "runner": _LIBRARY | {"api", "store"},
+    "profile": _LIBRARY | {"api", "store", "runner"},
+    "sweep": _LIBRARY | {"api", "store", "runner"},
+    "__init__": {"api"},
+    "__main__": _LIBRARY | {"api", "store", "report", "runner", "profile", "sweep"},
+}
+HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
+_LIGHT = ("__init__", "paths", "config", "encoding", "metrics", "benchmarks", "store", "report")
+FORBIDDEN = {
+    **dict.fromkeys(_LIGHT, HEAVY),
+    "kvbench_kernels": {"transformers", "accelerate", "hydra", "omegaconf"},
+}
+ONLY = {"methods": {"torch", "numpy", "omegaconf", "hydra"} | set(sys.stdlib_module_names)}
+
+
+def imports(source: str, module: str, is_package: bool) -> set[str]:
+    """Return the dotted names that `source` imports anywhere, functions included, relative ones resolved."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if is_package else module.split(".")[:-1]
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *filter(None, [node.module])])
+            # `from kvbench import engine` imports a module, `from torch import nn` need not be looked into
+            found |= {f"{stem}.{alias.name}" for alias in node.names} if stem == "kvbench" else {stem}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                found.add(node.args[0].value)
+    return found - {"kvbench.__version__"}
+
+
+def part_of(name: str) -> str | None:
+    """Return which part of this project a dotted name belongs to; None for other people's modules."""
+    top, _, rest = name.partition(".")
+    if top == "kvbench":
+        return rest.split(".")[0] or "__init__"
+    return top if top in SOURCES else None
+
+
+def violations(part: str, source: str, module: str, is_package: bool) -> list[str]:
+    """Return one line per import in `source` that the tables above do not allow for `part`."""
+    wrong = []
+    for name in sorted(imports(source, module, is_package)):
+        target, top = part_of(name), name.split(".")[0]
+        if target is not None:
+            fine = target == part or target in ALLOWED[part]
+        else:
+            fine = top not in FORBIDDEN.get(part, set()) and (part not in ONLY or top in ONLY[part])
+        if not fine:
+            wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+def modules() -> dict[str, tuple[Path, str]]:
+    """Return {dotted module name: (file, part)} of all Python files of the two packages."""
+    found = {}
+    for package, folder in SOURCES.items():
+        for file in sorted(folder.rglob("*.py")):
+            parts = [package, *file.relative_to(folder).with_suffix("").parts]
+            part = package if package == "kvbench_kernels" else parts[1]
+            found[".".join(parts).removesuffix(".__init__")] = (file, part)
+    return found
+
+
+def test_every_part_is_in_the_table() -> None:
+    parts = {part for _, part in modules().values()}
+    assert {"store", "methods", "cache", "engine", "kvbench_kernels"} <= parts, "the walk missed something"
+    assert parts <= set(ALLOWED), "a new part: say in ALLOWED what it may import"
+
+
+def test_the_table_has_no_cycle() -> None:
+    below: set[str] = set()
+    while set(ALLOWED) - below:
+        ready = {part for part, targets in ALLOWED.items() if part not in below and targets <= below}
+        assert ready, f"these import each other: {sorted(set(ALLOWED) - below)}"
+        below |= ready
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_downwards(module: str) -> None:
+    file, part = modules()[module]
+    assert violations(part, file.read_text(encoding="utf-8"), module, file.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "line"),
+    [
+        ("cache", "kvbench.cache.ragged", "from kvbench.engine.decode import loop"),
+        ("cache", "kvbench.cache.ragged", "from kvbench import engine"),
+        ("cache", "kvbench.cache.ragged", "from ..engine import decode"),
+        ("cache", "kvbench.cache.ragged", "from .. import engine"),
+        ("cache", "kvbench.cache.ragged", "def f():\n    import kvbench.engine"),
+        ("cache", "kvbench.cache.ragged", "importlib.import_module('kvbench.engine.decode')"),
+        ("engine", "kvbench.engine.decode", "import kvbench"),
+        ("methods", "kvbench.methods.select", "from transformers import Cache"),
+        ("methods", "kvbench.methods.select", "from kvbench.cache import RaggedCache"),
+        ("metrics", "kvbench.metrics.rouge", "def f():\n    from torch import nn"),
+        ("report", "kvbench.report.table", "from kvbench.runner import run"),
+        ("report", "kvbench.report.table", "import kvbench_kernels"),
+        ("kvbench_kernels", "kvbench_kernels.load", "import kvbench.paths"),
+    ],
+)
+def test_the_walk_sees_forbidden_imports(part: str, module: str, line: str) -> None:
+    assert len(violations(part, line, module, is_package=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "line"),
+    [
+        (
+            "cache",
+            "kvbench.cache.ragged",
+            "from . import masked\nfrom kvbench.cache.base import x\nimport torch",
+        ),
+        ("engine", "kvbench.engine", "from .decode import loop\nfrom ..cache import RaggedCache"),
+        ("store", "kvbench.store.run", "from kvbench import __version__\nimport yaml"),
+    ],
+)
+def test_the_walk_lets_allowed_imports_pass(part: str, module: str, line: str) -> None:
+    assert violations(part, line, module, is_package=module == "kvbench.engine") == []
+
+
+def run_python(code: str) -> str:
+    """Run `code` in the repository root, which puts the folder `kernels/` on sys.path; return stdout."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["kvbench", "kvbench.config", "kvbench.store", "kvbench.report.table", "kvbench.benchmarks.needle"],
+)
+def test_light_modules_load_no_torch(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
+    assert json.loads(run_python(code)) == []
+
+
+def test_the_folder_kernels_is_not_taken_for_the_package_of_that_name() -> None:
+    names = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    code = """
+import importlib.util
+from transformers import LlamaForCausalLM
+from transformers.utils import is_kernels_available
+print(importlib.util.find_spec("kernels") is not None, is_kernels_available(), LlamaForCausalLM.__name__)
+"""
+    assert run_python(code).split() == ["True", str("kernels" in names), "LlamaForCausalLM"]

@@ -1,0 +1,309 @@
+"""The needle benchmark: haystacks, insertion, samples, protocol, and every mistake it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from kvbench.benchmarks.haystack import essays, generated
+from kvbench.benchmarks.insertion import insert_needle
+from kvbench.benchmarks.needle import _ADJECTIVES, _NOUNS, Needle
+
+ROOT = Path(__file__).resolve().parent.parent
+YAML = ROOT / "conf" / "benchmark" / "needle.yaml"
+SHARED = Path(os.environ.get("KVBENCH_SHARED", ROOT.parent / "shared")) / "data"
+ORACLE = SHARED / "oracle" / "needle_insertion.jsonl"
+ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
+SANDWICH = (
+    "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
+)
+
+
+class ToyTokenizer:
+    """White space, full stops and the words between them are the tokens."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, int] = {}
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        return [self.ids.setdefault(piece, len(self.ids)) for piece in re.findall(r"\s+|\.|[^\s.]+", text)]
+
+    def decode(self, token_ids: list[int]) -> str:
+        pieces = list(self.ids)
+        return "".join(pieces[index] for index in token_ids)
+
+
+def make(**changes: Any) -> Needle:
+    """The benchmark as its YAML says, with changes as on the command line."""
+    config = OmegaConf.create({"benchmark": yaml.safe_load(YAML.read_text())})
+    config.merge_with({"benchmark": changes})
+    assert set(changes) <= set(config.benchmark)
+    return instantiate(config.benchmark)
+
+
+# ---- haystack ------------------------------------------------------------------------------------
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=\.)\s+", text.strip())
+
+
+def test_generated_prose_is_plain_varied_and_free_of_digits() -> None:
+    text = generated(0, 50_000)  # about 10k tokens
+    lines = sentences(text)
+    lengths = [len(line.split()) for line in lines]
+    assert len(text) >= 50_000 and not re.search(r"\d", text)
+    assert len(set(lines)) == len(lines)
+    assert all(re.fullmatch(r"[A-Z][a-z',\- A-Z]+\.", line) for line in lines)
+    assert sum(8 <= length <= 25 for length in lengths) > 0.9 * len(lengths) and max(lengths) <= 30
+    assert not re.search(r"\ba [aeiou]", text) and "{" not in text
+    assert len(set(text.lower().split())) > 700
+
+
+def test_generated_prose_never_mentions_what_is_asked_for() -> None:
+    words = set(re.findall(r"[a-z]+", generated(1, 200_000).lower()))
+    assert not words & {"magic", "special", "number", "numbers", "quiz", "memorize"}
+    assert not words & {*_ADJECTIVES, *_NOUNS}
+
+
+def test_generated_prose_is_a_function_of_its_seed_and_grows_at_its_end() -> None:
+    short = generated(3, 2_000)
+    assert generated(3, 2_000) == short and generated(3, 20_000).startswith(short)
+    assert not set(sentences(short)) & set(sentences(generated(4, 2_000)))
+
+
+def test_essays_are_joined_in_sorted_order(tmp_path: Path) -> None:
+    for name, text in (("b.txt", "Two."), ("a.txt", "One."), ("c.md", "No.")):
+        (tmp_path / name).write_text(text)
+    assert essays(tmp_path) == "One.Two."
+
+
+# ---- insertion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "text", "index"),
+    [
+        (0, "X.Aa bb. Cc dd. Ee", 0),
+        (30, "X.Aa bb. Cc dd. Ee", 0),  # token 3 of 11 has no full stop before it
+        (40, "Aa bb.X. Cc dd. Ee", 4),  # token 4 follows one
+        (80, "Aa bb.X. Cc dd. Ee", 4),  # token 8 steps back from " "
+        (90, "Aa bb. Cc dd.X. Ee", 9),
+        (100, "Aa bb. Cc dd. EeX.", None),
+    ],
+)
+def test_insertion_steps_back_to_the_end_of_a_sentence(depth: int, text: str, index: int | None) -> None:
+    # Tokens: Aa _ bb . _ Cc _ dd . _ Ee ...; a length of 16 less a buffer of 3 less a needle of 2: 11.
+    haystack = "Aa bb. Cc dd. Ee ff. Gg hh."
+    assert insert_needle(ToyTokenizer(), haystack, "X.", 16, depth, buffer=3) == (text, index)
+
+
+def test_a_short_haystack_is_repeated() -> None:
+    text, index = insert_needle(ToyTokenizer(), "Aa bb.", "X.", 12, 100, buffer=0)
+    assert (text, index) == ("Aa bb.Aa bb.Aa X.", None)
+
+
+def test_period_ids_can_be_given() -> None:
+    tokenizer = ToyTokenizer()
+    space = tokenizer.encode(" ", add_special_tokens=False)
+    text, index = insert_needle(tokenizer, "Aa bb cc dd ee", "X", 8, 80, buffer=0, period_ids=space)
+    assert (text, index) == ("Aa bb Xcc dd", 4)
+
+
+def test_a_needle_longer_than_the_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.lengths: 3 tokens .* needle of 5 tokens$"):
+        insert_needle(ToyTokenizer(), "Aa bb.", "a b c", 3, 50, buffer=0)
+
+
+def check_rows(tokenizer: Any, name: str) -> None:
+    """Compare with every recorded row of the published construction, prompt included."""
+    protocol = json.loads((SHARED / "needle" / "protocols.json").read_text())
+    haystack = essays(SHARED / "needle" / "PaulGrahamEssays")[:100_000]  # enough for 8000 tokens
+    before, after = protocol["pyramidkv"]["prompt"].split("{context}")
+    rows = [row for row in ROWS if row["tokenizer"] == name]
+    assert rows
+    for row in rows:
+        context, index = insert_needle(
+            tokenizer, haystack, protocol["needle"], row["context_length"], row["depth_percent"]
+        )
+        assert hashlib.sha256(context.encode()).hexdigest() == row["sha256"], row
+        assert index == row["insertion_token_index"]
+        prompt = before + context + after.replace("{question}", protocol["pyramidkv"]["question"])
+        assert hashlib.sha256(prompt.encode()).hexdigest() == row["prompt_sha256"]
+
+
+if ROWS:
+
+    def test_published_construction_with_the_toy_tokenizer() -> None:
+        check_rows(ToyTokenizer(), "toy")
+
+    @pytest.mark.smollm2
+    def test_published_construction_with_the_smollm2_tokenizer() -> None:
+        from kvbench import models
+
+        preset = yaml.safe_load((ROOT / "conf" / "model" / "smollm2_135m.yaml").read_text())
+        check_rows(models.load_tokenizer(preset), "smollm2")
+
+
+# ---- samples -------------------------------------------------------------------------------------
+
+
+def test_default_samples_ask_for_the_number_in_their_own_context() -> None:
+    samples = make().samples(ToyTokenizer())
+    assert len(samples) == 21 == len({sample.id for sample in samples})
+    assert samples[10].id == "len01000-depth050-seed0"
+    for sample in samples:
+        key, value = re.search(r"magic numbers for (\w+-\w+) is: (\d{7})\.", sample.context).groups()
+        assert sample.answers == (value,) and re.findall(r"\d+", sample.context) == [value]
+        assert (
+            sample.question == f"\nWhat is the special magic number for {key} mentioned in the provided text?"
+        )
+        assert sample.answer_prefix.startswith(f"The special magic number for {key} ")
+        assert sample.chat and sample.max_new_tokens == 20 and json.dumps(dict(sample.meta))
+    assert len({sample.answers for sample in samples}) == 21
+
+
+def test_needles_lie_at_their_depth_and_contexts_have_their_length() -> None:
+    tokenizer = ToyTokenizer()
+    benchmark = make(lengths=[1000, 3000], depths=[0, 25, 75, 100], buffer=100)
+    for sample in benchmark.samples(tokenizer):
+        text = sample.context.removeprefix(benchmark.preamble)
+        length = len(tokenizer.encode(text, add_special_tokens=False))
+        assert length in (
+            sample.meta["length"] - 100,
+            sample.meta["length"] - 101,
+        )  # two spaces may become one
+        at = text.index(" One of the special") / len(text)
+        assert -0.06 <= at - sample.meta["depth"] / 100 <= 0.02
+        assert (sample.meta["needle_token"] is None) == (sample.meta["depth"] == 100)
+
+
+def test_cells_do_not_depend_on_the_rest_of_the_grid() -> None:
+    wide = {sample.id: sample for sample in make(lengths=[500, 1500], num_seeds=2).samples(ToyTokenizer())}
+    alone = make(lengths=[500], depths=[33], seed=1).samples(ToyTokenizer())
+    assert [sample.id for sample in alone] == ["len00500-depth033-seed1"]
+    assert wide[alone[0].id] == alone[0]
+    assert wide["len00500-depth033-seed0"].context != alone[0].context
+
+
+def test_the_sandwich_is_a_matter_of_overrides() -> None:
+    answer = "eat a sandwich and sit in Dolores Park on a sunny day."
+    benchmark = make(
+        needle=SANDWICH, answer=answer, reference="${benchmark.needle}", buffer=200, answer_prefix="",
+        question_text="\nWhat is the best thing to do in San Francisco?", preamble="A long story: ",
+        scores=["overlap", "rouge1", "recall"], headline="overlap", stop=["\n"],
+    )  # fmt: skip
+    sample = benchmark.samples(ToyTokenizer())[3]
+    assert SANDWICH in sample.context and sample.context.startswith("A long story: ")
+    assert (sample.answers, sample.stop, sample.answer_prefix) == ((answer,), ("\n",), "")
+    scores = benchmark.score(sample.answers, f" {answer}", sample.meta)
+    assert scores == {"overlap": 1.0, "rouge1": pytest.approx(0.7272727), "recall": 1.0}
+
+
+def test_score_needs_only_what_a_record_holds() -> None:
+    benchmark = make()
+    sample = benchmark.samples(ToyTokenizer())[0]
+    record = json.loads(json.dumps({"answers": sample.answers, "meta": dict(sample.meta)}))
+    right = benchmark.score(record["answers"], f" {sample.answers[0]}.", record["meta"])
+    assert right == {"recall": 1.0, "rouge1": 1.0}
+    assert benchmark.score(record["answers"], " 42.", record["meta"]) == {"recall": 0.0, "rouge1": 0.0}
+
+
+# ---- protocol ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """Two folders with equal essays and one with others."""
+    for name, text in (("one", "Some text. "), ("same", "Some text. "), ("other", "Another text. ")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "essay.txt").write_text(text * 300)
+    yield str(tmp_path / "one"), str(tmp_path / "same"), str(tmp_path / "other")
+
+
+def test_protocol_is_json_and_knows_texts_not_paths(folders: tuple[str, str, str]) -> None:
+    one, same, other = (make(haystack=folder).protocol() for folder in folders)
+    assert one == same == json.loads(json.dumps(one))
+    assert one != other and not any(folders[0] in str(value) for value in one.values())
+    assert one["version"] == 1 and one["metrics"] == {"recall": 1, "rouge1": 1}
+
+
+CHANGES: dict[str, Any] = {
+    "question": "agnostic", "lengths": [600], "depths": [1], "seed": 5, "num_seeds": 2, "buffer": 9,
+    "preamble": "P",
+    "needle": " N {key} {value}.", "question_text": "Q", "answer_prefix": "A", "answer": "{value}!",
+    "headline": "rouge1", "reference": "R", "scores": ["recall"], "max_new_tokens": 8, "stop": ["\n"],
+    "chat": False, "name": "other",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_protocol_changes_with_every_key(key: str) -> None:
+    assert make(**{key: CHANGES[key]}).protocol() != make().protocol()
+
+
+def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
+    assert set(yaml.safe_load(YAML.read_text())) == {*CHANGES, "_target_", "haystack"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": [50, 120]}, r"benchmark\.depths=\[50, 120\]: depths are percent, 0 to 100"),
+        ({"depths": [-1]}, r"benchmark\.depths=\[-1\]: depths are percent"),
+        ({"depths": [33.3]}, r"benchmark\.depths=\[33\.3\]: whole numbers"),
+        ({"depths": []}, r"benchmark\.depths=\[\]: give at least one"),
+        ({"depths": [5, 5]}, r"benchmark\.depths=\[5, 5\]: each value once"),
+        ({"lengths": [500, 500]}, r"benchmark\.lengths=\[500, 500\]: each value once"),
+        ({"lengths": [-500]}, r"benchmark\.lengths=\[-500\]: each must exceed benchmark\.buffer=0"),
+        (
+            {"lengths": [200], "buffer": 200},
+            r"benchmark\.lengths=\[200\]: each must exceed benchmark\.buffer=200",
+        ),
+        ({"buffer": -1}, r"benchmark\.buffer=-1"),
+        ({"seed": "x"}, r"benchmark\.seed='x': a whole number"),
+        ({"buffer": 0.5}, r"benchmark\.buffer=0\.5: a whole number"),
+        ({"num_seeds": 0}, r"benchmark\.num_seeds=0: at least 1"),
+        ({"max_new_tokens": 0}, r"benchmark\.max_new_tokens=0: at least 1"),
+        ({"question": "both"}, r"benchmark\.question=both: aware or agnostic"),
+        ({"scores": ["bleu"]}, r"benchmark\.scores=\['bleu'\]: choose from recall, rouge1, overlap"),
+        ({"headline": "overlap"}, r"benchmark\.headline=overlap: must be one of"),
+        ({"needle": "The {thing}."}, r"benchmark\.needle='The \{thing\}\.': the only placeholders"),
+        ({"answer": "{value"}, r"benchmark\.answer='\{value': "),
+        ({"needle": "No slots."}, r"benchmark\.question_text asks for \{key\}, which benchmark\.needle"),
+        ({"answer": " "}, r"benchmark\.needle and benchmark\.answer must not be empty"),
+        ({"haystack": "no/such/folder"}, r"benchmark\.haystack=no/such/folder: no such folder"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        Needle(**{**_arguments(), **changes})
+    assert "\n" not in str(error.value)
+
+
+def _arguments() -> dict[str, Any]:
+    config = OmegaConf.create({"benchmark": OmegaConf.load(YAML)})
+    arguments = OmegaConf.to_container(config, resolve=True)["benchmark"]
+    del arguments["_target_"]
+    return arguments
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.haystack=.*holds no \.txt files$"):
+        Needle(**{**_arguments(), "haystack": str(tmp_path)})
+
+
+def test_a_needle_that_does_not_fit_is_refused_when_lengths_are_known() -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.lengths: 10 tokens"):
+        make(lengths=[10, 500]).samples(ToyTokenizer())

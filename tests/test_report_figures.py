@@ -1,0 +1,125 @@
+"""Heatmaps and the command line of the report, on synthetic runs whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fake_runs import DEPTHS, LENGTHS, FakeRun, make_run, out_of_memory
+
+from kvbench import store
+from kvbench.report.__main__ import main
+from kvbench.report.heatmap import _places, grid, has_grid, heatmap, heatmap_grid
+from kvbench.report.runs import order
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+# ---- heatmaps ------------------------------------------------------------------------------------
+
+
+def test_grid_averages_seeds_and_keeps_missing_cells_on_the_axes() -> None:
+    run = make_run("snapkv", "0.2", 1.0)
+    second = {**run.samples[0], "id": "again", "scores": {"recall": 0.0, "rouge1": 0.0}}
+    run.samples.append(second)
+    out_of_memory(run, 4)
+    del run.samples[6:9]  # the last length has not been run yet
+    cells = grid(run, "recall")
+    assert (cells.lengths, cells.depths) == (LENGTHS, DEPTHS)
+    assert cells.score[500, 0] == 0.5 and cells.score[1000, 0] == 1.0
+    assert cells.oom == {(1000, 50)} and not any(length == 2000 for length, _ in cells.score)
+
+
+def test_heatmaps_are_written(tmp_path: Path) -> None:
+    runs = [make_run(method, "full", 1.0) for method in ("fullkv", "kivi")]
+    runs += [make_run(method, budget, None) for method in ("snapkv", "ada") for budget in ("0.2", "128")]
+    out_of_memory(runs[2], 1)
+    del runs[3].samples[5:]
+    single = heatmap(runs[2], tmp_path / "new" / "one.png")
+    several = heatmap_grid(runs, tmp_path / "grid.png", "rouge1")
+    for path in (single, several):
+        assert path.read_bytes().startswith(PNG)
+
+
+def test_panels_are_methods_by_budgets_with_budgetless_runs_on_the_left() -> None:
+    names = [("fullkv", "full"), ("kivi", "full"), ("ada", "0.2")]
+    names += [("snapkv", budget) for budget in ("0.2", "16", "128")]
+    runs = sorted((make_run(*name, 1.0) for name in reversed(names)), key=order)
+    assert dict(zip(names, _places(runs), strict=True)) == {
+        ("fullkv", "full"): (0, 0), ("kivi", "full"): (1, 0), ("ada", "0.2"): (0, 1),
+        ("snapkv", "0.2"): (1, 1), ("snapkv", "16"): (1, 2), ("snapkv", "128"): (1, 3),
+    }  # fmt: skip
+    twins = [make_run("snapkv", "0.2", 1.0, hash=letter * 64) for letter in "ab"]
+    assert _places([*twins, make_run("tova", "0.2", 1.0)]) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = out_of_memory(make_run("snapkv", "0.2", 1.0), 0)
+    run.samples[1]["scores"]["recall"] = 0.0
+    seen = []
+    monkeypatch.setattr("kvbench.report.heatmap._save", lambda figure, path: seen.append(figure) or path)
+    heatmap(run, tmp_path / "x.png")
+    axes = seen[0].axes[0]
+    mesh = axes.collections[0]
+    assert mesh.get_clim() == (0, 1) and axes.yaxis_inverted()
+    assert mesh.cmap(0.0)[:3] == pytest.approx([0xF0 / 255, 0x49 / 255, 0x6E / 255], abs=0.01)
+    assert mesh.cmap(1.0)[:3] == pytest.approx([0x0C / 255, 0xD7 / 255, 0x9F / 255], abs=0.01)
+    values = mesh.get_array()
+    assert values.mask[0, 0] and values[1, 0] == 0.0 and values[2, 2] == 1.0  # rows are depths, 0 on top
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[0] == "OOM" and texts[3] == "0.00" and texts.count("1.00") == 7
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Context length (tokens)", "Needle depth (%)")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["500", "1000", "2000"]
+
+
+def test_samples_without_depths_have_no_heatmap(tmp_path: Path) -> None:
+    run = make_run("snapkv", "0.2", 1.0)
+    for sample in run.samples:
+        sample["meta"] = {}
+    assert not has_grid(run)
+    with pytest.raises(ValueError, match=r"^snapkv, 20% budget: its samples carry no length and depth"):
+        heatmap(run, tmp_path / "x.png")
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def store_run(root: Path, run: FakeRun) -> None:
+    manifest = run.manifest
+    with store.Run.open(
+        root, label=manifest["label"], identity=manifest["identity"], config={}, versions={},
+        headline=manifest["headline"], num_samples=manifest["num_samples"], device=manifest["device"],
+    ) as stored:  # fmt: skip
+        for sample in run.samples:
+            stored.append(sample)
+        stored.set_status("done")
+
+
+def test_command_line_writes_a_table_and_heatmaps_per_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for question in ("aware", "agnostic"):
+        for name in (("fullkv", "full"), ("snapkv", "0.2")):
+            store_run(tmp_path / "runs", make_run(*name, 1.0, question=question))
+    assert main([str(tmp_path / "runs"), "--benchmark", "needle", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| snapkv") == 2 == printed.count("| fullkv")
+    assert "question-aware" in printed and "question-agnostic" in printed
+    assert (tmp_path / "out" / "table.md").read_text().strip() in printed
+    tables = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [len(part["rows"]) for part in tables] == [2, 2]
+    folders = sorted((tmp_path / "out" / "heatmaps").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        names = sorted(path.name.split("-")[0] for path in folder.iterdir())
+        assert names == ["fullkv", "overview.png", "snapkv"]
+
+
+def test_command_line_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path), "--benchmark", "needle"]) == 1
+    assert re.fullmatch(r".*: no runs of benchmark needle there; .*\n", capsys.readouterr().err)
+    store_run(tmp_path, make_run("snapkv", "0.2", 1.0))
+    assert main([str(tmp_path), "--metric", "bleu"]) == 1
+    assert capsys.readouterr().err == "--metric bleu: these runs hold recall, rouge1\n"
