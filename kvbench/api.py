@@ -134,7 +134,9 @@ def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
 
-def _as_prompt(prompt: str | Sequence[int] | Prompt, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> Prompt:
+def _as_prompt(
+    prompt: str | Sequence[int] | Prompt, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]
+) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
     ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt

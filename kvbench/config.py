@@ -79,9 +79,9 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: one line naming the override to change.
     """
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in Config.__dataclass_fields__:
-            raise ValueError(f"{key}={cfg[key]}: no such setting.{did_you_mean(str(key), Config.__dataclass_fields__)}")
+            raise ValueError(f"{key}={cfg[key]}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}")
     for group in GROUPS:
         node = cfg[group]
         if not isinstance(node, DictConfig) or "name" not in node:
@@ -117,10 +117,11 @@ def _check_method(cfg: DictConfig) -> None:
 
 def _check_types(path: str, node: DictConfig, shipped: DictConfig) -> None:
     """Keys and types of `node` against the YAML it was made from; null takes anything, a float also an integer."""
-    for key, value in node.items():
+    for key in map(str, node):
+        value = node[key]
         where = f"{path}.{key}"
         if key not in shipped:
-            raise ValueError(f"{where}={value}: no such setting.{did_you_mean(str(key), map(str, shipped))}")
+            raise ValueError(f"{where}={value}: no such setting.{did_you_mean(key, map(str, shipped))}")
         default = shipped[key] if not OmegaConf.is_interpolation(shipped, key) else value
         if isinstance(default, DictConfig) and isinstance(value, DictConfig):
             if key not in FREE_FORM:

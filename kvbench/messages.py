@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -33,7 +34,7 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
     group, _, rest = key.partition(".")
     said = _said(key, argv)
     if group in GROUPS and rest:
-        node = defaults(group, _chosen(group, argv))
+        node: Any = defaults(group, _chosen(group, argv))
         *path, last = rest.split(".")
         for part in path:
             node = node.get(part) or {}

@@ -58,9 +58,7 @@ def render(
     if question not in ("aware", "agnostic"):
         raise ValueError(f"benchmark.question={question}: choose aware or agnostic")
     if MARK in sample.context + sample.question + sample.answer_prefix:
-        raise ValueError(
-            f"benchmark: sample {sample.id} holds the private character U+10FFFD; remove it there"
-        )
+        raise ValueError(f"benchmark: sample {sample.id} holds the private character U+10FFFD; remove it there")
     enc, kwargs = encoder(tokenizer), dict(chat_kwargs or {})
     templated = _uses_template(tokenizer, chat_template)
     prefix, suffix = _around_user(tokenizer, kwargs) if templated and sample.chat else ("", "")

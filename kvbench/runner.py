@@ -256,7 +256,12 @@ def _impossible(variant: Variant, rendered: Any, question: str) -> ValueError | 
 
 
 def _one_sample(
-    missing: Sequence[_Open], sample: Sample, prompt: Prompt, loaded: models.Loaded, cfg: Mapping[str, Any], question: str
+    missing: Sequence[_Open],
+    sample: Sample,
+    prompt: Prompt,
+    loaded: models.Loaded,
+    cfg: Mapping[str, Any],
+    question: str,
 ) -> None:
     generations: Sequence[Generation | None]
     error = None
@@ -342,6 +347,6 @@ def _record(
         "kv_bytes": generation.kv_bytes,
         "slack_bytes": generation.slack_bytes,
         "kv_bytes_full": generation.kv_bytes_full,
-        "timings": {k: v for k, v in vars(generation.timings).items()},
+        "timings": dict(vars(generation.timings)),
         "rows": generation.rows,
     }

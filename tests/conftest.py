@@ -1,4 +1,4 @@
-"""Test set-up: imports without an installation, two threads, and no CUDA tests on a machine without a GPU."""
+"""Test set-up: imports without an installation, one thread, and no CUDA tests on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Before torch is imported, and inherited by child processes; an explicit setting of the user stands.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("MKL_NUM_THREADS", "2")
+# Before torch is imported, and inherited by child processes; an explicit setting of the user stands. One thread:
+# tiny models gain nothing from more, and on a busy machine two threads that wait for each other take 40 times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 for package, folder in (("kvbench", ROOT), ("kvbench_kernels", ROOT / "kernels")):
     if importlib.util.find_spec(package) is None:

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "methods": set(),
     "config": {"methods", "paths"},
+    "messages": {"config", "methods", "paths"},
     "models": {"paths"},
     "store": {"paths"},
     "report": {"store", "paths"},
@@ -32,17 +33,17 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"kvbench_kernels"},
     "engine": {"kvbench_kernels", "cache", "methods", "prompts"},
 }
-_LIBRARY = set(ALLOWED) - {"report", "store"}
+_LIBRARY = set(ALLOWED) - {"report", "store", "messages"}
 ALLOWED |= {
     "api": _LIBRARY,
     "runner": _LIBRARY | {"api", "store"},
     "profile": _LIBRARY | {"api", "store", "runner"},
-    "sweep": _LIBRARY | {"api", "store", "runner"},
+    "sweep": _LIBRARY | {"api", "store", "report", "runner"},  # report: tables at the end of a sweep
     "__init__": {"api"},
-    "__main__": _LIBRARY | {"api", "store", "report", "runner", "profile", "sweep"},
+    "__main__": _LIBRARY | {"api", "messages", "store", "report", "runner", "profile", "sweep"},
 }
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
-_LIGHT = ("__init__", "paths", "config", "encoding", "metrics", "benchmarks", "store", "report")
+_LIGHT = ("__init__", "paths", "config", "messages", "encoding", "metrics", "benchmarks", "store", "report")
 FORBIDDEN = {
     **dict.fromkeys(_LIGHT, HEAVY),
     "kvbench_kernels": {"transformers", "accelerate", "hydra", "omegaconf"},
@@ -164,9 +165,7 @@ def run_python(code: str) -> str:
     """Run `code` in the repository root, which puts the folder `kernels/` on sys.path; return stdout."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -92,9 +92,7 @@ def test_streaming_llm(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_pyramidkv(seed: int, allocation: str, beta: int) -> None:
     case = draw(200 + seed, num_layers=seed % 8 + 1)
-    method = kvbench.load_method(
-        "pyramidkv", window=case.window, beta=beta, allocation=allocation, **case.dials
-    )
+    method = kvbench.load_method("pyramidkv", window=case.window, beta=beta, allocation=allocation, **case.dials)
     kept = case.keep(method)
     got = lengths(kept, case.window)
     size = (case.base, beta, case.tokens, case.window, len(case.layers))
@@ -107,6 +105,15 @@ def test_pyramidkv(seed: int, allocation: str, beta: int) -> None:
     for layer, heads in enumerate(kept):
         strict = case.dials["pooling"] != "avg"
         check_heads(case, heads, case.window_scores(layer), got[layer], strict=strict)
+
+
+@pytest.mark.parametrize("allocation", ["reference", "exact"])
+def test_pyramidkv_is_uniform_below_twice_the_selected_tokens(allocation: str) -> None:
+    method = kvbench.load_method("pyramidkv", window=4, beta=20, allocation=allocation)
+    for tokens, caps in ((39, [20, 20, 20]), (40, [36, 20, 4])):  # 20 selected, 36 at most at 40 tokens
+        x = torch.randn(1, tokens, 4, generator=torch.Generator().manual_seed(0))
+        kept = [method.keep(x, x, x, budget=24, layer=layer, num_layers=3)[0] for layer in range(3)]
+        assert [len(head) - 4 for head in kept] == caps
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -133,6 +140,29 @@ def test_ada_snapkv(seed: int, dtype: str, normalize: bool) -> None:
     if floor in (0.0, 0.5, 1.0):  # exact in binary, so ties are true ties
         assert caps == allocate.largest_remainder(real, picks)
     check_heads(case, kept, scores_US, caps)
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 2))
+def test_ada_snapkv_normalises_by_the_best_of_an_even_split(seed: int) -> None:
+    # Two selected tokens per head on short prompts: here one more or less in the even split shows.
+    case = draw(900 + seed, max_tokens=40)
+    case = Case(**{**vars(case), "budget": min(case.window + 2, case.tokens - 1)})
+    dials = {"window": case.window, "floor": 0.0, "normalize": True, **case.dials}
+    kept = case.keep(kvbench.load_method("ada_snapkv", **dials))[0]
+    scores_US = case.window_scores(0)
+    pooled = allocate.normalised(scores_US, case.base)
+    check_heads(case, kept, scores_US, allocate.adaptive_counts(pooled, case.base * case.heads))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("allocation", ["reference", "exact"])
+def test_ada_snapkv_gives_a_head_without_mass_its_floor_only(allocation: str, normalize: bool) -> None:
+    # Head 0 looks at the window alone, so all its scores are 0; its share of mass must not become 0 / 0.
+    q, k = (torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    q[0], k[0], k[0, -4:] = 100.0, -100.0, 100.0
+    dials = {"window": 4, "kernel_size": 1, "floor": 0.5, "normalize": normalize, "allocation": allocation}
+    kept = kvbench.load_method("ada_snapkv", **dials).keep(q, k, k, budget=14)
+    assert [len(head) - 4 for head in kept] == [5, 15]
 
 
 @pytest.mark.parametrize("seed", range(20))

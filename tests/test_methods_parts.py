@@ -48,9 +48,7 @@ def test_kivi_reproduces_the_printed_codes() -> None:
 def test_kivi_encodes_what_the_published_flow_encodes(prompt: int, residual: int) -> None:
     store = kivi_store(bits=2, group_size=4, residual=residual)
     for seen in range(prompt, prompt + 3 * residual):
-        assert (store.encoded_keys(seen), store.encoded_values(seen)) == kivi.quantised_tokens(
-            prompt, seen, residual
-        )
+        assert (store.encoded_keys(seen), store.encoded_values(seen)) == kivi.quantised_tokens(prompt, seen, residual)
 
 
 @pytest.mark.parametrize(("dials", "named"), [({"bits": 3}, "bits"), ({"residual": 100}, "residual")])

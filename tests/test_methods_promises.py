@@ -148,9 +148,7 @@ TIED = ["zero queries", "constant keys", "whole-numbered keys"]
 @pytest.mark.parametrize("window", [2, 8])
 @pytest.mark.parametrize("kind", TIED)
 @pytest.mark.parametrize("seed", range(4))
-def test_ties_go_to_the_lower_index(
-    seed: int, kind: str, window: int, pooling: str, dtype: torch.dtype
-) -> None:
+def test_ties_go_to_the_lower_index(seed: int, kind: str, window: int, pooling: str, dtype: torch.dtype) -> None:
     # Two queries test the selection alone: a sum of two is the same in any order. With eight, equal columns
     # must also be summed in one order, wherever they lie; otherwise the last bit decides, not the index.
     q, k = tied_prompt(kind, seed, dtype)
@@ -177,9 +175,7 @@ def test_heads_that_tie_everywhere_are_filled_in_order(allocation: str, kind: st
     counts = allocate.adaptive_counts(np.ones((heads, tokens - window)), base * heads)
     caps = {
         "reference": allocate.adaptive_reference(counts, base, 0.5),
-        "exact": allocate.largest_remainder(
-            allocate.adaptive_real(counts, Fraction(base), 0.5), base * heads
-        ),
+        "exact": allocate.largest_remainder(allocate.adaptive_real(counts, Fraction(base), 0.5), base * heads),
     }[allocation]
     window_tokens = list(range(tokens - window, tokens))
     assert [head.tolist() for head in kept] == [[*range(cap), *window_tokens] for cap in caps]

@@ -1,4 +1,4 @@
-"""The needle benchmark: haystacks, insertion, samples, protocol, and every mistake it refuses."""
+"""The needle benchmark: insertion, samples, protocol, and every mistake it refuses."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from kvbench.benchmarks.haystack import essays, generated
+from kvbench.benchmarks.haystack import essays
 from kvbench.benchmarks.insertion import insert_needle
-from kvbench.benchmarks.needle import _ADJECTIVES, _NOUNS, Needle
+from kvbench.benchmarks.needle import Needle
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML = ROOT / "conf" / "benchmark" / "needle.yaml"
 SHARED = Path(os.environ.get("KVBENCH_SHARED", ROOT.parent / "shared")) / "data"
 ORACLE = SHARED / "oracle" / "needle_insertion.jsonl"
 ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
-SANDWICH = (
-    "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
-)
+SANDWICH = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
 
 
 class ToyTokenizer:
@@ -50,43 +48,6 @@ def make(**changes: Any) -> Needle:
     config.merge_with({"benchmark": changes})
     assert set(changes) <= set(config.benchmark)
     return instantiate(config.benchmark)
-
-
-# ---- haystack ------------------------------------------------------------------------------------
-
-
-def sentences(text: str) -> list[str]:
-    return re.split(r"(?<=\.)\s+", text.strip())
-
-
-def test_generated_prose_is_plain_varied_and_free_of_digits() -> None:
-    text = generated(0, 50_000)  # about 10k tokens
-    lines = sentences(text)
-    lengths = [len(line.split()) for line in lines]
-    assert len(text) >= 50_000 and not re.search(r"\d", text)
-    assert len(set(lines)) == len(lines)
-    assert all(re.fullmatch(r"[A-Z][a-z',\- A-Z]+\.", line) for line in lines)
-    assert sum(8 <= length <= 25 for length in lengths) > 0.9 * len(lengths) and max(lengths) <= 30
-    assert not re.search(r"\ba [aeiou]", text) and "{" not in text
-    assert len(set(text.lower().split())) > 700
-
-
-def test_generated_prose_never_mentions_what_is_asked_for() -> None:
-    words = set(re.findall(r"[a-z]+", generated(1, 200_000).lower()))
-    assert not words & {"magic", "special", "number", "numbers", "quiz", "memorize"}
-    assert not words & {*_ADJECTIVES, *_NOUNS}
-
-
-def test_generated_prose_is_a_function_of_its_seed_and_grows_at_its_end() -> None:
-    short = generated(3, 2_000)
-    assert generated(3, 2_000) == short and generated(3, 20_000).startswith(short)
-    assert not set(sentences(short)) & set(sentences(generated(4, 2_000)))
-
-
-def test_essays_are_joined_in_sorted_order(tmp_path: Path) -> None:
-    for name, text in (("b.txt", "Two."), ("a.txt", "One."), ("c.md", "No.")):
-        (tmp_path / name).write_text(text)
-    assert essays(tmp_path) == "One.Two."
 
 
 # ---- insertion -----------------------------------------------------------------------------------
@@ -166,9 +127,7 @@ def test_default_samples_ask_for_the_number_in_their_own_context() -> None:
     for sample in samples:
         key, value = re.search(r"magic numbers for (\w+-\w+) is: (\d{7})\.", sample.context).groups()
         assert sample.answers == (value,) and re.findall(r"\d+", sample.context) == [value]
-        assert (
-            sample.question == f"\nWhat is the special magic number for {key} mentioned in the provided text?"
-        )
+        assert sample.question == f"\nWhat is the special magic number for {key} mentioned in the provided text?"
         assert sample.answer_prefix.startswith(f"The special magic number for {key} ")
         assert sample.chat and sample.max_new_tokens == 20 and json.dumps(dict(sample.meta))
     assert len({sample.answers for sample in samples}) == 21

@@ -61,8 +61,6 @@ if ROWS:
 
     @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row["id"]))
     def test_published_metric_code_agrees(row: dict) -> None:
-        assert needle_rouge(row["response"], row["needle"]) == pytest.approx(
-            row["rouge1_f_x10"] / 10, abs=1e-9
-        )
+        assert needle_rouge(row["response"], row["needle"]) == pytest.approx(row["rouge1_f_x10"] / 10, abs=1e-9)
         if row["heatmap_overlap"] is not None:  # defined for the sandwich needle alone
             assert needle_overlap(row["response"], ANSWER) == pytest.approx(row["heatmap_overlap"], abs=1e-9)

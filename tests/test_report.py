@@ -101,9 +101,7 @@ def test_another_metric_can_lead_and_an_unknown_one_is_refused() -> None:
 
 
 def test_runs_with_equal_labels_are_told_apart() -> None:
-    rows = table(
-        [make_run("snapkv", "0.2", 1.0, hash="a" * 64), make_run("snapkv", "0.2", 0.0, hash="b" * 64)]
-    )
+    rows = table([make_run("snapkv", "0.2", 1.0, hash="a" * 64), make_run("snapkv", "0.2", 0.0, hash="b" * 64)])
     assert [row["method"] for row in rows] == ["snapkv aaaaaaaa", "snapkv bbbbbbbb"]
 
 

@@ -97,9 +97,7 @@ def store_run(root: Path, run: FakeRun) -> None:
         stored.set_status("done")
 
 
-def test_command_line_writes_a_table_and_heatmaps_per_group(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for question in ("aware", "agnostic"):
         for name in (("fullkv", "full"), ("snapkv", "0.2")):
             store_run(tmp_path / "runs", make_run(*name, 1.0, question=question))

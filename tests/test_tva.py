@@ -21,9 +21,7 @@ SCORED = tva.TOKENS - tva.WINDOW
 ROUNDED = 0.6e-6  # the figures are printed with six decimals
 
 
-def keep(
-    method: str, k: np.ndarray, v: np.ndarray, budget: int = tva.BUDGET, **dials: Any
-) -> list[list[int]]:
+def keep(method: str, k: np.ndarray, v: np.ndarray, budget: int = tva.BUDGET, **dials: Any) -> list[list[int]]:
     """Kept tokens on TV-A with its window and kernel, for the heads of `k`."""
     loaded = kvbench.load_method(method, **{"window": tva.WINDOW, **dials})
     kept = loaded.keep(torch.tensor(Q_HTD), torch.tensor(k), torch.tensor(v), budget=budget)

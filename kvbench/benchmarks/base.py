@@ -59,8 +59,6 @@ class Benchmark(Protocol):
         """All samples, in a fixed order."""
         ...
 
-    def score(
-        self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]
-    ) -> dict[str, float]:
+    def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
         """Scores in [0, 1] by name. Needs only what a stored record holds: results can be scored again."""
         ...

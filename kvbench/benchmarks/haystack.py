@@ -232,12 +232,8 @@ _THEMES = [
         ),
     },
     {  # trade
-        "person": _list(
-            """the merchant | a cloth dealer | the {quality} pedlar | the bookkeeper | the grain factor"""
-        ),
-        "thing": _list(
-            """ledger | pair of scales | bale of wool | coin chest | handcart | crate of tea | wax seal"""
-        ),
+        "person": _list("""the merchant | a cloth dealer | the {quality} pedlar | the bookkeeper | the grain factor"""),
+        "thing": _list("""ledger | pair of scales | bale of wool | coin chest | handcart | crate of tea | wax seal"""),
         "did": _list(
             """weighed the {colour} wool | haggled over the salt | lent money to the {folk}
             | sealed the contract
@@ -250,9 +246,7 @@ _THEMES = [
     },
     {  # crafts
         "person": _list("the potter | the joiner | a {quality} glazier | the clockmaker | the basket weaver"),
-        "thing": _list(
-            """loom | kiln | chisel | workbench | lathe | potter's wheel | anvil | hand plane | mallet"""
-        ),
+        "thing": _list("""loom | kiln | chisel | workbench | lathe | potter's wheel | anvil | hand plane | mallet"""),
         "did": _list(
             """carved a {quality} door | fired the {colour} bowls | sharpened every blade
             | glued the broken chair
@@ -282,9 +276,7 @@ _THEMES = [
         "person": _list(
             """the envoy | a wandering surveyor | the {quality} archivist | the mason | the road builder"""
         ),
-        "thing": _list(
-            """charter | milestone | city gate | signal tower | carriage | guild banner | stone bridge"""
-        ),
+        "thing": _list("""charter | milestone | city gate | signal tower | carriage | guild banner | stone bridge"""),
         "did": _list(
             """copied the {colour} charter | measured the ruined wall | wrote home about the {folk}
             | drew a plan of {place} | crossed the pass on foot | settled a dispute among the {folk}"""

@@ -110,9 +110,7 @@ class Needle:
                     )
         return samples
 
-    def score(
-        self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]
-    ) -> dict[str, float]:
+    def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
         """The scores named in `scores`; ROUGE-1 is taken against the reference in `meta`."""
         by_name = {
             "recall": lambda: exact_recall(prediction, sample_answers),
@@ -172,9 +170,7 @@ def _check_scores(needle: Needle) -> None:
     if unknown or not needle.scores:
         raise ValueError(f"benchmark.scores={list(needle.scores)}: choose from {', '.join(VERSIONS)}")
     if needle.headline not in needle.scores:
-        raise ValueError(
-            f"benchmark.headline={needle.headline}: must be one of benchmark.scores={list(needle.scores)}"
-        )
+        raise ValueError(f"benchmark.headline={needle.headline}: must be one of benchmark.scores={list(needle.scores)}")
     if needle.question not in ("aware", "agnostic"):
         raise ValueError(f"benchmark.question={needle.question}: aware or agnostic")
 

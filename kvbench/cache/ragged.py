@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from kvbench_kernels.reference import Slab, ragged_append, ragged_decode
 from torch import Tensor
 
 from kvbench.cache.base import Entry
 from kvbench.cache.rows import SpecialRow, special_row
+from kvbench_kernels.reference import Slab, ragged_append, ragged_decode
 
 
 @dataclass
@@ -76,9 +76,7 @@ class _Layer:
         else:
             self._relayout(self.segments, new, k_new, v_new, k_UTD)
 
-    def attend(
-        self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
-    ) -> Tensor:
+    def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         batch, heads, tokens, dim = q_BHTD.shape
         kv_heads = k_BUTD.shape[1]
         self._activate(rows, kv_heads)
@@ -94,7 +92,7 @@ class _Layer:
         q_SGTD = q_BHTD.reshape(batch * kv_heads, heads // kv_heads, tokens, dim)[self._query_S]
         lengths = [segment.length for segment in self.segments]
         out_SGTD = ragged_decode(q_SGTD, self.k_RD, self.v_RD, self.slabs, self._length_S, lengths, scaling)
-        return out_SGTD[self._mine_S].view(batch, heads, tokens, dim)
+        return out_SGTD[self._mine_S].reshape(batch, heads, tokens, dim)
 
     def release(self, rows: set[int]) -> None:
         """Free the slots of `rows`, once half of the buffer is free."""

@@ -43,7 +43,10 @@ class EvictingRow:
     def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
         assert entry.score_UT is not None and entry.tokens is not None
         self._policy, self._tokens = entry.policy, entry.tokens
-        self._k, self._v, self._length, self._state = [], [], [], []
+        self._k: list[Tensor] = []
+        self._v: list[Tensor] = []
+        self._length: list[int] = []
+        self._state: list[Tensor] = []
         for head, keep_T in enumerate(entry.keep_UT):
             kept = int(keep_T.sum())
             # above the budget only a step's own new tokens are ever held; below it the row may still grow to it
@@ -86,7 +89,9 @@ class EvictingRow:
         return list(self._length)
 
     def used_bytes(self) -> int:
-        return sum(2 * n * buffer.shape[1] * buffer.element_size() for n, buffer in zip(self._length, self._k, strict=True))
+        return sum(
+            2 * n * buffer.shape[1] * buffer.element_size() for n, buffer in zip(self._length, self._k, strict=True)
+        )
 
     def bytes(self) -> int:
         return sum(buffer.nbytes for buffer in [*self._k, *self._v, *self._state])
@@ -136,8 +141,20 @@ class EncodedRow:
         self._store.check(k_UTD.shape[-1])
         self._heads = [
             (
-                _Half(k_TD[keep_T], entry.reserve, self._store.encoded_keys, self._store.encode_keys, self._store.decode_keys),
-                _Half(v_TD[keep_T], entry.reserve, self._store.encoded_values, self._store.encode_values, self._store.decode_values),
+                _Half(
+                    k_TD[keep_T],
+                    entry.reserve,
+                    self._store.encoded_keys,
+                    self._store.encode_keys,
+                    self._store.decode_keys,
+                ),
+                _Half(
+                    v_TD[keep_T],
+                    entry.reserve,
+                    self._store.encoded_values,
+                    self._store.encode_values,
+                    self._store.decode_values,
+                ),
             )
             for k_TD, v_TD, keep_T in zip(k_UTD, v_UTD, entry.keep_UT, strict=True)
         ]

@@ -89,7 +89,7 @@ class _Decoding:
     ) -> None:
         self._model, self._tokenizer, self._prompt = model, tokenizer, prompt
         self._variants, self._cache, self._max = variants, cache, max_new_tokens
-        self._device = model.get_input_embeddings().weight.device
+        self._device = next(model.get_input_embeddings().parameters()).device
         self._ids_T = torch.tensor(list(prompt.ids), device=self._device)
         self._span = prompt.context_len if question == "agnostic" else len(prompt.ids)
         self._rows = [_Row() for _ in variants]
@@ -103,7 +103,10 @@ class _Decoding:
             num_layers=num_layers(self._model),
             token_ids=self._ids_T[: self._span],
             reserve=rest + self._max,
-            spans={"context": (0, self._prompt.context_len), "question": (self._prompt.context_len, len(self._ids_T))},
+            spans={
+                "context": (0, self._prompt.context_len),
+                "question": (self._prompt.context_len, len(self._ids_T)),
+            },
         )
         logits_BV = self._forward(self._ids_T[None, : self._span], 0, prefill)
         prefill.finish()

@@ -79,7 +79,9 @@ class Compressed:
         ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         mask = kwargs.get("attention_mask")
         if ids_BT.shape[0] != 1 or (isinstance(mask, Tensor) and not bool(mask.all())):
-            raise ValueError("kvbench.compressed takes one unpadded sequence at a time; use kvbench.generate for batches")
+            raise ValueError(
+                "kvbench.compressed takes one unpadded sequence at a time; use kvbench.generate for batches"
+            )
         past = kwargs.get("past_key_values")
         if isinstance(past, CompressedCache):
             kwargs["kvbench"] = ContinuePass(past.kv, [0])

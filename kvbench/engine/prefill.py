@@ -111,9 +111,7 @@ class PrefillPass:
 
     def _late_rows(self) -> list[int]:
         return [
-            row
-            for row, variant in enumerate(self._variants)
-            if variant.method.needs_statistics and self._evicts(row)
+            row for row, variant in enumerate(self._variants) if variant.method.needs_statistics and self._evicts(row)
         ]
 
     def _evicts(self, row: int) -> bool:

@@ -95,7 +95,9 @@ class LayerContext:
 
     def window_attention(self, window: int) -> Tensor:
         """Causal attention of the last `window` queries over all keys: [U, G, W, T]."""
-        return self.memo(("window_attention", window), lambda: self._attention(self.num_tokens - window, self.num_tokens))
+        return self.memo(
+            ("window_attention", window), lambda: self._attention(self.num_tokens - window, self.num_tokens)
+        )
 
     def column_sums(self, block: int = 256) -> Tensor:
         """Attention mass every key receives from all queries, exact and causal: [H, T].
@@ -166,7 +168,14 @@ class Layers(Protocol):
     needs_statistics: bool
 
     def __call__(
-        self, tokens: int, *, span: int, layers: int, heads: int, protected: int, statistics: Sequence[Tensor] | None
+        self,
+        tokens: int,
+        *,
+        span: int,
+        layers: int,
+        heads: int,
+        protected: int,
+        statistics: Sequence[Tensor] | None,
     ) -> list[int]: ...
 
 

@@ -33,9 +33,7 @@ def check_keys(method: str, overrides: Mapping[str, Any], dials: Mapping[str, An
     """Raise ValueError for an override that is no dial of this method."""
     for key in overrides:
         if key not in dials:
-            raise ValueError(
-                f"method.{key}={overrides[key]}: {method} has no dial {key!r}.{did_you_mean(key, dials)}"
-            )
+            raise ValueError(f"method.{key}={overrides[key]}: {method} has no dial {key!r}.{did_you_mean(key, dials)}")
 
 
 def check_dials(dials: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -59,7 +59,10 @@ class Method:
         if isinstance(budget, int):
             tokens, said = budget, f"{budget}"
         else:  # 1e-9: 0.29 of 100 is 29, whatever binary fractions say
-            tokens, said = int(budget * span + 1e-9), f"{budget} (of {span} tokens: {int(budget * span + 1e-9)})"
+            tokens, said = (
+                int(budget * span + 1e-9),
+                f"{budget} (of {span} tokens: {int(budget * span + 1e-9)})",
+            )
         if tokens < span or isinstance(budget, int):
             check_room(self.name, self.dials, tokens, said)
         return min(tokens, span)
@@ -71,7 +74,12 @@ class Method:
         if tokens >= span:
             return [span * heads] * layers
         return self._layers(
-            tokens, span=span, layers=layers, heads=heads, protected=self._protected(tokens), statistics=statistics
+            tokens,
+            span=span,
+            layers=layers,
+            heads=heads,
+            protected=self._protected(tokens),
+            statistics=statistics,
         )
 
     def scores(self, ctx: LayerContext) -> Tensor:
@@ -129,7 +137,11 @@ class Method:
             keep_UT = k.new_ones(k.shape[:2]).bool()
         else:
             totals = self.layer_totals(
-                tokens, span=ctx.num_tokens, layers=num_layers, heads=ctx.num_kv_heads, statistics=layer_scores
+                tokens,
+                span=ctx.num_tokens,
+                layers=num_layers,
+                heads=ctx.num_kv_heads,
+                statistics=layer_scores,
             )
             keep_UT = self.mask(ctx, tokens, totals[layer])
         return [row.nonzero().flatten() for row in keep_UT]

@@ -43,19 +43,13 @@ def check(cfg: Mapping[str, Any]) -> None:
     if cfg.get("device_map") not in (None, "auto"):
         raise ValueError(f"model.device_map={cfg['device_map']}: choose null or auto")
     if cfg.get("device_map") == "auto" and cfg["device"] != "auto":
-        raise ValueError(
-            f"model.device={cfg['device']}: device_map=auto places the layers; leave device at auto"
-        )
+        raise ValueError(f"model.device={cfg['device']}: device_map=auto places the layers; leave device at auto")
     if cfg.get("max_length") is not None and cfg["max_length"] < 1:
-        raise ValueError(
-            f"model.max_length={cfg['max_length']}: tokens, at least 1, or null for the model's own"
-        )
+        raise ValueError(f"model.max_length={cfg['max_length']}: tokens, at least 1, or null for the model's own")
     if cfg.get("chat_template", "auto") not in ("auto", "never", "always"):
         raise ValueError(f"model.chat_template={cfg['chat_template']}: choose auto, never or always")
     if kind in ("smollm2", "tiny") and path is not None:
-        raise ValueError(
-            f"model.path={path}: model.kind={kind} has no path; use model=local model.path=FOLDER"
-        )
+        raise ValueError(f"model.path={path}: model.kind={kind} has no path; use model=local model.path=FOLDER")
     if kind == "tiny":
         tiny.check(cfg)
     if kind in ("hub", "local"):

@@ -43,9 +43,7 @@ def check(cfg: Mapping[str, Any]) -> None:
 def identity(cfg: Mapping[str, Any]) -> str:
     """Local: a hash of the folder. Hub: `id@commit`, or `id@revision` while no commit can be found out."""
     name, revision = source(cfg)
-    return (
-        "local:" + _folder_hash(Path(name)) if cfg["kind"] == "local" else f"hub:{name}@{revision or 'main'}"
-    )
+    return "local:" + _folder_hash(Path(name)) if cfg["kind"] == "local" else f"hub:{name}@{revision or 'main'}"
 
 
 def source(cfg: Mapping[str, Any]) -> tuple[str, str | None]:

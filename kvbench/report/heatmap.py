@@ -39,9 +39,7 @@ def has_grid(run: Run) -> bool:
 def grid(run: Run, metric: str) -> Grid:
     """Scores of a run by cell. The axes are the protocol's, so that cells not run yet show as missing."""
     if not has_grid(run):
-        raise ValueError(
-            f"{title(run)}: its samples carry no length and depth, so there is no heatmap to draw"
-        )
+        raise ValueError(f"{title(run)}: its samples carry no length and depth, so there is no heatmap to draw")
     protocol = run.manifest["identity"]["protocol"]
     values: dict[tuple[int, int], list[float]] = {}
     for sample in answered(run):
@@ -98,9 +96,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
         x, y = left + column * (width + gap_x), total_y - top - height - row * (height + gap_y)
         axes = figure.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
         _panel(axes, run, cell, metric, width, height, size=8.5)
-        axes.tick_params(
-            labelbottom=(row + 1, column) not in places, labelleft=(row, column - 1) not in places
-        )
+        axes.tick_params(labelbottom=(row + 1, column) not in places, labelleft=(row, column - 1) not in places)
     label = runs[0].manifest["label"]
     heading = f"{label['benchmark']}, {label['model']}"
     figure.text(left / total_x, 1 - 0.2 / total_y, heading, va="top", fontsize=12, color=_INK)
@@ -109,9 +105,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
     middle = (left + total_x - right) / 2 / total_x
     figure.text(middle, 0.12 / total_y, "Context length (tokens)", ha="center", fontsize=10, color=_INK)
     tall = min(total_y - top - bottom, 3.0)
-    bar = figure.add_axes(
-        ((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y)
-    )
+    bar = figure.add_axes(((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y))
     _colour_bar(figure, metric, cax=bar)
     return _save(figure, path)
 
@@ -188,9 +182,7 @@ def _titles(axes: Axes, run: Run, cells: Grid, metric: str, size: float) -> None
         facts.append(f"kept {100 * share:.0f}%")
     if cells.oom:
         facts.append(f"{len(cells.oom)} oom")
-    axes.set_title(
-        f"{title(run)}\n", loc="left", fontsize=size, fontweight="bold", color=_INK, linespacing=1.3
-    )
+    axes.set_title(f"{title(run)}\n", loc="left", fontsize=size, fontweight="bold", color=_INK, linespacing=1.3)
     axes.annotate(
         " · ".join(facts), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=size - 1.5, color=_FAINT
     )

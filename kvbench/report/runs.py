@@ -62,9 +62,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 continue
             if isinstance(value, Mapping):
                 keys = [key for key in {**value, **other[name]} if value.get(key) != other[name].get(key)]
-                what = "; ".join(
-                    f"{name}.{key}: {value.get(key)!r} / {other[name].get(key)!r}" for key in keys
-                )
+                what = "; ".join(f"{name}.{key}: {value.get(key)!r} / {other[name].get(key)!r}" for key in keys)
             else:
                 what = f"{name}: {value!r} / {other[name]!r}"
             raise ValueError(f"{title(runs[0])} and {title(run)} cannot share a table, they differ in {what}")

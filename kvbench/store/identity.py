@@ -9,9 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_SECRET = re.compile(
-    r"(^|[._-])(token|secret|passwd|password|credentials?|auth|(api|access|private|secret)[_-]?key)$"
-)
+_SECRET = re.compile(r"(^|[._-])(token|secret|passwd|password|credentials?|auth|(api|access|private|secret)[_-]?key)$")
 _NOT_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|image)_token$")
 
 

@@ -209,9 +209,7 @@ def _settle(path: Path, manifest: dict[str, Any], config: Mapping[str, Any] | Di
     if (path / "manifest.json").exists():
         found = read_json(path / "manifest.json")
         if found.get("hash") != manifest["hash"]:
-            raise ValueError(
-                f"{path}: holds a run whose hash only begins alike; choose another paths.outputs"
-            )
+            raise ValueError(f"{path}: holds a run whose hash only begins alike; choose another paths.outputs")
         if found.get("versions") != manifest["versions"]:
             was, now = found.get("versions"), manifest["versions"]
             log.warning("%s: begun with versions %s, continued with %s", path, was, now)

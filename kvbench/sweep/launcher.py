@@ -44,7 +44,13 @@ class FusedLauncher(Launcher):
                 groups.setdefault(job.group, []).append(index)
             log.info("%d jobs in %d group(s) that share a model and its prefills", len(jobs), len(groups))
             returns = [
-                JobReturn(overrides=list(o), cfg=_task(c), hydra_cfg=c, working_dir=str(j.folder), task_name=c.hydra.job.name)
+                JobReturn(
+                    overrides=list(o),
+                    cfg=_task(c),
+                    hydra_cfg=c,
+                    working_dir=str(j.folder),
+                    task_name=c.hydra.job.name,
+                )
                 for o, c, j in zip(job_overrides, configs, jobs, strict=True)
             ]
             outcomes = {}
@@ -71,6 +77,6 @@ def _task(cfg: DictConfig) -> DictConfig:
     """The configuration without Hydra's own node."""
     from omegaconf import OmegaConf
 
-    task = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    task = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     assert isinstance(task, DictConfig)
     return task

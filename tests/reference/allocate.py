@@ -45,9 +45,7 @@ def pyramid_ends(base: int, beta: int, scored: int) -> tuple[int, int]:
     return low, high
 
 
-def pyramid_reference(
-    base: int, beta: int, tokens: int, window: int, layers: int, middle: bool = True
-) -> list[int]:
+def pyramid_reference(base: int, beta: int, tokens: int, window: int, layers: int, middle: bool = True) -> list[int]:
     """Selected tokens per layer as KVCache-Factory counts them: floored step, uniform when tokens < 2 * base.
 
     `middle=False` leaves that branch out, as the AdaKV code does. One layer gets `base`.
@@ -59,9 +57,7 @@ def pyramid_reference(
     return [high - layer * step for layer in range(layers)]
 
 
-def pyramid_real(
-    base: int, beta: int, tokens: int, window: int, layers: int, middle: bool = True
-) -> list[Fraction]:
+def pyramid_real(base: int, beta: int, tokens: int, window: int, layers: int, middle: bool = True) -> list[Fraction]:
     """The same line from max to min in exact fractions; its sum is layers * base."""
     if layers == 1 or (middle and tokens < 2 * base):
         return [Fraction(base)] * layers

@@ -50,9 +50,7 @@ class Case:
         q, k, _ = self.layers[layer]
         return scores.column_sums(q, k, self.dials["reduce"], scaling=self.scaling)
 
-    def keep(
-        self, method: Any, budget: int | float | None = None, **context: Any
-    ) -> list[list[torch.Tensor]]:
+    def keep(self, method: Any, budget: int | float | None = None, **context: Any) -> list[list[torch.Tensor]]:
         """Kept tokens of every layer and KV head."""
         return [
             method.keep(

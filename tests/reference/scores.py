@@ -49,9 +49,7 @@ def pool(values_S: np.ndarray, kernel_size: int, pooling: str) -> np.ndarray:
     return out
 
 
-def window_means(
-    q_HTD: np.ndarray, k_UTD: np.ndarray, window: int, scaling: float | None = None
-) -> np.ndarray:
+def window_means(q_HTD: np.ndarray, k_UTD: np.ndarray, window: int, scaling: float | None = None) -> np.ndarray:
     """Attention of the last `window` queries to the tokens before them, averaged over queries: [H, S]."""
     tokens = q_HTD.shape[1]
     per_head = [attention_rows(q_HTD, k_UTD, h, tokens - window, scaling) for h in range(q_HTD.shape[0])]
@@ -77,9 +75,7 @@ def head_column_sums(q_HTD: np.ndarray, k_UTD: np.ndarray, scaling: float | None
     return np.stack([attention_rows(q_HTD, k_UTD, h, 0, scaling).sum(axis=0) for h in range(q_HTD.shape[0])])
 
 
-def column_sums(
-    q_HTD: np.ndarray, k_UTD: np.ndarray, reduce: str = "mean", scaling: float | None = None
-) -> np.ndarray:
+def column_sums(q_HTD: np.ndarray, k_UTD: np.ndarray, reduce: str = "mean", scaling: float | None = None) -> np.ndarray:
     """H2O's score per KV head [U, T]."""
     return reduce_groups(head_column_sums(q_HTD, k_UTD, scaling), k_UTD.shape[0], reduce)
 

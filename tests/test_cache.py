@@ -1,0 +1,176 @@
+"""The ragged cache against the masked one and against plain attention.
+
+Shape suffixes: B rows, H query heads, U KV heads, T tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvbench.cache.base import Entry
+from kvbench.cache.masked import MaskedCache
+from kvbench.cache.ragged import RaggedCache
+from kvbench.methods.decode import AccumulateAndEvict
+from kvbench.methods.store import Kivi
+
+DIM = 8
+
+
+def random_entries(generator, rows, heads, tokens, reserve, special):
+    """Entries with a different mask per head; some rows with a storage part, some with a decode policy."""
+    entries = []
+    for row in range(rows):
+        keep_UT = torch.rand(heads, tokens, generator=generator) < torch.rand(1, generator=generator)
+        keep_UT[:, -1] = True
+        kind = row % 3 if special else 0
+        budget = int(keep_UT.sum(1).max()) if kind == 2 else None
+        entries.append(
+            Entry(
+                row,
+                keep_UT,
+                reserve,
+                store=Kivi(bits=4, group_size=4, residual=8) if kind == 1 else None,
+                policy=AccumulateAndEvict(window=1) if kind == 2 else None,
+                score_UT=torch.rand(heads, tokens, generator=generator) if kind == 2 else None,
+                tokens=budget,
+            )
+        )
+    return entries
+
+
+def full_attention(q_HTD, k_USD, v_USD, scaling):
+    """Causal attention of the T newest of S tokens, float64, written out."""
+    heads, tokens, _ = q_HTD.shape
+    group = heads // k_USD.shape[0]
+    out = torch.empty_like(q_HTD)
+    for h in range(heads):
+        for t in range(tokens):
+            seen = k_USD.shape[1] - tokens + t + 1
+            weights = (k_USD[h // group, :seen].double() @ q_HTD[h, t].double() * scaling).softmax(0)
+            out[h, t] = (weights[:, None] * v_USD[h // group, :seen].double()).sum(0)
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 5),
+    heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    tokens=st.integers(1, 60),
+    reserve=st.integers(0, 4),
+    steps=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    special=st.booleans(),
+)
+def test_ragged_is_masked(seed, rows, heads, group, tokens, reserve, steps, special):
+    """Any masks, any steps (also beyond the reserve), with rows that leave in between: the same output and lengths."""
+    g = torch.Generator().manual_seed(seed)
+    k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
+    entries = random_entries(g, rows, heads, tokens, reserve, special)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    for cache in (ragged, masked):
+        cache.add(0, entries, k_UTD, v_UTD)
+    active = list(range(rows))
+    for step, new in enumerate(steps):
+        q = torch.randn(len(active), heads * group, new, DIM, generator=g)
+        k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
+        outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
+        torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
+        for row in active:
+            assert ragged.lengths(row) == masked.lengths(row)
+        if len(active) > 1:
+            gone = active.pop(step % len(active))
+            for cache in (ragged, masked):
+                cache.release([gone])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), heads=st.integers(1, 3), group=st.integers(1, 3), tokens=st.integers(1, 40))
+def test_keep_all_is_plain_attention(seed, heads, group, tokens):
+    g = torch.Generator().manual_seed(seed)
+    k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
+    cache = RaggedCache(1)
+    cache.add(0, [Entry(0, torch.ones(heads, tokens, dtype=torch.bool), 0)], k_UTD, v_UTD)
+    for new in (1, 3, 1):
+        q = torch.randn(1, heads * group, new, DIM, generator=g)
+        k, v = (torch.randn(1, heads, new, DIM, generator=g) for _ in range(2))
+        k_UTD, v_UTD = torch.cat([k_UTD, k[0]], 1), torch.cat([v_UTD, v[0]], 1)
+        out = cache.attend(0, [0], q, k, v, 0.3)
+        torch.testing.assert_close(out[0], full_attention(q[0], k_UTD, v_UTD, 0.3), rtol=1e-5, atol=1e-5)
+
+
+def test_append_writes_in_place_until_the_reserve_is_used():
+    cache = RaggedCache(1)
+    keep_UT = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) < 0.5
+    cache.add(0, [Entry(0, keep_UT, 20)], torch.randn(2, 50, DIM), torch.randn(2, 50, DIM))
+    layer = cache._layers[0]
+    assert layer.k_RD is not None
+    before = layer.k_RD.data_ptr(), cache.bytes()
+    for _ in range(20):
+        cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
+    assert (layer.k_RD.data_ptr(), cache.bytes()) == before
+    for _ in range(60):
+        cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
+    assert cache.bytes() > before[1]
+    assert cache.lengths(0) == [[int(n) + 80 for n in keep_UT.sum(1)]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_kept_tokens_and_declared_slack(dtype):
+    """Allocated = 2 x kept x D x itemsize + slack; slack = reserve + at most max(16, an eighth) a segment."""
+    g = torch.Generator().manual_seed(1)
+    entries = [Entry(r, torch.rand(3, 400, generator=g) < (r + 1) / 8, 16) for r in range(6)]
+    cache = RaggedCache(1)
+    cache.add(0, entries, torch.randn(3, 400, DIM).to(dtype), torch.randn(3, 400, DIM).to(dtype))
+    token = 2 * DIM * dtype.itemsize
+    kept = sum(int(e.keep_UT.sum()) for e in entries)
+    used = sum(cache.used_bytes(r) for r in range(6))
+    slack = sum(cache.slack_bytes(r) for r in range(6))
+    assert used == kept * token
+    assert cache.bytes() == used + slack
+    bound = sum(16 + max(16, (int(n) + 16) // 8) for e in entries for n in e.keep_UT.sum(1))
+    assert 18 * 16 * token <= slack <= bound * token
+
+
+def test_released_rows_free_their_memory():
+    g = torch.Generator().manual_seed(2)
+    entries = [Entry(r, torch.ones(2, 100, dtype=torch.bool), 4) for r in range(4)]
+    cache = RaggedCache(1)
+    cache.add(0, entries, torch.randn(2, 100, DIM, generator=g), torch.randn(2, 100, DIM, generator=g))
+    whole = cache.bytes()
+    cache.release([0, 1])
+    assert cache.bytes() <= whole // 2
+    q, k = torch.randn(2, 2, 1, DIM, generator=g), torch.randn(2, 2, 1, DIM, generator=g)
+    assert cache.attend(0, [2, 3], q, k, k, 1.0).shape == (2, 2, 1, DIM)
+    cache.release([2, 3])
+    assert cache.bytes() == 0
+
+
+def test_encoded_rows_are_really_smaller():
+    """KIVI at 2 bits and D = 64: codes 16 bytes and scale and minimum 16 bytes a token, instead of 256."""
+    tokens = 1024
+    cache = RaggedCache(1)
+    keep_UT = torch.ones(2, tokens, dtype=torch.bool)
+    cache.add(0, [Entry(0, keep_UT, 0, store=Kivi(2, 32, 128))], *torch.randn(2, 2, tokens, 64).unbind())
+    keys = tokens * (16 + 16)
+    values = (tokens - 128) * (16 + 16) + 128 * 256
+    assert cache.used_bytes(0) == 2 * (keys + values) == cache.bytes()
+    assert cache.lengths(0) == [[tokens, tokens]]
+
+
+def test_policy_holds_the_budget_at_every_step():
+    g = torch.Generator().manual_seed(3)
+    cache = RaggedCache(1)
+    score_UT = torch.rand(2, 30, generator=g)
+    keep_UT = torch.zeros(2, 30, dtype=torch.bool)
+    keep_UT[:, -10:] = True
+    policy = AccumulateAndEvict(window=0.5)
+    entry = Entry(0, keep_UT, 50, policy=policy, score_UT=score_UT, tokens=10)
+    cache.add(0, [entry], *torch.randn(2, 2, 30, DIM, generator=g).unbind())
+    for new in (1, 5, 1, 1, 12, 1):
+        q, k = torch.randn(1, 4, new, DIM, generator=g), torch.randn(1, 2, new, DIM, generator=g)
+        cache.attend(0, [0], q, k, k, 1.0)
+        assert cache.lengths(0) == [[10, 10]]

@@ -1,0 +1,210 @@
+"""The engine on a tiny random model: every method there is, found by glob."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kvbench
+from kvbench.config import options
+from kvbench.engine.variant import Generation
+from kvbench.prompts import Prompt
+from kvbench.runner import broken_promise
+
+METHODS = sorted(options("method"))
+BUDGETS = (70, 0.4)
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    loaded = kvbench.load_model("tiny")
+    return loaded.model, loaded.tokenizer
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 260, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def variants(names=METHODS, budgets=BUDGETS):
+    return [kvbench.Variant(kvbench.load_method(n), b) for n in names for b in budgets]
+
+
+def generate(tiny, prompts, made, **kwargs) -> list[list[Generation]]:
+    return kvbench.generate(*tiny, prompts, made, max_new_tokens=NEW, stop_ids=[], **kwargs)
+
+
+def ids(generations):
+    return [g.token_ids for g in generations]
+
+
+def test_full_cache_is_transformers_generate(tiny):
+    model, _ = tiny
+    for length in (1, 2, 37, 290):
+        tokens = torch.tensor([prompt(length)])
+        mask = torch.ones_like(tokens)
+        wanted = model.generate(tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+        (out,) = generate(tiny, [tokens[0].tolist()], [("fullkv", None)])[0]
+        assert out.token_ids == wanted[0, length:].tolist()
+
+
+def test_first_token_is_the_full_caches(tiny):
+    """Compression acts on what is stored; the prompt's own attention is complete."""
+    outs = generate(tiny, [prompt(290)], variants())[0]
+    assert len({o.token_ids[0] for o in outs}) == 1
+    assert len({tuple(o.token_ids) for o in outs}) > 3, "methods must differ, or nothing is tested here"
+
+
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+def test_fused_is_solo(tiny, question):
+    made = variants()
+    text = Prompt(ids=tuple(prompt(290)), context_len=270, stop_ids=frozenset(), text="")
+    together = generate(tiny, [text], made, question=question)[0]
+    for variant, out in zip(made, together, strict=True):
+        (solo,) = generate(tiny, [text], [variant], question=question)[0]
+        assert (solo.token_ids, solo.kept, solo.kv_bytes) == (out.token_ids, out.kept, out.kv_bytes), variant
+
+
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+def test_ragged_is_masked(tiny, question):
+    made = variants()
+    text = Prompt(ids=tuple(prompt(290, seed=1)), context_len=270, stop_ids=frozenset(), text="")
+    ragged = generate(tiny, [text], made, question=question)[0]
+    masked = generate(tiny, [text], made, question=question, cache="masked")[0]
+    assert ids(ragged) == ids(masked)
+    assert [o.kept for o in ragged] == [o.kept for o in masked]
+    assert [o.kept_max for o in ragged] == [o.kept_max for o in masked]
+
+
+def test_order_of_prompts_does_not_matter(tiny):
+    made = variants()
+    a, b = prompt(290, seed=2), prompt(140, seed=3)
+    both = generate(tiny, [a, b], made)
+    (alone,) = generate(tiny, [b], made)
+    assert ids(both[1]) == ids(alone)
+    assert [o.kept for o in both[1]] == [o.kept for o in alone]
+
+
+@pytest.mark.parametrize("length", [71, 72, 120, 290])
+def test_budget_is_exact(tiny, length):
+    """Kept tokens over layers and heads are the budget to the token, and the record says so."""
+    model, _ = tiny
+    heads = model.config.num_hidden_layers * model.config.num_key_value_heads
+    for variant in variants(budgets=(70, 0.9)):
+        (out,) = generate(tiny, [prompt(length)], [variant])[0]
+        tokens = out.budget_tokens
+        if variant.method.evicts:
+            assert tokens == (70 if variant.budget == 70 else int(0.9 * length + 1e-9))
+            assert out.kept_total == heads * tokens < heads * length
+        else:
+            assert tokens is None and out.kept_total == heads * length
+        assert broken_promise(variant, out) is None
+
+
+def test_prompt_within_the_budget_is_untouched(tiny):
+    full = generate(tiny, [prompt(60)], [("fullkv", None)])[0][0]
+    for variant in variants(budgets=(60, 70, 1.0)):
+        (out,) = generate(tiny, [prompt(60)], [variant])[0]
+        assert out.kept == full.kept, variant
+        if variant.method.decode is None and variant.method.store is None:
+            assert out.token_ids == full.token_ids
+
+
+def test_a_broken_promise_is_seen(tiny):
+    """The runner's check fails for a no-op and for a drift."""
+    variant = kvbench.Variant(kvbench.load_method("snapkv"), 70)
+    (out,) = generate(tiny, [prompt(290)], [variant])[0]
+    out.kept[0][0] += 1
+    assert "instead of" in str(broken_promise(variant, out))
+    out.kept = [[290] * len(layer) for layer in out.kept]
+    assert broken_promise(variant, out) is not None
+    reference = kvbench.Variant(kvbench.load_method("pyramidkv", allocation="reference"), 70)
+    assert broken_promise(reference, out) is not None, "a no-op is no rounding"
+
+
+def test_decode_policy_holds_the_budget_while_generating(tiny):
+    (out,) = generate(tiny, [prompt(290)], [("h2o_decode", 70)])[0]
+    assert out.kept_max == 70
+    short = Prompt(ids=tuple(prompt(65)), context_len=65, stop_ids=frozenset(), text="")
+    (out,) = generate(tiny, [short], [("h2o_decode", 70)])[0]
+    assert out.kept_max == 70, "a prompt below the budget grows to it and no further"
+
+
+def test_memory_of_a_quarter_budget(tiny):
+    model, tokenizer = tiny
+    made = variants([m for m in METHODS if kvbench.load_method(m).evicts], (0.25,))
+    outs = kvbench.generate(model, tokenizer, [prompt(1000)], made, max_new_tokens=32, stop_ids=[])[0]
+    for variant, out in zip(made, outs, strict=True):
+        assert out.kv_bytes * 4 == out.kv_bytes_full
+        assert out.kv_bytes + out.slack_bytes <= 0.35 * out.kv_bytes_full, variant
+
+
+def test_stop_ids_end_a_row_and_only_that_row(tiny):
+    made = variants()
+    free = generate(tiny, [prompt(290)], made)[0]
+    stop = free[0].token_ids[3]
+    text = Prompt(ids=tuple(prompt(290)), context_len=290, stop_ids=frozenset([stop]), text="")
+    for out, long in zip(generate(tiny, [text], made)[0], free, strict=True):
+        if stop in long.token_ids:
+            assert out.finish_reason == "stop"
+            assert out.token_ids == long.token_ids[: long.token_ids.index(stop) + 1]
+        else:
+            assert (out.finish_reason, out.token_ids) == ("length", long.token_ids)
+
+
+def test_agnostic_compresses_the_context_alone(tiny):
+    """What is kept does not depend on the question; with a full budget the answer is the full cache's."""
+    context = prompt(200, seed=5)
+    texts = [Prompt(tuple(context + prompt(20, seed=s)), 200, frozenset(), "") for s in (6, 7)]
+    made = variants()
+    first, second = generate(tiny, texts, made, question="agnostic")
+    assert [o.kept for o in first] == [o.kept for o in second]
+    assert all(o.span == 200 and o.prompt_tokens == 220 for o in first)
+    whole = generate(tiny, [texts[0]], [("fullkv", None)], question="aware")[0]
+    agnostic = generate(tiny, [texts[0]], [("fullkv", None)], question="agnostic")[0]
+    assert ids(whole) == ids(agnostic)
+
+
+def test_compressed_runs_plain_transformers_code(tiny):
+    model, _ = tiny
+    tokens = torch.tensor([prompt(290)])
+    settings = {
+        "attention_mask": torch.ones_like(tokens),
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    before = model.generate(tokens, **settings)
+    for variant in variants():
+        with kvbench.compressed(model, variant.method, variant.budget) as handle:
+            first = model.generate(tokens, **settings)
+            second = model.generate(tokens, **settings)
+        (out,) = generate(tiny, [tokens[0].tolist()], [variant])[0]
+        assert first[0, 290:].tolist() == out.token_ids == second[0, 290:].tolist()
+        if variant.method.decode is None:
+            assert [[n - NEW + 1 for n in layer] for layer in handle.cache.kept] == out.kept
+    assert torch.equal(before, model.generate(tokens, **settings)), "everything is as before"
+
+
+def test_compressed_refuses_what_it_cannot_do(tiny):
+    model, _ = tiny
+    with kvbench.compressed(model, "snapkv", 70):
+        with pytest.raises(ValueError, match="one unpadded sequence"):
+            model(torch.tensor([prompt(80), prompt(80)]))
+        with pytest.raises(ValueError, match="one unpadded sequence"):
+            model(torch.tensor([prompt(80)]), attention_mask=torch.tensor([[0] + [1] * 79]))
+
+
+def test_impossible_budget_is_an_error(tiny):
+    with pytest.raises(ValueError, match=r"budget=0\.1 \(of 290 tokens: 29\).*method\.window=32"):
+        generate(tiny, [prompt(290)], [("snapkv", 0.1)])
+    with pytest.raises(ValueError, match="at least one variant"):
+        generate(tiny, [prompt(290)], [])
+    with pytest.raises(ValueError, match="engine.cache=paged"):
+        generate(tiny, [prompt(290)], [("fullkv", None)], cache="paged")
+
+
+def test_model_is_left_as_it_was(tiny):
+    model, _ = tiny
+    assert model.config._attn_implementation == "sdpa"
+    assert not model._forward_pre_hooks
