@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # tiny models gain nothing from more, and on a busy machine two threads that wait for each other take 40 times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 for package, folder in (("kvbench", ROOT), ("kvbench_kernels", ROOT / "kernels")):
     if importlib.util.find_spec(package) is None:

@@ -110,7 +110,7 @@ def test_tiny_has_the_dims_of_its_config_and_leaves_torchs_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
     config = loaded.model.config
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (3, 4, 2)
-    assert config.head_dim == 16 and config._attn_implementation == "sdpa"
+    assert config.head_dim == 32 and config._attn_implementation == "sdpa"
     assert loaded.model.dtype == torch.float32 and not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert loaded.eos_ids == {1} and loaded.name == "tiny" and loaded.max_length == 8192

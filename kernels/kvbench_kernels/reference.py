@@ -60,6 +60,9 @@ def ragged_decode(
     """
     _, group, tokens, dim = q_SGTD.shape
     out_SGTD = torch.empty_like(q_SGTD)
+    slot = torch.arange(max(lengths), device=q_SGTD.device)
+    # token t of T sees the slots before itself: slot < length - T + t + 1
+    visible_ST = length_S[:, None] + torch.arange(1 - tokens, 1, device=q_SGTD.device)
     for slab in slabs:
         begin, end = slab.begin, slab.end
         mine = lengths[begin:end]
@@ -68,10 +71,9 @@ def ragged_decode(
         v = slab.view(v_RD)[:, None, :longest]
         mask = None
         if tokens > 1 or shortest < longest:
-            # token t of T sees the slots before itself: position < length - T + t + 1
-            visible = length_S[begin:end, None] + torch.arange(1 - tokens, 1, device=q_SGTD.device)
-            mask = torch.arange(longest, device=q_SGTD.device) < visible[..., None]  # [s, T, longest]
-            mask = mask.repeat(1, group, 1)[:, None]  # rows are G-major, T-minor
+            mask = (slot[:longest] < visible_ST[begin:end, :, None])[:, None]  # [s, 1, T, longest]
+            if tokens > 1:
+                mask = mask.repeat(1, 1, group, 1)  # the rows of q below are G-major, T-minor
         q = q_SGTD[begin:end].reshape(end - begin, 1, group * tokens, dim)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
         out_SGTD[begin:end] = out.view(end - begin, group, tokens, dim)

@@ -101,6 +101,8 @@ def check_room(method: str, dials: Mapping[str, Any], tokens: int, said: str) ->
         ValueError: one line naming `budget` and the dials in the way.
     """
     protected = protected_tokens(dials, tokens)
+    if tokens <= protected == 0:
+        raise ValueError(f"budget={said}: {method} would keep no token at all; the budget must be larger")
     if tokens <= protected:
         names = [f"method.{k}={dials[k]}" for k in ("sinks", "window") if dials.get(k)]
         raise ValueError(

@@ -43,7 +43,9 @@ class Adaptive:
         if self.normalize:
             values = candidates.values_UN
             best = values.gather(1, candidates.order_UN[:, :base]).sum(1)
-            ranked = candidates.heads_by_rank(best / values.sum(1), key=("mass", base))
+            # a head whose attention lies in the window alone has no mass here, and no claim
+            mass = values.sum(1).clamp_min(torch.finfo(values.dtype).tiny)
+            ranked = candidates.heads_by_rank(best / mass, key=("mass", base))
         else:
             ranked = candidates.heads_by_rank()
         counts_U = torch.bincount(ranked[:total], minlength=heads)

@@ -125,8 +125,8 @@ class CumulativeMass:
         if self.allocation == "exact":
             dropped = apportion(dropped, target, most)
         else:
-            scale = target / max(1, sum(dropped))
-            dropped = [min(most, int(count * scale)) for count in dropped]
+            found = max(1, sum(dropped))
+            dropped = [min(most, count * target // found) for count in dropped]
         return [(span - count) * heads for count in dropped]
 
     def _search(self, cdf_LT: Tensor, target: int, most: int) -> list[int]:

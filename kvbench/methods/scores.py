@@ -17,9 +17,19 @@ from kvbench.methods.base import LayerContext
 
 def reduce_group(x: Tensor, how: str, dim: int) -> Tensor:
     """Reduce over the query heads of a KV group: mean, max or sum."""
-    if how == "mean":
-        return x.mean(dim)
-    return x.amax(dim) if how == "max" else x.sum(dim)
+    if how == "max":
+        return x.amax(dim)
+    return add_up(x, dim) / (x.shape[dim] if how == "mean" else 1)
+
+
+def add_up(x: Tensor, dim: int) -> Tensor:
+    """Sum in the same order for every element. `x.sum` adds the columns at a vector's end in another order, which
+    tells exactly tied tokens apart by their position."""
+    first, *rest = x.unbind(dim)
+    total = first.clone()
+    for part in rest:
+        total += part
+    return total
 
 
 def pool(x_UN: Tensor, pooling: str, kernel_size: int) -> Tensor:
@@ -46,10 +56,14 @@ class WindowAttention:
     pooling: str = "max"
     reduce: str = "mean"
 
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"method.window={self.window}: must be at least 1, its queries make the scores")
+
     def __call__(self, ctx: LayerContext) -> Tensor:
         attention_UGWT = ctx.window_attention(self.window)
         past = ctx.num_tokens - self.window
-        score_UN = reduce_group(attention_UGWT[..., :past].mean(2), self.reduce, dim=1)
+        score_UN = reduce_group(add_up(attention_UGWT[..., :past], 2) / self.window, self.reduce, dim=1)
         return F.pad(pool(score_UN, self.pooling, self.kernel_size), (0, self.window))
 
 

@@ -1,0 +1,121 @@
+"""The command line, as a user sees it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0,100]", "benchmark.max_new_tokens=5", "budget=100"]
+
+
+def kvbench(*args: str, cwd: Path, full: bool = False) -> subprocess.CompletedProcess[str]:
+    import os
+
+    env = os.environ | {"COLUMNS": "200"}
+    env.pop("HYDRA_FULL_ERROR", None)
+    if full:
+        env["HYDRA_FULL_ERROR"] = "1"
+    return subprocess.run(
+        [sys.executable, "-m", "kvbench", *args], cwd=cwd, env=env, text=True, capture_output=True, timeout=300
+    )
+
+
+def records(root: Path) -> dict[str, list[dict]]:
+    """Label → stored records, without what differs between two runs of the same work."""
+    found = {}
+    for path in sorted(root.glob("runs/*/*/*/samples.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row.pop("timings"), row.pop("time"), row.pop("rows"), row.pop("slack_bytes")
+        found[path.parent.name] = rows
+    return found
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["method=ada_pyramid"], "kvbench: method=ada_pyramid: no such method. Did you mean 'ada_pyramidkv'?"),
+        (["method.windw=3"], "kvbench: method.windw=3: ada_pyramidkv has no setting 'windw'. Did you mean 'window'?"),
+        (["method=kivi", "method.window=3"], "kvbench: method.window=3: kivi has no setting 'window'."),
+        (["budgt=3"], "kvbench: budgt=3: no such setting. Did you mean 'budget'?"),
+        (["seed=abc"], "kvbench: seed=abc: Value 'abc'"),
+        (["budget=1.5"], "kvbench: budget=1.5: a share must lie in (0, 1]"),
+        (["method=kivi", "method.bits=3"], "kvbench: method.bits=3: must be 2, 4 or 8"),
+        (["benchmark.depths=[120]"], "kvbench: benchmark.depths=[120]: depths are percent"),
+        (["model=local"], "kvbench: model.path"),
+        (["-m", "method=snapkv,nope"], "kvbench: method=nope: no such method."),
+        (["-m", "budget=64,2.5"], "kvbench: budget=2.5: a share must lie in (0, 1]"),
+    ],
+)
+def test_a_mistake_is_one_line(args, message, tmp_path):
+    done = kvbench(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "outputs" / "runs").exists()
+
+
+def test_a_traceback_on_request(tmp_path):
+    done = kvbench("budget=1.5", cwd=tmp_path, full=True)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_help_and_cfg_load_no_torch(tmp_path):
+    code = (
+        "import sys; sys.argv = ['kvbench', {!r}, *{!r}]\n"
+        "from kvbench.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"
+    )
+    for args in (["--help"], ["--cfg", "job"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(args[0], args[1:])], cwd=tmp_path, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "ada_pyramidkv" in done.stdout
+        assert "budget: 0.2" in done.stdout
+
+
+def test_tab_completion(tmp_path):
+    import os
+
+    env = os.environ | {"COMP_LINE": "kvbench method=ada_s", "COMP_POINT": "20"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kvbench", "-sc", "query=bash"], cwd=tmp_path, env=env, text=True, capture_output=True
+    )
+    assert "method=ada_snapkv" in done.stdout
+
+
+def test_a_sweep_is_its_single_runs_and_resumes_to_nothing(tmp_path):
+    """The same records, prediction by prediction; issued again, nothing is computed and no model loaded."""
+    sweep = kvbench("-m", *TINY, "method=fullkv,snapkv,h2o_decode", "paths.outputs=a", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    for method in ("fullkv", "snapkv", "h2o_decode"):
+        single = kvbench(*TINY, f"method={method}", "paths.outputs=b", cwd=tmp_path)
+        assert single.returncode == 0, single.stderr
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+    assert len(records(tmp_path / "a")) == 3
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "runs").rglob("*") if p.is_file()}
+    again = kvbench("-m", *TINY, "method=fullkv,snapkv,h2o_decode", "paths.outputs=a", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "runs").rglob("*") if p.is_file()}
+    assert again.stdout == sweep.stdout
+
+
+def test_a_sweep_says_which_job_failed_and_keeps_the_others(tmp_path):
+    """A budget that only this prompt makes impossible: the other job is recorded, the exit code says failure."""
+    args = [a for a in TINY if not a.startswith("budget")]
+    done = kvbench("-m", *args, "method=snapkv", "budget=0.01,0.4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "method.window=32" in done.stderr
+    assert "0.4" in done.stdout
+    found = records(tmp_path / "outputs")
+    assert [len(rows) for name, rows in found.items() if "b0.4" in name] == [2]
+    states = [json.loads(p.read_text())["status"] for p in sorted(tmp_path.glob("outputs/runs/*/*/*/status.json"))]
+    assert sorted(states) == ["done", "failed"]

@@ -1,0 +1,136 @@
+"""Every YAML in conf/, found by glob: it composes, it checks, and none of its settings is ignored."""
+
+from __future__ import annotations
+
+import re
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import kvbench
+from kvbench import config, models
+from kvbench.methods.dials import PARTS
+from kvbench.paths import conf_dir
+
+METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
+MODELS, EXPERIMENTS = sorted(config.options("model")), sorted(config.options("experiment"))
+
+
+@pytest.fixture
+def compose():
+    config.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield lambda *overrides: hydra.compose("config", list(overrides))
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("group", config.GROUPS)
+def test_the_name_is_the_file(group):
+    for name in config.options(group):
+        assert config.defaults(group, name).name == name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_dial_reaches_a_part(name):
+    """A dial that no part interpolates would be a flag that does nothing."""
+    text = config.options("method")[name].read_text()
+    node = config.defaults("method", name)
+    for dial in node:
+        if dial != "name" and dial not in PARTS:
+            assert re.search(rf"\$\{{\.\.{dial}\}}", text), f"method.{dial} is read by no part of {name}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_loads_and_composes(name, compose):
+    method = kvbench.load_method(name)
+    assert method.name == name
+    cfg = compose(f"method={name}", "model=tiny", "budget=128")
+    config.check(cfg)
+    assert OmegaConf.to_container(cfg.method, resolve=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dials_hold_from_both_sides(name, compose):
+    """`method.window=9` and `load_method(name, window=9)` are the same method."""
+    changed = {"window": 9, "kernel_size": 3, "pooling": "avg", "reduce": "max", "sinks": 2, "floor": 0.5, "beta": 7}
+    changed |= {"normalize": True, "allocation": "reference", "bits": 4, "group_size": 16, "residual": 64}
+    node = config.defaults("method", name)
+    mine = {k: v for k, v in changed.items() if k in node}
+    from kvbench.methods.load import build, split_dials
+
+    cfg = compose(f"method={name}", *(f"method.{k}={v}" for k, v in mine.items()))
+    assert build(cfg.method, split_dials(node)) == kvbench.load_method(name, **mine)
+    if mine:
+        assert kvbench.load_method(name, **mine) != kvbench.load_method(name)
+
+
+def test_a_models_hint_is_a_default_and_no_more(compose):
+    assert compose("model=smollm2_135m", "method=snapkv").method.kernel_size == 21
+    assert compose("model=tiny", "method=snapkv").method.kernel_size == 7
+    assert compose("model=smollm2_135m", "method=snapkv", "method.kernel_size=5").method.kernel_size == 5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_composes(name, compose):
+    cfg = compose(f"model={name}")
+    config.check(cfg)
+    if name != "local":  # which wants a path
+        models.check(OmegaConf.to_container(cfg.model))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_composes_and_builds(name, compose):
+    benchmark = hydra.utils.instantiate(compose(f"benchmark={name}").benchmark)
+    assert benchmark.name == name
+    assert benchmark.protocol()["question"] in ("aware", "agnostic")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name, compose):
+    cfg = compose(f"experiment={name}")
+    config.check(cfg)
+    text = OmegaConf.load(config.options("experiment")[name])
+    params = OmegaConf.select(text, "hydra.sweeper.params") or {}
+    for method in str(params.get("method", "snapkv")).split(","):
+        assert method in METHODS
+
+
+def test_the_seed_reaches_the_benchmark(compose):
+    assert compose("seed=5").benchmark.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget=0"], "budget=0: tokens per KV head must be at least 1"),
+        (["budget=-4"], "budget=-4: "),
+        (["budget=1.01"], "budget=1.01: a share"),
+        (["budget=true"], "budget=True: give tokens"),
+        (["budget=many"], "budget=many: give tokens"),
+        (["budget=null"], "budget=None: give tokens"),
+        (["budget=32"], "budget=32: ada_pyramidkv always keeps 32 tokens"),
+        (["method=streaming_llm", "budget=4"], "budget=4: streaming_llm always keeps 4"),
+        (["method.window=x"], "method.window=x: must be an integer"),
+        (["method.window=1.5"], "method.window=1.5: must be an integer"),
+        (["method.window=-1"], "method.window=-1: must be at least 0"),
+        (["method.kernel_size=4"], "method.kernel_size=4: must be odd"),
+        (["method.pooling=min"], "method.pooling=min: must be one of avg, max, none"),
+        (["method.floor=1.2"], "method.floor=1.2: must be at most 1"),
+        (["method.normalize=3"], "method.normalize=3: must be true or false"),
+        (["+method.windw=3"], "method.windw=3: ada_pyramidkv has no dial 'windw'. Did you mean 'window'?"),
+        (["+modle.dtype=x"], "modle={'dtype': 'x'}: no such setting. Did you mean 'model'?"),
+        (["+benchmark.depth=[1]"], "benchmark.depth=[1]: no such setting. Did you mean 'depths'?"),
+        (["benchmark.lengths=1000"], "benchmark.lengths=1000: must be a list"),
+        (["model.trust_remote_code=3"], "model.trust_remote_code=3: must be true or false"),
+        (["engine.cache=paged"], "engine.cache=paged: must be one of ragged, masked"),
+        (["limit=0"], "limit=0: must be at least 1"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+    ],
+)
+def test_impossible_settings_are_one_line(compose, overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as info:
+        config.check(compose(*overrides))
+    assert "\n" not in str(info.value)

@@ -1,0 +1,200 @@
+"""The runner: what is recorded, what is never computed twice, what ends a run and what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from kvbench import config, runner
+from kvbench.paths import conf_dir
+
+GRID = ["model=tiny", "benchmark.lengths=[280,320]", "benchmark.depths=[0,50,100]", "benchmark.max_new_tokens=6"]
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Prepared jobs from lists of overrides, stored below tmp_path."""
+    config.register()
+
+    def make(*all_overrides: list[str]) -> list[runner.Job]:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            shared = [*GRID, f"paths.outputs={tmp_path}", "progress=false"]
+            return [runner.prepare(hydra.compose("config", [*shared, *o])) for o in all_overrides]
+
+    yield make
+    GlobalHydra.instance().clear()
+
+
+def rows(outcome: runner.Outcome) -> list[dict]:
+    return [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text().splitlines()]
+
+
+def status(outcome: runner.Outcome) -> dict:
+    return json.loads((outcome.folder / "status.json").read_text())
+
+
+def work(outcome: runner.Outcome) -> list[tuple]:
+    return sorted((r["id"], tuple(r["token_ids"]), str(r["kept"]), str(r["scores"])) for r in rows(outcome))
+
+
+def test_records_say_what_was_kept(jobs):
+    (outcome,) = runner.run_group(jobs(["method=ada_snapkv", "budget=100"]))
+    assert status(outcome)["status"] == "done"
+    assert (outcome.samples, len(rows(outcome))) == (6, 6)
+    for row in rows(outcome):
+        assert row["status"] == "ok"
+        assert row["budget_tokens"] == 100 and row["kept_mean"] == 100
+        assert sum(map(sum, row["kept"])) == 100 * 4 * 2
+        assert row["kv_bytes"] == 100 * 4 * 2 * 2 * 32 * 4, "tokens x layers x heads x (K, V) x D x float32"
+        assert row["kv_bytes_full"] == row["prompt_tokens"] * 4 * 2 * 2 * 32 * 4
+        assert row["timings"]["ttft_s"] >= row["timings"]["prefill_s"] > 0
+
+
+def test_nothing_is_computed_twice(jobs, monkeypatch):
+    made = [["method=snapkv", "budget=100"], ["method=h2o", "budget=100"]]
+    first = runner.run_group(jobs(*made))
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a finished run must load nothing")
+
+    for name in ("load", "load_tokenizer"):
+        monkeypatch.setattr(runner.models, name, forbidden)
+    second = runner.run_group(jobs(*made))
+    assert [o.score for o in first] == [o.score for o in second]
+
+
+def test_a_full_cache_is_one_run_under_any_budget(jobs):
+    outcomes = runner.run_group(jobs(["method=fullkv", "budget=100"], ["method=fullkv", "budget=0.5"]))
+    assert outcomes[0].folder == outcomes[1].folder
+    assert outcomes[0].folder.name.startswith("fullkv-bfull-")
+
+
+def test_jobs_group_by_everything_but_method_and_budget(jobs):
+    a, b, c = jobs(["method=snapkv", "budget=100"], ["method=h2o", "budget=0.5"], ["seed=1"])
+    assert a.group == b.group != c.group
+    assert len({a.folder, b.folder, c.folder}) == 3
+
+
+def test_resume_takes_up_where_it_stopped(jobs):
+    """Torn line, missing lines, a limit: only what is missing is computed, once."""
+    overrides = [["method=snapkv", "budget=100"], ["method=h2o", "budget=100"]]
+    whole = [work(o) for o in runner.run_group(jobs(*overrides))]
+    outcomes = runner.run_group(jobs(*overrides))
+    lines = (outcomes[0].folder / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (outcomes[0].folder / "samples.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])
+    (outcomes[0].folder / "status.json").write_text('{"status": "running"}')
+    untouched = (outcomes[1].folder / "samples.jsonl").stat().st_mtime_ns
+    again = runner.run_group(jobs(*overrides))
+    assert [work(o) for o in again] == whole
+    assert (again[1].folder / "samples.jsonl").stat().st_mtime_ns == untouched
+
+
+def test_limit_is_a_beginning_of_the_same_run(jobs):
+    (some,) = runner.run_group(jobs(["method=snapkv", "budget=100", "limit=2"]))
+    assert some.samples == 2
+    assert status(some)["status"] == "running" or status(some)["recorded"] == 2
+    (all_,) = runner.run_group(jobs(["method=snapkv", "budget=100"]))
+    assert all_.folder == some.folder and all_.samples == 6
+    assert len(rows(all_)) == 6
+
+
+def test_out_of_memory_is_a_row(jobs, monkeypatch):
+    real, calls = runner.generate, []
+
+    def sometimes(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "generate", sometimes)
+    overrides = ["method=snapkv", "budget=100"]
+    (outcome,) = runner.run_group(jobs(overrides))
+    assert [r["status"] for r in rows(outcome)] == ["ok", "oom", "ok", "ok", "ok", "ok"]
+    assert "out of memory" in rows(outcome)[1]["error"]
+    (again,) = runner.run_group(jobs(overrides))
+    assert len(rows(again)) == 6, "an out-of-memory row is a result"
+    (retried,) = runner.run_group(jobs([*overrides, "retry_oom=true"]))
+    assert [r["status"] for r in rows(retried)].count("ok") == 6
+
+
+def test_another_error_ends_the_run_and_keeps_what_is_done(jobs, monkeypatch):
+    real, calls = runner.generate, []
+
+    def sometimes(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("shape mismatch")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "generate", sometimes)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        runner.run_group(jobs(["method=snapkv", "budget=100"]))
+    monkeypatch.setattr(runner, "generate", real)
+    (job,) = jobs(["method=snapkv", "budget=100"])
+    assert json.loads((job.folder / "status.json").read_text())["status"] == "failed"
+    (outcome,) = runner.run_group([job])
+    assert sorted({r["id"] for r in rows(outcome)}) == sorted(r["id"] for r in rows(outcome))
+    assert len(rows(outcome)) == 6
+
+
+def test_a_broken_budget_stops_that_run(jobs, monkeypatch):
+    """A method that silently keeps everything is caught on its first sample; the other run goes on."""
+    made = jobs(["method=snapkv", "budget=100"], ["method=h2o", "budget=100"])
+    monkeypatch.setattr(
+        type(made[0].variant.method),
+        "mask",
+        lambda self, ctx, tokens, total, real=type(made[0].variant.method).mask: (
+            ctx.k.new_ones(ctx.k.shape[:2]).bool() if self.name == "snapkv" else real(self, ctx, tokens, total)
+        ),
+    )
+    snap, h2o = runner.run_group(made)
+    assert "instead of 800" in str(snap.error)
+    assert status(snap)["status"] == "failed" and rows(snap) == []
+    assert h2o.error is None and h2o.samples == 6
+
+
+@pytest.mark.slow
+def test_sigkill_loses_nothing(tmp_path):
+    """Killed again and again in the middle of a sweep: every sample once, the same as undisturbed."""
+    args = ["-m", *GRID, "method=fullkv,snapkv,kivi", "budget=100", "benchmark.num_seeds=3", "progress=false"]
+    command = [sys.executable, "-m", "kvbench", *args]
+    subprocess.run([*command, "paths.outputs=calm"], cwd=tmp_path, check=True, capture_output=True)
+    recorded = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            [*command, "paths.outputs=wild"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and _lines(tmp_path / "wild") <= recorded + 6:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        recorded = _lines(tmp_path / "wild")
+    assert process.returncode == 0
+    calm, wild = _predictions(tmp_path / "calm"), _predictions(tmp_path / "wild")
+    assert len(calm) == 3 * 18
+    assert wild == calm
+
+
+def _lines(root: Path) -> int:
+    return sum(p.read_bytes().count(b"\n") for p in root.glob("runs/*/*/*/samples.jsonl"))
+
+
+def _predictions(root: Path) -> list[tuple]:
+    found = []
+    for path in root.glob("runs/*/*/*/samples.jsonl"):
+        found += [(path.parent.name, r["id"], tuple(r["token_ids"])) for r in map(json.loads, path.open())]
+    return sorted(found)
