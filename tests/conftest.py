@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -17,10 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-for package, folder in (("kvbench", ROOT), ("kvbench_kernels", ROOT / "kernels")):
-    if importlib.util.find_spec(package) is None:
+# Also for child processes, which may run in another folder; an installed package is the same code.
+for folder in (ROOT, ROOT / "kernels"):
+    if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 _left_out = pytest.StashKey[int]()
 

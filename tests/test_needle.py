@@ -122,7 +122,7 @@ if ROWS:
 
 def test_default_samples_ask_for_the_number_in_their_own_context() -> None:
     samples = make().samples(ToyTokenizer())
-    assert len(samples) == 21 == len({sample.id for sample in samples})
+    assert len(samples) == 28 == len({sample.id for sample in samples})
     assert samples[10].id == "len01000-depth050-seed0"
     for sample in samples:
         key, value = re.search(r"magic numbers for (\w+-\w+) is: (\d{7})\.", sample.context).groups()
@@ -130,7 +130,7 @@ def test_default_samples_ask_for_the_number_in_their_own_context() -> None:
         assert sample.question == f"\nWhat is the special magic number for {key} mentioned in the provided text?"
         assert sample.answer_prefix.startswith(f"The special magic number for {key} ")
         assert sample.chat and sample.max_new_tokens == 20 and json.dumps(dict(sample.meta))
-    assert len({sample.answers for sample in samples}) == 21
+    assert len({sample.answers for sample in samples}) == 28
 
 
 def test_needles_lie_at_their_depth_and_contexts_have_their_length() -> None:
