@@ -16,6 +16,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from kvbench import config, runner
+from kvbench.methods.method import Method
 from kvbench.paths import conf_dir
 
 GRID = ["model=tiny", "benchmark.lengths=[280,320]", "benchmark.depths=[0,50,100]", "benchmark.max_new_tokens=6"]
@@ -152,13 +153,13 @@ def test_another_error_ends_the_run_and_keeps_what_is_done(jobs, monkeypatch):
 def test_a_broken_budget_stops_that_run(jobs, monkeypatch):
     """A method that silently keeps everything is caught on its first sample; the other run goes on."""
     made = jobs(["method=snapkv", "budget=100"], ["method=h2o", "budget=100"])
-    monkeypatch.setattr(
-        type(made[0].variant.method),
-        "mask",
-        lambda self, ctx, tokens, total, real=type(made[0].variant.method).mask: (
-            ctx.k.new_ones(ctx.k.shape[:2]).bool() if self.name == "snapkv" else real(self, ctx, tokens, total)
-        ),
-    )
+    real = Method.mask
+
+    def broken(self, ctx, tokens, total):
+        keep_UT = real(self, ctx, tokens, total)
+        return torch.ones_like(keep_UT) if self.name == "snapkv" else keep_UT
+
+    monkeypatch.setattr(Method, "mask", broken)
     snap, h2o = runner.run_group(made)
     assert "instead of 800" in str(snap.error)
     assert status(snap)["status"] == "failed" and rows(snap) == []

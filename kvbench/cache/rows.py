@@ -1,7 +1,7 @@
 """Rows that are more than plain segments: encoded storage, and eviction while decoding.
 
-Shape suffixes: H query heads, U KV heads, G = H / U, T new tokens, S stored tokens of a head, N tokens,
-D head dimension. Each KV head is handled by itself: lengths differ.
+Shape suffixes: H query heads, U KV heads, G = H / U, T new tokens, S stored tokens, N tokens, D head dimension.
+KV heads of a row that store equally many tokens are handled together; they go on being equal.
 """
 
 from __future__ import annotations
@@ -37,68 +37,77 @@ def causal_mask(tokens: int, stored: int, device: torch.device) -> Tensor:
     return torch.ones(tokens, stored, dtype=torch.bool, device=device).tril_(stored - tokens)
 
 
+def equal_heads(keep_UT: Tensor) -> list[Tensor]:
+    """KV heads that keep equally many tokens, as index tensors."""
+    kept_U = keep_UT.sum(1)
+    return [(kept_U == n).nonzero().flatten() for n in kept_U.unique()]
+
+
+def kept_tokens(x_UTD: Tensor, keep_UT: Tensor, heads: Tensor) -> Tensor:
+    """[U, S, D] kept rows of heads that keep equally many."""
+    return x_UTD[heads][keep_UT[heads]].unflatten(0, (len(heads), -1))
+
+
 class EvictingRow:
     """A decode policy cuts the row back to its budget after the attention of every step."""
 
     def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
-        assert entry.score_UT is not None and entry.tokens is not None
-        self._policy, self._tokens = entry.policy, entry.tokens
-        self._k: list[Tensor] = []
-        self._v: list[Tensor] = []
-        self._length: list[int] = []
-        self._state: list[Tensor] = []
-        for head, keep_T in enumerate(entry.keep_UT):
-            kept = int(keep_T.sum())
-            # above the budget only a step's own new tokens are ever held; below it the row may still grow to it
-            capacity = max(kept, min(self._tokens, kept + entry.reserve)) + 1
-            for buffers, x_UTD in ((self._k, k_UTD), (self._v, v_UTD)):
-                buffer = x_UTD.new_zeros(capacity, x_UTD.shape[-1])
-                buffer[:kept] = x_UTD[head, keep_T]
-                buffers.append(buffer)
-            self._length.append(kept)
-            self._state.append(self._policy.start(entry.score_UT[head, keep_T]))
+        keep_UT = entry.keep_UT
+        self._groups = [_Evicting(entry, heads, k_UTD, v_UTD) for heads in equal_heads(keep_UT)]
+        self._order = torch.cat([g.heads for g in self._groups]).argsort()
 
     def attend(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
-        tokens = q_HTD.shape[1]
         q_UGTD = q_HTD.unflatten(0, (k_UTD.shape[0], -1))
-        outs = []
-        for head in range(k_UTD.shape[0]):
-            stored = self._append(head, k_UTD[head], v_UTD[head])
-            k_SD, v_SD = self._k[head][:stored], self._v[head][:stored]
-            logits = (q_UGTD[head] @ k_SD.T).float() * scaling
-            logits.masked_fill_(~causal_mask(tokens, stored, k_SD.device), -torch.inf)
-            attention_GTS = logits.softmax(-1)
-            outs.append(attention_GTS.to(v_SD.dtype) @ v_SD)
-            self._state[head], keep = self._policy.step(self._state[head], attention_GTS, self._tokens)
-            if keep is not None:
-                self._length[head] = len(keep)
-                for buffer in (self._k[head], self._v[head]):
-                    buffer[: len(keep)] = buffer[keep]
-        return torch.stack(outs).flatten(0, 1)
-
-    def _append(self, head: int, k_TD: Tensor, v_TD: Tensor) -> int:
-        stored = self._length[head] + len(k_TD)
-        for buffers, x_TD in ((self._k, k_TD), (self._v, v_TD)):
-            if stored > len(buffers[head]):
-                buffers[head] = F.pad(buffers[head], (0, 0, 0, stored - len(buffers[head])))
-            buffers[head][self._length[head] : stored] = x_TD
-        self._length[head] = stored
-        return stored
+        outs = [g.attend(q_UGTD[g.heads], k_UTD[g.heads], v_UTD[g.heads], scaling) for g in self._groups]
+        return torch.cat(outs)[self._order].flatten(0, 1)
 
     def lengths(self) -> list[int]:
-        return list(self._length)
+        each = [g.length for g in self._groups for _ in g.heads]
+        return [each[i] for i in self._order.tolist()]
 
     def used_bytes(self) -> int:
-        return sum(
-            2 * n * buffer.shape[1] * buffer.element_size() for n, buffer in zip(self._length, self._k, strict=True)
-        )
+        return sum(2 * g.k[:, : g.length].nbytes for g in self._groups)
 
     def bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in [*self._k, *self._v, *self._state])
+        return sum(x.nbytes for g in self._groups for x in (g.k, g.v, g.state))
+
+
+class _Evicting:
+    """Heads of an evicting row that store equally many tokens."""
+
+    def __init__(self, entry: Entry, heads: Tensor, k_UTD: Tensor, v_UTD: Tensor) -> None:
+        assert entry.score_UT is not None and entry.tokens is not None
+        self.heads, self._policy, self._tokens = heads, entry.policy, entry.tokens
+        self.length = int(entry.keep_UT[heads[0]].sum())
+        self.state = self._policy.start(kept_tokens(entry.score_UT[..., None], entry.keep_UT, heads)[..., 0])
+        # above the budget only a step's own new tokens are ever held; below it the row may still grow to it
+        room = max(self.length, min(self._tokens, self.length + entry.reserve)) + 1 - self.length
+        self.k, self.v = (F.pad(kept_tokens(x, entry.keep_UT, heads), (0, 0, 0, room)) for x in (k_UTD, v_UTD))
+
+    def attend(self, q_UGTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
+        tokens = k_UTD.shape[1]
+        stored = self.length + tokens
+        if stored > self.k.shape[1]:
+            self.k, self.v = (F.pad(x, (0, 0, 0, stored - x.shape[1])) for x in (self.k, self.v))
+        self.k[:, self.length : stored], self.v[:, self.length : stored] = k_UTD, v_UTD
+        k_USD, v_USD = self.k[:, None, :stored], self.v[:, None, :stored]
+        logits_UGTS = (q_UGTD @ k_USD.transpose(-1, -2)).float() * scaling
+        if tokens > 1:
+            logits_UGTS.masked_fill_(~causal_mask(tokens, stored, k_UTD.device), -torch.inf)
+        attention_UGTS = logits_UGTS.softmax(-1)
+        out_UGTD = attention_UGTS.to(v_USD.dtype) @ v_USD
+        self.state, keep_US = self._policy.step(self.state, attention_UGTS, self._tokens)
+        self.length = stored
+        if keep_US is not None:
+            self.length = keep_US.shape[1]
+            at = keep_US[..., None].expand(-1, -1, k_UTD.shape[-1])
+            for buffer in (self.k, self.v):
+                buffer[:, : self.length] = buffer.gather(1, at)
+        return out_UGTD
 
 
 class _Encoded:
-    """Encoded tokens of one head, in buffers with room for `capacity` tokens."""
+    """Encoded tokens, in buffers with room for `capacity` tokens."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity, self._tokens = capacity, 0
@@ -137,79 +146,87 @@ class EncodedRow:
     """Older tokens encoded by a storage part, the newest as they came."""
 
     def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
-        self._store = entry.store
-        self._store.check(k_UTD.shape[-1])
-        self._heads = [
+        store = entry.store
+        store.check(k_UTD.shape[-1])
+        self._heads = equal_heads(entry.keep_UT)
+        self._order = torch.cat(self._heads).argsort()
+        self._groups = [
             (
                 _Half(
-                    k_TD[keep_T],
+                    kept_tokens(k_UTD, entry.keep_UT, heads).transpose(0, 1),
                     entry.reserve,
-                    self._store.encoded_keys,
-                    self._store.encode_keys,
-                    self._store.decode_keys,
+                    store.encoded_keys,
+                    store.encode_keys,
+                    store.decode_keys,
                 ),
                 _Half(
-                    v_TD[keep_T],
+                    kept_tokens(v_UTD, entry.keep_UT, heads).transpose(0, 1),
                     entry.reserve,
-                    self._store.encoded_values,
-                    self._store.encode_values,
-                    self._store.decode_values,
+                    store.encoded_values,
+                    store.encode_values,
+                    store.decode_values,
                 ),
             )
-            for k_TD, v_TD, keep_T in zip(k_UTD, v_UTD, entry.keep_UT, strict=True)
+            for heads in self._heads
         ]
 
     def attend(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
         tokens = q_HTD.shape[1]
         q_UGTD = q_HTD.unflatten(0, (k_UTD.shape[0], -1))
         outs = []
-        for head, (keys, values) in enumerate(self._heads):
-            k_SD, v_SD = keys.read(k_UTD[head]), values.read(v_UTD[head])
-            mask = causal_mask(tokens, len(k_SD), k_SD.device)
-            outs.append(F.scaled_dot_product_attention(q_UGTD[head], k_SD, v_SD, attn_mask=mask, scale=scaling))
-            keys.append(k_UTD[head])
-            values.append(v_UTD[head])
-        return torch.stack(outs).flatten(0, 1)
+        for heads, (keys, values) in zip(self._heads, self._groups, strict=True):
+            k_TUD, v_TUD = k_UTD[heads].transpose(0, 1), v_UTD[heads].transpose(0, 1)
+            k_USD, v_USD = keys.read(k_TUD).transpose(0, 1), values.read(v_TUD).transpose(0, 1)
+            q = q_UGTD[heads].flatten(1, 2)[:, None]  # [U, 1, G * T, D], rows G-major
+            mask = None
+            if tokens > 1:
+                mask = causal_mask(tokens, k_USD.shape[1], q.device).repeat(q_UGTD.shape[1], 1)
+            out = F.scaled_dot_product_attention(q, k_USD[:, None], v_USD[:, None], attn_mask=mask, scale=scaling)
+            outs.append(out[:, 0].unflatten(1, (-1, tokens)))
+            keys.append(k_TUD)
+            values.append(v_TUD)
+        return torch.cat(outs)[self._order].flatten(0, 1)
 
     def lengths(self) -> list[int]:
-        return [keys.length for keys, _ in self._heads]
+        each = [keys.length for heads, (keys, _) in zip(self._heads, self._groups, strict=True) for _ in heads]
+        return [each[i] for i in self._order.tolist()]
 
     def used_bytes(self) -> int:
-        return sum(half.used_bytes() for pair in self._heads for half in pair)
+        return sum(half.used_bytes() for pair in self._groups for half in pair)
 
     def bytes(self) -> int:
-        return sum(half.bytes() for pair in self._heads for half in pair)
+        return sum(half.bytes() for pair in self._groups for half in pair)
 
 
 class _Half:
-    """Keys or values of one head: an encoded prefix and a plain tail."""
+    """Keys or values of equal heads, tokens leading [N, U, D]: an encoded prefix and a plain tail."""
 
-    def __init__(self, x_ND: Tensor, reserve: int, encoded: Any, encode: Any, decode: Any) -> None:
+    def __init__(self, x_NUD: Tensor, reserve: int, encoded: Any, encode: Any, decode: Any) -> None:
         self._encoded_of, self._encode, self._decode = encoded, encode, decode
         self.length = 0
-        self._encoded = _Encoded(max(encoded(n) for n in range(len(x_ND), len(x_ND) + reserve + 1)))
-        self._plain_ND = x_ND[:0]
-        self.append(x_ND)
+        self._encoded = _Encoded(max(encoded(n) for n in range(len(x_NUD), len(x_NUD) + reserve + 1)))
+        self._plain_NUD = x_NUD[:0]
+        self.append(x_NUD)
 
-    def append(self, x_TD: Tensor) -> None:
-        done = self.length - len(self._plain_ND)
-        self.length += len(x_TD)
-        plain_ND = torch.cat([self._plain_ND, x_TD])
+    def append(self, x_TUD: Tensor) -> None:
+        done = self.length - len(self._plain_NUD)
+        self.length += len(x_TUD)
+        plain_NUD = torch.cat([self._plain_NUD, x_TUD])
         due = self._encoded_of(self.length) - done
         if due > 0:
-            self._encoded.append(self._encode(plain_ND[:due]), due)
-            plain_ND = plain_ND[due:]
+            self._encoded.append(self._encode(plain_NUD[:due]), due)
+            plain_NUD = plain_NUD[due:]
         # a copy, so that the tail holds its own bytes and not those it was cut from
-        self._plain_ND = plain_ND.clone()
+        self._plain_NUD = plain_NUD.clone()
 
-    def read(self, x_TD: Tensor) -> Tensor:
+    def read(self, x_TUD: Tensor) -> Tensor:
         """All tokens decoded, and the new ones behind them."""
         encoded = self._encoded.read()
-        parts = [self._plain_ND, x_TD]
-        return torch.cat(parts if encoded is None else [self._decode(encoded).to(x_TD.dtype), *parts])
+        parts = [self._plain_NUD, x_TUD]
+        return torch.cat(parts if encoded is None else [self._decode(encoded).to(x_TUD.dtype), *parts])
 
     def used_bytes(self) -> int:
-        return self._encoded.used_bytes() + self._plain_ND.nbytes
+        return self._encoded.used_bytes() + self._plain_NUD.nbytes
 
     def bytes(self) -> int:
-        return self._encoded.bytes() + self._plain_ND.nbytes
+        return self._encoded.bytes() + self._plain_NUD.nbytes

@@ -99,15 +99,17 @@ class LayerContext:
             ("window_attention", window), lambda: self._attention(self.num_tokens - window, self.num_tokens)
         )
 
-    def column_sums(self, block: int = 256) -> Tensor:
+    def column_sums(self) -> Tensor:
         """Attention mass every key receives from all queries, exact and causal: [H, T].
 
         Softmax rows are independent, so blocks of queries can be summed one after the other;
         memory is O(H * block * T), never T x T.
         """
-        return self.memo("column_sums", lambda: self._column_sums(block))
+        return self.memo("column_sums", self._column_sums)
 
-    def _column_sums(self, block: int) -> Tensor:
+    def _column_sums(self) -> Tensor:
+        # about a million logits at a time stay in a CPU's cache; fewer than 64 queries would waste the matmul
+        block = max(64, 2**20 // (self.q.shape[0] * self.num_tokens))
         sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self._dtype, device=self.q.device)
         for begin in range(0, self.num_tokens, block):
             end = min(begin + block, self.num_tokens)

@@ -15,15 +15,15 @@ from kvbench.methods.scores import reduce_group
 class DecodePolicy(Protocol):
     """State per KV head and what to evict after a step. Pure: the cache owns the state.
 
-    Shape suffixes: G query heads per KV head, T new tokens of the step, S slots of the head after appending them.
-    Slots are the head's stored tokens by ascending position.
+    Shape suffixes: U heads of equal length (or no such dimension), G query heads per KV head, T new tokens of the
+    step, S slots after appending them, R slots before. Slots are a head's stored tokens by ascending position.
     """
 
-    def start(self, score_S: Tensor) -> Tensor:
-        """State of one head after the prefill, from the scores of its kept tokens."""
+    def start(self, score_US: Tensor) -> Tensor:
+        """State after the prefill, from the scores of the kept tokens."""
         ...
 
-    def step(self, state: Tensor, attention_GTS: Tensor, tokens: int) -> tuple[Tensor, Tensor | None]:
+    def step(self, state_UR: Tensor, attention_UGTS: Tensor, tokens: int) -> tuple[Tensor, Tensor | None]:
         """New state and the slots to keep (ascending; None: all), after the attention of the step."""
         ...
 
@@ -44,16 +44,18 @@ class AccumulateAndEvict:
     window: int | float = 0.5
     reduce: str = "mean"
 
-    def start(self, score_S: Tensor) -> Tensor:
-        return score_S.clone()
+    def start(self, score_US: Tensor) -> Tensor:
+        return score_US.clone()
 
-    def step(self, state: Tensor, attention_GTS: Tensor, tokens: int) -> tuple[Tensor, Tensor | None]:
-        received = reduce_group(attention_GTS.sum(1), self.reduce, dim=0).to(state.dtype)
-        received[: state.shape[0]] += state
-        slots = received.shape[0]
+    def step(self, state_UR: Tensor, attention_UGTS: Tensor, tokens: int) -> tuple[Tensor, Tensor | None]:
+        received_US = reduce_group(attention_UGTS.sum(-2), self.reduce, dim=-2).to(state_UR.dtype)
+        received_US[..., : state_UR.shape[-1]] += state_UR
+        slots = received_US.shape[-1]
         if slots <= tokens:
-            return received, None
-        recent = slots - window_tokens(self.window, tokens)
-        heavy = received[:recent].argsort(descending=True, stable=True)[: tokens - (slots - recent)]
-        keep = torch.cat([heavy.sort().values, torch.arange(recent, slots, device=heavy.device)])
-        return received[keep], keep
+            return received_US, None
+        old = slots - window_tokens(self.window, tokens)
+        best = received_US[..., :old].argsort(dim=-1, descending=True, stable=True)
+        heavy = best[..., : tokens - (slots - old)].sort(dim=-1).values
+        recent = torch.arange(old, slots, device=heavy.device).expand(*heavy.shape[:-1], -1)
+        keep = torch.cat([heavy, recent], dim=-1)
+        return received_US.gather(-1, keep), keep

@@ -1,6 +1,7 @@
 """Storage parts: how kept tokens are held. They encode and decode; the cache owns the buffers.
 
-Shape suffixes: N tokens, D head dimension, G tokens (keys) or channels (values) per quantisation group.
+Shape suffixes: N tokens, D head dimension, G tokens (keys) or channels (values) per quantisation group. Between N
+and D there may be further dimensions, such as heads: N always leads.
 """
 
 from __future__ import annotations
@@ -95,19 +96,19 @@ class Kivi:
         return max(0, n - self.residual)
 
     def encode_keys(self, k_ND: Tensor) -> Encoded:
-        groups = k_ND.unflatten(0, (-1, self.group_size)).transpose(1, 2)  # [N / G, D, G]
+        groups = k_ND.unflatten(0, (-1, self.group_size)).movedim(1, -1)  # [N / G, D, G]
         codes, scale, low = quantize(groups, self.bits)
         return pack(codes, self.bits), scale[..., 0], low[..., 0]
 
     def encode_values(self, v_ND: Tensor) -> Encoded:
-        codes, scale, low = quantize(v_ND.unflatten(1, (-1, self.group_size)), self.bits)  # [N, D / G, G]
+        codes, scale, low = quantize(v_ND.unflatten(-1, (-1, self.group_size)), self.bits)  # [N, D / G, G]
         return pack(codes, self.bits), scale[..., 0], low[..., 0]
 
     def decode_keys(self, encoded: Encoded) -> Tensor:
         packed, scale, low = encoded
         groups = unpack(packed, self.bits) * scale[..., None] + low[..., None]
-        return groups.transpose(1, 2).flatten(0, 1)
+        return groups.movedim(-1, 1).flatten(0, 1)
 
     def decode_values(self, encoded: Encoded) -> Tensor:
         packed, scale, low = encoded
-        return (unpack(packed, self.bits) * scale[..., None] + low[..., None]).flatten(1, 2)
+        return (unpack(packed, self.bits) * scale[..., None] + low[..., None]).flatten(-2)
