@@ -170,13 +170,16 @@ def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
     overrides = parser.parse_args(argv).overrides
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from kvbench.messages import one_line
 
     try:
         print(_nth_prompt(overrides, conf))
-    except (ValueError, HydraException) as error:
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
         # hydra wraps what a benchmark's constructor raises; the user needs the line inside
         reason = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        print(reason, file=sys.stderr)
+        print(one_line(reason, overrides), file=sys.stderr)
         return 1
     return 0
 
@@ -185,8 +188,9 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     import hydra
     from omegaconf import OmegaConf
 
-    from kvbench import models, paths
+    from kvbench import config, models, paths
 
+    config.register()
     wanted = [item.partition("=")[2] for item in overrides if item.startswith("show=")] or ["0"]
     if not wanted[-1].isdigit():
         raise ValueError(f"show={wanted[-1]}: the number of a prompt, 0 for the first")

@@ -35,6 +35,7 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
                     "scores": {"rouge1": value / 2, "recall": value},
                     "meta": {"length": length, "depth": depth},
                     "prompt_tokens": length,
+                    "span": length,
                     "kept_mean": kept,
                     "kv_bytes": int(kept * 1024),
                     "kv_bytes_full": length * 1024,

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"paths"},
     "report": {"store", "paths"},
     "benchmarks": {"metrics", "paths"},
-    "prompts": {"benchmarks", "encoding", "models", "paths"},  # models and paths: its command line only
+    "prompts": {"benchmarks", "encoding", "models", "paths", "config", "messages"},  # from models on: its command line
     "cache": {"kvbench_kernels"},
     "engine": {"kvbench_kernels", "cache", "methods", "prompts"},
 }

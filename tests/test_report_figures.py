@@ -59,7 +59,7 @@ def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_pa
     run = out_of_memory(make_run("snapkv", "0.2", 1.0), 0)
     run.samples[1]["scores"]["recall"] = 0.0
     seen = []
-    monkeypatch.setattr("kvbench.report.heatmap._save", lambda figure, path: seen.append(figure) or path)
+    monkeypatch.setattr("kvbench.report.heatmap._save", lambda figure, path, stamp: seen.append(figure) or path)
     heatmap(run, tmp_path / "x.png")
     axes = seen[0].axes[0]
     mesh = axes.collections[0]
@@ -121,3 +121,16 @@ def test_command_line_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytes
     store_run(tmp_path, make_run("snapkv", "0.2", 1.0))
     assert main([str(tmp_path), "--metric", "bleu"]) == 1
     assert capsys.readouterr().err == "--metric bleu: these runs hold recall, rouge1\n"
+
+
+def test_a_figure_is_drawn_again_only_when_it_would_change(tmp_path: Path) -> None:
+    runs = [make_run("snapkv", "0.2", 1.0), make_run("fullkv", "full", 1.0)]
+    for draw in (lambda: heatmap(runs[0], tmp_path / "one.png"), lambda: heatmap_grid(runs, tmp_path / "all.png")):
+        path = draw()
+        first = path.stat().st_mtime_ns
+        assert draw().stat().st_mtime_ns == first
+        runs[0].samples[0]["scores"]["recall"] -= 0.25
+        second = draw().stat().st_mtime_ns
+        assert second > first
+        path.write_bytes(b"torn")
+        assert draw().read_bytes().startswith(PNG)

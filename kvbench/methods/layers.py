@@ -115,7 +115,9 @@ class CumulativeMass:
         if layers == 1:
             return [tokens * heads]
         if statistics is None or len(statistics) != layers:
-            raise ValueError(f"layer budgets by cumulative mass need layer_scores of all {layers} layers")
+            raise ValueError(
+                f"layer budgets by cumulative mass need layer_scores of all {layers} layers; see keep_layers"
+            )
         mass_LT = torch.stack([s.detach().cpu().double() for s in statistics])
         mass_LT = mass_LT.sort(dim=-1, descending=True).values
         cdf_LT = (mass_LT / mass_LT.sum(-1, keepdim=True)).cumsum(-1)

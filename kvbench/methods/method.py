@@ -146,8 +146,23 @@ class Method:
             keep_UT = self.mask(ctx, tokens, totals[layer])
         return [row.nonzero().flatten() for row in keep_UT]
 
+    def keep_layers(
+        self, layers: Sequence[tuple[Tensor, Tensor, Tensor]], *, budget: int | float | None = None, **context: Any
+    ) -> list[list[Tensor]]:
+        """`keep` for all layers of a model at once, given as (q, k, v) triples; serves every method.
+
+        Returns:
+            Per layer, one sorted LongTensor of kept positions per KV head.
+        """
+        scores = [self.layer_statistic(*qkv) for qkv in layers] if self.needs_statistics else None
+        return [
+            self.keep(*qkv, budget=budget, layer=i, num_layers=len(layers), layer_scores=scores, **context)
+            for i, qkv in enumerate(layers)
+        ]
+
     def layer_statistic(self, q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None = None) -> Tensor:
         """[T] scores of one layer, as `keep(..., layer_scores=[...])` wants them of every layer."""
+        q, k, v = (x[0] if x.dim() == 4 and x.shape[0] == 1 else x for x in (q, k, v))
         score_UT = self.scores(LayerContext(q, k, v, scaling=scaling))
         return score_UT.mean(0)
 

@@ -5,6 +5,8 @@ Colours and axes follow the published needle figures: linear through three colou
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
 _INK, _FAINT, _LINE = "#262626", "#6E6E6E", "#B4B4B4"
 _MISSING, _OOM = "#F2F2F2", "#D0D0D0"
+_DRAWING, _STAMP = 1, "kvbench-shows"  # raise the number when figures should be drawn anew
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ def _cell(sample: Mapping[str, Any]) -> tuple[int, int]:
 def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
     """Write the heatmap of one run as a PNG and return its path."""
     metric = check_metric([run], metric)
+    stamp = _stamp([run], metric)
+    if _is_drawn(path, stamp):
+        return Path(path)
     cells = grid(run, metric)
     width = min(max(3.4, 0.55 * len(cells.lengths)), 14.0)
     height = min(max(2.2, 0.30 * len(cells.depths)), 6.0)
@@ -70,7 +76,7 @@ def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
     axes.set_xlabel("Context length (tokens)", fontsize=10, color=_INK)
     axes.set_ylabel("Needle depth (%)", fontsize=10, color=_INK)
     _colour_bar(figure, metric, ax=axes, fraction=0.04, pad=0.02, aspect=28)
-    return _save(figure, path)
+    return _save(figure, path, stamp)
 
 
 def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = None) -> Path:
@@ -81,6 +87,9 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
     check_comparable(runs)
     metric = check_metric(runs, metric)
     runs = sorted(runs, key=order)
+    stamp = _stamp(runs, metric)
+    if _is_drawn(path, stamp):
+        return Path(path)
     places = _places(runs)
     rows, columns = (1 + max(place[axis] for place in places) for axis in (0, 1))
     cells = [grid(run, metric) for run in runs]
@@ -107,7 +116,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
     tall = min(total_y - top - bottom, 3.0)
     bar = figure.add_axes(((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y))
     _colour_bar(figure, metric, cax=bar)
-    return _save(figure, path)
+    return _save(figure, path, stamp)
 
 
 def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
@@ -219,8 +228,32 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def _save(figure: Figure, path: str | Path, stamp: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=160, metadata={_STAMP: stamp})
     return path
+
+
+def _stamp(runs: Sequence[Run], metric: str) -> str:
+    """A hash of all that the figure shows, kept inside the PNG: a figure is drawn again only if it would change."""
+    shown = [
+        [
+            title(run),
+            run.manifest["label"],
+            kept_share(run),
+            [[s["id"], s["status"], s.get("scores")] for s in run.samples],
+        ]
+        for run in runs
+    ]
+    return hashlib.sha256(json.dumps([_DRAWING, metric, shown], sort_keys=True).encode()).hexdigest()
+
+
+def _is_drawn(path: str | Path, stamp: str) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_STAMP) == stamp
+    except (OSError, SyntaxError):  # not there, or not a PNG
+        return False

@@ -102,8 +102,8 @@ def answered(run: Run) -> list[Mapping[str, Any]]:
 
 
 def kept_share(run: Run) -> float | None:
-    """Measured kept tokens per KV head as a share of the prompt, mean over samples; None without any."""
-    shares = [sample["kept_mean"] / sample["prompt_tokens"] for sample in answered(run)]
+    """Measured kept tokens per KV head as a share of what was compressed, mean over samples; None without any."""
+    shares = [sample["kept_mean"] / sample["span"] for sample in answered(run)]
     return sum(shares) / len(shares) if shares else None
 
 
