@@ -123,7 +123,7 @@ if ROWS:
 def test_default_samples_ask_for_the_number_in_their_own_context() -> None:
     samples = make().samples(ToyTokenizer())
     assert len(samples) == 28 == len({sample.id for sample in samples})
-    assert samples[10].id == "len01000-depth050-seed0"
+    assert samples[10].id == "len00600-depth050-seed0"
     for sample in samples:
         key, value = re.search(r"magic numbers for (\w+-\w+) is: (\d{7})\.", sample.context).groups()
         assert sample.answers == (value,) and re.findall(r"\d+", sample.context) == [value]
