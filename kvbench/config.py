@@ -6,6 +6,7 @@ a wrong type or an impossible setting is one line that names the override to cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"{group}={node}: choose one of {', '.join(options(group))}")
         if group != "method":
             _check_types(group, node, defaults(group, node.name))
+    _check_hints(cfg)
     _check_method(cfg)
     if cfg.engine.cache not in CACHES:
         raise ValueError(f"engine.cache={cfg.engine.cache}: must be one of {', '.join(CACHES)}")
@@ -101,6 +103,18 @@ def check(cfg: DictConfig) -> None:
 def has_budget(method: Mapping[str, Any]) -> bool:
     """Whether a composed method node evicts, so that the budget applies to it."""
     return method.get("select") is not None
+
+
+def _check_hints(cfg: DictConfig) -> None:
+    """A hint that no method reads would do nothing."""
+    read = {
+        hint for path in options("method").values() for hint in re.findall(r"model\.hints\.(\w+)", path.read_text())
+    }
+    for hint in map(str, cfg.model.get("hints") or {}):
+        if hint not in read:
+            raise ValueError(
+                f"model.hints.{hint}={cfg.model.hints[hint]}: no method reads it.{did_you_mean(hint, read)}"
+            )
 
 
 def _check_method(cfg: DictConfig) -> None:

@@ -21,7 +21,7 @@ kept/head: measured tokens per KV head after prefill (share of the prompt). KV: 
 
 def present(runs: Sequence[StoredRun], out: Path | None, metric: str | None = None) -> None:
     """Print a table per group of comparable runs, and write it to `out` with the heatmaps of the group."""
-    texts, tables = [], []
+    texts, tables, overviews = [], [], []
     for group in groups(runs):
         rows = table(group, metric)
         name = _name(group)
@@ -29,24 +29,25 @@ def present(runs: Sequence[StoredRun], out: Path | None, metric: str | None = No
         print(texts[-1])
         tables.append({"name": name, "setting": setting(group[0]), "rows": rows})
         if out:
-            _heatmaps(group, metric, out / "heatmaps")
+            overviews += _heatmaps(group, metric, out / "heatmaps")
     print(_LEGEND)
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text("\n".join([*texts, _LEGEND]), encoding="utf-8")
         (out / "table.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
-        print(f"Written to {out}")
+        print(f"Table: {out / 'table.md'}")
+        for overview in overviews:
+            print(f"Heatmaps: {overview}")
 
 
-def _heatmaps(group: Sequence[StoredRun], metric: str | None, folder: Path) -> None:
-    """One picture per run and an overview; nothing for benchmarks without length and depth."""
+def _heatmaps(group: Sequence[StoredRun], metric: str | None, folder: Path) -> list[Path]:
+    """One picture per run and an overview, which is returned; nothing for benchmarks without length and depth."""
     drawable = [run for run in group if has_grid(run)]
     label = group[0].manifest["label"]
     folder = folder / f"{label['benchmark']}-{label['model']}-{_fingerprint(group[0])}"
     for run in drawable:
         heatmap(run, folder / f"{run.path.name}.png", metric)
-    if drawable:
-        heatmap_grid(drawable, folder / "overview.png", metric)
+    return [heatmap_grid(drawable, folder / "overview.png", metric)] if drawable else []
 
 
 def _name(group: Sequence[StoredRun]) -> str:
