@@ -10,6 +10,8 @@ import sys
 from typing import NoReturn
 
 import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -19,12 +21,13 @@ from kvbench.messages import one_line
 from kvbench.paths import conf_dir
 
 _TRACEBACK = "HYDRA_FULL_ERROR"
+_MISTAKES = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 _FULL = os.environ.get(_TRACEBACK) == "1"  # the user wants tracebacks
 
 
 def _task(cfg: DictConfig) -> float | None:
     try:
-        check(cfg)  # before torch is imported, so that a mistake is answered at once
+        check(cfg, HydraConfig.get().runtime.choices)  # before torch is imported, so that a mistake is answered at once
         from kvbench.runner import prepare, run_group
         from kvbench.sweep.finish import present
 
@@ -33,7 +36,7 @@ def _task(cfg: DictConfig) -> float | None:
         if outcome.error is not None:
             raise outcome.error
         return outcome.score
-    except ValueError as error:
+    except _MISTAKES as error:
         if _FULL:
             raise
         _leave(error)
@@ -51,10 +54,15 @@ def main() -> None:
     os.environ[_TRACEBACK] = "1"  # let Hydra raise instead of printing, so that we can say it in one line
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except _MISTAKES as error:
         if _FULL:
             raise
         _leave(error)
+    except OSError as error:
+        if _FULL or error.filename is None:
+            raise
+        print(f"kvbench: paths.outputs: cannot write {error.filename} ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("kvbench: interrupted; issue the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -26,6 +26,9 @@ __all__ = ["Generation", "Variant", "compressed", "generate", "load_method", "lo
 def load_method(name: str, **overrides: Any) -> Method:
     """The method of conf/method/<name>.yaml with its dials set to `overrides`.
 
+    A model's hints are applied on the command line, where the model is known; here pass them yourself, e.g.
+    `kernel_size=21` for SmolLM2 (`load_model(...).hints`).
+
     Raises:
         ValueError: unknown method or dial, wrong type, impossible value; one line naming the override.
     """
@@ -59,7 +62,13 @@ def as_variant(variant: VariantLike) -> Variant:
     if isinstance(variant, Variant):
         return variant
     method, budget = variant
-    return Variant(load_method(method) if isinstance(method, str) else method, budget)
+    return _variant(load_method(method) if isinstance(method, str) else method, budget)
+
+
+def _variant(method: Method, budget: int | float | None) -> Variant:
+    if budget is not None and not method.evicts:
+        raise ValueError(f"budget={budget}: {method.name} keeps every token, give None")
+    return Variant(method, budget)
 
 
 def generate(
@@ -97,6 +106,8 @@ def generate(
 
     from kvbench.engine.decode import run
 
+    if isinstance(prompts, str):
+        raise ValueError("prompts: give a list of prompts, not one string")
     made = [as_variant(v) for v in variants]
     stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
     rendered = [_as_prompt(p, tokenizer, stops) for p in prompts]
@@ -119,13 +130,14 @@ def compressed(
         with kvbench.compressed(model, "snapkv", budget=128):
             model.generate(**inputs, max_new_tokens=32)
 
-    One unpadded sequence at a time. Each `generate` call starts a new prompt; the handle's `.cache.kept` tells what
+    One unpadded sequence at a time, prefilled in one piece (no `prefill_chunk_size`). Each `generate` call starts a
+    new prompt; the handle's `.cache.kept` tells what
     was kept of the latest. Everything is as before when the block ends.
     """
     from kvbench.engine.plain import compressed as compressed_
 
     made = load_method(method, **dials) if isinstance(method, str) else method
-    return compressed_(model, Variant(made, budget), cache=cache)
+    return compressed_(model, _variant(made, budget), cache=cache)
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:

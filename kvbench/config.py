@@ -74,8 +74,11 @@ def defaults(group: str, name: str) -> DictConfig:
     return node
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
     """Validate a composed configuration; nothing is loaded, fetched or written.
+
+    Args:
+        choices: group → option that Hydra composed (`hydra.runtime.choices`); the name of a group must be its option's.
 
     Raises:
         ValueError: one line naming the override to change.
@@ -87,6 +90,9 @@ def check(cfg: DictConfig) -> None:
         node = cfg[group]
         if not isinstance(node, DictConfig) or "name" not in node:
             raise ValueError(f"{group}={node}: choose one of {', '.join(options(group))}")
+        option = (choices or {}).get(group, node.name)
+        if node.name != option:
+            raise ValueError(f"{group}.name={node.name}: must be {option}, the name of conf/{group}/{option}.yaml")
         if group != "method":
             _check_types(group, node, defaults(group, node.name))
     _check_hints(cfg)
@@ -96,6 +102,8 @@ def check(cfg: DictConfig) -> None:
     for name in ("limit", "threads"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: must be at least 1, or null")
+    if not str(cfg.paths.outputs).strip():
+        raise ValueError("paths.outputs='': name a folder")
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: must be at least 0")
 
@@ -124,6 +132,11 @@ def _check_method(cfg: DictConfig) -> None:
     known = {str(k): shipped[k] for k in shipped if k != "name" and k not in PARTS}
     check_keys(name, dials, known)
     check_dials(dials, known)
+    mine, theirs = (OmegaConf.to_container(n, resolve=False) for n in (node, shipped))
+    assert isinstance(mine, dict) and isinstance(theirs, dict)
+    for part in PARTS:
+        if mine.get(part) != theirs.get(part):
+            raise ValueError(f"method.{part}: parts are set by the dials ({', '.join(dials)}), or in an own YAML")
     budget = check_budget(cfg.budget)
     if has_budget(node) and isinstance(budget, int):
         check_room(name, dials, budget, str(budget))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -20,7 +21,7 @@ def one_line(error: BaseException, argv: Sequence[str]) -> str:
     if unknown:
         return _unknown_key(unknown[1], argv)
     option = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    if option:
+    if option and option[1] in (*GROUPS, "experiment"):
         group, name = option.groups()
         return f"{group}={name}: no such {group}.{did_you_mean(name, options(group))}"
     merging = re.search(r"Error merging override (.+)", text)
@@ -34,12 +35,14 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
     group, _, rest = key.partition(".")
     said = _said(key, argv)
     if group in GROUPS and rest:
-        node: Any = defaults(group, _chosen(group, argv))
         *path, last = rest.split(".")
-        for part in path:
-            node = node.get(part) or {}
-        known = [str(k) for k in node if path or k not in ("name", "_target_", *PARTS)]
-        return f"{said}: {_chosen(group, argv)} has no setting {last!r}.{did_you_mean(last, known)}"
+        for name in _chosen(group, argv):
+            node: Any = defaults(group, name)
+            for part in path:
+                node = node.get(part) or {}
+            known = [str(k) for k in node if path or k not in ("name", "_target_", *PARTS)]
+            if last not in known:
+                return f"{said}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
     return f"{said}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"
 
 
@@ -48,14 +51,15 @@ def _said(key: str, argv: Sequence[str]) -> str:
     return next((a for a in argv if a.lstrip("+~").split("=")[0] == key), key)
 
 
-def _chosen(group: str, argv: Sequence[str]) -> str:
-    """The option of a group: the first that the command line names, else the default."""
+def _chosen(group: str, argv: Sequence[str]) -> list[str]:
+    """The options of a group that the command line names, a list in a sweep; else the default."""
     for argument in argv:
         name, _, value = argument.partition("=")
-        first = value.split(",")[0]
-        if name == group and first in options(group):
-            return first
+        patterns = [p for p in re.split(r"[,()\s]+", value.removeprefix("glob")) if p]
+        found = [o for o in options(group) if any(fnmatch(o, p) for p in patterns)]
+        if name == group and found:
+            return found
     for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults:
         if not isinstance(entry, str) and group in entry:
-            return str(entry[group])
+            return [str(entry[group])]
     raise KeyError(group)

@@ -6,12 +6,15 @@ identified without loading anything; the model is loaded only if a sample is mis
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
+import kvbench_kernels
 from kvbench import __version__, config, models, prompts, store
 from kvbench.benchmarks.base import Benchmark, Sample
 from kvbench.engine.decode import run as generate
@@ -32,6 +36,7 @@ from kvbench.prompts import Prompt
 log = logging.getLogger(__name__)
 
 _VERSIONED = ("torch", "transformers", "hydra-core", "rouge_score")
+_SOURCES = ("methods", "cache", "engine", "benchmarks", "metrics", "models")
 _NOT_SHARED = ("method", "budget")
 
 
@@ -76,13 +81,13 @@ class _Open:
     error: Exception | None = None
 
 
-def prepare(cfg: DictConfig) -> Job:
+def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     """Check a composed configuration and say what it is, without loading weights.
 
     Raises:
         ValueError: one line naming the override to change.
     """
-    config.check(cfg)
+    config.check(cfg, choices)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     models.check(plain["model"])
@@ -128,7 +133,8 @@ def run_group(jobs: Sequence[Job]) -> list[Outcome]:
     """Run jobs of one group as one plan; outcomes in the order of the jobs.
 
     Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not take the
-    others with it: its outcome holds the error.
+    others with it, if its budget is impossible or its method breaks the promise: its outcome holds the error. Any
+    other exception ends the group; what was recorded stays.
     """
     distinct = {job.folder: job for job in jobs}
     outcomes: dict[Path, Outcome] = {}
@@ -151,10 +157,21 @@ def _finished(job: Job) -> Outcome | None:
     if not (job.folder / "manifest.json").is_file():
         return None
     stored = store.load_run(job.folder)
-    wanted = min(stored.manifest["num_samples"], job.cfg["limit"] or stored.manifest["num_samples"])
+    samples, limit = stored.manifest["num_samples"], job.cfg["limit"]
+    wanted = min(samples, limit or samples)
     retry = job.cfg["retry_oom"] and any(s["status"] == "oom" for s in stored.samples)
-    if len(stored.samples) < wanted or retry or stored.status.get("status") != "done":
+    settled = stored.status.get("status") == "done" or wanted < samples
+    if len(stored.samples) < wanted or retry or not settled:
         return None
+    log.info("%s: %d of %d samples recorded, nothing to compute", job.folder.name, len(stored.samples), samples)
+    found, now = stored.manifest["versions"], _versions()
+    changed = sorted(name for name in now if found.get(name) != now[name])
+    if changed:
+        log.warning(
+            "%s: recorded with another version of %s; move the folder away to compute it anew",
+            job.folder.name,
+            ", ".join(changed),
+        )
     return _outcome(job)
 
 
@@ -165,29 +182,55 @@ def _outcome(job: Job) -> Outcome:
 
 
 def _run(jobs: Mapping[Path, Job]) -> dict[Path, Outcome]:
-    """Open the runs, load the model, work through the samples."""
+    """Render the prompts, open the runs, load the model, work through the samples."""
     first = next(iter(jobs.values()))
-    if first.cfg["threads"]:
-        torch.set_num_threads(first.cfg["threads"])
-    tokenizer = models.load_tokenizer(first.cfg["model"])
+    cfg, question = first.cfg, str(first.benchmark.protocol()["question"])
+    if cfg["threads"]:
+        torch.set_num_threads(cfg["threads"])
+    tokenizer = models.load_tokenizer(cfg["model"])
     samples = first.benchmark.samples(tokenizer)
+    rendered = _render(samples[: cfg["limit"]], tokenizer, cfg, question)
+    outcomes = {}
+    for folder, job in jobs.items():
+        impossible = _impossible(job.variant, rendered.values(), question)
+        if impossible is not None:
+            outcomes[folder] = Outcome(job, folder, error=impossible)
     with ExitStack() as stack:
-        opened = {folder: _Open(job, stack.enter_context(_open(job, len(samples)))) for folder, job in jobs.items()}
-        chosen = samples[: first.cfg["limit"]]
+        opened = {
+            folder: _Open(job, stack.enter_context(_open(job, len(samples))))
+            for folder, job in jobs.items()
+            if folder not in outcomes
+        }
         for one in opened.values():
-            one.pending = {s.id for s in chosen} - one.run.done_ids()
+            one.pending = set(rendered) - one.run.done_ids()
         if any(one.pending for one in opened.values()):
-            _generate(list(opened.values()), chosen)
-        outcomes = {}
+            _generate(list(opened.values()), samples[: cfg["limit"]], rendered, question)
         for folder, one in opened.items():
             if one.error is None:
-                done = len(one.run.done_ids()) >= len(samples)
-                one.run.set_status("done" if done or not one.pending else "running", samples=len(samples))
+                complete = len(one.run.done_ids()) >= len(samples)
+                one.run.set_status("done" if complete else "partial", samples=len(samples))
                 outcomes[folder] = _outcome(one.job)
             else:
                 one.run.set_status("failed", error=f"{type(one.error).__name__}: {one.error}")
                 outcomes[folder] = Outcome(one.job, folder, error=one.error)
     return outcomes
+
+
+def _render(samples: Sequence[Sample], tokenizer: Any, cfg: Mapping[str, Any], question: str) -> dict[str, Prompt]:
+    """Prompts by sample id, without weights."""
+    eos_ids, limit = models.eos_ids(cfg["model"], tokenizer), models.max_length(cfg["model"])
+    return {
+        sample.id: prompts.render(
+            tokenizer,
+            sample,
+            question=question,
+            chat_template=cfg["model"]["chat_template"],
+            chat_kwargs=cfg["model"]["chat_kwargs"],
+            eos_ids=eos_ids,
+            max_length=limit,
+        )
+        for sample in samples
+    }
 
 
 def _open(job: Job, num_samples: int) -> store.Run:
@@ -204,8 +247,10 @@ def _open(job: Job, num_samples: int) -> store.Run:
     )
 
 
+@cache
 def _versions() -> dict[str, str]:
-    found = {"kvbench": __version__}
+    """Versions of what makes the numbers; `code` is a hash of our own sources."""
+    found = {"kvbench": __version__, "code": _code()}
     for package in _VERSIONED:
         try:
             found[package] = version(package)
@@ -214,37 +259,35 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _generate(opened: Sequence[_Open], samples: Sequence[Sample]) -> None:
+def _code() -> str:
+    """A hash of the sources that numbers depend on, so that a changed method does not pass as the one recorded."""
+    package = Path(__file__).parent
+    files = [path for part in _SOURCES for path in sorted((package / part).glob("*.py"))]
+    files += [
+        package / "prompts.py",
+        package / "encoding.py",
+        *sorted(Path(kvbench_kernels.__file__).parent.glob("*.py")),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def _generate(
+    opened: Sequence[_Open], samples: Sequence[Sample], rendered: Mapping[str, Prompt], question: str
+) -> None:
     """Every sample that some run misses: one prefill for all runs that miss it."""
-    cfg, benchmark = opened[0].job.cfg, opened[0].job.benchmark
+    cfg = opened[0].job.cfg
     loaded = models.load(cfg["model"])
-    question = str(benchmark.protocol()["question"])
-    rendered = {
-        s.id: prompts.render(
-            loaded.tokenizer,
-            s,
-            question=question,
-            chat_template=cfg["model"]["chat_template"],
-            chat_kwargs=cfg["model"]["chat_kwargs"],
-            eos_ids=loaded.eos_ids,
-            max_length=loaded.max_length,
-        )
-        for s in samples
-    }
-    for one in opened:
-        one.error = _impossible(one.job.variant, rendered.values(), question)
-    alive = [one for one in opened if one.error is None]
-    total = sum(len(one.pending) for one in alive)
-    with tqdm(total=total, disable=not cfg["progress"], unit="row", desc=benchmark.name) as bar:
+    total = sum(len(one.pending) for one in opened)
+    with tqdm(total=total, disable=not cfg["progress"], unit="row", desc=opened[0].job.benchmark.name) as bar:
         for sample in samples:
-            missing = [one for one in alive if one.error is None and sample.id in one.pending]
+            missing = [one for one in opened if one.error is None and sample.id in one.pending]
             if missing:
                 bar.set_postfix_str(sample.id)
-                _one_sample(missing, sample, rendered[sample.id], loaded, cfg, question)
+                _one_sample(missing, sample, rendered[sample.id], loaded, question)
                 bar.update(len(missing))
 
 
-def _impossible(variant: Variant, rendered: Any, question: str) -> ValueError | None:
+def _impossible(variant: Variant, rendered: Iterable[Prompt], question: str) -> ValueError | None:
     """The error of a budget that leaves no room on some prompt, found before anything is computed."""
     try:
         for prompt in rendered:
@@ -255,16 +298,10 @@ def _impossible(variant: Variant, rendered: Any, question: str) -> ValueError | 
     return None
 
 
-def _one_sample(
-    missing: Sequence[_Open],
-    sample: Sample,
-    prompt: Prompt,
-    loaded: models.Loaded,
-    cfg: Mapping[str, Any],
-    question: str,
-) -> None:
-    generations: Sequence[Generation | None]
+def _one_sample(missing: Sequence[_Open], sample: Sample, prompt: Prompt, loaded: models.Loaded, question: str) -> None:
+    """Generate and record one sample for all runs that miss it. Out of memory: in halves, down to a single row."""
     error = None
+    generations: Sequence[Generation | None] = [None] * len(missing)
     try:
         generations = generate(
             loaded.model,
@@ -272,15 +309,24 @@ def _one_sample(
             prompt,
             [one.job.variant for one in missing],
             max_new_tokens=sample.max_new_tokens,
-            cache=cfg["engine"]["cache"],
+            cache=missing[0].job.cfg["engine"]["cache"],
             question=question,
         )
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
         error = str(problem).splitlines()[0]
-        log.warning("%s: out of memory with %d rows; recorded", sample.id, len(missing))
-        generations = [None] * len(missing)
+    if error is not None:
+        # outside the except block, where the traceback would keep the failed attempt's tensors alive
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(missing) > 1:
+            log.warning("%s: out of memory with %d rows; trying half as many", sample.id, len(missing))
+            for half in (missing[: len(missing) // 2], missing[len(missing) // 2 :]):
+                _one_sample(half, sample, prompt, loaded, question)
+            return
+        log.warning("%s: out of memory with a single row; recorded", sample.id)
     for one, generation in zip(missing, generations, strict=True):
         record = _record(sample, generation, one.job.benchmark, error, loaded.device)
         if generation is not None:
@@ -288,8 +334,6 @@ def _one_sample(
         if one.error is None:
             one.run.append(record)
             one.pending.discard(sample.id)
-        else:
-            log.error("%s: %s", one.run.path.name, one.error)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

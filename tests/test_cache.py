@@ -149,6 +149,24 @@ def test_released_rows_free_their_memory():
     assert cache.bytes() == 0
 
 
+def test_growth_is_geometric_and_leaves_released_rows_behind():
+    cache = RaggedCache(1)
+    entries = [Entry(r, torch.ones(2, 300, dtype=torch.bool), 4) for r in range(3)]
+    cache.add(0, entries, torch.randn(2, 300, DIM), torch.randn(2, 300, DIM))
+    cache.release([1])
+    sizes = set()
+    for _ in range(400):
+        k = torch.randn(2, 2, 1, DIM)
+        cache.attend(0, [0, 2], torch.randn(2, 2, 1, DIM), k, k, 1.0)
+        sizes.add(cache.bytes())
+    assert len(sizes) <= 5, "a copy of the layer at most every half of its length"
+    assert cache.bytes() <= 2 * 2 * 2 * int(1.5 * 700) * DIM * 4, "two rows, two heads, K and V, and no dead row"
+    assert cache.lengths(0) == cache.lengths(2) == [[700, 700]]
+    cache.release([0])
+    cache.add(0, [Entry(0, torch.ones(2, 10, dtype=torch.bool), 0)], torch.randn(2, 10, DIM), torch.randn(2, 10, DIM))
+    assert (cache.lengths(0), cache.lengths(2)) == ([[10, 10]], [[700, 700]])
+
+
 def test_encoded_rows_are_really_smaller():
     """KIVI at 2 bits and D = 64: codes 16 bytes and scale and minimum 16 bytes a token, instead of 256."""
     tokens = 1024
@@ -174,3 +192,20 @@ def test_policy_holds_the_budget_at_every_step():
         q, k = torch.randn(1, 4, new, DIM, generator=g), torch.randn(1, 2, new, DIM, generator=g)
         cache.attend(0, [0], q, k, k, 1.0)
         assert cache.lengths(0) == [[10, 10]]
+        assert cache.bytes() <= 2 * 2 * (10 + 1) * DIM * 4 + 2 * 10 * 4, "also after twelve tokens at once"
+
+
+@pytest.mark.parametrize("policy", [None, AccumulateAndEvict(window=0.5)])
+@pytest.mark.parametrize("kind", [RaggedCache, MaskedCache])
+def test_half_precision_keeps_large_logits_exact(kind, policy):
+    """Logits of a hundred and more: rounding them to bfloat16 before scaling would cost a tenth of the output."""
+    g = torch.Generator().manual_seed(4)
+    k, v = (torch.randn(2, 200, 128, generator=g).bfloat16() for _ in range(2))
+    q = (4 * torch.randn(1, 4, 1, 128, generator=g)).bfloat16()
+    new_k, new_v = (torch.randn(1, 2, 1, 128, generator=g).bfloat16() for _ in range(2))
+    keep_UT, score_UT = torch.ones(2, 200, dtype=torch.bool), torch.rand(2, 200, generator=g)
+    cache = kind(1)
+    cache.add(0, [Entry(0, keep_UT, 1, policy=policy, score_UT=score_UT, tokens=300)], k, v)
+    out = cache.attend(0, [0], q, new_k, new_v, 128**-0.5)[0].double()
+    exact = full_attention(q[0].double(), torch.cat([k, new_k[0]], 1), torch.cat([v, new_v[0]], 1), 128**-0.5)
+    assert (out - exact).norm() < 1e-2 * exact.norm()

@@ -176,7 +176,8 @@ def test_compressed_runs_plain_transformers_code(tiny):
     }
     before = model.generate(tokens, **settings)
     for variant in variants():
-        with kvbench.compressed(model, variant.method, variant.budget) as handle:
+        budget = variant.budget if variant.method.evicts else None
+        with kvbench.compressed(model, variant.method, budget) as handle:
             first = model.generate(tokens, **settings)
             second = model.generate(tokens, **settings)
         (out,) = generate(tiny, [tokens[0].tolist()], [variant])[0]
@@ -195,6 +196,56 @@ def test_compressed_refuses_what_it_cannot_do(tiny):
             model(torch.tensor([prompt(80)]), attention_mask=torch.tensor([[0] + [1] * 79]))
 
 
+def test_compressed_takes_over_the_callers_cache(tiny):
+    """A hand-written loop with a cache of its own gives what `generate` gives."""
+    from transformers import DynamicCache
+
+    model, _ = tiny
+    tokens = torch.tensor([prompt(100)])
+    (out,) = generate(tiny, [tokens[0].tolist()], [("snapkv", 70)])[0]
+    with kvbench.compressed(model, "snapkv", 70):
+        mine, found = DynamicCache(), []
+        for _ in range(NEW):
+            tokens = model(tokens, past_key_values=mine, use_cache=True).logits[:, -1:].argmax(-1)
+            found.append(int(tokens))
+    assert found == out.token_ids
+
+
+def test_compressed_refuses_to_do_nothing(tiny):
+    model, _ = tiny
+    with kvbench.compressed(model, "snapkv", 70):
+        with pytest.raises(ValueError, match="use_cache=True"):
+            model(torch.tensor([prompt(80)]), use_cache=False)
+        with pytest.raises(ValueError, match="cannot run inside"):
+            generate(tiny, [prompt(80)], [("fullkv", None)])
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_sliding_windows_are_refused_before_they_matter(compress):
+    """Within the window the answer is right; beyond it there is an error, not a wrong answer."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=300, num_key_value_heads=2, sliding_window=32, eos_token_id=None, **sizes)
+    model = MistralForCausalLM(config).eval()
+    tokenizer = kvbench.load_model("tiny").tokenizer
+
+    def run(length: int) -> list[int]:
+        tokens = torch.tensor([prompt(length)])
+        if not compress:
+            return kvbench.generate(model, tokenizer, [tokens[0].tolist()], [("fullkv", None)], max_new_tokens=10)[0][
+                0
+            ].token_ids
+        with kvbench.compressed(model, "fullkv"):
+            return model.generate(tokens, max_new_tokens=10, do_sample=False)[0, length:].tolist()
+
+    wanted = model.generate(torch.tensor([prompt(20)]), max_new_tokens=10, do_sample=False)[0, 20:].tolist()
+    assert run(20) == wanted
+    with pytest.raises(ValueError, match="looks back 32 tokens"):
+        run(28)
+
+
 def test_impossible_budget_is_an_error(tiny):
     with pytest.raises(ValueError, match=r"budget=0\.1 \(of 290 tokens: 29\).*method\.window=32"):
         generate(tiny, [prompt(290)], [("snapkv", 0.1)])
@@ -202,6 +253,16 @@ def test_impossible_budget_is_an_error(tiny):
         generate(tiny, [prompt(290)], [])
     with pytest.raises(ValueError, match="engine.cache=paged"):
         generate(tiny, [prompt(290)], [("fullkv", None)], cache="paged")
+    with pytest.raises(ValueError, match="budget=16: fullkv keeps every token"):
+        generate(tiny, [prompt(290)], [("fullkv", 16)])
+    with pytest.raises(ValueError, match="not one string"):
+        generate(tiny, "a prompt", [("fullkv", None)])
+    with pytest.raises(ValueError, match="question=agnostc"):
+        generate(tiny, [prompt(290)], [("fullkv", None)], question="agnostc")
+    with pytest.raises(ValueError, match="needs a context and a question"):
+        generate(tiny, [prompt(290)], [("fullkv", None)], question="agnostic")
+    with pytest.raises(ValueError, match="budget=1.0 .*h2o_decode always keeps 300"):
+        generate(tiny, [prompt(290)], [(kvbench.load_method("h2o_decode", window=300), 1.0)])
 
 
 def test_model_is_left_as_it_was(tiny):

@@ -209,7 +209,8 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_protocol_changes_with_every_key(key: str) -> None:
-    assert make(**{key: CHANGES[key]}).protocol() != make().protocol()
+    changed = make(**{key: CHANGES[key]}).protocol()
+    assert (changed == make().protocol()) == (key == "headline"), "only what is shown first changes no score"
 
 
 def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:

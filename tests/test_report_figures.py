@@ -12,7 +12,8 @@ from fake_runs import DEPTHS, LENGTHS, FakeRun, make_run, out_of_memory
 from kvbench import store
 from kvbench.report.__main__ import main
 from kvbench.report.heatmap import _places, grid, has_grid, heatmap, heatmap_grid
-from kvbench.report.runs import order
+from kvbench.report.present import present
+from kvbench.report.runs import order, title
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -105,14 +106,35 @@ def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert printed.count("| snapkv") == 2 == printed.count("| fullkv")
     assert "question-aware" in printed and "question-agnostic" in printed
-    assert (tmp_path / "out" / "table.md").read_text().strip() in printed
-    tables = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [len(part["rows"]) for part in tables] == [2, 2]
-    folders = sorted((tmp_path / "out" / "heatmaps").iterdir())
+    folders = sorted((tmp_path / "out").iterdir())
     assert len(folders) == 2
     for folder in folders:
         names = sorted(path.name.split("-")[0] for path in folder.iterdir())
-        assert names == ["fullkv", "overview.png", "snapkv"]
+        assert names == ["fullkv", "overview.png", "snapkv", "table.json", "table.md"]
+        assert all(line in printed for line in (folder / "table.md").read_text().splitlines())
+        assert len(json.loads((folder / "table.json").read_text())["rows"]) == 2
+
+
+def test_a_later_run_adds_to_the_report_and_is_compared_to_the_full_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in (("fullkv", "full"), ("snapkv", "0.2"), ("h2o", "0.2")):
+        store_run(tmp_path / "runs", make_run(*name, 1.0))
+    runs = store.load_runs(tmp_path / "runs")
+    (h2o,) = [run for run in runs if run.manifest["label"]["method"] == "h2o"]
+    present([h2o], tmp_path / "out", beside=runs)
+    printed = capsys.readouterr().out
+    assert "| h2o" in printed and "| fullkv" in printed and "| snapkv" not in printed
+    (folder,) = (tmp_path / "out").iterdir()
+    assert len(json.loads((folder / "table.json").read_text())["rows"]) == 3
+
+
+def test_runs_that_differ_in_a_dial_are_named_by_it() -> None:
+    runs = [make_run("snapkv", "64", 1.0) for _ in range(2)]
+    for run, window in zip(runs, (8, 16), strict=True):
+        run.manifest["identity"] = {**run.manifest["identity"], "method": {"name": "snapkv", "window": window}}
+    assert [title(run, runs) for run in runs] == ["snapkv window=8, 64 tokens", "snapkv window=16, 64 tokens"]
+    assert title(runs[0]) == "snapkv, 64 tokens"
 
 
 def test_command_line_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -104,7 +104,7 @@ def test_resume_takes_up_where_it_stopped(jobs):
 def test_limit_is_a_beginning_of_the_same_run(jobs):
     (some,) = runner.run_group(jobs(["method=snapkv", "budget=100", "limit=2"]))
     assert some.samples == 2
-    assert status(some)["status"] == "running" or status(some)["recorded"] == 2
+    assert status(some)["status"] == "partial" and status(some)["recorded"] == 2
     (all_,) = runner.run_group(jobs(["method=snapkv", "budget=100"]))
     assert all_.folder == some.folder and all_.samples == 6
     assert len(rows(all_)) == 6
@@ -128,6 +128,44 @@ def test_out_of_memory_is_a_row(jobs, monkeypatch):
     assert len(rows(again)) == 6, "an out-of-memory row is a result"
     (retried,) = runner.run_group(jobs([*overrides, "retry_oom=true"]))
     assert [r["status"] for r in rows(retried)].count("ok") == 6
+
+
+def test_a_batch_out_of_memory_is_tried_in_halves(jobs, monkeypatch):
+    """Only a row that does not fit by itself is out of memory: the record does not depend on the sweep it ran in."""
+    real = runner.generate
+
+    def small(model, tokenizer, prompt, variants, **kwargs):
+        if len(variants) > 2 or any(v.method.name == "fullkv" for v in variants):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, tokenizer, prompt, variants, **kwargs)
+
+    monkeypatch.setattr(runner, "generate", small)
+    names = ["fullkv", "snapkv", "h2o", "ada_snapkv", "streaming_llm"]
+    outcomes = runner.run_group(jobs(*[[f"method={name}", "budget=100"] for name in names]))
+    for name, outcome in zip(names, outcomes, strict=True):
+        assert {r["status"] for r in rows(outcome)} == {"oom" if name == "fullkv" else "ok"}
+
+
+def test_changed_code_does_not_pass_as_the_recorded(jobs, caplog):
+    overrides = ["method=snapkv", "budget=100"]
+    (outcome,) = runner.run_group(jobs(overrides))
+    with caplog.at_level("INFO"):
+        runner.run_group(jobs(overrides))
+    assert "6 of 6 samples recorded, nothing to compute" in caplog.text
+    assert "another version" not in caplog.text
+    manifest = json.loads((outcome.folder / "manifest.json").read_text())
+    manifest["versions"]["code"] = "0" * 12
+    (outcome.folder / "manifest.json").write_text(json.dumps(manifest))
+    with caplog.at_level("INFO"):
+        runner.run_group(jobs(overrides))
+    assert "recorded with another version of code" in caplog.text
+
+
+def test_an_impossible_budget_leaves_nothing_behind(jobs):
+    impossible, fine = runner.run_group(jobs(["method=snapkv", "budget=0.01"], ["method=snapkv", "budget=0.4"]))
+    assert "method.window=32" in str(impossible.error)
+    assert not impossible.folder.exists()
+    assert fine.samples == 6
 
 
 def test_another_error_ends_the_run_and_keeps_what_is_done(jobs, monkeypatch):

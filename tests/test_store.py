@@ -233,7 +233,7 @@ def test_a_final_status_set_by_the_caller_stands(tmp_path: Path) -> None:
         run.set_status("preempted", signal="USR2")
         raise RuntimeError
     assert load_run(run.path).status["signal"] == "USR2"
-    with pytest.raises(ValueError, match="one of running, done, failed, preempted"):
+    with pytest.raises(ValueError, match="one of running, done, partial, failed, preempted"):
         run.set_status("finished")
 
 

@@ -73,8 +73,8 @@ class Needle:
             text_files(self.haystack)
 
     def protocol(self) -> dict[str, Any]:
-        """All settings, the haystack's checksum instead of its path, and the versions of the metrics."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        """All settings but the headline, the haystack's checksum for its path, and the metrics' versions."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "headline"}
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
         source = "generated" if self.haystack == "generated" else "folder"
         checksum = hashlib.sha256("\0".join(self._texts).encode()).hexdigest()

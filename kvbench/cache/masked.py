@@ -61,7 +61,7 @@ class MaskedCache:
         causal_TN = torch.ones(tokens, seen, dtype=torch.bool, device=q_HTD.device).tril_(seen - tokens)
         visible_UTN = row.keep_UN[:, None] & causal_TN
         q_UGTD = q_HTD.unflatten(0, (k_UTD.shape[0], -1))
-        logits = torch.einsum("ugtd,und->ugtn", q_UGTD, k_UND).float() * scaling
+        logits = torch.einsum("ugtd,und->ugtn", q_UGTD.float(), k_UND.float()) * scaling
         attention = logits.masked_fill(~visible_UTN[:, None], -torch.inf).softmax(-1)
         out_UGTD = torch.einsum("ugtn,und->ugtd", attention.to(v_UND.dtype), v_UND)
         if row.entry.policy is not None:

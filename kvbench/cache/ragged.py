@@ -26,18 +26,19 @@ class _Segment:
     row: int
     head: int
     length: int
-    capacity: int
+    need: int  # tokens it will hold: what it kept and what will be appended
+    capacity: int = 0
     start: int = 0
 
 
 def _group_by_capacity(segments: list[_Segment]) -> list[Slab]:
-    """Sort segments by capacity, level neighbours up to a common one, give every segment its slots."""
-    segments.sort(key=lambda s: (-s.capacity, s.row, s.head))
+    """Sort segments by need, level neighbours up to a common capacity, give every segment its slots."""
+    segments.sort(key=lambda s: (-s.need, s.row, s.head))
     slabs, begin, slot = [], 0, 0
     while begin < len(segments):
-        capacity = segments[begin].capacity
+        capacity = segments[begin].need
         end = begin
-        while end < len(segments) and capacity - segments[end].capacity <= max(16, segments[end].capacity // 8):
+        while end < len(segments) and capacity - segments[end].need <= max(16, segments[end].need // 8):
             end += 1
         for index in range(begin, end):
             segments[index].capacity = capacity
@@ -61,6 +62,7 @@ class _Layer:
         self.slabs: list[Slab] = []
         self.k_RD: Tensor | None = None
         self.v_RD: Tensor | None = None
+        self.dead: set[int] = set()  # released rows whose slots are still there
         self._active: tuple[int, ...] | None = None
 
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
@@ -71,10 +73,7 @@ class _Layer:
                 new.append(_Segment(entry.row, head, length, length + entry.reserve))
         keeps = [(e.keep_UT.to(k_UTD.device)) for e in entries]
         k_new, v_new = ([x_UTD[keep] for keep in keeps] for x_UTD in (k_UTD, v_UTD))
-        if not self.segments:
-            self._relayout([], new, k_new, v_new, k_UTD)
-        else:
-            self._relayout(self.segments, new, k_new, v_new, k_UTD)
+        self._relayout(self._alive(), new, k_new, v_new, k_UTD)
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         batch, heads, tokens, dim = q_BHTD.shape
@@ -94,13 +93,17 @@ class _Layer:
         out_SGTD = ragged_decode(q_SGTD, self.k_RD, self.v_RD, self.slabs, self._length_S, lengths, scaling)
         return out_SGTD[self._mine_S].reshape(batch, heads, tokens, dim)
 
-    def release(self, rows: set[int]) -> None:
+    def release(self, rows: Sequence[int]) -> None:
         """Free the slots of `rows`, once half of the buffer is free."""
-        alive = [s for s in self.segments if s.row not in rows]
+        self.dead.update(rows)
+        alive = self._alive()
         if not alive:
             self.__init__()  # type: ignore[misc]
         elif 2 * sum(s.capacity for s in alive) <= sum(s.capacity for s in self.segments):
             self._relayout(alive, [], [], [], self.k_RD)
+
+    def _alive(self) -> list[_Segment]:
+        return [s for s in self.segments if s.row not in self.dead]
 
     def of(self, row: int) -> list[_Segment]:
         return sorted((s for s in self.segments if s.row == row), key=lambda s: s.head)
@@ -127,10 +130,11 @@ class _Layer:
         self._active = rows
 
     def _grow(self, tokens: int) -> None:
-        """Double the room beyond what is stored, once the reserve is used up."""
-        for segment in self.segments:
-            segment.capacity = segment.length + max(tokens, 2 * (segment.capacity - segment.length), 64)
-        self._relayout(self.segments, [], [], [], self.k_RD)
+        """Room for half as many tokens again, once the reserve is used up."""
+        alive = self._alive()
+        for segment in alive:
+            segment.need = max(segment.need, segment.length + max(tokens, 64, segment.length // 2))
+        self._relayout(alive, [], [], [], self.k_RD)
 
     def _relayout(
         self,
@@ -150,6 +154,7 @@ class _Layer:
             v_src.insert(0, self.v_RD[live])
         in_order = [*old, *new]
         self.segments = list(in_order)
+        self.dead.clear()
         self.slabs = _group_by_capacity(self.segments)
         slots = sum(s.capacity for s in self.segments)
         # zeros, not empty: slots behind a segment's length are read and masked, and NaN would survive the mask
@@ -169,7 +174,6 @@ class RaggedCache:
     def __init__(self, num_layers: int) -> None:
         self._layers = [_Layer() for _ in range(num_layers)]
         self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]
-        self._released: set[int] = set()
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         plain = [e for e in entries if e.store is None and e.policy is None]
@@ -197,11 +201,10 @@ class RaggedCache:
         return out_BHTD
 
     def release(self, rows: Sequence[int]) -> None:
-        self._released.update(rows)
         for layer, special in zip(self._layers, self._special, strict=True):
             for row in rows:
                 special.pop(row, None)
-            layer.release(self._released)
+            layer.release(rows)
 
     def lengths(self, row: int) -> list[list[int]]:
         return [

@@ -88,10 +88,12 @@ class _Evicting:
         tokens = k_UTD.shape[1]
         stored = self.length + tokens
         if stored > self.k.shape[1]:
-            self.k, self.v = (F.pad(x, (0, 0, 0, stored - x.shape[1])) for x in (self.k, self.v))
+            room = max(stored, min(self._tokens + 1, stored + max(64, stored // 2))) - self.k.shape[1]
+            self.k, self.v = (F.pad(x, (0, 0, 0, room)) for x in (self.k, self.v))
         self.k[:, self.length : stored], self.v[:, self.length : stored] = k_UTD, v_UTD
         k_USD, v_USD = self.k[:, None, :stored], self.v[:, None, :stored]
-        logits_UGTS = (q_UGTD @ k_USD.transpose(-1, -2)).float() * scaling
+        # in float32: unscaled logits rounded to half precision would be far off
+        logits_UGTS = q_UGTD.float() @ k_USD.float().transpose(-1, -2) * scaling
         if tokens > 1:
             logits_UGTS.masked_fill_(~causal_mask(tokens, stored, k_UTD.device), -torch.inf)
         attention_UGTS = logits_UGTS.softmax(-1)
@@ -103,6 +105,8 @@ class _Evicting:
             at = keep_US[..., None].expand(-1, -1, k_UTD.shape[-1])
             for buffer in (self.k, self.v):
                 buffer[:, : self.length] = buffer.gather(1, at)
+            if self.k.shape[1] > self._tokens + 1:  # a long question is over
+                self.k, self.v = (x[:, : self._tokens + 1].clone() for x in (self.k, self.v))
         return out_UGTD
 
 

@@ -23,6 +23,8 @@ class AttentionPass(Protocol):
     Shape suffixes: B batch, H query heads, U KV heads, T tokens of the call, D head dimension.
     """
 
+    seen: int  # tokens of the sequence before this call
+
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Attention output [B, H, T, D]."""
         ...
@@ -39,14 +41,19 @@ def _attention(
     kvbench: AttentionPass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if kvbench is None:
         raise ValueError('attention "kvbench" only works inside kvbench.generate or kvbench.compressed')
-    if softcap is not None or (sliding_window is not None and query.shape[2] > sliding_window):
+    if softcap is not None or s_aux is not None:
         raise ValueError(
-            f"model={type(module).__name__}: sliding-window ({sliding_window}) and soft-capped attention are not "
-            "supported; choose a model with full attention or shorter prompts"
+            f"model: {type(module).__name__} caps its logits or has attention sinks of its own; choose another"
+        )
+    if sliding_window is not None and kvbench.seen + query.shape[2] > sliding_window:
+        raise ValueError(
+            f"model: {type(module).__name__} looks back {sliding_window} tokens only; choose a model with full "
+            "attention, or keep prompt and answer shorter"
         )
     layer = module.layer_idx
     assert isinstance(layer, int)
@@ -61,7 +68,13 @@ AttentionInterface.register(NAME, _attention)
 def kvbench_attention(model: PreTrainedModel) -> Iterator[None]:
     """Run the model with our attention function; what it had before returns on exit."""
     before = model.config._attn_implementation
+    if before == NAME:
+        raise ValueError("kvbench.generate and kvbench.compressed cannot run inside kvbench.compressed")
     model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise ValueError(
+            f"model: {type(model).__name__} does not use transformers' attention interface; choose another"
+        )
     try:
         yield
     finally:

@@ -69,6 +69,10 @@ def run(
     """
     if not variants or not prompt.ids or max_new_tokens < 1:
         raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
+    if question not in ("aware", "agnostic"):
+        raise ValueError(f"question={question}: must be aware or agnostic")
+    if question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
+        raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
     kv = make_cache(cache, num_layers(model))
     with kvbench_attention(model):
         return _Decoding(model, tokenizer, prompt, variants, kv, max_new_tokens, question).run()
@@ -118,7 +122,7 @@ class _Decoding:
         ]
         if rest:
             question_BT = self._ids_T[None, self._span :].expand(count, -1)
-            logits_BV = self._forward(question_BT, self._span, ContinuePass(self._cache, range(count)))
+            logits_BV = self._forward(question_BT, self._span, ContinuePass(self._cache, range(count), self._span))
         first = logits_BV.argmax(-1).expand(count).tolist()
         ttft = now(self._device) - begin
         self._loop(first)
@@ -158,7 +162,7 @@ class _Decoding:
             if not active:
                 return
             ids_BT = torch.tensor(tokens, device=self._device)[:, None]
-            logits_BV = self._forward(ids_BT, position, ContinuePass(self._cache, active))
+            logits_BV = self._forward(ids_BT, position, ContinuePass(self._cache, active, position))
             tokens = logits_BV.argmax(-1).tolist()
             position += 1
 

@@ -25,7 +25,7 @@ from kvbench.engine.decode import make_cache, num_layers
 from kvbench.engine.prefill import ContinuePass, PrefillPass
 from kvbench.engine.variant import Variant
 
-_RESERVE = 64  # `generate` does not say how many tokens will come; the cache grows beyond this by doubling
+_RESERVE = 64  # `generate` does not say how many tokens will come; beyond this the cache grows by half its length
 
 
 class _SeenLayer(CacheLayerMixin):
@@ -73,23 +73,29 @@ class Compressed:
     def __init__(self, model: PreTrainedModel, variant: Variant, cache: str) -> None:
         self._model, self._variant, self._kind = model, variant, cache
         self.cache: CompressedCache | None = None
+        self._replaced: Any = None  # the caller's cache that ours stands for
 
     def hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before the model's forward: a new prompt gets a new cache, a running one goes on."""
-        ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+        ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else next(iter(args), None)
+        if ids_BT is None or kwargs.get("use_cache") is False:
+            raise ValueError("kvbench.compressed needs input_ids and use_cache=True")
         mask = kwargs.get("attention_mask")
         if ids_BT.shape[0] != 1 or (isinstance(mask, Tensor) and not bool(mask.all())):
             raise ValueError(
                 "kvbench.compressed takes one unpadded sequence at a time; use kvbench.generate for batches"
             )
         past = kwargs.get("past_key_values")
+        if past is not None and past is self._replaced:
+            past = kwargs["past_key_values"] = self.cache
         if isinstance(past, CompressedCache):
-            kwargs["kvbench"] = ContinuePass(past.kv, [0])
+            kwargs["kvbench"] = ContinuePass(past.kv, [0], past.get_seq_length())
             return args, kwargs
         if past is not None and past.get_seq_length() > 0:
             raise ValueError("kvbench.compressed cannot take over a cache that already holds tokens")
         layers = num_layers(self._model)
         self.cache = CompressedCache(make_cache(self._kind, layers), layers)
+        self._replaced = past
         kwargs["past_key_values"] = self.cache
         kwargs["kvbench"] = _FinishingPrefill(
             [self._variant], self.cache.kv, num_layers=layers, token_ids=ids_BT[0], reserve=_RESERVE
@@ -113,7 +119,7 @@ def compressed(model: PreTrainedModel, variant: Variant, *, cache: str = "ragged
     handle = Compressed(model, variant, cache)
     remove = model.register_forward_pre_hook(handle.hook, with_kwargs=True)
     try:
-        with kvbench_attention(model), torch.inference_mode():
+        with kvbench_attention(model), torch.no_grad():
             yield handle
     finally:
         remove.remove()

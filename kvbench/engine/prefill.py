@@ -52,6 +52,7 @@ class PrefillPass:
         reserve: int,
         spans: dict[str, tuple[int, int]] | None = None,
     ) -> None:
+        self.seen = 0
         self._variants, self._cache = variants, cache
         self._num_layers, self._reserve = num_layers, reserve
         self._token_ids, self._spans = token_ids, spans
@@ -92,21 +93,22 @@ class PrefillPass:
         for row in self._late_rows():
             method = self._variants[row].method
             assert method.layers is not None
-            statistics = [method.layers.statistic(method.scores(ctx)) for ctx in self._waiting]  # type: ignore[attr-defined]
+            statistics = [method.layers.statistic(method.scores(ctx)) for ctx in self._waiting]
             self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
-        for ctx in self._waiting:
+        while self._waiting:
+            ctx = self._waiting.pop(0)
             self._cache.add(ctx.layer, [self._entry(row, ctx) for row in self._late_rows()], ctx.k, ctx.v)
-        self.compress_s += now(self._waiting[0].k.device) - begin
-        self._waiting.clear()
+        self.compress_s += now(ctx.k.device) - begin
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late_rows()
         entries = [self._entry(row, ctx) for row in range(len(self._variants)) if row not in late]
         self._cache.add(ctx.layer, entries, ctx.k, ctx.v)
         if late:
+            scores = {self._variants[row].method.score for row in late}
             for row in late:
                 self._variants[row].method.scores(ctx)
-            ctx.drop_queries()
+            ctx.keep_only(("score", score) for score in scores)
             self._waiting.append(ctx)
 
     def _late_rows(self) -> list[int]:
@@ -156,8 +158,8 @@ class PrefillPass:
 class ContinuePass:
     """Appends the call's tokens to the rows and attends to what they hold."""
 
-    def __init__(self, cache: KVCache, rows: Sequence[int]) -> None:
-        self._cache, self._rows = cache, rows
+    def __init__(self, cache: KVCache, rows: Sequence[int], seen: int) -> None:
+        self._cache, self._rows, self.seen = cache, rows, seen
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         return self._cache.attend(layer, self._rows, q_BHTD, k_BUTD, v_BUTD, scaling)

@@ -15,7 +15,7 @@ A method is composed of parts, each a small frozen dataclass without state:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -78,9 +78,12 @@ class LayerContext:
     def num_tokens(self) -> int:
         return self.k.shape[1]
 
-    def drop_queries(self) -> None:
-        """Free the queries once every score that will be asked for has been computed."""
+    def keep_only(self, keys: Iterable[Hashable]) -> None:
+        """Free everything but keys, values and these memos, for a layer that waits for the others."""
+        self._memo = {key: self._memo[key] for key in keys}
         self.q = self.q[:, :0].clone()
+        # views of a fused projection would keep all of it alive
+        self.k, self.v = (x.clone() if x.untyped_storage().nbytes() > x.nbytes else x for x in (self.k, self.v))
 
     def memo(self, key: Hashable, compute: Callable[[], R]) -> R:
         """Compute once per layer and prompt, whoever asks first."""
@@ -168,6 +171,10 @@ class Layers(Protocol):
     """Tokens of each layer, summed over its KV heads, sinks and window included."""
 
     needs_statistics: bool
+
+    def statistic(self, score_UT: Tensor) -> Tensor:
+        """What of a layer's scores `__call__` wants of every layer, if `needs_statistics`."""
+        ...
 
     def __call__(
         self,

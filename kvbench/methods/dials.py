@@ -26,7 +26,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = [k for k in known if word and k.startswith(str(word))]
     near = near or difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Known: {', '.join(known)}." if known else ""
 
 
 def check_keys(method: str, overrides: Mapping[str, Any], dials: Mapping[str, Any]) -> None:

@@ -16,11 +16,18 @@ from torch import Tensor
 from kvbench.methods.rounding import apportion, largest_remainder
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Every layer the same."""
+class _WithoutStatistics:
+    """Layer budgets that depend on the prompt's length alone."""
 
     needs_statistics: ClassVar[bool] = False
+
+    def statistic(self, score_UT: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} wants no statistics")
+
+
+@dataclass(frozen=True)
+class Uniform(_WithoutStatistics):
+    """Every layer the same."""
 
     def __call__(
         self,
@@ -36,7 +43,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Pyramid:
+class Pyramid(_WithoutStatistics):
     """An arithmetic sequence from many tokens in the first layer to few in the last.
 
     PyramidKV (Cai et al. 2024, arXiv 2406.02069). The end points are the reference's: the last layer selects
@@ -54,7 +61,6 @@ class Pyramid:
     beta: int = 20
     allocation: str = "exact"
     uniform_when_short: bool = True
-    needs_statistics: ClassVar[bool] = False
 
     def __call__(
         self,

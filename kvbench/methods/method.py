@@ -22,7 +22,7 @@ class Method:
     """
 
     name: str
-    dials: Mapping[str, Any] = field(default_factory=dict)
+    dials: Mapping[str, Any] = field(default_factory=dict, hash=False)
     score: Score | None = None
     layers: Layers | None = None
     heads: Heads | None = None
@@ -63,7 +63,7 @@ class Method:
                 int(budget * span + 1e-9),
                 f"{budget} (of {span} tokens: {int(budget * span + 1e-9)})",
             )
-        if tokens < span or isinstance(budget, int):
+        if tokens < span or isinstance(budget, int) or self.decode is not None:
             check_room(self.name, self.dials, tokens, said)
         return min(tokens, span)
 
@@ -154,17 +154,17 @@ class Method:
         Returns:
             Per layer, one sorted LongTensor of kept positions per KV head.
         """
-        scores = [self.layer_statistic(*qkv) for qkv in layers] if self.needs_statistics else None
+        scaling = context.get("scaling")
+        scores = [self.layer_statistic(*qkv, scaling=scaling) for qkv in layers] if self.needs_statistics else None
         return [
             self.keep(*qkv, budget=budget, layer=i, num_layers=len(layers), layer_scores=scores, **context)
             for i, qkv in enumerate(layers)
         ]
 
     def layer_statistic(self, q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None = None) -> Tensor:
-        """[T] scores of one layer, as `keep(..., layer_scores=[...])` wants them of every layer."""
+        """[T] scores of one layer, as `keep` wants them of every layer if the method `needs_statistics`."""
         q, k, v = (x[0] if x.dim() == 4 and x.shape[0] == 1 else x for x in (q, k, v))
-        score_UT = self.scores(LayerContext(q, k, v, scaling=scaling))
-        return score_UT.mean(0)
+        return self._layers.statistic(self.scores(LayerContext(q, k, v, scaling=scaling)))
 
     def _protected(self, tokens: int) -> int:
         return self._select.sinks + self._window(tokens)

@@ -29,11 +29,18 @@ class Loaded:
     device: str
     eos_ids: frozenset[int]
     max_length: int | None  # tokens: model.max_length, else the model's own limit
+    hints: dict[str, Any]  # dials that suit this model's tokenizer
 
 
 def check(cfg: Mapping[str, Any]) -> None:
     """Validate a `model` node cheaply: nothing is imported, fetched or loaded. Raises ValueError."""
     kind, path = cfg["kind"], cfg.get("path")
+    for name, wanted in (("path", str), ("revision", str), ("max_length", int)):
+        value = cfg.get(name)
+        if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise ValueError(f"model.{name}={value}: must be {'text' if wanted is str else 'an integer'}, or null")
+    if kind in ("smollm2", "tiny") and (cfg.get("revision") is not None or cfg.get("trust_remote_code")):
+        raise ValueError(f"model.revision, model.trust_remote_code: model.kind={kind} has neither")
     if kind not in KINDS:
         raise ValueError(f"model.kind={kind}: choose one of {', '.join(KINDS)}")
     if cfg["dtype"] not in DTYPES:
@@ -119,7 +126,7 @@ def load(cfg: Mapping[str, Any]) -> Loaded:
     model.requires_grad_(False)
     limit = cfg["max_length"] if cfg.get("max_length") is not None else _own_length(model.config)
     ends = _eos_ids(model.generation_config.eos_token_id, tokenizer)
-    return Loaded(model, tokenizer, str(cfg["name"]), str(model.device), ends, limit)
+    return Loaded(model, tokenizer, str(cfg["name"]), str(model.device), ends, limit, dict(cfg.get("hints") or {}))
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
     height = min(max(2.2, 0.30 * len(cells.depths)), 6.0)
     figure = _figure(width + 1.9, height + 1.3)
     axes = figure.add_subplot()
-    _panel(axes, run, cells, metric, width, height, size=10)
+    _panel(axes, run, title(run), cells, metric, width, height, size=10)
     axes.set_xlabel("Context length (tokens)", fontsize=10, color=_INK)
     axes.set_ylabel("Needle depth (%)", fontsize=10, color=_INK)
     _colour_bar(figure, metric, ax=axes, fraction=0.04, pad=0.02, aspect=28)
@@ -93,7 +93,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
     places = _places(runs)
     rows, columns = (1 + max(place[axis] for place in places) for axis in (0, 1))
     cells = [grid(run, metric) for run in runs]
-    letters = max(len(title(run)) for run in runs)
+    letters = max(len(title(run, runs)) for run in runs)
     width = min(max(2.1, 0.38 * len(cells[0].lengths), 0.085 * letters), 4.5)
     height = min(max(1.6, 0.20 * len(cells[0].depths)), 3.2)
     # Fixed places in inches: an automatic layout would give panels without neighbours another size.
@@ -104,7 +104,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
     for run, cell, (row, column) in zip(runs, cells, places, strict=True):
         x, y = left + column * (width + gap_x), total_y - top - height - row * (height + gap_y)
         axes = figure.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
-        _panel(axes, run, cell, metric, width, height, size=8.5)
+        _panel(axes, run, title(run, runs), cell, metric, width, height, size=8.5)
         axes.tick_params(labelbottom=(row + 1, column) not in places, labelleft=(row, column - 1) not in places)
     label = runs[0].manifest["label"]
     heading = f"{label['benchmark']}, {label['model']}"
@@ -140,7 +140,9 @@ def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
     return places
 
 
-def _panel(axes: Axes, run: Run, cells: Grid, metric: str, width: float, height: float, size: float) -> None:
+def _panel(
+    axes: Axes, run: Run, heading: str, cells: Grid, metric: str, width: float, height: float, size: float
+) -> None:
     """Draw one run into axes of about `width` × `height` inches; `size` is the font size of the title."""
     import numpy as np
     from matplotlib.patches import Rectangle
@@ -165,7 +167,7 @@ def _panel(axes: Axes, run: Run, cells: Grid, metric: str, width: float, height:
                 text = f"{text}*" if score is not None else "OOM" if room else "×"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=_INK)
     _ticks(axes, cells, width, height)
-    _titles(axes, run, cells, metric, size)
+    _titles(axes, run, heading, cells, metric, size)
 
 
 def _ticks(axes: Axes, cells: Grid, width: float, height: float) -> None:
@@ -182,7 +184,7 @@ def _ticks(axes: Axes, cells: Grid, width: float, height: float) -> None:
         spine.set_visible(False)
 
 
-def _titles(axes: Axes, run: Run, cells: Grid, metric: str, size: float) -> None:
+def _titles(axes: Axes, run: Run, heading: str, cells: Grid, metric: str, size: float) -> None:
     """Method and requested budget in bold; below, smaller, what was measured."""
     label = run.manifest["label"]
     facts = [f"mean {metric} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
@@ -191,7 +193,7 @@ def _titles(axes: Axes, run: Run, cells: Grid, metric: str, size: float) -> None
         facts.append(f"kept {100 * share:.0f}%")
     if cells.oom:
         facts.append(f"{len(cells.oom)} oom")
-    axes.set_title(f"{title(run)}\n", loc="left", fontsize=size, fontweight="bold", color=_INK, linespacing=1.3)
+    axes.set_title(f"{heading}\n", loc="left", fontsize=size, fontweight="bold", color=_INK, linespacing=1.3)
     axes.annotate(
         " · ".join(facts), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=size - 1.5, color=_FAINT
     )
@@ -239,7 +241,7 @@ def _stamp(runs: Sequence[Run], metric: str) -> str:
     """A hash of all that the figure shows, kept inside the PNG: a figure is drawn again only if it would change."""
     shown = [
         [
-            title(run),
+            title(run, runs),
             run.manifest["label"],
             kept_share(run),
             [[s["id"], s["status"], s.get("scores")] for s in run.samples],

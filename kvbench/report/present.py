@@ -9,45 +9,53 @@ from pathlib import Path
 
 from kvbench.report.heatmap import has_grid, heatmap, heatmap_grid
 from kvbench.report.runs import groups, setting
-from kvbench.report.table import markdown, table
+from kvbench.report.table import BASELINE, markdown, table
 from kvbench.store import StoredRun
 
 _LEGEND = """\
 Means over the samples that got an answer; oom counts those that ran out of memory. Δ full: mean difference to
 the full cache over common samples, with its 95% bootstrap interval; n.s.: the interval holds 0 or is unknown.
-kept/head: measured tokens per KV head after prefill (share of the prompt). KV: their bytes (share of full).
+kept/head: measured tokens per KV head after compression (share of what was compressed). KV: their bytes (share of
+full). Times are those of the batch that a row ran in: rows that share a prefill share its times.
 """
 
 
-def present(runs: Sequence[StoredRun], out: Path | None, metric: str | None = None) -> None:
-    """Print a table per group of comparable runs, and write it to `out` with the heatmaps of the group."""
-    texts, tables, overviews = [], [], []
+def present(
+    runs: Sequence[StoredRun], out: Path | None, metric: str | None = None, beside: Sequence[StoredRun] = ()
+) -> None:
+    """Print a table per group of comparable runs, and write tables and heatmaps to a folder of `out` per group.
+
+    What is written covers also the comparable runs `beside`, so that it grows with the store; of these the full
+    cache is printed, too, as the baseline.
+    """
+    folders = []
     for group in groups(runs):
-        rows = table(group, metric)
-        name = _name(group)
-        texts.append(f"## {name}\n\n{markdown(rows)}\n")
-        print(texts[-1])
-        tables.append({"name": name, "setting": setting(group[0]), "rows": rows})
+        related = [r for r in beside if setting(r) == setting(group[0]) and r.path not in {g.path for g in group}]
+        baseline = [r for r in related if r.manifest["label"]["method"] == BASELINE]
+        print(f"## {_name(group)}\n\n{markdown(table([*group, *baseline], metric))}\n")
         if out:
-            overviews += _heatmaps(group, metric, out / "heatmaps")
+            folders.append(_write([*group, *related], metric, out))
     print(_LEGEND)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text("\n".join([*texts, _LEGEND]), encoding="utf-8")
-        (out / "table.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
-        print(f"Table: {out / 'table.md'}")
-        for overview in overviews:
-            print(f"Heatmaps: {overview}")
+    for folder in folders:
+        print(f"Tables and heatmaps: {folder}")
 
 
-def _heatmaps(group: Sequence[StoredRun], metric: str | None, folder: Path) -> list[Path]:
-    """One picture per run and an overview, which is returned; nothing for benchmarks without length and depth."""
-    drawable = [run for run in group if has_grid(run)]
-    label = group[0].manifest["label"]
-    folder = folder / f"{label['benchmark']}-{label['model']}-{_fingerprint(group[0])}"
+def _write(runs: Sequence[StoredRun], metric: str | None, out: Path) -> Path:
+    """Tables of the runs, a heatmap each where there is a grid, and all in one overview."""
+    label = runs[0].manifest["label"]
+    folder = out / f"{label['benchmark']}-{label['model']}-{_fingerprint(runs[0])}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = table(runs, metric)
+    text = f"## {_name(runs)}\n\n{markdown(rows)}\n\n{_LEGEND}"
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    content = {"name": _name(runs), "setting": setting(runs[0]), "rows": rows}
+    (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    drawable = [run for run in runs if has_grid(run)]
     for run in drawable:
         heatmap(run, folder / f"{run.path.name}.png", metric)
-    return [heatmap_grid(drawable, folder / "overview.png", metric)] if drawable else []
+    if drawable:
+        heatmap_grid(drawable, folder / "overview.png", metric)
+    return folder
 
 
 def _name(group: Sequence[StoredRun]) -> str:

@@ -80,11 +80,28 @@ def order(run: Run) -> tuple[bool, str, float, str]:
     )
 
 
-def title(run: Run) -> str:
-    """Method and budget in words: "snapkv, 20% budget", "snapkv, 128 tokens", "fullkv"."""
+def name(run: Run, runs: Sequence[Run] = ()) -> str:
+    """The method, and what tells it from other `runs` of the same label: settings that differ, else its hash."""
     label = run.manifest["label"]
-    words = budget_words(label["budget"])
-    return label["method"] + (f", {words}" if words else "")
+    same = [other for other in runs if other.manifest["label"] == label]
+    mine, others = _settings(run), [_settings(other) for other in same]
+    differ = [key for key in mine if any(other.get(key) != mine[key] for other in others)]
+    words = [f"{key}={mine[key]}" for key in differ]
+    alike = sum(all(other.get(key) == mine[key] for key in differ) for other in others)
+    return " ".join([label["method"], *words, *([run.manifest["hash"][:8]] if alike > 1 else [])])
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The method's dials, and what else the identity holds outside of `setting`."""
+    identity = run.manifest["identity"]
+    dials = {key: value for key, value in identity["method"].items() if not isinstance(value, Mapping)}
+    return dials | {key: identity[key] for key in ("seed", "backend") if key in identity}
+
+
+def title(run: Run, runs: Sequence[Run] = ()) -> str:
+    """Method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv"."""
+    words = budget_words(run.manifest["label"]["budget"])
+    return name(run, runs) + (f", {words}" if words else "")
 
 
 def budget_words(budget: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, order, score_names
+from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, name, order, score_names
 
 BASELINE = "fullkv"  # the method that differences refer to
 _MIB = 2**20
@@ -27,16 +27,9 @@ def table(runs: Sequence[Run], metric: str | None = None) -> list[dict[str, Any]
     check_comparable(runs)
     metric = check_metric(runs, metric)
     runs = sorted(runs, key=order)
-    names = [metric, *(name for name in score_names(runs) if name != metric)]
+    names = [metric, *(other for other in score_names(runs) if other != metric)]
     baseline = next((run for run in runs if run.manifest["label"]["method"] == BASELINE), None)
-    return [_row(run, names, baseline if baseline is not run else None, _method(run, runs)) for run in runs]
-
-
-def _method(run: Run, runs: Sequence[Run]) -> str:
-    """The method's label, with the start of the run's hash where another run has the same labels."""
-    label = run.manifest["label"]
-    same = [other for other in runs if other.manifest["label"] == label]
-    return label["method"] if len(same) == 1 else f"{label['method']} {run.manifest['hash'][:8]}"
+    return [_row(run, names, baseline if baseline is not run else None, name(run, runs)) for run in runs]
 
 
 def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> dict[str, Any]:
@@ -46,11 +39,11 @@ def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> d
         values = [value for value in map(read, samples) if value is not None]
         return float(np.mean(values)) if values else None
 
-    def score(name: str) -> float | None:
-        return mean(lambda sample: sample["scores"].get(name))
+    def score(which: str) -> float | None:
+        return mean(lambda sample: sample["scores"].get(which))
 
-    def timing(name: str) -> float | None:
-        return mean(lambda sample: sample["timings"].get(name))
+    def timing(which: str) -> float | None:
+        return mean(lambda sample: sample["timings"].get(which))
 
     return {
         "method": method,
@@ -59,7 +52,7 @@ def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> d
         "n": len(samples),
         "oom": len(run.samples) - len(samples),
         "num_samples": run.manifest["num_samples"],
-        "scores": {name: score(name) for name in names},
+        "scores": {which: score(which) for which in names},
         "difference": paired_difference(run, baseline, names[0]) if baseline and names else None,
         "kept_tokens": mean(lambda sample: sample["kept_mean"]),
         "kept_share": kept_share(run),

@@ -4,7 +4,7 @@
         config.yaml     the whole composed configuration, for people; secrets left out
         manifest.json   what the run is (identity and its hash); written after config.yaml, never changed
         samples.jsonl   one record per sample; a line is on disk before `append` returns
-        status.json     {"status": running|done|failed|preempted, "time", "recorded", ...}, replaced by rename
+        status.json     {"status": running|done|partial|failed|preempted, "time", "recorded", ...}, replaced by rename
 
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
 next opening drops. Imports no torch.

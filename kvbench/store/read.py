@@ -35,7 +35,10 @@ def load_run(path: str | Path) -> StoredRun:
     if not (path / "manifest.json").is_file():
         raise ValueError(f"{path}: no manifest.json, so this is not a run folder")
     config_file = path / "config.yaml"
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    try:
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    except yaml.YAMLError:
+        raise ValueError(f"{config_file}: not valid YAML; delete it, the run goes on without it") from None
     by_id = {record["id"]: record for record in read_records(path / "samples.jsonl")[0]}
     return StoredRun(path, config, read_json(path / "manifest.json"), read_status(path), list(by_id.values()))
 

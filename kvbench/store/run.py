@@ -23,7 +23,7 @@ from kvbench.store.identity import identity_hash, plain, scrub
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-STATUSES = ("running", "done", "failed", "preempted")
+STATUSES = ("running", "done", "partial", "failed", "preempted")  # partial: ended well, samples were limited
 _LABELS = ("benchmark", "model", "method", "budget")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 

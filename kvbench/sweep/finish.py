@@ -12,14 +12,19 @@ log = logging.getLogger(__name__)
 
 
 def present(outcomes: Sequence[Outcome]) -> None:
-    """Print the table of the runs that ended well and draw their heatmaps; say which failed and why."""
+    """Print the table of the runs that ended well; write it and heatmaps of all stored runs that compare to them."""
     from kvbench.report.present import present as report
-    from kvbench.store import load_run
+    from kvbench.store import load_run, load_runs
 
     folders = sorted({o.folder for o in outcomes if o.error is None})
     if folders:
         outputs = Path(outcomes[0].job.cfg["paths"]["outputs"])
-        report([load_run(folder) for folder in folders], outputs / "reports")
-    for outcome in outcomes:
-        if outcome.error is not None:
-            log.error("failed: %s: %s", outcome.folder.name, outcome.error)
+        try:
+            beside = load_runs(outputs / "runs")
+        except ValueError as error:  # a damaged run of another time must not hide the result of this one
+            log.warning("%s; the report leaves other runs out", error)
+            beside = []
+        report([load_run(folder) for folder in folders], outputs / "reports", beside=beside)
+    failed = [o for o in outcomes if o.error is not None]
+    for outcome in failed[1:]:  # the first ends the command and is printed there
+        log.error("also failed: %s: %s", outcome.folder.name, outcome.error)

@@ -38,7 +38,7 @@ class FusedLauncher(Launcher):
         try:
             HydraConfig.instance().set_config(configs[0])
             configure_log(configs[0].hydra.job_logging, self.config.hydra.verbose)
-            jobs = [prepare(_task(cfg)) for cfg in configs]
+            jobs = [prepare(_task(cfg), cfg.hydra.runtime.choices) for cfg in configs]
             groups: dict[str, list[int]] = {}
             for index, job in enumerate(jobs):
                 groups.setdefault(job.group, []).append(index)
