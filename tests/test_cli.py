@@ -114,6 +114,8 @@ def test_a_sweep_is_its_single_runs_and_resumes_to_nothing(tmp_path):
     assert again.returncode == 0, again.stderr
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "runs").rglob("*") if p.is_file()}
     assert again.stdout == sweep.stdout
+    assert sweep.stdout.count("| fullkv") == 1
+    assert "2 of 2 samples recorded, nothing to compute" in again.stderr
 
 
 def test_a_sweep_says_which_job_failed_and_keeps_the_others(tmp_path):

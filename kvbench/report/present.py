@@ -30,7 +30,8 @@ def present(
     """
     folders = []
     for group in groups(runs):
-        related = [r for r in beside if setting(r) == setting(group[0]) and r.path not in {g.path for g in group}]
+        shown = {run.manifest["hash"] for run in group}
+        related = [r for r in beside if setting(r) == setting(group[0]) and r.manifest["hash"] not in shown]
         baseline = [r for r in related if r.manifest["label"]["method"] == BASELINE]
         print(f"## {_name(group)}\n\n{markdown(table([*group, *baseline], metric))}\n")
         if out:
