@@ -78,7 +78,9 @@ def paired_difference(run: Run, baseline: Run, metric: str, seed: int = 0) -> di
     result = {"mean": float(deltas.mean()), "low": None, "high": None, "n": len(deltas), "significant": False}
     if len(deltas) > 1:
         rng = np.random.default_rng(seed)
-        draws = [deltas[rng.integers(len(deltas), size=len(deltas))].mean() for _ in range(_RESAMPLES)]
+        # in pieces, so that thousands of samples do not make a matrix of gigabytes
+        sizes = [(_RESAMPLES // 10, len(deltas))] * 10
+        draws = np.concatenate([deltas[rng.integers(len(deltas), size=size)].mean(axis=1) for size in sizes])
         low, high = (float(value) for value in np.percentile(draws, [2.5, 97.5]))
         result |= {"low": low, "high": high, "significant": not low <= 0 <= high}
     return result
