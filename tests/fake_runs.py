@@ -56,7 +56,7 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
     return FakeRun(
         manifest={
             "hash": change.get("hash", "0" * 64),
-            "identity": {"method": {}, "budget": budget, "seed": 0, "backend": "torch", **identity},
+            "identity": {"method": {"name": method}, "budget": budget, "seed": 0, "backend": "torch", **identity},
             "label": {"method": method, "budget": budget, "benchmark": "needle", "model": "smollm2_135m"},
             "headline": "recall",
             "num_samples": len(samples),
