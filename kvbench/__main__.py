@@ -28,7 +28,8 @@ _FULL = os.environ.get(_TRACEBACK) == "1"  # the user wants tracebacks
 def _task(cfg: DictConfig) -> float | None:
     try:
         check(cfg, HydraConfig.get().runtime.choices)  # before torch is imported, so that a mistake is answered at once
-        from kvbench.runner import prepare, run_group
+        from kvbench.jobs import prepare
+        from kvbench.runner import run_group
         from kvbench.sweep.finish import present
 
         (outcome,) = run_group([prepare(cfg)])

@@ -1,63 +1,30 @@
 """The runner: jobs that share model and benchmark become one plan; every record is on disk before the next sample.
 
-A job is one composed configuration: a variant (method × budget) on a benchmark with a model. Jobs are prepared and
-identified without loading anything; the model is loaded only if a sample is missing.
+The model is loaded only if a sample is missing.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
-import kvbench_kernels
-from kvbench import __version__, config, models, prompts, store
+from kvbench import models, prompts, store
 from kvbench.benchmarks.base import Benchmark, Sample
 from kvbench.engine.decode import run as generate
 from kvbench.engine.variant import Generation, Variant
-from kvbench.methods.load import build, split_dials
+from kvbench.jobs import Job, versions
 from kvbench.prompts import Prompt
 
 log = logging.getLogger(__name__)
-
-_VERSIONED = ("torch", "transformers", "hydra-core", "rouge_score")
-_SOURCES = ("methods", "cache", "engine", "benchmarks", "metrics", "models")
-_NOT_SHARED = ("method", "budget")
-
-
-@dataclass
-class Job:
-    """One configuration, checked, and what it is in the store."""
-
-    cfg: dict[str, Any]
-    variant: Variant
-    benchmark: Benchmark
-    label: dict[str, str]
-    identity: dict[str, Any]
-
-    @property
-    def group(self) -> str:
-        """Jobs of equal group share one plan: they differ only in method and budget."""
-        return json.dumps({k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}, sort_keys=True, default=str)
-
-    @property
-    def folder(self) -> Path:
-        return store.run_folder(self.cfg["paths"]["outputs"] + "/runs", self.label, self.identity)
 
 
 @dataclass
@@ -79,54 +46,6 @@ class _Open:
     run: store.Run
     pending: set[str] = field(default_factory=set)
     error: Exception | None = None
-
-
-def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
-    """Check a composed configuration and say what it is, without loading weights.
-
-    Raises:
-        ValueError: one line naming the override to change.
-    """
-    config.check(cfg, choices)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    models.check(plain["model"])
-    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    budget = cfg.budget if method.evicts else None
-    if not method.evicts:
-        log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
-    benchmark = _benchmark(cfg.benchmark)
-    identity = {
-        "method": plain["method"],
-        "budget": budget,
-        "model": {"name": plain["model"]["name"], "weights": models.identity(plain["model"])},
-        "protocol": benchmark.protocol()
-        | {
-            "prompts": prompts.VERSION,
-            "chat_template": plain["model"]["chat_template"],
-            "chat_kwargs": plain["model"]["chat_kwargs"],
-        },
-        "seed": plain["seed"],
-        "dtype": plain["model"]["dtype"],
-        "backend": f"torch-{plain['engine']['cache']}",
-    }
-    label = {
-        "benchmark": plain["benchmark"]["name"],
-        "model": plain["model"]["name"],
-        "method": method.name,
-        "budget": "full" if budget is None else str(budget),
-    }
-    return Job({str(k): v for k, v in plain.items()}, Variant(method, budget), benchmark, label, identity)
-
-
-def _benchmark(node: DictConfig) -> Benchmark:
-    try:
-        benchmark: Benchmark = hydra.utils.instantiate(node)
-    except InstantiationException as error:  # the benchmark's own message says which setting is wrong
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-    return benchmark
 
 
 def run_group(jobs: Sequence[Job]) -> list[Outcome]:
@@ -164,7 +83,7 @@ def _finished(job: Job) -> Outcome | None:
     if len(stored.samples) < wanted or retry or not settled:
         return None
     log.info("%s: %d of %d samples recorded, nothing to compute", job.folder.name, len(stored.samples), samples)
-    found, now = stored.manifest["versions"], _versions()
+    found, now = stored.manifest["versions"], versions()
     changed = sorted(name for name in now if found.get(name) != now[name])
     if changed:
         log.warning(
@@ -241,34 +160,10 @@ def _open(job: Job, num_samples: int) -> store.Run:
         config=job.cfg,
         headline=job.benchmark.headline,
         num_samples=num_samples,
-        versions=_versions(),
+        versions=versions(),
         device=models.device(job.cfg["model"]),
         retry_oom=job.cfg["retry_oom"],
     )
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """Versions of what makes the numbers; `code` is a hash of our own sources."""
-    found = {"kvbench": __version__, "code": _code()}
-    for package in _VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
-
-
-def _code() -> str:
-    """A hash of the sources that numbers depend on, so that a changed method does not pass as the one recorded."""
-    package = Path(__file__).parent
-    files = [path for part in _SOURCES for path in sorted((package / part).glob("*.py"))]
-    files += [
-        package / "prompts.py",
-        package / "encoding.py",
-        *sorted(Path(kvbench_kernels.__file__).parent.glob("*.py")),
-    ]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _generate(

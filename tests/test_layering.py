@@ -36,11 +36,12 @@ ALLOWED: dict[str, set[str]] = {
 _LIBRARY = set(ALLOWED) - {"report", "store", "messages"}
 ALLOWED |= {
     "api": _LIBRARY,
-    "runner": _LIBRARY | {"api", "store"},
-    "profile": _LIBRARY | {"api", "store", "runner"},
-    "sweep": _LIBRARY | {"api", "store", "report", "runner"},  # report: tables at the end of a sweep
+    "jobs": _LIBRARY | {"api", "store"},
+    "runner": _LIBRARY | {"api", "store", "jobs"},
+    "profile": _LIBRARY | {"api", "store", "jobs", "runner"},
+    "sweep": _LIBRARY | {"api", "store", "report", "jobs", "runner"},  # report: tables at the end of a sweep
     "__init__": {"api"},
-    "__main__": _LIBRARY | {"api", "messages", "store", "report", "runner", "profile", "sweep"},
+    "__main__": _LIBRARY | {"api", "messages", "store", "report", "jobs", "runner", "profile", "sweep"},
 }
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
 _LIGHT = ("__init__", "paths", "config", "messages", "encoding", "metrics", "benchmarks", "store", "report")

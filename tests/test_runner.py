@@ -16,6 +16,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from kvbench import config, runner
+from kvbench.jobs import Job, prepare
 from kvbench.methods.method import Method
 from kvbench.paths import conf_dir
 
@@ -27,11 +28,11 @@ def jobs(tmp_path):
     """Prepared jobs from lists of overrides, stored below tmp_path."""
     config.register()
 
-    def make(*all_overrides: list[str]) -> list[runner.Job]:
+    def make(*all_overrides: list[str]) -> list[Job]:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             shared = [*GRID, f"paths.outputs={tmp_path}", "progress=false"]
-            return [runner.prepare(hydra.compose("config", [*shared, *o])) for o in all_overrides]
+            return [prepare(hydra.compose("config", [*shared, *o])) for o in all_overrides]
 
     yield make
     GlobalHydra.instance().clear()

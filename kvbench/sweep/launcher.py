@@ -29,7 +29,8 @@ class FusedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from hydra.core.hydra_config import HydraConfig
 
-        from kvbench.runner import prepare, run_group
+        from kvbench.jobs import prepare
+        from kvbench.runner import run_group
         from kvbench.sweep.finish import present
 
         setup_globals()
