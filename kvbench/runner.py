@@ -9,7 +9,7 @@ import gc
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,7 @@ def run_group(jobs: Sequence[Job]) -> list[Outcome]:
     todo = {folder: job for folder, job in sorted(distinct.items()) if folder not in outcomes}
     if todo:
         outcomes.update(_run(todo))
-    return [Outcome(job, **_without_job(outcomes[job.folder])) for job in jobs]
-
-
-def _without_job(outcome: Outcome) -> dict[str, Any]:
-    return {k: v for k, v in vars(outcome).items() if k != "job"}
+    return [replace(outcomes[job.folder], job=job) for job in jobs]
 
 
 def _finished(job: Job) -> Outcome | None:

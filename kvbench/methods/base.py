@@ -167,6 +167,25 @@ class Score(Protocol):
     def __call__(self, ctx: LayerContext) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Ask:
+    """What a layer allocator is asked for.
+
+    Attributes:
+        tokens: budget per KV head, averaged over layers and heads, below `span`.
+        span: prompt tokens; layers, heads: layers of the model and KV heads of each.
+        protected: sinks and window of each head, part of `tokens`.
+        statistics: what `Layers.statistic` made of every layer, where the allocator needs it.
+    """
+
+    tokens: int
+    span: int
+    layers: int
+    heads: int
+    protected: int
+    statistics: Sequence[Tensor] | None = None
+
+
 class Layers(Protocol):
     """Tokens of each layer, summed over its KV heads, sinks and window included."""
 
@@ -176,16 +195,7 @@ class Layers(Protocol):
         """What of a layer's scores `__call__` wants of every layer, if `needs_statistics`."""
         ...
 
-    def __call__(
-        self,
-        tokens: int,
-        *,
-        span: int,
-        layers: int,
-        heads: int,
-        protected: int,
-        statistics: Sequence[Tensor] | None,
-    ) -> list[int]: ...
+    def __call__(self, ask: Ask) -> list[int]: ...
 
 
 class Heads(Protocol):

@@ -1,18 +1,17 @@
 """Layer budgets: how many tokens each layer may keep, summed over its KV heads.
 
-`tokens` is the budget per KV head averaged over layers and heads, `span` the number of prompt tokens, `protected`
-the sinks and window of each head. All allocators keep the sum exact unless `allocation` says `reference`.
+All allocators keep the sum exact unless `allocation` says `reference`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from kvbench.methods.base import Ask
 from kvbench.methods.rounding import apportion, largest_remainder
 
 
@@ -29,17 +28,8 @@ class _WithoutStatistics:
 class Uniform(_WithoutStatistics):
     """Every layer the same."""
 
-    def __call__(
-        self,
-        tokens: int,
-        *,
-        span: int,
-        layers: int,
-        heads: int,
-        protected: int,
-        statistics: Sequence[Tensor] | None = None,
-    ) -> list[int]:
-        return [tokens * heads] * layers
+    def __call__(self, ask: Ask) -> list[int]:
+        return [ask.tokens * ask.heads] * ask.layers
 
 
 @dataclass(frozen=True)
@@ -62,30 +52,21 @@ class Pyramid(_WithoutStatistics):
     allocation: str = "exact"
     uniform_when_short: bool = True
 
-    def __call__(
-        self,
-        tokens: int,
-        *,
-        span: int,
-        layers: int,
-        heads: int,
-        protected: int,
-        statistics: Sequence[Tensor] | None = None,
-    ) -> list[int]:
-        base = tokens - protected
-        if layers == 1 or (self.uniform_when_short and span < 2 * base):
-            return [tokens * heads] * layers
+    def __call__(self, ask: Ask) -> list[int]:
+        base = ask.tokens - ask.protected
+        if ask.layers == 1 or (self.uniform_when_short and ask.span < 2 * base):
+            return [ask.tokens * ask.heads] * ask.layers
         low = base // self.beta
-        high = min(2 * base - low, span - protected)
+        high = min(2 * base - low, ask.span - ask.protected)
         low = 2 * base - high
         if self.allocation == "reference":
-            step = (high - low) // (layers - 1)
-            selected = [high - index * step for index in range(layers)]
+            step = (high - low) // (ask.layers - 1)
+            selected = [high - index * step for index in range(ask.layers)]
         else:
             selected = largest_remainder(
-                [high - index * (high - low) / (layers - 1) for index in range(layers)], layers * base
+                [high - index * (high - low) / (ask.layers - 1) for index in range(ask.layers)], ask.layers * base
             )
-        return [(count + protected) * heads for count in selected]
+        return [(count + ask.protected) * ask.heads for count in selected]
 
 
 @dataclass(frozen=True)
@@ -108,34 +89,25 @@ class CumulativeMass:
         """The layer's [T] importance that `__call__` wants of every layer."""
         return score_UT.double().mean(0)
 
-    def __call__(
-        self,
-        tokens: int,
-        *,
-        span: int,
-        layers: int,
-        heads: int,
-        protected: int,
-        statistics: Sequence[Tensor] | None = None,
-    ) -> list[int]:
-        if layers == 1:
-            return [tokens * heads]
-        if statistics is None or len(statistics) != layers:
+    def __call__(self, ask: Ask) -> list[int]:
+        if ask.layers == 1:
+            return [ask.tokens * ask.heads]
+        if ask.statistics is None or len(ask.statistics) != ask.layers:
             raise ValueError(
-                f"layer budgets by cumulative mass need layer_scores of all {layers} layers; see keep_layers"
+                f"layer budgets by cumulative mass need layer_scores of all {ask.layers} layers; see keep_layers"
             )
-        mass_LT = torch.stack([s.detach().cpu().double() for s in statistics])
+        mass_LT = torch.stack([s.detach().cpu().double() for s in ask.statistics])
         mass_LT = mass_LT.sort(dim=-1, descending=True).values
         cdf_LT = (mass_LT / mass_LT.sum(-1, keepdim=True)).cumsum(-1)
-        target = layers * (span - tokens)
-        most = span - protected
+        target = ask.layers * (ask.span - ask.tokens)
+        most = ask.span - ask.protected
         dropped = self._search(cdf_LT, target, most)
         if self.allocation == "exact":
             dropped = apportion(dropped, target, most)
         else:
             found = max(1, sum(dropped))
             dropped = [min(most, count * target // found) for count in dropped]
-        return [(span - count) * heads for count in dropped]
+        return [(ask.span - count) * ask.heads for count in dropped]
 
     def _search(self, cdf_LT: Tensor, target: int, most: int) -> list[int]:
         low, high = 0.0, 1.0

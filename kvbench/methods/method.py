@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvbench.methods.base import Candidates, Heads, LayerContext, Layers, Score, Select
+from kvbench.methods.base import Ask, Candidates, Heads, LayerContext, Layers, Score, Select
 from kvbench.methods.decode import DecodePolicy
 from kvbench.methods.dials import check_budget, check_room, window_tokens
 from kvbench.methods.store import Store
@@ -73,14 +73,7 @@ class Method:
         """Tokens of every layer, summed over its KV heads."""
         if tokens >= span:
             return [span * heads] * layers
-        return self._layers(
-            tokens,
-            span=span,
-            layers=layers,
-            heads=heads,
-            protected=self._protected(tokens),
-            statistics=statistics,
-        )
+        return self._layers(Ask(tokens, span, layers, heads, self._protected(tokens), statistics))
 
     def scores(self, ctx: LayerContext) -> Tensor:
         """[U, T] scores, shared by all variants with an equal `score`."""
