@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvbench.cache.base import Entry
@@ -65,6 +65,8 @@ def full_attention(q_HTD, k_USD, v_USD, scaling):
     steps=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     special=st.booleans(),
 )
+@example(seed=1, rows=3, heads=1, group=1, tokens=6, reserve=1, steps=[1, 1], special=False)
+@example(seed=1, rows=3, heads=3, group=1, tokens=8, reserve=3, steps=[1, 3, 1], special=False)
 def test_ragged_is_masked(seed, rows, heads, group, tokens, reserve, steps, special):
     """Any masks, any steps (also beyond the reserve), with rows that leave in between: the same output and lengths."""
     g = torch.Generator().manual_seed(seed)

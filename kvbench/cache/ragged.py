@@ -152,6 +152,8 @@ class _Layer:
             live = _slots(old, device)
             k_src.insert(0, self.k_RD[live])
             v_src.insert(0, self.v_RD[live])
+        for segment in old:  # it may have grown into what it was levelled up to
+            segment.need = max(segment.need, segment.length)
         in_order = [*old, *new]
         self.segments = list(in_order)
         self.dead.clear()
