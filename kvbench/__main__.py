@@ -29,14 +29,15 @@ def _task(cfg: DictConfig) -> float | None:
     try:
         check(cfg, HydraConfig.get().runtime.choices)  # before torch is imported, so that a mistake is answered at once
         from kvbench.jobs import prepare
-        from kvbench.runner import run_group
-        from kvbench.sweep.finish import present
+        from kvbench.runner import run_jobs
+        from kvbench.sweep.finish import present, result
 
-        (outcome,) = run_group([prepare(cfg)])
-        present([outcome])
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.score
+        outcomes = run_jobs(prepare(cfg))
+        present(outcomes)
+        value = result(outcomes)
+        if isinstance(value, Exception):
+            raise value
+        return value
     except _MISTAKES as error:
         if _FULL:
             raise

@@ -1,12 +1,15 @@
-"""A job: one composed configuration, checked and identified without loading any weights."""
+"""Jobs: what a composed configuration asks for, checked and identified without loading any weights.
+
+A configuration is one job, or, where its benchmark is a suite, one per part of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,20 +21,22 @@ from omegaconf import DictConfig, OmegaConf
 
 import kvbench_kernels
 from kvbench import __version__, config, models, prompts, store
-from kvbench.benchmarks.base import Benchmark
+from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite
 from kvbench.engine.variant import Variant
-from kvbench.methods.load import build, split_dials
+from kvbench.methods.load import build, load, split_dials
+from kvbench.methods.method import Method
+from kvbench.paths import conf_dir
 
 log = logging.getLogger(__name__)
 
-_VERSIONED = ("torch", "transformers", "hydra-core", "rouge_score")
-_SOURCES = ("methods", "cache", "engine", "benchmarks", "metrics", "models")
+_VERSIONED = ("torch", "transformers", "hydra-core", "rouge", "rouge_score", "jieba", "fuzzywuzzy", "rapidfuzz")
+_SOURCES = ("methods", "cache", "engine", "benchmarks", "metrics", "models", "prompts")
 _NOT_SHARED = ("method", "budget")
 
 
 @dataclass
 class Job:
-    """One configuration, checked, and what it is in the store."""
+    """One method under one budget on one benchmark, checked, and what it is in the store."""
 
     cfg: dict[str, Any]
     variant: Variant
@@ -42,15 +47,34 @@ class Job:
     @property
     def group(self) -> str:
         """Jobs of equal group share one plan: they differ only in method and budget."""
-        return json.dumps({k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}, sort_keys=True, default=str)
+        shared = {k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}
+        return json.dumps([self.benchmark.name, shared], sort_keys=True, default=str)
+
+    def variant_for(self, span: int) -> Variant:
+        """The variant on a prompt of `span` tokens.
+
+        A share of a very short prompt may be less than the sinks and window that the method always keeps. Then the
+        prompt is answered from so many most recent tokens: the budget holds, and no sample is lost.
+
+        Raises:
+            ValueError: the budget is impossible on this prompt even so.
+        """
+        try:
+            self.variant.method.tokens(self.variant.budget, span)
+        except ValueError:
+            tokens = int(self.variant.budget * span + 1e-9) if isinstance(self.variant.budget, float) else 0
+            if tokens < 1:
+                raise
+            return Variant(_most_recent(), tokens)
+        return self.variant
 
     @property
     def folder(self) -> Path:
         return store.run_folder(self.cfg["paths"]["outputs"] + "/runs", self.label, self.identity)
 
 
-def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
-    """Check a composed configuration and say what it is, without loading weights.
+def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[Job]:
+    """Check a composed configuration and say what it asks for, without loading weights. The data is read and checked.
 
     Raises:
         ValueError: one line naming the override to change.
@@ -63,38 +87,57 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Job:
     budget = cfg.budget if method.evicts else None
     if not method.evicts:
         log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
-    benchmark = _benchmark(cfg.benchmark)
-    identity = {
-        "method": plain["method"],
-        "budget": budget,
-        "model": {"name": plain["model"]["name"], "weights": models.identity(plain["model"])},
-        "protocol": benchmark.protocol()
-        | {
-            "prompts": prompts.VERSION,
-            "chat_template": plain["model"]["chat_template"],
-            "chat_kwargs": plain["model"]["chat_kwargs"],
-        },
-        "seed": plain["seed"],
-        "dtype": plain["model"]["dtype"],
-        "backend": f"torch-{plain['engine']['cache']}",
-    }
-    label = {
-        "benchmark": plain["benchmark"]["name"],
-        "model": plain["model"]["name"],
-        "method": method.name,
-        "budget": "full" if budget is None else str(budget),
-    }
-    return Job({str(k): v for k, v in plain.items()}, Variant(method, budget), benchmark, label, identity)
+    facts, weights = prompts.facts(plain["model"]), models.identity(plain["model"])
+    jobs = []
+    for benchmark in benchmarks(cfg.benchmark, facts):
+        identity = {
+            "method": plain["method"],
+            "budget": budget,
+            "model": {"name": plain["model"]["name"], "weights": weights},
+            "protocol": _protocol(benchmark, facts),
+            "seed": plain["seed"],
+            "dtype": plain["model"]["dtype"],
+            "backend": f"torch-{plain['engine']['cache']}",
+        }
+        label = {
+            "benchmark": benchmark.name,
+            "model": plain["model"]["name"],
+            "method": method.name,
+            "budget": "full" if budget is None else str(budget),
+        }
+        settings = {str(k): v for k, v in plain.items()}
+        jobs.append(Job(settings, Variant(method, budget), benchmark, label, identity))
+    return jobs
 
 
-def _benchmark(node: DictConfig) -> Benchmark:
+def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:
+    """The benchmarks of a `benchmark` node: itself, or the parts of a suite. Raises ValueError for bad settings."""
     try:
-        benchmark: Benchmark = hydra.utils.instantiate(node)
+        made: Benchmark | Suite = hydra.utils.instantiate(node)
     except InstantiationException as error:  # the benchmark's own message says which setting is wrong
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
-    return benchmark
+    return made.parts(facts) if hasattr(made, "parts") else [made]
+
+
+def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:
+    """The benchmark's protocol with the way its text becomes ids."""
+    protocol = dict(benchmark.protocol())
+    rendering = asdict(prompts.resolve(benchmark.rendering, facts.max_length))
+    if "dataset" in protocol:  # a suite's parts may end their answers in different ways and still share a table
+        protocol["dataset"] = protocol["dataset"] | {"stops": rendering.pop("stops")}
+    return protocol | {
+        "rendering": rendering,
+        "prompts": prompts.VERSION,
+        "chat_template": facts.chat_template,
+        "chat_kwargs": dict(facts.chat_kwargs),
+    }
+
+
+@cache
+def _most_recent() -> Method:
+    return load(conf_dir() / "method", "streaming_llm", sinks=0)
 
 
 @cache
@@ -114,7 +157,6 @@ def _code() -> str:
     package = Path(__file__).parent
     files = [path for part in _SOURCES for path in sorted((package / part).glob("*.py"))]
     files += [
-        package / "prompts.py",
         package / "encoding.py",
         *sorted(Path(kvbench_kernels.__file__).parent.glob("*.py")),
     ]

@@ -1,15 +1,15 @@
 """The runner: jobs that share model and benchmark become one plan; every record is on disk before the next sample.
 
-The model is loaded only if a sample is missing.
+The model is loaded only if a sample is missing, and once for all plans that follow each other with the same model.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kvbench.engine.decode import run as generate
 from kvbench.engine.variant import Generation, Variant
 from kvbench.jobs import Job, versions
 from kvbench.prompts import Prompt
+from kvbench.score import rescore
 
 log = logging.getLogger(__name__)
 
@@ -48,22 +49,22 @@ class _Open:
     error: Exception | None = None
 
 
-def run_group(jobs: Sequence[Job]) -> list[Outcome]:
-    """Run jobs of one group as one plan; outcomes in the order of the jobs.
+def run_jobs(jobs: Sequence[Job], kept: models.Kept | None = None) -> list[Outcome]:
+    """Run jobs, those of one group as one plan; outcomes in the order of the jobs.
 
     Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not take the
     others with it, if its budget is impossible or its method breaks the promise: its outcome holds the error. Any
-    other exception ends the group; what was recorded stays.
+    other exception ends everything; what was recorded stays.
     """
-    distinct = {job.folder: job for job in jobs}
+    kept = kept or models.Kept()
+    groups: dict[str, dict[Path, Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group, {})[job.folder] = job
     outcomes: dict[Path, Outcome] = {}
-    for folder, job in distinct.items():
-        finished = _finished(job)
-        if finished is not None:
-            outcomes[folder] = finished
-    todo = {folder: job for folder, job in sorted(distinct.items()) if folder not in outcomes}
-    if todo:
-        outcomes.update(_run(todo))
+    for distinct in groups.values():
+        finished = {folder: outcome for folder, job in distinct.items() if (outcome := _finished(job)) is not None}
+        todo = {folder: job for folder, job in sorted(distinct.items()) if folder not in finished}
+        outcomes |= finished | (_run(todo, kept) if todo else {})
     return [replace(outcomes[job.folder], job=job) for job in jobs]
 
 
@@ -87,6 +88,7 @@ def _finished(job: Job) -> Outcome | None:
             job.folder.name,
             ", ".join(changed),
         )
+    rescore(stored, job.benchmark)
     return _outcome(job)
 
 
@@ -96,18 +98,19 @@ def _outcome(job: Job) -> Outcome:
     return Outcome(job, job.folder, sum(scores) / len(scores) if scores else None, len(stored.samples))
 
 
-def _run(jobs: Mapping[Path, Job]) -> dict[Path, Outcome]:
+def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
     """Render the prompts, open the runs, load the model, work through the samples."""
     first = next(iter(jobs.values()))
-    cfg, question = first.cfg, str(first.benchmark.protocol()["question"])
+    cfg, question = first.cfg, "agnostic" if prompts.span_of(first.benchmark) == "context" else "aware"
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
-    tokenizer = models.load_tokenizer(cfg["model"])
+    tokenizer = kept.tokenizer(cfg["model"])
     samples = first.benchmark.samples(tokenizer)
-    rendered = _render(samples[: cfg["limit"]], tokenizer, cfg, question)
+    render = prompts.renderer(cfg["model"], tokenizer, first.benchmark)
+    rendered = {sample.id: render(sample) for sample in samples[: cfg["limit"]]}
     outcomes = {}
     for folder, job in jobs.items():
-        impossible = _impossible(job.variant, rendered.values(), question)
+        impossible = _impossible(job, [_span(prompt, question) for prompt in rendered.values()])
         if impossible is not None:
             outcomes[folder] = Outcome(job, folder, error=impossible)
     with ExitStack() as stack:
@@ -119,7 +122,7 @@ def _run(jobs: Mapping[Path, Job]) -> dict[Path, Outcome]:
         for one in opened.values():
             one.pending = set(rendered) - one.run.done_ids()
         if any(one.pending for one in opened.values()):
-            _generate(list(opened.values()), samples[: cfg["limit"]], rendered, question)
+            _generate(list(opened.values()), samples[: cfg["limit"]], rendered, question, kept)
         for folder, one in opened.items():
             if one.error is None:
                 complete = len(one.run.done_ids()) >= len(samples)
@@ -131,25 +134,8 @@ def _run(jobs: Mapping[Path, Job]) -> dict[Path, Outcome]:
     return outcomes
 
 
-def _render(samples: Sequence[Sample], tokenizer: Any, cfg: Mapping[str, Any], question: str) -> dict[str, Prompt]:
-    """Prompts by sample id, without weights."""
-    eos_ids, limit = models.eos_ids(cfg["model"], tokenizer), models.max_length(cfg["model"])
-    return {
-        sample.id: prompts.render(
-            tokenizer,
-            sample,
-            question=question,
-            chat_template=cfg["model"]["chat_template"],
-            chat_kwargs=cfg["model"]["chat_kwargs"],
-            eos_ids=eos_ids,
-            max_length=limit,
-        )
-        for sample in samples
-    }
-
-
 def _open(job: Job, num_samples: int) -> store.Run:
-    return store.Run.open(
+    run = store.Run.open(
         job.cfg["paths"]["outputs"] + "/runs",
         label=job.label,
         identity=job.identity,
@@ -158,16 +144,20 @@ def _open(job: Job, num_samples: int) -> store.Run:
         num_samples=num_samples,
         versions=versions(),
         device=models.device(job.cfg["model"]),
+        part=None if job.benchmark.part is None else asdict(job.benchmark.part),
+        scoring=job.benchmark.scoring(),
         retry_oom=job.cfg["retry_oom"],
     )
+    rescore(store.load_run(run.path), job.benchmark)  # what is there and what comes shall be scored alike
+    return run
 
 
 def _generate(
-    opened: Sequence[_Open], samples: Sequence[Sample], rendered: Mapping[str, Prompt], question: str
+    opened: Sequence[_Open], samples: Sequence[Sample], rendered: Mapping[str, Prompt], question: str, kept: models.Kept
 ) -> None:
     """Every sample that some run misses: one prefill for all runs that miss it."""
     cfg = opened[0].job.cfg
-    loaded = models.load(cfg["model"])
+    loaded = kept.model(cfg["model"])
     total = sum(len(one.pending) for one in opened)
     with tqdm(total=total, disable=not cfg["progress"], unit="row", desc=opened[0].job.benchmark.name) as bar:
         for sample in samples:
@@ -178,27 +168,51 @@ def _generate(
                 bar.update(len(missing))
 
 
-def _impossible(variant: Variant, rendered: Iterable[Prompt], question: str) -> ValueError | None:
-    """The error of a budget that leaves no room on some prompt, found before anything is computed."""
+def _span(prompt: Prompt, question: str) -> int:
+    """Tokens of what is compressed."""
+    return prompt.context_len if question == "agnostic" else len(prompt.ids)
+
+
+def _impossible(job: Job, spans: Sequence[int]) -> ValueError | None:
+    """The error of a budget that leaves the method no room on any prompt, found before anything is computed.
+
+    On some only: those are answered from the most recent tokens, see `Job.variant_for`.
+    """
+    errors = []
+    for span in spans:
+        try:
+            job.variant.method.tokens(job.variant.budget, span)
+        except ValueError as error:
+            errors.append(error)
+    if len(errors) == len(spans) and errors:
+        return errors[-1]
     try:
-        for prompt in rendered:
-            span = prompt.context_len if question == "agnostic" else len(prompt.ids)
-            variant.method.tokens(variant.budget, span)
+        made = [job.variant_for(span) for span in spans]
     except ValueError as error:
         return error
+    if errors:
+        count = sum(variant is not job.variant for variant in made)
+        log.warning(
+            "%s: on %d of %d prompts the budget is below what the method always keeps; there it keeps the most "
+            "recent tokens alone",
+            job.folder.name,
+            count,
+            len(spans),
+        )
     return None
 
 
 def _one_sample(missing: Sequence[_Open], sample: Sample, prompt: Prompt, loaded: models.Loaded, question: str) -> None:
     """Generate and record one sample for all runs that miss it. Out of memory: in halves, down to a single row."""
     error = None
+    variants = [one.job.variant_for(_span(prompt, question)) for one in missing]
     generations: Sequence[Generation | None] = [None] * len(missing)
     try:
         generations = generate(
             loaded.model,
             loaded.tokenizer,
             prompt,
-            [one.job.variant for one in missing],
+            variants,
             max_new_tokens=sample.max_new_tokens,
             cache=missing[0].job.cfg["engine"]["cache"],
             question=question,
@@ -218,10 +232,11 @@ def _one_sample(missing: Sequence[_Open], sample: Sample, prompt: Prompt, loaded
                 _one_sample(half, sample, prompt, loaded, question)
             return
         log.warning("%s: out of memory with a single row; recorded", sample.id)
-    for one, generation in zip(missing, generations, strict=True):
+    for one, variant, generation in zip(missing, variants, generations, strict=True):
         record = _record(sample, generation, one.job.benchmark, error, loaded.device)
         if generation is not None:
-            one.error = broken_promise(one.job.variant, generation)
+            record["fallback"] = None if variant is one.job.variant else "recent"
+            one.error = broken_promise(variant, generation)
         if one.error is None:
             one.run.append(record)
             one.pending.discard(sample.id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +66,44 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
         },
         samples=samples,
     )
+
+
+SUITE = {  # name: category, number of samples
+    "qasper": ("single-doc QA", 8), "multifieldqa_en": ("single-doc QA", 6), "hotpotqa": ("multi-doc QA", 10),
+    "gov_report": ("summarisation", 4),
+}  # fmt: skip
+
+
+def make_part(method: str, budget: str, dataset: str, scores: Sequence[float] | float, **change: Any) -> FakeRun:
+    """A run of one dataset of a suite of four; `scores` by sample, or one for all."""
+    category, number = SUITE.get(dataset, ("", 5))
+    values = [scores] * number if isinstance(scores, int | float) else list(scores)
+    run = make_run(method, budget, 0.0, lengths=[1000] * len(values), depths=[0], **change)
+    for index, (sample, value) in enumerate(zip(run.samples, values, strict=True)):
+        sample |= {"id": f"{dataset}-{index:04d}", "scores": {"qa_f1": value}, "meta": {"index": index}}
+        if "buckets" in change:
+            sample["meta"]["bucket"] = change["buckets"][index]
+    suite = change.get("suite", "longbench")
+    data = {"name": dataset, "data_sha256": change.get("data", "d1")}
+    protocol = {"question": change.get("question", "aware"), "protocol": "longbench-original", "dataset": data}
+    run.manifest |= {
+        "headline": "qa_f1",
+        "part": {
+            "suite": suite, "name": dataset, "order": change.get("order", [*SUITE, dataset].index(dataset)),
+            "category": change.get("category", category), "means": change.get("means", {"avg-4": 4, "avg-9": 9}),
+            "macros": change.get("macros", {"macro": 3}),
+        },
+        "scoring": change.get("scoring", {"metrics": {"qa_f1": 1}, "switches": {"strip": "none"}}),
+        "hash": hashlib.sha256(f"{method} {budget} {dataset} {change}".encode()).hexdigest(),
+    }  # fmt: skip
+    run.manifest["identity"] |= {"protocol": protocol, "budget": budget}
+    run.manifest["label"] |= {"benchmark": f"{suite}-{dataset}"}
+    return run
+
+
+def make_suite(method: str, budget: str, score: float, **change: Any) -> list[FakeRun]:
+    """The runs of one row: the same score on every dataset."""
+    return [make_part(method, budget, dataset, score, **change) for dataset in SUITE]
 
 
 def out_of_memory(run: FakeRun, *positions: int) -> FakeRun:

@@ -10,7 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import kvbench
-from kvbench import config, models
+from kvbench import config, models, prompts
+from kvbench.benchmarks.base import ModelFacts
 from kvbench.methods.dials import PARTS
 from kvbench.paths import conf_dir
 
@@ -83,9 +84,13 @@ def test_every_model_composes(name, compose):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_composes_and_builds(name, compose):
-    benchmark = hydra.utils.instantiate(compose(f"benchmark={name}").benchmark)
-    assert benchmark.name == name
-    assert benchmark.protocol()["question"] in ("aware", "agnostic")
+    made = hydra.utils.instantiate(compose(f"benchmark={name}").benchmark)
+    assert made.name == name
+    parts = made.parts(ModelFacts("tiny")) if hasattr(made, "parts") else [made]
+    for part in parts:
+        assert part.name.startswith(name) and prompts.span_of(part) in ("prompt", "context")
+        assert part.headline in str(part.scoring()["metrics"])
+    assert len({part.name for part in parts}) == len(parts)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -95,7 +100,7 @@ def test_every_experiment_composes(name, compose):
     text = OmegaConf.load(config.options("experiment")[name])
     params = OmegaConf.select(text, "hydra.sweeper.params") or {}
     for method in str(params.get("method", "snapkv")).split(","):
-        assert method in METHODS
+        assert method in (*METHODS, "glob(*)")
 
 
 def test_the_seed_reaches_the_benchmark(compose):

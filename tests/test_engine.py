@@ -152,6 +152,30 @@ def test_stop_ids_end_a_row_and_only_that_row(tiny):
             assert (out.finish_reason, out.token_ids) == ("length", long.token_ids)
 
 
+@pytest.mark.parametrize("least", [0, 1, 3])
+def test_min_new_tokens_is_that_of_transformers(tiny, least):
+    model, _ = tiny
+    tokens = prompt(40)
+    mask = torch.ones(1, 40, dtype=torch.long)
+    common = {"attention_mask": mask, "do_sample": False}
+    free = model.generate(torch.tensor([tokens]), max_new_tokens=NEW, eos_token_id=None, **common)[0, 40:].tolist()
+    stops = free[:3]  # would end the answer at once
+    wanted = model.generate(
+        torch.tensor([tokens]), max_new_tokens=NEW, min_length=40 + least, eos_token_id=stops, **common
+    )
+    text = Prompt(tuple(tokens), 40, frozenset(stops), "", min_new_tokens=least)
+    ((out,),) = kvbench.generate(*tiny, [text], [("fullkv", None)], max_new_tokens=NEW)
+    assert out.token_ids == wanted[0, 40:].tolist() and len(out.token_ids) > least
+
+
+def test_a_first_token_that_may_not_stop(tiny):
+    free = generate(tiny, [prompt(40)], [("fullkv", None)])[0][0].token_ids
+    text = Prompt(tuple(prompt(40)), 40, frozenset([free[0]]), "", first_may_stop=False)
+    ((out,),) = kvbench.generate(*tiny, [text], [("fullkv", None)], max_new_tokens=NEW)
+    later = free.index(free[0], 1) + 1 if free[0] in free[1:] else NEW
+    assert out.token_ids == free[:later]
+
+
 def test_agnostic_compresses_the_context_alone(tiny):
     """What is kept does not depend on the question; with a full budget the answer is the full cache's."""
     context = prompt(200, seed=5)

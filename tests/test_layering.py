@@ -28,23 +28,25 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"paths"},
     "store": {"paths"},
     "report": {"store", "paths"},
-    "benchmarks": {"metrics", "paths"},
+    "data": {"paths"},
+    "benchmarks": {"metrics", "paths", "data", "encoding"},
     "prompts": {"benchmarks", "encoding", "models", "paths", "config", "messages"},  # from models on: its command line
     "cache": {"kvbench_kernels"},
     "engine": {"kvbench_kernels", "cache", "methods", "prompts"},
+    "score": {"benchmarks", "config", "data", "metrics", "paths", "store", "report"},
 }
-_LIBRARY = set(ALLOWED) - {"report", "store", "messages"}
+_LIBRARY = set(ALLOWED) - {"report", "store", "messages", "score"}
 ALLOWED |= {
     "api": _LIBRARY,
     "jobs": _LIBRARY | {"api", "store"},
-    "runner": _LIBRARY | {"api", "store", "jobs"},
+    "runner": _LIBRARY | {"api", "store", "jobs", "score"},
     "profile": _LIBRARY | {"api", "store", "jobs", "runner"},
     "sweep": _LIBRARY | {"api", "store", "report", "jobs", "runner"},  # report: tables at the end of a sweep
     "__init__": {"api"},
-    "__main__": _LIBRARY | {"api", "messages", "store", "report", "jobs", "runner", "profile", "sweep"},
+    "__main__": _LIBRARY | {"api", "messages", "store", "report", "jobs", "runner", "profile", "sweep", "score"},
 }
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
-_LIGHT = ("__init__", "paths", "config", "messages", "encoding", "metrics", "benchmarks", "store", "report")
+_LIGHT = ("__init__", "paths", "config", "messages", "encoding", "metrics", "data", "benchmarks", "store", "report")
 FORBIDDEN = {
     **dict.fromkeys(_LIGHT, HEAVY),
     "kvbench_kernels": {"transformers", "accelerate", "hydra", "omegaconf"},

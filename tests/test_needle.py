@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,42 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra.utils import instantiate
+from needle_forms import CONF, ToyTokenizer, make
 from omegaconf import OmegaConf
 
-from kvbench.benchmarks.haystack import essays
 from kvbench.benchmarks.insertion import insert_needle
 from kvbench.benchmarks.needle import Needle
 
-ROOT = Path(__file__).resolve().parent.parent
-YAML = ROOT / "conf" / "benchmark" / "needle.yaml"
-SHARED = Path(os.environ.get("KVBENCH_SHARED", ROOT.parent / "shared")) / "data"
-ORACLE = SHARED / "oracle" / "needle_insertion.jsonl"
-ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
-SANDWICH = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
-
-
-class ToyTokenizer:
-    """White space, full stops and the words between them are the tokens."""
-
-    def __init__(self) -> None:
-        self.ids: dict[str, int] = {}
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        return [self.ids.setdefault(piece, len(self.ids)) for piece in re.findall(r"\s+|\.|[^\s.]+", text)]
-
-    def decode(self, token_ids: list[int]) -> str:
-        pieces = list(self.ids)
-        return "".join(pieces[index] for index in token_ids)
-
-
-def make(**changes: Any) -> Needle:
-    """The benchmark as its YAML says, with changes as on the command line."""
-    config = OmegaConf.create({"benchmark": yaml.safe_load(YAML.read_text())})
-    config.merge_with({"benchmark": changes})
-    assert set(changes) <= set(config.benchmark)
-    return instantiate(config.benchmark)
+YAML = CONF / "needle.yaml"
 
 
 # ---- insertion -----------------------------------------------------------------------------------
@@ -87,36 +56,6 @@ def test_a_needle_longer_than_the_length_is_refused() -> None:
         insert_needle(ToyTokenizer(), "Aa bb.", "a b c", 3, 50, buffer=0)
 
 
-def check_rows(tokenizer: Any, name: str) -> None:
-    """Compare with every recorded row of the published construction, prompt included."""
-    protocol = json.loads((SHARED / "needle" / "protocols.json").read_text())
-    haystack = essays(SHARED / "needle" / "PaulGrahamEssays")[:100_000]  # enough for 8000 tokens
-    before, after = protocol["pyramidkv"]["prompt"].split("{context}")
-    rows = [row for row in ROWS if row["tokenizer"] == name]
-    assert rows
-    for row in rows:
-        context, index = insert_needle(
-            tokenizer, haystack, protocol["needle"], row["context_length"], row["depth_percent"]
-        )
-        assert hashlib.sha256(context.encode()).hexdigest() == row["sha256"], row
-        assert index == row["insertion_token_index"]
-        prompt = before + context + after.replace("{question}", protocol["pyramidkv"]["question"])
-        assert hashlib.sha256(prompt.encode()).hexdigest() == row["prompt_sha256"]
-
-
-if ROWS:
-
-    def test_published_construction_with_the_toy_tokenizer() -> None:
-        check_rows(ToyTokenizer(), "toy")
-
-    @pytest.mark.smollm2
-    def test_published_construction_with_the_smollm2_tokenizer() -> None:
-        from kvbench import models
-
-        preset = yaml.safe_load((ROOT / "conf" / "model" / "smollm2_135m.yaml").read_text())
-        check_rows(models.load_tokenizer(preset), "smollm2")
-
-
 # ---- samples -------------------------------------------------------------------------------------
 
 
@@ -148,6 +87,17 @@ def test_needles_lie_at_their_depth_and_contexts_have_their_length() -> None:
         assert (sample.meta["needle_token"] is None) == (sample.meta["depth"] == 100)
 
 
+def test_needles_follow_the_given_ends_of_sentences() -> None:
+    tokenizer = ToyTokenizer()
+    space = tokenizer.encode(" ", add_special_tokens=False)
+    at = {
+        ids: make(lengths=[500], depths=[50], period_ids=ids and list(ids)).samples(tokenizer)[0].meta["needle_token"]
+        for ids in (None, tuple(space))
+    }
+    room = 500 - len(tokenizer.encode(" One of the special magic numbers for a-b is: 1.", add_special_tokens=False))
+    assert at[None] < at[tuple(space)] and at[tuple(space)] in (room // 2, room // 2 - 1)
+
+
 def test_cells_do_not_depend_on_the_rest_of_the_grid() -> None:
     wide = {sample.id: sample for sample in make(lengths=[500, 1500], num_seeds=2).samples(ToyTokenizer())}
     alone = make(lengths=[500], depths=[33], seed=1).samples(ToyTokenizer())
@@ -156,21 +106,8 @@ def test_cells_do_not_depend_on_the_rest_of_the_grid() -> None:
     assert wide["len00500-depth033-seed0"].context != alone[0].context
 
 
-def test_the_sandwich_is_a_matter_of_overrides() -> None:
-    answer = "eat a sandwich and sit in Dolores Park on a sunny day."
-    benchmark = make(
-        needle=SANDWICH, answer=answer, reference="${benchmark.needle}", buffer=200, answer_prefix="",
-        question_text="\nWhat is the best thing to do in San Francisco?", preamble="A long story: ",
-        scores=["overlap", "rouge1", "recall"], headline="overlap", stop=["\n"],
-    )  # fmt: skip
-    sample = benchmark.samples(ToyTokenizer())[3]
-    assert SANDWICH in sample.context and sample.context.startswith("A long story: ")
-    assert (sample.answers, sample.stop, sample.answer_prefix) == ((answer,), ("\n",), "")
-    scores = benchmark.score(sample.answers, f" {answer}", sample.meta)
-    assert scores == {"overlap": 1.0, "rouge1": pytest.approx(0.7272727), "recall": 1.0}
-
-
 def test_score_needs_only_what_a_record_holds() -> None:
+    assert make(haystack="gone").score(["1234567"], "1234567", {"reference": "1"})["recall"] == 1.0
     benchmark = make()
     sample = benchmark.samples(ToyTokenizer())[0]
     record = json.loads(json.dumps({"answers": sample.answers, "meta": dict(sample.meta)}))
@@ -195,7 +132,17 @@ def test_protocol_is_json_and_knows_texts_not_paths(folders: tuple[str, str, str
     one, same, other = (make(haystack=folder).protocol() for folder in folders)
     assert one == same == json.loads(json.dumps(one))
     assert one != other and not any(folders[0] in str(value) for value in one.values())
-    assert one["version"] == 1 and one["metrics"] == {"recall": 1, "rouge1": 1}
+    assert one["version"] == 1 and "metrics" not in one
+
+
+def test_scoring_names_the_metrics_with_their_versions() -> None:
+    assert make().scoring() == {"metrics": {"recall": 1, "rouge1": 1}}
+    assert make(scores=["recall"]).scoring() == {"metrics": {"recall": 1}}
+
+
+def test_lengths_in_steps_are_the_same_protocol_as_lengths_listed() -> None:
+    listed, steps = make(lengths=[500, 700, 900]), make(lengths=None, start=500, end=1000, step=200)
+    assert steps.protocol() == listed.protocol() != make().protocol()
 
 
 CHANGES: dict[str, Any] = {
@@ -203,18 +150,19 @@ CHANGES: dict[str, Any] = {
     "preamble": "P",
     "needle": " N {key} {value}.", "question_text": "Q", "answer_prefix": "A", "answer": "{value}!",
     "headline": "rouge1", "reference": "R", "scores": ["recall"], "max_new_tokens": 8, "stop": ["\n"],
-    "chat": False, "name": "other",
+    "chat": False, "name": "other", "period_ids": [3],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_protocol_changes_with_every_key(key: str) -> None:
     changed = make(**{key: CHANGES[key]}).protocol()
-    assert (changed == make().protocol()) == (key == "headline"), "only what is shown first changes no score"
+    same = key in ("headline", "scores")  # which scores are taken, and shown, changes no answer
+    assert (changed == make().protocol()) == same
 
 
 def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
-    assert set(yaml.safe_load(YAML.read_text())) == {*CHANGES, "_target_", "haystack"}
+    assert set(yaml.safe_load(YAML.read_text())) == {*CHANGES, "_target_", "haystack", "start", "end", "step"}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +181,14 @@ def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
         ),
         ({"buffer": -1}, r"benchmark\.buffer=-1"),
         ({"seed": "x"}, r"benchmark\.seed='x': a whole number"),
+        ({"seed": -1}, r"benchmark\.seed=-1: 0 or more"),
+        ({"start": 500, "step": 5}, r"benchmark\.lengths=.*: give .*; add benchmark\.start=null benchmark\.step=null$"),
+        ({"lengths": None}, r"benchmark\.start=None: a whole number of tokens, .* as benchmark\.lengths is null"),
+        ({"lengths": None, "start": 5, "end": 9, "step": 0}, r"benchmark\.step=0: a whole number of tokens, 1 or more"),
+        ({"lengths": None, "start": 9, "end": 8, "step": 1}, r"benchmark\.end=8: at least benchmark\.start=9"),
+        ({"lengths": 1000}, r"benchmark\.lengths=1000: must be a list, or null"),
+        ({"period_ids": 13}, r"benchmark\.period_ids=13: must be a list, or null"),
+        ({"period_ids": []}, r"benchmark\.period_ids=\[\]: token ids, or null"),
         ({"buffer": 0.5}, r"benchmark\.buffer=0\.5: a whole number"),
         ({"num_seeds": 0}, r"benchmark\.num_seeds=0: at least 1"),
         ({"max_new_tokens": 0}, r"benchmark\.max_new_tokens=0: at least 1"),
@@ -248,7 +204,7 @@ def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
 )
 def test_mistakes_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}") as error:
-        Needle(**{**_arguments(), **changes})
+        Needle(**{**_arguments(), **changes}).protocol()
     assert "\n" not in str(error.value)
 
 
@@ -261,7 +217,7 @@ def _arguments() -> dict[str, Any]:
 
 def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^benchmark\.haystack=.*holds no \.txt files$"):
-        Needle(**{**_arguments(), "haystack": str(tmp_path)})
+        Needle(**{**_arguments(), "haystack": str(tmp_path)}).protocol()
 
 
 def test_a_needle_that_does_not_fit_is_refused_when_lengths_are_known() -> None:

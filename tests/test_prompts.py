@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvbench import models, prompts
-from kvbench.benchmarks.base import Sample
+from kvbench import models
+from kvbench.benchmarks.base import Rendering, Sample
 from kvbench.models import tiny
 from kvbench.paths import conf_dir
+from kvbench.prompts import __main__ as command
 from kvbench.prompts import render, show
 from tests.test_models import preset
 from tests.tokenizers_for_tests import (
@@ -192,7 +193,7 @@ class TwoSamples:
     def __init__(self, word: str, question: str):
         if word == "bad":
             raise ValueError("benchmark.word=bad: choose another")
-        self.word = word
+        self.word, self.question, self.rendering = word, question, Rendering()
 
     def samples(self, tokenizer) -> list[Sample]:
         return [sample(), sample(context=self.word, question="e hill")]
@@ -212,17 +213,17 @@ def conf(tmp_path):
 
 
 def test_command_line_shows_a_prompt(conf, capsys):
-    assert prompts.main(["model=tiny", "benchmark=two", "benchmark.word=goodbye", "show=1"], conf=conf) == 0
+    assert command.main(["model=tiny", "benchmark=two", "benchmark.word=goodbye", "show=1"], conf=conf) == 0
     out = capsys.readouterr().out
     assert "⟦<|head|>⟧user\ngoodbye\n⟦ context ends" in out and "stops at: 1 '</s>', 3 '<|end|>'" in out
-    assert prompts.main([], conf=conf) == 0
+    assert command.main([], conf=conf) == 0
     assert "All of the tea." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("question", "border"), [("aware", "over\n⟦"), ("agnostic", "over th\n⟦")])
 def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, question, border):
     overrides = ["benchmark.word=over th", f"benchmark.question={question}", "show=1"]
-    assert prompts.main(overrides, conf=conf) == 0
+    assert command.main(overrides, conf=conf) == 0
     assert f"user\n{border} context ends" in capsys.readouterr().out
 
 
@@ -238,15 +239,15 @@ def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, 
     ],
 )
 def test_command_line_mistakes_are_told_without_a_traceback(conf, capsys, override, message):
-    assert prompts.main([override], conf=conf) == 1
+    assert command.main([override], conf=conf) == 1
     out, err = capsys.readouterr()
     assert out == "" and message in err and "Traceback" not in err
 
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from kvbench import prompts\n"
-        "try: prompts.main(['--help'])\n"
+        "import sys; from kvbench.prompts import __main__ as command\n"
+        "try: command.main(['--help'])\n"
         "finally: assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

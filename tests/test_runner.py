@@ -32,7 +32,7 @@ def jobs(tmp_path):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             shared = [*GRID, f"paths.outputs={tmp_path}", "progress=false"]
-            return [prepare(hydra.compose("config", [*shared, *o])) for o in all_overrides]
+            return [job for o in all_overrides for job in prepare(hydra.compose("config", [*shared, *o]))]
 
     yield make
     GlobalHydra.instance().clear()
@@ -51,7 +51,7 @@ def work(outcome: runner.Outcome) -> list[tuple]:
 
 
 def test_records_say_what_was_kept(jobs):
-    (outcome,) = runner.run_group(jobs(["method=ada_snapkv", "budget=100"]))
+    (outcome,) = runner.run_jobs(jobs(["method=ada_snapkv", "budget=100"]))
     assert status(outcome)["status"] == "done"
     assert (outcome.samples, len(rows(outcome))) == (6, 6)
     for row in rows(outcome):
@@ -65,19 +65,19 @@ def test_records_say_what_was_kept(jobs):
 
 def test_nothing_is_computed_twice(jobs, monkeypatch):
     made = [["method=snapkv", "budget=100"], ["method=h2o", "budget=100"]]
-    first = runner.run_group(jobs(*made))
+    first = runner.run_jobs(jobs(*made))
 
     def forbidden(*args, **kwargs):
         raise AssertionError("a finished run must load nothing")
 
     for name in ("load", "load_tokenizer"):
         monkeypatch.setattr(runner.models, name, forbidden)
-    second = runner.run_group(jobs(*made))
+    second = runner.run_jobs(jobs(*made))
     assert [o.score for o in first] == [o.score for o in second]
 
 
 def test_a_full_cache_is_one_run_under_any_budget(jobs):
-    outcomes = runner.run_group(jobs(["method=fullkv", "budget=100"], ["method=fullkv", "budget=0.5"]))
+    outcomes = runner.run_jobs(jobs(["method=fullkv", "budget=100"], ["method=fullkv", "budget=0.5"]))
     assert outcomes[0].folder == outcomes[1].folder
     assert outcomes[0].folder.name.startswith("fullkv-bfull-")
 
@@ -91,22 +91,22 @@ def test_jobs_group_by_everything_but_method_and_budget(jobs):
 def test_resume_takes_up_where_it_stopped(jobs):
     """Torn line, missing lines, a limit: only what is missing is computed, once."""
     overrides = [["method=snapkv", "budget=100"], ["method=h2o", "budget=100"]]
-    whole = [work(o) for o in runner.run_group(jobs(*overrides))]
-    outcomes = runner.run_group(jobs(*overrides))
+    whole = [work(o) for o in runner.run_jobs(jobs(*overrides))]
+    outcomes = runner.run_jobs(jobs(*overrides))
     lines = (outcomes[0].folder / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (outcomes[0].folder / "samples.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])
     (outcomes[0].folder / "status.json").write_text('{"status": "running"}')
     untouched = (outcomes[1].folder / "samples.jsonl").stat().st_mtime_ns
-    again = runner.run_group(jobs(*overrides))
+    again = runner.run_jobs(jobs(*overrides))
     assert [work(o) for o in again] == whole
     assert (again[1].folder / "samples.jsonl").stat().st_mtime_ns == untouched
 
 
 def test_limit_is_a_beginning_of_the_same_run(jobs):
-    (some,) = runner.run_group(jobs(["method=snapkv", "budget=100", "limit=2"]))
+    (some,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", "limit=2"]))
     assert some.samples == 2
     assert status(some)["status"] == "partial" and status(some)["recorded"] == 2
-    (all_,) = runner.run_group(jobs(["method=snapkv", "budget=100"]))
+    (all_,) = runner.run_jobs(jobs(["method=snapkv", "budget=100"]))
     assert all_.folder == some.folder and all_.samples == 6
     assert len(rows(all_)) == 6
 
@@ -122,12 +122,12 @@ def test_out_of_memory_is_a_row(jobs, monkeypatch):
 
     monkeypatch.setattr(runner, "generate", sometimes)
     overrides = ["method=snapkv", "budget=100"]
-    (outcome,) = runner.run_group(jobs(overrides))
+    (outcome,) = runner.run_jobs(jobs(overrides))
     assert [r["status"] for r in rows(outcome)] == ["ok", "oom", "ok", "ok", "ok", "ok"]
     assert "out of memory" in rows(outcome)[1]["error"]
-    (again,) = runner.run_group(jobs(overrides))
+    (again,) = runner.run_jobs(jobs(overrides))
     assert len(rows(again)) == 6, "an out-of-memory row is a result"
-    (retried,) = runner.run_group(jobs([*overrides, "retry_oom=true"]))
+    (retried,) = runner.run_jobs(jobs([*overrides, "retry_oom=true"]))
     assert [r["status"] for r in rows(retried)].count("ok") == 6
 
 
@@ -142,31 +142,43 @@ def test_a_batch_out_of_memory_is_tried_in_halves(jobs, monkeypatch):
 
     monkeypatch.setattr(runner, "generate", small)
     names = ["fullkv", "snapkv", "h2o", "ada_snapkv", "streaming_llm"]
-    outcomes = runner.run_group(jobs(*[[f"method={name}", "budget=100"] for name in names]))
+    outcomes = runner.run_jobs(jobs(*[[f"method={name}", "budget=100"] for name in names]))
     for name, outcome in zip(names, outcomes, strict=True):
         assert {r["status"] for r in rows(outcome)} == {"oom" if name == "fullkv" else "ok"}
 
 
 def test_changed_code_does_not_pass_as_the_recorded(jobs, caplog):
     overrides = ["method=snapkv", "budget=100"]
-    (outcome,) = runner.run_group(jobs(overrides))
+    (outcome,) = runner.run_jobs(jobs(overrides))
     with caplog.at_level("INFO"):
-        runner.run_group(jobs(overrides))
+        runner.run_jobs(jobs(overrides))
     assert "6 of 6 samples recorded, nothing to compute" in caplog.text
     assert "another version" not in caplog.text
     manifest = json.loads((outcome.folder / "manifest.json").read_text())
     manifest["versions"]["code"] = "0" * 12
     (outcome.folder / "manifest.json").write_text(json.dumps(manifest))
     with caplog.at_level("INFO"):
-        runner.run_group(jobs(overrides))
+        runner.run_jobs(jobs(overrides))
     assert "recorded with another version of code" in caplog.text
 
 
 def test_an_impossible_budget_leaves_nothing_behind(jobs):
-    impossible, fine = runner.run_group(jobs(["method=snapkv", "budget=0.01"], ["method=snapkv", "budget=0.4"]))
+    impossible, fine = runner.run_jobs(jobs(["method=snapkv", "budget=0.01"], ["method=snapkv", "budget=0.4"]))
     assert "method.window=32" in str(impossible.error)
     assert not impossible.folder.exists()
     assert fine.samples == 6
+
+
+def test_a_share_below_the_window_on_some_prompts_keeps_the_most_recent_tokens(jobs, caplog):
+    overrides = ["benchmark.lengths=[150,1200]", "benchmark.depths=[50]", "method=snapkv", "budget=0.05"]
+    with caplog.at_level("WARNING"):
+        (outcome,) = runner.run_jobs(jobs(overrides))
+    short, long = store.load_run(outcome.folder).samples
+    assert outcome.error is None and "on 1 of 2 prompts the budget is below" in caplog.text
+    assert (short["fallback"], long["fallback"]) == ("recent", None)
+    assert short["kept_mean"] == short["budget_tokens"] == int(0.05 * short["span"]) < 32
+    with pytest.raises(ValueError, match="always keeps"):
+        outcome.job.variant.method.tokens(0.05, short["span"])
 
 
 def test_another_error_ends_the_run_and_keeps_what_is_done(jobs, monkeypatch):
@@ -180,11 +192,11 @@ def test_another_error_ends_the_run_and_keeps_what_is_done(jobs, monkeypatch):
 
     monkeypatch.setattr(runner, "generate", sometimes)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        runner.run_group(jobs(["method=snapkv", "budget=100"]))
+        runner.run_jobs(jobs(["method=snapkv", "budget=100"]))
     monkeypatch.setattr(runner, "generate", real)
     (job,) = jobs(["method=snapkv", "budget=100"])
     assert json.loads((job.folder / "status.json").read_text())["status"] == "failed"
-    (outcome,) = runner.run_group([job])
+    (outcome,) = runner.run_jobs([job])
     assert sorted({r["id"] for r in rows(outcome)}) == sorted(r["id"] for r in rows(outcome))
     assert len(rows(outcome)) == 6
 
@@ -199,7 +211,7 @@ def test_a_broken_budget_stops_that_run(jobs, monkeypatch):
         return torch.ones_like(keep_UT) if self.name == "snapkv" else keep_UT
 
     monkeypatch.setattr(Method, "mask", broken)
-    snap, h2o = runner.run_group(made)
+    snap, h2o = runner.run_jobs(made)
     assert "instead of 800" in str(snap.error)
     assert status(snap)["status"] == "failed" and rows(snap) == []
     assert h2o.error is None and h2o.samples == 6

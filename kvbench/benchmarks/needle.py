@@ -1,7 +1,7 @@
 """Needle in a haystack: find one sentence, placed at a known depth, in a context of a known length.
 
-The default asks for a seven-digit number under a random key, in the words of RULER (arXiv 2404.06654). The
-original needle, a sandwich in San Francisco, takes other YAML keys only: see conf/benchmark/needle.yaml.
+The default asks for a seven-digit number under a random key, in the words of RULER (arXiv 2404.06654). The published
+tests about a sandwich in San Francisco are YAML files of the same class: needle_classic, needle_pyramidkv.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.base import Sample, Tokenizer
-from kvbench.benchmarks.haystack import essays, generated, text_files
+from kvbench.benchmarks.base import Rendering, Sample, Tokenizer
+from kvbench.benchmarks.haystack import essays, generated
 from kvbench.benchmarks.insertion import encode, haystack_ids, insert_ids, trimmed
 from kvbench.metrics.needle import VERSIONS, exact_recall, needle_overlap, needle_rouge
+from kvbench.paths import cache_dir
 
 _TEMPLATES = ("preamble", "needle", "question_text", "answer_prefix", "answer", "reference")
 # fmt: off
@@ -40,18 +42,26 @@ _NOUNS = (
 class Needle:
     """One sample per seed, length and depth. Every field is a key of conf/benchmark/needle.yaml.
 
-    Raises ValueError, before any text is read, for settings that cannot work.
+    Raises ValueError for settings that cannot work. Only `protocol` and `samples` read the haystack, so that answers
+    can be scored again where it is gone.
     """
+
+    part = None
+    rendering = Rendering()
 
     name: str
     headline: str
     question: str
-    lengths: Sequence[int]
+    lengths: Sequence[int] | None  # either these, or start, end (included) and step
+    start: int | None
+    end: int | None
+    step: int | None
     depths: Sequence[int]
     seed: int
     num_seeds: int
     haystack: str
     buffer: int
+    period_ids: Sequence[int] | None
     preamble: str
     needle: str
     question_text: str
@@ -64,26 +74,37 @@ class Needle:
     chat: bool
 
     def __post_init__(self) -> None:
-        self.lengths, self.depths = tuple(self.lengths), tuple(self.depths)
+        for name in ("lengths", "period_ids"):  # null in a YAML, so Hydra takes anything
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
+                raise ValueError(f"benchmark.{name}={value}: must be a list, or null")
+        self.lengths, self.depths = _lengths(self), tuple(self.depths)
         self.scores, self.stop = tuple(self.scores), tuple(self.stop)
+        self.period_ids = None if self.period_ids is None else tuple(self.period_ids)
         _check_grid(self)
         _check_scores(self)
         _check_templates(self)
-        if self.haystack != "generated":
-            text_files(self.haystack)
 
     def protocol(self) -> dict[str, Any]:
-        """All settings but the headline, the haystack's checksum for its path, and the metrics' versions."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "headline"}
+        """All settings but the headline and the metrics, and the haystack's checksum for its path.
+
+        Equal lengths are equal, whichever way they were given. Raises ValueError for a haystack that is not there.
+        """
+        left_out = ("headline", "scores", "start", "end", "step")
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
         source = "generated" if self.haystack == "generated" else "folder"
         checksum = hashlib.sha256("\0".join(self._texts).encode()).hexdigest()
-        metrics = {name: VERSIONS[name] for name in self.scores}
-        return {**plain, "version": 1, "haystack": source, "haystack_sha256": checksum, "metrics": metrics}
+        return {**plain, "version": 1, "haystack": source, "haystack_sha256": checksum}
+
+    def scoring(self) -> dict[str, Any]:
+        """The versions of the metrics, by name."""
+        return {"metrics": {name: VERSIONS[name] for name in self.scores}}
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
         """The grid: seed by seed, then lengths and depths as listed. Each haystack is tokenised once."""
-        period_ids = frozenset(encode(tokenizer, "."))
+        assert self.lengths is not None
+        period_ids = frozenset(encode(tokenizer, ".") if self.period_ids is None else self.period_ids)
         ids = [haystack_ids(tokenizer, text, max(self.lengths)) for text in self._texts]
         samples = []
         for index, seed in enumerate(range(self.seed, self.seed + self.num_seeds)):
@@ -123,8 +144,9 @@ class Needle:
     def _texts(self) -> list[str]:
         """One text per seed, or one for all where the haystack is a folder."""
         if self.haystack != "generated":
-            return [essays(self.haystack)]
+            return [essays(_prepared() if self.haystack == "essays" else self.haystack)]
         # Eight characters per token is more than any common tokenizer needs; a shorter text would repeat.
+        assert self.lengths is not None
         seeds = range(self.seed, self.seed + self.num_seeds)
         return [generated(seed, 8 * max(self.lengths)) for seed in seeds]
 
@@ -136,10 +158,45 @@ class Needle:
         return {name: getattr(self, name).format(key=key, value=value) for name in _TEMPLATES}
 
 
+def _prepared() -> Path:
+    """The folder of the essays that the published tests hide their needle in, once they were fetched."""
+    folder = cache_dir() / "data" / "needle" / "PaulGrahamEssays"
+    if not any((place / "manifest.json").is_file() for place in (folder, folder.parent)):
+        raise ValueError(
+            "benchmark.haystack=essays: not there yet; run `python -m kvbench.data needle`, or set "
+            "benchmark.haystack=generated or a folder of .txt files"
+        )
+    return folder
+
+
+def _lengths(needle: Needle) -> tuple[int, ...]:
+    """The lengths as listed, or from `start` to `end` in steps of `step`."""
+    steps = {name: getattr(needle, name) for name in ("start", "end", "step")}
+    given = [name for name, value in steps.items() if value is not None]
+    if needle.lengths is not None:
+        if given:
+            nulls = " ".join(f"benchmark.{name}=null" for name in given)
+            raise ValueError(f"benchmark.lengths={list(needle.lengths)}: give either lengths or steps; add {nulls}")
+        return tuple(needle.lengths)
+    for name, value in steps.items():
+        if not _whole(value) or value < 1:
+            raise ValueError(
+                f"benchmark.{name}={value}: a whole number of tokens, 1 or more, as benchmark.lengths is null"
+            )
+    if steps["end"] < steps["start"]:
+        raise ValueError(f"benchmark.end={needle.end}: at least benchmark.start={needle.start}")
+    return tuple(range(steps["start"], steps["end"] + 1, steps["step"]))
+
+
 def _check_grid(needle: Needle) -> None:
+    assert needle.lengths is not None
     for name in ("seed", "num_seeds", "buffer", "max_new_tokens"):
         if not _whole(getattr(needle, name)):
             raise ValueError(f"benchmark.{name}={getattr(needle, name)!r}: a whole number")
+    if needle.seed < 0:
+        raise ValueError(f"benchmark.seed={needle.seed}: 0 or more")
+    if needle.period_ids is not None and not (needle.period_ids and all(map(_whole, needle.period_ids))):
+        raise ValueError(f"benchmark.period_ids={list(needle.period_ids)}: token ids, or null for those of '.'")
     for name, values in (("lengths", needle.lengths), ("depths", needle.depths)):
         if not values:
             raise ValueError(f"benchmark.{name}=[]: give at least one value")

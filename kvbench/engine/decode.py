@@ -123,7 +123,7 @@ class _Decoding:
         if rest:
             question_BT = self._ids_T[None, self._span :].expand(count, -1)
             logits_BV = self._forward(question_BT, self._span, ContinuePass(self._cache, range(count), self._span))
-        first = logits_BV.argmax(-1).expand(count).tolist()
+        first = self._choose(logits_BV, 0).expand(count).tolist()
         ttft = now(self._device) - begin
         self._loop(first)
         generations = []
@@ -163,8 +163,15 @@ class _Decoding:
                 return
             ids_BT = torch.tensor(tokens, device=self._device)[:, None]
             logits_BV = self._forward(ids_BT, position, ContinuePass(self._cache, active, position))
-            tokens = logits_BV.argmax(-1).tolist()
             position += 1
+            tokens = self._choose(logits_BV, position - len(self._ids_T)).tolist()
+
+    def _choose(self, logits_BV: Tensor, made: int) -> Tensor:
+        """The greedy tokens [B] after `made` new ones; a stop is out of the question below the least number."""
+        if made < self._prompt.min_new_tokens:
+            logits_BV = logits_BV.clone()
+            logits_BV[:, sorted(self._prompt.stop_ids)] = -torch.inf
+        return logits_BV.argmax(-1)
 
     def _take(self, active: list[int], tokens: list[int]) -> tuple[list[int], list[int]]:
         """Add one token to every active row; the rows that go on, and their tokens."""
@@ -173,7 +180,7 @@ class _Decoding:
         for row, token in zip(active, tokens, strict=True):
             state = self._rows[row]
             state.ids.append(token)
-            if token in stop_ids:
+            if token in stop_ids and (len(state.ids) > 1 or self._prompt.first_may_stop):
                 state.finish = "stop"
             elif len(state.ids) == self._max:
                 state.finish = "length"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from kvbench.models.load import Loaded, check, device, eos_ids, identity, load, load_tokenizer, max_length
+from kvbench.models.kept import Kept
+from kvbench.models.load import Loaded, check, device, ends, eos_ids, identity, load, load_tokenizer, max_length
 
-__all__ = ["Loaded", "check", "device", "eos_ids", "identity", "load", "load_tokenizer", "max_length"]
+__all__ = ["Kept", "Loaded", "check", "device", "ends", "eos_ids", "identity", "load", "load_tokenizer", "max_length"]

@@ -106,6 +106,18 @@ def eos_ids(cfg: Mapping[str, Any], tokenizer: Any) -> frozenset[int]:
         return _eos_ids(pretrained.load_generation_config(cfg, *_source(cfg)).eos_token_id, tokenizer)
 
 
+def ends(cfg: Mapping[str, Any], tokenizer: Any) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+    """The ids that may end an answer: all of them, those of the generation config alone, the tokenizer's alone."""
+    own = frozenset() if tokenizer.eos_token_id is None else frozenset([int(tokenizer.eos_token_id)])
+    everything = eos_ids(cfg, tokenizer)
+    if cfg["kind"] == "tiny":
+        return everything, own, own
+    with quiet():
+        declared = pretrained.load_generation_config(cfg, *_source(cfg)).eos_token_id
+    listed = declared if isinstance(declared, (list, tuple)) else [declared]
+    return everything, frozenset(int(i) for i in listed if i is not None) or own, own
+
+
 def load(cfg: Mapping[str, Any]) -> Loaded:
     """Load model and tokenizer of a `model` node: eval mode, no gradients, attention set to "sdpa".
 

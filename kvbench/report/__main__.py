@@ -1,4 +1,4 @@
-"""`python -m kvbench.report RUNS`: print the tables of stored runs; write tables and heatmaps to a folder."""
+"""`python -m kvbench.report RUNS`: print the tables of stored runs; write tables and figures to a folder."""
 
 from __future__ import annotations
 
@@ -7,33 +7,47 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvbench.report.formats import FORMATS
 from kvbench.report.present import present
-from kvbench.store import load_runs
+from kvbench.report.runs import part
+from kvbench.store import StoredRun, load_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Report on all runs below a folder. Returns the exit status: 1, after one line, for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m kvbench.report", description="Tables and heatmaps of runs.")
+    parser = argparse.ArgumentParser(prog="python -m kvbench.report", description="Tables and figures of runs.")
     parser.add_argument("runs", type=Path, help="the folder that holds the runs, e.g. outputs/runs")
-    parser.add_argument("--benchmark", help="only runs of this benchmark")
+    parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")
     parser.add_argument("--metric", help="the score to show; default: the benchmark's headline score")
-    parser.add_argument("--out", type=Path, help="folder for table.md, table.json and heatmaps; default: only print")
+    parser.add_argument("--out", type=Path, help="folder for tables and figures; default: only print")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed; default: table")
     arguments = parser.parse_args(argv)
     try:
-        report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out)
+        report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def report(root: Path, benchmark: str | None, metric: str | None, out: Path | None) -> None:
+def report(root: Path, benchmark: str | None, metric: str | None, out: Path | None, form: str = "table") -> None:
     """Show all runs below `root`. Raises ValueError when there are none."""
-    runs = load_runs(root, benchmark)
+    runs = select(root, benchmark)
     if not runs:
         what = f" of benchmark {benchmark}" if benchmark else ""
         raise ValueError(f"{root}: no runs{what} there; run `python -m kvbench` first or name another folder")
-    present(runs, out, metric)
+    present(runs, out, metric, form=form)
+
+
+def select(root: Path, benchmark: str | None) -> list[StoredRun]:
+    """The runs of a benchmark, of a suite, or of all suites whose names begin with it ("ruler": "ruler-4096")."""
+    found = load_runs(root, benchmark)
+    if found or benchmark is None:
+        return found
+    runs = [run for run in load_runs(root) if part(run)]
+    suites = {str(run.manifest["part"]["suite"]) for run in runs}
+    wanted = {benchmark} & suites or {suite for suite in suites if suite.startswith(f"{benchmark}-")}
+    return [run for run in runs if run.manifest["part"]["suite"] in wanted]
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ Colours and axes follow the published needle figures: linear through three colou
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from kvbench.report import figure
+from kvbench.report.figure import FAINT, INK, LINE
 from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, order, title
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
-_INK, _FAINT, _LINE = "#262626", "#6E6E6E", "#B4B4B4"
 _MISSING, _OOM = "#F2F2F2", "#D0D0D0"
-_DRAWING, _STAMP = 1, "kvbench-shows"  # raise the number when figures should be drawn anew
+_DENSE = 20  # rows or columns from which on a grid is drawn as published: thin lines, no numbers
+_TICKS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,19 @@ def _cell(sample: Mapping[str, Any]) -> tuple[int, int]:
 def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
     """Write the heatmap of one run as a PNG and return its path."""
     metric = check_metric([run], metric)
-    stamp = _stamp([run], metric)
-    if _is_drawn(path, stamp):
+    stamp = figure.stamp(_shown([run], metric))
+    if figure.is_drawn(path, stamp):
         return Path(path)
     cells = grid(run, metric)
     width = min(max(3.4, 0.55 * len(cells.lengths)), 14.0)
-    height = min(max(2.2, 0.30 * len(cells.depths)), 6.0)
-    figure = _figure(width + 1.9, height + 1.3)
-    axes = figure.add_subplot()
+    height = min(max(2.2, 0.30 * len(cells.depths)), 6.7)
+    picture = figure.new(width + 1.9, height + 1.3)
+    axes = picture.add_subplot()
     _panel(axes, run, title(run), cells, metric, width, height, size=10)
-    axes.set_xlabel("Context length (tokens)", fontsize=10, color=_INK)
-    axes.set_ylabel("Needle depth (%)", fontsize=10, color=_INK)
-    _colour_bar(figure, metric, ax=axes, fraction=0.04, pad=0.02, aspect=28)
-    return _save(figure, path, stamp)
+    axes.set_xlabel("Context length (tokens)", fontsize=10, color=INK)
+    axes.set_ylabel("Needle depth (%)", fontsize=10, color=INK)
+    _colour_bar(picture, metric, ax=axes, fraction=0.04, pad=0.02, aspect=28)
+    return figure.save(picture, path, stamp)
 
 
 def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = None) -> Path:
@@ -87,36 +87,37 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
     check_comparable(runs)
     metric = check_metric(runs, metric)
     runs = sorted(runs, key=order)
-    stamp = _stamp(runs, metric)
-    if _is_drawn(path, stamp):
+    stamp = figure.stamp(_shown(runs, metric))
+    if figure.is_drawn(path, stamp):
         return Path(path)
     places = _places(runs)
     rows, columns = (1 + max(place[axis] for place in places) for axis in (0, 1))
     cells = [grid(run, metric) for run in runs]
     letters = max(len(title(run, runs)) for run in runs)
     width = min(max(2.1, 0.38 * len(cells[0].lengths), 0.085 * letters), 4.5)
-    height = min(max(1.6, 0.20 * len(cells[0].depths)), 3.2)
+    height = min(max(1.6, 0.20 * len(cells[0].depths)), 3.4)
     # Fixed places in inches: an automatic layout would give panels without neighbours another size.
     left, top, bottom, right, gap_x, gap_y = 0.8, 0.85, 0.58, 0.95, 0.45, 0.68
+    bottom += 0.15 if _dense(cells[0]) else 0  # for slanted labels
     total_x = left + columns * (width + gap_x) - gap_x + right
     total_y = top + rows * (height + gap_y) - gap_y + bottom
-    figure = _figure(total_x, total_y, layout=None)
+    picture = figure.new(total_x, total_y, layout=None)
     for run, cell, (row, column) in zip(runs, cells, places, strict=True):
         x, y = left + column * (width + gap_x), total_y - top - height - row * (height + gap_y)
-        axes = figure.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
+        axes = picture.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
         _panel(axes, run, title(run, runs), cell, metric, width, height, size=8.5)
         axes.tick_params(labelbottom=(row + 1, column) not in places, labelleft=(row, column - 1) not in places)
     label = runs[0].manifest["label"]
     heading = f"{label['benchmark']}, {label['model']}"
-    figure.text(left / total_x, 1 - 0.2 / total_y, heading, va="top", fontsize=12, color=_INK)
+    picture.text(left / total_x, 1 - 0.2 / total_y, heading, va="top", fontsize=12, color=INK)
     middle = (bottom + total_y - top) / 2 / total_y
-    figure.text(0.15 / total_x, middle, "Needle depth (%)", rotation=90, va="center", fontsize=10, color=_INK)
+    picture.text(0.15 / total_x, middle, "Needle depth (%)", rotation=90, va="center", fontsize=10, color=INK)
     middle = (left + total_x - right) / 2 / total_x
-    figure.text(middle, 0.12 / total_y, "Context length (tokens)", ha="center", fontsize=10, color=_INK)
+    picture.text(middle, 0.12 / total_y, "Context length (tokens)", ha="center", fontsize=10, color=INK)
     tall = min(total_y - top - bottom, 3.0)
-    bar = figure.add_axes(((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y))
-    _colour_bar(figure, metric, cax=bar)
-    return _save(figure, path, stamp)
+    bar = picture.add_axes(((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y))
+    _colour_bar(picture, metric, cax=bar)
+    return figure.save(picture, path, stamp)
 
 
 def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
@@ -150,9 +151,15 @@ def _panel(
     values = np.full((len(cells.depths), len(cells.lengths)), np.nan)
     for (length, depth), value in cells.score.items():
         values[cells.depths.index(depth), cells.lengths.index(length)] = value
-    axes.pcolormesh(values, cmap=_colour_map(), vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
+    dense = _dense(cells)
+    edges: dict[str, Any] = {} if dense else {"edgecolors": "white", "linewidth": 0.8}
+    axes.pcolormesh(values, cmap=_colour_map(), vmin=0, vmax=1, **edges)
     axes.invert_yaxis()
-    room = width / len(cells.lengths) > 0.36 and height / len(cells.depths) > 0.17
+    if dense:
+        lines: dict[str, Any] = {"colors": FAINT, "linestyles": (0, (2, 2)), "linewidth": 0.4}
+        axes.hlines(range(1, len(cells.depths)), 0, len(cells.lengths), **lines)
+        axes.vlines(range(1, len(cells.lengths)), 0, len(cells.depths), **lines)
+    room = not dense and width / len(cells.lengths) > 0.36 and height / len(cells.depths) > 0.17
     for row, depth in enumerate(cells.depths):
         for column, length in enumerate(cells.lengths):
             score: float | None = cells.score.get((length, depth))
@@ -160,28 +167,38 @@ def _panel(
             if score is None:
                 face, hatch = (_OOM, None) if oom else (_MISSING, "////")
                 axes.add_patch(
-                    Rectangle((column, row), 1, 1, fc=face, ec=_LINE if hatch else "white", hatch=hatch, lw=0)
+                    Rectangle((column, row), 1, 1, fc=face, ec=LINE if hatch else "white", hatch=hatch, lw=0)
                 )
             text = "" if score is None or not room else f"{score:.2f}"
             if oom:
                 text = f"{text}*" if score is not None else "OOM" if room else "×"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=_INK)
+            if text:
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=INK)
     _ticks(axes, cells, width, height)
     _titles(axes, run, heading, cells, metric, size)
 
 
+def _dense(cells: Grid) -> bool:
+    return max(len(cells.lengths), len(cells.depths)) > _DENSE
+
+
 def _ticks(axes: Axes, cells: Grid, width: float, height: float) -> None:
-    """Label every n-th row and column, as many as fit."""
+    """Label every n-th row and column, as many as fit; in a dense grid the lengths stand aslant."""
     thousands = all(length % 500 == 0 for length in cells.lengths) and max(cells.lengths) >= 10_000
     names = [f"{length / 1000:g}k" if thousands else str(length) for length in cells.lengths]
-    step = -(-len(names) * 0.5 // width) if len(names) > 1 else 1
-    columns = range(0, len(names), max(1, int(step)))
-    axes.set_xticks([column + 0.5 for column in columns], [names[column] for column in columns])
-    rows = range(0, len(cells.depths), max(1, int(-(-len(cells.depths) * 0.19 // height))))
+    slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _dense(cells) else {}
+    columns = range(0, len(names), _step(len(names), width / (0.19 if slanted else 0.5)))
+    axes.set_xticks([column + 0.5 for column in columns], [names[column] for column in columns], **slanted)
+    rows = range(0, len(cells.depths), _step(len(cells.depths), height / 0.19))
     axes.set_yticks([row + 0.5 for row in rows], [str(cells.depths[row]) for row in rows])
-    axes.tick_params(length=0, labelsize=8, colors=_INK)
+    axes.tick_params(length=0, labelsize=8, colors=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _step(number: int, room: float) -> int:
+    """The smallest round step with which the labels of `number` rows fit where there is room for `room`."""
+    return next((step for step in _TICKS if number / step <= room), number)
 
 
 def _titles(axes: Axes, run: Run, heading: str, cells: Grid, metric: str, size: float) -> None:
@@ -193,12 +210,10 @@ def _titles(axes: Axes, run: Run, heading: str, cells: Grid, metric: str, size: 
         facts.append(f"kept {100 * share:.0f}%")
     if cells.oom:
         facts.append(f"{len(cells.oom)} oom")
-    axes.set_title(f"{heading}\n", loc="left", fontsize=size, fontweight="bold", color=_INK, linespacing=1.3)
-    axes.annotate(
-        " · ".join(facts), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=size - 1.5, color=_FAINT
-    )
+    axes.set_title(f"{heading}\n", loc="left", fontsize=size, fontweight="bold", color=INK, linespacing=1.3)
+    axes.annotate(" · ".join(facts), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=size - 1.5, color=FAINT)
     if size >= 10:
-        axes.set_title(f"{label['model']}\n", loc="right", fontsize=size - 1.5, color=_FAINT)
+        axes.set_title(f"{label['model']}\n", loc="right", fontsize=size - 1.5, color=FAINT)
 
 
 def _colour_map() -> Any:
@@ -207,39 +222,20 @@ def _colour_map() -> Any:
     return LinearSegmentedColormap.from_list("needle", _COLOURS)
 
 
-def _colour_bar(figure: Figure, metric: str, **place: Any) -> None:
+def _colour_bar(picture: Figure, metric: str, **place: Any) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(0, 1), _colour_map())
-    bar = figure.colorbar(scale, **place)
-    bar.set_label(metric, fontsize=10, color=_INK)
-    bar.ax.tick_params(labelsize=8, length=2, colors=_INK)
+    bar = picture.colorbar(scale, **place)
+    bar.set_label(metric, fontsize=10, color=INK)
+    bar.ax.tick_params(labelsize=8, length=2, colors=INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """A figure without pyplot: drawn by Agg, no window, no global state."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["hatch.linewidth"] = 0.6
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: str | Path, stamp: str) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, metadata={_STAMP: stamp})
-    return path
-
-
-def _stamp(runs: Sequence[Run], metric: str) -> str:
-    """A hash of all that the figure shows, kept inside the PNG: a figure is drawn again only if it would change."""
-    shown = [
+def _shown(runs: Sequence[Run], metric: str) -> list[Any]:
+    """All that a figure of these runs depends on."""
+    return [metric] + [
         [
             title(run, runs),
             run.manifest["label"],
@@ -248,14 +244,3 @@ def _stamp(runs: Sequence[Run], metric: str) -> str:
         ]
         for run in runs
     ]
-    return hashlib.sha256(json.dumps([_DRAWING, metric, shown], sort_keys=True).encode()).hexdigest()
-
-
-def _is_drawn(path: str | Path, stamp: str) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get(_STAMP) == stamp
-    except (OSError, SyntaxError):  # not there, or not a PNG
-        return False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
+
+BASELINE = "fullkv"  # the method that differences refer to
 
 
 class Run(Protocol):
@@ -27,6 +30,11 @@ class Run(Protocol):
         ...
 
 
+def part(run: Run) -> Mapping[str, Any] | None:
+    """The run's place in a suite (see `kvbench.benchmarks.base.Part`); None for a benchmark that stands alone."""
+    return run.manifest.get("part")
+
+
 def setting(run: Run) -> dict[str, Any]:
     """What two compared runs must share. The device counts by kind: "cuda:0" and "cuda:1" are one."""
     identity, label = run.manifest["identity"], run.manifest["label"]
@@ -36,7 +44,13 @@ def setting(run: Run) -> dict[str, Any]:
         "dtype": identity["dtype"],
         "device": re.sub(r":\d+$", "", str(run.manifest["device"])),
         "protocol": identity["protocol"],
+        "scoring": run.manifest.get("scoring"),
     }
+
+
+def fingerprint(setting: Mapping[str, Any]) -> str:
+    """Eight digits that tell apart settings which read alike."""
+    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:8]
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -60,7 +74,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
         for name, value in first.items():
             if other[name] == value:
                 continue
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and isinstance(other[name], Mapping):
                 keys = [key for key in {**value, **other[name]} if value.get(key) != other[name].get(key)]
                 what = "; ".join(f"{name}.{key}: {value.get(key)!r} / {other[name].get(key)!r}" for key in keys)
             else:
@@ -83,7 +97,7 @@ def order(run: Run) -> tuple[bool, str, float, str]:
 def name(run: Run, runs: Sequence[Run] = ()) -> str:
     """The method, and what tells it from other `runs` of the same label: settings that differ, else its hash."""
     label = run.manifest["label"]
-    same = [other for other in runs if other.manifest["label"] == label]
+    same = [other for other in runs if all(other.manifest["label"][key] == label[key] for key in ("method", "budget"))]
     mine, others = _settings(run), [_settings(other) for other in same]
     differ = [key for key in mine if any(other.get(key) != mine[key] for other in others)]
     words = [f"{key}={mine[key]}" for key in differ]

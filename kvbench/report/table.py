@@ -10,11 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, name, order, score_names
+from kvbench.report.difference import paired_difference
+from kvbench.report.formats import interval, number, percent
+from kvbench.report.runs import (
+    BASELINE,
+    Run,
+    answered,
+    check_comparable,
+    check_metric,
+    kept_share,
+    name,
+    order,
+    score_names,
+)
 
-BASELINE = "fullkv"  # the method that differences refer to
 _MIB = 2**20
-_RESAMPLES = 10_000
 
 
 def table(runs: Sequence[Run], metric: str | None = None) -> list[dict[str, Any]]:
@@ -65,68 +75,22 @@ def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> d
     }
 
 
-def paired_difference(run: Run, baseline: Run, metric: str, seed: int = 0) -> dict[str, Any] | None:
-    """Mean of (run - baseline) over common samples, with a 95% percentile bootstrap interval.
-
-    `significant` says that the interval excludes 0. One common sample gives no interval; none gives None.
-    """
-    ours = {sample["id"]: sample["scores"][metric] for sample in answered(run)}
-    theirs = {sample["id"]: sample["scores"][metric] for sample in answered(baseline)}
-    deltas = np.array([ours[name] - theirs[name] for name in sorted(ours.keys() & theirs.keys())])
-    if not len(deltas):
-        return None
-    result = {"mean": float(deltas.mean()), "low": None, "high": None, "n": len(deltas), "significant": False}
-    if len(deltas) > 1:
-        rng = np.random.default_rng(seed)
-        # in pieces, so that thousands of samples do not make a matrix of gigabytes
-        sizes = [(_RESAMPLES // 10, len(deltas))] * 10
-        draws = np.concatenate([deltas[rng.integers(len(deltas), size=size)].mean(axis=1) for size in sizes])
-        low, high = (float(value) for value in np.percentile(draws, [2.5, 97.5]))
-        result |= {"low": low, "high": high, "significant": not low <= 0 <= high}
-    return result
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `table` as a Markdown table."""
-    from tabulate import tabulate
-
-    cells = [_cells(row) for row in rows]
-    align = ["left" if name in ("method", "budget") else "right" for name in cells[0]]
-    return tabulate(cells, headers="keys", tablefmt="github", colalign=align, disable_numparse=True)
-
-
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of `table` in words, by column."""
     metric, *others = row["scores"] or ["score"]
     done = row["n"] + row["oom"]
     oom = f" (oom {row['oom']}/{done})" if row["oom"] else ""
     return {
         "method": row["method"],
         "budget": row["budget"],
-        metric: _number(row["scores"].get(metric), "{:.2f}") + oom,
-        "Δ full [95%]": _difference(row["difference"]),
-        **{name: _number(row["scores"][name], "{:.2f}") for name in others},
+        metric: number(row["scores"].get(metric), "{:.2f}") + oom,
+        "Δ full [95%]": interval(row["difference"]),
+        **{name: number(row["scores"][name], "{:.2f}") for name in others},
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
-        "kept/head": _number(row["kept_tokens"], "{:.0f}") + _percent(row["kept_share"]),
-        "KV MiB": _number(row["kv_mib"], "{:.2f}") + _percent(row["kv_share"]),
-        "prefill s": _number(row["prefill_s"], "{:.2f}"),
-        "compress s": _number(row["compress_s"], "{:.3f}"),
-        "TTFT s": _number(row["ttft_s"], "{:.2f}"),
-        "TPOT ms": _number(row["tpot_s"] and 1000 * row["tpot_s"], "{:.1f}"),
+        "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),
+        "KV MiB": number(row["kv_mib"], "{:.2f}") + percent(row["kv_share"]),
+        "prefill s": number(row["prefill_s"], "{:.2f}"),
+        "compress s": number(row["compress_s"], "{:.3f}"),
+        "TTFT s": number(row["ttft_s"], "{:.2f}"),
+        "TPOT ms": number(row["tpot_s"] and 1000 * row["tpot_s"], "{:.1f}"),
     }
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f" ({100 * share:.0f}%)"
-
-
-def _difference(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return "–"
-    text = f"{difference['mean']:+.2f}"
-    if difference["low"] is not None:
-        text += f" [{difference['low']:+.2f}, {difference['high']:+.2f}]"
-    return text if difference["significant"] else text + " n.s."

@@ -4,6 +4,7 @@
         config.yaml     the whole composed configuration, for people; secrets left out
         manifest.json   what the run is (identity and its hash); written after config.yaml, never changed
         samples.jsonl   one record per sample; a line is on disk before `append` returns
+        scores.json     only after a re-scoring: new scores by sample id, in place of those of the records
         status.json     {"status": running|done|partial|failed|preempted, "time", "recorded", ...}, replaced by rename
 
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
@@ -13,7 +14,17 @@ next opening drops. Imports no torch.
 from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub
-from kvbench.store.read import StoredRun, load_run, load_runs
+from kvbench.store.read import StoredRun, load_run, load_runs, write_scores
 from kvbench.store.run import STATUSES, Run, run_folder
 
-__all__ = ["STATUSES", "Run", "StoredRun", "identity_hash", "load_run", "load_runs", "run_folder", "scrub"]
+__all__ = [
+    "STATUSES",
+    "Run",
+    "StoredRun",
+    "identity_hash",
+    "load_run",
+    "load_runs",
+    "run_folder",
+    "scrub",
+    "write_scores",
+]

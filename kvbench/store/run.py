@@ -74,13 +74,16 @@ class Run:
         num_samples: int,
         versions: Mapping[str, str],
         device: str,
+        part: Mapping[str, Any] | None = None,
+        scoring: Mapping[str, Any] | None = None,
         retry_oom: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> Run:
         """Create the run's folder below `root`, or continue the run that is there, and set it running.
 
-        A run that is done stays done. `label` names benchmark, model, method and budget (the folder names).
+        `part` says where the run stands in a suite, `scoring` how its answers are scored; neither is part of its
+        identity. A run that is done stays done. `label` names benchmark, model, method and budget (the folder names).
         `retry_oom` runs the samples again that ended out of memory. When another process holds the run: wait
         (at most `timeout` seconds), or refuse with `wait=False`. A caller that opens several runs should open
         them sorted, so that two callers never wait for each other. Raises ValueError, also for a root that
@@ -96,6 +99,8 @@ class Run:
             "num_samples": num_samples,
             "versions": plain(dict(versions), "versions"),
             "device": device,
+            "part": plain(dict(part), "part") if part is not None else None,
+            "scoring": plain(dict(scoring or {}), "scoring"),
             "created": _now(),
         }
         lock = FileLock(path / ".lock")

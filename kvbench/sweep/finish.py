@@ -11,6 +11,13 @@ from kvbench.runner import Outcome
 log = logging.getLogger(__name__)
 
 
+def result(outcomes: Sequence[Outcome]) -> float | Exception | None:
+    """What a configuration returns: its mean score (over the parts of a suite), or the first error."""
+    errors = [o.error for o in outcomes if o.error is not None]
+    scores = [o.score for o in outcomes if o.score is not None]
+    return errors[0] if errors else sum(scores) / len(scores) if scores else None
+
+
 def present(outcomes: Sequence[Outcome]) -> None:
     """Print the table of the runs that ended well; write it and heatmaps of all stored runs that compare to them."""
     from kvbench.report.present import present as report

@@ -30,8 +30,8 @@ class FusedLauncher(Launcher):
         from hydra.core.hydra_config import HydraConfig
 
         from kvbench.jobs import prepare
-        from kvbench.runner import run_group
-        from kvbench.sweep.finish import present
+        from kvbench.runner import Outcome, run_jobs
+        from kvbench.sweep.finish import present, result
 
         setup_globals()
         state = Singleton.get_state()
@@ -40,27 +40,27 @@ class FusedLauncher(Launcher):
             HydraConfig.instance().set_config(configs[0])
             configure_log(configs[0].hydra.job_logging, self.config.hydra.verbose)
             jobs = [prepare(_task(cfg), cfg.hydra.runtime.choices) for cfg in configs]
-            groups: dict[str, list[int]] = {}
-            for index, job in enumerate(jobs):
-                groups.setdefault(job.group, []).append(index)
-            log.info("%d jobs in %d group(s) that share a model and its prefills", len(jobs), len(groups))
+            number = len({job.group for parts in jobs for job in parts})
+            log.info("%d jobs in %d group(s) that share a model and its prefills", len(jobs), number)
+            flat = [(index, job) for index, parts in enumerate(jobs) for job in parts]
+            outcomes: list[list[Outcome]] = [[] for _ in jobs]
+            for (index, _), outcome in zip(flat, run_jobs([job for _, job in flat]), strict=True):
+                outcomes[index].append(outcome)
+            present([outcome for parts in outcomes for outcome in parts])
             returns = [
                 JobReturn(
                     overrides=list(o),
                     cfg=_task(c),
                     hydra_cfg=c,
-                    working_dir=str(j.folder),
+                    working_dir=str(parts[0].folder),
                     task_name=c.hydra.job.name,
                 )
-                for o, c, j in zip(job_overrides, configs, jobs, strict=True)
+                for o, c, parts in zip(job_overrides, configs, outcomes, strict=True)
             ]
-            outcomes = {}
-            for members in groups.values():
-                for index, outcome in zip(members, run_group([jobs[i] for i in members]), strict=True):
-                    outcomes[index] = outcome
-                    returns[index].status = JobStatus.FAILED if outcome.error else JobStatus.COMPLETED
-                    returns[index].return_value = outcome.error or outcome.score
-            present([outcomes[i] for i in sorted(outcomes)])
+            for made, parts in zip(returns, outcomes, strict=True):
+                value = result(parts)
+                made.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+                made.return_value = value
         finally:
             Singleton.set_state(state)
         return returns

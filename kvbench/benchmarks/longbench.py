@@ -1,0 +1,194 @@
+"""LongBench (arXiv 2308.14508): 21 datasets, and the 13 of LongBench-E with their length buckets.
+
+A suite: every dataset is a benchmark with a run of its own, so that a further dataset costs only itself. Prompts and
+answer lengths are read from the data bundle's protocol files; how a prompt is cut, wrapped and ended is the protocol's
+(kvbench/benchmarks/longbench_protocols.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, Tokenizer
+from kvbench.benchmarks.longbench_datasets import DATASETS, SETS, place
+from kvbench.benchmarks.longbench_protocols import PRESETS, VERSION, Preset
+from kvbench.data import longbench as data
+from kvbench.metrics.longbench import METRIC_OF, VERSIONS, bucket, longbench_scores
+
+
+@dataclass
+class LongBench:
+    """The suite. Every field is a key of conf/benchmark/longbench.yaml, which explains it; None: as the protocol says.
+
+    Raises ValueError for settings that cannot work, before any data is read.
+    """
+
+    name: str
+    protocol: str
+    datasets: Sequence[str]
+    path: str | None
+    question: str | None
+    max_length: int | None
+    wrapper: str | None
+    code_backend: str | None
+    samples: int | None
+    max_new_tokens: int | None
+
+    def __post_init__(self) -> None:
+        self.datasets = tuple(self.datasets)
+        _choice("protocol", self.protocol, PRESETS)
+        if self.question is not None:
+            _choice("question", self.question, ("aware", "agnostic"))
+        if self.code_backend is not None:
+            _choice("code_backend", self.code_backend, ("difflib", "indel"))
+        for name, least in (("max_length", 2), ("samples", 1), ("max_new_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"benchmark.{name}={value}: must be null or an integer of at least {least}")
+        named = self.wrapper is None or self.wrapper in ("chat", "native", "none")
+        if not named and str(self.wrapper).count("{prompt}") != 1:
+            raise ValueError(f"benchmark.wrapper={self.wrapper}: chat, native, none, or a text with one {{prompt}}")
+        if not self.names:
+            raise ValueError("benchmark.datasets=[]: name a set (en16, all21, e13) or datasets")
+        if self.question == "aware" and PRESETS[self.protocol].split:
+            raise ValueError(f"benchmark.question=aware: {self.protocol} compresses the context alone; leave it null")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The chosen datasets in the order of the official table, sets spelled out."""
+        chosen: set[str] = set()
+        known = [*DATASETS, *SETS["e13"]]
+        for name in self.datasets:
+            if name not in SETS:
+                _choice("datasets", name, (*SETS, *known))
+            chosen |= set(SETS.get(name, (name,)))
+        return tuple(name for name in known if name in chosen)
+
+    def parts(self, model: ModelFacts) -> list[LongBenchDataset]:
+        """One benchmark per chosen dataset."""
+        return [LongBenchDataset(self, name, model) for name in self.names]
+
+
+class LongBenchDataset:
+    """One dataset of LongBench as a suite's settings want it."""
+
+    def __init__(self, suite: LongBench, dataset: str, model: ModelFacts) -> None:
+        self._suite, self._dataset = suite, dataset
+        self._plain = dataset.removesuffix("_e")
+        self._preset: Preset = PRESETS[suite.protocol]
+        self.name = f"{suite.name}-{dataset}"
+        self.headline = METRIC_OF[self._plain]
+        self.part = place(suite.name, dataset)
+        self.question = suite.question or self._preset.question
+        self.rendering: Rendering = self._preset.rendering_for(model, self._plain)
+        if suite.max_length is not None:
+            self.rendering = replace(self.rendering, max_length=suite.max_length)
+        if suite.wrapper is not None:
+            self.rendering = replace(self.rendering, wrapper=suite.wrapper)
+
+    def protocol(self) -> dict[str, Any]:
+        """All that changes an answer. Raises ValueError for data that is missing or damaged."""
+        folder = data.find(self._suite.path)
+        folder.check(self._dataset)
+        texts = "\0".join(self._texts(folder))
+        return {
+            "benchmark": "longbench",
+            "version": VERSION,
+            "protocol": self._suite.protocol,
+            "question": self.question,
+            "samples": self._suite.samples,
+            "max_new_tokens": self._suite.max_new_tokens,
+            "dataset": {
+                "name": self._dataset,
+                "prompt_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+                "data_sha256": folder.checksum(self._dataset),
+                "max_new_tokens": self._max_new_tokens(folder),
+                "min_new_tokens": self._preset.min_new_tokens(self._plain),
+                "chat": self._preset.chat(self._plain),
+                "stop": list(self._stop),
+            },
+        }
+
+    def scoring(self) -> dict[str, Any]:
+        """The metric, its version and switches."""
+        names = [name for name in VERSIONS if name.startswith("code_sim")] if self.headline == "code_sim" else []
+        metrics = {name: VERSIONS[name] for name in names or [self.headline]}
+        return {"metrics": metrics, "switches": self._switches}
+
+    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
+        """All rows in the order of the file, or the shortest ones where `samples` limits them."""
+        folder = data.find(self._suite.path)
+        rows = list(enumerate(folder.rows(self._dataset)))
+        before, after, prefix = self._texts(folder)
+        classes = rows[-1][1]["all_classes"]  # as the official scorer does
+        if self._suite.samples is not None:
+            shortest = sorted(rows, key=lambda row: (len(row[1]["context"]) + len(row[1]["input"]), row[0]))
+            rows = sorted(shortest[: self._suite.samples])
+        return [
+            Sample(
+                id=f"{self._dataset}-{index:04d}",
+                context=before.format(**row),
+                question=after.format(**row),
+                answer_prefix=prefix,
+                answers=tuple(row["answers"]),
+                max_new_tokens=self._max_new_tokens(folder),
+                stop=self._stop,
+                chat=self._preset.chat(self._plain),
+                min_new_tokens=self._preset.min_new_tokens(self._plain),
+                meta={
+                    "dataset": self._dataset,
+                    "index": index,
+                    "_id": row["_id"],
+                    "length": row["length"],
+                    "bucket": bucket(row["length"]),
+                    "all_classes": classes,
+                },
+            )
+            for index, row in rows
+        ]
+
+    def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
+        """The dataset's official metric; for code with both published backends beside it."""
+        return longbench_scores(
+            self._dataset, prediction, list(sample_answers), meta.get("all_classes"), **self._switches
+        )
+
+    @property
+    def _switches(self) -> dict[str, Any]:
+        backend = self._suite.code_backend or self._preset.code_backend
+        strip = "none" if self._dataset.endswith("_e") else self._preset.strip  # kvpress strips on the plain sets only
+        return {"code_backend": backend, "strip": strip}
+
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        return ("\n",) if self._plain == "samsum" and self._preset.newline else ()
+
+    def _max_new_tokens(self, folder: data.Folder) -> int:
+        tokens = folder.max_new_tokens[self._plain] + self._preset.extra_tokens
+        return min(tokens, self._suite.max_new_tokens or tokens)
+
+    def _texts(self, folder: data.Folder) -> tuple[str, str, str]:
+        """Templates of the context, of the question, and the answer prefix."""
+        if self._preset.split == "kvpress":
+            split = folder.splits("kvpress")
+            parts = [split[key] for key in ("context_prefix", "question_template")]
+            return parts[0][self._plain], parts[1][self._plain], split["answer_prefix"].get(self._plain, "")
+        if self._preset.split == "ffy0":
+            split = folder.splits("ffy0")
+            return split["context_prompt"][self._plain], split["question_prompt"][self._plain], ""
+        template = folder.prompts[self._plain]
+        before, border, after = template.partition("{context}")
+        return before + border, after, ""
+
+
+def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    from difflib import get_close_matches
+
+    if value not in known:
+        near = get_close_matches(str(value), list(known), 1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Choose from {', '.join(known)}."
+        raise ValueError(f"benchmark.{name}={value}: no such {name.removesuffix('s')}.{hint}")

@@ -1,0 +1,137 @@
+"""Prediction files of other LongBench harnesses, scored by ours: one <dataset>.jsonl per dataset.
+
+Rows are those of LongBench's own script: {"pred", "answers", "all_classes", "length"}. A row that has no answers (a
+file of predictions alone, in which each row may name its "dataset" and "index") takes them from a folder of ground
+truth, which has one <dataset>.jsonl of {"answers", "all_classes", "length"} in upstream's order.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvbench.benchmarks.longbench_datasets import DATASETS, ENGLISH
+from kvbench.metrics.longbench import BUCKETS, bucket, dataset_score, metric_of
+from kvbench.metrics.many import score_many
+
+_SUFFIXES = (".jsonl", ".jsonl.xz")
+
+
+def prediction_files(path: Path) -> list[Path]:
+    """The prediction files at or in `path`; [] when there is none."""
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*.jsonl*"))
+    return [file for file in files if file.name.endswith(_SUFFIXES)]
+
+
+def read_predictions(files: Iterable[Path], answers: Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Rows with everything that scoring needs, by dataset.
+
+    Raises:
+        ValueError: a row without prediction or answers, an unknown dataset, invalid JSON; names file and line.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        named = file.name.partition(".jsonl")[0]
+        for number, line in enumerate(_lines(file), start=1):
+            where = f"{file}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{where}: not valid JSON ({error})") from None
+            if not isinstance(row, dict) or not isinstance(row.get("pred"), str):
+                raise ValueError(f'{where}: no text under "pred"')
+            dataset = row.get("dataset", named)
+            try:
+                metric_of(dataset)
+            except ValueError:
+                reason = f"{where}: {dataset!r} is no dataset of LongBench; name the file <dataset>.jsonl"
+                raise ValueError(reason) from None
+            rows.setdefault(dataset, []).append(row | {"where": where})
+    return {dataset: _complete(dataset, found, answers) for dataset, found in rows.items()}
+
+
+def _complete(dataset: str, rows: list[dict[str, Any]], answers: Path | None) -> list[dict[str, Any]]:
+    """The rows with answers, from the ground truth where they bring none, and the classes of the last row."""
+    truth: list[dict[str, Any]] = []
+    if any("answers" not in row for row in rows):
+        file = None if answers is None else answers / f"{dataset}.jsonl"
+        if file is None or not file.is_file():
+            raise ValueError(f"{rows[0]['where']}: no answers; give --answers FOLDER with {dataset}.jsonl")
+        truth = [json.loads(line) for line in _lines(file)]
+    made = []
+    for position, row in enumerate(rows):
+        index = int(row.get("index", position))
+        if "answers" not in row:
+            if not 0 <= index < len(truth):
+                raise ValueError(f"{row['where']}: row {index} is not among the {len(truth)} of {answers}")
+            row = row | truth[index]
+        classes = row.get("all_classes")
+        made.append(
+            {
+                "dataset": dataset,
+                "prediction": row["pred"],
+                "answers": row["answers"],
+                "all_classes": classes,
+                "length": row.get("length"),
+            }
+        )
+    return [row | {"all_classes": made[-1]["all_classes"]} for row in made]
+
+
+def score_predictions(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+    **switches: Any,
+) -> dict[str, Any]:
+    """Dataset scores as LongBench prints them, category means and averages.
+
+    Returns:
+        {"datasets": {name: {"n", "score", and for code both backends}}, "buckets": {name: {bucket: score}},
+        "categories": {name: mean}, "averages": {name: mean}}; an average is there only when all its datasets are.
+
+    Raises:
+        ValueError: an unknown switch.
+    """
+    flat = [row for found in rows.values() for row in found]
+    scores = iter(score_many(flat, workers=workers, detail=True, progress=progress, **switches))
+    by_dataset = {dataset: [next(scores) for _ in found] for dataset, found in rows.items()}
+    order = sorted(rows, key=lambda name: list(DATASETS).index(name.removesuffix("_e")))
+    datasets: dict[str, dict[str, float]] = {}
+    buckets: dict[str, dict[str, float]] = {}
+    for dataset in order:
+        found, metric = by_dataset[dataset], metric_of(dataset)
+        datasets[dataset] = {"n": len(found), "score": dataset_score(s[metric] for s in found)}
+        datasets[dataset] |= {name: dataset_score(s[name] for s in found) for name in found[0] if name != metric}
+        if dataset.endswith("_e"):
+            lengths = [row["length"] for row in rows[dataset]]
+            buckets[dataset] = {
+                name: dataset_score(s[metric] for s, n in zip(found, lengths, strict=True) if bucket(n) == name)
+                for name in BUCKETS
+            }
+    return {"datasets": datasets, "buckets": buckets} | _means({name: made["score"] for name, made in datasets.items()})
+
+
+def _means(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Category means over what is there, and the averages that are complete."""
+    groups: dict[str, list[float]] = {}
+    for name, score in scores.items():
+        groups.setdefault(DATASETS[name.removesuffix("_e")][0], []).append(score)
+    categories = {name: round(sum(values) / len(values), 2) for name, values in groups.items()}
+    averages = {}
+    for name, members in (("avg-16", ENGLISH), ("avg-21", tuple(DATASETS))):
+        if all(member in scores for member in members):
+            averages[name] = round(sum(scores[member] for member in members) / len(members), 2)
+    if "avg-16" in averages:
+        english = [[scores[m] for m in ENGLISH if DATASETS[m][0] == kind] for kind in categories]
+        averages["macro-en"] = round(sum(sum(v) / len(v) for v in english) / len(english), 2)
+    return {"categories": categories, "averages": averages}
+
+
+def _lines(file: Path) -> list[str]:
+    with lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else file.open(encoding="utf-8") as stream:
+        return [line for line in stream if line.strip()]

@@ -1,0 +1,60 @@
+"""A rendered prompt, and how to show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvbench.encoding import encoder
+
+VERSION = 1  # of the rendering rules; part of every protocol, raised when ids change
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids ready for a model. `ids[:context_len]` is BOS, chat prefix and context.
+
+    min_new_tokens: before so many tokens are generated, no stop token can be chosen. first_may_stop: False: the first
+    token does not end the answer, whichever it is.
+    """
+
+    ids: tuple[int, ...]
+    context_len: int
+    stop_ids: frozenset[int]
+    text: str  # the same for the human eye, special tokens written out
+    min_new_tokens: int = 0
+    first_may_stop: bool = True
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Ids that end an answer: all that the model's files name, those of its generation config, the tokenizer's one."""
+
+    all: frozenset[int] = frozenset()
+    model: frozenset[int] = frozenset()
+    tokenizer: frozenset[int] = frozenset()
+
+
+def show(prompt: Prompt, tokenizer: Any) -> str:
+    """A prompt for the human eye, from its ids: specials in ⟦⟧, the context's end, the stop ids named."""
+    special = set(encoder(tokenizer).specials.values())
+    parts: list[str] = []
+    plain: list[int] = []
+
+    def flush() -> None:
+        parts.append(tokenizer.decode(plain, clean_up_tokenization_spaces=False) if plain else "")
+        plain.clear()
+
+    for place, i in enumerate(prompt.ids):
+        if place == prompt.context_len:
+            flush()
+            parts.append(f"\n⟦ context ends: {place} tokens ⟧\n")
+        if i in special:
+            flush()
+            parts.append(f"⟦{tokenizer.convert_ids_to_tokens(i)}⟧")
+        else:
+            plain.append(i)
+    flush()
+    stops = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(prompt.stop_ids)]
+    end = f"{len(prompt.ids)} tokens; stops at: {', '.join(stops) or 'nothing'}"
+    return f"{''.join(parts)}⟦ answer starts ⟧\n\n{end}"

@@ -1,0 +1,107 @@
+"""kvbench's own way from text to token ids: text stays text, and control tokens come from templates only.
+
+A prompt is: [BOS] chat prefix, context, question, chat suffix, answer prefix. The template is rendered around
+a placeholder, so what stands before and after the user's words is known and the words themselves stay
+verbatim (a template that trims them does not get the chance). Ids are never turned into text and tokenised
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvbench.encoding import MARK, PLACEHOLDER, Encoder, around_user, encoder
+from kvbench.prompts.prompt import Prompt
+
+if TYPE_CHECKING:
+    from kvbench.benchmarks.base import Sample
+
+
+def render(
+    tokenizer: Any,
+    sample: Sample,
+    *,
+    question: str = "aware",
+    chat_template: str = "auto",
+    chat_kwargs: Mapping[str, Any] | None = None,
+    eos_ids: frozenset[int] = frozenset(),
+    max_length: int | None = None,
+) -> Prompt:
+    """Turn a sample into token ids.
+
+    question: "aware" encodes the whole text at once; "agnostic" encodes the part up to the end of the context
+    by itself, so that it does not depend on the question. chat_template: "auto" uses the tokenizer's template
+    when it has one, "always" demands one, "never" ignores it; a sample with chat=False is never wrapped.
+    eos_ids: the model's own ends. max_length: limit of the prompt in tokens. Raises ValueError for settings
+    and samples that cannot be rendered.
+    """
+    if question not in ("aware", "agnostic"):
+        raise ValueError(f"benchmark.question={question}: choose aware or agnostic")
+    if MARK in sample.context + sample.question + sample.answer_prefix:
+        raise ValueError(f"benchmark: sample {sample.id} holds the private character U+10FFFD; remove it there")
+    enc, kwargs = encoder(tokenizer), dict(chat_kwargs or {})
+    templated = uses_template(tokenizer, chat_template)
+    prefix, suffix = around_user(tokenizer, kwargs) if templated and sample.chat else ("", "")
+
+    head = enc.template(prefix) + sample.context
+    tail = sample.question + enc.template(suffix) + sample.answer_prefix
+    if question == "aware":
+        ids, ends = enc.encode(head + tail)
+        # a token across the border belongs to the question
+        context_len = next((i for i, end in enumerate(ends) if end > len(head)), len(ids))
+    else:
+        head_ids, _ = enc.encode(head)
+        ids, context_len = head_ids + enc.encode(tail, inner=bool(head))[0], len(head_ids)
+
+    text, bos = enc.visible(head + tail), native_bos(tokenizer)
+    if bos is not None and ids[:1] != [bos]:
+        ids, context_len, text = [bos, *ids], context_len + 1, tokenizer.bos_token + text
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        raise ValueError("model.chat_template: the template writes two BOS tokens; fix it or set never")
+    check_length(sample, len(ids), max_length)
+    stops = {_stop_id(tokenizer, enc, stop) for stop in sample.stop}
+    if templated:  # also for unwrapped samples: an instruct model may end its turn there as well
+        stops |= end_of_turn(tokenizer, enc, kwargs)
+    return Prompt(tuple(ids), context_len, eos_ids | stops, text, sample.min_new_tokens)
+
+
+def native_bos(tokenizer: Any) -> int | None:
+    """The BOS id that the tokenizer puts before any text by itself, or None."""
+    ids = tokenizer("a").input_ids
+    return ids[0] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else None
+
+
+def check_length(sample: Sample, tokens: int, max_length: int | None) -> None:
+    """Raise ValueError for a prompt that the model cannot take."""
+    if max_length is not None and tokens > max_length:
+        raise ValueError(
+            f"model.max_length={max_length}: the prompt of sample {sample.id} has {tokens} tokens; "
+            "shorten the benchmark's lengths or raise model.max_length"
+        )
+
+
+def uses_template(tokenizer: Any, policy: str) -> bool:
+    """Whether the tokenizer's chat template is used under a policy. Raises ValueError as `render` does."""
+    if policy not in ("auto", "never", "always"):
+        raise ValueError(f"model.chat_template={policy}: choose auto, never or always")
+    if policy == "always" and not tokenizer.chat_template:
+        raise ValueError("model.chat_template=always: this tokenizer has no chat template; use auto or never")
+    return policy != "never" and bool(tokenizer.chat_template)
+
+
+def end_of_turn(tokenizer: Any, enc: Encoder, kwargs: dict[str, Any]) -> set[int]:
+    """The special tokens that directly follow an assistant's words in the template, such as <|im_end|>."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, **kwargs)
+    return set(enc.leading_specials(text.rpartition(PLACEHOLDER)[2]))
+
+
+def _stop_id(tokenizer: Any, enc: Encoder, stop: str) -> int:
+    """The one token of a task's stop string: a special token, or plain text as spelled after other text."""
+    if stop in enc.specials:
+        return enc.specials[stop]
+    ids, _ = enc.encode(stop, inner=True)
+    if len(ids) != 1:
+        raise ValueError(f"benchmark.stop={stop!r}: must be one token for this tokenizer, not {len(ids)}")
+    return ids[0]

@@ -1,0 +1,50 @@
+"""What all figures share: ink, canvas, and a stamp that says what a picture shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FAINT, LINE = "#262626", "#6E6E6E", "#B4B4B4"
+_DRAWING, _STAMP = 2, "kvbench-shows"  # raise the number when figures should be drawn anew
+
+
+def new(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """A figure without pyplot: drawn by Agg, no window, no global state. Sizes are inches."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["hatch.linewidth"] = 0.6
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | Path, stamp: str) -> Path:
+    """Write a PNG with its stamp inside and return its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, metadata={_STAMP: stamp})
+    return path
+
+
+def stamp(shown: Any) -> str:
+    """A hash of all that a figure shows (JSON-able): it is drawn again only if that changes."""
+    return hashlib.sha256(json.dumps([_DRAWING, shown], sort_keys=True).encode()).hexdigest()
+
+
+def is_drawn(path: str | Path, stamp: str) -> bool:
+    """Whether the picture at `path` has this stamp."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_STAMP) == stamp
+    except (OSError, SyntaxError):  # not there, or not a PNG
+        return False

@@ -1,0 +1,187 @@
+"""A suite's table in words: wide for files, and for a terminal in the form that fits into its width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvbench.report.formats import Cells, interval, markdown, number, percent
+from kvbench.report.suite import BUCKETS
+
+_BUCKET_LINES = 60  # of a bucket table on the console; a longer one is in the files, its means are printed
+
+
+def wide(table: Mapping[str, Any]) -> list[Cells]:
+    """A row per method and budget: datasets, flat means, difference, what was kept."""
+    names = [column["name"] for column in table["columns"]]
+    return [
+        {
+            "method": row["method"],
+            "budget": row["budget"],
+            **{name: _dataset(row["datasets"].get(name)) for name in names},
+            **summary(table, row),
+        }
+        for row in table["rows"]
+    ]
+
+
+def summary(table: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
+    """What stands behind the datasets of a row."""
+    oom = any(other["oom"] for other in table["rows"])
+    done = row["n"] + row["oom"]
+    return {
+        **{name: mean(row["means"][name]) for name in shown_means(table)},
+        "Δ full [95%]": interval(row["difference"]),
+        "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
+        **({"oom": str(row["oom"])} if oom else {}),
+        "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),
+        "KV": number(row["kv_share"] and 100 * row["kv_share"], "{:.0f}%"),
+    }
+
+
+def shown_means(table: Mapping[str, Any]) -> list[str]:
+    """The leading mean, and those of other columns than it has here: with 16 datasets, a mean of 21 says no more."""
+    members = {
+        name: [column["name"] for column in table["columns"] if name in column["means"]]
+        for name in table["rows"][0]["means"]
+    }
+    others = [name for name in members if members[name] != members[table["lead"]]]
+    return [table["lead"], *others]
+
+
+def mean(cell: Mapping[str, Any]) -> str:
+    """A flat mean; where datasets are missing, how many there are."""
+    if cell["score"] is None or cell["n"] == cell["of"]:
+        return number(cell["score"], "{:.2f}")
+    return f"{cell['score']:.2f} ({cell['n']}/{cell['of']})"
+
+
+def _dataset(cell: Mapping[str, Any] | None) -> str:
+    """A dataset's score; a star where samples are missing or ran out of memory."""
+    if cell is None or cell["score"] is None:
+        return "–"
+    return f"{cell['score']:.2f}" + ("" if cell["n"] == cell["num_samples"] else "*")
+
+
+def categories(table: Mapping[str, Any]) -> list[list[Cells]]:
+    """A small table per macro average: the means of its categories, and their mean."""
+    return [
+        [
+            {
+                "method": row["method"],
+                "budget": row["budget"],
+                **{name: mean(cell) for name, cell in row["macros"][macro]["categories"].items()},
+                macro: _macro(row["macros"][macro]),
+            }
+            for row in table["rows"]
+        ]
+        for macro in table["rows"][0]["macros"]
+    ]
+
+
+def _macro(cell: Mapping[str, Any]) -> str:
+    text = number(cell["score"], "{:.2f}")
+    if cell["score"] is None or cell["complete"]:
+        return text
+    missing = f"{cell['n']}/{cell['of']}" if cell["n"] < cell["of"] else f"of {cell['datasets']} sets"
+    return f"{text} ({missing})"
+
+
+def buckets(table: Mapping[str, Any]) -> list[Cells]:
+    """Scores by dataset and length bucket, then their means over datasets; [] where samples carry no buckets."""
+    lines: list[Cells] = []
+    for row in table["rows"]:
+        head = {"method": row["method"], "budget": row["budget"]}
+        for dataset, cells in row["buckets"].items():
+            lines.append({**head, "dataset": dataset, **{key: number(cells[key], "{:.2f}") for key in BUCKETS}})
+        if row["buckets"]:
+            lines.append({**head, "dataset": "mean", **_bucket_means(row)})
+    return lines
+
+
+def _bucket_means(row: Mapping[str, Any]) -> dict[str, str]:
+    found = {key: [cells[key] for cells in row["buckets"].values() if cells[key] is not None] for key in BUCKETS}
+    return {key: number(sum(v) / len(v) if v else None, "{:.2f}") for key, v in found.items()}
+
+
+def tables(table: Mapping[str, Any]) -> list[list[Cells]]:
+    """All of it: the wide table, the categories, the buckets."""
+    return [part for part in (wide(table), *categories(table), buckets(table)) if part]
+
+
+def terminal(table: Mapping[str, Any], width: int) -> str:
+    """The most readable form that fits: a row per method; a column per method; else a row per method in pieces."""
+    extra = [_for_terminal(buckets(table))] if table["suite"].endswith("-e") else []
+    small = [text for text in (*map(markdown, categories(table)), *extra) if text]
+    whole = [markdown(wide(table)), *small]
+    if all(_width(text) <= width for text in whole):
+        return "\n\n".join(whole)
+    turned = transposed(table)
+    if all(_width(text) <= width for text in (turned, *extra)):
+        return "\n\n".join(filter(None, (turned, *extra)))
+    sums = summary(table, table["rows"][0])
+    in_short = [_without(row, {column["name"] for column in table["columns"]}) for row in wide(table)]
+    datasets = [_without(row, set(sums)) for row in wide(table)]
+    pieces = [piece for rows in (in_short, datasets, *categories(table)) for piece in _pieces(rows, width)]
+    return "\n\n".join(filter(None, (*pieces, *extra)))
+
+
+def _without(row: Cells, names: set[str]) -> Cells:
+    return {name: text for name, text in row.items() if name not in names}
+
+
+def _for_terminal(rows: Sequence[Cells]) -> str:
+    if len(rows) > _BUCKET_LINES:
+        rows = [row for row in rows if row["dataset"] == "mean"]
+    return markdown(rows) if rows else ""
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()), default=0)
+
+
+def transposed(table: Mapping[str, Any]) -> str:
+    """A column per method and budget. The datasets of a category stand together, their mean below them."""
+    rows, columns = table["rows"], table["columns"]
+    macros: Mapping[str, Any] = rows[0]["macros"]
+    lines: list[tuple[str, list[str]]] = [("budget", [row["budget"] for row in rows])]
+    for category in dict.fromkeys(column["category"] for column in columns):
+        names = [column["name"] for column in columns if column["category"] == category]
+        lines += [(name, [_dataset(row["datasets"].get(name)) for row in rows]) for name in names]
+        averaged = [macro for macro in macros if category in macros[macro]["categories"]]
+        for macro in averaged:
+            label = f"= {category}" if len(averaged) == 1 else f"= {category}, {macro}"
+            lines.append((label, [mean(row["macros"][macro]["categories"][category]) for row in rows]))
+    lines += [(f"= {macro}", [_macro(row["macros"][macro]) for row in rows]) for macro in macros]
+    last = [summary(table, row) for row in rows]
+    for name in last[0]:
+        if name.startswith("Δ"):
+            for label, bound in (("Δ full", "mean"), ("95% from", "low"), ("95% to", "high")):
+                lines.append((label, [_bound(row["difference"], bound) for row in rows]))
+        elif name == "kept/head":
+            lines.append((name, [number(row["kept_tokens"], "{:.0f}") for row in rows]))
+            lines.append(("kept", [number(row["kept_share"] and 100 * row["kept_share"], "{:.0f}%") for row in rows]))
+        else:
+            label = f"= {name}" if name in rows[0]["means"] else name
+            lines.append((label, [one[name] for one in last]))
+    cells = [{"dataset": label, **{str(i): text for i, text in enumerate(texts)}} for label, texts in lines]
+    return markdown(cells, ["dataset", *(row["method"] for row in rows)], narrow=True)
+
+
+def _bound(difference: Mapping[str, Any] | None, which: str) -> str:
+    return number(None if difference is None else difference[which], "{:+.2f}")
+
+
+def _pieces(rows: Sequence[Cells], width: int) -> list[str]:
+    """Tables of about as many columns each as fit, all with method and budget."""
+    head = ("method", "budget")
+    columns = [name for name in rows[0] if name not in head]
+    for number_of in range(1, len(columns) + 1):
+        size = -(-len(columns) // number_of)
+        parts = [columns[start : start + size] for start in range(0, len(columns), size)]
+        pieces: list[str] = [
+            markdown([{name: row[name] for name in (*head, *part)} for row in rows], narrow=True) for part in parts
+        ]
+        if all(_width(piece) <= width for piece in pieces):
+            break
+    return pieces
