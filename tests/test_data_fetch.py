@@ -151,7 +151,8 @@ def test_a_wheel_comes_from_the_index_that_pip_is_set_to(tmp_path: Path, monkeyp
 
 def test_the_hub_client_fetches_and_the_archive_is_opened(server: Server, tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "data.zip", {"data/a.jsonl": "{}\n", "data/b.jsonl": "{}\n"})
-    server.files["/datasets/owner/name/resolve/main/data.zip"] = archive.read_bytes()
+    path = "/datasets/owner/name/resolve/main/data.zip"
+    server.files[path], server.stops[path] = archive.read_bytes(), [100]
     code = """
 import sys
 from pathlib import Path
@@ -165,6 +166,7 @@ fetch.fetch(source, list(source.members), Path(sys.argv[1]))
     done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "to" / "x").iterdir()) == ["a.jsonl"]  # c is not in the archive
+    assert ("GET", path, "bytes=100-") in server.requests
     server.files.clear()
     done = subprocess.run([*command[:3], str(tmp_path / "new")], env=os.environ | home, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
@@ -172,7 +174,7 @@ fetch.fetch(source, list(source.members), Path(sys.argv[1]))
 
 
 def test_nobody_at_the_hub_says_so_soon(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from kvbench.data import fetch; fetch.hub_archive('o/n a.zip', pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib as p; from kvbench.data import fetch; fetch.hub_archive('o/n a.zip', p.Path(sys.argv[1]))"
     before = time.monotonic()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

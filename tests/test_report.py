@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_runs import FakeRun, make_run, out_of_memory
 
 from kvbench.report.heatmap import heatmap_grid
 from kvbench.report.runs import check_comparable, groups, title
-from kvbench.report.table import markdown, paired_difference, table
+from kvbench.report.difference import paired_difference
+from kvbench.report.formats import csv_text, latex, markdown
+from kvbench.report.scores import score_lines
+from kvbench.report.table import cells, table
+
+
+def shown(rows: list[dict[str, Any]]) -> str:
+    return markdown([cells(row) for row in rows])
+
 
 # ---- names and groups ----------------------------------------------------------------------------
 
@@ -43,6 +52,17 @@ def test_unlike_runs_never_share_a_table_or_a_figure(change: dict, message: str,
     assert [len(group) for group in groups(runs)] == [1, 1]
 
 
+def test_runs_of_another_scoring_never_share_a_table() -> None:
+    runs = [make_run("fullkv", "full", 1.0), make_run("snapkv", "0.2", 1.0), make_run("ada", "0.2", 1.0)]
+    for run, version in zip(runs[1:], (1, 2), strict=True):
+        run.manifest["scoring"] = {"metrics": {"recall": version}}
+    with pytest.raises(ValueError, match=r"differ in scoring\.metrics: \{'recall': 1\} / \{'recall': 2\}$"):
+        table(runs[1:])
+    with pytest.raises(ValueError, match=r"differ in scoring: None / "):
+        table(runs[:2])
+    assert len(groups(runs)) == 3
+
+
 def test_devices_of_one_kind_are_one_group() -> None:
     runs = [make_run("snapkv", "0.2", 1.0, device=f"cuda:{index}") for index in (0, 1)]
     check_comparable(runs)
@@ -72,7 +92,7 @@ def test_out_of_memory_and_unfinished_samples_are_counted_and_seen() -> None:
     run.samples.pop()
     (row,) = table([run])
     assert (row["n"], row["oom"], row["num_samples"], row["scores"]["recall"]) == (6, 2, 9, 1.0)
-    text = markdown([row])
+    text = shown([row])
     assert "1.00 (oom 2/8)" in text and "8/9" in text
 
 
@@ -80,14 +100,14 @@ def test_a_run_without_any_answer_still_has_a_row() -> None:
     run = out_of_memory(make_run("snapkv", "0.2", 1.0), *range(9))
     rows = table([make_run("fullkv", "full", 1.0), run])
     assert rows[1]["scores"] == {"recall": None, "rouge1": None} and rows[1]["difference"] is None
-    assert "– (oom 9/9)" in markdown(rows)
+    assert "– (oom 9/9)" in shown(rows)
 
 
 def test_a_missing_timing_is_a_dash() -> None:
     run = make_run("snapkv", "0.2", 1.0)
     for sample in run.samples:
         sample["timings"]["tpot_s"] = None  # a single token has no time per output token
-    assert markdown(table([run])).splitlines()[-1].rstrip(" |").endswith("–")
+    assert shown(table([run])).splitlines()[-1].rstrip(" |").endswith("–")
 
 
 def test_another_metric_can_lead_and_an_unknown_one_is_refused() -> None:
@@ -131,7 +151,7 @@ def test_a_difference_that_may_be_chance_is_marked() -> None:
     rows = table([full, scored("snapkv", [1.0] * 8 + [0.0])])
     difference = rows[1]["difference"]
     assert not difference["significant"] and difference["high"] == 0.0
-    assert "-0.11 [-0.33, +0.00] n.s." in markdown(rows)
+    assert "-0.11 [-0.33, +0.00] n.s." in shown(rows)
     assert rows[0]["difference"] is None
 
 
@@ -157,3 +177,33 @@ def test_only_common_answered_samples_count() -> None:
     assert (result["mean"], result["n"], result["low"], result["significant"]) == (-1.0, 1, None, False)
     out_of_memory(run, 8)
     assert paired_difference(run, full, "recall") is None
+
+
+# ---- other forms ---------------------------------------------------------------------------------
+
+
+def test_scores_in_long_form_have_a_line_per_run_and_score() -> None:
+    run = out_of_memory(make_run("snapkv", "0.2", 0.5), 0)
+    lines = score_lines([run, out_of_memory(make_run("tova", "0.2", 0.5), *range(9))], "abc")
+    assert [(line["method"], line["metric"], line["score"]) for line in lines] == [
+        ("snapkv", "recall", 0.5), ("snapkv", "rouge1", 0.25), ("tova", "recall", None),
+    ]  # fmt: skip
+    assert (lines[0]["n"], lines[0]["oom"], lines[0]["num_samples"], lines[0]["dataset"]) == (8, 1, 9, None)
+    text = csv_text(lines).splitlines()
+    assert text[0].startswith("benchmark,model,") and text[1].startswith(
+        "needle,smollm2_135m,float32,cpu,abc,snapkv,0.2,"
+    )
+    assert len(text) == 4
+
+
+def test_markdown_lines_up_and_breaks_long_headers() -> None:
+    rows = [{"method": "a", "passage_retrieval_en": "1.00"}, {"method": "long name", "passage_retrieval_en": "–"}]
+    assert markdown(rows).splitlines()[0] == "| method    | passage_retrieval_en |"
+    lines = markdown(rows, narrow=True).splitlines()
+    assert [line[14:].strip(" |") for line in lines[:3]] == ["passage_", "retrieval_", "en"]
+    assert len({len(line) for line in lines}) == 1 and lines[3].endswith(":|") and lines[-1].endswith(" – |")
+
+
+def test_latex_escapes_and_spells_what_its_fonts_lack() -> None:
+    text = latex([{"method": "ada_snapkv", "Δ full [95%]": "–"}])
+    assert r"ada\_snapkv" in text and r"$\Delta$ full [95\%]" in text and "--" in text and r"\toprule" in text

@@ -60,7 +60,7 @@ def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_pa
     run = out_of_memory(make_run("snapkv", "0.2", 1.0), 0)
     run.samples[1]["scores"]["recall"] = 0.0
     seen = []
-    monkeypatch.setattr("kvbench.report.heatmap._save", lambda figure, path, stamp: seen.append(figure) or path)
+    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
     heatmap(run, tmp_path / "x.png")
     axes = seen[0].axes[0]
     mesh = axes.collections[0]
@@ -110,7 +110,7 @@ def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, caps
     assert len(folders) == 2
     for folder in folders:
         names = sorted(path.name.split("-")[0] for path in folder.iterdir())
-        assert names == ["fullkv", "overview.png", "snapkv", "table.json", "table.md"]
+        assert names == ["fullkv", "overview.png", "scores.csv", "snapkv", "table.json", "table.md"]
         assert all(line in printed for line in (folder / "table.md").read_text().splitlines())
         assert len(json.loads((folder / "table.json").read_text())["rows"]) == 2
 

@@ -173,7 +173,7 @@ def test_a_share_below_the_window_on_some_prompts_keeps_the_most_recent_tokens(j
     overrides = ["benchmark.lengths=[150,1200]", "benchmark.depths=[50]", "method=snapkv", "budget=0.05"]
     with caplog.at_level("WARNING"):
         (outcome,) = runner.run_jobs(jobs(overrides))
-    short, long = store.load_run(outcome.folder).samples
+    short, long = rows(outcome)
     assert outcome.error is None and "on 1 of 2 prompts the budget is below" in caplog.text
     assert (short["fallback"], long["fallback"]) == ("recent", None)
     assert short["kept_mean"] == short["budget_tokens"] == int(0.05 * short["span"]) < 32

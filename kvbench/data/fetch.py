@@ -179,7 +179,7 @@ def hub_archive(address: str, folder: Path) -> Path:
     except urllib.error.HTTPError:
         pass  # somebody is there, and the client knows how to log in
     except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"{url} cannot be reached ({_one_line(getattr(error, 'reason', error))})") from None
+        raise Unreachable(f"{url} cannot be reached ({_one_line(getattr(error, 'reason', error))})") from None
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset", local_dir=folder))
     except Exception as error:  # the client raises many kinds, of several libraries

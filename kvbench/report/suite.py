@@ -44,7 +44,9 @@ def suite_groups(runs: Iterable[AnyRun]) -> list[list[AnyRun]]:
             else:
                 fitting += same
         groups += tables
-    return groups
+    return [
+        sorted(group, key=lambda run: (order(run)[:3], _part(run)["order"], _part(run)["name"])) for group in groups
+    ]
 
 
 def row_key(run: Run) -> str:
