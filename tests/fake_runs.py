@@ -6,7 +6,10 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from kvbench import store
 
 LENGTHS, DEPTHS = [500, 1000, 2000], [0, 50, 100]
 
@@ -111,3 +114,16 @@ def out_of_memory(run: FakeRun, *positions: int) -> FakeRun:
         sample = run.samples[position]
         run.samples[position] = {"id": sample["id"], "status": "oom", "meta": sample["meta"]}
     return run
+
+
+def store_run(root: Path, run: FakeRun, samples: int | None = None) -> None:
+    """Write a run, or its first samples, as the runner does."""
+    manifest = run.manifest
+    with store.Run.open(
+        root, label=manifest["label"], identity=manifest["identity"], config={}, versions={},
+        headline=manifest["headline"], num_samples=manifest["num_samples"], device=manifest["device"],
+        part=manifest.get("part"), scoring=manifest.get("scoring"),
+    ) as stored:  # fmt: skip
+        for sample in run.samples[:samples]:
+            stored.append(sample)
+        stored.set_status("done")

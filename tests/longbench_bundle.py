@@ -1,60 +1,47 @@
-"""A LongBench bundle in upstream's layout, made up: own prompts, two short rows per dataset."""
+"""A made-up LongBench in upstream's layout, and a small one of everything for the command line."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from kvbench.benchmarks.longbench_datasets import DATASETS
-
-CLASSES = ["Food", "Foodstuff", "Date"]
-ANSWERS = {
-    "multifieldqa_zh": "北京大学",
-    "dureader": "是的，可以。",
-    "vcsum": "会议讨论了预算。",
-    "trec": "Food",
-    "lsht": "Date",
-    "passage_count": "7",
-    "passage_retrieval_en": "Paragraph 3",
-    "passage_retrieval_zh": "段落3",
-    "lcc": "    return x",
-    "repobench-p": "import os",
+PROMPTS = {
+    "qasper": "Read this.\n\nText: {context}\n\n Now answer.\n\nQuestion: {input}\n\nAnswer:",
+    "trec": "Which kind?\n\n{context}\n{input}",
+    "lcc": "Go on. \n{context}Next:\n",
+    "gov_report": "Read.\n{context}\n\nSum up.\n\nSummary:",
 }
-NO_INPUT = ("gov_report", "multi_news", "vcsum", "passage_count", "lcc")
+LENGTHS = {"qasper": 128, "trec": 64, "lcc": 64, "gov_report": 512}
 
 
-def template(dataset: str) -> str:
-    """A prompt with an instruction on both sides, and a trailing space where upstream has one."""
-    asked = "" if dataset in NO_INPUT else "\nAsked: {input}"
-    end = "\nThe answer is: " if dataset.startswith("passage") else "\nAnswer:"
-    return f"Task {dataset}.\n\n{{context}}\n\nNow answer.{asked}{end}"
-
-
-def row(dataset: str, index: int) -> dict:
-    """One sample; long enough that a small limit cuts its middle."""
-    plain = dataset.removesuffix("_e")
-    return {
-        "input": "" if plain in NO_INPUT else f"What is {{number}} {index}?",
-        "context": f"The {plain} text {index} begins. " + "Nothing happens here, <s> or there. " * (5 + 3 * index),
-        "answers": [ANSWERS.get(plain, "a small mat")],
-        "length": 3000 + 3000 * index,
+def row(dataset: str, number: int = 0, **changes: Any) -> dict[str, Any]:
+    """One row in upstream's schema."""
+    made: dict[str, Any] = {
+        "input": f"question {number}?",
+        "context": f"Context {number} with a line\u2028separator.",
+        "answers": [f"answer {number}"],
+        "length": 1000 + number,
         "dataset": dataset,
-        "language": "zh" if DATASETS[plain][1] == "zh" else "en",
-        "all_classes": CLASSES if plain in ("trec", "lsht") else None,
-        "_id": f"{index:048x}",
+        "language": "en",
+        "all_classes": ["Reason", "Place"] if dataset == "trec" else None,
+        "_id": f"{number:048x}",
     }
+    return made | changes
 
 
-def write_bundle(folder: Path, datasets: list[str] | None = None, rows: int = 2) -> Path:
-    """Write config/ and data/ below `folder`; returns it."""
-    names = [*DATASETS, "qasper_e"] if datasets is None else datasets
+def text(rows: list[dict[str, Any]]) -> str:
+    """Rows as the text of a JSONL file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(folder: Path, data: str = "data", **rows: int) -> Path:
+    """Write templates, lengths and files with so many rows each: qasper=3, trec=2."""
     (folder / "config").mkdir(parents=True)
-    (folder / "data").mkdir()
-    prompts = {name: template(name) for name in DATASETS}
-    (folder / "config" / "dataset2prompt.json").write_text(json.dumps(prompts), encoding="utf-8")
-    lengths = {name: 8 + position for position, name in enumerate(DATASETS)}
-    (folder / "config" / "dataset2maxlen.json").write_text(json.dumps(lengths), encoding="utf-8")
-    for name in names:
-        lines = [json.dumps(row(name, index), ensure_ascii=False) + "\n" for index in range(rows)]
-        (folder / "data" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / data).mkdir(exist_ok=True)
+    (folder / "config" / "dataset2prompt.json").write_text(json.dumps(PROMPTS), encoding="utf-8")
+    (folder / "config" / "dataset2maxlen.json").write_text(json.dumps(LENGTHS), encoding="utf-8")
+    for name, count in rows.items():
+        path = folder / data / f"{name}.jsonl"
+        path.write_text(text([row(name, number) for number in range(count)]), encoding="utf-8")
     return folder

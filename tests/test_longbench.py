@@ -17,7 +17,7 @@ from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
 from kvbench.jobs import prepare
 from kvbench.paths import conf_dir
-from tests.longbench_bundle import row, template, write_bundle
+from tests.longbench_made_up import row, template, write_bundle
 
 SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data" / "longbench"
 REAL = sorted(path.stem for path in (SHARED / "dev").glob("*.jsonl"))
@@ -145,6 +145,8 @@ def test_real_prompts_are_the_official_ones(name):
             if preset == "ffy0-agnostic":
                 assert text == whole or name == "qasper"
             if preset == "kvpress":
+                # it takes the cue off trec's input and misses it in two, where white space follows: there it comes twice
+                assert (text == whole) is (name not in ("triviaqa", "samsum"))
                 assert sample.max_new_tokens == lengths[name] + 20 and sample.chat
             assert list(sample.answers) == official["answers"]
 

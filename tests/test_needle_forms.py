@@ -31,7 +31,8 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     (folder / "b.txt").write_text("This was written last, on a long and rainy day. " * 400)
     (folder / "a.txt").write_text("This was written first. It is short. " * 400)
-    (folder.parent / "manifest.json").write_text("{}")
+    files = {f"PaulGrahamEssays/{name}.txt": {"sha256": "", "bytes": 0} for name in "ab"}
+    (folder.parent / "manifest.json").write_text(json.dumps({"part": "needle", "files": files, "missing": []}))
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     return folder
 

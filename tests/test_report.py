@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from fake_runs import FakeRun, make_run, out_of_memory
 
-from kvbench.report.heatmap import heatmap_grid
-from kvbench.report.runs import check_comparable, groups, title
 from kvbench.report.difference import paired_difference
 from kvbench.report.formats import csv_text, latex, markdown
+from kvbench.report.heatmap import heatmap_grid
+from kvbench.report.runs import check_comparable, groups, title
 from kvbench.report.scores import score_lines
 from kvbench.report.table import cells, table
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_runs import DEPTHS, LENGTHS, FakeRun, make_run, out_of_memory
+from fake_runs import DEPTHS, LENGTHS, make_run, out_of_memory, store_run
 
 from kvbench import store
 from kvbench.report.__main__ import main
@@ -75,6 +75,25 @@ def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [label.get_text() for label in axes.get_xticklabels()] == ["500", "1000", "2000"]
 
 
+def test_a_dense_grid_is_drawn_as_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lengths, depths = list(range(1000, 8001, 100)), [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
+    run = out_of_memory(make_run("snapkv", "0.2", None, lengths=lengths, depths=depths), 3)
+    seen = []
+    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    heatmap(run, tmp_path / "x.png")
+    heatmap_grid([run, make_run("h2o", "0.2", 1.0, lengths=lengths, depths=depths)], tmp_path / "y.png")
+    for figure, step in zip(seen, (100, 500), strict=True):  # a label for every column, then for those that fit
+        axes = figure.axes[-2]  # the lowest panel; the last axes are the colour bar
+        labels = axes.get_xticklabels()
+        assert [label.get_text() for label in labels] == [str(length) for length in range(1000, 8001, step)]
+        assert {label.get_rotation() for label in labels} == {45.0}
+        assert [label.get_text() for label in axes.get_yticklabels()] == [str(depth) for depth in depths]
+        assert [text.get_text() for text in axes.texts if text.get_text() in ("×", "OOM", "1.00", "0.00")] == ["×"]
+        lines = [line for line in axes.collections if hasattr(line, "get_segments")]
+        assert [len(line.get_segments()) for line in lines] == [len(depths) - 1, len(lengths) - 1]
+        assert axes.collections[0].get_clim() == (0, 1) and axes.yaxis_inverted()
+
+
 def test_samples_without_depths_have_no_heatmap(tmp_path: Path) -> None:
     run = make_run("snapkv", "0.2", 1.0)
     for sample in run.samples:
@@ -85,17 +104,6 @@ def test_samples_without_depths_have_no_heatmap(tmp_path: Path) -> None:
 
 
 # ---- command line --------------------------------------------------------------------------------
-
-
-def store_run(root: Path, run: FakeRun) -> None:
-    manifest = run.manifest
-    with store.Run.open(
-        root, label=manifest["label"], identity=manifest["identity"], config={}, versions={},
-        headline=manifest["headline"], num_samples=manifest["num_samples"], device=manifest["device"],
-    ) as stored:  # fmt: skip
-        for sample in run.samples:
-            stored.append(sample)
-        stored.set_status("done")
 
 
 def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

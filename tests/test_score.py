@@ -14,7 +14,7 @@ from kvbench.jobs import prepare
 from kvbench.metrics import needle as metrics
 from kvbench.paths import conf_dir
 from kvbench.score import benchmark_of, main
-from tests.longbench_bundle import ANSWERS, CLASSES
+from tests.longbench_made_up import ANSWERS, CLASSES
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class LongBenchDataset:
             Sample(
                 id=f"{self._dataset}-{index:04d}",
                 context=before.format(**row),
-                question=after.format(**row),
+                question=after.format(**row | {"input": row["input"].removesuffix(self._cue(folder))}),
                 answer_prefix=prefix,
                 answers=tuple(row["answers"]),
                 max_new_tokens=self._max_new_tokens(folder),
@@ -170,6 +170,12 @@ class LongBenchDataset:
     def _max_new_tokens(self, folder: data.Folder) -> int:
         tokens = folder.max_new_tokens[self._plain] + self._preset.extra_tokens
         return min(tokens, self._suite.max_new_tokens or tokens)
+
+    def _cue(self, folder: data.Folder) -> str:
+        """The cue at the end of an input that kvpress moves into the answer prefix."""
+        if self._preset.split != "kvpress":
+            return ""
+        return str(folder.splits("kvpress")["_notes"]["input_suffix_removed"].get(self._plain, ""))
 
     def _texts(self, folder: data.Folder) -> tuple[str, str, str]:
         """Templates of the context, of the question, and the answer prefix."""

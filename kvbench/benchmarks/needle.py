@@ -18,8 +18,8 @@ from typing import Any
 from kvbench.benchmarks.base import Rendering, Sample, Tokenizer
 from kvbench.benchmarks.haystack import essays, generated
 from kvbench.benchmarks.insertion import encode, haystack_ids, insert_ids, trimmed
+from kvbench.data.needle import essays_folder
 from kvbench.metrics.needle import VERSIONS, exact_recall, needle_overlap, needle_rouge
-from kvbench.paths import cache_dir
 
 _TEMPLATES = ("preamble", "needle", "question_text", "answer_prefix", "answer", "reference")
 # fmt: off
@@ -160,8 +160,8 @@ class Needle:
 
 def _prepared() -> Path:
     """The folder of the essays that the published tests hide their needle in, once they were fetched."""
-    folder = cache_dir() / "data" / "needle" / "PaulGrahamEssays"
-    if not any((place / "manifest.json").is_file() for place in (folder, folder.parent)):
+    folder = essays_folder()
+    if folder is None:
         raise ValueError(
             "benchmark.haystack=essays: not there yet; run `python -m kvbench.data needle`, or set "
             "benchmark.haystack=generated or a folder of .txt files"

@@ -89,7 +89,8 @@ def download(url: str, target: Path) -> None:
             if _size(part) == before:
                 break  # nothing arrived: asking again at once would not help
     reason = getattr(broken, "reason", broken) or "it does not go on where it stopped"
-    raise Unreachable(f"{url} cannot be reached ({_one_line(reason)})")
+    what = "broke off; the next call goes on from there" if _size(part) else "cannot be reached"
+    raise Unreachable(f"{url} {what} ({_one_line(reason)})")
 
 
 def _transfer(url: str, part: Path) -> bool:
@@ -168,22 +169,28 @@ def wheel(requirement: str, folder: Path) -> Path:
 
 
 def hub_archive(address: str, folder: Path) -> Path:
-    """Download an archive of a data set repository with the hub's own client, which resumes. Raises Unavailable."""
+    """Download an archive of a data set repository on the Hugging Face hub, HF_ENDPOINT respected. Raises Unavailable.
+
+    As a plain file first: the hub's client forgets an interrupted transfer when its process ends. The client comes in
+    where the hub refuses, as it knows how to log in.
+    """
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     repository, name = address.split()
-    # the client tries an unreachable hub for half a minute: ask once whether there is somebody
+    target = folder / name
+    if target.is_file():
+        return target
     url = hf_hub_url(repository, name, repo_type="dataset")
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:
-        pass  # somebody is there, and the client knows how to log in
-    except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"{url} cannot be reached ({_one_line(getattr(error, 'reason', error))})") from None
-    try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset", local_dir=folder))
-    except Exception as error:  # the client raises many kinds, of several libraries
-        raise Unavailable(f"{url} cannot be downloaded ({_one_line(error)})") from None
+        download(url, target)
+    except Unreachable:
+        raise
+    except Unavailable as refused:
+        try:
+            hf_hub_download(repository, name, repo_type="dataset", local_dir=folder)
+        except Exception:  # many kinds, of several libraries
+            raise refused from None
+    return target
 
 
 def unpack(archive: Path, members: dict[str, str], folder: Path) -> None:

@@ -72,7 +72,7 @@ def prepare(
         if part == "longbench":
             _derive(job)
         value = {"part": part, "files": job.files, "missing": job.missing}
-        if job.files and value != old:
+        if job.files and value != manifest.read(folder):  # it may have been taken away meanwhile
             manifest.write(folder, value)
         if not job.problems:
             fetch.discard(job.staging)

@@ -101,15 +101,15 @@ def _single_group(runs: Sequence[StoredRun], metric: str | None) -> Group:
 
 def _suites(runs: Sequence[StoredRun], beside: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
     """What is printed and what is written of the runs of suites."""
-    asked = {run.manifest["hash"]: run for run in runs if part(run)}
-    others = [run for run in beside if part(run) and run.manifest["hash"] not in asked]
+    asked = {_key(run): run for run in runs if part(run)}
+    others = [run for run in beside if part(run) and _key(run) not in asked]
     pairs = []
     earlier: list[str] = []
     for group in suite_groups([*asked.values(), *others]):
         plain = fingerprint(suite_setting(group[0]))
         mark = fingerprint({"setting": plain, "table": earlier.count(plain)}) if plain in earlier else plain
         earlier.append(plain)
-        keys = {row_key(run) for run in group if run.manifest["hash"] in asked}
+        keys = {row_key(run) for run in group if _key(run) in asked}
         if keys:
             whole = suite_table(group, metric)
             keys |= {row_key(run) for run in group if is_baseline(run)}
@@ -117,6 +117,11 @@ def _suites(runs: Sequence[StoredRun], beside: Sequence[StoredRun], metric: str 
             members = [run for run in group if row_key(run) in keys]
             pairs.append((_suite_group(members, printed, mark), _suite_group(group, whole, mark)))
     return pairs
+
+
+def _key(run: StoredRun) -> tuple[str, str]:
+    """What a run is, also where its path is written in two ways."""
+    return run.manifest["label"]["benchmark"], run.manifest["hash"]
 
 
 def _suite_group(runs: Sequence[StoredRun], made: Mapping[str, Any], mark: str) -> Group:
