@@ -15,11 +15,11 @@ def write_sources(folder: Path) -> Path:
     """Word lists, essays, sentence tables, 5 articles with 12 paragraphs each, and 20 hotpot questions."""
     words = folder / "wonderwords-2.2.0"
     words.mkdir(parents=True)
-    # an adjective that begins another one, and an empty line, as real lists have
+    # an adjective that begins another one, as real lists have
     for kind, items in {
         "adjective": [*ADJECTIVES[:120], "ice", "ice-cold"],
         "noun": [*NOUNS[:300], "cold-store"],
-        "verb": [*VERBS[:100], ""],
+        "verb": VERBS[:100],
     }.items():
         (words / f"{kind}list.txt").write_text("\n".join(items) + "\n")
     # upstream's second list, for more different words than the first three hold

@@ -145,7 +145,7 @@ def test_real_prompts_are_the_official_ones(name):
             if preset == "ffy0-agnostic":
                 assert text == whole or name == "qasper"
             if preset == "kvpress":
-                # it takes the cue off trec's input and misses it in two, where white space follows: there it comes twice
+                # takes the cue off trec's input, misses it in two where white space follows: there it comes twice
                 assert (text == whole) is (name not in ("triviaqa", "samsum"))
                 assert sample.max_new_tokens == lengths[name] + 20 and sample.chat
             assert list(sample.answers) == official["answers"]

@@ -1,0 +1,56 @@
+"""The question sets of RULER's qa tasks: SQuAD v2.0 (arXiv 1806.03822) and HotpotQA (arXiv 1809.09600)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """gold: the documents that hold the answer; related: further ones of the same article. Indices of documents."""
+
+    text: str
+    answers: list[str]
+    gold: list[int]
+    related: list[int]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All questions in the order of the file, and all different documents, sorted."""
+
+    questions: list[Question]
+    documents: list[str]
+
+
+def squad(data: Any) -> Questions:
+    """Dev set v2.0 in its official layout. Questions without an answer are left out; answers may repeat."""
+    articles = [article["paragraphs"] for article in data["data"]]
+    documents, number = _numbered(paragraph["context"] for article in articles for paragraph in article)
+    questions = []
+    for article in articles:
+        numbers = [number[paragraph["context"]] for paragraph in article]
+        for paragraph, gold in zip(article, numbers, strict=True):
+            related = [other for other in numbers if other != gold]
+            for entry in paragraph["qas"]:
+                if not entry.get("is_impossible", False):
+                    answers = [answer["text"] for answer in entry["answers"]]
+                    questions.append(Question(entry["question"], answers, [gold], related))
+    return Questions(questions, documents)
+
+
+def hotpotqa(data: Any) -> Questions:
+    """Dev set (distractor) in its official layout: a document is a title, a newline, and its sentences."""
+    texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in entry["context"]] for entry in data]
+    documents, number = _numbered(text for entry in texts for text in entry)
+    questions = [
+        Question(entry["question"], [entry["answer"]], [number[text] for text in gold], [])
+        for entry, gold in zip(data, texts, strict=True)
+    ]
+    return Questions(questions, documents)
+
+
+def _numbered(texts: Any) -> tuple[list[str], dict[str, int]]:
+    documents = sorted(set(texts))
+    return documents, {text: number for number, text in enumerate(documents)}

@@ -1,0 +1,123 @@
+"""RULER files: reading and writing them, and splitting a prompt into context, question and start of the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvbench.benchmarks.ruler.tasks import find_task
+
+# NVIDIA/kvpress 8bb29b9c: the context ends before the LAST match of the first pattern; the answer prefix starts at the
+# FIRST match of the second one behind it.
+QUESTION = {
+    "niah": r"What (?:is|are all) the special magic",
+    "vt": r"Question: Find all variables that are assigned the value",
+    "cwe": r"Question: What are the 10 most common words in the above list\?",
+    "fwe": r"Question: Do not provide any explanation\.",
+    "qa": r"Answer the question based on the given documents\.",
+}
+ANSWER = {"niah": r"The special magic", **dict.fromkeys(("vt", "cwe", "fwe", "qa"), r"Answer:")}
+STYLES = ("kvpress", "upstream")
+
+
+def split(task: str, record: Mapping[str, Any], *, style: str = "kvpress") -> tuple[str, str, str]:
+    """(context, question, answer prefix) of a record. Joined, they are its input and answer prefix, byte for byte.
+
+    style: "kvpress" puts the space before the answer into the question, as the data set of NVIDIA/kvpress does;
+    "upstream" leaves it in the answer prefix, which is where RULER writes the end of the user's turn. The context is
+    the same. Records of 2024, with the prefix inside their input, and rows that are split already will do. Raises
+    ValueError if the text does not look like the task.
+    """
+    family = find_task(task).family
+    if style not in STYLES:
+        raise ValueError(f"style={style}: one of {', '.join(STYLES)}")
+    text = record["input"] + record.get("answer_prefix", "")
+    if "context" in record:
+        start = len(record["context"])
+    else:
+        questions = list(re.finditer(QUESTION[family.name], text))
+        start = questions[-1].start() if questions else -1
+    if style == "kvpress":
+        found = re.search(ANSWER[family.name], text[start:]) if start >= 0 else None
+        end = start + found.start() if found else -1
+    else:
+        end = text.rfind(family.answer_prefix[:10])
+    if start < 0 or end < start:
+        raise ValueError(f"benchmark.tasks=[{task}]: a record has not the question and the answer prefix of this task")
+    return text[:start], text[start:end], text[end:]
+
+
+def load_records(path: str | Path, task: str) -> list[dict[str, Any]]:
+    """Records of a task from a JSONL file, or from a folder with <task>/validation.jsonl or <task>.jsonl.
+
+    Lines are upstream's, of any year, or rows of the Hugging Face data set simonjegou/ruler (context, question,
+    answer_prefix, answer, task, max_new_tokens); these become records that keep their context and question, and rows of
+    other tasks are left out. Raises ValueError, with file and line, for a damaged line or a missing field.
+    """
+    find_task(task)
+    file = records_file(path, task)
+    records = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                record = _parsed(line, f"{file}:{number}")
+                if record.pop("task", task) == task:
+                    records.append(record)
+    if not records:
+        raise ValueError(f"{file}: no records of {task} in it")
+    return records
+
+
+def records_file(path: str | Path, task: str) -> Path:
+    """The file with a task's records: `path` itself, or <task>/validation.jsonl or <task>.jsonl in that folder.
+
+    Raises ValueError if there is none.
+    """
+    folder = Path(path).expanduser()
+    for file in (folder, folder / task / "validation.jsonl", folder / f"{task}.jsonl"):
+        if file.is_file():
+            return file
+    raise ValueError(f"benchmark.files={path}: no file, and no folder with {task}.jsonl or {task}/validation.jsonl")
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: no whole JSON object ({error.msg}); the file is damaged or cut off") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a JSON object was expected, not {type(row).__name__}")
+    published = "context" in row
+    for name in ("context", "question", "answer_prefix", "answer") if published else ("input", "outputs"):
+        if name not in row:
+            raise ValueError(f"{where}: the field {name!r} is missing")
+    answers = row.pop("answer") if published else row["outputs"]
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{where}: the answers must be a list of texts")
+    for name in {"input", "context", "question", "answer_prefix"} & set(row):
+        if not isinstance(row[name], str):
+            raise ValueError(f"{where}: the field {name!r} must be a text")
+    if published:
+        row["input"] = row["context"] + row["question"]
+    return {**row, "outputs": answers}
+
+
+def save_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSONL as upstream does. The file appears when it is whole, also if several processes write it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            for record in records:
+                out.write(json.dumps(record) + "\n")
+        os.chmod(name, 0o644)  # mkstemp gives the file to its owner alone
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,177 @@
+"""RULER (arXiv 2404.06654) as a suite: every task at every length is a benchmark with a run of its own.
+
+The chat wrapper is part of the generated text, as upstream has it: it counts in the length, and the worked example of
+the task cwe repeats it. So the text goes to the tokenizer with its control tokens, and no wrapper is added later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kvbench.benchmarks.base import ModelFacts, Part, Rendering, Sample, Tokenizer
+from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, VERSION, Sources, cached, load_records, records_file, split
+from kvbench.encoding import around_user
+from kvbench.metrics.ruler import METRIC_VERSION, ruler_sample_score
+
+CATEGORIES = {"niah": "retrieval", "vt": "multi-hop tracing", "cwe": "aggregation", "fwe": "aggregation", "qa": "QA"}
+SYNTHETIC = tuple(task for task in TASKS if not task.startswith("qa"))
+SETS = {"all": tuple(TASKS), "synthetic": SYNTHETIC}
+_RENDERING = Rendering(style="upstream", wrapper="none")
+
+
+@dataclass
+class Ruler:
+    """The suite. Every field is a key of conf/benchmark/ruler.yaml, which explains it.
+
+    Raises ValueError for settings that cannot work, before anything is generated.
+    """
+
+    name: str
+    protocol: str
+    tasks: Sequence[str]
+    lengths: Sequence[int]
+    samples: int
+    seed: int
+    question: str
+    wrapper: str
+    path: str | None
+    files: str | None
+
+    def __post_init__(self) -> None:
+        self.tasks, self.lengths = tuple(self.tasks), tuple(self.lengths)
+        _choice("protocol", self.protocol, FITS)
+        _choice("question", self.question, ("aware", "agnostic"))
+        if self.wrapper not in ("chat", "none", *TEMPLATES) and self.wrapper.count("{task_template}") != 1:
+            known = ", ".join(("chat", "none", *TEMPLATES))
+            raise ValueError(f"benchmark.wrapper={self.wrapper}: {known}, or a text with one {{task_template}}")
+        if self.samples < 1:
+            raise ValueError(f"benchmark.samples={self.samples}: at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"benchmark.seed={self.seed}: from 0 to 2**32 - 1")
+        if not self.lengths or not all(isinstance(n, int) and n > 0 for n in self.lengths):
+            raise ValueError(f"benchmark.lengths={list(self.lengths)}: give token counts, e.g. [4096, 8192]")
+        if len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"benchmark.lengths={list(self.lengths)}: each value once")
+        if not self.names:
+            raise ValueError("benchmark.tasks=[]: name a set (all, synthetic) or tasks")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The chosen tasks in RULER's order, sets spelled out."""
+        chosen: set[str] = set()
+        for name in self.tasks:
+            if name not in SETS:
+                _choice("tasks", name, (*SETS, *TASKS))
+            chosen |= set(SETS.get(name, (name,)))
+        return tuple(task for task in TASKS if task in chosen)
+
+    @cached_property
+    def sources(self) -> Sources:
+        """Word lists, essays and question sets. Raises ValueError for a folder that lacks them."""
+        return Sources.load(self.path)
+
+    def parts(self, model: ModelFacts) -> list[RulerTask]:
+        """One benchmark per length and task."""
+        return [RulerTask(self, task, length, model) for length in self.lengths for task in self.names]
+
+
+class RulerTask:
+    """One task at one length."""
+
+    rendering = _RENDERING
+
+    def __init__(self, suite: Ruler, task: str, length: int, model: ModelFacts) -> None:
+        self._suite, self._task, self._length, self._model = suite, task, length, model
+        self.name = f"{suite.name}-{length}-{task}"
+        self.headline = TASKS[task].metric
+        self.question = suite.question
+        means = {"avg-13": len(TASKS)} | ({"avg-11": len(SYNTHETIC)} if task in SYNTHETIC else {})
+        order = list(TASKS).index(task)
+        self.part = Part(f"{suite.name}-{length}", task, order, CATEGORIES[task.split("_")[0]], means=means)
+
+    def protocol(self) -> dict[str, Any]:
+        """All that changes an answer. Raises ValueError for missing or damaged data."""
+        suite = self._suite
+        dataset: dict[str, Any] = {"name": self._task, "max_new_tokens": TASKS[self._task].tokens_to_generate}
+        if suite.files is None:
+            suite.sources.require(self._task)
+            dataset["sources"] = suite.sources.checksums(self._task)
+            made: dict[str, Any] = {"seed": suite.seed, "sources": suite.sources.version, "generator": VERSION}
+        else:
+            file = records_file(Path(suite.files), self._task)
+            load_records(Path(suite.files), self._task)
+            dataset["data_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            made = {"files": True}
+        return made | {
+            "benchmark": "ruler",
+            "protocol": suite.protocol,
+            "question": suite.question,
+            "samples": suite.samples,
+            "wrapper": suite.wrapper,
+            "length": self._length,
+            "dataset": dataset,
+        }
+
+    def scoring(self) -> dict[str, Any]:
+        """The metric and its version."""
+        return {"metrics": {self.headline: METRIC_VERSION}}
+
+    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
+        """Generated, or read from the files of another generator."""
+        suite, spec = self._suite, TASKS[self._task]
+        before, after = self._wrapper(tokenizer)
+        if suite.files is not None:
+            records = load_records(Path(suite.files), self._task)[: suite.samples]
+        else:
+            records = cached(
+                self._task,
+                self._length,
+                tokenizer,
+                num_samples=suite.samples,
+                seed=suite.seed,
+                sources=suite.sources,
+                template=f"{before}{{task_template}}{after}",
+                fit=suite.protocol,
+            )
+            before, after = "", ""  # they are in the records already
+        samples = []
+        for index, record in enumerate(records):
+            context, question, prefix = split(self._task, record, style="upstream")
+            samples.append(
+                Sample(
+                    id=f"{self._task}-{index:04d}",
+                    context=before + context,
+                    question=question + after,
+                    answer_prefix=prefix,
+                    answers=tuple(record["outputs"]),
+                    max_new_tokens=spec.tokens_to_generate,
+                    chat=False,
+                    meta={"dataset": self._task, "index": index, "length": self._length},
+                )
+            )
+        return samples
+
+    def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
+        """Share of the answers found, or for qa whether any is."""
+        return {self.headline: ruler_sample_score(self._task, prediction, list(sample_answers))}
+
+    def _wrapper(self, tokenizer: Any) -> tuple[str, str]:
+        """What stands before and after the user's words."""
+        wrapper = self._suite.wrapper
+        if wrapper == "chat":
+            if self._model.chat_template == "never" or not getattr(tokenizer, "chat_template", None):
+                return "", ""
+            return around_user(tokenizer, dict(self._model.chat_kwargs))
+        text = "{task_template}" if wrapper == "none" else TEMPLATES.get(wrapper, wrapper)
+        before, _, after = text.partition("{task_template}")
+        return before, after
+
+
+def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        raise ValueError(f"benchmark.{name}={value}: choose from {', '.join(known)}")
