@@ -49,9 +49,8 @@ def test_prompts_fit_the_length_and_read_as_generated(wrapper):
     }[wrapper]
     for part in parts(wrapper=wrapper):
         render = prompts.renderer(node(), tokenizer, part)
-        records = generate(
-            part.part.name, LENGTH, tokenizer, num_samples=2, template=before + "{task_template}" + after
-        )
+        template = before + "{task_template}" + after
+        records = generate(part.part.name, LENGTH, tokenizer, num_samples=2, template=template)
         for sample, record in zip(part.samples(tokenizer), records, strict=True):
             prompt = render(sample)
             assert prompt.text == record["input"] + record["answer_prefix"]
@@ -60,6 +59,15 @@ def test_prompts_fit_the_length_and_read_as_generated(wrapper):
             assert sample.question.endswith(after) and len(sample.context) > len(sample.question)
             scores = part.score(sample.answers, " and ".join(sample.answers), sample.meta)
             assert scores == {part.headline: 1.0}
+
+
+def test_the_models_own_wrapper_is_not_edited():
+    template = CHATML.replace("{% for m", "You are {curly}. Some {% for m", 1)
+    tokenizer = gpt_style(template)
+    (part,) = parts(tasks=["niah_single_1"])
+    prompt = prompts.renderer(node(), tokenizer, part)(part.samples(tokenizer)[0])
+    assert prompt.text.startswith("You are {curly}. Some <|im_start|>user\nA special magic number is")
+    assert len(prompt.ids) + 128 <= LENGTH
 
 
 def test_agnostic_ends_the_context_before_the_question():

@@ -125,6 +125,8 @@ class RulerTask:
         """Generated, or read from the files of another generator."""
         suite, spec = self._suite, TASKS[self._task]
         before, after = self._wrapper(tokenizer)
+        # upstream turns "are" into "is" for a single answer, in the wrapper too; a model's own wrapper is left alone
+        own = suite.wrapper == "chat"
         if suite.files is not None:
             records = load_records(Path(suite.files), self._task)[: suite.samples]
         else:
@@ -135,7 +137,8 @@ class RulerTask:
                 num_samples=suite.samples,
                 seed=suite.seed,
                 sources=suite.sources,
-                template=f"{before}{{task_template}}{after}",
+                template=f"{_escaped(before)}{{task_template}}{_escaped(after)}" if own else self._template(),
+                edit_wrapper=not own,
                 fit=suite.protocol,
             )
             before, after = "", ""  # they are in the records already
@@ -162,14 +165,22 @@ class RulerTask:
 
     def _wrapper(self, tokenizer: Any) -> tuple[str, str]:
         """What stands before and after the user's words."""
-        wrapper = self._suite.wrapper
-        if wrapper == "chat":
+        if self._suite.wrapper == "chat":
             if self._model.chat_template == "never" or not getattr(tokenizer, "chat_template", None):
                 return "", ""
             return around_user(tokenizer, dict(self._model.chat_kwargs))
-        text = "{task_template}" if wrapper == "none" else TEMPLATES.get(wrapper, wrapper)
-        before, _, after = text.partition("{task_template}")
+        before, _, after = self._template().partition("{task_template}")
         return before, after
+
+    def _template(self) -> str:
+        """A wrapper of RULER's, or the user's, with {task_template} in it."""
+        wrapper = self._suite.wrapper
+        return "{task_template}" if wrapper == "none" else TEMPLATES.get(wrapper, wrapper)
+
+
+def _escaped(text: str) -> str:
+    """Text that stays what it is in a template."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
