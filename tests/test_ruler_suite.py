@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import hydra
 import pytest
 from omegaconf import OmegaConf
@@ -141,6 +142,34 @@ def test_files_of_another_generator(tmp_path):
     (missing,) = parts(tasks=["cwe"], files=str(tmp_path / "made"))
     with pytest.raises(ValueError, match="cwe"):
         missing.protocol()
+
+
+def test_the_data_set_of_the_hub(monkeypatch):
+    asked = []
+    row = {
+        "context": "Some text.\nVAR A = 1\n",
+        "question": "Question: Find all. ",
+        "answer_prefix": "Answer: According to it, they are: ",
+        "answer": ["A"],
+    }
+    rows = [row | {"task": task, "max_new_tokens": 30} for task in ("vt", "cwe", "vt")]
+
+    def load(*args, **kwargs):
+        asked.append((args, kwargs))
+        if args[1] == "77":
+            raise ValueError("BuilderConfig '77' not found.\nAvailable: ['4096']")
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (part,) = parts(tasks=["vt"], files="hub", lengths=[4096], wrapper="none")
+    samples = part.samples(gpt_style())
+    assert [s.context + s.question + s.answer_prefix for s in samples] == ["".join(list(row.values())[:3])] * 2
+    assert samples[0].answers == ("A",) and part.protocol()["files"]
+    assert asked == [(("simonjegou/ruler", "4096"), {"split": "test"})]  # once, then from the cache
+    (missing,) = parts(tasks=["vt"], files="hub", lengths=[77])
+    with pytest.raises(ValueError, match="benchmark.files=hub") as error:
+        missing.protocol()
+    assert "\n" not in str(error.value)
 
 
 def test_a_run(tmp_path):

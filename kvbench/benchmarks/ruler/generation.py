@@ -69,9 +69,10 @@ def rows(
     task: a name in TASKS. length: tokens of prompt, answer prefix and answer. tokenizer: what `counting.counter` takes.
     sources: None for the prepared or else the embedded ones, a folder, or Sources. template: a name in
     `tasks.TEMPLATES`, or a text with {task_template}. edit_wrapper: True as upstream, whose niah tasks with one answer
-    put the words of the wrapper into the singular too ("You is a helpful ..."); False leaves them. fit: "head" is the generator of NVIDIA/RULER c3f5e3b4 (binary
-    search), "linear2024" the one before June 2025. start: samples that earlier chunks made; only qa tasks look at it,
-    whose row i asks question start + i. Upstream's chunk i also takes seed 42 + i.
+    put the words of the wrapper into the singular too ("You is a helpful ..."); False leaves them. fit: "head" is the
+    generator of NVIDIA/RULER c3f5e3b4 (binary search), "linear2024" the one before June 2025. start: samples that
+    earlier chunks made; only qa tasks look at it, whose row i asks question start + i. Upstream's chunk i also takes
+    seed 42 + i.
 
     A row depends on all rows before it, not on num_samples. No row is longer than `length`; only "linear2024" leaves no
     room for the answer of fwe, as upstream. In niah records of "head", "index" is the place of the answer in the text:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kvbench.benchmarks.base import ModelFacts, Part, Rendering, Sample, Tokenizer
 from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, VERSION, Sources, cached, load_records, records_file, split
+from kvbench.data.ruler_hub import hub_file
 from kvbench.encoding import around_user
 from kvbench.metrics.ruler import METRIC_VERSION, ruler_sample_score
 
@@ -103,8 +104,8 @@ class RulerTask:
             dataset["sources"] = suite.sources.checksums(self._task)
             made: dict[str, Any] = {"seed": suite.seed, "sources": suite.sources.version, "generator": VERSION}
         else:
-            file = records_file(Path(suite.files), self._task)
-            load_records(Path(suite.files), self._task)
+            file = records_file(self._files(), self._task)
+            load_records(file, self._task)
             dataset["data_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
             made = {"files": True}
         return made | {
@@ -128,7 +129,7 @@ class RulerTask:
         # upstream turns "are" into "is" for a single answer, in the wrapper too; a model's own wrapper is left alone
         own = suite.wrapper == "chat"
         if suite.files is not None:
-            records = load_records(Path(suite.files), self._task)[: suite.samples]
+            records = load_records(self._files(), self._task)[: suite.samples]
         else:
             records = cached(
                 self._task,
@@ -162,6 +163,10 @@ class RulerTask:
     def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
         """Share of the answers found, or for qa whether any is."""
         return {self.headline: ruler_sample_score(self._task, prediction, list(sample_answers))}
+
+    def _files(self) -> Path:
+        """Where the records of another generator are."""
+        return hub_file(self._length) if self._suite.files == "hub" else Path(str(self._suite.files))
 
     def _wrapper(self, tokenizer: Any) -> tuple[str, str]:
         """What stands before and after the user's words."""
