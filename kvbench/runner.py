@@ -10,19 +10,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from kvbench import models, prompts, store
-from kvbench.benchmarks.base import Benchmark, Sample
+from kvbench.benchmarks.base import Sample
 from kvbench.engine.decode import run as generate
-from kvbench.engine.variant import Generation, Variant
+from kvbench.engine.variant import Generation
 from kvbench.jobs import Job, versions
 from kvbench.prompts import Prompt
+from kvbench.records import broken_promise, record
 from kvbench.score import rescore
 
 log = logging.getLogger(__name__)
@@ -233,12 +232,12 @@ def _one_sample(missing: Sequence[_Open], sample: Sample, prompt: Prompt, loaded
             return
         log.warning("%s: out of memory with a single row; recorded", sample.id)
     for one, variant, generation in zip(missing, variants, generations, strict=True):
-        record = _record(sample, generation, one.job.benchmark, error, loaded.device)
+        made = record(sample, generation, one.job.benchmark, error, loaded.device)
         if generation is not None:
-            record["fallback"] = None if variant is one.job.variant else "recent"
+            made["fallback"] = None if variant is one.job.variant else "recent"
             one.error = broken_promise(variant, generation)
         if one.error is None:
-            one.run.append(record)
+            one.run.append(made)
             one.pending.discard(sample.id)
 
 
@@ -250,53 +249,3 @@ def is_out_of_memory(problem: BaseException) -> bool:
         or "out of memory" in text
         or "can't allocate memory" in text
     )
-
-
-def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | None:
-    """The error of a generation whose measured budget is not what was asked for; None if it is."""
-    heads = sum(map(len, generation.kept))
-    kept, span = generation.kept_total, generation.span
-    tokens = generation.budget_tokens
-    if tokens is None or tokens >= span:
-        wanted = heads * span
-    else:
-        wanted = heads * tokens
-        if not variant.method.exact and kept < heads * span:
-            return None  # a reference's rounding: it drifts, and the record shows by how much
-    if kept == wanted:
-        return None
-    return RuntimeError(f"{variant} kept {kept} tokens of {heads * span} over all layers and heads instead of {wanted}")
-
-
-def _record(
-    sample: Sample, generation: Generation | None, benchmark: Benchmark, error: str | None, device: str
-) -> dict[str, Any]:
-    common = {
-        "id": sample.id,
-        "status": "ok" if generation is not None else "oom",
-        "error": error,
-        "answers": list(sample.answers),
-        "meta": dict(sample.meta),
-        "device": device,
-        "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-    }
-    if generation is None:
-        return common
-    return common | {
-        "prediction": generation.text,
-        "token_ids": generation.token_ids,
-        "scores": benchmark.score(sample.answers, generation.text, sample.meta),
-        "prompt_tokens": generation.prompt_tokens,
-        "span": generation.span,
-        "new_tokens": len(generation.token_ids),
-        "finish_reason": generation.finish_reason,
-        "budget_tokens": generation.budget_tokens,
-        "kept": generation.kept,
-        "kept_mean": generation.kept_mean,
-        "kept_max_decode": generation.kept_max,
-        "kv_bytes": generation.kv_bytes,
-        "slack_bytes": generation.slack_bytes,
-        "kv_bytes_full": generation.kv_bytes_full,
-        "timings": dict(vars(generation.timings)),
-        "rows": generation.rows,
-    }

@@ -9,7 +9,7 @@ import kvbench
 from kvbench.config import options
 from kvbench.engine.variant import Generation
 from kvbench.prompts import Prompt
-from kvbench.runner import broken_promise
+from kvbench.records import broken_promise
 
 METHODS = sorted(options("method"))
 BUDGETS = (70, 0.4)

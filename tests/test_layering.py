@@ -39,7 +39,8 @@ _LIBRARY = set(ALLOWED) - {"report", "store", "messages", "score"}
 ALLOWED |= {
     "api": _LIBRARY,
     "jobs": _LIBRARY | {"api", "store"},
-    "runner": _LIBRARY | {"api", "store", "jobs", "score"},
+    "records": _LIBRARY,
+    "runner": _LIBRARY | {"api", "store", "jobs", "score", "records"},
     "profile": _LIBRARY | {"api", "store", "jobs", "runner"},
     "sweep": _LIBRARY | {"api", "store", "report", "jobs", "runner"},  # report: tables at the end of a sweep
     "__init__": {"api"},
