@@ -101,6 +101,14 @@ def test_protocols_differ_and_a_changed_prompt_or_row_is_another(bundle, tmp_pat
     assert identity() != identity(max_length=100) and identity() != identity(max_new_tokens=3)
 
 
+def test_a_model_whose_wrapper_is_not_here_is_asked_for_it(bundle):
+    vicuna = ModelFacts("local", "lmsys/vicuna-7b-v1.5-16k", 16384)
+    with pytest.raises(ValueError, match="benchmark.wrapper=null"):
+        dataset("qasper", bundle, vicuna).protocol()
+    made = dataset("qasper", bundle, vicuna, wrapper="USER: {prompt} ASSISTANT:")
+    assert made.protocol() and made.rendering.max_length == 15500
+
+
 def test_only_the_shortest_samples(bundle):
     made = dataset("qasper", bundle, samples=1)
     assert [sample.id for sample in made.samples(tiny_tokenizer())] == ["qasper-0000"]
@@ -122,6 +130,7 @@ def test_only_the_shortest_samples(bundle):
         ({"protocol": "kvpress", "question": "aware"}, "benchmark.question=aware"),
         ({"code_backend": "levenshtein"}, "benchmark.code_backend=levenshtein"),
         ({"wrapper": "[INST]"}, "benchmark.wrapper=[INST]"),
+        ({"wrapper": "chat", "protocol": "windowkv"}, "benchmark.wrapper=chat: windowkv cuts ids"),
     ],
 )
 def test_mistakes(changes, message):

@@ -150,13 +150,14 @@ CHANGES: dict[str, Any] = {
     "preamble": "P",
     "needle": " N {key} {value}.", "question_text": "Q", "answer_prefix": "A", "answer": "{value}!",
     "headline": "rouge1", "reference": "R", "scores": ["recall"], "max_new_tokens": 8, "stop": ["\n"],
-    "chat": False, "name": "other", "period_ids": [3],
+    "chat": False, "raw": True, "name": "other", "period_ids": [3],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_protocol_changes_with_every_key(key: str) -> None:
-    changed = make(**{key: CHANGES[key]}).protocol()
+    needed = {"chat": False} if key == "raw" else {}
+    changed = make(**{key: CHANGES[key]}, **needed).protocol()
     same = key in ("headline", "scores")  # which scores are taken, and shown, changes no answer
     assert (changed == make().protocol()) == same
 
@@ -192,6 +193,7 @@ def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
         ({"buffer": 0.5}, r"benchmark\.buffer=0\.5: a whole number"),
         ({"num_seeds": 0}, r"benchmark\.num_seeds=0: at least 1"),
         ({"max_new_tokens": 0}, r"benchmark\.max_new_tokens=0: at least 1"),
+        ({"raw": True}, r"benchmark\.raw=true: a raw prompt has no chat template; set benchmark\.chat=false"),
         ({"question": "both"}, r"benchmark\.question=both: aware or agnostic"),
         ({"scores": ["bleu"]}, r"benchmark\.scores=\['bleu'\]: choose from recall, rouge1, overlap"),
         ({"headline": "overlap"}, r"benchmark\.headline=overlap: must be one of"),

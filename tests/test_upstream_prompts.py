@@ -102,6 +102,32 @@ def test_the_context_ends_where_the_question_begins():
     assert apart.text == made.text and tokenizer.decode(apart.ids[: apart.context_len]).endswith("mat. ")
 
 
+@pytest.mark.parametrize("bos", ["once", "added", "missing"])
+def test_the_border_is_right_whether_a_bos_is_added_or_not(bos):
+    tokenizer = sentencepiece_style("first", LLAMA2)
+    made = render(tokenizer, sample(), replace(MIDDLE, wrapper="chat", max_length=1000, bos=bos))
+    rest = tokenizer.decode(made.ids[made.context_len :])
+    assert rest.lstrip().startswith("Where did it sit?")
+    assert made.ids.count(tokenizer.bos_token_id) == (2 if bos == "added" else 1)
+
+
+def test_a_missing_bos_is_added():
+    tokenizer = sentencepiece_style("first")
+    rendering = Rendering(style="upstream", wrapper="none", bos="missing")
+    plain = render(tokenizer, sample(), rendering)
+    written = render(tokenizer, sample(context="<s>" + sample().context), rendering)
+    assert plain.ids[0] == written.ids[0] == tokenizer.bos_token_id and written.ids[1] != tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("limit", [8, 20, 60])
+def test_the_border_of_cut_ids(limit):
+    tokenizer = gpt_style()  # a token for every letter
+    rendering = replace(MIDDLE, wrapper="none", truncation="middle_ids", max_length=limit)
+    made = render(tokenizer, sample(), rendering)
+    left = min(len(sample().question), limit // 2) if limit < len(sample().context) else len(sample().question)
+    assert len(made.ids) - made.context_len == left
+
+
 def test_context_and_question_apart():
     tokenizer = gpt_style(CHATML)
     rendering = PRESETS["kvpress"].rendering
@@ -118,6 +144,8 @@ def test_without_a_template_the_context_gets_a_bos_and_the_question_a_newline():
     head = tokenizer.encode("<s>" + sample().context, add_special_tokens=False)
     tail = tokenizer.encode(sample().question + "\nAnswer:", add_special_tokens=False)
     assert list(made.ids) == head + tail
+    plain = render(tokenizer, sample(answer_prefix="Answer:"), PRESETS["ffy0-agnostic"].rendering, span="context")
+    assert list(plain.ids) == head + tokenizer.encode(sample().question + "Answer:", add_special_tokens=False)
     bare = render(tokenizer, sample(chat=False), PRESETS["ffy0-agnostic"].rendering, span="context")
     head = tokenizer.encode(sample().context, add_special_tokens=False)
     assert list(bare.ids) == head + tokenizer.encode(sample().question, add_special_tokens=False)
@@ -162,8 +190,9 @@ def test_too_long_is_refused():
 LLAMA3, MISTRAL, LLAMA2_CHAT = (
     ModelFacts("llama31_8b", "meta-llama/Llama-3.1-8B-Instruct", 131072),
     ModelFacts("mistral_7b_v02", "mistralai/Mistral-7B-Instruct-v0.2", 32768),
-    ModelFacts("local", "models/Llama-2-7b-chat-hf", 4096),
+    ModelFacts("local", "models/llama2-7b-chat", 4096),
 )
+LLAMA2_HUB = ModelFacts("local", "meta-llama/Llama-2-7b-chat-hf", 4096)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +204,10 @@ LLAMA3, MISTRAL, LLAMA2_CHAT = (
         (LLAMA3, "pyramidkv-2024", 7950, "none", "once", "tokenizer"),
         (MISTRAL, "pyramidkv-2024", 31500, "none", "once", "tokenizer"),
         (LLAMA2_CHAT, "pyramidkv-2024", 3950, "[INST] {prompt} [/INST]", "once", "tokenizer"),
+        (LLAMA2_HUB, "longbench-original", 3500, "[INST]{prompt}[/INST]", "once", "model"),
+        (LLAMA2_HUB, "pyramidkv-2024", 3950, "none", "once", "tokenizer"),  # its script looks for "llama2" alone
+        (LLAMA2_HUB, "kvcf-2026", 3950, "none", "once", "all"),
+        (LLAMA2_CHAT, "kvcf-2026", 3950, "[INST] {prompt} [/INST]", "once", "all"),
         (MISTRAL, "kvcf-2026", 31500, "none", "once", "all"),
         (LLAMA3, "windowkv", 7950, "none", "once", "model"),
         (LLAMA3, "kvpress", None, "native", "once", "model"),
@@ -197,8 +230,9 @@ def test_samsum_and_the_first_token():
         "kvpress": [0, 0],
         "ffy0-agnostic": [0, 0],
     }
-    assert [PRESETS[name].chat("trec") for name in ("longbench-original", "pyramidkv-2024", "kvpress")] == [
-        False,
-        True,
-        True,
-    ]
+    assert PRESETS["ffy0-agnostic"].rendering_for(LLAMA3, "samsum").stops == "tokenizer"
+    wrapped = [PRESETS[name].chat(LLAMA3, "trec") for name in ("longbench-original", "pyramidkv-2024", "kvpress")]
+    assert wrapped == [False, True, True]
+    old = PRESETS["kvcf-2026"]
+    assert old.chat(LLAMA2_CHAT, "trec") and old.rendering_for(LLAMA2_CHAT, "qasper").wrap_first
+    assert not old.chat(LLAMA3, "trec") and not old.rendering_for(LLAMA3, "qasper").wrap_first

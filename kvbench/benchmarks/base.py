@@ -61,7 +61,9 @@ class Rendering:
         max_length: tokens of the prompt before it is wrapped; "auto": from the model's limit; None: no limit.
         truncation: "refuse": too long is an error; "middle": the first and last half, joined as text; "middle_ids":
             the same, joined as ids; "context": the end of the context is cut.
-        bos: "once"; "added": what the tokenizer adds, beside one that a template writes.
+        bos: "once"; "added": what the tokenizer adds, beside one that a wrapper writes; "missing": only where the text
+            does not begin with one.
+        bare_tail: what follows the question of a wrapped sample where there is no template (truncation "context").
         stops: "all": every end that model, tokenizer and chat template name; "model": those of the generation config;
             "tokenizer": the tokenizer's one.
         first_may_stop: False: the first token never ends an answer, whichever it is.
@@ -74,6 +76,7 @@ class Rendering:
     max_length: int | str | None = None
     truncation: str = "refuse"
     bos: str = "once"
+    bare_tail: str = ""
     stops: str = "all"
     first_may_stop: bool = True
     span: str | None = None

@@ -67,7 +67,7 @@ def insert_ids(
     context = list(context_ids[:room])
     if depth == 100:
         return tokenizer.decode([*context, *needle_ids]), None
-    index = int(len(context) * depth / 100)
+    index = int(len(context) * (depth / 100))  # in this order, as the original
     while index > 0 and context[index - 1] not in period_ids:
         index -= 1
     return tokenizer.decode([*context[:index], *needle_ids, *context[index:]]), index

@@ -52,6 +52,8 @@ class LongBench:
         named = self.wrapper is None or self.wrapper in ("chat", "native", "none")
         if not named and str(self.wrapper).count("{prompt}") != 1:
             raise ValueError(f"benchmark.wrapper={self.wrapper}: chat, native, none, or a text with one {{prompt}}")
+        if self.wrapper not in (None, "none") and PRESETS[self.protocol].rendering.truncation == "middle_ids":
+            raise ValueError(f"benchmark.wrapper={self.wrapper}: {self.protocol} cuts ids, which cannot be wrapped")
         if not self.names:
             raise ValueError("benchmark.datasets=[]: name a set (en16, all21, e13) or datasets")
         if self.question == "aware" and PRESETS[self.protocol].split:
@@ -77,7 +79,7 @@ class LongBenchDataset:
     """One dataset of LongBench as a suite's settings want it."""
 
     def __init__(self, suite: LongBench, dataset: str, model: ModelFacts) -> None:
-        self._suite, self._dataset = suite, dataset
+        self._suite, self._dataset, self._model = suite, dataset, model
         self._plain = dataset.removesuffix("_e")
         self._preset: Preset = PRESETS[suite.protocol]
         self.name = f"{suite.name}-{dataset}"
@@ -92,6 +94,12 @@ class LongBenchDataset:
 
     def protocol(self) -> dict[str, Any]:
         """All that changes an answer. Raises ValueError for data that is missing or damaged."""
+        unknown = [name for name in self._preset.own_wrapper if self._model.called(name)]
+        if unknown and self._suite.wrapper is None:
+            raise ValueError(
+                f"benchmark.wrapper=null: {self._suite.protocol} has a wrapper for {unknown[0]} that kvbench does not; "
+                "give it as a text with {prompt}, or chat, or none"
+            )
         folder = data.find(self._suite.path)
         folder.check(self._dataset)
         texts = "\0".join(self._texts(folder))
@@ -108,7 +116,7 @@ class LongBenchDataset:
                 "data_sha256": folder.checksum(self._dataset),
                 "max_new_tokens": self._max_new_tokens(folder),
                 "min_new_tokens": self._preset.min_new_tokens(self._plain),
-                "chat": self._preset.chat(self._plain),
+                "chat": self._preset.chat(self._model, self._plain),
                 "stop": list(self._stop),
             },
         }
@@ -137,7 +145,7 @@ class LongBenchDataset:
                 answers=tuple(row["answers"]),
                 max_new_tokens=self._max_new_tokens(folder),
                 stop=self._stop,
-                chat=self._preset.chat(self._plain),
+                chat=self._preset.chat(self._model, self._plain),
                 min_new_tokens=self._preset.min_new_tokens(self._plain),
                 meta={
                     "dataset": self._dataset,

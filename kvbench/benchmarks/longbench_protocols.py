@@ -1,10 +1,10 @@
 """The protocols that published LongBench tables were made with, as data.
 
 Between them they differ by up to ten points on the same model: in truncation, chat wrapper, BOS, stop tokens and the
-metric of the code tasks. A rule that depends on the model is a list of (part of the model's name, value); the first
-that fits counts. Sources: LongBench (arXiv 2308.14508), Ada-KV (2407.11550), PyramidKV (2406.02069, December 2024, and
-its successor KVCache-Factory, 2026), WindowKV (2503.17922), NVIDIA kvpress, and the question-agnostic runs of Ada-KV's
-authors (FFY0/DefensiveKV).
+metric of the code tasks. A rule that depends on the model is a list of (part of the model's name, value); the last
+that fits counts, as in the original scripts. Sources: LongBench (arXiv 2308.14508), Ada-KV (2407.11550), PyramidKV
+(2406.02069, December 2024, and its successor KVCache-Factory, 2026), WindowKV (2503.17922), NVIDIA kvpress, and the
+question-agnostic runs of Ada-KV's authors (FFY0/DefensiveKV).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Preset:
     Attributes:
         rendering: what is the same for every model and dataset.
         lengths, wrappers: rules by model name, which replace the rendering's max_length and wrapper.
+        early: names of models that are wrapped before truncation, on every dataset.
+        own_wrapper: names of models with a wrapper or a post-processing that is not here.
         wraps_all: the chat wrapper also around the six datasets that LongBench leaves bare.
         newline: samsum ends at a newline. samsum_stops: and besides at these (see `Rendering.stops`).
         never_empty: datasets whose first new token cannot be a stop: "none", "samsum" or "all".
@@ -39,6 +41,8 @@ class Preset:
     rendering: Rendering
     lengths: tuple[tuple[str, int], ...] = ()
     wrappers: tuple[tuple[str, str], ...] = ()
+    early: tuple[str, ...] = ()
+    own_wrapper: tuple[str, ...] = ()
     wraps_all: bool = False
     newline: bool = True
     samsum_stops: str = ""
@@ -55,18 +59,18 @@ class Preset:
         for name, length in self.lengths:
             if model.called(name):
                 made = replace(made, max_length=length)
-                break
         for name, wrapper in self.wrappers:
             if model.called(name):
                 made = replace(made, wrapper=wrapper)
-                break
+        if any(map(model.called, self.early)):
+            made = replace(made, wrap_first=True)
         if dataset == "samsum" and self.samsum_stops:
             made = replace(made, stops=self.samsum_stops)
         return made
 
-    def chat(self, dataset: str) -> bool:
+    def chat(self, model: ModelFacts, dataset: str) -> bool:
         """Whether a dataset's prompts are wrapped."""
-        return self.wraps_all or dataset not in UNWRAPPED
+        return self.wraps_all or dataset not in UNWRAPPED or any(map(model.called, self.early))
 
     def min_new_tokens(self, dataset: str) -> int:
         """1 where an empty answer is impossible."""
@@ -80,7 +84,7 @@ PRESETS: dict[str, Preset] = {
     "longbench-original": Preset(
         replace(_MIDDLE, stops="model"),
         lengths=(
-            ("llama2-7b-chat-4k", 3500),
+            ("llama2-7b-chat", 3500),
             ("llama-2-7b-chat", 3500),
             ("longchat", 31500),
             ("xgen", 7500),
@@ -91,8 +95,8 @@ PRESETS: dict[str, Preset] = {
         wrappers=(
             ("llama2", "[INST]{prompt}[/INST]"),
             ("llama-2", "[INST]{prompt}[/INST]"),
-            ("internlm", "<|User|>:{prompt}<eoh>\n<|Bot|>:"),
         ),
+        own_wrapper=("longchat", "xgen", "internlm", "chatglm", "vicuna"),
         samsum_stops="tokenizer",
     ),
     "adakv-2024": Preset(
@@ -103,7 +107,7 @@ PRESETS: dict[str, Preset] = {
     "pyramidkv-2024": Preset(
         replace(_MIDDLE, stops="tokenizer", wrapper="none", wrap_first=True),
         lengths=(*_PYRAMIDKV_LENGTHS[:2], ("llama3", 7950), ("llama-3", 7950), _PYRAMIDKV_LENGTHS[2]),
-        wrappers=(("llama2", "[INST] {prompt} [/INST]"), ("llama-2", "[INST] {prompt} [/INST]")),
+        wrappers=(("llama2", "[INST] {prompt} [/INST]"),),
         wraps_all=True,
         newline=False,
         never_empty="all",
@@ -116,8 +120,8 @@ PRESETS: dict[str, Preset] = {
             ("llama3", _LLAMA3),
             ("llama-3", _LLAMA3),
             ("llama2", "[INST] {prompt} [/INST]"),
-            ("llama-2", "[INST] {prompt} [/INST]"),
         ),
+        early=("llama2",),
         never_empty="all",
         code_backend="indel",
     ),
@@ -137,6 +141,7 @@ PRESETS: dict[str, Preset] = {
             stops="model",
             first_may_stop=False,
             span="context",
+            bare_tail="\n",
         ),
         wraps_all=True,
         newline=False,
@@ -155,6 +160,7 @@ PRESETS: dict[str, Preset] = {
             first_may_stop=False,
             span="context",
         ),
+        samsum_stops="tokenizer",
         never_empty="none",
         split="ffy0",
         question="agnostic",

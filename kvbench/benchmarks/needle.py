@@ -47,7 +47,6 @@ class Needle:
     """
 
     part = None
-    rendering = Rendering()
 
     name: str
     headline: str
@@ -72,6 +71,7 @@ class Needle:
     max_new_tokens: int
     stop: Sequence[str]
     chat: bool
+    raw: bool
 
     def __post_init__(self) -> None:
         for name in ("lengths", "period_ids"):  # null in a YAML, so Hydra takes anything
@@ -84,6 +84,11 @@ class Needle:
         _check_grid(self)
         _check_scores(self)
         _check_templates(self)
+
+    @property
+    def rendering(self) -> Rendering:
+        """As a string through the tokenizer where `raw` says so, else kvbench's own way."""
+        return Rendering(style="upstream", wrapper="none") if self.raw else Rendering()
 
     def protocol(self) -> dict[str, Any]:
         """All settings but the headline and the metrics, and the haystack's checksum for its path.
@@ -228,6 +233,8 @@ def _check_scores(needle: Needle) -> None:
         raise ValueError(f"benchmark.scores={list(needle.scores)}: choose from {', '.join(VERSIONS)}")
     if needle.headline not in needle.scores:
         raise ValueError(f"benchmark.headline={needle.headline}: must be one of benchmark.scores={list(needle.scores)}")
+    if needle.raw and needle.chat:
+        raise ValueError("benchmark.raw=true: a raw prompt has no chat template; set benchmark.chat=false")
     if needle.question not in ("aware", "agnostic"):
         raise ValueError(f"benchmark.question={needle.question}: aware or agnostic")
 

@@ -18,6 +18,8 @@ from kvbench.prompts.strict import check_length, end_of_turn, uses_template
 if TYPE_CHECKING:
     from kvbench.benchmarks.base import Rendering, Sample
 
+_LLAMA3_ENDS = ("<|eot_id|>", "<|end_of_text|>")  # also of its base model, which has no template
+
 
 def render(
     tokenizer: Any,
@@ -43,6 +45,8 @@ def render(
     check_length(sample, len(ids), max_length)
     stops = {tokenizer.encode(stop, add_special_tokens=False)[-1] for stop in sample.stop}
     stops |= {"all": ends.all, "model": ends.model, "tokenizer": ends.tokenizer}[rendering.stops]
+    if rendering.stops == "all":
+        stops |= {i for token, i in encoder(tokenizer).specials.items() if token in _LLAMA3_ENDS}
     if rendering.stops == "all" and uses_template(tokenizer, chat_template):
         stops |= end_of_turn(tokenizer, encoder(tokenizer), dict(chat_kwargs or {}))
     return Prompt(
@@ -97,27 +101,30 @@ def _whole(
     text = sample.context + sample.question + sample.answer_prefix
     if rendering.wrap_first:
         text = wrap.around(text)
-    ids = tokenizer(text).input_ids
+    tails = [sample.question + sample.answer_prefix]
+    ids, ends = _encode(tokenizer, text)
     cut = rendering.max_length is not None and len(ids) > int(rendering.max_length)
     if cut and rendering.truncation == "refuse":
         raise ValueError(
             f"benchmark.max_length={rendering.max_length}: the prompt of sample {sample.id} has {len(ids)} tokens"
         )
-    tails = [sample.question + sample.answer_prefix]
     if cut:
         half = int(int(rendering.max_length or 0) / 2)
+        border, ends = _border(text, tails), ends[:half] + ends[-half:]
         first, last = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:half], ids[-half:]))
         text, ids = first + last, ids[:half] + ids[-half:]
         tails.append(last)  # all that is left of a question that was cut itself
+        if rendering.truncation == "middle_ids":  # ids stay as they are: no wrapper, and nothing encoded anew
+            return ids, _tokens_before(ends, border), text
     if not rendering.wrap_first:
         text = wrap.around(text)
     border = _border(text, tails)
+    special = _adds_bos(tokenizer, text, rendering, wrap)
     if span == "context":
-        head = _with_bos(tokenizer, text[:border], rendering, wrap)
+        head, _ = _encode(tokenizer, text[:border], special)
         return head + tokenizer.encode(text[border:], add_special_tokens=False), len(head), text
-    if not (cut and rendering.truncation == "middle_ids"):
-        ids = _with_bos(tokenizer, text, rendering, wrap)
-    return ids, _tokens_before(tokenizer, text, border, len(ids)), text
+    ids, ends = _encode(tokenizer, text, special)
+    return ids, _tokens_before(ends, border), text
 
 
 def _apart(
@@ -127,7 +134,7 @@ def _apart(
     if not sample.chat:
         before, after = sample.context, ""
     elif wrap.kind == "none":  # no template where one was expected
-        before, after = (tokenizer.bos_token or "") + sample.context, "\n"
+        before, after = (tokenizer.bos_token or "") + sample.context, rendering.bare_tail
     else:
         before, after = wrap.split(sample.context)
     head = tokenizer.encode(before, add_special_tokens=False)
@@ -140,11 +147,17 @@ def _apart(
     return head + tail, len(head), before + sample.question + after + sample.answer_prefix
 
 
-def _with_bos(tokenizer: Any, text: str, rendering: Rendering, wrap: _Wrapper) -> list[int]:
-    """Ids with the tokenizer's own BOS, unless there is to be one only and the wrapper has written it."""
-    written = wrap.kind != "none" and bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    special = rendering.bos == "added" or not written
-    return list(tokenizer(text, add_special_tokens=special).input_ids)
+def _encode(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[int]]:
+    """Ids and, for each, the place in the text where it ends."""
+    made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    return list(made["input_ids"]), [end for _, end in made["offset_mapping"]]
+
+
+def _adds_bos(tokenizer: Any, text: str, rendering: Rendering, wrap: _Wrapper) -> bool:
+    """Whether the tokenizer puts its own BOS (and the like) before a finished text."""
+    begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    by_wrapper = begins and wrap.kind != "none"
+    return not {"added": False, "once": by_wrapper, "missing": begins}[rendering.bos]
 
 
 def _border(text: str, tails: Sequence[str]) -> int:
@@ -153,8 +166,6 @@ def _border(text: str, tails: Sequence[str]) -> int:
     return next((place for place in places if place >= 0), len(text))
 
 
-def _tokens_before(tokenizer: Any, text: str, border: int, total: int) -> int:
+def _tokens_before(ends: Sequence[int], border: int) -> int:
     """Tokens that end at or before a place of the text; one across the border belongs to the question."""
-    if border >= len(text):
-        return total
-    return min(total, len(tokenizer(text[:border]).input_ids))
+    return next((index for index, end in enumerate(ends) if end > border), len(ends))

@@ -22,7 +22,7 @@ from kvbench.metrics.ruler import METRIC_VERSION, ruler_sample_score
 CATEGORIES = {"niah": "retrieval", "vt": "multi-hop tracing", "cwe": "aggregation", "fwe": "aggregation", "qa": "QA"}
 SYNTHETIC = tuple(task for task in TASKS if not task.startswith("qa"))
 SETS = {"all": tuple(TASKS), "synthetic": SYNTHETIC}
-_RENDERING = Rendering(style="upstream", wrapper="none")
+_RENDERING = Rendering(style="upstream", wrapper="none", bos="missing")
 
 
 @dataclass
