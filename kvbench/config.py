@@ -153,8 +153,19 @@ def _check_types(path: str, node: DictConfig, shipped: DictConfig) -> None:
         if isinstance(default, DictConfig) and isinstance(value, DictConfig):
             if key not in FREE_FORM:
                 _check_types(where, value, default)
+        elif value is None and key in _nullable(path, shipped):
+            continue
         elif default is not None and not _same_kind(value, default):
             raise ValueError(f"{where}={value}: must be {_kind(default)}, such as {default}")
+
+
+def _nullable(group: str, shipped: DictConfig) -> set[str]:
+    """Keys that some option of the group with the same class has as null; the class checks them itself."""
+    if "_target_" not in shipped:
+        return set()
+    nodes = [OmegaConf.to_container(defaults(group, name), resolve=False) for name in options(group)]
+    alike = [node for node in nodes if isinstance(node, dict) and node.get("_target_") == shipped["_target_"]]
+    return {str(key) for node in alike for key, value in node.items() if value is None}
 
 
 def _same_kind(value: Any, default: Any) -> bool:

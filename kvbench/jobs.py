@@ -30,7 +30,7 @@ from kvbench.paths import conf_dir
 log = logging.getLogger(__name__)
 
 _VERSIONED = ("torch", "transformers", "hydra-core", "rouge", "rouge_score", "jieba", "fuzzywuzzy", "rapidfuzz")
-_SOURCES = ("methods", "cache", "engine", "benchmarks", "metrics", "models", "prompts")
+_SOURCES = ("methods", "cache", "engine", "benchmarks", "data", "metrics", "models", "prompts")
 _NOT_SHARED = ("method", "budget")
 
 
@@ -155,7 +155,7 @@ def versions() -> dict[str, str]:
 def _code() -> str:
     """A hash of the sources that numbers depend on, so that a changed method does not pass as the one recorded."""
     package = Path(__file__).parent
-    files = [path for part in _SOURCES for path in sorted((package / part).glob("*.py"))]
+    files = [path for part in _SOURCES for path in sorted((package / part).rglob("*.py"))]
     files += [
         package / "encoding.py",
         *sorted(Path(kvbench_kernels.__file__).parent.glob("*.py")),

@@ -44,6 +44,7 @@ def record(
         "prediction": generation.text,
         "token_ids": generation.token_ids,
         "scores": benchmark.score(sample.answers, generation.text, sample.meta),
+        "scoring": benchmark.scoring(),
         "prompt_tokens": generation.prompt_tokens,
         "span": generation.span,
         "new_tokens": len(generation.token_ids),

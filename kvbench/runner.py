@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -78,7 +78,8 @@ def _finished(job: Job) -> Outcome | None:
     settled = stored.status.get("status") == "done" or wanted < samples
     if len(stored.samples) < wanted or retry or not settled:
         return None
-    log.info("%s: %d of %d samples recorded, nothing to compute", job.folder.name, len(stored.samples), samples)
+    where = f"{job.label['benchmark']} {job.folder.name}"
+    log.info("%s: %d of %d samples recorded, nothing to compute", where, len(stored.samples), samples)
     found, now = stored.manifest["versions"], versions()
     changed = sorted(name for name in now if found.get(name) != now[name])
     if changed:
@@ -103,13 +104,18 @@ def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
     cfg, question = first.cfg, "agnostic" if prompts.span_of(first.benchmark) == "context" else "aware"
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
-    tokenizer = kept.tokenizer(cfg["model"])
-    samples = first.benchmark.samples(tokenizer)
-    render = prompts.renderer(cfg["model"], tokenizer, first.benchmark)
-    rendered = {sample.id: render(sample) for sample in samples[: cfg["limit"]]}
+    try:
+        tokenizer = kept.tokenizer(cfg["model"])
+        samples = first.benchmark.samples(tokenizer)
+        render = prompts.renderer(cfg["model"], tokenizer, first.benchmark)
+        wanted = _wanted(jobs.values(), samples[: cfg["limit"]])
+        rendered = {sample.id: render(sample) for sample in wanted}
+    except ValueError as error:  # a sample that does not fit: other benchmarks go on
+        return {folder: Outcome(job, folder, error=error) for folder, job in jobs.items()}
     outcomes = {}
     for folder, job in jobs.items():
-        impossible = _impossible(job, [_span(prompt, question) for prompt in rendered.values()])
+        spans = [_span(prompt, question) for prompt in rendered.values()]
+        impossible = _impossible(job, spans, len(samples[: cfg["limit"]]))
         if impossible is not None:
             outcomes[folder] = Outcome(job, folder, error=impossible)
     with ExitStack() as stack:
@@ -121,7 +127,7 @@ def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
         for one in opened.values():
             one.pending = set(rendered) - one.run.done_ids()
         if any(one.pending for one in opened.values()):
-            _generate(list(opened.values()), samples[: cfg["limit"]], rendered, question, kept)
+            _generate(list(opened.values()), wanted, rendered, question, kept)
         for folder, one in opened.items():
             if one.error is None:
                 complete = len(one.run.done_ids()) >= len(samples)
@@ -131,6 +137,17 @@ def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
                 one.run.set_status("failed", error=f"{type(one.error).__name__}: {one.error}")
                 outcomes[folder] = Outcome(one.job, folder, error=one.error)
     return outcomes
+
+
+def _wanted(jobs: Iterable[Job], samples: Sequence[Sample]) -> list[Sample]:
+    """The samples that some job misses; prompts of tens of thousands of tokens are not rendered for nothing."""
+    missing: set[str] = set()
+    for job in jobs:
+        recorded = store.load_run(job.folder).samples if (job.folder / "manifest.json").is_file() else []
+        retry = job.cfg["retry_oom"]
+        done = {record["id"] for record in recorded if not (retry and record["status"] == "oom")}
+        missing |= {sample.id for sample in samples} - done
+    return [sample for sample in samples if sample.id in missing]
 
 
 def _open(job: Job, num_samples: int) -> store.Run:
@@ -172,8 +189,8 @@ def _span(prompt: Prompt, question: str) -> int:
     return prompt.context_len if question == "agnostic" else len(prompt.ids)
 
 
-def _impossible(job: Job, spans: Sequence[int]) -> ValueError | None:
-    """The error of a budget that leaves the method no room on any prompt, found before anything is computed.
+def _impossible(job: Job, spans: Sequence[int], total: int) -> ValueError | None:
+    """The error of a budget that leaves the method no room on any of `total` prompts, before anything is computed.
 
     On some only: those are answered from the most recent tokens, see `Job.variant_for`.
     """
@@ -183,7 +200,7 @@ def _impossible(job: Job, spans: Sequence[int]) -> ValueError | None:
             job.variant.method.tokens(job.variant.budget, span)
         except ValueError as error:
             errors.append(error)
-    if len(errors) == len(spans) and errors:
+    if errors and len(errors) == total:
         return errors[-1]
     try:
         made = [job.variant_for(span) for span in spans]

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
@@ -30,19 +30,18 @@ log = logging.getLogger(__name__)
 _CHUNK = 100  # answers per task: some take milliseconds, none takes seconds
 
 
-def rescore(stored: StoredRun, benchmark: Benchmark, *, force: bool = False) -> bool:
+def rescore(stored: StoredRun, benchmark: Benchmark) -> bool:
     """Score the answers of a run by the rule of `benchmark`, if they were scored by another; whether it was needed."""
-    if not force and stored.manifest.get("scoring") == benchmark.scoring():
+    if stored.manifest.get("scoring") == benchmark.scoring():
         return False
     scores = {
         record["id"]: benchmark.score(record["answers"], record["prediction"], record["meta"])
         for record in stored.samples
         if record["status"] == "ok"
     }
-    if scores:
-        log.info("%s: %d answers scored again", stored.path.name, len(scores))
-        store.write_scores(stored.path, benchmark.scoring(), scores)
-    return bool(scores)
+    log.info("%s: %d answers scored again", stored.path.name, len(scores))
+    store.write_scores(stored.path, benchmark.scoring(), scores)
+    return True
 
 
 def benchmark_of(stored: StoredRun) -> Benchmark:
@@ -53,8 +52,10 @@ def benchmark_of(stored: StoredRun) -> Benchmark:
     Raises:
         ValueError: the benchmark is none of conf/benchmark/, or has changed its settings since.
     """
+    if not stored.config or "benchmark" not in stored.config or "model" not in stored.config:
+        raise ValueError(f"{stored.path}: no config.yaml that says how it is scored; leave this folder out")
     label = stored.manifest["label"]["benchmark"]
-    node = dict(stored.config.get("benchmark") or {})
+    node = dict(stored.config["benchmark"])
     module, _, name = str(defaults("benchmark", str(node.get("name")))["_target_"]).rpartition(".")
     try:
         made: Any = getattr(import_module(module), name)(**{k: v for k, v in node.items() if k != "_target_"})
@@ -102,21 +103,13 @@ def _score_chunk(task: tuple[Path, int]) -> tuple[Path, dict[str, dict[str, floa
     stored = store.load_run(folder)
     benchmark = benchmark_of(stored)
     answered = [record for record in stored.samples if record["status"] == "ok"]
-    return folder, {
-        record["id"]: benchmark.score(record["answers"], record["prediction"], record["meta"])
-        for record in answered[start : start + _CHUNK]
-    }
-
-
-def run_folders(paths: Iterable[Path]) -> list[Path]:
-    """The run folders among and below `paths`. Raises ValueError where there is none."""
-    found: list[Path] = []
-    for path in paths:
-        here = sorted(file.parent for file in path.rglob("manifest.json") if (file.parent / "config.yaml").is_file())
-        if not here:
-            raise ValueError(f"{path}: no run folder there; name one, or a folder that holds runs, e.g. outputs/runs")
-        found += here
-    return list(dict.fromkeys(found))
+    try:
+        return folder, {
+            record["id"]: benchmark.score(record["answers"], record["prediction"], record["meta"])
+            for record in answered[start : start + _CHUNK]
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'samples.jsonl'}: a record without what scoring needs ({error!r})") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,16 +128,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=Path, help="folder with the answers that prediction files lack")
     parser.add_argument("--json", type=Path, help="write the scores of prediction files here")
     parser.add_argument("--workers", type=int, help="processes; default: one per core")
-    parser.add_argument("--code-backend", default="difflib", help="of prediction files: difflib or indel")
-    parser.add_argument("--strip", default="none", help="of prediction files: none, or leading as kvpress has it")
+    parser.add_argument("--code-backend", help="of prediction files: difflib (default) or indel")
+    parser.add_argument("--strip", help="of prediction files: none (default), or leading as kvpress has it")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        if any(path.is_file() or not list(path.rglob("manifest.json")) for path in arguments.paths):
-            _score_predictions(arguments)
-        else:
+        holds_runs = [not path.is_file() and any(path.rglob("manifest.json")) for path in arguments.paths]
+        if any(holds_runs) and not all(holds_runs):
+            raise ValueError("run folders and prediction files are scored by one command each")
+        if all(holds_runs):
+            for name in ("answers", "json", "code_backend", "strip"):
+                if getattr(arguments, name) is not None:
+                    raise ValueError(f"--{name.replace('_', '-')}: for prediction files; runs hold what they need")
             _score_runs(arguments)
+        else:
+            _score_predictions(arguments)
     except (ValueError, OSError) as error:
         print(f"kvbench: {error}", file=sys.stderr)
         return 2
@@ -154,7 +153,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score_runs(arguments: argparse.Namespace) -> None:
     from kvbench.report.present import present
 
-    folders = run_folders(arguments.paths)
+    folders = []
+    for folder in dict.fromkeys(folder for path in arguments.paths for folder in store.run_folders(path)):
+        try:
+            benchmark_of(store.load_run(folder))
+            folders.append(folder)
+        except ValueError as error:
+            log.warning("%s; passed over", error)
+    if not folders:
+        raise ValueError(f"{arguments.paths[0]}: no run there that could be scored; name outputs/runs or a run folder")
     score_folders(folders, workers=arguments.workers, progress=not arguments.quiet)
     present([store.load_run(folder) for folder in folders], None)
 
@@ -168,7 +175,8 @@ def _score_predictions(arguments: argparse.Namespace) -> None:
     if not files:
         raise ValueError(f"{arguments.paths[0]}: neither run folders nor <dataset>.jsonl files there")
     rows = read_predictions(files, arguments.answers)
-    switches = {"code_backend": arguments.code_backend, "strip": arguments.strip}
+    given = {"code_backend": arguments.code_backend, "strip": arguments.strip}
+    switches = {name: value for name, value in given.items() if value is not None}
     made = score_predictions(rows, workers=arguments.workers, progress=not arguments.quiet, **switches)
     if arguments.json:
         write_atomic(arguments.json, json.dumps(made, indent=2) + "\n")

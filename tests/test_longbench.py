@@ -11,12 +11,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from kvbench import config, models, prompts, runner, store
+from kvbench.benchmarks import longbench
 from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.longbench import LongBench
 from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
 from kvbench.jobs import prepare
 from kvbench.paths import conf_dir
+from kvbench.sweep.finish import present
 from tests.longbench_made_up import row, template, write_bundle
 
 SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data" / "longbench"
@@ -98,6 +100,7 @@ def test_protocols_differ_and_a_changed_prompt_or_row_is_another(bundle, tmp_pat
     assert identity() != identity(path=changed)
     more = write_bundle(tmp_path / "more", rows=3)
     assert identity() != identity(path=more)
+    assert identity() != identity(code_backend="indel")
     assert identity() != identity(max_length=100) and identity() != identity(max_new_tokens=3)
 
 
@@ -119,12 +122,13 @@ def test_only_the_shortest_samples(bundle):
     [
         (
             {"protocol": "longbench"},
-            "benchmark.protocol=longbench: no such protocol. Did you mean 'longbench-original'?",
+            "benchmark.protocol=longbench: did you mean 'longbench-original'?",
         ),
-        ({"datasets": ["qaspar"]}, "benchmark.datasets=qaspar: no such dataset. Did you mean 'qasper'?"),
+        ({"datasets": ["qaspar"]}, "benchmark.datasets=qaspar: did you mean 'qasper'?"),
         ({"datasets": []}, "benchmark.datasets=[]"),
         ({"max_length": 1}, "benchmark.max_length=1"),
         ({"samples": 0}, "benchmark.samples=0"),
+        ({"path": 5}, "benchmark.path=5: name a folder"),
         ({"max_new_tokens": "8"}, "benchmark.max_new_tokens=8"),
         ({"question": "both"}, "benchmark.question=both"),
         ({"protocol": "kvpress", "question": "aware"}, "benchmark.question=aware"),
@@ -211,10 +215,24 @@ def test_a_run_of_all_datasets(composed, monkeypatch):
     assert before == {o.folder: (o.folder / "samples.jsonl").read_bytes() for o in outcomes}
 
 
+def test_part_of_the_published_samples_is_marked(composed, capsys, caplog):
+    longbench._warn_incomplete.cache_clear()  # once per process
+    with caplog.at_level("WARNING"):
+        outcomes = runner.run_jobs(composed("method=fullkv", "benchmark.datasets=[qasper]"))
+    present(outcomes)
+    assert "2 of the 200 published rows" in caplog.text
+    assert "2/200" in capsys.readouterr().out
+
+
 def test_another_dataset_costs_only_itself(composed):
     first = composed("method=snapkv", "benchmark.datasets=[qasper]")
     both = composed("method=snapkv", "benchmark.datasets=[trec,qasper]")
     assert [job.folder for job in both if job.label["benchmark"] == "longbench-qasper"] == [first[0].folder]
+
+
+def half_a_character(file: Path) -> None:
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(json.dumps(json.loads(first) | {"context": "a \ud800 b"}) + "\n" + rest)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +242,9 @@ def test_another_dataset_costs_only_itself(composed):
         (lambda folder: (folder / "data" / "trec.jsonl").write_text('{"input": "a", "con'), "line 1"),
         (lambda folder: (folder / "data" / "trec.jsonl").write_text('{"input": "a"}\n'), "context"),
         (lambda folder: (folder / "config" / "dataset2prompt.json").unlink(), "dataset2prompt.json"),
+        (lambda folder: (folder / "config" / "dataset2prompt.json").write_text("{}"), "dataset2prompt.json has no"),
+        (lambda folder: (folder / "config" / "dataset2maxlen.json").write_text("{}"), "dataset2maxlen.json has no"),
+        (lambda folder: half_a_character(folder / "data" / "trec.jsonl"), "trec.jsonl, line 1: holds half of a"),
     ],
 )
 def test_bad_data_is_an_error_before_any_model(composed, bundle, monkeypatch, damage, message):

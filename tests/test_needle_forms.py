@@ -30,10 +30,17 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     (folder / "b.txt").write_text("This was written last, on a long and rainy day. " * 400)
     (folder / "a.txt").write_text("This was written first. It is short. " * 400)
-    files = {f"PaulGrahamEssays/{name}.txt": {"sha256": "", "bytes": 0} for name in "ab"}
+    texts = {f"PaulGrahamEssays/{name}.txt": (folder / f"{name}.txt").read_bytes() for name in "ab"}
+    files = {key: {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)} for key, text in texts.items()}
     (folder.parent / "manifest.json").write_text(json.dumps({"part": "needle", "files": files, "missing": []}))
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     return folder
+
+
+def test_an_essay_that_changed_is_an_error(prepared: Path) -> None:
+    (prepared / "a.txt").write_text("Short.")
+    with pytest.raises(ValueError, match=r"a\.txt: was changed after it was prepared; get it anew"):
+        make("needle_classic").protocol()
 
 
 def test_the_sandwich_of_pyramidkv_is_a_raw_prompt(prepared: Path) -> None:

@@ -128,7 +128,8 @@ def test_files_of_another_generator(tmp_path):
     folder.mkdir(parents=True)
     records = generate("vt", LENGTH, "words", num_samples=3)
     (folder / "validation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (part,) = parts(tasks=["vt"], files=str(tmp_path / "made"))
+    length = records[0]["length"]  # counted in words
+    (part,) = parts(tasks=["vt"], files=str(tmp_path / "made"), lengths=[length])
     samples = part.samples(gpt_style(CHATML))
     assert len(samples) == 2 and part.protocol()["dataset"]["data_sha256"]
     text = samples[0].context + samples[0].question + samples[0].answer_prefix
@@ -142,6 +143,12 @@ def test_files_of_another_generator(tmp_path):
     (missing,) = parts(tasks=["cwe"], files=str(tmp_path / "made"))
     with pytest.raises(ValueError, match="cwe"):
         missing.protocol()
+    (other,) = parts(tasks=["vt"], files=str(tmp_path / "made"), lengths=[3 * length])
+    with pytest.raises(ValueError, match="the longest record of vt in benchmark.files has"):
+        other.protocol()
+    for ignored in ({"seed": 1}, {"path": "embedded"}, {"protocol": "linear2024"}, {"lengths": [64, 128]}):
+        with pytest.raises(ValueError, match="benchmark.files"):
+            parts(files=str(tmp_path / "made"), **ignored)
 
 
 def test_the_data_set_of_the_hub(monkeypatch):
@@ -170,6 +177,22 @@ def test_the_data_set_of_the_hub(monkeypatch):
     with pytest.raises(ValueError, match="benchmark.files=hub") as error:
         missing.protocol()
     assert "\n" not in str(error.value)
+
+
+def test_a_length_beyond_the_model_is_told_before_anything_runs():
+    (part,) = suite(tasks=["vt"], lengths=[9000]).parts(ModelFacts("tiny", max_length=8192))
+    with pytest.raises(ValueError, match="more than the 8192 tokens that the model takes"):
+        part.protocol()
+
+
+def test_a_task_that_does_not_fit_does_not_stop_the_others(tmp_path):
+    config.register()
+    overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[niah_multikey_3,vt]", "benchmark.lengths=[1500]"]
+    overrides += ["benchmark.samples=1", f"paths.outputs={tmp_path}", "progress=false", "method=snapkv", "budget=0.2"]
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+        short, fine = runner.run_jobs(prepare(hydra.compose("config", overrides)))
+    assert (short.error is None) != (fine.error is None)
+    assert "does not fit" in str(short.error or fine.error)
 
 
 def test_a_run(tmp_path):

@@ -113,6 +113,33 @@ def test_mistakes_in_predictions(tmp_path, capsys, text, message):
     assert message in error and error.count("\n") == 1
 
 
+def test_what_would_be_ignored_or_counted_twice_is_refused(job, tmp_path, capsys):
+    (outcome,) = runner.run_jobs([job()])
+    folder, more = predictions(tmp_path / "pred"), predictions(tmp_path / "more")
+    capsys.readouterr()
+    for arguments, message in (
+        ([outcome.folder, folder], "by one command each"),
+        ([outcome.folder, "--json", tmp_path / "x.json"], "--json: for prediction files"),
+        ([folder, more], "give each dataset once"),
+        ([folder / "lcc.jsonl", "--code-backend", "lev"], "code_backend=lev"),
+    ):
+        assert main([*map(str, arguments), "--quiet"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_passed_over(job, tmp_path, caplog):
+    (outcome,) = runner.run_jobs([job()])
+    damaged = outcome.folder.with_name("damaged-b1-00000000")
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{}")
+    with caplog.at_level("WARNING"):
+        assert main([str(outcome.folder.parent), "--quiet", "--workers", "1"]) == 0
+    assert "not the manifest of a run" in caplog.text and (outcome.folder / "scores.json").is_file()
+    (outcome.folder / "scores.json").write_text("{}")
+    with pytest.raises(ValueError, match="delete this file, the run has"):
+        store.load_run(outcome.folder)
+
+
 def test_nothing_to_score(tmp_path, capsys):
     assert main([str(tmp_path), "--quiet"]) == 2
     assert "neither run folders nor" in capsys.readouterr().err

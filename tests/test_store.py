@@ -201,10 +201,19 @@ def test_load_runs_filters_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert load_runs(tmp_path / "none") == []
     open_run(tmp_path).close()
     open_run(tmp_path, label={**OPEN["label"], "benchmark": "ruler"}).close()
-    (tmp_path / "needle" / "tiny" / "empty").mkdir()
+    lost = tmp_path / "needle" / "tiny" / "lost"
+    lost.mkdir()
+    (lost / "samples.jsonl").write_text("")
+    damaged = open_run(tmp_path, label={**OPEN["label"], "benchmark": "damaged"})
+    damaged.close()
+    (damaged.path / "manifest.json").write_text("{}")
     (tmp_path / ".groups" / "g0" / "job").mkdir(parents=True)
     assert [run.manifest["label"]["benchmark"] for run in load_runs(tmp_path)] == ["needle", "ruler"]
-    assert caplog.messages == [f"{tmp_path}/needle/tiny/empty: no manifest.json; passed over"]
+    assert caplog.messages == [
+        f"{lost}: no manifest.json; passed over",
+        f"{damaged.path}/manifest.json: not the manifest of a run; move the folder away; passed over",
+    ]
+    assert [run.path for run in load_runs(lost.parent)] == [run.path for run in load_runs(tmp_path, "needle")]
     assert [run.manifest["label"]["benchmark"] for run in load_runs(tmp_path, "ruler")] == ["ruler"]
 
 

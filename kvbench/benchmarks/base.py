@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 
@@ -104,6 +105,7 @@ class Part:
     suite: "longbench", "longbench-e", "ruler-4096"; name: the column, such as "qasper"; order: of the column.
     means: flat averages that the column enters, with the number of columns each has when complete: {"avg-16": 16}.
     macros: averages over the means of categories, with the number of categories: {"macro-en": 6}.
+    samples: how many the published dataset has, where that is known.
     """
 
     suite: str
@@ -112,6 +114,7 @@ class Part:
     category: str = ""
     means: Mapping[str, int] = field(default_factory=dict)
     macros: Mapping[str, int] = field(default_factory=dict)
+    samples: int | None = None
 
 
 class Benchmark(Protocol):
@@ -151,3 +154,18 @@ class Suite(Protocol):
     def parts(self, model: ModelFacts) -> Sequence[Benchmark]:
         """The benchmarks, in the order in which they run, as they are for a model. Reads no data yet."""
         ...
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest of them, for a value of benchmark.<name> that is none of `known`."""
+    names = list(known)
+    if value not in names:
+        near = get_close_matches(str(value), names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+        raise ValueError(f"benchmark.{name}={value}: {hint}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise ValueError unless benchmark.<name> is null or a text that may name a folder."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ValueError(f"benchmark.{name}={value!r}: name a folder, or null")

@@ -8,16 +8,20 @@ answer lengths are read from the data bundle's protocol files; how a prompt is c
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
-from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, Tokenizer
+from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, Tokenizer, check_path, choice
 from kvbench.benchmarks.longbench_datasets import DATASETS, SETS, place
 from kvbench.benchmarks.longbench_protocols import PRESETS, VERSION, Preset
 from kvbench.data import longbench as data
+from kvbench.data.sources import LONGBENCH_ROWS
 from kvbench.metrics.longbench import METRIC_OF, VERSIONS, bucket, longbench_scores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,11 +44,12 @@ class LongBench:
 
     def __post_init__(self) -> None:
         self.datasets = tuple(self.datasets)
-        _choice("protocol", self.protocol, PRESETS)
+        choice("protocol", self.protocol, PRESETS)
+        check_path("path", self.path)
         if self.question is not None:
-            _choice("question", self.question, ("aware", "agnostic"))
+            choice("question", self.question, ("aware", "agnostic"))
         if self.code_backend is not None:
-            _choice("code_backend", self.code_backend, ("difflib", "indel"))
+            choice("code_backend", self.code_backend, ("difflib", "indel"))
         for name, least in (("max_length", 2), ("samples", 1), ("max_new_tokens", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
@@ -66,7 +71,7 @@ class LongBench:
         known = [*DATASETS, *SETS["e13"]]
         for name in self.datasets:
             if name not in SETS:
-                _choice("datasets", name, (*SETS, *known))
+                choice("datasets", name, (*SETS, *known))
             chosen |= set(SETS.get(name, (name,)))
         return tuple(name for name in known if name in chosen)
 
@@ -101,7 +106,8 @@ class LongBenchDataset:
                 "give it as a text with {prompt}, or chat, or none"
             )
         folder = data.find(self._suite.path)
-        folder.check(self._dataset)
+        if self._suite.samples is None and not folder.complete(self._dataset):
+            _warn_incomplete(self._dataset, folder.check(self._dataset), LONGBENCH_ROWS[self._dataset])
         texts = "\0".join(self._texts(folder))
         return {
             "benchmark": "longbench",
@@ -110,6 +116,7 @@ class LongBenchDataset:
             "question": self.question,
             "samples": self._suite.samples,
             "max_new_tokens": self._suite.max_new_tokens,
+            "code_backend": self._switches["code_backend"],
             "dataset": {
                 "name": self._dataset,
                 "prompt_sha256": hashlib.sha256(texts.encode()).hexdigest(),
@@ -176,6 +183,8 @@ class LongBenchDataset:
         return ("\n",) if self._plain == "samsum" and self._preset.newline else ()
 
     def _max_new_tokens(self, folder: data.Folder) -> int:
+        if self._plain not in folder.max_new_tokens:
+            raise ValueError(f"{folder.root}: dataset2maxlen.json has no {self._plain}; get it anew from upstream")
         tokens = folder.max_new_tokens[self._plain] + self._preset.extra_tokens
         return min(tokens, self._suite.max_new_tokens or tokens)
 
@@ -183,26 +192,33 @@ class LongBenchDataset:
         """The cue at the end of an input that kvpress moves into the answer prefix."""
         if self._preset.split != "kvpress":
             return ""
-        return str(folder.splits("kvpress")["_notes"]["input_suffix_removed"].get(self._plain, ""))
+        notes = folder.splits("kvpress").get("_notes", {})
+        return str(notes.get("input_suffix_removed", {}).get(self._plain, ""))
 
     def _texts(self, folder: data.Folder) -> tuple[str, str, str]:
         """Templates of the context, of the question, and the answer prefix."""
-        if self._preset.split == "kvpress":
-            split = folder.splits("kvpress")
-            parts = [split[key] for key in ("context_prefix", "question_template")]
-            return parts[0][self._plain], parts[1][self._plain], split["answer_prefix"].get(self._plain, "")
-        if self._preset.split == "ffy0":
-            split = folder.splits("ffy0")
-            return split["context_prompt"][self._plain], split["question_prompt"][self._plain], ""
-        template = folder.prompts[self._plain]
-        before, border, after = template.partition("{context}")
+        name, plain = self._preset.split, self._plain
+        try:
+            if name == "kvpress":
+                split = folder.splits(name)
+                return (
+                    split["context_prefix"][plain],
+                    split["question_template"][plain],
+                    split["answer_prefix"].get(plain, ""),
+                )
+            if name == "ffy0":
+                split = folder.splits(name)
+                return split["context_prompt"][plain], split["question_prompt"][plain], ""
+            before, border, after = folder.prompts[plain].partition("{context}")
+        except KeyError as error:
+            file = f"{name}_split.json" if name else "dataset2prompt.json"
+            raise ValueError(f"{folder.root}: {file} has no {error} for {plain}; get it anew from upstream") from None
         return before + border, after, ""
 
 
-def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    from difflib import get_close_matches
-
-    if value not in known:
-        near = get_close_matches(str(value), list(known), 1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" Choose from {', '.join(known)}."
-        raise ValueError(f"benchmark.{name}={value}: no such {name.removesuffix('s')}.{hint}")
+@cache
+def _warn_incomplete(dataset: str, rows: int, complete: int) -> None:
+    """Once per process, as a sweep asks again and again."""
+    log.warning(
+        "%s: %d of the %d published rows; its score is none to compare with published ones", dataset, rows, complete
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvbench.benchmarks.base import Part
+from kvbench.data.sources import LONGBENCH_ROWS
 
 # category, language; the order of the official table
 DATASETS: dict[str, tuple[str, str]] = {
@@ -39,7 +40,23 @@ def place(suite: str, dataset: str) -> Part:
     category, language = DATASETS[plain]
     order = list(DATASETS).index(plain)
     if dataset != plain:
-        return Part(f"{suite}-e", dataset, order, category, means={"avg-13": 13}, macros={"macro": 6})
+        return Part(
+            f"{suite}-e",
+            dataset,
+            order,
+            category,
+            means={"avg-13": 13},
+            macros={"macro": 6},
+            samples=LONGBENCH_ROWS[dataset],
+        )
     means = {"avg-21": 21} | ({"avg-16": 16} if language == "en" else {})
     categories = len({kind for kind, tongue in DATASETS.values() if tongue == language})
-    return Part(suite, dataset, order, category, means=means, macros={f"macro-{language}": categories})
+    return Part(
+        suite,
+        dataset,
+        order,
+        category,
+        means=means,
+        macros={f"macro-{language}": categories},
+        samples=LONGBENCH_ROWS[dataset],
+    )

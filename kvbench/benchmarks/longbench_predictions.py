@@ -8,14 +8,18 @@ truth, which has one <dataset>.jsonl of {"answers", "all_classes", "length"} in 
 from __future__ import annotations
 
 import json
+import logging
 import lzma
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvbench.benchmarks.longbench_datasets import DATASETS, ENGLISH
-from kvbench.metrics.longbench import BUCKETS, bucket, dataset_score, metric_of
+from kvbench.data.sources import LONGBENCH_ROWS
+from kvbench.metrics.longbench import BUCKETS, METRIC_OF, bucket, dataset_score, metric_of
 from kvbench.metrics.many import score_many
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES = (".jsonl", ".jsonl.xz")
 
@@ -33,9 +37,13 @@ def read_predictions(files: Iterable[Path], answers: Path | None = None) -> dict
         ValueError: a row without prediction or answers, an unknown dataset, invalid JSON; names file and line.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
+    home: dict[str, Path] = {}
     for file in files:
         named = file.name.partition(".jsonl")[0]
-        for number, line in enumerate(_lines(file), start=1):
+        lines = _lines(file)
+        if not lines:
+            raise ValueError(f"{file}: empty")
+        for number, line in enumerate(lines, start=1):
             where = f"{file}, line {number}"
             try:
                 row = json.loads(line)
@@ -43,7 +51,9 @@ def read_predictions(files: Iterable[Path], answers: Path | None = None) -> dict
                 raise ValueError(f"{where}: not valid JSON ({error})") from None
             if not isinstance(row, dict) or not isinstance(row.get("pred"), str):
                 raise ValueError(f'{where}: no text under "pred"')
-            dataset = row.get("dataset", named)
+            dataset = str(row.get("dataset", named))
+            if home.setdefault(dataset, file) != file:
+                raise ValueError(f"{where}: {dataset} is in {home[dataset]} already; give each dataset once")
             try:
                 metric_of(dataset)
             except ValueError:
@@ -62,22 +72,34 @@ def _complete(dataset: str, rows: list[dict[str, Any]], answers: Path | None) ->
             raise ValueError(f"{rows[0]['where']}: no answers; give --answers FOLDER with {dataset}.jsonl")
         truth = [json.loads(line) for line in _lines(file)]
     made = []
+    seen: set[int] = set()
     for position, row in enumerate(rows):
-        index = int(row.get("index", position))
+        index = row.get("index", position)
+        if not isinstance(index, int) or index in seen:
+            raise ValueError(f"{row['where']}: index={index!r}, which must be a whole number and come once")
+        seen.add(index)
         if "answers" not in row:
             if not 0 <= index < len(truth):
                 raise ValueError(f"{row['where']}: row {index} is not among the {len(truth)} of {answers}")
             row = row | truth[index]
-        classes = row.get("all_classes")
+        classes, length = row.get("all_classes"), row.get("length")
+        if not isinstance(row["answers"], list) or not all(isinstance(text, str) for text in row["answers"]):
+            raise ValueError(f"{row['where']}: the answers must be a list of texts")
+        if dataset.endswith("_e") and not isinstance(length, int):
+            raise ValueError(f'{row["where"]}: no "length", which says the bucket')
+        if METRIC_OF[dataset.removesuffix("_e")] == "classification" and not classes:
+            raise ValueError(f'{row["where"]}: no "all_classes", by which {dataset} is scored')
         made.append(
             {
                 "dataset": dataset,
                 "prediction": row["pred"],
                 "answers": row["answers"],
                 "all_classes": classes,
-                "length": row.get("length"),
+                "length": length,
             }
         )
+    if len(made) != LONGBENCH_ROWS[dataset]:
+        log.warning("%s: %d of the %d published rows", dataset, len(made), LONGBENCH_ROWS[dataset])
     return [row | {"all_classes": made[-1]["all_classes"]} for row in made]
 
 
@@ -133,5 +155,8 @@ def _means(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _lines(file: Path) -> list[str]:
-    with lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else file.open(encoding="utf-8") as stream:
-        return [line for line in stream if line.strip()]
+    try:
+        with lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else file.open(encoding="utf-8") as stream:
+            return [line for line in stream if line.strip()]
+    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{file}: cannot be read as text ({error})") from None

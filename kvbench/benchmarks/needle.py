@@ -18,6 +18,7 @@ from typing import Any
 from kvbench.benchmarks.base import Rendering, Sample, Tokenizer
 from kvbench.benchmarks.haystack import essays, generated
 from kvbench.benchmarks.insertion import encode, haystack_ids, insert_ids, trimmed
+from kvbench.data import manifest
 from kvbench.data.needle import essays_folder
 from kvbench.metrics.needle import VERSIONS, exact_recall, needle_overlap, needle_rouge
 
@@ -171,6 +172,8 @@ def _prepared() -> Path:
             "benchmark.haystack=essays: not there yet; run `python -m kvbench.data needle`, or set "
             "benchmark.haystack=generated or a folder of .txt files"
         )
+    if problems := manifest.verify(folder.parent):
+        raise ValueError(f"{folder.parent}/{problems[0]}; get it anew: python -m kvbench.data needle --force")
     return folder
 
 

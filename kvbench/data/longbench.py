@@ -7,6 +7,7 @@ what was checked is remembered for as long as the process lives and the file kee
 from __future__ import annotations
 
 import json
+import os
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,8 +119,9 @@ def find(path: str | None) -> Folder:
             )
     else:
         root = Path(path).expanduser()
-        if not root.is_dir():
+        if not os.path.isdir(root):  # which is False for an impossible name, too
             raise ValueError(f"benchmark.path={path}: no such folder; null uses what `{COMMAND}` prepared")
+    files = {name: entry.get("sha256", "") for name, entry in manifest.read(root).get("files", {}).items()}
     read = {}
     for name, reader in (("dataset2prompt", read_prompts), ("dataset2maxlen", read_max_new_tokens)):
         file = local_file(LONGBENCH_CONFIG, root, f"config/{name}.json")
@@ -129,7 +131,8 @@ def find(path: str | None) -> Folder:
                 "repository THUDM/LongBench there"
             )
         read[name] = _with_e(reader(file))
-    files = {name: entry.get("sha256", "") for name, entry in manifest.read(root).get("files", {}).items()}
+        if files.get(f"config/{name}.json", "") not in ("", manifest.sha256(file)):
+            raise ValueError(f"{file}: changed since it was prepared; get the file anew: {COMMAND} --force")
     return Folder(root, read["dataset2prompt"], read["dataset2maxlen"], files)
 
 

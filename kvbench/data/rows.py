@@ -61,12 +61,22 @@ def _row(path: Path, number: int, line: str, dataset: str) -> dict[str, Any]:
             raise ValueError(f"{where}: no field {field!r}; upstream's rows have {', '.join(_KINDS)}")
         if not _fits(field, row[field]):
             raise ValueError(f"{where}: {field!r} must be {kind}, and is {_short(row[field])}; {_ANEW}")
+    if "\\ud" in line.lower() and _broken(row):
+        raise ValueError(f"{where}: holds half of a character, which no tokenizer can read; {_ANEW}")
     plain = dataset.removesuffix("_e")
     if row["dataset"] not in (dataset, plain):
         raise ValueError(f"{where}: a row of {_short(row['dataset'])} in the file of {dataset}; {_ANEW}")
     if plain in _CLASSES and not row["all_classes"]:
         raise ValueError(f"{where}: {plain} is scored with 'all_classes', which is empty here; {_ANEW}")
     return row
+
+
+def _broken(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate
+        return True
+    return False
 
 
 def _fits(field: str, value: Any) -> bool:

@@ -54,6 +54,8 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     number = int(wanted[-1])
     with hydra.initialize_config_dir(str(conf or paths.conf_dir()), version_base=None):
         cfg = hydra.compose("config", [item for item in overrides if not item.startswith("show=")])
+    if conf is None:
+        config.check(cfg)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     tokenizer = models.load_tokenizer(node)
     made = hydra.utils.instantiate(cfg.benchmark)

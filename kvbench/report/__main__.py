@@ -16,7 +16,7 @@ from kvbench.store import StoredRun, load_runs
 def main(argv: Sequence[str] | None = None) -> int:
     """Report on all runs below a folder. Returns the exit status: 1, after one line, for a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m kvbench.report", description="Tables and figures of runs.")
-    parser.add_argument("runs", type=Path, help="the folder that holds the runs, e.g. outputs/runs")
+    parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")
     parser.add_argument("--metric", help="the score to show; default: the benchmark's headline score")
     parser.add_argument("--out", type=Path, help="folder for tables and figures; default: only print")
@@ -24,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format)
-    except ValueError as error:
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stderr.close()
+        return 0
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -27,9 +27,9 @@ kept/head: measured tokens per KV head after compression (share of what was comp
 full). Times are those of the batch that a row ran in: rows that share a prefill share its times.
 """
 _SUITE_LEGEND = """\
-Datasets: 100 × the mean score; * samples are missing or ran out of memory. Averages are of these numbers, in a mean
-by category first; (k/N): only k of N datasets (macro averages: categories). Δ full: difference of the {lead} to the
-full cache, in points, over common datasets and samples, with its 95% bootstrap interval (samples drawn within
+Datasets: 100 × the mean score; * not all published samples, or some ran out of memory. Averages are of these numbers,
+in a mean by category first; (k/N): only k of N datasets (macro averages: categories). Δ full: difference of the {lead}
+to the full cache, in points, over common datasets and samples, with its 95% bootstrap interval (samples drawn within
 datasets); n.s.: the interval holds 0 or is unknown. kept/head: measured tokens per KV head after compression (share
 of what was compressed). KV: their bytes, as a share of the full cache's.
 """

@@ -219,7 +219,9 @@ def _buckets(run: Run, metric: str) -> dict[str, float | None]:
 
 def _counts(runs: Sequence[Run]) -> dict[str, int]:
     oom = sum(len(run.samples) - len(answered(run)) for run in runs)
-    return {"oom": oom, "num_samples": sum(run.manifest["num_samples"] for run in runs)}
+    # a part of the published samples is marked as incomplete, even where all of that part is done
+    published = [max(run.manifest["num_samples"], run.manifest["part"].get("samples") or 0) for run in runs]
+    return {"oom": oom, "num_samples": sum(published)}
 
 
 def _amounts(runs: Sequence[Run]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ next opening drops. Imports no torch.
 from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub
-from kvbench.store.read import StoredRun, load_run, load_runs, write_scores
+from kvbench.store.read import StoredRun, load_run, load_runs, run_folders, write_scores
 from kvbench.store.run import STATUSES, Run, run_folder
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "run_folder",
+    "run_folders",
     "scrub",
     "write_scores",
 ]

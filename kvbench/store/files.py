@@ -34,14 +34,18 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
+_ANEW = "move the folder away to run anew"
+_REMEDY = {"scores.json": "delete this file, the run has scores of its own", "status.json": "delete this file"}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; raises ValueError naming the file when it holds anything else."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); move the folder away to run anew") from None
+        raise ValueError(f"{path}: not valid JSON ({error}); {_REMEDY.get(path.name, _ANEW)}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object; move the folder away to run anew")
+        raise ValueError(f"{path}: not a JSON object; {_REMEDY.get(path.name, _ANEW)}")
     return value
 
 

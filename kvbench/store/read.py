@@ -17,6 +17,8 @@ from kvbench.store.identity import plain
 log = logging.getLogger(__name__)
 
 _SCORES = "scores.json"
+_MANIFEST = {"identity": dict, "label": dict, "headline": str, "hash": str}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,20 @@ def load_run(path: str | Path) -> StoredRun:
         raise ValueError(f"{path}: no manifest.json, so this is not a run folder")
     config_file = path / "config.yaml"
     try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+        text = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
+        config = yaml.load(text, Loader=_LOADER) or {}
     except yaml.YAMLError:
         raise ValueError(f"{config_file}: not valid YAML; delete it, the run goes on without it") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_file}: not a configuration; delete it, the run goes on without it")
     by_id = {record["id"]: record for record in read_records(path / "samples.jsonl")[0]}
     manifest = read_json(path / "manifest.json")
+    if not all(isinstance(manifest.get(key), kind) for key, kind in _MANIFEST.items()):
+        raise ValueError(f"{path / 'manifest.json'}: not the manifest of a run; move the folder away")
     if (path / _SCORES).is_file():
         again = read_json(path / _SCORES)
+        if not isinstance(again.get("scores"), dict) or "scoring" not in again:
+            raise ValueError(f"{path / _SCORES}: not scores; delete this file, the run has those of its own")
         manifest["scoring"] = again["scoring"]
         for name in again["scores"].keys() & by_id.keys():
             by_id[name] = by_id[name] | {"scores": again["scores"][name]}
@@ -62,18 +71,28 @@ def write_scores(path: Path, scoring: Mapping[str, Any], scores: Mapping[str, Ma
 
 
 def load_runs(root: str | Path, benchmark: str | None = None) -> list[StoredRun]:
-    """Read all runs below `root` (of one benchmark if named), sorted by folder; [] when there are none.
+    """Read all runs at or below `root` (of one benchmark if named), sorted by folder; [] when there are none.
 
-    A folder without manifest.json is passed over with a warning, a hidden one in silence.
+    A damaged run is passed over with a warning, so that it does not hide the others; a hidden folder in silence.
     """
-    root = Path(root)
     runs = []
-    for path in sorted(folder for folder in root.glob("*/*/*") if folder.is_dir()):
-        names = path.relative_to(root).parts
-        if any(name.startswith(".") for name in names) or benchmark not in (None, names[0]):
+    for path in run_folders(root):
+        try:
+            run = load_run(path)
+        except ValueError as error:
+            log.warning("%s; passed over", error)
             continue
-        if (path / "manifest.json").is_file():
-            runs.append(load_run(path))
-        else:
-            log.warning("%s: no manifest.json; passed over", path)
+        if benchmark in (None, run.manifest["label"].get("benchmark")):
+            runs.append(run)
     return runs
+
+
+def run_folders(root: str | Path) -> list[Path]:
+    """The run folders at or below `root`, sorted: those with a manifest.json and no hidden name on the way."""
+    root = Path(root)
+    found = {file.parent for name in ("manifest.json", "samples.jsonl") for file in root.rglob(name)}
+    seen = {folder for folder in found if not any(name.startswith(".") for name in folder.relative_to(root).parts)}
+    whole = {folder for folder in seen if (folder / "manifest.json").is_file()}
+    for folder in sorted(seen - whole):
+        log.warning("%s: no manifest.json; passed over", folder)
+    return sorted(whole)

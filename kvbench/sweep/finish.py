@@ -26,12 +26,7 @@ def present(outcomes: Sequence[Outcome]) -> None:
     folders = sorted({o.folder for o in outcomes if o.error is None})
     if folders:
         outputs = Path(outcomes[0].job.cfg["paths"]["outputs"])
-        try:
-            beside = load_runs(outputs / "runs")
-        except ValueError as error:  # a damaged run of another time must not hide the result of this one
-            log.warning("%s; the report leaves other runs out", error)
-            beside = []
-        report([load_run(folder) for folder in folders], outputs / "reports", beside=beside)
+        report([load_run(folder) for folder in folders], outputs / "reports", beside=load_runs(outputs / "runs"))
     failed = [o for o in outcomes if o.error is not None]
     for outcome in failed[1:]:  # the first ends the command and is printed there
         log.error("also failed: %s: %s", outcome.folder.name, outcome.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
@@ -14,6 +15,7 @@ from kvbench.benchmarks.haystack import generated
 from kvbench.benchmarks.ruler import sentences, words
 from kvbench.benchmarks.ruler.documents import Questions, hotpotqa, squad
 from kvbench.benchmarks.ruler.tasks import find_task
+from kvbench.data import manifest
 from kvbench.paths import cache_dir
 
 GET = "get it with `python -m kvbench.data ruler`"
@@ -47,7 +49,7 @@ class Sources:
             prepared = cache_dir() / "data" / "ruler"
             return cls(prepared if (prepared / "manifest.json").is_file() else None)
         path = Path(folder).expanduser()
-        if not path.is_dir():
+        if not os.path.isdir(path):  # which is False for an impossible name, too
             raise ValueError(f"benchmark.path={folder}: no such folder; {GET}")
         return cls(path)
 
@@ -91,7 +93,11 @@ class Sources:
         return self._path(name)
 
     def _sha256(self, name: str) -> str:
-        return hashlib.sha256(self._existing(name).read_bytes()).hexdigest()
+        found = hashlib.sha256(self._existing(name).read_bytes()).hexdigest()
+        assert self.folder is not None
+        if manifest.read(self.folder).get("files", {}).get(name, {}).get("sha256", found) != found:
+            raise ValueError(f"{self._path(name)}: changed since it was prepared; python -m kvbench.data ruler --force")
+        return found
 
     def _json(self, name: str) -> Any:
         try:
@@ -104,7 +110,10 @@ class Sources:
     def _words(self, kind: str) -> list[str]:
         # an empty line counts as a word: so does upstream
         with self._existing(f"{_WORDS}/{kind}list.txt").open(encoding="utf-8") as file:
-            return [line.rstrip() for line in file]
+            found = [line.rstrip() for line in file]
+        if not any(found):
+            raise ValueError(f"benchmark.path={self.folder}: {_WORDS}/{kind}list.txt is empty; {GET}")
+        return found
 
     @cached_property
     def nouns(self) -> list[str]:
@@ -141,7 +150,13 @@ class Sources:
     @cached_property
     def essay_words(self) -> list[str]:
         """The essays, split at white space."""
-        text = self._json(_ESSAYS)["text"] if self.folder else generated(seed=0, min_chars=2_000_000).strip()
+        if self.folder is None:
+            text = generated(seed=0, min_chars=2_000_000).strip()
+        else:
+            made = self._json(_ESSAYS)
+            text = made.get("text") if isinstance(made, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"benchmark.path={self.folder}: {_ESSAYS} holds no text; {GET}")
         return re.sub(r"\s+", " ", text).split(" ")
 
     @cached_property

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.base import ModelFacts, Part, Rendering, Sample, Tokenizer
+from kvbench.benchmarks.base import ModelFacts, Part, Rendering, Sample, Tokenizer, check_path, choice
 from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, VERSION, Sources, cached, load_records, records_file, split
 from kvbench.data.ruler_hub import hub_file
 from kvbench.encoding import around_user
@@ -45,8 +45,8 @@ class Ruler:
 
     def __post_init__(self) -> None:
         self.tasks, self.lengths = tuple(self.tasks), tuple(self.lengths)
-        _choice("protocol", self.protocol, FITS)
-        _choice("question", self.question, ("aware", "agnostic"))
+        choice("protocol", self.protocol, FITS)
+        choice("question", self.question, ("aware", "agnostic"))
         if self.wrapper not in ("chat", "none", *TEMPLATES) and self.wrapper.count("{task_template}") != 1:
             known = ", ".join(("chat", "none", *TEMPLATES))
             raise ValueError(f"benchmark.wrapper={self.wrapper}: {known}, or a text with one {{task_template}}")
@@ -54,10 +54,21 @@ class Ruler:
             raise ValueError(f"benchmark.samples={self.samples}: at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"benchmark.seed={self.seed}: from 0 to 2**32 - 1")
-        if not self.lengths or not all(isinstance(n, int) and n > 0 for n in self.lengths):
+        check_path("path", self.path)
+        check_path("files", self.files)
+        if not self.lengths or not all(type(n) is int and n > 0 for n in self.lengths):
             raise ValueError(f"benchmark.lengths={list(self.lengths)}: give token counts, e.g. [4096, 8192]")
         if len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"benchmark.lengths={list(self.lengths)}: each value once")
+        if self.files is not None:
+            unused = (("seed", self.seed, 42), ("path", self.path, None), ("protocol", self.protocol, "head"))
+            for name, value, default in unused:
+                if value != default:
+                    raise ValueError(
+                        f"benchmark.{name}={value}: nothing is generated with benchmark.files; leave it out"
+                    )
+            if len(self.lengths) > 1 and self.files != "hub":
+                raise ValueError(f"benchmark.lengths={list(self.lengths)}: benchmark.files holds one length; give that")
         if not self.names:
             raise ValueError("benchmark.tasks=[]: name a set (all, synthetic) or tasks")
 
@@ -67,7 +78,7 @@ class Ruler:
         chosen: set[str] = set()
         for name in self.tasks:
             if name not in SETS:
-                _choice("tasks", name, (*SETS, *TASKS))
+                choice("tasks", name, (*SETS, *TASKS))
             chosen |= set(SETS.get(name, (name,)))
         return tuple(task for task in TASKS if task in chosen)
 
@@ -97,7 +108,9 @@ class RulerTask:
 
     def protocol(self) -> dict[str, Any]:
         """All that changes an answer. Raises ValueError for missing or damaged data."""
-        suite = self._suite
+        suite, limit = self._suite, self._model.max_length
+        if limit is not None and self._length > limit:
+            raise ValueError(f"benchmark.lengths=[{self._length}]: more than the {limit} tokens that the model takes")
         dataset: dict[str, Any] = {"name": self._task, "max_new_tokens": TASKS[self._task].tokens_to_generate}
         if suite.files is None:
             suite.sources.require(self._task)
@@ -105,18 +118,21 @@ class RulerTask:
             made: dict[str, Any] = {"seed": suite.seed, "sources": suite.sources.version, "generator": VERSION}
         else:
             file = records_file(self._files(), self._task)
-            load_records(file, self._task)
+            self._check_length(load_records(file, self._task))
             dataset["data_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-            made = {"files": True}
-        return made | {
-            "benchmark": "ruler",
-            "protocol": suite.protocol,
-            "question": suite.question,
-            "samples": suite.samples,
-            "wrapper": suite.wrapper,
-            "length": self._length,
-            "dataset": dataset,
-        }
+            made = {"files": True, "protocol": "files"}
+        return (
+            {"protocol": suite.protocol}
+            | made
+            | {
+                "benchmark": "ruler",
+                "question": suite.question,
+                "samples": suite.samples,
+                "wrapper": suite.wrapper,
+                "length": self._length,
+                "dataset": dataset,
+            }
+        )
 
     def scoring(self) -> dict[str, Any]:
         """The metric and its version."""
@@ -164,6 +180,15 @@ class RulerTask:
         """Share of the answers found, or for qa whether any is."""
         return {self.headline: ruler_sample_score(self._task, prediction, list(sample_answers))}
 
+    def _check_length(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError for records that were made for another length."""
+        longest = max((int(record.get("length", 0)) for record in records), default=0)
+        if longest and not self._length / 2 < longest <= self._length:
+            raise ValueError(
+                f"benchmark.lengths=[{self._length}]: the longest record of {self._task} in benchmark.files has "
+                f"{longest} tokens; give the length that they were made for"
+            )
+
     def _files(self) -> Path:
         """Where the records of another generator are."""
         return hub_file(self._length) if self._suite.files == "hub" else Path(str(self._suite.files))
@@ -186,8 +211,3 @@ class RulerTask:
 def _escaped(text: str) -> str:
     """Text that stays what it is in a template."""
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def _choice(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in known:
-        raise ValueError(f"benchmark.{name}={value}: choose from {', '.join(known)}")
