@@ -151,12 +151,11 @@ class Sources:
     def essay_words(self) -> list[str]:
         """The essays, split at white space."""
         if self.folder is None:
-            text = generated(seed=0, min_chars=2_000_000).strip()
-        else:
-            made = self._json(_ESSAYS)
-            text = made.get("text") if isinstance(made, dict) else None
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"benchmark.path={self.folder}: {_ESSAYS} holds no text; {GET}")
+            return re.sub(r"\s+", " ", generated(seed=0, min_chars=2_000_000).strip()).split(" ")
+        made = self._json(_ESSAYS)
+        text = made.get("text") if isinstance(made, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"benchmark.path={self.folder}: {_ESSAYS} holds no text; {GET}")
         return re.sub(r"\s+", " ", text).split(" ")
 
     @cached_property
