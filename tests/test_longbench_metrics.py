@@ -80,6 +80,8 @@ def test_recursion_limit_of_the_rouge_package() -> None:
     for text, limited in ((short, 1.0), (long, 0.0)):
         assert longbench_score("gov_report", text, [text]) == pytest.approx(1.0)
         assert longbench_score("gov_report", text, [text], recursion_limit=True) == pytest.approx(limited)
+        assert longbench_score("gov_report", text, [text], recursion_limit="emulate") == pytest.approx(limited)
+        assert longbench_score("gov_report", text, [text], recursion_limit="off") > 0.9
     # A pair without a common word is walked too, and one pair decides.
     assert longbench_score("gov_report", f"a. {short}", ["a. b"], recursion_limit=True) > 0
     assert longbench_score("gov_report", f"a. {long}", ["a. b"], recursion_limit=True) == 0.0
@@ -221,7 +223,7 @@ NO_DATASET = "LongBench has no such dataset."
         ("zzz", "x", {}, f"benchmark.dataset=zzz: {NO_DATASET} Known: {', '.join(METRIC_OF)}, qasper_e, "),
         ("lcc", "x", {"backend": "indel"}, "benchmark.backend=indel: the metrics have no such switch. Did you mean "),
         ("lcc", "x", {"code_backend": "fuzz"}, "benchmark.code_backend=fuzz: choose difflib or indel"),
-        ("qmsum", "x", {"recursion_limit": "on"}, "benchmark.recursion_limit=on: choose false or true"),
+        ("qmsum", "x", {"recursion_limit": "on"}, "benchmark.recursion_limit=on: choose off or emulate"),
         ("trec", "x", {}, "LongBench's data: all_classes is null, but a classification is scored with that list"),
         ("passage_retrieval_en", "7", {}, "LongBench's data: the answer '7' names no paragraph (Paragraph and its n"),
     ],

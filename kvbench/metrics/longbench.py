@@ -5,7 +5,8 @@ The switches name what code bases do differently on the same predictions; the de
     code_backend     "difflib", or "indel": with python-Levenshtein, as PyramidKV and WindowKV require it
     strip            "none", or "leading": white space before the prediction goes, as in kvpress's scores of the 21
                      datasets (not of LongBench-E)
-    recursion_limit  True: a ROUGE-L that exceeds Python's recursion limit in LongBench's script is 0, as there
+    recursion_limit  "off", or "emulate": a ROUGE-L that exceeds Python's recursion limit in LongBench's script is 0, as
+                     there; False and True say the same
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ VERSIONS = dict.fromkeys([*METRIC_OF.values(), "code_sim_difflib", "code_sim_ind
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "code_backend": BACKENDS,
     "strip": ("none", "leading"),
-    "recursion_limit": (False, True),
+    "recursion_limit": ("off", "emulate", False, True),
 }
 _FIRST_LINE_ONLY = ("trec", "triviaqa", "samsum", "lsht")
 
@@ -123,7 +124,7 @@ def metric_of(dataset: str) -> str:
 
 
 def check_switches(**switches: Any) -> dict[str, Any]:
-    """All switches, those not given at their defaults.
+    """All switches, those not given at their defaults; the recursion limit as True or False.
 
     Raises:
         ValueError: a switch that does not exist, or a choice that it does not have.
@@ -135,7 +136,8 @@ def check_switches(**switches: Any) -> dict[str, Any]:
             )
         if value not in SWITCHES[name]:
             raise ValueError(f"benchmark.{name}={value}: choose {' or '.join(str(c).lower() for c in SWITCHES[name])}")
-    return {name: choices[0] for name, choices in SWITCHES.items()} | switches
+    chosen = {name: choices[0] for name, choices in SWITCHES.items()} | switches
+    return chosen | {"recursion_limit": chosen["recursion_limit"] in ("emulate", True)}
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
