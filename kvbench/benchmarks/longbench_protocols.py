@@ -78,6 +78,9 @@ class Preset:
 
 
 _MIDDLE = Rendering(style="upstream", max_length="auto", truncation="middle")
+_APART = Rendering(
+    style="upstream", wrapper="native", truncation="context", stops="model", first_may_stop=False, span="context"
+)
 _PYRAMIDKV_LENGTHS = (("llama2", 3950), ("llama-2", 3950), ("mistral", 31500))
 
 PRESETS: dict[str, Preset] = {
@@ -134,15 +137,7 @@ PRESETS: dict[str, Preset] = {
         code_backend="indel",
     ),
     "kvpress": Preset(
-        Rendering(
-            style="upstream",
-            wrapper="native",
-            truncation="context",
-            stops="model",
-            first_may_stop=False,
-            span="context",
-            bare_tail="\n",
-        ),
+        replace(_APART, bare_tail="\n"),
         wraps_all=True,
         newline=False,
         never_empty="none",
@@ -152,14 +147,7 @@ PRESETS: dict[str, Preset] = {
         strip="leading",
     ),
     "ffy0-agnostic": Preset(
-        Rendering(
-            style="upstream",
-            wrapper="native",
-            truncation="context",
-            stops="model",
-            first_may_stop=False,
-            span="context",
-        ),
+        _APART,
         samsum_stops="tokenizer",
         never_empty="none",
         split="ffy0",
