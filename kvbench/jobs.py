@@ -87,9 +87,10 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
     budget = cfg.budget if method.evicts else None
     if not method.evicts:
         log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
+    made = _instantiate(cfg.benchmark)  # its mistakes come before the model's files, which may have to be fetched
     facts, weights = prompts.facts(plain["model"]), models.identity(plain["model"])
     jobs = []
-    for benchmark in benchmarks(cfg.benchmark, facts):
+    for benchmark in _parts(made, facts):
         identity = {
             "method": plain["method"],
             "budget": budget,
@@ -112,12 +113,20 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
 
 def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:
     """The benchmarks of a `benchmark` node: itself, or the parts of a suite. Raises ValueError for bad settings."""
+    return _parts(_instantiate(node), facts)
+
+
+def _instantiate(node: DictConfig) -> Benchmark | Suite:
     try:
         made: Benchmark | Suite = hydra.utils.instantiate(node)
     except InstantiationException as error:  # the benchmark's own message says which setting is wrong
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+    return made
+
+
+def _parts(made: Benchmark | Suite, facts: ModelFacts) -> Sequence[Benchmark]:
     return made.parts(facts) if hasattr(made, "parts") else [made]
 
 
