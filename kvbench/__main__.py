@@ -5,6 +5,8 @@ Nothing heavy is imported before Hydra has answered `--help`, `--cfg` and tab co
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -13,21 +15,28 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.config import check, register
 from kvbench.messages import one_line
 from kvbench.paths import conf_dir
+from kvbench.sweep.arguments import check_mode, expand
+from kvbench.sweep.errors import Unfinished
+from kvbench.sweep.signals import Preempted, preemptible
 
 _TRACEBACK = "HYDRA_FULL_ERROR"
 _MISTAKES = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # Python does not always say for which file
 _FULL = os.environ.get(_TRACEBACK) == "1"  # the user wants tracebacks
 
 
 def _task(cfg: DictConfig) -> float | None:
     try:
-        check(cfg, HydraConfig.get().runtime.choices)  # before torch is imported, so that a mistake is answered at once
+        hydra_cfg = HydraConfig.get()
+        check_mode(hydra_cfg.mode == RunMode.MULTIRUN, list(hydra_cfg.overrides.hydra))
+        check(cfg, hydra_cfg.runtime.choices)  # before torch is imported, so that a mistake is answered at once
         from kvbench.jobs import prepare
         from kvbench.runner import run_jobs
         from kvbench.sweep.finish import present, result
@@ -42,32 +51,60 @@ def _task(cfg: DictConfig) -> float | None:
         if _FULL:
             raise
         _leave(error)
+    except OSError as error:  # before Hydra sees it, which would print more
+        if _FULL or not _is_about_files(error):
+            raise
+        _cannot_write(error)
 
 
 def _leave(error: Exception) -> NoReturn:
     """Say a user's mistake in one line. SystemExit passes through Hydra, which would print more."""
-    print(f"kvbench: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+    _say(one_line(error, sys.argv[1:]))
+    sys.exit(2)
+
+
+def _is_about_files(error: OSError) -> bool:
+    return error.filename is not None or error.errno in _NO_SPACE
+
+
+def _cannot_write(error: OSError) -> NoReturn:
+    _say(f"paths.outputs: cannot write {error.filename or 'there'} ({error.strerror})")
     sys.exit(2)
 
 
 def main() -> None:
-    """Entry point of `python -m kvbench` and of the `kvbench` command; exits with 2 on a user's mistake."""
+    """Entry point of `python -m kvbench` and of the `kvbench` command.
+
+    Exits with 2 on a user's mistake, 1 when runs elsewhere did not end well, 128 + n when signal n ended it.
+    """
     register()
+    sys.argv[1:] = expand(sys.argv[1:])
+    logging.raiseExceptions = _FULL  # the log file on a full disk: what matters still is said on the console
     os.environ[_TRACEBACK] = "1"  # let Hydra raise instead of printing, so that we can say it in one line
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+        with preemptible():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
     except _MISTAKES as error:
         if _FULL:
             raise
         _leave(error)
+    except Unfinished as error:
+        _say(str(error))
+        sys.exit(1)
     except OSError as error:
-        if _FULL or error.filename is None:
+        if _FULL or not _is_about_files(error):
             raise
-        print(f"kvbench: paths.outputs: cannot write {error.filename} ({error.strerror})", file=sys.stderr)
-        sys.exit(2)
+        _cannot_write(error)
+    except Preempted as stop:
+        _say(f"preempted, {stop}; issue the same command again to resume")
+        raise
     except KeyboardInterrupt:
-        print("kvbench: interrupted; issue the same command again to resume", file=sys.stderr)
+        _say("interrupted; issue the same command again to resume")
         sys.exit(130)
+
+
+def _say(text: str) -> None:
+    print(f"kvbench: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache as remember
 from typing import TYPE_CHECKING, Any
 
 from kvbench.engine.variant import Generation, Variant
@@ -57,12 +58,12 @@ def load_model(name: str, **overrides: Any) -> Loaded:
     return load_model_({str(k): v for k, v in config.items()} | overrides)
 
 
-def as_variant(variant: VariantLike) -> Variant:
+def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method) -> Variant:
     """A variant from a pair (method or its name, budget)."""
     if isinstance(variant, Variant):
         return variant
     method, budget = variant
-    return _variant(load_method(method) if isinstance(method, str) else method, budget)
+    return _variant(load(method) if isinstance(method, str) else method, budget)
 
 
 def _variant(method: Method, budget: int | float | None) -> Variant:
@@ -81,6 +82,7 @@ def generate(
     stop_ids: Iterable[int] | None = None,
     question: str = "aware",
     cache: str = "ragged",
+    max_rows: int = 64,
     progress: bool = False,
 ) -> list[list[Generation]]:
     """Greedy generation of every prompt under every variant, with one prefill per prompt.
@@ -94,6 +96,8 @@ def generate(
         stop_ids: for prompts that bring none of their own; the model's end-of-sequence ids by default.
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
         cache: "ragged" saves memory, "masked" simulates.
+        max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
+            the rest.
         progress: show a progress bar over prompts.
 
     Returns:
@@ -104,17 +108,36 @@ def generate(
     """
     from tqdm.auto import tqdm
 
-    from kvbench.engine.decode import run
+    from kvbench.engine.decode import stream
+    from kvbench.engine.variant import Request
 
     if isinstance(prompts, str):
         raise ValueError("prompts: give a list of prompts, not one string")
-    made = [as_variant(v) for v in variants]
+    once = remember(load_method)  # a name stands in many variants
+    made = [as_variant(v, once) for v in variants]
+    if not made or max_rows < 1:
+        raise ValueError("generate needs at least one variant and max_rows=1")
     stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
     rendered = [_as_prompt(p, tokenizer, stops) for p in prompts]
-    return [
-        run(model, tokenizer, p, made, max_new_tokens=max_new_tokens, cache=cache, question=question)
-        for p in tqdm(rendered, disable=not progress, desc="prompts")
-    ]
+    parts = [range(len(made))[i : i + max_rows] for i in range(0, len(made), max_rows)]
+    place = {
+        Request(prompt, [made[v] for v in part], max_new_tokens): (p, part)
+        for p, prompt in enumerate(rendered)
+        for part in parts
+    }
+    queue = list(reversed(place))
+
+    def draw(in_flight: Sequence[Request]) -> Request | None:
+        rows = sum(len(r.variants) for r in in_flight)
+        return queue.pop() if queue and rows + len(queue[-1].variants) <= max_rows else None
+
+    outs: list[list[Any]] = [[None] * len(made) for _ in rendered]
+    with tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
+        for request, generations in stream(model, tokenizer, draw, cache=cache, question=question):
+            p, part = place[request]
+            outs[p][part.start : part.stop] = generations
+            bar.update()
+    return outs
 
 
 def compressed(

@@ -50,6 +50,11 @@ class Job:
         shared = {k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}
         return json.dumps([self.benchmark.name, shared], sort_keys=True, default=str)
 
+    @property
+    def key(self) -> tuple[str, Path]:
+        """Equal for jobs that are the same work: the same run, and the same shard of it."""
+        return self.group, self.folder
+
     def variant_for(self, span: int) -> Variant:
         """The variant on a prompt of `span` tokens.
 

@@ -20,8 +20,8 @@ def one_line(error: BaseException, argv: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1], argv)
-    option = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    if option and option[1] in (*GROUPS, "experiment"):
+    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if option and option[1] in (*GROUPS, "experiment", "hydra/launcher"):
         group, name = option.groups()
         return f"{group}={name}: no such {group}.{did_you_mean(name, options(group))}"
     merging = re.search(r"Error merging override (.+)", text)
@@ -43,7 +43,18 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
             known = [str(k) for k in node if path or k not in ("name", "_target_", *PARTS)]
             if last not in known:
                 return f"{said}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
+    if key.startswith("hydra.launcher."):
+        return _unknown_of_launcher(said, key.removeprefix("hydra.launcher."), argv)
     return f"{said}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"
+
+
+def _unknown_of_launcher(said: str, setting: str, argv: Sequence[str]) -> str:
+    """A setting that the chosen launcher does not have."""
+    name = next((a.partition("=")[2] for a in reversed(argv) if a.startswith("hydra/launcher=")), "fused")
+    shipped = defaults("hydra/launcher", name) if name in options("hydra/launcher") else {}
+    known = [str(key) for key in shipped if not str(key).startswith("_")]
+    hint = did_you_mean(setting, known) if known else " (launcher=fused_slurm has settings)"
+    return f"{said}: launcher={name} has no setting {setting!r}.{hint}"
 
 
 def _said(key: str, argv: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ Shape suffixes: B rows, H query heads, U KV heads, T tokens, D head dimension.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -89,6 +91,47 @@ def test_ragged_is_masked(seed, rows, heads, group, tokens, reserve, steps, spec
                 cache.release([gone])
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    heads=st.integers(1, 3),
+    script=st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(1, 40)), min_size=2, max_size=14),
+    special=st.booleans(),
+)
+def test_rows_join_and_leave(seed, heads, script, special):
+    """Prompts of any length join between any steps, any rows step, any leave: the same output and lengths."""
+    g = torch.Generator().manual_seed(seed)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    present: list[int] = []
+    next_row = 0
+    for what, number in [("join", 20), *script]:
+        if what == "join":
+            k_UTD, v_UTD = (torch.randn(heads, number, DIM, generator=g) for _ in range(2))
+            entries = [
+                replace(e, row=next_row + e.row)
+                for e in random_entries(g, 1 + number % 3, heads, number, number % 5, special)
+            ]
+            for cache in (ragged, masked):
+                cache.add(0, entries, k_UTD, v_UTD)
+            present += [e.row for e in entries]
+            next_row += 3
+        elif what == "leave" and present:
+            gone = present.pop(number % len(present))
+            for cache in (ragged, masked):
+                cache.release([gone])
+        elif present:
+            active = sorted(present, key=lambda row: (row * number) % 7)[: 1 + number % len(present)]
+            new = 1 + number % 3
+            q = torch.randn(len(active), heads * 2, new, DIM, generator=g)
+            k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
+            outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
+            torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
+        for row in present:
+            assert ragged.lengths(row) == masked.lengths(row)
+        used, slack = (sum(size(row) for row in present) for size in (ragged.used_bytes, ragged.slack_bytes))
+        assert used + slack <= ragged.bytes() <= 2 * (used + slack) or special
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), heads=st.integers(1, 3), group=st.integers(1, 3), tokens=st.integers(1, 40))
 def test_keep_all_is_plain_attention(seed, heads, group, tokens):
@@ -109,11 +152,10 @@ def test_append_writes_in_place_until_the_reserve_is_used():
     keep_UT = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) < 0.5
     cache.add(0, [Entry(0, keep_UT, 20)], torch.randn(2, 50, DIM), torch.randn(2, 50, DIM))
     layer = cache._layers[0]
-    assert layer.k_RD is not None
-    before = layer.k_RD.data_ptr(), cache.bytes()
+    before = layer._arenas[0].k_RD.data_ptr(), cache.bytes()
     for _ in range(20):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
-    assert (layer.k_RD.data_ptr(), cache.bytes()) == before
+    assert (layer._arenas[0].k_RD.data_ptr(), cache.bytes()) == before
     for _ in range(60):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
     assert cache.bytes() > before[1]

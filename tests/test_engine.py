@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -83,6 +85,27 @@ def test_order_of_prompts_does_not_matter(tiny):
     (alone,) = generate(tiny, [b], made)
     assert ids(both[1]) == ids(alone)
     assert [o.kept for o in both[1]] == [o.kept for o in alone]
+
+
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+@pytest.mark.parametrize("cache", ["ragged", "masked"])
+def test_prompts_that_share_a_batch_are_as_alone(tiny, question, cache):
+    """Other lengths, questions, stops and least numbers; joining whenever half of the rows have left."""
+    made = variants(names=["fullkv", "snapkv", "ada_pyramidkv", "h2o_decode", "kivi"], budgets=(70,))
+    solo, texts = [], []
+    for i, (length, asked) in enumerate([(290, 20), (150, 3), (90, 1), (200, 40), (131, 12)]):
+        plain = Prompt(ids=tuple(prompt(length, seed=i)), context_len=length - asked, stop_ids=frozenset(), text="")
+        likely = generate(tiny, [plain], [("fullkv", None)], question=question)[0][0].token_ids[2 * i]
+        texts.append(replace(plain, stop_ids=frozenset([likely]), min_new_tokens=i))
+        solo.append([generate(tiny, [texts[-1]], [v], question=question)[0][0] for v in made])
+    assert len({g.finish_reason for row in solo for g in row}) == 2, "some rows must leave early, or nothing is tested"
+    for rows in (64, 12, 7, 2):
+        outs = generate(tiny, texts, made, question=question, cache=cache, max_rows=rows)
+        assert [ids(row) for row in outs] == [ids(row) for row in solo]
+        assert [[g.kept for g in row] for row in outs] == [[g.kept for g in row] for row in solo]
+        assert [[g.kept_max for g in row] for row in outs] == [[g.kept_max for g in row] for row in solo]
+        assert max(g.rows for row in outs for g in row) == min(25, {64: 25, 12: 10, 7: 5, 2: 2}[rows])
+    assert [len(g.token_ids) for g in outs[3]] >= [4] * len(made), "stops wait for the least number of tokens"
 
 
 @pytest.mark.parametrize("length", [71, 72, 120, 290])

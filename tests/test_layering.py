@@ -34,20 +34,25 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"kvbench_kernels"},
     "engine": {"kvbench_kernels", "cache", "methods", "prompts"},
     "score": {"benchmarks", "config", "data", "metrics", "paths", "store", "report"},
+    "status": {"config", "methods", "paths", "store"},
 }
-_LIBRARY = set(ALLOWED) - {"report", "store", "messages", "score"}
+_LIBRARY = set(ALLOWED) - {"report", "store", "messages", "score", "status"}
 ALLOWED |= {
     "api": _LIBRARY,
     "jobs": _LIBRARY | {"api", "store"},
     "records": _LIBRARY,
-    "runner": _LIBRARY | {"api", "store", "jobs", "score", "records"},
+    "memory": {"engine", "models"},
+    "plan": _LIBRARY | {"store", "jobs", "memory", "records"},
+    "runner": _LIBRARY | {"api", "store", "jobs", "plan", "score"},
     "profile": _LIBRARY | {"api", "store", "jobs", "runner"},
     "sweep": _LIBRARY | {"api", "store", "report", "jobs", "runner"},  # report: tables at the end of a sweep
     "__init__": {"api"},
     "__main__": _LIBRARY | {"api", "messages", "store", "report", "jobs", "runner", "profile", "sweep", "score"},
 }
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
-_LIGHT = ("__init__", "paths", "config", "messages", "encoding", "metrics", "data", "benchmarks", "store", "report")
+_LIGHT = (
+    "__init__", "paths", "config", "messages", "encoding", "metrics", "data", "benchmarks", "store", "report", "status",
+)  # fmt: skip
 FORBIDDEN = {
     **dict.fromkeys(_LIGHT, HEAVY),
     "kvbench_kernels": {"transformers", "accelerate", "hydra", "omegaconf"},
@@ -176,7 +181,14 @@ def run_python(code: str) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["kvbench", "kvbench.config", "kvbench.store", "kvbench.report.table", "kvbench.benchmarks.needle"],
+    [
+        "kvbench",
+        "kvbench.config",
+        "kvbench.store",
+        "kvbench.report.table",
+        "kvbench.status.__main__",
+        "kvbench.benchmarks.needle",
+    ],
 )
 def test_light_modules_load_no_torch(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from kvbench import config, runner
+from kvbench import config, plan, runner, store
 from kvbench.jobs import Job, prepare
 from kvbench.methods.method import Method
 from kvbench.paths import conf_dir
@@ -24,9 +24,10 @@ GRID = ["model=tiny", "benchmark.lengths=[280,320]", "benchmark.depths=[0,50,100
 
 
 @pytest.fixture
-def jobs(tmp_path):
+def jobs(tmp_path, monkeypatch):
     """Prepared jobs from lists of overrides, stored below tmp_path."""
     config.register()
+    monkeypatch.setenv("KVBENCH_CALM", str(tmp_path / "calm"))
 
     def make(*all_overrides: list[str]) -> list[Job]:
         GlobalHydra.instance().clear()
@@ -47,7 +48,11 @@ def status(outcome: runner.Outcome) -> dict:
 
 
 def work(outcome: runner.Outcome) -> list[tuple]:
-    return sorted((r["id"], tuple(r["token_ids"]), str(r["kept"]), str(r["scores"])) for r in rows(outcome))
+    return work_of(rows(outcome))
+
+
+def work_of(records) -> list[tuple]:
+    return sorted((r["id"], tuple(r["token_ids"]), str(r["kept"]), str(r["scores"])) for r in records)
 
 
 def test_records_say_what_was_kept(jobs):
@@ -70,7 +75,7 @@ def test_nothing_is_computed_twice(jobs, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("a finished run must load nothing")
 
-    for name in ("load", "load_tokenizer"):
+    for name in ("load", "load_tokenizer", "shape"):
         monkeypatch.setattr(runner.models, name, forbidden)
     second = runner.run_jobs(jobs(*made))
     assert [o.score for o in first] == [o.score for o in second]
@@ -111,20 +116,53 @@ def test_limit_is_a_beginning_of_the_same_run(jobs):
     assert len(rows(all_)) == 6
 
 
+def failing(monkeypatch, fails):
+    """Let a batch of the engine fail: `fails` gets the requests in flight and returns an exception or None."""
+    real = plan.stream
+
+    def stream(model, tokenizer, draw, **kwargs):
+        flying = []
+
+        def watched(in_flight):
+            request = draw(in_flight)
+            if request is not None:
+                flying.append(request)
+                error = fails(flying)
+                if error is not None:
+                    raise error
+            return request
+
+        for request, generations in real(model, tokenizer, watched, **kwargs):
+            flying.remove(request)
+            yield request, generations
+
+    monkeypatch.setattr(plan, "stream", stream)
+
+
+def drawn_rows(requests) -> int:
+    return sum(len(r.variants) for r in requests)
+
+
 def test_out_of_memory_is_a_row(jobs, monkeypatch):
-    real, calls = runner.generate, []
+    """Only a sample that does not fit by itself is recorded so; those in flight with it are answered."""
+    lengths = []
 
-    def sometimes(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
-        return real(*args, **kwargs)
+    def fails(requests):
+        lengths.extend(len(r.prompt.ids) for r in requests)
+        huge = max(set(lengths))
+        return next((torch.OutOfMemoryError("CUDA out of memory") for r in requests if len(r.prompt.ids) == huge), None)
 
-    monkeypatch.setattr(runner, "generate", sometimes)
     overrides = ["method=snapkv", "budget=100"]
+    (calm,) = runner.run_jobs(jobs([*overrides, "paths.outputs=${oc.env:KVBENCH_CALM}"]))
+    longest = max(r["prompt_tokens"] for r in rows(calm))
+    gone = {r["id"] for r in rows(calm) if r["prompt_tokens"] == longest}
+    lengths.append(longest)
+    failing(monkeypatch, fails)
     (outcome,) = runner.run_jobs(jobs(overrides))
-    assert [r["status"] for r in rows(outcome)] == ["ok", "oom", "ok", "ok", "ok", "ok"]
-    assert "out of memory" in rows(outcome)[1]["error"]
+    assert {r["id"] for r in rows(outcome) if r["status"] == "oom"} == gone
+    assert [w for w in work(calm) if w[0] not in gone] == work_of(r for r in rows(outcome) if r["status"] == "ok")
+    assert all("out of memory" in r["error"] for r in rows(outcome) if r["status"] == "oom")
+    monkeypatch.undo()
     (again,) = runner.run_jobs(jobs(overrides))
     assert len(rows(again)) == 6, "an out-of-memory row is a result"
     (retried,) = runner.run_jobs(jobs([*overrides, "retry_oom=true"]))
@@ -133,18 +171,50 @@ def test_out_of_memory_is_a_row(jobs, monkeypatch):
 
 def test_a_batch_out_of_memory_is_tried_in_halves(jobs, monkeypatch):
     """Only a row that does not fit by itself is out of memory: the record does not depend on the sweep it ran in."""
-    real = runner.generate
+    sizes = []
 
-    def small(model, tokenizer, prompt, variants, **kwargs):
-        if len(variants) > 2 or any(v.method.name == "fullkv" for v in variants):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, tokenizer, prompt, variants, **kwargs)
+    def fails(requests):
+        sizes.append(drawn_rows(requests))
+        full = any(v.method.name == "fullkv" for r in requests for v in r.variants)
+        return torch.OutOfMemoryError("CUDA out of memory") if sizes[-1] > 2 or full else None
 
-    monkeypatch.setattr(runner, "generate", small)
+    failing(monkeypatch, fails)
     names = ["fullkv", "snapkv", "h2o", "ada_snapkv", "streaming_llm"]
     outcomes = runner.run_jobs(jobs(*[[f"method={name}", "budget=100"] for name in names]))
     for name, outcome in zip(names, outcomes, strict=True):
         assert {r["status"] for r in rows(outcome)} == {"oom" if name == "fullkv" else "ok"}
+    assert max(sizes) > 2 and sum(size > 2 for size in sizes) < 12, "what did not fit once is not tried for ever"
+
+
+def test_samples_share_a_batch(jobs, tmp_path):
+    """As many as max_rows and max_prompts allow; the tokens are those of samples one by one."""
+    grid = [["method=snapkv", "budget=100"], ["method=h2o_decode", "budget=100"], ["method=kivi"]]
+    alone = runner.run_jobs(jobs(*[[*o, "engine.max_prompts=1", "paths.outputs=" + str(tmp_path / "a")] for o in grid]))
+    some = runner.run_jobs(jobs(*[[*o, "engine.max_rows=7", "paths.outputs=" + str(tmp_path / "b")] for o in grid]))
+    few = runner.run_jobs(jobs(*[[*o, "engine.max_rows=2", "paths.outputs=" + str(tmp_path / "c")] for o in grid]))
+    assert {r["rows"] for o in alone for r in rows(o)} == {3}
+    assert {r["rows"] for o in some for r in rows(o)} == {6}
+    assert {r["rows"] for o in few for r in rows(o)} == {1, 2}
+    assert [work(o) for o in alone] == [work(o) for o in some] == [work(o) for o in few]
+    assert len({o.folder.name for o in (alone[0], some[0], few[0])}) == 1, "a batch size is no part of what a run is"
+
+
+def test_shards_share_a_run(jobs):
+    (whole,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", "paths.outputs=${oc.env:KVBENCH_CALM}"]))
+    for shard, expected in (("2/4", "partial"), ("1/4", "partial"), ("4/4", "partial"), ("3/4", "done")):
+        (outcome,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", f"shard={shard}"]))
+        stored = store.load_run(outcome.folder)
+        assert outcome.error is None and stored.status["status"] == expected
+    assert outcome.folder.name == whole.folder.name
+    assert work_of(stored.samples) == work(whole)
+    (again,) = runner.run_jobs(jobs(["method=snapkv", "budget=100"]))
+    assert (again.score, again.samples) == (whole.score, 6)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b"])
+def test_a_shard_that_is_none(jobs, shard):
+    with pytest.raises(ValueError, match=f"shard={shard}: must be i/n"):
+        jobs([f"shard={shard}"])
 
 
 def test_changed_code_does_not_pass_as_the_recorded(jobs, caplog):
@@ -182,18 +252,16 @@ def test_a_share_below_the_window_on_some_prompts_keeps_the_most_recent_tokens(j
 
 
 def test_another_error_ends_the_run_and_keeps_what_is_done(jobs, monkeypatch):
-    real, calls = runner.generate, []
+    calls = []
 
-    def sometimes(*args, **kwargs):
+    def sometimes(requests):
         calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("shape mismatch")
-        return real(*args, **kwargs)
+        return RuntimeError("shape mismatch") if len(calls) == 3 else None
 
-    monkeypatch.setattr(runner, "generate", sometimes)
+    failing(monkeypatch, sometimes)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        runner.run_jobs(jobs(["method=snapkv", "budget=100"]))
-    monkeypatch.setattr(runner, "generate", real)
+        runner.run_jobs(jobs(["method=snapkv", "budget=100", "engine.max_prompts=1"]))
+    monkeypatch.undo()
     (job,) = jobs(["method=snapkv", "budget=100"])
     assert json.loads((job.folder / "status.json").read_text())["status"] == "failed"
     (outcome,) = runner.run_jobs([job])

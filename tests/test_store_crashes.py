@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from store_runs import child, ids, open_run, record
 
-from kvbench.store import load_run
+from kvbench.store import load_run, locks
 
 
 def test_every_cut_of_the_file_loses_only_the_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,11 +123,12 @@ def test_two_processes_share_the_work_of_one_run(tmp_path: Path) -> None:
             run.set_status("done")
     """
     held = open_run(tmp_path)
-    with pytest.raises(ValueError, match="another process is writing this run") as error:
-        open_run(tmp_path, wait=False)
-    assert str(held.path) in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="this process is already writing this run"):
-        open_run(tmp_path)
+    for wait in (True, False):  # waiting for oneself would never end
+        with pytest.raises(ValueError, match="this process is already writing this run"):
+            open_run(tmp_path, wait=wait)
+    refused = child("open_run(Path(sys.argv[1]), wait=False)", tmp_path)
+    errors = refused.communicate(timeout=60)[1]
+    assert errors.splitlines()[-1] == f"ValueError: {held.path}: another process is writing this run"
     writers = [child(code, tmp_path) for _ in range(2)]
     for writer in writers:
         assert writer.stderr is not None
@@ -178,7 +180,7 @@ def test_a_full_disk_keeps_whole_lines_and_names_the_folder(tmp_path: Path) -> N
     output, errors = writer.communicate(timeout=60)
     assert writer.returncode == 0, errors
     [path] = (tmp_path / "needle" / "tiny").iterdir()
-    assert output == f"4 [Errno 27] {path}: cannot write the sample s4 (File too large)\n"
+    assert output == f"4 [Errno 27] File too large; the sample s4 is not recorded: '{path}/samples.jsonl'\n"
     assert ids(path) == ["s0", "s1", "s2", "s3", "small"]
 
 
@@ -202,7 +204,7 @@ def test_when_the_torn_line_cannot_be_cut_the_run_takes_no_more(
     with monkeypatch.context() as patch:
         patch.setattr(os, "ftruncate", fail)
         patch.setattr(os, "write", write_part)
-        with pytest.raises(OSError, match="cannot write the sample b"):
+        with pytest.raises(OSError, match="the sample b is not recorded"):
             run.append(record("b"))
     assert (run.path / "samples.jsonl").read_bytes() == whole + parts[0]
     assert "could not cut off a torn last line" in caplog.text
@@ -227,3 +229,47 @@ def test_an_interrupt_in_the_middle_of_a_line_leaves_no_part_of_it(
             run.append(record("b"))
     assert (run.path / "samples.jsonl").read_bytes() == whole
     assert yaml.safe_load((run.path / "status.json").read_text())["status"] == "preempted"
+
+
+def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder on a file system that became read-only: reading goes on, opening says what is wrong."""
+    with open_run(tmp_path) as run:
+        run.append(record("a"))
+    really_open = os.open
+
+    def read_only(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return really_open(path, flags, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        with pytest.raises(ValueError) as error:
+            open_run(tmp_path)
+        assert str(error.value) == f"paths.outputs={tmp_path}: cannot write there (Read-only file system)"
+        assert [sample["id"] for sample in load_run(run.path).samples] == ["a"]
+        assert locks.writers(run.path) == []
+    open_run(tmp_path, wait=False).close()  # the failed opening holds no lock
+
+
+def test_a_disk_that_is_full_at_the_opening_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever file does not fit any more, the folder is free again and the next opening goes on."""
+    real, names = os.replace, []
+    for number in range(3):  # config.yaml, manifest.json, status.json
+
+        def full(source: Any, target: Any, number: int = number) -> None:
+            names.append(Path(target).name)
+            if len(names) > number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            with pytest.raises(ValueError, match=r"cannot write there \(No space left on device\)"):
+                open_run(tmp_path / str(number))
+        assert names == ["config.yaml", "manifest.json", "status.json"][: number + 1]
+        names.clear()
+        assert not list(tmp_path.rglob("*.tmp"))
+        with open_run(tmp_path / str(number), wait=False) as run:
+            run.append(record("a"))
+        assert [sample["id"] for sample in load_run(run.path).samples] == ["a"]

@@ -47,6 +47,8 @@ def ragged_decode(
     length_S: Tensor,
     lengths: Sequence[int],
     scaling: float,
+    wanted: Sequence[bool] | None = None,
+    bias_R: Tensor | None = None,
 ) -> Tensor:
     """Attention of the T newest tokens of every segment over its live slots, causal among the new ones.
 
@@ -54,6 +56,8 @@ def ragged_decode(
         q_SGTD: queries, segments in slab order.
         length_S: live slots including the new tokens, on the device of the buffers.
         lengths: the same on the host.
+        wanted: segments whose output is read, where not all are; that of the others is undefined.
+        bias_R: [R] zero on live slots, -inf on the others, in the dtype of q; spares making masks for a single token.
 
     Returns:
         [S, G, T, D], segments in slab order.
@@ -64,17 +68,30 @@ def ragged_decode(
     # token t of T sees the slots before itself: slot < length - T + t + 1
     visible_ST = length_S[:, None] + torch.arange(1 - tokens, 1, device=q_SGTD.device)
     for slab in slabs:
-        begin, end = slab.begin, slab.end
-        mine = lengths[begin:end]
-        longest, shortest = max(mine), min(mine)
-        k = slab.view(k_RD)[:, None, :longest]
-        v = slab.view(v_RD)[:, None, :longest]
+        k, v = slab.view(k_RD), slab.view(v_RD)
+        mine = list(range(slab.begin, slab.end))
+        at: slice | Tensor = slice(slab.begin, slab.end)
+        if wanted is not None:
+            mine = [i for i in mine if wanted[i]]
+            if not mine:
+                continue
+            if 2 * len(mine) <= slab.end - slab.begin:  # copying the few costs less than attending to all
+                at = torch.tensor(mine, device=q_SGTD.device)
+                k, v = k[at - slab.begin], v[at - slab.begin]
+            else:
+                mine = list(range(slab.begin, slab.end))
+        longest, shortest = max(lengths[i] for i in mine), min(lengths[i] for i in mine)
         mask = None
-        if tokens > 1 or shortest < longest:
-            mask = (slot[:longest] < visible_ST[begin:end, :, None])[:, None]  # [s, 1, T, longest]
+        if tokens == 1 and bias_R is not None and shortest < longest:
+            mask = slab.view(bias_R[:, None])[..., 0]
+            mask = (mask if isinstance(at, slice) else mask[at - slab.begin])[:, None, None, :longest]
+        elif tokens > 1 or shortest < longest:
+            mask = (slot[:longest] < visible_ST[at, :, None])[:, None]  # [s, 1, T, longest]
             if tokens > 1:
                 mask = mask.repeat(1, 1, group, 1)  # the rows of q below are G-major, T-minor
-        q = q_SGTD[begin:end].reshape(end - begin, 1, group * tokens, dim)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-        out_SGTD[begin:end] = out.view(end - begin, group, tokens, dim)
+        q = q_SGTD[at].reshape(len(mine), 1, group * tokens, dim)
+        out = F.scaled_dot_product_attention(
+            q, k[:, None, :longest], v[:, None, :longest], attn_mask=mask, scale=scaling
+        )
+        out_SGTD[at] = out.view(len(mine), group, tokens, dim)
     return out_SGTD

@@ -3,170 +3,120 @@
 Shape suffixes: B rows of the decode batch, H query heads, U KV heads, G = H / U, S segments (row x KV head),
 R slots, T tokens, D head dimension.
 
-Memory: a segment's capacity is its kept tokens plus the reserved ones, and neighbours in size share the capacity of
-the largest, at most an eighth above the smallest (or 16 slots), so that they can be attended to together.
-Appending costs O(new tokens). Only growth beyond the reserve and the release of half the rows move the buffer.
+Appending costs O(new tokens). Three things move a layer's buffers: rows that join (once for all that join between two
+steps), growth beyond the reserve, and the release of half the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kvbench.cache.arena import Arena, Segment, gather, merge
 from kvbench.cache.base import Entry
 from kvbench.cache.rows import SpecialRow, special_row
-from kvbench_kernels.reference import Slab, ragged_append, ragged_decode
-
-
-@dataclass
-class _Segment:
-    row: int
-    head: int
-    length: int
-    need: int  # tokens it will hold: what it kept and what will be appended
-    capacity: int = 0
-    start: int = 0
-
-
-def _group_by_capacity(segments: list[_Segment]) -> list[Slab]:
-    """Sort segments by need, level neighbours up to a common capacity, give every segment its slots."""
-    segments.sort(key=lambda s: (-s.need, s.row, s.head))
-    slabs, begin, slot = [], 0, 0
-    while begin < len(segments):
-        capacity = segments[begin].need
-        end = begin
-        while end < len(segments) and capacity - segments[end].need <= max(16, segments[end].need // 8):
-            end += 1
-        for index in range(begin, end):
-            segments[index].capacity = capacity
-            segments[index].start = slot + (index - begin) * capacity
-        slabs.append(Slab(slot, capacity, begin, end))
-        slot += (end - begin) * capacity
-        begin = end
-    return slabs
-
-
-def _slots(segments: Sequence[_Segment], device: torch.device) -> Tensor:
-    """Live slots of the segments, one after the other."""
-    return torch.cat([torch.arange(s.start, s.start + s.length, device=device) for s in segments])
+from kvbench_kernels.reference import ragged_append, ragged_decode
 
 
 class _Layer:
-    """The flat buffers of one layer."""
+    """The plain rows of one layer: an arena, and those of prompts that joined since the last step."""
 
     def __init__(self) -> None:
-        self.segments: list[_Segment] = []  # in slab order
-        self.slabs: list[Slab] = []
-        self.k_RD: Tensor | None = None
-        self.v_RD: Tensor | None = None
-        self.dead: set[int] = set()  # released rows whose slots are still there
+        self._arenas: list[Arena] = []
+        self._dead: set[int] = set()  # released rows whose slots are still there
         self._active: tuple[int, ...] | None = None
 
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Lay out the old segments and the entries' kept tokens in new buffers."""
-        new: list[_Segment] = []
-        for entry in entries:
-            for head, length in enumerate(entry.keep_UT.sum(1).tolist()):
-                new.append(_Segment(entry.row, head, length, length + entry.reserve))
-        keeps = [(e.keep_UT.to(k_UTD.device)) for e in entries]
-        k_new, v_new = ([x_UTD[keep] for keep in keeps] for x_UTD in (k_UTD, v_UTD))
-        self._relayout(self._alive(), new, k_new, v_new, k_UTD)
+        if any(entry.row in self._dead for entry in entries):
+            self._rebuild()
+        self._arenas.append(gather(entries, k_UTD, v_UTD))
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         batch, heads, tokens, dim = q_BHTD.shape
         kv_heads = k_BUTD.shape[1]
-        self._activate(rows, kv_heads)
-        if any(self.segments[i].length + tokens > self.segments[i].capacity for i in self._mine):
+        arena = self._activate(rows, kv_heads)
+        if any(arena.segments[i].length + tokens > arena.segments[i].capacity for i in self._mine):
             self._grow(tokens)
-            self._activate(rows, kv_heads)
-        assert self.k_RD is not None and self.v_RD is not None
+            arena = self._activate(rows, kv_heads)
         slot_S = self._start_S[self._mine_S] + self._length_S[self._mine_S]
-        ragged_append(self.k_RD, self.v_RD, slot_S, k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1))
+        ragged_append(arena.k_RD, arena.v_RD, slot_S, k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1))
+        arena.bias_R[(slot_S[:, None] + torch.arange(tokens, device=slot_S.device)).flatten()] = 0
         self._length_S[self._mine_S] += tokens
         for index in self._mine:
-            self.segments[index].length += tokens
+            arena.segments[index].length += tokens
         q_SGTD = q_BHTD.reshape(batch * kv_heads, heads // kv_heads, tokens, dim)[self._query_S]
-        lengths = [segment.length for segment in self.segments]
-        out_SGTD = ragged_decode(q_SGTD, self.k_RD, self.v_RD, self.slabs, self._length_S, lengths, scaling)
+        lengths = [segment.length for segment in arena.segments]
+        out_SGTD = ragged_decode(
+            q_SGTD,
+            arena.k_RD,
+            arena.v_RD,
+            arena.slabs,
+            self._length_S,
+            lengths,
+            scaling,
+            self._wanted,
+            arena.bias_R,
+        )
         return out_SGTD[self._mine_S].reshape(batch, heads, tokens, dim)
 
     def release(self, rows: Sequence[int]) -> None:
-        """Free the slots of `rows`, once half of the buffer is free."""
-        self.dead.update(rows)
-        alive = self._alive()
-        if not alive:
-            self.__init__()  # type: ignore[misc]
-        elif 2 * sum(s.capacity for s in alive) <= sum(s.capacity for s in self.segments):
-            self._relayout(alive, [], [], [], self.k_RD)
+        """Free the slots of `rows`, once half of the slots are free."""
+        self._dead.update(rows)
+        everything = [s for arena in self._arenas for s in arena.segments]
+        if 2 * sum(s.capacity for s in everything if s.row not in self._dead) <= sum(s.capacity for s in everything):
+            self._rebuild()
 
-    def _alive(self) -> list[_Segment]:
-        return [s for s in self.segments if s.row not in self.dead]
+    def of(self, row: int) -> list[Segment]:
+        """The segments of a row, by head."""
+        found = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
+        return sorted(found, key=lambda s: s.head)
 
-    def of(self, row: int) -> list[_Segment]:
-        return sorted((s for s in self.segments if s.row == row), key=lambda s: s.head)
+    def nbytes(self) -> int:
+        return sum(arena.nbytes() for arena in self._arenas)
 
-    def bytes(self) -> int:
-        return 0 if self.k_RD is None else 2 * self.k_RD.nbytes
-
-    def row_bytes(self) -> int:
+    def token_bytes(self) -> int:
         """Bytes of one token's key and value in one head."""
-        return 0 if self.k_RD is None else 2 * self.k_RD.shape[1] * self.k_RD.element_size()
+        return 2 * self._arenas[0].k_RD.shape[1] * self._arenas[0].k_RD.element_size() if self._arenas else 0
 
-    def _activate(self, rows: tuple[int, ...], kv_heads: int) -> None:
+    def settle(self) -> None:
+        """Bring what joined since the last step into one arena."""
+        if len(self._arenas) > 1:
+            self._rebuild()
+
+    def _activate(self, rows: tuple[int, ...], kv_heads: int) -> Arena:
         """Index tensors that map the batch's (row, head) order to slab order and back."""
+        self.settle()
+        (arena,) = self._arenas
         if self._active == rows:
-            return
-        position = {(s.row, s.head): index for index, s in enumerate(self.segments)}
+            return arena
+        segments, device = arena.segments, arena.k_RD.device
+        position = {(s.row, s.head): index for index, s in enumerate(segments)}
         self._mine = [position[row, head] for row in rows for head in range(kv_heads)]
-        query = [0] * len(self.segments)  # segments of inactive rows get any query; their output is not read
+        query = [0] * len(segments)
         for source, index in enumerate(self._mine):
             query[index] = source
-        assert self.k_RD is not None
-        self._mine_S = torch.tensor(self._mine, device=self.k_RD.device)
-        self._query_S = torch.tensor(query, device=self.k_RD.device)
+        mine = set(self._mine)
+        self._wanted = None if len(mine) == len(segments) else [i in mine for i in range(len(segments))]
+        self._mine_S = torch.tensor(self._mine, device=device)
+        self._query_S = torch.tensor(query, device=device)
+        self._start_S = torch.tensor([s.start for s in segments], device=device)
+        self._length_S = torch.tensor([s.length for s in segments], device=device)
         self._active = rows
+        return arena
 
     def _grow(self, tokens: int) -> None:
         """Room for half as many tokens again, once the reserve is used up."""
-        alive = self._alive()
-        for segment in alive:
+        for segment in self._arenas[0].segments:
             segment.need = max(segment.need, segment.length + max(tokens, 64, segment.length // 2))
-        self._relayout(alive, [], [], [], self.k_RD)
+        self._rebuild()
 
-    def _relayout(
-        self,
-        old: list[_Segment],
-        new: list[_Segment],
-        k_new: Sequence[Tensor],
-        v_new: Sequence[Tensor],
-        like: Tensor | None,
-    ) -> None:
-        assert like is not None
-        device = like.device
-        k_src, v_src = list(k_new), list(v_new)
-        if old:
-            assert self.k_RD is not None and self.v_RD is not None
-            live = _slots(old, device)
-            k_src.insert(0, self.k_RD[live])
-            v_src.insert(0, self.v_RD[live])
-        for segment in old:  # it may have grown into what it was levelled up to
-            segment.need = max(segment.need, segment.length)
-        in_order = [*old, *new]
-        self.segments = list(in_order)
-        self.dead.clear()
-        self.slabs = _group_by_capacity(self.segments)
-        slots = sum(s.capacity for s in self.segments)
-        # zeros, not empty: slots behind a segment's length are read and masked, and NaN would survive the mask
-        self.k_RD = torch.zeros(slots, like.shape[-1], dtype=like.dtype, device=device)
-        self.v_RD = torch.zeros_like(self.k_RD)
-        target = _slots(in_order, device)
-        self.k_RD.index_copy_(0, target, torch.cat(k_src))
-        self.v_RD.index_copy_(0, target, torch.cat(v_src))
-        self._start_S = torch.tensor([s.start for s in self.segments], device=device)
-        self._length_S = torch.tensor([s.length for s in self.segments], device=device)
+    def _rebuild(self) -> None:
+        """Living segments only, laid out anew in one arena."""
+        merged = merge(self._arenas, frozenset(self._dead))
+        self._arenas = [] if merged is None else [merged]
+        self._dead.clear()
         self._active = None
 
 
@@ -216,18 +166,24 @@ class RaggedCache:
 
     def used_bytes(self, row: int) -> int:
         return sum(
-            special[row].used_bytes() if row in special else layer.row_bytes() * sum(s.length for s in layer.of(row))
+            special[row].used_bytes() if row in special else layer.token_bytes() * sum(s.length for s in layer.of(row))
             for layer, special in zip(self._layers, self._special, strict=True)
         )
 
     def slack_bytes(self, row: int) -> int:
+        self._settle()
         return sum(
             special[row].bytes() - special[row].used_bytes()
             if row in special
-            else layer.row_bytes() * sum(s.capacity - s.length for s in layer.of(row))
+            else layer.token_bytes() * sum(s.capacity - s.length for s in layer.of(row))
             for layer, special in zip(self._layers, self._special, strict=True)
         )
 
     def bytes(self) -> int:
-        plain = sum(layer.bytes() for layer in self._layers)
+        self._settle()
+        plain = sum(layer.nbytes() for layer in self._layers)
         return plain + sum(row.bytes() for special in self._special for row in special.values())
+
+    def _settle(self) -> None:
+        for layer in self._layers:
+            layer.settle()

@@ -1,8 +1,14 @@
-"""The engine's loop: a prompt goes in once, every variant generates greedily, all rows in one batch."""
+"""The engine's loop: prompts go in once, every variant generates greedily, all rows decode in one batch.
+
+Rows of different prompts share the batch: a ragged cache does not mind. Prompts join when half of the batch has left,
+several at once, because joining lays the cache out anew.
+
+Shape suffixes: B rows, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +20,13 @@ from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
-from kvbench.engine.variant import Generation, PromptLike, Timings, Variant
+from kvbench.engine.variant import Generation, Request, Timings
 from kvbench.methods.dials import did_you_mean
 
 CACHES: dict[str, Callable[[int], KVCache]] = {"ragged": RaggedCache, "masked": MaskedCache}
+
+Draw = Callable[[Sequence[Request]], Request | None]
+"""The next request that may join those in flight; None if none may, or none is left."""
 
 
 def make_cache(kind: str, num_layers: int) -> KVCache:
@@ -36,172 +45,229 @@ def num_layers(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
 
 
-@dataclass
-class _Row:
-    ids: list[int] = field(default_factory=list)
-    finish: str | None = None
-    end: float = 0.0
-    kept_max: int = 0
-
-
 @torch.inference_mode()
-def run(
+def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: PromptLike,
-    variants: Sequence[Variant],
+    draw: Draw,
     *,
-    max_new_tokens: int,
     cache: str = "ragged",
     question: str = "aware",
-) -> list[Generation]:
-    """Prefill `prompt` once and let every variant generate from what it keeps.
+) -> Iterator[tuple[Request, list[Generation]]]:
+    """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
 
     Args:
+        draw: gives the next request that may join those in flight, or None; asked when half of the rows have stopped,
+            again and again until it says None. When it says so to an empty batch, the stream ends.
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
 
-    Returns:
-        One generation per variant, in order.
-
     Raises:
-        ValueError: no variants, an impossible budget on this prompt, an empty prompt.
+        ValueError: no variants, an impossible budget on a prompt, an empty prompt.
     """
-    if not variants or not prompt.ids or max_new_tokens < 1:
-        raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
-    if question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
-        raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
-    kv = make_cache(cache, num_layers(model))
+    batch = _Batch(model, tokenizer, make_cache(cache, num_layers(model)), question)
     with kvbench_attention(model):
-        return _Decoding(model, tokenizer, prompt, variants, kv, max_new_tokens, question).run()
+        while True:
+            joining: list[Request] = []
+            while batch.half_empty or joining:
+                request = draw([*batch.in_flight, *joining])
+                if request is None:
+                    break
+                joining.append(request)
+            if joining:
+                yield from batch.join(joining)
+            elif batch.in_flight:
+                yield from batch.step()
+            else:
+                return
 
 
-class _Decoding:
-    """One prompt's way through the engine. Rows are variants; row i is variant i in the cache."""
+@dataclass
+class _Row:
+    """One generation on its way. `id` is its row in the cache, `seen` the tokens of its sequence so far."""
+
+    id: int
+    request: Request
+    seen: int
+    ids: list[int] = field(default_factory=list)
+    finish: str | None = None
+    kept_max: int = 0
+    clock: float = 0.0  # of the batch's decode steps: at the first token, then what passed until the last
+
+
+@dataclass
+class _Prefilled:
+    """What is known of a request once its prompt is in the cache."""
+
+    request: Request
+    rows: list[_Row]
+    prefill: PrefillPass
+    prefill_s: float
+    ttft_s: float
+    logits_BV: Tensor | None
+    measured: list[tuple[list[list[int]], int, int]] = field(default_factory=list)  # kept, used and slack bytes
+    together: int = 0
+
+
+class _Batch:
+    """The rows that decode together."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt: PromptLike,
-        variants: Sequence[Variant],
-        cache: KVCache,
-        max_new_tokens: int,
-        question: str,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: KVCache, question: str
     ) -> None:
-        self._model, self._tokenizer, self._prompt = model, tokenizer, prompt
-        self._variants, self._cache, self._max = variants, cache, max_new_tokens
+        self._model, self._tokenizer, self._cache, self._question = model, tokenizer, cache, question
         self._device = next(model.get_input_embeddings().parameters()).device
-        self._ids_T = torch.tensor(list(prompt.ids), device=self._device)
-        self._span = prompt.context_len if question == "agnostic" else len(prompt.ids)
-        self._rows = [_Row() for _ in variants]
+        self._flying: list[_Prefilled] = []
+        self._active: list[_Row] = []
+        self._rows_made = self._full = 0
+        self._clock = 0.0
 
-    def run(self) -> list[Generation]:
+    @property
+    def in_flight(self) -> list[Request]:
+        return [one.request for one in self._flying]
+
+    @property
+    def half_empty(self) -> bool:
+        """Whether it is time to let requests join: each time costs a new layout of the cache."""
+        return 2 * len(self._active) <= self._full
+
+    def join(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[Generation]]]:
+        """Prefill the requests one after the other; their rows have their first token afterwards."""
+        new = [self._prefill(request) for request in requests]
+        for one in new:  # the cache lays out its rows now, once for all
+            one.measured = [
+                (self._cache.lengths(row.id), self._cache.used_bytes(row.id), self._cache.slack_bytes(row.id))
+                for row in one.rows
+            ]
+        self._full = len(self._active) + sum(len(one.rows) for one in new)
+        for one in new:
+            self._flying.append(one)
+            self._active += one.rows
+            one.together = self._full
+        for one in new:
+            self._first_tokens(one)
+        yield from self._landed()
+
+    def step(self) -> Iterator[tuple[Request, list[Generation]]]:
+        """One more token for every active row."""
         begin = now(self._device)
-        rest = len(self._ids_T) - self._span
+        rows = self._active
+        ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
+        logits_BV = self._forward(ids_BT, rows)
+        tokens = self._choose(rows, logits_BV)
+        self._clock += now(self._device) - begin
+        self._take(rows, tokens)
+        yield from self._landed()
+
+    def _prefill(self, request: Request) -> _Prefilled:
+        prompt = request.prompt
+        if not request.variants or not prompt.ids or request.max_new_tokens < 1:
+            raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
+        agnostic = self._question == "agnostic"
+        if agnostic and not 0 < prompt.context_len < len(prompt.ids):
+            raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
+        begin = now(self._device)
+        span = prompt.context_len if agnostic else len(prompt.ids)
+        ids_T = torch.tensor(list(prompt.ids[:span]), device=self._device)
+        rows = [_Row(self._rows_made + i, request, span) for i in range(len(request.variants))]
+        self._rows_made += len(rows)
         prefill = PrefillPass(
-            self._variants,
+            request.variants,
             self._cache,
+            first_row=rows[0].id,
             num_layers=num_layers(self._model),
-            token_ids=self._ids_T[: self._span],
-            reserve=rest + self._max,
-            spans={
-                "context": (0, self._prompt.context_len),
-                "question": (self._prompt.context_len, len(self._ids_T)),
-            },
+            token_ids=ids_T,
+            reserve=len(prompt.ids) - span + request.max_new_tokens,
+            spans={"context": (0, prompt.context_len), "question": (prompt.context_len, len(prompt.ids))},
         )
-        logits_BV = self._forward(self._ids_T[None, : self._span], 0, prefill)
+        logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
         prefill.finish()
-        prefilled = now(self._device)
-        count = len(self._variants)
-        measured = [
-            (self._cache.lengths(row), self._cache.used_bytes(row), self._cache.slack_bytes(row))
-            for row in range(count)
-        ]
-        if rest:
-            question_BT = self._ids_T[None, self._span :].expand(count, -1)
-            logits_BV = self._forward(question_BT, self._span, ContinuePass(self._cache, range(count), self._span))
-        first = self._choose(logits_BV, 0).expand(count).tolist()
-        ttft = now(self._device) - begin
-        self._loop(first)
-        generations = []
-        for row, (state, (kept, used, slack)) in enumerate(zip(self._rows, measured, strict=True)):
-            steps = len(state.ids) - 1
-            generations.append(
-                Generation(
-                    text=self._text(state),
-                    token_ids=state.ids,
-                    finish_reason=state.finish or "length",
-                    prompt_tokens=len(self._ids_T),
-                    span=self._span,
-                    budget_tokens=prefill.tokens[row],
-                    kept=kept,
-                    kept_max=max(state.kept_max, max(map(max, kept))),
-                    kv_bytes=used,
-                    slack_bytes=slack,
-                    kv_bytes_full=prefill.full_bytes,
-                    rows=count,
-                    timings=Timings(
-                        prefill_s=prefilled - begin - prefill.compress_s,
-                        compress_s=prefill.compress_s,
-                        ttft_s=ttft,
-                        tpot_s=(state.end - begin - ttft) / steps if steps else None,
-                    ),
-                )
-            )
-        return generations
+        seconds = now(self._device) - begin
+        return _Prefilled(request, rows, prefill, seconds - prefill.compress_s, seconds, logits_BV)
 
-    def _loop(self, tokens: list[int]) -> None:
-        """Greedy decoding of all rows in lockstep; a row leaves the batch when it stops."""
-        active = list(range(len(tokens)))
-        position = len(self._ids_T)
-        while True:
-            active, tokens = self._take(active, tokens)
-            if not active:
-                return
-            ids_BT = torch.tensor(tokens, device=self._device)[:, None]
-            logits_BV = self._forward(ids_BT, position, ContinuePass(self._cache, active, position))
-            position += 1
-            tokens = self._choose(logits_BV, position - len(self._ids_T)).tolist()
+    def _first_tokens(self, one: _Prefilled) -> None:
+        begin = now(self._device)
+        logits_BV, rows = one.logits_BV, one.rows
+        assert logits_BV is not None
+        one.logits_BV = None
+        question = list(one.request.prompt.ids[rows[0].seen :])
+        if question:
+            logits_BV = self._forward(torch.tensor([question] * len(rows), device=self._device), rows)
+        tokens = self._choose(rows, logits_BV.expand(len(rows), -1))
+        one.ttft_s += now(self._device) - begin
+        for row in rows:
+            row.clock = self._clock
+        self._take(rows, tokens)
 
-    def _choose(self, logits_BV: Tensor, made: int) -> Tensor:
-        """The greedy tokens [B] after `made` new ones; a stop is out of the question below the least number."""
-        if made < self._prompt.min_new_tokens:
+    def _choose(self, rows: Sequence[_Row], logits_BV: Tensor) -> list[int]:
+        """The greedy token of every row; a stop is out of the question below the least number of new tokens."""
+        held = [i for i, row in enumerate(rows) if len(row.ids) < row.request.prompt.min_new_tokens]
+        if held:
             logits_BV = logits_BV.clone()
-            logits_BV[:, sorted(self._prompt.stop_ids)] = -torch.inf
-        return logits_BV.argmax(-1)
+            for i in held:
+                logits_BV[i, sorted(rows[i].request.prompt.stop_ids)] = -torch.inf
+        chosen: list[int] = logits_BV.argmax(-1).tolist()
+        return chosen
 
-    def _take(self, active: list[int], tokens: list[int]) -> tuple[list[int], list[int]]:
-        """Add one token to every active row; the rows that go on, and their tokens."""
-        stop_ids = self._prompt.stop_ids
-        done: list[int] = []
-        for row, token in zip(active, tokens, strict=True):
-            state = self._rows[row]
-            state.ids.append(token)
-            if token in stop_ids and (len(state.ids) > 1 or self._prompt.first_may_stop):
-                state.finish = "stop"
-            elif len(state.ids) == self._max:
-                state.finish = "length"
-            if state.finish is not None:
-                state.end = now(self._device)
-                state.kept_max = max(map(max, self._cache.lengths(row)))
-                done.append(row)
+    def _take(self, rows: Sequence[_Row], tokens: Sequence[int]) -> None:
+        """Add one token to each row; those that stop leave the batch."""
+        done = []
+        for row, token in zip(rows, tokens, strict=True):
+            row.ids.append(token)
+            prompt = row.request.prompt
+            if token in prompt.stop_ids and (len(row.ids) > 1 or prompt.first_may_stop):
+                row.finish = "stop"
+            elif len(row.ids) == row.request.max_new_tokens:
+                row.finish = "length"
+            if row.finish is not None:
+                row.clock = self._clock - row.clock
+                row.kept_max = max(map(max, self._cache.lengths(row.id)))
+                done.append(row.id)
         if done:
             self._cache.release(done)
-        going = [(r, t) for r, t in zip(active, tokens, strict=True) if self._rows[r].finish is None]
-        return [r for r, _ in going], [t for _, t in going]
+            self._active = [row for row in self._active if row.finish is None]
 
-    def _forward(self, ids_BT: Tensor, position: int, attention: AttentionPass) -> Tensor:
-        """Logits [B, V] of the last token; `position` is the number of tokens seen before."""
-        batch, tokens = ids_BT.shape
-        positions = torch.arange(position, position + tokens, device=self._device).expand(batch, -1)
+    def _landed(self) -> Iterator[tuple[Request, list[Generation]]]:
+        """The requests whose rows have all stopped."""
+        landed = [one for one in self._flying if all(row.finish is not None for row in one.rows)]
+        self._flying = [one for one in self._flying if one not in landed]
+        for one in landed:
+            yield one.request, [self._generation(one, i) for i in range(len(one.rows))]
+
+    def _forward(self, ids_BT: Tensor, rows: Sequence[_Row]) -> Tensor:
+        """Logits [B, V] after T more tokens of each row."""
+        tokens = ids_BT.shape[1]
+        seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
+        attention = ContinuePass(self._cache, [row.id for row in rows], max(row.seen for row in rows))
+        logits_BV = self._call(ids_BT, seen_B1 + torch.arange(tokens, device=self._device), attention)
+        for row in rows:
+            row.seen += tokens
+        return logits_BV
+
+    def _call(self, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
         out = self._model(
-            input_ids=ids_BT, position_ids=positions, use_cache=False, logits_to_keep=1, kvbench=attention
+            input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention
         )
         return out.logits[:, -1]
 
-    def _text(self, state: _Row) -> str:
-        ids = state.ids[:-1] if state.finish == "stop" else state.ids
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+    def _generation(self, one: _Prefilled, index: int) -> Generation:
+        row, (kept, used, slack) = one.rows[index], one.measured[index]
+        ids = row.ids[:-1] if row.finish == "stop" else row.ids
+        steps = len(row.ids) - 1
+        return Generation(
+            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
+            token_ids=row.ids,
+            finish_reason=row.finish or "length",
+            prompt_tokens=len(row.request.prompt.ids),
+            span=one.prefill.span,
+            budget_tokens=one.prefill.tokens[index],
+            kept=kept,
+            kept_max=max(row.kept_max, max(map(max, kept))),
+            kv_bytes=used,
+            slack_bytes=slack,
+            kv_bytes_full=one.prefill.full_bytes,
+            rows=one.together,
+            timings=Timings(one.prefill_s, one.prefill.compress_s, one.ttft_s, row.clock / steps if steps else None),
+        )

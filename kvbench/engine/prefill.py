@@ -28,7 +28,7 @@ def now(device: torch.device) -> float:
 
 
 class PrefillPass:
-    """Attends causally over the prompt and fills the cache, row i with what variant i keeps.
+    """Attends causally over the prompt and fills the cache, row `first_row + i` with what variant i keeps.
 
     Args:
         variants: one row each.
@@ -36,6 +36,7 @@ class PrefillPass:
         num_layers: layers of the model.
         token_ids: [T] ids of the span, for methods that look at token types.
         reserve: tokens that will be appended to each row.
+        first_row: the cache's row of the first variant; the others follow.
         spans: named ranges of the span, for methods that look at them.
 
     Raises:
@@ -50,11 +51,12 @@ class PrefillPass:
         num_layers: int,
         token_ids: Tensor,
         reserve: int,
+        first_row: int = 0,
         spans: dict[str, tuple[int, int]] | None = None,
     ) -> None:
         self.seen = 0
         self._variants, self._cache = variants, cache
-        self._num_layers, self._reserve = num_layers, reserve
+        self._num_layers, self._reserve, self._first_row = num_layers, reserve, first_row
         self._token_ids, self._spans = token_ids, spans
         self.span = len(token_ids)
         self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
@@ -131,7 +133,7 @@ class PrefillPass:
         else:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
         return Entry(
-            row,
+            self._first_row + row,
             keep_UT,
             self._reserve,
             store=method.store,

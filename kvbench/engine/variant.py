@@ -35,15 +35,25 @@ class Variant:
         return f"{self.method.name}-{self.budget}" if self.method.evicts else self.method.name
 
 
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt and the variants that shall answer it, with one prefill for all of them."""
+
+    prompt: PromptLike
+    variants: Sequence[Variant]
+    max_new_tokens: int
+
+
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. Prefill, compression and the first token are shared by all rows of the batch.
+    """Seconds. Prefill, compression and the first token are shared by all variants of the prompt.
 
     Attributes:
         prefill_s: forward pass over the prompt without compression.
         compress_s: scoring, selecting and storing for all variants.
         ttft_s: time to first token: prefill, compression and, question-agnostic, the question's tokens.
         tpot_s: time per output token after the first, with the whole batch decoding; None for a single token.
+            Prefills of prompts that join the batch meanwhile do not count.
     """
 
     prefill_s: float
@@ -67,7 +77,7 @@ class Generation:
         kv_bytes: bytes of the kept keys and values right after compression.
         slack_bytes: bytes reserved beside them for tokens to come.
         kv_bytes_full: bytes of the same span in a full cache.
-        rows: rows that decoded together.
+        rows: rows that decoded together when this one began, those of other prompts included.
     """
 
     text: str

@@ -4,5 +4,19 @@ from __future__ import annotations
 
 from kvbench.models.kept import Kept
 from kvbench.models.load import Loaded, check, device, ends, eos_ids, identity, load, load_tokenizer, max_length
+from kvbench.models.shape import Shape, shape
 
-__all__ = ["Kept", "Loaded", "check", "device", "ends", "eos_ids", "identity", "load", "load_tokenizer", "max_length"]
+__all__ = [
+    "Kept",
+    "Loaded",
+    "Shape",
+    "check",
+    "device",
+    "ends",
+    "eos_ids",
+    "identity",
+    "load",
+    "load_tokenizer",
+    "max_length",
+    "shape",
+]

@@ -24,11 +24,15 @@ class Kept:
             self._tokenizer = (key, models.load_tokenizer(node))
         return self._tokenizer[1]
 
+    def holds(self, node: Mapping[str, Any]) -> bool:
+        """Whether the model of a `model` node is loaded."""
+        return self._loaded is not None and self._loaded[0] == json.dumps(node, sort_keys=True)
+
     def model(self, node: Mapping[str, Any]) -> models.Loaded:
         """The model of a `model` node; one of another node is let go first."""
-        key = json.dumps(node, sort_keys=True)
-        if self._loaded is None or self._loaded[0] != key:
+        if not self.holds(node):
             self._loaded = None
             gc.collect()
-            self._loaded = (key, models.load(node))
+            self._loaded = (json.dumps(node, sort_keys=True), models.load(node))
+        assert self._loaded is not None
         return self._loaded[1]

@@ -93,8 +93,13 @@ def max_length(cfg: Mapping[str, Any]) -> int | None:
         return int(cfg["max_length"])
     if cfg["kind"] == "tiny":
         return int(cfg["dims"]["max_position_embeddings"])
+    return _own_length(load_config(cfg))
+
+
+def load_config(cfg: Mapping[str, Any]) -> Any:
+    """The model's config (of a smollm2, hub or local model), no weights. Raises ValueError when out of reach."""
     with quiet():
-        return _own_length(pretrained.load_config(cfg, *_source(cfg)))
+        return pretrained.load_config(cfg, *_source(cfg))
 
 
 def eos_ids(cfg: Mapping[str, Any], tokenizer: Any) -> frozenset[int]:

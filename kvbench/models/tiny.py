@@ -55,21 +55,27 @@ def identity(cfg: Mapping[str, Any]) -> str:
     return "tiny:" + hashlib.sha256(recipe.encode()).hexdigest()
 
 
-def model(cfg: Mapping[str, Any]) -> Any:
-    """The Llama of `cfg["dims"]`, random weights from `cfg["seed"]`; torch's random state is left alone."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def config(cfg: Mapping[str, Any]) -> Any:
+    """The Llama config of `cfg["dims"]`."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         **{key: cfg["dims"][key] for key in DIMS},
         bos_token_id=SPECIALS.index("<s>"),
         eos_token_id=SPECIALS.index("</s>"),
         pad_token_id=None,
         tie_word_embeddings=False,
     )
+
+
+def model(cfg: Mapping[str, Any]) -> Any:
+    """The Llama of `cfg["dims"]`, random weights from `cfg["seed"]`; torch's random state is left alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(cfg["seed"]))
-        made: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        made: Any = AutoModelForCausalLM.from_config(config(cfg), attn_implementation="sdpa", dtype=torch.float32)
     return made.to(torch.float32 if cfg["dtype"] == "auto" else getattr(torch, cfg["dtype"]))
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kvbench.store.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,10 +29,14 @@ def new(width: float, height: float, layout: Literal["constrained"] | None = "co
 
 
 def save(figure: Figure, path: str | Path, stamp: str) -> Path:
-    """Write a PNG with its stamp inside and return its path."""
+    """Write a PNG with its stamp inside and return its path.
+
+    The stamp comes before the picture, so a PNG torn by a kill would pass as drawn: it is replaced as a whole.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, metadata={_STAMP: stamp})
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=160, format="png", metadata={_STAMP: stamp})
     return path
 
 

@@ -19,6 +19,7 @@ from kvbench.report.suite import is_baseline, row_key, suite_groups, suite_setti
 from kvbench.report.suite_text import tables, terminal
 from kvbench.report.table import cells, table
 from kvbench.store import StoredRun
+from kvbench.store.files import write_atomic
 
 _LEGEND = """\
 Means over the samples that got an answer; oom counts those that ran out of memory. Δ full: mean difference to
@@ -163,9 +164,9 @@ def _write(group: Group, metric: str | None, out: Path) -> Path:
     """Tables of the runs, a heatmap each where there is a grid and all in one overview, a suite's curve."""
     folder = out / group.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(group.markdown(), encoding="utf-8")
-    (folder / "table.json").write_text(json.dumps(group.content, indent=2) + "\n", encoding="utf-8")
-    (folder / "scores.csv").write_text(csv_text(group.scores()), encoding="utf-8")
+    write_atomic(folder / "table.md", group.markdown())
+    write_atomic(folder / "table.json", json.dumps(group.content, indent=2) + "\n")
+    write_atomic(folder / "scores.csv", csv_text(group.scores()))
     if "suite" in group.content:
         words = group.name.partition(" (")[0].split(", ")
         curve(group.content, ", ".join(words[:2]), ", ".join(words[2:]), folder / "budgets.png")

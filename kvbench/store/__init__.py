@@ -8,12 +8,14 @@
         status.json     {"status": running|done|partial|failed|preempted, "time", "recorded", ...}, replaced by rename
 
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
-next opening drops. Imports no torch.
+next opening drops. Shard i of n writes samples-<i>of<n>.jsonl and status-<i>of<n>.json beside the other shards;
+readers merge them. Plans (`write_plan`) tell which runs a command makes. Imports no torch.
 """
 
 from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub
+from kvbench.store.plans import write_plan
 from kvbench.store.read import StoredRun, load_run, load_runs, run_folders, write_scores
 from kvbench.store.run import STATUSES, Run, run_folder
 
@@ -27,5 +29,6 @@ __all__ = [
     "run_folder",
     "run_folders",
     "scrub",
+    "write_plan",
     "write_scores",
 ]

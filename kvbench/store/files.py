@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader sees the old file or the new one, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace `path` by `text`; a reader sees the old file or the new one, never a part of it.
+
+    Raises OSError that names `path`, which then holds what it held before.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to be written in the block, that takes the place of `path` at its end; as `write_atomic`."""
+    # not the process id alone: two hosts that share a folder may have the same one at work
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a full disk, Python does not say which file it was
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
         raise
     sync_folder(path.parent)
 
@@ -35,26 +51,20 @@ def sync_folder(folder: Path) -> None:
 
 
 _ANEW = "move the folder away to run anew"
-_REMEDY = {"scores.json": "delete this file, the run has scores of its own", "status.json": "delete this file"}
+_DELETE = "delete this file"
+_REMEDY = {"scores": f"{_DELETE}, the run has scores of its own", "status": _DELETE, "plan": _DELETE}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; raises ValueError naming the file when it holds anything else."""
+    kind = "plan" if path.parent.name == "plans" else path.stem.partition("-")[0]
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); {_REMEDY.get(path.name, _ANEW)}") from None
+        raise ValueError(f"{path}: not valid JSON ({error}); {_REMEDY.get(kind, _ANEW)}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object; {_REMEDY.get(path.name, _ANEW)}")
+        raise ValueError(f"{path}: not a JSON object; {_REMEDY.get(kind, _ANEW)}")
     return value
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """Return the run's status.json, or {} when none was written yet."""
-    try:
-        return read_json(folder / "status.json")
-    except FileNotFoundError:
-        return {}
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int, int]:

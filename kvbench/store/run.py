@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from kvbench.store.files import read_json, read_records, read_status, sync_folder, write_atomic
+from kvbench.store import locks
+from kvbench.store.files import read_json, read_records, sync_folder, write_atomic
 from kvbench.store.identity import identity_hash, plain, scrub
+from kvbench.store.shards import Shard, merged, normal, read_status, sample_files, status_files, suffix
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +42,37 @@ def run_folder(root: str | Path, label: Mapping[str, str], identity: Mapping[str
 
 
 class Run:
-    """One run folder, written by this process alone. Made by `Run.open`; a context manager.
+    """One run folder, or one shard of it, written by this process alone. Made by `Run.open`; a context manager.
 
-    Leaving the `with` block by an exception sets the status failed (preempted for KeyboardInterrupt), unless
-    a final status was set before.
+    Leaving the `with` block by an exception sets the status failed (preempted for what is no `Exception`, such as
+    KeyboardInterrupt and SystemExit), unless a final status was set before.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock, retry_oom: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        lock: locks.Lock,
+        shard: Shard,
+        retry_oom: bool,
+        info: Mapping[str, Any],
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._shard = shard
+        self._info = plain(dict(info), "status")
         self._settled = False
-        records, self._end, torn = read_records(path / "samples.jsonl")
-        status_of = {record["id"]: record.get("status") for record in records}
-        self._done = {name for name, status in status_of.items() if not (retry_oom and status == "oom")}
-        self._fd: int | None = os.open(path / "samples.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._done = {
+            name
+            for name, record in merged(sample_files(path)).items()
+            if not (retry_oom and record.get("status") == "oom")
+        }
+        self._file = path / f"samples{suffix(shard)}.jsonl"
+        _, self._end, torn = read_records(self._file)
+        self._fd: int | None = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if torn:
-            log.warning("%s: dropped a torn last line of %d bytes from samples.jsonl", path, torn)
+            log.warning("%s: dropped a torn last line of %d bytes from %s", path, torn, self._file.name)
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
         sync_folder(path)
@@ -77,6 +92,8 @@ class Run:
         part: Mapping[str, Any] | None = None,
         scoring: Mapping[str, Any] | None = None,
         retry_oom: bool = False,
+        shard: tuple[int, int] | None = None,
+        info: Mapping[str, Any] | None = None,
         wait: bool = True,
         timeout: float | None = None,
     ) -> Run:
@@ -84,12 +101,14 @@ class Run:
 
         `part` says where the run stands in a suite, `scoring` how its answers are scored; neither is part of its
         identity. A run that is done stays done. `label` names benchmark, model, method and budget (the folder names).
-        `retry_oom` runs the samples again that ended out of memory. When another process holds the run: wait
+        `retry_oom` runs the samples again that ended out of memory. `shard` (i, n): other processes may write the
+        other shards of n at the same time; which samples it stands for is the caller's choice. `info` is put into
+        every status of this opening, e.g. the number of a Slurm job. When another process holds the run: wait
         (at most `timeout` seconds), or refuse with `wait=False`. A caller that opens several runs should open
         them sorted, so that two callers never wait for each other. Raises ValueError, also for a root that
         cannot be written and for a folder of another identity whose hash has the same first 8 digits.
         """
-        path, digest = run_folder(root, label, identity), identity_hash(identity)
+        path, digest, shard = run_folder(root, label, identity), identity_hash(identity), normal(shard)
         manifest = {
             "schema": SCHEMA,
             "hash": digest,
@@ -103,21 +122,32 @@ class Run:
             "scoring": plain(dict(scoring or {}), "scoring"),
             "created": _now(),
         }
-        lock = FileLock(path / ".lock")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _acquire(lock, path, wait, timeout)
-            run = cls(path, _settle(path, manifest, config), lock, retry_oom)
-            if read_status(path).get("status") != "done":
-                run.set_status("running")
+            with locks.opening(path, shard, wait, timeout) as lock:
+                run = cls(path, _settle(path, manifest, config), lock, shard, retry_oom, info or {})
+                try:
+                    run._begin()
+                except BaseException:
+                    run.close()
+                    raise
         except OSError as error:
-            lock.release()
             reason = error.strerror or error
             raise ValueError(f"paths.outputs={root}: cannot write there ({reason})") from None
-        except BaseException:
-            lock.release()
-            raise
         return run
+
+    def _begin(self) -> None:
+        """Set the run running, unless it is done, and put away what writers of another division left behind."""
+        if read_status(self.path).get("status") != "done":
+            self.set_status("running")
+        elsewhere = "" if self._shard is None else f"of{self._shard[1]}"
+        stale = [file for name, file in status_files(self.path).items() if not (elsewhere and name.endswith(elsewhere))]
+        if self._shard is None:
+            stale += self.path.glob(".*.tmp")  # of killed writers; nobody else is at work
+        elif read_status(self.path).get("status") != "done":
+            stale.append(self.path / "status.json")
+        for file in stale:
+            file.unlink(missing_ok=True)
 
     def done_ids(self) -> set[str]:
         """Return the ids that need no work: recorded as ok, or as oom unless opened with `retry_oom`."""
@@ -127,7 +157,7 @@ class Run:
         """Write one record as one line; it is on disk when this returns.
 
         Raises ValueError for an id already recorded and for what JSON cannot hold, and OSError naming the
-        folder when the line cannot be written; the file then ends with its last whole line, as before.
+        file when the line cannot be written; the file then ends with its last whole line, as before.
         """
         sample = record.get("id")
         if not isinstance(sample, str) or record.get("status") not in ("ok", "oom"):
@@ -144,8 +174,8 @@ class Run:
             os.fsync(self._fd)
         except OSError as error:
             self._roll_back()
-            reason = f"{self.path}: cannot write the sample {sample} ({error.strerror})"
-            raise OSError(error.errno or errno.EIO, reason) from None
+            reason = f"{error.strerror}; the sample {sample} is not recorded"
+            raise OSError(error.errno or errno.EIO, reason, str(self._file)) from None
         except BaseException:  # an interrupt between two parts
             self._roll_back()
             raise
@@ -163,12 +193,28 @@ class Run:
             log.error("%s: could not cut off a torn last line; the next start will", self.path)
 
     def set_status(self, status: str, **info: Any) -> None:
-        """Replace status.json by {"status", "time", "recorded": finished samples on file, **info}."""
+        """Replace this writer's status file by {"status", "time", "recorded": finished samples on file, **info}."""
+        self._write_status(self._shard, status, **info)
+
+    def _write_status(self, shard: Shard, status: str, **info: Any) -> None:
         if status not in STATUSES:
             raise ValueError(f"status {status!r}: one of {', '.join(STATUSES)}")
-        content = {"status": status, "time": _now(), "recorded": len(self._done), **plain(info, "status")}
-        write_atomic(self.path / "status.json", json.dumps(content, indent=2) + "\n")
+        head = {"status": status, "time": _now(), "recorded": len(self._done)}
+        content = head | self._info | plain(info, "status")
+        write_atomic(self.path / f"status{suffix(shard)}.json", json.dumps(content, indent=2) + "\n")
         self._settled = status != "running"
+
+    def finish(self, **info: Any) -> str:
+        """Set and return the final status after the last sample of this writer: done if the run has all, else partial.
+
+        What other shards have recorded by now counts, so the last one to finish sets the run done, in status.json.
+        """
+        total = self.manifest["num_samples"]
+        self._done |= merged(sample_files(self.path)).keys()
+        status = "done" if len(self._done) >= total else "partial"
+        for shard in dict.fromkeys([self._shard, None if status == "done" else self._shard]):
+            self._write_status(shard, status, samples=total, **info)
+        return status
 
     def close(self) -> None:
         """Release the folder; harmless when repeated."""
@@ -185,28 +231,12 @@ class Run:
     ) -> None:
         try:
             if error is not None and not self._settled:
-                status = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+                status = "failed" if isinstance(error, Exception) else "preempted"
                 self.set_status(status, error=f"{type(error).__name__}: {error}")
         except OSError as second:  # a full disk; the error on its way out matters more
-            log.error("%s: could not write status.json (%s)", self.path, second)
+            log.error("%s: could not write the status %s (%s)", self.path, status, second.strerror)
         finally:
             self.close()
-
-
-def _acquire(lock: FileLock, path: Path, wait: bool, timeout: float | None) -> None:
-    try:
-        lock.acquire(timeout=0)
-        return
-    except Timeout:
-        if not wait:
-            raise ValueError(f"{path}: another process is writing this run") from None
-    log.warning("waiting for another process that is writing %s", path)
-    try:
-        lock.acquire(timeout=-1 if timeout is None else timeout)
-    except Timeout:
-        raise ValueError(f"{path}: another process still writes this run after {timeout} s") from None
-    except RuntimeError:  # filelock saw that this very process holds it: waiting would never end
-        raise ValueError(f"{path}: this process is already writing this run") from None
 
 
 def _settle(path: Path, manifest: dict[str, Any], config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
@@ -219,7 +249,7 @@ def _settle(path: Path, manifest: dict[str, Any], config: Mapping[str, Any] | Di
             was, now = found.get("versions"), manifest["versions"]
             log.warning("%s: begun with versions %s, continued with %s", path, was, now)
         return found
-    if read_records(path / "samples.jsonl")[0]:
+    if merged(sample_files(path)):
         raise ValueError(f"{path}: has samples but no manifest.json; move the folder away to run anew")
     content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     write_atomic(path / "config.yaml", yaml.safe_dump(scrub(content), sort_keys=False, allow_unicode=True))

@@ -29,4 +29,5 @@ def present(outcomes: Sequence[Outcome]) -> None:
         report([load_run(folder) for folder in folders], outputs / "reports", beside=load_runs(outputs / "runs"))
     failed = [o for o in outcomes if o.error is not None]
     for outcome in failed[1:]:  # the first ends the command and is printed there
-        log.error("also failed: %s: %s", outcome.folder.name, outcome.error)
+        if outcome.error is not failed[0].error:
+            log.error("also failed: %s: %s", outcome.folder.name, outcome.error)

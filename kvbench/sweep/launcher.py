@@ -1,20 +1,23 @@
-"""The `fused` launcher: Hydra hands over all jobs of a multirun, jobs that share a model and a benchmark run as one.
+"""The launchers: Hydra hands over all jobs of a multirun, jobs that share a model and a benchmark run as one.
 
-Composing and checking every job comes first: a mistake in the last job stops the sweep before anything is computed.
+`fused` runs them in this process, `fused_slurm` as an array of Slurm tasks. Nothing heavy is imported at the top.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from kvbench.runner import Outcome
+    from kvbench.sweep.compose import Composed
 
 
 class FusedLauncher(Launcher):
@@ -27,57 +30,47 @@ class FusedLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from hydra.core.hydra_config import HydraConfig
-
-        from kvbench.jobs import prepare
-        from kvbench.runner import Outcome, run_jobs
-        from kvbench.sweep.finish import present, result
+        from kvbench.sweep.compose import check, compose, plan, returned
+        from kvbench.sweep.finish import present
 
         setup_globals()
         state = Singleton.get_state()
-        configs = [self._compose(initial_job_idx + i, list(job)) for i, job in enumerate(job_overrides)]
         try:
-            HydraConfig.instance().set_config(configs[0])
-            configure_log(configs[0].hydra.job_logging, self.config.hydra.verbose)
-            jobs = [prepare(_task(cfg), cfg.hydra.runtime.choices) for cfg in configs]
-            number = len({job.group for parts in jobs for job in parts})
-            log.info("%d jobs in %d group(s) that share a model and its prefills", len(jobs), number)
-            flat = [(index, job) for index, parts in enumerate(jobs) for job in parts]
-            outcomes: list[list[Outcome]] = [[] for _ in jobs]
-            for (index, _), outcome in zip(flat, run_jobs([job for _, job in flat]), strict=True):
-                outcomes[index].append(outcome)
-            present([outcome for parts in outcomes for outcome in parts])
-            returns = [
-                JobReturn(
-                    overrides=list(o),
-                    cfg=_task(c),
-                    hydra_cfg=c,
-                    working_dir=str(parts[0].folder),
-                    task_name=c.hydra.job.name,
-                )
-                for o, c, parts in zip(job_overrides, configs, outcomes, strict=True)
-            ]
-            for made, parts in zip(returns, outcomes, strict=True):
-                value = result(parts)
-                made.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
-                made.return_value = value
+            sweep = compose(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
+            HydraConfig.instance().set_config(sweep[0].config)
+            configure_log(sweep[0].config.hydra.job_logging, self.config.hydra.verbose)
+            check(sweep)
+            plan(sweep)
+            outcomes = self.compute(sweep)
+            if outcomes is None:
+                return [returned(one, None) for one in sweep]
+            present(outcomes)
+            rest = iter(outcomes)
+            return [returned(one, [next(rest) for _ in one.jobs]) for one in sweep]
         finally:
             Singleton.set_state(state)
-        return returns
 
-    def _compose(self, number: int, overrides: list[str]) -> DictConfig:
-        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(cfg):
-            cfg.hydra.job.id = str(number)
-            cfg.hydra.job.num = number
-            cfg.hydra.runtime.output_dir = cfg.hydra.sweep.dir
-        return cfg
+    def compute(self, sweep: Sequence[Composed]) -> list[Outcome] | None:
+        """Compute what is missing of all jobs of the sweep; their outcomes in order, or None if they come later."""
+        from kvbench.runner import run_jobs
+
+        return run_jobs([job for one in sweep for job in one.jobs])
 
 
-def _task(cfg: DictConfig) -> DictConfig:
-    """The configuration without Hydra's own node."""
-    from omegaconf import OmegaConf
+class FusedSlurmLauncher(FusedLauncher):
+    """One Slurm task per group of jobs, or per shard of it; truth is in the run folders, never in Slurm's states."""
 
-    task = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
-    assert isinstance(task, DictConfig)
-    return task
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from kvbench.sweep.settings import available, checked
+
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.slurm = checked(self.settings)
+        available()
+
+    def compute(self, sweep: Sequence[Composed]) -> list[Outcome] | None:
+        from kvbench.sweep.slurm import compute
+
+        return compute(sweep, self.slurm)

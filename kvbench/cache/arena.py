@@ -1,0 +1,126 @@
+"""An arena: the flat key and value buffers of one layer, and the segments that live in them.
+
+Shape suffixes: U KV heads, S segments (row x KV head), R slots, T tokens, D head dimension.
+
+A segment's capacity is the tokens it will hold, and neighbours in size share the capacity of the largest, at most an
+eighth above the smallest (or 16 slots), so that they can be attended to together (a `Slab`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.base import Entry
+from kvbench_kernels.reference import Slab
+
+
+@dataclass
+class Segment:
+    """One row's tokens in one KV head: slots start .. start + capacity, of which the first `length` are alive."""
+
+    row: int
+    head: int
+    length: int
+    need: int  # tokens it will hold: what it kept and what will be appended
+    capacity: int = 0
+    start: int = 0
+
+
+@dataclass
+class Arena:
+    """Segments in slab order, and the buffers they live in. `bias_R` is 0 on live slots, -inf on the others."""
+
+    segments: list[Segment]
+    slabs: list[Slab]
+    k_RD: Tensor
+    v_RD: Tensor
+    bias_R: Tensor
+
+    def nbytes(self) -> int:
+        return 2 * self.k_RD.nbytes
+
+
+def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> Arena:
+    """What the entries keep of a prompt, each token written once, to the place where it stays.
+
+    Slots behind a segment's length hold copies of the first token: they are masked, but have to be finite.
+    """
+    device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
+    keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
+    lengths = keep_ST.sum(1).tolist()
+    segments = [
+        Segment(entry.row, head, length, length + entry.reserve)
+        for entry, of_heads in zip(entries, _chunks(lengths, heads), strict=True)
+        for head, length in enumerate(of_heads)
+    ]
+    index = {(s.row, s.head): i for i, s in enumerate(segments)}
+    slabs, slots = lay_out(segments)
+    order = [index[s.row, s.head] for s in segments]
+    source_S, token_N = keep_ST[torch.tensor(order, device=device)].nonzero().unbind(1)
+    head_S = torch.tensor([s.head for s in segments], device=device)
+    live_N = live_slots(segments, device)
+    source_R = torch.zeros(slots, dtype=torch.long, device=device)
+    source_R[live_N] = head_S[source_S] * tokens + token_N
+    k_RD, v_RD = (x_UTD.reshape(heads * tokens, dim).index_select(0, source_R) for x_UTD in (k_UTD, v_UTD))
+    return Arena(segments, slabs, k_RD, v_RD, _bias(k_RD, live_N))
+
+
+def merge(arenas: Sequence[Arena], dead: frozenset[int] = frozenset()) -> Arena | None:
+    """The living segments of several arenas in one, `dead` rows left out; None if none is left."""
+    alive = [[s for s in arena.segments if s.row not in dead] for arena in arenas]
+    segments = [s for of_arena in alive for s in of_arena]
+    if not segments:
+        return None
+    like = arenas[0].k_RD
+    old_slots = [live_slots(of_arena, like.device) for of_arena in alive]
+    for segment in segments:  # it may have grown into what it was levelled up to
+        segment.need = max(segment.need, segment.length)
+    in_layout = list(segments)
+    slabs, slots = lay_out(in_layout)
+    new_slots = live_slots(segments, like.device).split([len(x) for x in old_slots])
+    k_RD, v_RD = like.new_zeros(slots, like.shape[1]), like.new_zeros(slots, like.shape[1])
+    for arena, old, new in zip(arenas, old_slots, new_slots, strict=True):
+        k_RD.index_copy_(0, new, arena.k_RD[old])
+        v_RD.index_copy_(0, new, arena.v_RD[old])
+    return Arena(in_layout, slabs, k_RD, v_RD, _bias(k_RD, torch.cat(new_slots)))
+
+
+def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
+    """Sort segments by need, level neighbours up to a common capacity, give each its slots; slabs, and slots in all."""
+    segments.sort(key=lambda s: (-s.need, s.row, s.head))
+    slabs, begin, slot = [], 0, 0
+    while begin < len(segments):
+        capacity = segments[begin].need
+        end = begin
+        while end < len(segments) and capacity - segments[end].need <= max(16, segments[end].need // 8):
+            end += 1
+        for index in range(begin, end):
+            segments[index].capacity = capacity
+            segments[index].start = slot + (index - begin) * capacity
+        slabs.append(Slab(slot, capacity, begin, end))
+        slot += (end - begin) * capacity
+        begin = end
+    return slabs, slot
+
+
+def live_slots(segments: Sequence[Segment], device: torch.device) -> Tensor:
+    """Live slots of the segments, one after the other."""
+    lengths = torch.tensor([s.length for s in segments], device=device)
+    starts = torch.tensor([s.start for s in segments], device=device)
+    first = lengths.cumsum(0) - lengths
+    total = sum(s.length for s in segments)
+    return torch.arange(total, device=device) + (starts - first).repeat_interleave(lengths, output_size=total)
+
+
+def _bias(k_RD: Tensor, live_N: Tensor) -> Tensor:
+    bias_R = k_RD.new_full((len(k_RD),), -torch.inf)
+    bias_R[live_N] = 0
+    return bias_R
+
+
+def _chunks(values: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]

@@ -1,0 +1,127 @@
+"""How much memory a plan needs, estimated before weights are loaded, and what may decode together.
+
+Estimates are upper bounds by arithmetic: they decide how many prompts share a batch. What they get wrong costs a retry
+with half the rows, never a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from kvbench.engine.variant import Request
+from kvbench.models import Shape
+
+FRACTION = 0.9  # of the free memory: the rest is for what the estimate does not know
+GIB = 2**30
+
+
+def cache_bytes(shape: Shape, request: Request, span: int) -> int:
+    """What the rows of a request keep of `span` tokens, with the room for their answers, as `RaggedCache` stores it."""
+    rest = len(request.prompt.ids) - span + request.max_new_tokens
+    tokens = 0
+    for variant in request.variants:
+        allowed = variant.method.tokens(variant.budget, span)
+        need = (span if allowed is None else allowed) + rest
+        tokens += need + max(16, need // 8)
+    return tokens * shape.token_bytes
+
+
+def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
+    """What the prompt's forward pass holds beside the cache: activations, scores, or all layers' K and V."""
+    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    activations = span * shape.itemsize * (3 * shape.hidden + max(2 * qkv, 3 * shape.intermediate))
+    window = max((int(v.method.dials.get("window") or 0) for v in request.variants), default=0)
+    scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * (window or 1))
+    waiting = span * shape.token_bytes if any(v.method.needs_statistics for v in request.variants) else 0
+    return activations + scores + waiting
+
+
+def decode_bytes(shape: Shape, rows: int) -> int:
+    """What a decode step of `rows` rows holds beside the cache: the logits, in two copies, and one layer."""
+    return rows * (shape.vocab * (shape.itemsize + 4) + shape.itemsize * (4 * shape.hidden + 3 * shape.intermediate))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may decode together: the engine's `room`.
+
+    Args:
+        max_rows: rows (prompt x variant) of a batch.
+        max_prompts: prompts of a batch: as much work can be lost when the process is killed.
+        free: bytes that a batch may take beside the weights.
+    """
+
+    max_rows: int
+    max_prompts: int
+    free: int
+    shape: Shape
+    question: str
+
+    def __call__(self, in_flight: Sequence[Request], joining: Request) -> bool:
+        together = [*in_flight, joining]
+        return (
+            len(together) <= self.max_prompts
+            and sum(len(r.variants) for r in together) <= self.max_rows
+            and self.total(together) <= self.free
+        )
+
+    def total(self, requests: Sequence[Request]) -> int:
+        """Peak beside the weights when requests decode together; their prompts are prefilled one after the other."""
+        spans = [r.prompt.context_len if self.question == "agnostic" else len(r.prompt.ids) for r in requests]
+        kept = sum(cache_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
+        peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
+        rows = sum(len(r.variants) for r in requests)
+        # joining prompts move one layer after the other into new buffers
+        return kept + kept // self.shape.layers + max(peak, decode_bytes(self.shape, rows))
+
+    def part(self, request: Request) -> Request:
+        """As many of the request's first variants as fit alone, one at least."""
+        count = len(request.variants)
+        while count > 1:
+            made = Request(request.prompt, request.variants[:count], request.max_new_tokens)
+            if self([], made):
+                return made
+            count = (count + 1) // 2
+        return Request(request.prompt, request.variants[:1], request.max_new_tokens)
+
+
+def free_bytes(device: str, *, all_gpus: bool = False) -> int:
+    """Bytes that this process can still take on a device, or on all GPUs that layers are spread over.
+
+    A GPU: what the driver has, and what torch's allocator holds unused. The host: what the system can give, or what
+    the control group (as a Slurm job has one) leaves, whichever is less.
+    """
+    if device.startswith("cuda"):
+        devices = range(torch.cuda.device_count()) if all_gpus else [torch.device(device)]
+        return sum(
+            torch.cuda.mem_get_info(d)[0] + torch.cuda.memory_reserved(d) - torch.cuda.memory_allocated(d)
+            for d in devices
+        )
+    groups = [left for folder in _cgroups() if (left := _left(folder)) is not None]
+    return min([int(psutil.virtual_memory().available), *groups])
+
+
+def _cgroups() -> list[Path]:
+    """The control group of this process (version 2) and those above it."""
+    try:
+        line = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return []
+    root = Path("/sys/fs/cgroup")
+    own = root / line.rpartition(":")[2].lstrip("/")
+    return [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+
+
+def _left(folder: Path) -> int | None:
+    """Bytes that a control group leaves below its limit; None if it has none."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)

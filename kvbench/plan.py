@@ -1,0 +1,203 @@
+"""A plan: the rows that runs of one group still miss, on their way through the engine and onto the disk.
+
+A row is a sample under one run's method and budget. Samples share prefills and batches as far as memory goes; every
+record is on disk as soon as its sample has stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from tqdm.auto import tqdm
+
+from kvbench import memory, models, prompts, store
+from kvbench.benchmarks.base import Sample
+from kvbench.engine.decode import stream
+from kvbench.engine.variant import Generation, Request, Variant
+from kvbench.jobs import Job
+from kvbench.prompts import Prompt
+from kvbench.records import broken_promise, record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Open:
+    """A job whose run folder is open for writing, and the samples it misses."""
+
+    job: Job
+    run: store.Run
+    pending: set[str] = field(default_factory=set)
+    error: Exception | None = None
+
+
+@dataclass
+class _Work:
+    """A sample, and the runs that wait for it."""
+
+    sample: Sample
+    prompt: Prompt
+    runs: list[Open]
+
+    def request(self, question: str) -> Request:
+        span = span_of(self.prompt, question)
+        return Request(self.prompt, [one.job.variant_for(span) for one in self.runs], self.sample.max_new_tokens)
+
+
+def question_of(job: Job) -> str:
+    """Whether the question is compressed with the context (aware) or comes after (agnostic)."""
+    return "agnostic" if prompts.span_of(job.benchmark) == "context" else "aware"
+
+
+def span_of(prompt: Prompt, question: str) -> int:
+    """Tokens of what is compressed."""
+    return prompt.context_len if question == "agnostic" else len(prompt.ids)
+
+
+def generate(
+    opened: Sequence[Open], samples: Sequence[Sample], rendered: Mapping[str, Prompt], kept: models.Kept
+) -> None:
+    """Answer every sample that some run misses: one prefill for all runs that miss it.
+
+    A run whose method breaks the budget's promise gets an error and no more samples; the others go on. A batch that
+    runs out of memory is tried again in halves, down to a single row; that one is recorded as out of memory.
+    """
+    job = opened[0].job
+    works = [_Work(s, rendered[s.id], [one for one in opened if s.id in one.pending]) for s in samples]
+    todo = [work for work in works if work.runs]
+    limits = _preflight(job, todo, kept)
+    loaded = kept.model(job.cfg["model"])
+    total = sum(len(work.runs) for work in todo)
+    with tqdm(total=total, disable=not job.cfg["progress"], unit="row", desc=job.benchmark.name) as bar:
+        while todo:
+            failed, todo, error = _attempt(todo, job.cfg["engine"]["cache"], loaded, limits, bar)
+            rows = sum(len(work.runs) for work in failed)
+            if error is not None and not failed:  # not even a prompt was under way
+                raise MemoryError(error)
+            if rows == 1:
+                log.warning("%s: out of memory with a single row; recorded", failed[0].sample.id)
+                _record(failed[0], failed[0].request(limits.question).variants, [None], loaded.device, error)
+                bar.update()
+            elif failed:
+                log.warning("out of memory with %d rows; trying half as much at a time", rows)
+                limits = replace(limits, free=limits.total([work.request(limits.question) for work in failed]) // 2)
+                todo = failed + todo
+
+
+def _attempt(
+    works: Sequence[_Work], cache: str, loaded: models.Loaded, limits: memory.Limits, bar: tqdm
+) -> tuple[list[_Work], list[_Work], str | None]:
+    """Work until memory runs out: what was under way then, what had not begun, and why."""
+    feed, error = _Feed(deque(works), limits), None
+    try:
+        answers = stream(loaded.model, loaded.tokenizer, feed.draw, cache=cache, question=limits.question)
+        for request, generations in answers:
+            work = feed.flying.pop(request)
+            _record(work, request.variants, generations, loaded.device, None)
+            bar.set_postfix_str(work.sample.id, refresh=False)
+            bar.update(len(work.runs))
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        error = str(problem).splitlines()[0]
+    if error is not None:
+        # outside the except block, where the traceback would keep the failed attempt's tensors alive
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return list(feed.flying.values()), list(feed.queue), error
+
+
+@dataclass
+class _Feed:
+    """What the engine draws from: works in order, each in as few parts as fit."""
+
+    queue: deque[_Work]
+    limits: memory.Limits
+    flying: dict[Request, _Work] = field(default_factory=dict)
+
+    def draw(self, in_flight: Sequence[Request]) -> Request | None:
+        while self.queue:
+            work = self.queue.popleft()
+            runs = [one for one in work.runs if one.error is None]
+            if not runs:
+                continue
+            request = self.limits.part(replace(work, runs=runs).request(self.limits.question))
+            if in_flight and not self.limits(in_flight, request):
+                self.queue.appendleft(work)
+                return None
+            count = len(request.variants)
+            self.flying[request] = replace(work, runs=runs[:count])
+            if runs[count:]:
+                self.queue.appendleft(replace(work, runs=runs[count:]))
+            return request
+        return None
+
+
+def _record(
+    work: _Work, variants: Sequence[Variant], generations: Sequence[Generation | None], device: str, error: str | None
+) -> None:
+    for one, variant, generation in zip(work.runs, variants, generations, strict=True):
+        if one.error is not None:
+            continue
+        made = record(work.sample, generation, one.job.benchmark, error, device)
+        if generation is not None:
+            made["fallback"] = None if variant is one.job.variant else "recent"
+            one.error = broken_promise(variant, generation)
+        if one.error is None:
+            one.run.append(made)
+            one.pending.discard(work.sample.id)
+
+
+def _preflight(job: Job, works: Sequence[_Work], kept: models.Kept) -> memory.Limits:
+    """What may decode together, and one line that says what memory it will take, before weights are loaded."""
+    node, engine, question = job.cfg["model"], job.cfg["engine"], question_of(job)
+    device, shape = models.device(node), models.shape(node)
+    free = memory.free_bytes(device, all_gpus=node.get("device_map") is not None)
+    weights = 0 if kept.holds(node) else shape.weight_bytes
+    limits = memory.Limits(
+        max_rows=engine["max_rows"],
+        max_prompts=engine["max_prompts"],
+        free=max(0, int(memory.FRACTION * (free - weights))),
+        shape=shape,
+        question=question,
+    )
+    largest = max((work.request(question) for work in works), key=lambda request: limits.total([request]))
+    part = limits.part(largest)
+    need = limits.total([part])
+    gib = memory.GIB
+    log.info(
+        "%s: %d row(s) of %d sample(s) to compute; memory: weights %.2f GiB, the largest prompt (%d tokens, %d of %d "
+        "row(s) at once) about %.2f GiB, of %.1f GiB free on %s",
+        job.benchmark.name,
+        sum(len(work.runs) for work in works),
+        len(works),
+        shape.weight_bytes / gib,
+        len(largest.prompt.ids),
+        len(part.variants),
+        len(largest.variants),
+        need / gib,
+        free / gib,
+        device,
+    )
+    if need > limits.free:
+        log.warning(
+            "that may be more than there is: samples that do not fit are recorded as out of memory; choose a smaller "
+            "model, model.dtype=bfloat16, model.device_map=auto or a smaller model.max_length"
+        )
+    return limits
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    text = str(problem).lower()
+    return (
+        isinstance(problem, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

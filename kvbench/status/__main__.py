@@ -1,0 +1,81 @@
+"""`python -m kvbench.status [outputs]`: what is done, running, failed, missing, and the commands that resume."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvbench.status.runs import STATES
+from kvbench.status.survey import Survey, survey
+from kvbench.status.text import as_json, text
+
+_EPILOG = """\
+states:
+  done        all samples are recorded
+  running     a process writes it now (it holds the folder's lock)
+  waiting     not begun; other runs of its plan are running
+  missing     not begun
+  partial     ended well with a part of the samples (limit=, a shard)
+  preempted   ended by a signal: Slurm's time limit, Ctrl-C
+  stopped     was running, but no process holds it: killed
+  failed      ended by an error, which is shown
+  damaged     a file cannot be read; the message says what to do
+
+exit status: 0 if everything is done (or has as many samples as its plan's limit= asks for), 1 if not, 2 for a mistake.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the survey; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kvbench.status",
+        description="What is done, running, failed or missing, and the commands that resume. Reads only.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "paths", nargs="*", type=Path, default=[Path("outputs")], help="outputs (default), or run folders"
+    )
+    parser.add_argument("--only", metavar="STATES", help="show only runs in these states, e.g. failed,stopped")
+    parser.add_argument("--json", action="store_true", help="for programs; errors in full length")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="print again and again, until all is done")
+    arguments = parser.parse_args(argv)
+    only = arguments.only.split(",") if arguments.only else STATES
+    try:
+        if unknown := [state for state in only if state not in STATES]:
+            raise ValueError(f"--only {unknown[0]}: choose from {', '.join(STATES)}")
+        if arguments.watch is not None and arguments.watch <= 0:
+            raise ValueError(f"--watch {arguments.watch:g}: name seconds above 0")
+        while True:
+            made = survey(arguments.paths)
+            if arguments.watch and sys.stdout.isatty():
+                print("\033[H\033[J", end="")
+            _print(made, only, arguments)
+            if arguments.watch is None or made.complete:
+                return 0 if made.complete else 1
+            time.sleep(arguments.watch)
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"kvbench: {error}", file=sys.stderr)
+        return 2
+
+
+def _print(made: Survey, only: Sequence[str], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print(json.dumps(as_json(made, only), indent=2), flush=True)
+    elif made.plans or made.others or made.damaged:
+        print(text(made, only), flush=True)
+    else:
+        print(f"{', '.join(map(str, arguments.paths))}: no plans and no runs", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The survey in words, and as JSON."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kvbench.status.runs import STATES, RunState
+from kvbench.status.survey import PlanState, Survey, outputs_of
+
+_NOTE = 100  # characters of an error in the table; the JSON has all of it
+_COMMANDS = 10  # of runs in no plan
+
+
+def text(made: Survey, only: Collection[str] = STATES) -> str:
+    """Plans and their runs, the command that resumes each, then the runs of no plan."""
+    blocks = [_plan(plan, only) for plan in made.plans]
+    if made.others:
+        title = "Runs in no plan" if made.plans else "Runs"
+        unfinished = [run for run in made.others if run.state != "done"]
+        commands = dict.fromkeys(made.commands[run.folder] for run in unfinished if run.folder in made.commands)
+        lines = [f"{title}: {_counts(made.others)}", *_table(made.others, only)]
+        if unfinished:
+            lines += ["", "  To resume, issue the command that made them again" + (", or" if commands else "")]
+            lines += [f"    {command}" for command in list(commands)[:_COMMANDS]]
+            left = len(commands) - _COMMANDS
+            lines += [f"    ... and {left} more: see --json"] if left > 0 else []
+        blocks.append("\n".join(lines))
+    blocks += [f"Passed over: {line}" for line in made.damaged]
+    return "\n\n".join(blocks)
+
+
+def _plan(made: PlanState, only: Collection[str]) -> str:
+    plan = made.plan
+    where = "" if not plan.cwd or Path(plan.cwd) == Path.cwd() else f"   (in {plan.cwd})"
+    lines = [f"Plan {plan.path.stem}, {_day(plan.created)}: {_counts(made.runs)}", f"  $ {plan.command}{where}"]
+    lines += _table(made.runs, only)
+    if not made.complete:
+        at_work = any(run.state == "running" for run in made.runs)
+        lines += ["", "  At work; should it stop, resume with" if at_work else "  Resume with"]
+        lines += [f"    {plan.command}{where}"]
+    return "\n".join(lines)
+
+
+def _counts(runs: Sequence[RunState]) -> str:
+    counts = Counter(run.state for run in runs)
+    number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"{number}, " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _table(runs: Sequence[RunState], only: Collection[str]) -> list[str]:
+    shown = [run for run in runs if run.state in only]
+    if not shown:
+        return []
+    rows = [["state", "run", "samples", "last written", "slurm", ""]]
+    rows += [[run.state, name(run), _samples(run), age(run), run.slurm or "", _note(run)] for run in shown]
+    if not any(run.slurm for run in shown):
+        rows = [[*row[:4], row[5]] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return ["", *(f"  {line}".rstrip() for line in lines)]
+
+
+def name(run: RunState) -> str:
+    """A run's folder below `runs`, else below where the user stands."""
+    runs = outputs_of(run.folder) / "runs"
+    return str(run.folder.relative_to(runs)) if run.folder.is_relative_to(runs) else os.path.relpath(run.folder)
+
+
+def _samples(run: RunState) -> str:
+    return "" if run.total is None else f"{run.recorded}/{run.total}"
+
+
+def age(run: RunState) -> str:
+    """How long ago the run wrote something, in the largest unit that fits."""
+    if run.last is None:
+        return ""
+    seconds = max(0.0, time.time() - run.last)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _note(run: RunState) -> str:
+    words = "; ".join(filter(None, (run.note, " ".join((run.error or "").split()))))
+    return words if len(words) <= _NOTE else f"{words[:_NOTE]}…"
+
+
+def _day(created: str) -> str:
+    return created.replace("T", " ").replace("Z", " UTC") or "of unknown age"
+
+
+def as_json(made: Survey, only: Collection[str] = STATES) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "complete": made.complete,
+        "plans": [
+            {
+                "file": str(one.plan.path),
+                "command": one.plan.command,
+                "cwd": one.plan.cwd,
+                "created": one.plan.created,
+                "complete": one.complete,
+                "runs": [_run(run) for run in one.runs if run.state in only],
+            }
+            for one in made.plans
+        ],
+        "runs": [_run(r) | {"command": made.commands.get(r.folder)} for r in made.others if r.state in only],
+        "damaged": made.damaged,
+    }
+
+
+def _run(run: RunState) -> dict[str, Any]:
+    last = None if run.last is None else datetime.fromtimestamp(run.last, UTC).isoformat(timespec="seconds")
+    content = {key: value for key, value in vars(run).items() if key != "total"}
+    return content | {"folder": str(run.folder), "samples": run.total, "last": last}
