@@ -26,7 +26,7 @@ from kvbench.records import broken_promise, record
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Open:
     """A job whose run folder is open for writing, and the samples it misses."""
 
@@ -43,6 +43,7 @@ class _Work:
     sample: Sample
     prompt: Prompt
     runs: list[Open]
+    alone: bool = False  # not to share a batch with other runs: one of them made the engine fail
 
     def request(self, question: str) -> Request:
         span = span_of(self.prompt, question)
@@ -64,8 +65,9 @@ def generate(
 ) -> None:
     """Answer every sample that some run misses: one prefill for all runs that miss it.
 
-    A run whose method breaks the budget's promise gets an error and no more samples; the others go on. A batch that
-    runs out of memory is tried again in halves, down to a single row; that one is recorded as out of memory.
+    A batch that runs out of memory is tried again in halves, down to a single row; that one is recorded as out of
+    memory. When the engine fails otherwise, each run of the batch is tried by itself: those that fail then, and those
+    whose method breaks the budget's promise, get an error and no more samples, the others go on.
     """
     job = opened[0].job
     works = [_Work(s, rendered[s.id], [one for one in opened if s.id in one.pending]) for s in samples]
@@ -77,40 +79,58 @@ def generate(
         while todo:
             failed, todo, error = _attempt(todo, job.cfg["engine"]["cache"], loaded, limits, bar)
             rows = sum(len(work.runs) for work in failed)
-            if error is not None and not failed:  # not even a prompt was under way
-                raise MemoryError(error)
-            if rows == 1:
-                log.warning("%s: out of memory with a single row; recorded", failed[0].sample.id)
-                _record(failed[0], failed[0].request(limits.question).variants, [None], loaded.device, error)
-                bar.update()
-            elif failed:
+            if error is None:
+                continue
+            if not failed:  # not even a prompt was under way
+                raise error
+            if not is_out_of_memory(error):
+                todo = _blame(failed, error) + todo
+            elif rows > 1:
                 log.warning("out of memory with %d rows; trying half as much at a time", rows)
                 limits = replace(limits, free=limits.total([work.request(limits.question) for work in failed]) // 2)
                 todo = failed + todo
+            else:
+                log.warning("%s: out of memory with a single row; recorded", failed[0].sample.id)
+                variants = failed[0].request(limits.question).variants
+                _record(failed[0], variants, [None], loaded.device, str(error).splitlines()[0])
+                bar.update()
 
 
 def _attempt(
     works: Sequence[_Work], cache: str, loaded: models.Loaded, limits: memory.Limits, bar: tqdm
-) -> tuple[list[_Work], list[_Work], str | None]:
-    """Work until memory runs out: what was under way then, what had not begun, and why."""
+) -> tuple[list[_Work], list[_Work], Exception | None]:
+    """Work until the engine fails: what was under way then, what had not begun, and why."""
     feed, error = _Feed(deque(works), limits), None
-    try:
-        answers = stream(loaded.model, loaded.tokenizer, feed.draw, cache=cache, question=limits.question)
-        for request, generations in answers:
-            work = feed.flying.pop(request)
-            _record(work, request.variants, generations, loaded.device, None)
-            bar.set_postfix_str(work.sample.id, refresh=False)
-            bar.update(len(work.runs))
-    except (MemoryError, RuntimeError) as problem:
-        if not is_out_of_memory(problem):
-            raise
-        error = str(problem).splitlines()[0]
+    answers = stream(loaded.model, loaded.tokenizer, feed.draw, cache=cache, question=limits.question)
+    while True:
+        try:
+            request, generations = next(answers)
+        except StopIteration:
+            break
+        except Exception as problem:
+            if not isinstance(problem, ValueError) and not is_out_of_memory(problem):
+                log.error("the engine failed", exc_info=problem)
+            error = problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
+            break
+        work = feed.flying.pop(request)
+        _record(work, request.variants, generations, loaded.device, None)
+        bar.set_postfix_str(work.sample.id, refresh=False)
+        bar.update(len(work.runs))
     if error is not None:
-        # outside the except block, where the traceback would keep the failed attempt's tensors alive
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return list(feed.flying.values()), list(feed.queue), error
+
+
+def _blame(failed: Sequence[_Work], error: Exception) -> list[_Work]:
+    """The works to try again, each run of them apart; a run that was alone already has its error now."""
+    runs = list({id(one): one for work in failed for one in work.runs}.values())
+    if len(runs) == 1:
+        runs[0].error = error
+        return []
+    log.warning("%s; trying the %d runs under way one by one", error, len(runs))
+    return [replace(work, runs=[one], alone=True) for one in runs for work in failed if one in work.runs]
 
 
 @dataclass
@@ -128,7 +148,7 @@ class _Feed:
             if not runs:
                 continue
             request = self.limits.part(replace(work, runs=runs).request(self.limits.question))
-            if in_flight and not self.limits(in_flight, request):
+            if in_flight and (self._apart(work) or not self.limits(in_flight, request)):
                 self.queue.appendleft(work)
                 return None
             count = len(request.variants)
@@ -137,6 +157,11 @@ class _Feed:
                 self.queue.appendleft(replace(work, runs=runs[count:]))
             return request
         return None
+
+    def _apart(self, work: _Work) -> bool:
+        """Whether the work may not join what is under way."""
+        together = [work, *self.flying.values()]
+        return any(w.alone for w in together) and len({id(one) for w in together for one in w.runs}) > 1
 
 
 def _record(

@@ -12,10 +12,10 @@ import pytest
 TINY = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0,100]", "benchmark.max_new_tokens=5", "budget=100"]
 
 
-def kvbench(*args: str, cwd: Path, full: bool = False) -> subprocess.CompletedProcess[str]:
+def kvbench(*args: str, cwd: Path, full: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
     import os
 
-    env = os.environ | {"COLUMNS": "200"}
+    env = os.environ | {"COLUMNS": "200"} | variables
     env.pop("HYDRA_FULL_ERROR", None)
     if full:
         env["HYDRA_FULL_ERROR"] = "1"
@@ -60,11 +60,13 @@ def records(root: Path) -> dict[str, list[dict]]:
     ],
 )
 def test_a_mistake_is_one_line(args, message, tmp_path):
-    done = kvbench(*args, cwd=tmp_path)
+    """Also with an empty cache: nothing is fetched before the mistake is found."""
+    done = kvbench(*args, cwd=tmp_path, KVBENCH_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "outputs" / "runs").exists()
+    assert not list(tmp_path.glob("cache/*"))
 
 
 def test_a_traceback_on_request(tmp_path):

@@ -10,13 +10,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kvbench import store
+from kvbench import config, store
 from kvbench.jobs import Job, prepare
 from kvbench.runner import Outcome
 from kvbench.sweep.arguments import command
@@ -33,7 +34,7 @@ class Composed:
     config: DictConfig
     jobs: list[Job] = field(default_factory=list)
 
-    @property
+    @cached_property
     def task(self) -> DictConfig:
         """The configuration without Hydra's own node, interpolations as they are written."""
         made = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
@@ -54,17 +55,19 @@ def compose(
     """Compose the configuration of every job, numbered from `first`."""
     made = []
     for number, overrides in enumerate(job_overrides, start=first):
-        config = loader.load_sweep_config(master, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
-            config.hydra.runtime.output_dir = config.hydra.sweep.dir
-        made.append(Composed(list(overrides), config))
+        composed = loader.load_sweep_config(master, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.id = str(number)
+            composed.hydra.job.num = number
+            composed.hydra.runtime.output_dir = composed.hydra.sweep.dir
+        made.append(Composed(list(overrides), composed))
     return made
 
 
 def check(sweep: Sequence[Composed]) -> None:
     """Check every configuration and say which runs it asks for. Raises ValueError naming the override to change."""
+    for one in sweep:  # before the first model file is asked for, which may have to be fetched
+        config.check(one.task, one.choices)
     for one in sweep:
         one.jobs = prepare(one.task, one.choices)
     number = len({job.group for one in sweep for job in one.jobs})
