@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import cache as remember
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ def generate(
     question: str = "aware",
     cache: str = "ragged",
     max_rows: int = 64,
+    max_prompts: int = 1,
     progress: bool = False,
 ) -> list[list[Generation]]:
     """Greedy generation of every prompt under every variant, with one prefill per prompt.
@@ -98,6 +99,7 @@ def generate(
         cache: "ragged" saves memory, "masked" simulates.
         max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
             the rest.
+        max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
         progress: show a progress bar over prompts.
 
     Returns:
@@ -115,8 +117,8 @@ def generate(
         raise ValueError("prompts: give a list of prompts, not one string")
     once = remember(load_method)  # a name stands in many variants
     made = [as_variant(v, once) for v in variants]
-    if not made or max_rows < 1:
-        raise ValueError("generate needs at least one variant and max_rows=1")
+    if not made or max_rows < 1 or max_prompts < 1:
+        raise ValueError("generate needs at least one variant, max_rows=1 and max_prompts=1")
     stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
     rendered = [_as_prompt(p, tokenizer, stops) for p in prompts]
     parts = [range(len(made))[i : i + max_rows] for i in range(0, len(made), max_rows)]
@@ -129,11 +131,13 @@ def generate(
 
     def draw(in_flight: Sequence[Request]) -> Request | None:
         rows = sum(len(r.variants) for r in in_flight)
-        return queue.pop() if queue and rows + len(queue[-1].variants) <= max_rows else None
+        fits = queue and len(in_flight) < max_prompts and rows + len(queue[-1].variants) <= max_rows
+        return queue.pop() if fits else None
 
     outs: list[list[Any]] = [[None] * len(made) for _ in rendered]
-    with tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
-        for request, generations in stream(model, tokenizer, draw, cache=cache, question=question):
+    answers = stream(model, tokenizer, draw, cache=cache, question=question)
+    with closing(answers), tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
+        for request, generations in answers:
             p, part = place[request]
             outs[p][part.start : part.stop] = generations
             bar.update()

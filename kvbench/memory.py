@@ -18,14 +18,19 @@ from kvbench.models import Shape
 
 FRACTION = 0.9  # of the free memory: the rest is for what the estimate does not know
 GIB = 2**30
+_PROC, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_VERSION_2 = ("memory.max", "memory.current")
 
 
-def cache_bytes(shape: Shape, request: Request, span: int) -> int:
-    """What the rows of a request keep of `span` tokens, with the room for their answers, as `RaggedCache` stores it."""
+def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False) -> int:
+    """What the rows of a request keep of `span` tokens, with the room for their answers, as `RaggedCache` stores it.
+
+    `MaskedCache` keeps all tokens, and copies a row of a layer to append to it.
+    """
     rest = len(request.prompt.ids) - span + request.max_new_tokens
     tokens = 0
     for variant in request.variants:
-        allowed = variant.method.tokens(variant.budget, span)
+        allowed = None if masked else variant.method.tokens(variant.budget, span)
         need = (span if allowed is None else allowed) + rest
         tokens += need + max(16, need // 8)
     return tokens * shape.token_bytes
@@ -61,6 +66,7 @@ class Limits:
     free: int
     shape: Shape
     question: str
+    masked: bool = False
 
     def __call__(self, in_flight: Sequence[Request], joining: Request) -> bool:
         together = [*in_flight, joining]
@@ -73,7 +79,7 @@ class Limits:
     def total(self, requests: Sequence[Request]) -> int:
         """Peak beside the weights when requests decode together; their prompts are prefilled one after the other."""
         spans = [r.prompt.context_len if self.question == "agnostic" else len(r.prompt.ids) for r in requests]
-        kept = sum(cache_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
+        kept = sum(cache_bytes(self.shape, r, n, self.masked) for r, n in zip(requests, spans, strict=True))
         peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
         rows = sum(len(r.variants) for r in requests)
         # joining prompts move one layer after the other into new buffers
@@ -102,26 +108,35 @@ def free_bytes(device: str, *, all_gpus: bool = False) -> int:
             torch.cuda.mem_get_info(d)[0] + torch.cuda.memory_reserved(d) - torch.cuda.memory_allocated(d)
             for d in devices
         )
-    groups = [left for folder in _cgroups() if (left := _left(folder)) is not None]
-    return min([int(psutil.virtual_memory().available), *groups])
+    return min([int(psutil.virtual_memory().available), *_group_limits()])
 
 
-def _cgroups() -> list[Path]:
-    """The control group of this process (version 2) and those above it."""
+def _group_limits() -> list[int]:
+    """Bytes that the control groups of this process, and those above them, leave below their limits."""
     try:
-        line = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1]
-    except (OSError, IndexError):
+        lines = _PROC.read_text().splitlines()
+    except OSError:
         return []
-    root = Path("/sys/fs/cgroup")
-    own = root / line.rpartition(":")[2].lstrip("/")
-    return [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    found = []
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers not in ("", "memory"):
+            continue
+        root = _CGROUPS / controllers
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else _VERSION_2
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            left = _left(folder, limit, used) if folder.is_relative_to(root) else None
+            if left is not None:
+                found.append(left)
+    return found
 
 
-def _left(folder: Path) -> int | None:
-    """Bytes that a control group leaves below its limit; None if it has none."""
+def _left(folder: Path, limit: str, used: str) -> int | None:
+    """Bytes that a control group leaves below its limit, the page cache counted as free; None without a limit."""
     try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
+        most, taken = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None
-    return None if limit == "max" else max(0, int(limit) - used)
+    cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return None if most == "max" else max(0, int(most) - taken + cached)

@@ -10,6 +10,7 @@ import gc
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,7 +44,7 @@ class _Work:
     sample: Sample
     prompt: Prompt
     runs: list[Open]
-    alone: bool = False  # not to share a batch with other runs: one of them made the engine fail
+    alone: bool = False  # shares its batch with nothing: what it was tried with made the engine fail
 
     def request(self, question: str) -> Request:
         span = span_of(self.prompt, question)
@@ -74,10 +75,12 @@ def generate(
     todo = [work for work in works if work.runs]
     limits = _preflight(job, todo, kept)
     loaded = kept.model(job.cfg["model"])
+    limits = replace(limits, free=_free(job))
     total = sum(len(work.runs) for work in todo)
     with tqdm(total=total, disable=not job.cfg["progress"], unit="row", desc=job.benchmark.name) as bar:
         while todo:
-            failed, todo, error = _attempt(todo, job.cfg["engine"]["cache"], loaded, limits, bar)
+            feed, error = _attempt(todo, job.cfg["engine"]["cache"], loaded, limits, bar)
+            failed, todo = list(feed.flying.values()), list(feed.queue)
             rows = sum(len(work.runs) for work in failed)
             if error is None:
                 continue
@@ -87,40 +90,44 @@ def generate(
                 todo = _blame(failed, error) + todo
             elif rows > 1:
                 log.warning("out of memory with %d rows; trying half as much at a time", rows)
-                limits = replace(limits, free=limits.total([work.request(limits.question) for work in failed]) // 2)
+                limits = replace(limits, free=feed.together // 2)
                 todo = failed + todo
+            elif not failed[0].alone:  # others may have left their memory behind
+                todo = [replace(failed[0], alone=True), *todo]
             else:
                 log.warning("%s: out of memory with a single row; recorded", failed[0].sample.id)
                 variants = failed[0].request(limits.question).variants
-                _record(failed[0], variants, [None], loaded.device, str(error).splitlines()[0])
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                _record(failed[0], variants, [None], loaded.device, said)
                 bar.update()
 
 
 def _attempt(
     works: Sequence[_Work], cache: str, loaded: models.Loaded, limits: memory.Limits, bar: tqdm
-) -> tuple[list[_Work], list[_Work], Exception | None]:
-    """Work until the engine fails: what was under way then, what had not begun, and why."""
+) -> tuple[_Feed, Exception | None]:
+    """Work until nothing is left or the engine fails: what was under way then and what had not begun, and why."""
     feed, error = _Feed(deque(works), limits), None
     answers = stream(loaded.model, loaded.tokenizer, feed.draw, cache=cache, question=limits.question)
-    while True:
-        try:
-            request, generations = next(answers)
-        except StopIteration:
-            break
-        except Exception as problem:
-            if not isinstance(problem, ValueError) and not is_out_of_memory(problem):
-                log.error("the engine failed", exc_info=problem)
-            error = problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
-            break
-        work = feed.flying.pop(request)
-        _record(work, request.variants, generations, loaded.device, None)
-        bar.set_postfix_str(work.sample.id, refresh=False)
-        bar.update(len(work.runs))
+    with closing(answers):
+        while True:
+            try:
+                request, generations = next(answers)
+            except StopIteration:
+                break
+            except Exception as problem:
+                if not isinstance(problem, ValueError) and not is_out_of_memory(problem):
+                    log.error("the engine failed", exc_info=problem)
+                error = problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
+                break
+            work = feed.flying.pop(request)
+            _record(work, request.variants, generations, loaded.device, None)
+            bar.set_postfix_str(work.sample.id, refresh=False)
+            bar.update(len(work.runs))
     if error is not None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return list(feed.flying.values()), list(feed.queue), error
+    return feed, error
 
 
 def _blame(failed: Sequence[_Work], error: Exception) -> list[_Work]:
@@ -140,6 +147,7 @@ class _Feed:
     queue: deque[_Work]
     limits: memory.Limits
     flying: dict[Request, _Work] = field(default_factory=dict)
+    together: int = 0  # bytes that what is under way was thought to take
 
     def draw(self, in_flight: Sequence[Request]) -> Request | None:
         while self.queue:
@@ -148,20 +156,17 @@ class _Feed:
             if not runs:
                 continue
             request = self.limits.part(replace(work, runs=runs).request(self.limits.question))
-            if in_flight and (self._apart(work) or not self.limits(in_flight, request)):
+            apart = any(one.alone for one in [work, *self.flying.values()])
+            if in_flight and (apart or not self.limits(in_flight, request)):
                 self.queue.appendleft(work)
                 return None
             count = len(request.variants)
             self.flying[request] = replace(work, runs=runs[:count])
+            self.together = self.limits.total([*in_flight, request])
             if runs[count:]:
                 self.queue.appendleft(replace(work, runs=runs[count:]))
             return request
         return None
-
-    def _apart(self, work: _Work) -> bool:
-        """Whether the work may not join what is under way."""
-        together = [work, *self.flying.values()]
-        return any(w.alone for w in together) and len({id(one) for w in together for one in w.runs}) > 1
 
 
 def _record(
@@ -170,7 +175,12 @@ def _record(
     for one, variant, generation in zip(work.runs, variants, generations, strict=True):
         if one.error is not None:
             continue
-        made = record(work.sample, generation, one.job.benchmark, error, device)
+        try:
+            made = record(work.sample, generation, one.job.benchmark, error, device)
+        except Exception as problem:  # scoring is the benchmark's; the other runs go on
+            log.error("%s: cannot be scored", work.sample.id, exc_info=problem)
+            one.error = problem
+            continue
         if generation is not None:
             made["fallback"] = None if variant is one.job.variant else "recent"
             one.error = broken_promise(variant, generation)
@@ -183,14 +193,16 @@ def _preflight(job: Job, works: Sequence[_Work], kept: models.Kept) -> memory.Li
     """What may decode together, and one line that says what memory it will take, before weights are loaded."""
     node, engine, question = job.cfg["model"], job.cfg["engine"], question_of(job)
     device, shape = models.device(node), models.shape(node)
-    free = memory.free_bytes(device, all_gpus=node.get("device_map") is not None)
+    kept.drop_others(node)
     weights = 0 if kept.holds(node) else shape.weight_bytes
+    free = _free(job)
     limits = memory.Limits(
         max_rows=engine["max_rows"],
         max_prompts=engine["max_prompts"],
-        free=max(0, int(memory.FRACTION * (free - weights))),
+        free=max(0, free - weights),
         shape=shape,
         question=question,
+        masked=engine["cache"] == "masked",
     )
     largest = max((work.request(question) for work in works), key=lambda request: limits.total([request]))
     part = limits.part(largest)
@@ -218,6 +230,13 @@ def _preflight(job: Job, works: Sequence[_Work], kept: models.Kept) -> memory.Li
     return limits
 
 
+def _free(job: Job) -> int:
+    """Bytes that may be used now."""
+    node = job.cfg["model"]
+    all_gpus = node.get("device_map") is not None
+    return int(memory.FRACTION * memory.free_bytes(models.device(node), all_gpus=all_gpus))
+
+
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or on the host."""
     text = str(problem).lower()
@@ -225,4 +244,5 @@ def is_out_of_memory(problem: BaseException) -> bool:
         isinstance(problem, MemoryError | torch.OutOfMemoryError)
         or "out of memory" in text
         or "can't allocate memory" in text
+        or "status_alloc_failed" in text  # of cuBLAS and cuDNN
     )

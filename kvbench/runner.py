@@ -40,8 +40,8 @@ def run_jobs(jobs: Sequence[Job], kept: models.Kept | None = None) -> list[Outco
     """Run jobs, those of one group as one plan; outcomes in the order of the jobs.
 
     Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not take the
-    others with it, if its budget is impossible or its method breaks the promise: its outcome holds the error. Any
-    other exception ends everything; what was recorded stays.
+    others with it, be it that its folder is damaged, its budget impossible, or its method in error: its outcome holds
+    the error. What concerns all of them (weights out of reach, a full disk) ends everything; what was recorded stays.
     """
     kept = kept or models.Kept()
     groups: dict[str, dict[Path, Job]] = {}
@@ -49,11 +49,19 @@ def run_jobs(jobs: Sequence[Job], kept: models.Kept | None = None) -> list[Outco
         groups.setdefault(job.group, {})[job.folder] = job
     outcomes: dict[tuple[str, Path], Outcome] = {}
     for distinct in groups.values():
-        ended = {folder: outcome for folder, job in distinct.items() if (outcome := finished(job)) is not None}
+        ended = {folder: outcome for folder, job in distinct.items() if (outcome := _ended(job)) is not None}
         todo = {folder: job for folder, job in sorted(distinct.items()) if folder not in ended}
         found = ended | (_run(todo, kept) if todo else {})
         outcomes |= {distinct[folder].key: outcome for folder, outcome in found.items()}
     return [replace(outcomes[job.key], job=job) for job in jobs]
+
+
+def _ended(job: Job) -> Outcome | None:
+    """The outcome of a job that needs no work, or cannot get any because its folder is damaged."""
+    try:
+        return finished(job)
+    except ValueError as error:
+        return Outcome(job, job.folder, error=error)
 
 
 def finished(job: Job, say: bool = True) -> Outcome | None:
@@ -62,10 +70,10 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
         return None
     stored = store.load_run(job.folder)
     samples, limit = stored.manifest["num_samples"], job.cfg["limit"]
-    wanted = min(samples, limit or samples)
+    if limit and len(stored.samples) < samples:
+        return None  # which samples they are, only the tokenizer can tell
     retry = job.cfg["retry_oom"] and any(s["status"] == "oom" for s in stored.samples)
-    settled = stored.status.get("status") == "done" or wanted < samples
-    if len(stored.samples) < wanted or retry or not settled:
+    if len(stored.samples) < samples or retry or stored.status.get("status") != "done":
         return None
     where = f"{job.label['benchmark']} {job.folder.name}"
     if say:
@@ -104,17 +112,21 @@ def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
     except ValueError as error:  # a sample that does not fit: other benchmarks go on
         return {folder: Outcome(job, folder, error=error) for folder, job in jobs.items()}
     outcomes = {}
+    elsewhere = [sample for sample in samples[: cfg["limit"]] if sample not in mine]
     for folder, job in jobs.items():
         spans = [span_of(prompt, question) for prompt in rendered.values()]
-        impossible = _impossible(job, spans, len(mine))
+        others = (span_of(render(sample), question) for sample in elsewhere)
+        impossible = _impossible(job, spans, others, len(mine))
         if impossible is not None:
             outcomes[folder] = Outcome(job, folder, error=impossible)
     with ExitStack() as stack:
-        opened = {
-            folder: Open(job, stack.enter_context(_open(job, len(samples))))
-            for folder, job in jobs.items()
-            if folder not in outcomes
-        }
+        opened = {}
+        for folder, job in jobs.items():
+            if folder in outcomes:
+                continue
+            run = stack.enter_context(_open(job, len(samples)))
+            rescore(store.load_run(run.path), job.benchmark)  # what is there and what comes shall be scored alike
+            opened[folder] = Open(job, run)
         for one in opened.values():
             one.pending = set(rendered) - one.run.done_ids()
         if any(one.pending for one in opened.values()):
@@ -147,7 +159,7 @@ def _wanted(jobs: Iterable[Job], samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _open(job: Job, num_samples: int) -> store.Run:
-    run = store.Run.open(
+    return store.Run.open(
         job.cfg["paths"]["outputs"] + "/runs",
         label=job.label,
         identity=job.identity,
@@ -162,8 +174,6 @@ def _open(job: Job, num_samples: int) -> store.Run:
         shard=shard_of(job.cfg["shard"]),
         info=slurm_task(),
     )
-    rescore(store.load_run(run.path), job.benchmark)  # what is there and what comes shall be scored alike
-    return run
 
 
 def slurm_task() -> dict[str, str]:
@@ -173,18 +183,16 @@ def slurm_task() -> dict[str, str]:
     return {"slurm": job} if job else {}
 
 
-def _impossible(job: Job, spans: Sequence[int], total: int) -> ValueError | None:
-    """The error of a budget that leaves the method no room on any of `total` prompts, before anything is computed.
+def _impossible(job: Job, spans: Sequence[int], others: Iterable[int], total: int) -> ValueError | None:
+    """The error of a budget that leaves the method no room on any prompt, before anything is computed.
 
     On some only: those are answered from the most recent tokens, see `Job.variant_for`.
+
+    Args:
+        spans: of the prompts to answer, `total` if none is answered yet; others: of those of other shards.
     """
-    errors = []
-    for span in spans:
-        try:
-            job.variant.method.tokens(job.variant.budget, span)
-        except ValueError as error:
-            errors.append(error)
-    if errors and len(errors) == total:
+    errors = [error for span in spans if (error := _no_room(job, span)) is not None]
+    if errors and len(errors) == total and all(_no_room(job, span) is not None for span in others):
         return errors[-1]
     try:
         made = [job.variant_for(span) for span in spans]
@@ -199,4 +207,12 @@ def _impossible(job: Job, spans: Sequence[int], total: int) -> ValueError | None
             count,
             len(spans),
         )
+    return None
+
+
+def _no_room(job: Job, span: int) -> ValueError | None:
+    try:
+        job.variant.method.tokens(job.variant.budget, span)
+    except ValueError as error:
+        return error
     return None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import kvbench
 from kvbench.config import options
@@ -81,7 +82,7 @@ def test_ragged_is_masked(tiny, question):
 def test_order_of_prompts_does_not_matter(tiny):
     made = variants()
     a, b = prompt(290, seed=2), prompt(140, seed=3)
-    both = generate(tiny, [a, b], made)
+    both = generate(tiny, [a, b], made, max_prompts=2)
     (alone,) = generate(tiny, [b], made)
     assert ids(both[1]) == ids(alone)
     assert [o.kept for o in both[1]] == [o.kept for o in alone]
@@ -100,12 +101,36 @@ def test_prompts_that_share_a_batch_are_as_alone(tiny, question, cache):
         solo.append([generate(tiny, [texts[-1]], [v], question=question)[0][0] for v in made])
     assert len({g.finish_reason for row in solo for g in row}) == 2, "some rows must leave early, or nothing is tested"
     for rows in (64, 12, 7, 2):
-        outs = generate(tiny, texts, made, question=question, cache=cache, max_rows=rows)
+        outs = generate(tiny, texts, made, question=question, cache=cache, max_rows=rows, max_prompts=5)
         assert [ids(row) for row in outs] == [ids(row) for row in solo]
         assert [[g.kept for g in row] for row in outs] == [[g.kept for g in row] for row in solo]
         assert [[g.kept_max for g in row] for row in outs] == [[g.kept_max for g in row] for row in solo]
         assert max(g.rows for row in outs for g in row) == min(25, {64: 25, 12: 10, 7: 5, 2: 2}[rows])
     assert [len(g.token_ids) for g in outs[3]] >= [4] * len(made), "stops wait for the least number of tokens"
+
+
+@pytest.mark.parametrize("kind", ["default", "dynamic", "longrope"])
+def test_a_long_neighbour_changes_no_frequencies(tiny, kind):
+    """Some rotary embeddings take their frequencies from a forward call's longest row: Phi-3's, and dynamic scaling."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    common = sizes | {"num_key_value_heads": 2, "vocab_size": 300, "initializer_range": 0.3}
+    common |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    rope: dict = {"rope_type": kind, "rope_theta": 10000.0}
+    torch.manual_seed(0)
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]}
+        rope |= {"original_max_position_embeddings": 128}
+        config = Phi3Config(**common, original_max_position_embeddings=128, rope_parameters=rope)
+        model = Phi3ForCausalLM(config).eval()
+    else:
+        rope |= {"factor": 4.0} if kind == "dynamic" else {}
+        model = LlamaForCausalLM(LlamaConfig(**common, max_position_embeddings=128, rope_parameters=rope)).eval()
+    short, long = prompt(60, seed=1), prompt(200, seed=2)
+    mask = torch.ones(1, 60, dtype=torch.long)
+    wanted = model.generate(torch.tensor([short]), attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    outs = generate((model, tiny[1]), [short, long], [("fullkv", None)], max_prompts=2)
+    assert outs[0][0].token_ids == wanted[0, 60:].tolist()
+    assert outs[0][0].rows == (2 if kind == "default" else 1)
 
 
 @pytest.mark.parametrize("length", [71, 72, 120, 290])

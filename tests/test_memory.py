@@ -111,15 +111,35 @@ def test_an_agnostic_prompt_counts_its_question():
     assert memory.cache_bytes(shape, made, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
 
 
-def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/slurm/job_1", "slurm/job_1", ("memory.max", "memory.current", "inactive_file")),
+        ("5:memory:/a", "memory/a", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path, line, folder, names):
+    """Of either version, also that of a folder above; file pages can be dropped and count as free."""
+    (tmp_path / "proc").write_text(f"3:cpu:/x\n{line}\n")
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
     system = memory.free_bytes("cpu")
     assert system > 2**20
-    (tmp_path / "memory.max").write_text("5000000\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    monkeypatch.setattr(memory, "_cgroups", lambda: [tmp_path])
-    assert memory.free_bytes("cpu") == 4_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_bytes("cpu") > 2**20
+    for where in ((tmp_path / "groups" / folder), (tmp_path / "groups" / folder).parent):
+        where.mkdir(parents=True, exist_ok=True)
+        for name, text in zip((names[0], names[1], "memory.stat"), ("5000000", "1000000", "x 1"), strict=True):
+            (where / name).write_text(text + "\n")
+        assert memory.free_bytes("cpu") == 4_000_000
+        (where / "memory.stat").write_text(f"anon 7\n{names[2]} 600000\n")
+        assert memory.free_bytes("cpu") == 4_600_000
+        (where / names[0]).write_text("max\n" if "max" in names[0] else "9223372036854771712\n")
+        assert memory.free_bytes("cpu") > 2**22
+
+
+def test_a_masked_cache_counts_every_token():
+    shape = models.shape(NODE)
+    made = request(400, ("snapkv", 100))
+    assert memory.cache_bytes(shape, made, 400, masked=True) == (408 + 408 // 8) * shape.token_bytes
 
 
 def test_the_preflight_says_what_it_takes(tmp_path, caplog):

@@ -143,6 +143,51 @@ def drawn_rows(requests) -> int:
     return sum(len(r.variants) for r in requests)
 
 
+def test_a_limit_is_about_the_first_samples_whatever_else_is_there(jobs):
+    runner.run_jobs(jobs(["method=snapkv", "budget=100", "shard=2/2"]))
+    (some,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", "limit=3"]))
+    (whole,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", "paths.outputs=${oc.env:KVBENCH_CALM}"]))
+    order = [r["id"] for r in rows(whole)]
+    assert {r["id"] for r in store.load_run(some.folder).samples} == {*order[1::2], *order[:3]}
+
+
+def test_a_share_that_is_impossible_on_one_shard_only(jobs):
+    grid = ["benchmark.lengths=[150,1200]", "benchmark.depths=[50]", "method=snapkv", "budget=0.05"]
+    (short,) = runner.run_jobs(jobs([*grid, "shard=1/2"]))
+    (long,) = runner.run_jobs(jobs([*grid, "shard=2/2"]))
+    assert short.error is None and long.error is None
+    assert [r["fallback"] for r in store.load_run(long.folder).samples] == ["recent", None]
+    assert store.load_run(long.folder).status["status"] == "done"
+
+
+def test_a_damaged_folder_takes_no_other_run_with_it(jobs):
+    made = [["method=snapkv", "budget=100"], ["method=h2o", "budget=100"]]
+    first = runner.run_jobs(jobs(*[[*o, "limit=1"] for o in made]))
+    file = first[0].folder / "samples.jsonl"
+    file.write_text("nonsense\n" + file.read_text())
+    snap, h2o = runner.run_jobs(jobs(*made))
+    assert "line 1: not valid JSON" in str(snap.error)
+    assert h2o.error is None and h2o.samples == 6
+
+
+def test_out_of_memory_without_a_word(jobs, monkeypatch):
+    """Python's own MemoryError has no text; and a row is out of memory only when it is so by itself."""
+    failing(monkeypatch, lambda requests: MemoryError())
+    (outcome,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", "limit=1"]))
+    assert [(r["status"], r["error"]) for r in rows(outcome)] == [("oom", "MemoryError")]
+    monkeypatch.undo()
+    shared = []
+
+    def in_company(requests):
+        shared.append(len(requests))
+        return MemoryError() if max(shared[-2:]) > 1 else None  # also the next one after it: memory left behind
+
+    failing(monkeypatch, in_company)
+    (outcome,) = runner.run_jobs(jobs(["method=h2o", "budget=100"]))
+    assert {r["status"] for r in rows(outcome)} == {"ok"}
+    assert max(shared) > 1
+
+
 def test_out_of_memory_is_a_row(jobs, monkeypatch):
     """Only a sample that does not fit by itself is recorded so; those in flight with it are answered."""
     lengths = []

@@ -25,10 +25,12 @@ class Slab:
     begin: int
     end: int
 
-    def view(self, buffer_RD: Tensor) -> Tensor:
-        """[segments, capacity, D] without a copy."""
-        slots = (self.end - self.begin) * self.capacity
-        return buffer_RD[self.first : self.first + slots].view(self.end - self.begin, self.capacity, -1)
+    def view(self, buffer_RD: Tensor, longest: int) -> Tensor:
+        """[segments, 1, longest, D]: the first `longest` slots of each segment, without a copy."""
+        dim = buffer_RD.shape[1]
+        stride = self.capacity * dim
+        first = buffer_RD.storage_offset() + self.first * dim
+        return buffer_RD.as_strided((self.end - self.begin, 1, longest, dim), (stride, stride, dim, 1), first)
 
 
 def ragged_append(k_RD: Tensor, v_RD: Tensor, slot_S: Tensor, k_STD: Tensor, v_STD: Tensor) -> None:
@@ -62,36 +64,35 @@ def ragged_decode(
     Returns:
         [S, G, T, D], segments in slab order.
     """
-    _, group, tokens, dim = q_SGTD.shape
-    out_SGTD = torch.empty_like(q_SGTD)
+    _, group, tokens, _ = q_SGTD.shape
+    q_S1QD = q_SGTD.flatten(1, 2)[:, None]  # Q = G x T, G-major
     slot = torch.arange(max(lengths), device=q_SGTD.device)
     # token t of T sees the slots before itself: slot < length - T + t + 1
     visible_ST = length_S[:, None] + torch.arange(1 - tokens, 1, device=q_SGTD.device)
+    outs = []
     for slab in slabs:
-        k, v = slab.view(k_RD), slab.view(v_RD)
-        mine = list(range(slab.begin, slab.end))
-        at: slice | Tensor = slice(slab.begin, slab.end)
-        if wanted is not None:
-            mine = [i for i in mine if wanted[i]]
-            if not mine:
-                continue
-            if 2 * len(mine) <= slab.end - slab.begin:  # copying the few costs less than attending to all
-                at = torch.tensor(mine, device=q_SGTD.device)
-                k, v = k[at - slab.begin], v[at - slab.begin]
-            else:
-                mine = list(range(slab.begin, slab.end))
-        longest, shortest = max(lengths[i] for i in mine), min(lengths[i] for i in mine)
+        all_of = slice(slab.begin, slab.end)
+        some = [i for i in range(slab.begin, slab.end) if wanted[i]] if wanted is not None else []
+        if wanted is not None and not some:
+            outs.append(torch.zeros_like(q_S1QD[all_of]))
+            continue
+        few = wanted is not None and 2 * len(some) <= slab.end - slab.begin
+        mine = [lengths[i] for i in some] if few else lengths[all_of]
+        longest, shortest = max(mine), min(mine)
+        k, v = slab.view(k_RD, longest), slab.view(v_RD, longest)
         mask = None
-        if tokens == 1 and bias_R is not None and shortest < longest:
-            mask = slab.view(bias_R[:, None])[..., 0]
-            mask = (mask if isinstance(at, slice) else mask[at - slab.begin])[:, None, None, :longest]
+        if tokens == 1 and shortest < longest and bias_R is not None:
+            mask = slab.view(bias_R[:, None], longest)[..., 0][:, :, None]  # [s, 1, 1, longest]
         elif tokens > 1 or shortest < longest:
-            mask = (slot[:longest] < visible_ST[at, :, None])[:, None]  # [s, 1, T, longest]
-            if tokens > 1:
-                mask = mask.repeat(1, 1, group, 1)  # the rows of q below are G-major, T-minor
-        q = q_SGTD[at].reshape(len(mine), 1, group * tokens, dim)
-        out = F.scaled_dot_product_attention(
-            q, k[:, None, :longest], v[:, None, :longest], attn_mask=mask, scale=scaling
-        )
-        out_SGTD[at] = out.view(len(mine), group, tokens, dim)
-    return out_SGTD
+            mask = (slot[:longest] < visible_ST[all_of, :, None])[:, None].repeat(1, 1, group, 1)
+        if few:  # copying the few costs less than attending to all
+            at = torch.tensor(some, device=q_SGTD.device)
+            near = at - slab.begin
+            out = torch.zeros_like(q_S1QD[all_of])
+            out[near] = F.scaled_dot_product_attention(
+                q_S1QD[at], k[near], v[near], attn_mask=None if mask is None else mask[near], scale=scaling
+            )
+        else:
+            out = F.scaled_dot_product_attention(q_S1QD[all_of], k, v, attn_mask=mask, scale=scaling)
+        outs.append(out)
+    return torch.cat(outs)[:, 0].unflatten(1, (group, tokens))

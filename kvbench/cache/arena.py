@@ -94,7 +94,7 @@ def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
     segments.sort(key=lambda s: (-s.need, s.row, s.head))
     slabs, begin, slot = [], 0, 0
     while begin < len(segments):
-        capacity = segments[begin].need
+        capacity = -(-segments[begin].need // 8) * 8  # GPU kernels want a slab's slots aligned
         end = begin
         while end < len(segments) and capacity - segments[end].need <= max(16, segments[end].need // 8):
             end += 1

@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,7 +53,7 @@ def stream(
     *,
     cache: str = "ragged",
     question: str = "aware",
-) -> Iterator[tuple[Request, list[Generation]]]:
+) -> Generator[tuple[Request, list[Generation]], None, None]:
     """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
 
     Args:
@@ -67,11 +67,12 @@ def stream(
     """
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
+    apart = _mixes_rows(model)
     batch = _Batch(model, tokenizer, make_cache(cache, num_layers(model)), question)
     with kvbench_attention(model):
         while True:
             joining: list[Request] = []
-            while batch.half_empty or joining:
+            while (batch.half_empty or joining) and not (apart and (batch.in_flight or joining)):
                 request = draw([*batch.in_flight, *joining])
                 if request is None:
                     break
@@ -82,6 +83,16 @@ def stream(
                 yield from batch.step()
             else:
                 return
+
+
+def _mixes_rows(model: PreTrainedModel) -> bool:
+    """Whether the rotary frequencies of a forward call depend on its longest row (Phi-3 128k, dynamic NTK scaling).
+
+    Prompts of such a model must not share a batch: a short one would be answered with a long one's frequencies.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
+    return bool(kinds & {"dynamic", "longrope"})
 
 
 @dataclass
@@ -136,11 +147,16 @@ class _Batch:
     def join(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[Generation]]]:
         """Prefill the requests one after the other; their rows have their first token afterwards."""
         new = [self._prefill(request) for request in requests]
+        begin = now(self._device)
         for one in new:  # the cache lays out its rows now, once for all
             one.measured = [
                 (self._cache.lengths(row.id), self._cache.used_bytes(row.id), self._cache.slack_bytes(row.id))
                 for row in one.rows
             ]
+        share = (now(self._device) - begin) / len(new)
+        for one in new:
+            one.prefill.compress_s += share
+            one.ttft_s += share
         self._full = len(self._active) + sum(len(one.rows) for one in new)
         for one in new:
             self._flying.append(one)

@@ -28,11 +28,15 @@ class Kept:
         """Whether the model of a `model` node is loaded."""
         return self._loaded is not None and self._loaded[0] == json.dumps(node, sort_keys=True)
 
-    def model(self, node: Mapping[str, Any]) -> models.Loaded:
-        """The model of a `model` node; one of another node is let go first."""
+    def drop_others(self, node: Mapping[str, Any]) -> None:
+        """Let go of a model of another node."""
         if not self.holds(node):
             self._loaded = None
             gc.collect()
+
+    def model(self, node: Mapping[str, Any]) -> models.Loaded:
+        """The model of a `model` node; one of another node is let go first."""
+        self.drop_others(node)
+        if self._loaded is None:
             self._loaded = (json.dumps(node, sort_keys=True), models.load(node))
-        assert self._loaded is not None
         return self._loaded[1]
