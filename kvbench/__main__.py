@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kvbench.config import check, register
 from kvbench.messages import one_line
 from kvbench.paths import conf_dir
-from kvbench.sweep.arguments import check_mode, expand
+from kvbench.sweep.arguments import check_mode, command, expand
 from kvbench.sweep.errors import Unfinished
 from kvbench.sweep.signals import Preempted, preemptible
 
@@ -37,11 +37,16 @@ def _task(cfg: DictConfig) -> float | None:
         hydra_cfg = HydraConfig.get()
         check_mode(hydra_cfg.mode == RunMode.MULTIRUN, list(hydra_cfg.overrides.hydra))
         check(cfg, hydra_cfg.runtime.choices)  # before torch is imported, so that a mistake is answered at once
+        from kvbench import store
         from kvbench.jobs import prepare
         from kvbench.runner import run_jobs
         from kvbench.sweep.finish import present, result
 
-        outcomes = run_jobs(prepare(cfg))
+        jobs = prepare(cfg)
+        if hydra_cfg.mode == RunMode.RUN:  # a job of launcher=basic does not know the others of its sweep
+            runs = [job.folder for job in jobs]
+            store.write_plan(cfg.paths.outputs, command(sys.argv[1:]), runs)
+        outcomes = run_jobs(jobs)
         present(outcomes)
         value = result(outcomes)
         if isinstance(value, Exception):

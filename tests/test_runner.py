@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import hydra
 import pytest
@@ -355,38 +349,3 @@ def test_a_broken_budget_stops_that_run(jobs, monkeypatch):
     assert "instead of 800" in str(snap.error)
     assert status(snap)["status"] == "failed" and rows(snap) == []
     assert h2o.error is None and h2o.samples == 6
-
-
-@pytest.mark.slow
-def test_sigkill_loses_nothing(tmp_path):
-    """Killed again and again in the middle of a sweep: every sample once, the same as undisturbed."""
-    args = ["-m", *GRID, "method=fullkv,snapkv,kivi", "budget=100", "benchmark.num_seeds=3", "progress=false"]
-    command = [sys.executable, "-m", "kvbench", *args]
-    subprocess.run([*command, "paths.outputs=calm"], cwd=tmp_path, check=True, capture_output=True)
-    recorded = 0
-    for _ in range(40):
-        process = subprocess.Popen(
-            [*command, "paths.outputs=wild"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and _lines(tmp_path / "wild") <= recorded + 6:
-            time.sleep(0.02)
-        if process.poll() is not None:
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        recorded = _lines(tmp_path / "wild")
-    assert process.returncode == 0
-    calm, wild = _predictions(tmp_path / "calm"), _predictions(tmp_path / "wild")
-    assert len(calm) == 3 * 18
-    assert wild == calm
-
-
-def _lines(root: Path) -> int:
-    return sum(p.read_bytes().count(b"\n") for p in root.glob("runs/*/*/*/samples.jsonl"))
-
-
-def _predictions(root: Path) -> list[tuple]:
-    found = []
-    for path in root.glob("runs/*/*/*/samples.jsonl"):
-        found += [(path.parent.name, r["id"], tuple(r["token_ids"])) for r in map(json.loads, path.open())]
-    return sorted(found)
