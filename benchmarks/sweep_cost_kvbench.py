@@ -18,6 +18,24 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def forward_seconds(model: Any, attention: str, ids: list[int], batch: int, position: int) -> float:
+    """Seconds of one forward call of `batch` equal rows; `attention` "free" returns the queries as they are."""
+    import torch
+    import transformers
+
+    transformers.AttentionInterface.register("free", lambda module, q, *args, **kwargs: (q.transpose(1, 2), None))
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        ids_BT = torch.tensor([ids]).expand(batch, -1)
+        places_BT = torch.arange(position, position + len(ids)).expand(batch, -1)
+        model(ids_BT, position_ids=places_BT, use_cache=False, logits_to_keep=1).logits.argmax(-1)
+        seconds = time.perf_counter() - begin
+    model.set_attn_implementation(before)
+    return seconds
+
+
 class Kvbench:
     """kvbench's side, and what it is compared with in the same process."""
 
@@ -32,8 +50,6 @@ class Kvbench:
         loaded = kvbench.load_model("smollm2_135m", device="cpu")
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self._model.generation_config.eos_token_id = None  # every run makes all its tokens
-        free = lambda module, q, *args, **kwargs: (q.transpose(1, 2), None)  # noqa: E731
-        transformers.AttentionInterface.register("sweep_cost_free", free)
         return {
             "seconds": time.perf_counter() - begin,
             "versions": {
@@ -79,19 +95,9 @@ class Kvbench:
 
     def floor(self, prompts: list[dict[str, Any]], variants: int, rows: int, new: int) -> dict[str, float]:
         """Seconds of what cannot be saved: the prefills, and the own tokens of all rows, `rows` at once."""
-        import torch
 
-        @torch.inference_mode()
-        def forward(attention: str, ids: list[int], batch: int, position: int) -> float:
-            before = self._model.config._attn_implementation
-            self._model.set_attn_implementation(attention)
-            begin = time.perf_counter()
-            ids_BT = torch.tensor([ids]).expand(batch, -1)
-            places_BT = torch.arange(position, position + len(ids)).expand(batch, -1)
-            self._model(ids_BT, position_ids=places_BT, use_cache=False, logits_to_keep=1).logits.argmax(-1)
-            seconds = time.perf_counter() - begin
-            self._model.set_attn_implementation(before)
-            return seconds
+        def forward(*call: Any) -> float:
+            return forward_seconds(self._model, *call)
 
         total = variants * len(prompts)
         batches = [min(rows, total - first) for first in range(0, total, rows)]
@@ -100,10 +106,8 @@ class Kvbench:
         step = question[-1:]
         return {
             "prefill": sum(forward("sdpa", p["ids"][: p["context_len"]], 1, 0) for p in prompts),
-            "question": sum(forward("sweep_cost_free", question, batch, context) for batch in batches),
-            "decode": sum(
-                forward("sweep_cost_free", step, batch, end + i) for batch in batches for i in range(new - 1)
-            ),
+            "question": sum(forward("free", question, batch, context) for batch in batches),
+            "decode": sum(forward("free", step, batch, end + i) for batch in batches for i in range(new - 1)),
         }
 
     def memory(self) -> dict[str, float | None]:
