@@ -84,15 +84,10 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
     Raises:
         ValueError: one line naming the override to change.
     """
-    config.check(cfg, choices)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    models.check(plain["model"])
-    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    plain, method, made = settle(cfg, choices)
     budget = cfg.budget if method.evicts else None
     if not method.evicts:
         log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
-    made = _instantiate(cfg.benchmark)  # its mistakes come before the model's files, which may have to be fetched
     facts, weights = prompts.facts(plain["model"]), models.identity(plain["model"])
     jobs = []
     for benchmark in _parts(made, facts):
@@ -111,9 +106,23 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
             "method": method.name,
             "budget": "full" if budget is None else str(budget),
         }
-        settings = {str(k): v for k, v in plain.items()}
-        jobs.append(Job(settings, Variant(method, budget), benchmark, label, identity))
+        jobs.append(Job(plain, Variant(method, budget), benchmark, label, identity))
     return jobs
+
+
+def settle(
+    cfg: DictConfig, choices: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Method, Benchmark | Suite]:
+    """All of `prepare` that needs no file of a model or benchmark, so that mistakes come before anything is fetched.
+
+    Returns the configuration as plain data, the method, and the benchmark.
+    """
+    config.check(cfg, choices)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    models.check(plain["model"])
+    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    return {str(k): v for k, v in plain.items()}, method, _instantiate(cfg.benchmark)
 
 
 def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:

@@ -70,10 +70,13 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
         return None
     stored = store.load_run(job.folder)
     samples, limit = stored.manifest["num_samples"], job.cfg["limit"]
-    if limit and len(stored.samples) < samples:
-        return None  # which samples they are, only the tokenizer can tell
+    status = stored.status
+    settled = status.get("status") == "done" or (
+        # which samples the first ones are, only the tokenizer can tell; so the writer has said how many it settled
+        limit is not None and status.get("status") == "partial" and (status.get("limit") or 0) >= limit
+    )
     retry = job.cfg["retry_oom"] and any(s["status"] == "oom" for s in stored.samples)
-    if len(stored.samples) < samples or retry or stored.status.get("status") != "done":
+    if retry or not settled:
         return None
     where = f"{job.label['benchmark']} {job.folder.name}"
     if say:
@@ -133,7 +136,7 @@ def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
             generate(list(opened.values()), wanted, rendered, kept)
         for folder, one in opened.items():
             if one.error is None:
-                one.run.finish()
+                one.run.finish(limit=cfg["limit"])
                 outcomes[folder] = _outcome(one.job)
             else:
                 one.run.set_status("failed", error=f"{type(one.error).__name__}: {one.error}")

@@ -103,6 +103,9 @@ def test_resume_takes_up_where_it_stopped(jobs):
 
 def test_limit_is_a_beginning_of_the_same_run(jobs):
     (some,) = runner.run_jobs(jobs(["method=snapkv", "budget=100", "limit=2"]))
+    for limit, settled in ((1, True), (2, True), (3, False)):
+        (job,) = jobs(["method=snapkv", "budget=100", f"limit={limit}"])
+        assert (runner.finished(job) is not None) == settled, "a shorter beginning needs no tokenizer"
     assert some.samples == 2
     assert status(some)["status"] == "partial" and status(some)["recorded"] == 2
     (all_,) = runner.run_jobs(jobs(["method=snapkv", "budget=100"]))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kvbench.sweep import queue, slurm, submit, task, watch
 from kvbench.sweep.queue import Queued
@@ -231,6 +233,13 @@ def test_the_script_is_a_command_line(capsys):
         "python -m kvbench -m launcher=fused_slurm launcher.partition=gpu launcher.gpus_per_node=4 "
         "launcher.timeout_min=480 launcher.shards=2 launcher.wait=false method=snapkv,h2o budget=64\n"
     )
+    submit.main(
+        ["--partition", "gpu,gpu2", "--constraint", "a100&ib", "--account", "1e5", "--dry-run", "--", "budget=64"]
+    )
+    words = shlex.split(capsys.readouterr().err)
+    parsed = OverridesParser.create().parse_overrides([word for word in words if word.startswith("launcher.")])
+    assert [override.value() for override in parsed] == ["gpu,gpu2", "1e5", "a100&ib"]
+    assert all(isinstance(override.value(), str) for override in parsed), "neither a sweep nor a number"
     for wrong in (["--time", "soon", "--", "x=1"], ["--partition", "gpu"]):
         with pytest.raises(SystemExit):
             submit.main(wrong)

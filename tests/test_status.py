@@ -142,6 +142,37 @@ def test_a_limit_is_what_its_plan_asked_for(tmp_path: Path) -> None:
     assert main([str(tmp_path)]) == 1
 
 
+def test_of_one_command_the_newest_plan_counts(tmp_path: Path) -> None:
+    """A changed YAML makes other runs of the same command: those of the older plan can no longer be had by it."""
+    done = make(tmp_path, "1", "abc")
+    old = store.write_plan(tmp_path, COMMAND, [done, tmp_path / "runs" / "needle" / "tiny" / "never"])
+    os.utime(old, (1, 1))
+    again = make(tmp_path, "2", "abc")
+    store.write_plan(tmp_path, COMMAND, [again])
+    made = survey([tmp_path])
+    assert [[run.folder for run in plan.runs] for plan in made.plans] == [[again]]
+    assert [run.folder for run in made.others] == [done] and made.complete
+    os.utime(old)
+    assert [plan.plan.path for plan in survey([tmp_path]).plans] == [old], "issued again, with the YAML of then"
+
+
+def test_what_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusals are made here."""
+    make(tmp_path, "1", "abc")
+    closed = make(tmp_path, "2", "abc")
+    real = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(closed))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    made = survey([tmp_path])
+    assert made.damaged == [f"{closed}: Permission denied"] and not made.complete
+    assert len(made.others) == 1
+
+
 def test_shards_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = make(tmp_path, "1", "a", shard=(1, 3))
     make(tmp_path, "1", "b", RuntimeError("boom"), shard=(2, 3))

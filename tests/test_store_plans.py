@@ -35,8 +35,10 @@ def test_the_same_command_finds_its_plan(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir("/")  # relative folders in the command now mean others: that is noted
     write_plan(tmp_path, COMMAND, [run])
     assert read_plan(path).cwd == "/"
-    written = path.stat().st_mtime_ns
-    assert write_plan(tmp_path, COMMAND, [run]) == path and path.stat().st_mtime_ns == written
+    before = path.stat()
+    assert write_plan(tmp_path, COMMAND, [run]) == path
+    assert path.stat().st_ino == before.st_ino, "not written again"
+    assert path.stat().st_mtime_ns > before.st_mtime_ns, "but the newest of its command"
     others = {write_plan(tmp_path, COMMAND + " seed=1", [run]), write_plan(tmp_path, COMMAND, [run, tmp_path / "b"])}
     assert len(others | {path}) == 3 == len(list(path.parent.iterdir()))
     path.write_text("{torn")
@@ -50,6 +52,14 @@ def test_the_same_command_finds_its_plan(tmp_path: Path, monkeypatch: pytest.Mon
         ("python -m kvbench logger.api_key=S3CRET budget=0.2", "python -m kvbench budget=0.2"),
         ("HF_TOKEN=S3CRET kvbench +token=S3CRET ++hf_token='S3CRET x'", "kvbench"),
         ("kvbench a=https://me:S3CRET@host/x 'b=[1, 2]'", "kvbench a=https://host/x 'b=[1, 2]'"),
+        (
+            """kvbench 'launcher.setup=["export HF_TOKEN=S3CRET"]'""",
+            """kvbench 'launcher.setup=["export HF_TOKEN=..."]'""",
+        ),
+        (
+            "kvbench '+hydra.job.env_set={WANDB_API_KEY:S3CRET,A:b}'",
+            "kvbench '+hydra.job.env_set={WANDB_API_KEY:...,A:b}'",
+        ),
         ("kvbench 'open quote a=https://me:S3CRET@host", "kvbench 'open quote a=https://host"),
     ],
 )

@@ -240,3 +240,13 @@ def test_tables_do_not_depend_on_who_recorded_what_when(tmp_path: Path, capsys: 
         shown.append([text, *((str(f.relative_to(tmp_path / "out" / name)), f.read_bytes()) for f in files)])
     assert len(shown[0]) > 5
     assert shown[0] == shown[1]
+
+
+def test_shards_that_settled_the_same_beginning(tmp_path: Path) -> None:
+    """Only when all of them have: then a command with that limit finds nothing to do."""
+    for shard in ((1, 2), (2, 2)):
+        with open_run(tmp_path, shard=shard) as run:
+            run.finish(limit=4 if shard == (1, 2) else 3)
+            status = load_run(run.path).status
+        assert status["status"] == "partial"
+        assert status.get("limit") == (3 if shard == (2, 2) else None)

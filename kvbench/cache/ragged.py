@@ -41,9 +41,8 @@ class _Layer:
             self._grow(tokens)
             arena = self._activate(rows, kv_heads)
         slot_S = self._start_S[self._mine_S] + self._length_S[self._mine_S]
-        ragged_append(arena.k_RD, arena.v_RD, slot_S, k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1))
-        arena.bias_R[(slot_S[:, None] + torch.arange(tokens, device=slot_S.device)).flatten()] = 0
-        self._length_S[self._mine_S] += tokens
+        ragged_append(arena.k_RD, arena.v_RD, slot_S, k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1), arena.bias_R)
+        self._length_S.index_add_(0, self._mine_S, torch.full_like(self._mine_S, tokens))
         for index in self._mine:
             arena.segments[index].length += tokens
         q_SGTD = q_BHTD.reshape(batch * kv_heads, heads // kv_heads, tokens, dim)[self._query_S]

@@ -65,7 +65,7 @@ def survey(paths: Sequence[Path]) -> Survey:
                 states |= {run: look(run) for run in inside if run not in states}
                 runs = [states[run] for run in inside]
                 made.plans.append(PlanState(plan, [_waiting(run, runs) for run in runs]))
-        for folder in _run_folders(path / "runs" if path == outputs and (path / "runs").is_dir() else path):
+        for folder in _run_folders(path / "runs" if path == outputs and (path / "runs").is_dir() else path, made):
             if folder not in planned | seen:
                 seen.add(folder)
                 run = look(folder)
@@ -77,13 +77,14 @@ def survey(paths: Sequence[Path]) -> Survey:
 
 def outputs_of(path: Path) -> Path:
     """The folder of paths.outputs that a path is in: the nearest with plans or runs; else the path itself."""
-    return next((one for one in (path, *path.parents) if (one / "plans").is_dir() or (one / "runs").is_dir()), path)
+    known = (one for one in (path, *path.parents) if any(os.path.isdir(one / name) for name in ("plans", "runs")))
+    return next(known, path)  # os.path: a folder that may not be looked into is no error here
 
 
-def _run_folders(root: Path) -> list[Path]:
+def _run_folders(root: Path, made: Survey) -> list[Path]:
     """Folders with a manifest or samples, at any depth; hidden ones are not looked into."""
     found = []
-    for folder, below, files in os.walk(root):
+    for folder, below, files in os.walk(root, onerror=lambda error: made.damaged.append(_unreadable(error))):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if "manifest.json" in files or any(name.startswith("samples") and name.endswith(".jsonl") for name in files):
             found.append(Path(folder))
@@ -91,15 +92,30 @@ def _run_folders(root: Path) -> list[Path]:
 
 
 def _plans(outputs: Path, made: Survey) -> list[Plan]:
-    """The readable plans, oldest first."""
-    plans = []
-    for file in sorted((outputs / "plans").glob("*.json")):
+    """The readable plans, oldest first; of those of one command the newest, whose runs it asks for today."""
+    plans: dict[tuple[str, str], tuple[float, Plan]] = {}
+    try:
+        names = sorted(name for name in os.listdir(outputs / "plans") if name.endswith(".json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        made.damaged.append(_unreadable(error))
+        return []
+    for name in names:
+        file = outputs / "plans" / name
         try:
-            plans.append(read_plan(file))
+            plan, written = read_plan(file), file.stat().st_mtime
         except (ValueError, OSError) as error:
             if str(error) not in made.damaged:
                 made.damaged.append(str(error))
-    return sorted(plans, key=lambda plan: (plan.created, plan.path))
+            continue
+        same = (plan.command, plan.cwd)
+        plans[same] = max(plans.get(same, (written, plan)), (written, plan), key=lambda pair: pair[0])
+    return sorted((plan for _, plan in plans.values()), key=lambda plan: (plan.created, plan.path))
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}"
 
 
 def _waiting(run: RunState, runs: Sequence[RunState]) -> RunState:

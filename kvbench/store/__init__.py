@@ -14,7 +14,7 @@ readers merge them. Plans (`write_plan`) tell which runs a command makes. Import
 
 from __future__ import annotations
 
-from kvbench.store.identity import identity_hash, scrub
+from kvbench.store.identity import identity_hash, scrub, scrub_text
 from kvbench.store.plans import write_plan
 from kvbench.store.read import StoredRun, load_run, load_runs, run_folders, write_scores
 from kvbench.store.run import STATUSES, Run, run_folder
@@ -29,6 +29,7 @@ __all__ = [
     "run_folder",
     "run_folders",
     "scrub",
+    "scrub_text",
     "write_plan",
     "write_scores",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _SECRET = re.compile(r"(^|[._-])(token|secret|passwd|password|credentials?|auth|(api|access|private|secret)[_-]?key)$")
+_ASSIGNED = re.compile(r"([\w.-]+)(=|:\s?)([^\s,\"'\]}{\[=:]+)")
 _NOT_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|image)_token$")
 
 
@@ -51,6 +52,11 @@ def scrub(value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(r"://[^/@\s]+@", "://", value)
     return value
+
+
+def scrub_text(text: str) -> str:
+    """Return `text` without the values of `NAME=value` and `NAME: value` whose name looks like a secret's."""
+    return _ASSIGNED.sub(lambda found: found[0] if not _is_secret(found[1]) else found[1] + found[2] + "...", text)
 
 
 def _is_secret(key: Any) -> bool:

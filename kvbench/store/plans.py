@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.store.files import read_json, write_atomic
-from kvbench.store.identity import identity_hash, scrub
+from kvbench.store.identity import identity_hash, scrub, scrub_text
 
 _SCHEMA = 1
 
@@ -39,8 +39,8 @@ class Plan:
 def write_plan(outputs: str | Path, command: str, runs: Sequence[Path]) -> Path:
     """Write what `command` is about to make, the folders `runs`; secrets in the command are left out.
 
-    The plan of the same command and runs in the same working folder stays as it is. Raises OSError when it cannot be
-    written.
+    The plan of the same command and runs in the same working folder stays as it is, but counts as the newest. Raises
+    OSError when it cannot be written.
     """
     root = Path(outputs).absolute()
     command = _scrubbed(command)
@@ -50,6 +50,7 @@ def write_plan(outputs: str | Path, command: str, runs: Sequence[Path]) -> Path:
     content["cwd"] = os.getcwd()  # relative folders in the command are seen from here
     try:
         if {key: read_json(path).get(key) for key in content} == content:
+            os.utime(path)
             return path
     except (FileNotFoundError, ValueError):  # not there, or damaged: written anew
         pass
@@ -79,5 +80,5 @@ def _scrubbed(command: str) -> str:
     # Hydra's prefixes + and ~ stand before the key
     kept = [word for word in words if scrub([re.sub(r"^[+~]+", "", word)])]
     if kept == words and scrub(command) == command:
-        return command  # with the user's own quotes
-    return shlex.join(scrub(kept))
+        return scrub_text(command)  # with the user's own quotes
+    return scrub_text(shlex.join(scrub(kept)))

@@ -106,9 +106,17 @@ def merged_status(every: Mapping[str, Mapping[str, Any]], recorded: int, total: 
     said = {one.get("status") for one in every.values()}
     end = "done" if recorded >= total else "partial"
     state = next((one for one in ("failed", "running", "preempted") if one in said), end)
-    made = {"status": state, "time": max(str(one.get("time", "")) for one in every.values()), "recorded": recorded}
+    made: dict[str, Any] = {
+        "status": state,
+        "time": max(str(one.get("time", "")) for one in every.values()),
+        "recorded": recorded,
+    }
     errors = [f"{name}: {one['error']}".removeprefix(": ") for name, one in every.items() if one.get("error")]
     tasks = dict.fromkeys(str(one["slurm"]) for one in every.values() if one.get("slurm"))
+    if state == "partial":  # all shards of one number settled the same beginning
+        limits = [one.get("limit") for name, one in every.items() if name]
+        if all(limits) and all(name.partition("of")[2] == str(len(limits)) for name in every if name):
+            made["limit"] = min(limits)
     return (
         made
         | ({"error": "; ".join(errors)} if errors else {})

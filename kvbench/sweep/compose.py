@@ -17,8 +17,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kvbench import config, store
-from kvbench.jobs import Job, prepare
+from kvbench import store
+from kvbench.jobs import Job, prepare, settle
 from kvbench.runner import Outcome
 from kvbench.sweep.arguments import command
 from kvbench.sweep.finish import result
@@ -67,11 +67,21 @@ def compose(
 def check(sweep: Sequence[Composed]) -> None:
     """Check every configuration and say which runs it asks for. Raises ValueError naming the override to change."""
     for one in sweep:  # before the first model file is asked for, which may have to be fetched
-        config.check(one.task, one.choices)
+        settle(one.task, one.choices)
     for one in sweep:
         one.jobs = prepare(one.task, one.choices)
     number = len({job.group for one in sweep for job in one.jobs})
     log.info("%d jobs in %d group(s) that share a model and its prefills", len(sweep), number)
+
+
+def scrub_multirun(sweep: Sequence[Composed]) -> None:
+    """Take secrets out of the file in which Hydra noted the sweep's configuration."""
+    file = Path(sweep[0].config.hydra.sweep.dir) / "multirun.yaml"
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        clean = store.scrub_text(text)
+        if clean != text:
+            file.write_text(clean, encoding="utf-8")
 
 
 def plan(sweep: Sequence[Composed]) -> None:

@@ -50,8 +50,16 @@ def _parser() -> argparse.ArgumentParser:
 def arguments(options: argparse.Namespace) -> list[str]:
     """What `python -m kvbench` is to be called with."""
     settings = {k: v for k, v in vars(options).items() if v is not None and k not in ("overrides", "dry_run")}
-    chosen = [f"launcher.{name}={value}" for name, value in settings.items()]
+    chosen = [f"launcher.{name}={_value(value)}" for name, value in settings.items()]
     return ["-m", "launcher=fused_slurm", *chosen, *options.overrides]
+
+
+def _value(value: object) -> str:
+    """As Hydra reads it back: text that it might take for a list or a number stands in quotes."""
+    text = str(value)
+    if not isinstance(value, str) or re.fullmatch(r"[A-Za-z_][\w-]*", text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
