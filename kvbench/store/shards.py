@@ -114,7 +114,7 @@ def merged_status(every: Mapping[str, Mapping[str, Any]], recorded: int, total: 
     errors = [f"{name}: {one['error']}".removeprefix(": ") for name, one in every.items() if one.get("error")]
     tasks = dict.fromkeys(str(one["slurm"]) for one in every.values() if one.get("slurm"))
     if state == "partial":  # all shards of one number settled the same beginning
-        limits = [one.get("limit") for name, one in every.items() if name]
+        limits = [int(one.get("limit") or 0) for name, one in every.items() if name]
         if all(limits) and all(name.partition("of")[2] == str(len(limits)) for name in every if name):
             made["limit"] = min(limits)
     return (
