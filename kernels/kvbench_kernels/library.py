@@ -1,0 +1,63 @@
+"""A compiled library's C functions, bound by ctypes; what they take is the table of `signatures`."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvbench_kernels.signatures import SIGNATURES
+
+UNSUPPORTED = -1  # the C functions' answer to a dtype, head dimension or group that they are not made for
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+# The errors that a user can do something about; the others go by their number.
+_CUDA_ERRORS = {
+    2: "out of memory",
+    35: "the driver is older than the CUDA toolkit that compiled the kernels",
+    100: "no CUDA device",
+    209: "not compiled for this GPU; build again for its architecture",
+    700: "illegal memory access",
+    701: "too many resources requested for launch",
+}
+
+
+class Library:
+    """The functions of one library. `call` returns when the work is queued (CUDA) or done (host)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            opened = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise RuntimeError(f"{path}: cannot be loaded: {error}") from error
+        self._functions: dict[str, Any] = {}
+        for op, letters in SIGNATURES.items():
+            function = getattr(opened, f"kvb_{op}", None)
+            if function is None:
+                raise RuntimeError(f"{path}: has no function kvb_{op}; build it again")
+            function.restype = ctypes.c_int
+            function.argtypes = [_TYPES[letter] for letter in letters]
+            self._functions[op] = function
+
+    def call(self, op: str, *arguments: Any) -> None:
+        """Call kvb_<op>.
+
+        Raises:
+            RuntimeError: it returned an error; names the op and the error.
+        """
+        code = self._functions[op](*arguments)
+        if code == UNSUPPORTED:
+            raise RuntimeError(f"kvb::{op}: not compiled for this dtype, head dimension or group")
+        if code != 0:
+            raise RuntimeError(f"kvb::{op}: CUDA error {code} ({_CUDA_ERRORS.get(code, 'see cudaError_t')})")
+
+
+@cache
+def load(path: Path) -> Library:
+    """A library made by `build.host` or `build.cuda`.
+
+    Raises:
+        RuntimeError: it cannot be loaded, or lacks a function.
+    """
+    return Library(path)
