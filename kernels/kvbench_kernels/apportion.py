@@ -1,0 +1,46 @@
+"""From real-valued weights to integers whose sum is exact: what `select` does with a layer's budget.
+
+The rule is that of the methods (kvbench/methods/rounding.py), which this package cannot import; the tests compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
+    """Split `total` in proportion to `weights`, nobody above `limit`; what a full one cannot take goes to the others.
+
+    With no weight left to go by, the rest is split evenly.
+
+    Raises:
+        ValueError: there is not room for `total`.
+    """
+    if not 0 <= total <= limit * len(weights):
+        raise ValueError(f"total={total}: {len(weights)} heads with room for {limit} each")
+    shares = [float(limit)] * len(weights)
+    open_ = list(range(len(weights)))
+    rest = float(total)
+    while open_:
+        mass = sum(weights[i] for i in open_)
+        parts = [rest * weights[i] / mass if mass > 0 else rest / len(open_) for i in open_]
+        below = [i for i, part in zip(open_, parts, strict=True) if part < limit]
+        if len(below) == len(open_):
+            for i, part in zip(open_, parts, strict=True):
+                shares[i] = part
+            break
+        rest = float(total - limit * (len(weights) - len(below)))
+        open_ = below
+    return largest_remainder(shares, total)
+
+
+def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
+    """Round `shares`, which sum to `total`: everyone gets the floor, the largest remainders one more, ties to the lower
+    index. Remainders count to six digits, which is finer than any share and coarser than what arithmetic leaves."""
+    floors = [math.floor(share + 1e-6) for share in shares]
+    remainders = [round(share - low, 6) for share, low in zip(shares, floors, strict=True)]
+    ranked = sorted(range(len(shares)), key=lambda i: (-remainders[i], i))
+    for i in ranked[: total - sum(floors)]:
+        floors[i] += 1
+    return floors
