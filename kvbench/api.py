@@ -44,10 +44,11 @@ def load_model(name: str, **overrides: Any) -> Loaded:
     """
     from omegaconf import OmegaConf
 
+    from kvbench.config import options
     from kvbench.methods.dials import did_you_mean
     from kvbench.models.load import load as load_model_
 
-    files = {path.stem: path for path in (conf_dir() / "model").glob("*.yaml")}
+    files = options("model")
     if name not in files:
         raise ValueError(f"model={name}: no such model.{did_you_mean(name, files)}")
     config = OmegaConf.to_container(OmegaConf.load(files[name]))

@@ -60,8 +60,9 @@ def register() -> None:
 
 
 def options(group: str) -> dict[str, Path]:
-    """What a group offers: name → YAML."""
-    return {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
+    """What a group offers: name → YAML; of a sub-group with its name before it (`shape/llama31_8b`)."""
+    folder = conf_dir() / group
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def defaults(group: str, name: str) -> DictConfig:

@@ -121,6 +121,7 @@ def settle(
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     models.check(plain["model"])
+    models.check_answers(plain["model"])
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
     return {str(k): v for k, v in plain.items()}, method, _instantiate(cfg.benchmark)
 

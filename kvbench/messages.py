@@ -20,8 +20,8 @@ def one_line(error: BaseException, argv: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1], argv)
-    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if option and option[1] in (*GROUPS, "experiment", "hydra/launcher"):
+    option = re.search(rf"Could not find '({'|'.join((*GROUPS, 'experiment', 'hydra/launcher'))})/([^']+)'", text)
+    if option:
         group, name = option.groups()
         return f"{group}={name}: no such {group}.{did_you_mean(name, options(group))}"
     merging = re.search(r"Error merging override (.+)", text)

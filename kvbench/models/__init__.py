@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from kvbench.models.kept import Kept
-from kvbench.models.load import Loaded, check, device, ends, eos_ids, identity, load, load_tokenizer, max_length
+from kvbench.models.load import (
+    Loaded,
+    check,
+    check_answers,
+    device,
+    ends,
+    eos_ids,
+    identity,
+    load,
+    load_tokenizer,
+    max_length,
+)
 from kvbench.models.shape import Shape, shape
 
 __all__ = [
@@ -11,6 +22,7 @@ __all__ = [
     "Loaded",
     "Shape",
     "check",
+    "check_answers",
     "device",
     "ends",
     "eos_ids",

@@ -1,8 +1,9 @@
 """From a `model` config node to a model ready for inference.
 
-A model is one of four kinds: `smollm2` (embedded, fetched once from the package index), `tiny` (random
-weights made in code), `hub` (a Hugging Face model id) and `local` (a folder). torch and transformers are
-imported inside functions only, so that planning a sweep stays fast.
+A model is one of five kinds: `smollm2` (embedded, fetched once from the package index), `tiny` (random weights
+made in code), `random` (a published shape with random weights, for measuring alone), `hub` (a Hugging Face model
+id) and `local` (a folder). torch and transformers are imported inside functions only, so that planning a sweep
+stays fast.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvbench.models import embedded, pretrained, tiny
+from kvbench.models import embedded, pretrained, random, tiny
 
-KINDS = ("smollm2", "tiny", "hub", "local")
+KINDS = ("smollm2", "tiny", "random", "hub", "local")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_MADE = ("smollm2", "tiny", "random")  # the program knows where their weights are
 
 
 @dataclass
@@ -39,7 +41,7 @@ def check(cfg: Mapping[str, Any]) -> None:
         value = cfg.get(name)
         if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
             raise ValueError(f"model.{name}={value}: must be {'text' if wanted is str else 'an integer'}, or null")
-    if kind in ("smollm2", "tiny") and (cfg.get("revision") is not None or cfg.get("trust_remote_code")):
+    if kind in _MADE and (cfg.get("revision") is not None or cfg.get("trust_remote_code")):
         raise ValueError(f"model.revision, model.trust_remote_code: model.kind={kind} has neither")
     if kind not in KINDS:
         raise ValueError(f"model.kind={kind}: choose one of {', '.join(KINDS)}")
@@ -55,30 +57,44 @@ def check(cfg: Mapping[str, Any]) -> None:
         raise ValueError(f"model.max_length={cfg['max_length']}: tokens, at least 1, or null for the model's own")
     if cfg.get("chat_template", "auto") not in ("auto", "never", "always"):
         raise ValueError(f"model.chat_template={cfg['chat_template']}: choose auto, never or always")
-    if kind in ("smollm2", "tiny") and path is not None:
+    if kind in _MADE and path is not None:
         raise ValueError(f"model.path={path}: model.kind={kind} has no path; use model=local model.path=FOLDER")
     if kind == "tiny":
         tiny.check(cfg)
+    if kind == "random":
+        random.check(cfg)
     if kind in ("hub", "local"):
         pretrained.check(cfg)
+
+
+def check_answers(cfg: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model whose answers mean nothing: it has no tokenizer, and no benchmark can use it."""
+    if cfg["kind"] == "random":
+        raise ValueError(
+            f"model={cfg['name']}: random weights answer nothing; measure time and memory with "
+            "python -m kvbench.profile"
+        )
 
 
 def identity(cfg: Mapping[str, Any]) -> str:
     """What identifies the weights, for the run hash. Loads no model and imports no torch.
 
-    smollm2: the pinned checksum of its file. tiny: a hash of its dimensions and seed. local: a hash of the
-    folder's small files and of each weight file's size, header and ends. hub: the id and its commit.
+    smollm2: the pinned checksum of its file. tiny, random: a hash of its dimensions and seed. local: a hash of
+    the folder's small files and of each weight file's size, header and ends. hub: the id and its commit.
     """
     check(cfg)
     if cfg["kind"] == "smollm2":
         return embedded.identity()
     if cfg["kind"] == "tiny":
         return tiny.identity(cfg)
+    if cfg["kind"] == "random":
+        return random.identity(cfg)
     return pretrained.identity(cfg)
 
 
 def load_tokenizer(cfg: Mapping[str, Any]) -> Any:
-    """Only the tokenizer of a `model` node. Raises ValueError as `load` does."""
+    """Only the tokenizer of a `model` node. Raises ValueError as `load` does, and for a model that answers nothing."""
+    check_answers(cfg)
     check(cfg)
     if cfg["kind"] == "tiny":
         return tiny.tokenizer()
@@ -97,7 +113,9 @@ def max_length(cfg: Mapping[str, Any]) -> int | None:
 
 
 def load_config(cfg: Mapping[str, Any]) -> Any:
-    """The model's config (of a smollm2, hub or local model), no weights. Raises ValueError when out of reach."""
+    """The model's config (not of a tiny one), no weights. Raises ValueError when out of reach."""
+    if cfg["kind"] == "random":
+        return random.config(cfg)
     with quiet():
         return pretrained.load_config(cfg, *_source(cfg))
 
@@ -132,6 +150,8 @@ def load(cfg: Mapping[str, Any]) -> Loaded:
     place = _device(str(cfg["device"]))
     if cfg["kind"] == "tiny":
         model, tokenizer = tiny.model(cfg), tiny.tokenizer()
+    elif cfg["kind"] == "random":
+        model, tokenizer = random.model(cfg, place), random.Ids()
     else:
         with quiet():
             source, revision = _source(cfg)
