@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvbench_kernels.signatures import SIGNATURES
+from kvbench_kernels.signatures import SIGNATURES, SIZES
 
 UNSUPPORTED = -1  # the C functions' answer to a dtype, head dimension or group that they are not made for
-_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}
 # The errors that a user can do something about; the others go by their number.
 _CUDA_ERRORS = {
     2: "out of memory",
@@ -32,25 +32,35 @@ class Library:
         except OSError as error:
             raise RuntimeError(f"{path}: cannot be loaded: {error}") from error
         self._functions: dict[str, Any] = {}
-        for op, letters in SIGNATURES.items():
-            function = getattr(opened, f"kvb_{op}", None)
+        for name, letters in (SIGNATURES | SIZES).items():
+            function = getattr(opened, f"kvb_{name}", None)
             if function is None:
-                raise RuntimeError(f"{path}: has no function kvb_{op}; build it again")
-            function.restype = ctypes.c_int
+                continue
+            function.restype = ctypes.c_int64 if name in SIZES else ctypes.c_int
             function.argtypes = [_TYPES[letter] for letter in letters]
-            self._functions[op] = function
+            self._functions[name] = function
 
     def call(self, op: str, *arguments: Any) -> None:
         """Call kvb_<op>.
 
         Raises:
-            RuntimeError: it returned an error; names the op and the error.
+            RuntimeError: it returned an error, or there is none; names the op and the error.
         """
-        code = self._functions[op](*arguments)
+        code = self._function(op)(*arguments)
         if code == UNSUPPORTED:
             raise RuntimeError(f"kvb::{op}: not compiled for this dtype, head dimension or group")
         if code != 0:
             raise RuntimeError(f"kvb::{op}: CUDA error {code} ({_CUDA_ERRORS.get(code, 'see cudaError_t')})")
+
+    def size(self, name: str, *arguments: int) -> int:
+        """Call kvb_<name>, which says how many bytes of workspace an op wants."""
+        size: int = self._function(name)(*arguments)
+        return size
+
+    def _function(self, name: str) -> Any:
+        if name not in self._functions:
+            raise RuntimeError(f"{self.path}: has no function kvb_{name}")
+        return self._functions[name]
 
 
 @cache
@@ -58,6 +68,6 @@ def load(path: Path) -> Library:
     """A library made by `build.host` or `build.cuda`.
 
     Raises:
-        RuntimeError: it cannot be loaded, or lacks a function.
+        RuntimeError: it cannot be loaded.
     """
     return Library(path)
