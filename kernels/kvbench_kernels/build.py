@@ -94,13 +94,26 @@ def cuda_for(capability: tuple[int, int]) -> Path:
     Raises:
         ValueError: as `cuda`, and for a GPU older than Ampere.
     """
+    return cached(capability) or cuda((_alone_for(capability),))
+
+
+def cached(capability: tuple[int, int]) -> Path | None:
+    """What the cache has for a GPU of a compute capability.
+
+    Raises:
+        ValueError: no compiler, whose version is part of a build's name; or a GPU older than Ampere.
+    """
+    for archs in (ARCHS, (_alone_for(capability),)):
+        library = _cuda_recipe(archs).folder() / _LIBRARY
+        if library.is_file():
+            return library
+    return None
+
+
+def _alone_for(capability: tuple[int, int]) -> str:
     if capability < (8, 0):
-        raise ValueError(f"a GPU of compute capability {capability[0]}.{capability[1]}: the kernels need 8.0 or newer")
-    full = _cuda_recipe(ARCHS).folder() / _LIBRARY
-    if full.is_file():
-        return full
-    alone = "compute_90" if capability > (9, 0) else "sm_90" if capability == (9, 0) else "sm_80"
-    return cuda((alone,))
+        raise ValueError(f"compute capability {capability[0]}.{capability[1]}: the kernels need 8.0 or newer")
+    return "compute_90" if capability > (9, 0) else "sm_90" if capability == (9, 0) else "sm_80"
 
 
 def report(path: Path) -> list[ptxas.Kernel]:
@@ -151,7 +164,7 @@ def _made(recipe: Recipe, force: bool = False, progress: Callable[[str], None] |
     library = folder / _LIBRARY
     if library.is_file() and not force:
         return library
-    with _alone(folder):
+    with _one_at_a_time(folder):
         if force or not library.is_file():  # unless another process made it meanwhile
             _make(recipe, folder, progress)
     return library
@@ -191,7 +204,7 @@ def _make(recipe: Recipe, folder: Path, progress: Callable[[str], None] | None) 
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _one_at_a_time(folder: Path) -> Iterator[None]:
     """One process builds, the others wait for it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,7 @@ def run(command: Sequence[str | Path], what: str) -> str:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env={**os.environ, "LC_ALL": "C"},
         )
     except OSError as error:
         raise RuntimeError(f"{what}: {command[0]} does not start: {error.strerror}") from error

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvbench_kernels.signatures import SIGNATURES, SIZES
+from kvbench_kernels.signatures import COUNTS, SIGNATURES, SIZES
 
 UNSUPPORTED = -1  # the C functions' answer to a dtype, head dimension or group that they are not made for
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}
@@ -32,7 +32,7 @@ class Library:
         except OSError as error:
             raise RuntimeError(f"{path}: cannot be loaded: {error}") from error
         self._functions: dict[str, Any] = {}
-        for name, letters in (SIGNATURES | SIZES).items():
+        for name, letters in (SIGNATURES | SIZES | COUNTS).items():
             function = getattr(opened, f"kvb_{name}", None)
             if function is None:
                 continue
@@ -53,7 +53,7 @@ class Library:
             raise RuntimeError(f"kvb::{op}: CUDA error {code} ({_CUDA_ERRORS.get(code, 'see cudaError_t')})")
 
     def size(self, name: str, *arguments: int) -> int:
-        """Call kvb_<name>, which says how many bytes of workspace an op wants."""
+        """Call kvb_<name>, which says how many bytes of workspace an op wants, or how many blocks it is to launch."""
         size: int = self._function(name)(*arguments)
         return size
 

@@ -1,11 +1,15 @@
 """What the C functions kvb_<op> take: p a pointer (or the stream), l an int64, i an int, f a float, d a double.
 
-Those of SIGNATURES return an error code, those of SIZES bytes of workspace, as an int64.
+Those of SIGNATURES return an error code, those of SIZES bytes of workspace, as an int64, and those of COUNTS a number,
+as an int.
 """
 
 from __future__ import annotations
 
 SIGNATURES = {
+    "ragged_append": "ppppp" + "plll" * 2 + "piiiiip",
+    "ragged_decode": "plllppppp" + "f" + "plllpp" + "iiiiiiip",
+    "ragged_append_decode": "plll" * 3 + "ppppp" + "f" + "plllppp" + "iiiiiiip",
     "window_score": "pllpllplllllllfiilppip",
     "row_lse": "pllpllllllfpip",
     "column_sums": "pllpllplllllfpip",
@@ -14,6 +18,10 @@ SIGNATURES = {
     "ragged_relayout": "ppppppllppip",
 }
 SIZES = {
+    "decode_workspace_bytes": "ii",
     "window_score_workspace": "llllii",
     "select_workspace": "l",
+}
+COUNTS = {
+    "decode_ctas": "iii",
 }

@@ -1,0 +1,118 @@
+"""What a backend is: it appends the new tokens of some lanes to an arena in place, and attends to what is alive.
+
+Shape suffixes, here and in the other files of this package: B batch rows, H query heads, U KV heads, G = H / U, T new
+tokens, S segments of the arena (row x KV head), S1 = S + 1, R slots, N lanes of the call (lane b * U + u), D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels.reference import Slab
+
+
+@dataclass
+class Buffers:
+    """One layer's arena, as the backends see it. All tensors on one device.
+
+    `cuda` and `flash_attn` read lengths from `length_S` alone, so that a step is the same work for the host whatever
+    the lengths are; `sdpa` and `torch` go by slabs and by the lengths on the host. These need finite values in all
+    slots: what is masked is multiplied by 0.
+    """
+
+    k_RD: Tensor
+    v_RD: Tensor
+    start_S1: Tensor  # int32, first slot of each segment, ascending; the difference is the capacity
+    length_S: Tensor  # int32, live slots; the backends add the new tokens
+    capacity: int  # of the largest segment
+    slabs: Sequence[Slab] = ()
+    bias_R: Tensor | None = None  # 0 on live slots, -inf on the others; for `sdpa` and `torch`, which keep it up
+    status: Tensor = field(init=False)  # int32 [1]: 0, or 1 + the segment that had no room
+
+    def __post_init__(self) -> None:
+        self.status = torch.zeros(1, dtype=torch.int32, device=self.k_RD.device)
+
+    def check(self) -> None:
+        """Wait for the device and see whether every append had room.
+
+        Raises:
+            RuntimeError: one had not; nothing was written for it, so that what came after is wrong.
+        """
+        if code := int(self.status.item()):
+            raise RuntimeError(f"segment {code - 1} of a ragged cache had no room for the new tokens")
+
+
+class Lanes:
+    """Which segment belongs to each (row, KV head) of a call, in that order. Made once for a set of rows."""
+
+    def __init__(self, segments: Sequence[int], total: int, device: torch.device, lane_M: Tensor | None = None) -> None:
+        """What a call needs to know of its lanes.
+
+        Args:
+            segments: the segment of each lane, no segment twice.
+            total: segments of the arena.
+            lane_M: for `torch`, where all capacities are multiples of `chunked.CHUNK`: the lane of each chunk of the
+                arena, N for chunks of none. Single tokens are then attended to chunk by chunk.
+        """
+        source = [-1] * total
+        for lane, segment in enumerate(segments):
+            source[segment] = lane
+        if sum(lane >= 0 for lane in source) != len(segments):
+            raise ValueError("segments: two lanes have the same segment")
+        self.wanted = None if len(segments) == total else [lane >= 0 for lane in source]
+        self.lane_M = lane_M
+        self.segment_N = torch.tensor(segments, dtype=torch.int32, device=device)
+        self.index_N = self.segment_N.long()
+        # segments outside the call get the queries of lane 0, and their output is not read
+        self.query_S = torch.tensor([max(lane, 0) for lane in source], device=device)
+        self.live_S = torch.tensor([lane >= 0 for lane in source], dtype=torch.int32, device=device)
+
+
+class Backend(Protocol):
+    """Ragged attention by one way of computing it."""
+
+    name: str
+
+    def append_and_attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        buffers: Buffers,
+        lanes: Lanes,
+        scaling: float,
+        lengths: Callable[[], Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Append T tokens to every lane's segment, then attend to it, causal among the new tokens: [B, H, T, D].
+
+        Keys, values, bias and `length_S` of the buffers change in place. There has to be room.
+
+        Args:
+            lengths: gives the live slots of every segment on the host, the new tokens included; `sdpa` and `torch`
+                ask for them.
+        """
+        ...
+
+
+def queries(lanes: Lanes, q_BHTD: Tensor, group: int) -> Tensor:
+    """The queries in the arena's order: [S, G, T, D]."""
+    return q_BHTD.unflatten(1, (-1, group)).flatten(0, 1)[lanes.query_S]
+
+
+def append(buffers: Buffers, lanes: Lanes, k_BUTD: Tensor, v_BUTD: Tensor) -> None:
+    """The append of the backends without a kernel for it."""
+    tokens = k_BUTD.shape[2]
+    slot_N = buffers.start_S1[lanes.index_N] + buffers.length_S[lanes.index_N]
+    if tokens > 1:
+        slot_N = (slot_N[:, None] + torch.arange(tokens, device=slot_N.device)).flatten()
+    slots = slot_N.long()
+    buffers.k_RD.index_copy_(0, slots, k_BUTD.flatten(0, 2))
+    buffers.v_RD.index_copy_(0, slots, v_BUTD.flatten(0, 2))
+    if buffers.bias_R is not None:
+        buffers.bias_R.index_fill_(0, slots, 0)
+    buffers.length_S.index_add_(0, lanes.index_N, torch.full_like(lanes.segment_N, tokens))

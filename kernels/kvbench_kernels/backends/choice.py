@@ -1,0 +1,130 @@
+"""Which backends can run here, and why the others cannot."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from kvbench_kernels import build, ops
+from kvbench_kernels.backends import flash
+from kvbench_kernels.backends.base import Backend
+from kvbench_kernels.backends.cuda import CudaBackend
+from kvbench_kernels.backends.flash import FlashBackend
+from kvbench_kernels.backends.slabs import SlabBackend, products, sdpa
+
+log = logging.getLogger(__name__)
+
+NAMES = ("cuda", "flash_attn", "sdpa", "torch")
+_PREFERRED = {"cuda": ("cuda", "flash_attn", "sdpa"), "cpu": ("torch",)}  # by type of device; the others as a CPU
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a backend is to serve."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    group: int  # query heads per KV head
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend's name, and why it is the one, for the console and the run record."""
+
+    name: str
+    reason: str
+
+
+def choose(kernel: str, use: Use) -> Choice:
+    """The backend for `kernel`, a name or "auto": the fastest that can run. Compiles the kernels if need be.
+
+    Raises:
+        ValueError: no such kernel, or the one that was named cannot run here; says what is missing.
+    """
+    if kernel != "auto":
+        if kernel not in NAMES:
+            raise ValueError(f"kernel={kernel}: must be one of auto, {', '.join(NAMES)}")
+        if (lack := missing(kernel, use, compile_now=True)) is not None:
+            raise ValueError(f"kernel={kernel}: {lack}")
+        return Choice(kernel, "as configured")
+    lacks: list[str] = []
+    for name in _PREFERRED.get(use.device.type, ("torch",)):
+        lack = missing(name, use, compile_now=True)
+        if lack is None:
+            return Choice(name, "; ".join(lacks) or f"the fastest on {_device_name(use.device)}")
+        lacks.append(f"not {name}: {lack}")
+    raise AssertionError("sdpa and torch run everywhere")
+
+
+def make(name: str) -> Backend:
+    """The backend that `choose` chose.
+
+    Raises:
+        ValueError: flash_attn, and there is none.
+    """
+    if name == "cuda":
+        return CudaBackend()
+    if name == "flash_attn":
+        return FlashBackend(flash.find()[0])
+    return SlabBackend(name, {"sdpa": sdpa, "torch": products}[name])
+
+
+def missing(name: str, use: Use, compile_now: bool = False) -> str | None:
+    """What a backend lacks to serve `use`; None if nothing.
+
+    Args:
+        compile_now: compile the CUDA kernels if they are not; else a compiler is enough.
+    """
+    if name in ("sdpa", "torch"):
+        return None
+    lack = _unfit_for_gpu_kernels(use)
+    if name == "flash_attn":
+        if lack is None and (use.head_dim % 8 or use.head_dim > 256):
+            lack = f"head dimension {use.head_dim}: flash-attention takes multiples of 8 up to 256"
+        return lack or _no_flash()
+    if lack is None and use.head_dim not in ops.HEAD_DIMS:
+        lack = f"head dimension {use.head_dim}: compiled for {', '.join(map(str, ops.HEAD_DIMS))}"
+    return lack or _no_library(use.device, compile_now)
+
+
+def _unfit_for_gpu_kernels(use: Use) -> str | None:
+    if use.device.type != "cuda":
+        return f"runs on a GPU of NVIDIA, and the model is on device={use.device}"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU" if torch.version.cuda else "this torch was built without CUDA"
+    capability = torch.cuda.get_device_capability(use.device)
+    if capability < (8, 0):
+        return f"{_device_name(use.device)} has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
+    if use.dtype not in ops.DTYPES:
+        return f"dtype {str(use.dtype).removeprefix('torch.')}: takes bfloat16 and float16"
+    return None
+
+
+def _no_flash() -> str | None:
+    try:
+        flash.find()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _no_library(device: torch.device, compile_now: bool) -> str | None:
+    try:
+        if not compile_now:
+            build.cached(torch.cuda.get_device_capability(device))  # asks for the compilers
+            return None
+        begun = time.monotonic()
+        ops.prepare(device)
+        if (took := time.monotonic() - begun) > 5:
+            log.info("compiled the CUDA kernels in %.0f s; they are kept in %s", took, build.cache_dir())
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"

@@ -1,0 +1,57 @@
+"""`cuda`: append and attention in one launch of our own kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels import ops
+from kvbench_kernels.backends.base import Buffers, Lanes
+
+
+class CudaBackend:
+    """kvb::ragged_append_decode. A step can be captured in a CUDA graph after one that was not captured."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        self._scratch: dict[tuple[object, ...], Tensor] = {}
+
+    def append_and_attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        buffers: Buffers,
+        lanes: Lanes,
+        scaling: float,
+        lengths: Callable[[], Sequence[int]] | None = None,
+    ) -> Tensor:
+        batch, heads, tokens, dim = q_BHTD.shape
+        # [B, T, H, D] in memory, as the model's output projection reads it
+        out_BHTD = q_BHTD.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+        torch.ops.kvb.ragged_append_decode(
+            ops.rows(q_BHTD),
+            ops.rows(k_BUTD),
+            ops.rows(v_BUTD),
+            buffers.k_RD,
+            buffers.v_RD,
+            buffers.start_S1,
+            buffers.length_S,
+            lanes.segment_N,
+            scaling,
+            out_BHTD,
+            self._workspace(dim, q_BHTD.device),
+            buffers.status,
+        )
+        return out_BHTD
+
+    def _workspace(self, dim: int, device: torch.device) -> Tensor:
+        """One for each stream: launches of the same stream follow each other and can share it."""
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (device, stream, dim)
+        if key not in self._scratch:
+            self._scratch[key] = ops.workspace(dim, device)
+        return self._scratch[key]

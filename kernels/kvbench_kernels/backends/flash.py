@@ -1,0 +1,149 @@
+"""`flash_attn`: every segment is a sequence of its own to flash-attention's function for sequences of several lengths.
+
+The starts of the segments are its boundaries of the keys, and the live lengths say how much of each it reads
+(`seqused_k`), so that the arena is read where it lies. The function is that of an installed flash-attn where it takes
+live lengths, else the one inside torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
+
+# flash-attention 3, then 2; of the latter only the inner function takes live lengths.
+_PACKAGES = (
+    ("flash_attn_interface", "flash_attn_varlen_func"),
+    ("flash_attn", "flash_attn_varlen_func"),
+    ("flash_attn.flash_attn_interface", "_flash_attn_varlen_forward"),
+)
+_GIVEN = {
+    "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal", "return_debug_mask",
+    "scale", "seqused_k",
+}  # fmt: skip
+
+
+class Varlen(Protocol):
+    """Attention of S sequences; causal is aligned to the last query and key. `q` [S * T, G, D], `k`, `v` [R, 1, D]."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
+        scaling: float,
+    ) -> Tensor: ...  # fmt: skip
+
+
+class FlashBackend:
+    """One call for all segments, the same whatever their lengths: a step can be captured in a CUDA graph."""
+
+    name = "flash_attn"
+
+    def __init__(self, varlen: Varlen) -> None:
+        self._varlen = varlen
+
+    def append_and_attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        buffers: Buffers,
+        lanes: Lanes,
+        scaling: float,
+        lengths: Callable[[], Sequence[int]] | None = None,
+    ) -> Tensor:
+        append(buffers, lanes, k_BUTD, v_BUTD)
+        q_SGTD = queries(lanes, q_BHTD, q_BHTD.shape[1] // k_BUTD.shape[1])
+        segments, group, tokens, dim = q_SGTD.shape
+        # a segment outside the call has queries too, for with a single token the function wants one of every sequence,
+        # but nothing to read
+        used_S = buffers.length_S if lanes.wanted is None else buffers.length_S * lanes.live_S
+        first_S1 = torch.arange(0, (segments + 1) * tokens, tokens, dtype=torch.int32, device=q_BHTD.device)
+        out = self._varlen(
+            q_SGTD.transpose(1, 2).reshape(segments * tokens, group, dim),
+            buffers.k_RD[:, None],
+            buffers.v_RD[:, None],
+            (first_S1, buffers.start_S1),
+            (tokens, buffers.capacity),
+            used_S,
+            scaling,
+        )
+        out_SGTD = out.view(segments, tokens, group, dim).transpose(1, 2)
+        return out_SGTD[lanes.index_N].reshape(q_BHTD.shape)
+
+
+def find() -> tuple[Varlen, str]:
+    """The function to use, and where it is from.
+
+    Raises:
+        ValueError: neither a flash-attn that takes live lengths nor a torch that does.
+    """
+    for module, name in _PACKAGES:
+        try:
+            function = getattr(importlib.import_module(module), name, None)
+        except (ImportError, OSError, RuntimeError):  # not there, or built for another torch
+            continue
+        if function is not None and {"seqused_k", "cu_seqlens_k"} <= _parameters(function):
+            return _of_package(function), f"{module}.{name}"
+    if (reason := _missing_in_torch()) is not None:
+        raise ValueError(f"no flash-attn that takes live lengths, and {reason}")
+    return _of_torch, f"torch {torch.__version__}"
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def _of_package(function: Callable[..., Any]) -> Varlen:
+    has = _parameters(function)
+    more = {"dropout_p": 0.0} if "dropout_p" in has else {}
+
+    def varlen(
+        q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
+        scaling: float,
+    ) -> Tensor:  # fmt: skip
+        out = function(
+            q,
+            k,
+            v,
+            cu_seqlens_q=starts[0],
+            cu_seqlens_k=starts[1],
+            max_seqlen_q=most[0],
+            max_seqlen_k=most[1],
+            softmax_scale=scaling,
+            causal=most[0] > 1,
+            seqused_k=used_S,
+            **more,
+        )
+        return out if isinstance(out, Tensor) else out[0]
+
+    return varlen
+
+
+def _of_torch(
+    q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
+    scaling: float,
+) -> Tensor:  # fmt: skip
+    # a private op: torch's public functions take live lengths from 2.12 on
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, *starts, *most, 0.0, most[0] > 1, False, scale=scaling, seqused_k=used_S
+    )[0]
+    return out
+
+
+def _missing_in_torch() -> str | None:
+    op = getattr(torch.ops.aten, "_flash_attention_forward", None)
+    arguments = {} if op is None else {argument.name: argument for argument in op.default._schema.arguments}
+    more = [name for name, argument in arguments.items() if name not in _GIVEN and not argument.has_default_value()]
+    if _GIVEN - set(arguments) or more:
+        return f"torch {torch.__version__} has no _flash_attention_forward with seqused_k"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this torch was built without flash-attention"
+    return None

@@ -1,0 +1,36 @@
+"""Shapes and dtypes of what the ops return, for tracing (torch.compile). Shape suffixes as in `reference_ops`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def window_score(
+    q_HWD: Tensor, k_UTD: Tensor, lse_HW: Tensor | None, scaling: float, group: str, pool: str, kernel_size: int
+) -> Tensor:
+    return k_UTD.new_empty(k_UTD.shape[0], k_UTD.shape[1] - q_HWD.shape[1], dtype=_wide(q_HWD.dtype))
+
+
+def row_lse(q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
+    return q_HTD.new_empty(q_HTD.shape[:2], dtype=_wide(q_HTD.dtype))
+
+
+def column_sums(q_HTD: Tensor, k_UTD: Tensor, lse_HT: Tensor, scaling: float) -> Tensor:
+    return q_HTD.new_empty(q_HTD.shape[:2], dtype=_wide(q_HTD.dtype))
+
+
+def select(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tensor, Tensor]:
+    keep_UN = score_UN.new_empty(score_UN.shape, dtype=torch.bool)
+    return keep_UN, score_UN.new_empty(score_UN.shape[:1], dtype=torch.int32)
+
+
+def in_place(*arguments: object) -> None:
+    """The other ops return nothing."""
+
+
+ragged_append = ragged_decode = ragged_append_decode = ragged_gather = ragged_relayout = in_place
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,114 @@
+"""The ops of the namespace `kvb`: torch.ops.kvb.<op>. On a GPU the compiled kernels, compiled when first needed; on a
+CPU the reference in torch. Both check what they are given, and raise ValueError.
+
+All run on the current stream, wait for nothing, and can be captured in a CUDA graph. They are registered by
+`Library.define` and `impl`: the decorator `custom_op` costs ten times as much per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels import build, checks, fakes, launch, library, reference_ops
+from kvbench_kernels.arguments import DTYPES, HEAD_DIMS, rows
+
+__all__ = ["DTYPES", "HEAD_DIMS", "SCHEMAS", "emulated", "prepare", "rows", "workspace"]
+
+SCHEMAS = {
+    "ragged_append": "(Tensor(a!) k_RD, Tensor(b!) v_RD, Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, "
+    "Tensor k_BUTD, Tensor v_BUTD, Tensor(d!) status) -> ()",
+    "ragged_decode": "(Tensor q_BHTD, Tensor k_RD, Tensor v_RD, Tensor start_S1, Tensor length_S, Tensor segment_N, "
+    "float scaling, Tensor(a!) out_BHTD, Tensor(b!) workspace) -> ()",
+    "ragged_append_decode": "(Tensor q_BHTD, Tensor k_BUTD, Tensor v_BUTD, Tensor(a!) k_RD, Tensor(b!) v_RD, "
+    "Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, float scaling, Tensor(d!) out_BHTD, "
+    "Tensor(e!) workspace, Tensor(f!) status) -> ()",
+    "window_score": "(Tensor q_HWD, Tensor k_UTD, Tensor? lse_HW, float scaling, str group, str pool, "
+    "int kernel_size) -> Tensor",
+    "row_lse": "(Tensor q_HTD, Tensor k_UTD, float scaling) -> Tensor",
+    "column_sums": "(Tensor q_HTD, Tensor k_UTD, Tensor lse_HT, float scaling) -> Tensor",
+    "select": "(Tensor score_UN, int total, float floor, str scope) -> (Tensor, Tensor)",
+    "ragged_gather": "(Tensor k_UTD, Tensor v_UTD, Tensor keep_ST, Tensor head_S, Tensor start_S1, "
+    "Tensor(a!) k_RD, Tensor(b!) v_RD) -> ()",
+    "ragged_relayout": "(Tensor k_RD, Tensor v_RD, Tensor start_S1, Tensor length_S, Tensor source_M, "
+    "Tensor start_M1, Tensor(a!) k_QD, Tensor(b!) v_QD) -> ()",
+}
+
+_on_gpu: dict[int, library.Library] = {}
+_emulation: library.Library | None = None
+
+
+def prepare(device: torch.device) -> library.Library:
+    """The kernels for a GPU, compiled if need be.
+
+    Raises:
+        ValueError: no compiler, or too old a GPU.
+        RuntimeError: they do not compile, or cannot be loaded.
+    """
+    number = device.index if device.index is not None else torch.cuda.current_device()
+    if number not in _on_gpu:
+        _on_gpu[number] = library.load(build.cuda_for(torch.cuda.get_device_capability(number)))
+    return _on_gpu[number]
+
+
+@contextmanager
+def emulated(path: Path) -> Iterator[None]:
+    """Inside, the ops on a CPU run the kernels themselves, compiled by `build.host`. For tests: it is very slow."""
+    global _emulation
+    before, _emulation = _emulation, library.load(path)
+    try:
+        yield
+    finally:
+        _emulation = before
+
+
+def workspace(dim: int, device: torch.device) -> Tensor:
+    """Scratch for `ragged_decode` and `ragged_append_decode` at a head dimension, whatever the other sizes.
+
+    They leave it as they need it next time. Launches that may run at the same time need one each.
+    """
+    if device.type != "cuda":
+        return launch.workspace(_emulation, dim, device)
+    kernels = prepare(device)
+    with torch.cuda.device(device):
+        return launch.workspace(kernels, dim, torch.device("cuda", torch.cuda.current_device()))
+
+
+def _on_cpu_of(op: str) -> Callable[..., Any]:
+    check, reference, compiled = getattr(checks, op), getattr(reference_ops, op), getattr(launch, op)
+
+    def on_cpu(*arguments: Any) -> Any:
+        emulation = _emulation
+        check(*arguments, compiled=emulation is not None)
+        return reference(*arguments) if emulation is None else compiled(emulation, None, *arguments)
+
+    return on_cpu
+
+
+def _on_gpu_of(op: str) -> Callable[..., Any]:
+    check, compiled = getattr(checks, op), getattr(launch, op)
+
+    def on_gpu(*arguments: Any) -> Any:
+        check(*arguments, compiled=True)
+        device = arguments[0].device
+        kernels = prepare(device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        if device.index == torch.cuda.current_device():
+            return compiled(kernels, stream, *arguments)
+        with torch.cuda.device(device):
+            return compiled(kernels, stream, *arguments)
+
+    return on_gpu
+
+
+_LIBRARY = torch.library.Library("kvb", "DEF")
+for _op, _schema in SCHEMAS.items():
+    _LIBRARY.define(_op + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(_op, _on_cpu_of(_op), "CPU")
+    _LIBRARY.impl(_op, _on_gpu_of(_op), "CUDA")
+    torch.library.register_fake(f"kvb::{_op}", getattr(fakes, _op), lib=_LIBRARY)
