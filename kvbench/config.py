@@ -22,6 +22,7 @@ from kvbench.paths import conf_dir
 GROUPS = ("model", "method", "benchmark")
 FREE_FORM = ("hints", "chat_kwargs")  # dictionaries whose keys are the user's
 CACHES = ("ragged", "masked")
+KERNELS = ("auto", "cuda", "flash_attn", "sdpa", "torch")
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Config:
     seed: int = 0
     limit: int | None = None
     shard: str | None = None
+    kernel: str = "auto"
     retry_oom: bool = False
     threads: int | None = None
     progress: bool = True
@@ -113,6 +115,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
     _check_method(cfg)
     if cfg.engine.cache not in CACHES:
         raise ValueError(f"engine.cache={cfg.engine.cache}: must be one of {', '.join(CACHES)}")
+    if cfg.kernel not in KERNELS:
+        raise ValueError(f"kernel={cfg.kernel}: no such kernel.{did_you_mean(cfg.kernel, KERNELS)}")
     for name in ("limit", "threads"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: must be at least 1, or null")

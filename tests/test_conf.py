@@ -132,6 +132,7 @@ def test_the_seed_reaches_the_benchmark(compose):
         (["model.trust_remote_code=3"], "model.trust_remote_code=3: must be true or false"),
         (["+model.hints.kernel=5"], "model.hints.kernel=5: no method reads it. Did you mean 'kernel_size'?"),
         (["engine.cache=paged"], "engine.cache=paged: must be one of ragged, masked"),
+        (["kernel=cuad"], "kernel=cuad: no such kernel. Did you mean 'cuda'?"),
         (["limit=0"], "limit=0: must be at least 1"),
         (["seed=-1"], "seed=-1: must be at least 0"),
     ],
