@@ -10,7 +10,7 @@ SIGNATURES = {
     "ragged_append": "ppppp" + "plll" * 2 + "piiiiip",
     "ragged_decode": "plllppppp" + "f" + "plllpp" + "iiiiiiip",
     "ragged_append_decode": "plll" * 3 + "ppppp" + "f" + "plllppp" + "iiiiiiip",
-    "window_score": "pllpllplllllllfiilppip",
+    "window_score": "pllpllpllllllfiilppip",
     "row_lse": "pllpllllllfpip",
     "column_sums": "pllpllplllllfpip",
     "select": "pllldipppp",

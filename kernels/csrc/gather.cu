@@ -1,0 +1,143 @@
+// kvb_ragged_gather: the kept tokens of a dense prompt to the segments of an arena. kvb_ragged_relayout: the live slots
+// of an arena to another. Both move whole rows of K and V in pieces of 16 bytes and never look at the host.
+//
+// Suffixes: U KV heads, T tokens of the prompt, D head dimension, S segments, S1 = S + 1, R slots of the (old) arena,
+// M segments of the new one, Q its slots.
+#include "primitives_more.h"
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+using PerWarp = int[kWarps];
+constexpr int kChunk = 2048;  // tokens of a segment that one block looks at
+using Chunk = int[kChunk];
+
+struct Rows {  // where the rows of K and V are: bytes from one head, and from one token, to the next
+    const char* k;
+    const char* v;
+    int64_t k_head, k_token, v_head, v_token;
+};
+
+// Sum over the block, the same for all threads. `part_W` may be written again after it.
+KVB_DEVICE int block_sum(int mine, int* part_W) {
+    for (int step = 16; step > 0; step /= 2) mine += __shfl_xor_sync(kvb::kFullWarp, mine, step);
+    if (threadIdx.x % 32 == 0) part_W[threadIdx.x / 32] = mine;
+    __syncthreads();
+    int sum = 0;
+    for (int warp = 0; warp < kWarps; ++warp) sum += part_W[warp];
+    __syncthreads();
+    return sum;
+}
+
+// How many of mask[0 .. end) are set, this thread's share. Bytes are 0 or 1; those before the first address that is a
+// multiple of 16, and behind the last, go one by one.
+KVB_DEVICE int count_set(const unsigned char* mask, int end) {
+    const int head = min(end, int(-reinterpret_cast<uintptr_t>(mask) & 15));
+    const int pieces = (end - head) / 16, tail = head + 16 * pieces;
+    int count = 0;
+    for (int i = threadIdx.x; i < head; i += kThreads) count += mask[i];
+    for (int i = threadIdx.x; i < pieces; i += kThreads) {
+        const uint4 piece = kvb::load16(mask + head + 16 * int64_t(i));
+        count += __popc(piece.x) + __popc(piece.y) + __popc(piece.z) + __popc(piece.w);
+    }
+    for (int i = tail + threadIdx.x; i < end; i += kThreads) count += mask[i];
+    return count;
+}
+
+// Block (chunk, segment): the kept tokens of the chunk, to the slots behind those of the chunks before it.
+__global__ void __launch_bounds__(kThreads)
+gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const int* head_S, const int* start_S1,
+       char* k_RD, char* v_RD) {
+    KVB_SHARED(Chunk, kept_of_chunk);
+    KVB_SHARED(PerWarp, part_W);
+    const int segment = blockIdx.y, begin = blockIdx.x * kChunk, end = min(tokens, begin + kChunk);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const unsigned char* keep_T = keep_ST + int64_t(segment) * tokens;
+    const int first = start_S1[segment], capacity = start_S1[segment + 1] - first;
+    const int before = block_sum(count_set(keep_T, begin), part_W);
+
+    // Each warp lists a range of the chunk, behind what the warps before it keep of theirs.
+    constexpr int kRange = kChunk / kWarps;
+    unsigned set[kRange / 32];
+    int mine = 0;
+    for (int i = 0; i < kRange / 32; ++i) {
+        const int token = begin + warp * kRange + i * 32 + lane;
+        set[i] = __ballot_sync(kvb::kFullWarp, token < end && keep_T[token] != 0);
+        mine += __popc(set[i]);
+    }
+    if (lane == 0) part_W[warp] = mine;
+    __syncthreads();
+    int at = 0, kept = 0;
+    for (int w = 0; w < kWarps; ++w) {
+        at += w < warp ? part_W[w] : 0;
+        kept += part_W[w];
+    }
+    for (int i = 0; i < kRange / 32; ++i) {
+        if (set[i] >> lane & 1) kept_of_chunk[at + __popc(set[i] & ((1u << lane) - 1))] = begin + warp * kRange + i * 32 + lane;
+        at += __popc(set[i]);
+    }
+    __syncthreads();
+
+    kept = min(kept, capacity - before);  // a segment takes what it has room for
+    const int pieces = row_bytes / 16;
+    const char* k_TD = from.k + head_S[segment] * from.k_head;
+    const char* v_TD = from.v + head_S[segment] * from.v_head;
+    for (int i = threadIdx.x; i < kept * pieces; i += kThreads) {
+        const int row = i / pieces, offset = i % pieces * 16;
+        const int64_t token = kept_of_chunk[row], to = (int64_t(first) + before + row) * row_bytes + offset;
+        const uint4 k = kvb::load16(k_TD + token * from.k_token + offset);
+        const uint4 v = kvb::load16(v_TD + token * from.v_token + offset);
+        kvb::store16(k_RD + to, k);
+        kvb::store16(v_RD + to, v);
+    }
+}
+
+// Blocks (x, place): together the live slots of segment source_M[place], each block every gridDim.x-th piece.
+__global__ void __launch_bounds__(kThreads)
+relayout(const char* k_RD, const char* v_RD, int row_bytes, const int* start_S1, const int* length_S,
+         const int* source_M, const int* start_M1, char* k_QD, char* v_QD) {
+    const int place = blockIdx.y, segment = source_M[place];
+    const int64_t first = start_M1[place], live = min(length_S[segment], start_M1[place + 1] - start_M1[place]);
+    const int64_t from = start_S1[segment] * int64_t(row_bytes), to = first * row_bytes;
+    const int64_t stride = int64_t(gridDim.x) * kThreads * 16;
+    for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 16; i < live * row_bytes; i += stride) {
+        const uint4 k = kvb::load16(k_RD + from + i), v = kvb::load16(v_RD + from + i);
+        kvb::store16(k_QD + to + i, k);
+        kvb::store16(v_QD + to + i, v);
+    }
+}
+
+}  // namespace
+
+// Strides in elements; rows of K and V are contiguous and lie on multiples of 16 bytes, also in the arena.
+extern "C" int kvb_ragged_gather(const void* k_UTD, const void* v_UTD, int64_t k_stride_u, int64_t k_stride_t,
+                                 int64_t v_stride_u, int64_t v_stride_t, int64_t tokens, int64_t dim,
+                                 const void* keep_ST, const void* head_S, const void* start_S1, int64_t segments,
+                                 void* k_RD, void* v_RD, int dtype, cudaStream_t stream) {
+    constexpr int64_t kElement = 2;
+    if (dtype < 0 || dtype > 1 || dim % 8 != 0 || segments > 65535) return -1;
+    if (tokens == 0 || segments == 0) return 0;
+    const Rows from{static_cast<const char*>(k_UTD), static_cast<const char*>(v_UTD), k_stride_u * kElement,
+                    k_stride_t * kElement,           v_stride_u * kElement,           v_stride_t * kElement};
+    const dim3 grid(unsigned((tokens + kChunk - 1) / kChunk), unsigned(segments));
+    KVB_LAUNCH((gather), grid, kThreads, 0, stream, from, int(tokens), int(dim * kElement),
+               static_cast<const unsigned char*>(keep_ST), static_cast<const int*>(head_S),
+               static_cast<const int*>(start_S1), static_cast<char*>(k_RD), static_cast<char*>(v_RD));
+    return int(cudaGetLastError());
+}
+
+extern "C" int kvb_ragged_relayout(const void* k_RD, const void* v_RD, const void* start_S1, const void* length_S,
+                                   const void* source_M, const void* start_M1, int64_t places, int64_t dim, void* k_QD,
+                                   void* v_QD, int dtype, cudaStream_t stream) {
+    constexpr int64_t kElement = 2, kBlocks = 2048;  // enough to keep any GPU's memory busy
+    if (dtype < 0 || dtype > 1 || dim % 8 != 0 || places > 65535) return -1;
+    if (places == 0) return 0;
+    const int64_t of_place = (kBlocks + places - 1) / places;  // the lengths are known to the GPU alone
+    const dim3 grid(unsigned(of_place < 64 ? of_place : 64), unsigned(places));
+    KVB_LAUNCH((relayout), grid, kThreads, 0, stream, static_cast<const char*>(k_RD), static_cast<const char*>(v_RD),
+               int(dim * kElement), static_cast<const int*>(start_S1), static_cast<const int*>(length_S),
+               static_cast<const int*>(source_M), static_cast<const int*>(start_M1), static_cast<char*>(k_QD),
+               static_cast<char*>(v_QD));
+    return int(cudaGetLastError());
+}

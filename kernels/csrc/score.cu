@@ -1,0 +1,174 @@
+// kvb_window_score: what the attention of the last W tokens makes of every token before them.
+//
+// A warp holds 64 keys in registers (32 for D = 256) and multiplies them with the queries of all heads of the group, which
+// lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that share
+// a key add up at the end of a head. So every key's sum is taken in the same order: equal keys get equal scores.
+// Pooling along tokens is a kernel of its own, the keys' neighbours being other warps'.
+#include "score_launch.h"
+
+namespace {
+
+using kvb::kWarps;
+using kvb::Prompt;
+using kvb::QueryList;
+using kvb::Tile;
+
+constexpr int kPoolThreads = 256;
+
+enum Group { kMean = 0, kMax = 1, kSum = 2 };
+enum Pool { kNoPool = 0, kMaxPool = 1, kAvgPool = 2 };
+
+// Scores of past keys before pooling, [U, N]. Grid: (parts of the keys, KV heads). All queries of the group are in the
+// list; where they do not fit into shared memory they go through it in `stages`, once for each part of the keys.
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kvb::kThreads, 2)
+window_attention(Prompt<T> prompt, const float* lse, int64_t lse_head, int group_by, int stage_tiles, int stages,
+                 float* score_UN) {
+    KVB_DYNAMIC_SHARED(shared);
+    constexpr int kPairs = Tile<kDim>::kKeyGroups / 2;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
+    const int past = prompt.first();
+    const QueryList list{0, prompt.group, 0, prompt.queries, (prompt.queries + 7) / 8};
+    uint4* queries = reinterpret_cast<uint4*>(shared);
+    float* lse2 = reinterpret_cast<float*>(queries + stage_tiles * Tile<kDim>::kChunks * 32);  // base 2
+    const int head_0 = blockIdx.y * prompt.group;
+    const T* q_GTD = prompt.q + head_0 * prompt.q_head;
+    const T* k_TD = prompt.k + blockIdx.y * prompt.k_head;
+    const auto load_stage = [&](int begin, int end) {
+        kvb::load_queries<T, kDim>(queries, prompt, q_GTD, list, begin, end);
+        for (int row = threadIdx.x; row < 8 * (end - begin); row += kvb::kThreads) {
+            const int query = list.query_of(8 * begin + row);
+            const int64_t head = head_0 + list.head_of(8 * begin + row);
+            // what is no query has probability 2^-inf, exactly 0
+            lse2[row] = query < list.end ? lse[head * lse_head + query] * kvb::kLog2e : INFINITY;
+        }
+    };
+    if (stages == 1) {
+        load_stage(0, list.tiles());
+        __syncthreads();
+    }
+
+    for (int begin = blockIdx.x * Tile<kDim>::kBlockKeys; begin < past; begin += gridDim.x * Tile<kDim>::kBlockKeys) {
+        const int key = begin + warp * Tile<kDim>::kKeys;
+        const bool working = key < past;  // others only help to load
+        typename Tile<kDim>::Keys keys;
+        if (working) kvb::load_keys<T, kDim>(keys, k_TD, prompt.k_token, key, prompt.tokens);
+        float of_head[kPairs][2], of_group[kPairs][2];  // of keys 16 m + r and 16 m + 8 + r: this lane's, then all four's
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m) of_head[m][0] = of_head[m][1] = of_group[m][0] = of_group[m][1] = 0.f;
+        int tile_of_head = 0, head = 0;
+        for (int stage = 0; stage < stages; ++stage) {
+            const int first = stage * stage_tiles, end = min(list.tiles(), first + stage_tiles);
+            if (stages > 1) {
+                __syncthreads();
+                load_stage(first, end);
+                __syncthreads();
+            }
+            if (!working) continue;
+            for (int tile = 0; tile < end - first; ++tile) {
+                float dots[kPairs][4];
+                kvb::keys_by_queries<T, kDim>(dots, keys, queries + tile * Tile<kDim>::kChunks * 32);
+                const float2 minus = *reinterpret_cast<const float2*>(lse2 + 8 * tile + 2 * c);
+#pragma unroll
+                for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half)
+                        of_head[m][half] += kvb::exp2_fast(__fmaf_rn(dots[m][2 * half], prompt.scale, -minus.x)) +
+                                            kvb::exp2_fast(__fmaf_rn(dots[m][2 * half + 1], prompt.scale, -minus.y));
+                if (++tile_of_head < list.of_head) continue;
+                tile_of_head = 0;
+#pragma unroll
+                for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const float mean = kvb::quad_sum(of_head[m][half]) / float(prompt.queries);
+                        float& all = of_group[m][half];
+                        all = head == 0 ? mean : group_by == kMax ? kvb::max_or_nan(all, mean) : all + mean;
+                        of_head[m][half] = 0.f;
+                    }
+                ++head;
+            }
+        }
+        if (!working) continue;
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int at = key + 16 * m + 8 * half + r;
+                if (c == m % 4 && at < past)  // the four lanes have the same
+                    score_UN[int64_t(blockIdx.y) * past + at] =
+                        group_by == kMean ? of_group[m][half] / float(prompt.group) : of_group[m][half];
+            }
+    }
+}
+
+// Grid: (ceil(N / kPoolThreads), U). Outside of the row there is nothing for a maximum and zeros for an average.
+__global__ void __launch_bounds__(kPoolThreads)
+pool_tokens(const float* score_UN, int past, int pool, int kernel_size, float* pooled_UN) {
+    const int at = blockIdx.x * kPoolThreads + threadIdx.x;
+    if (at >= past) return;
+    const float* score_N = score_UN + int64_t(blockIdx.y) * past;
+    const int begin = max(0, at - kernel_size / 2), end = min(past, at + kernel_size / 2 + 1);
+    float all = score_N[begin];
+    for (int i = begin + 1; i < end; ++i) all = pool == kMaxPool ? kvb::max_or_nan(all, score_N[i]) : all + score_N[i];
+    pooled_UN[int64_t(blockIdx.y) * past + at] = pool == kMaxPool ? all : all / float(kernel_size);
+}
+
+// The workspace holds parts of the lse, if it is not given, then the lse, then scores before pooling. float32 of the
+// first; a block has at least 128 keys.
+int64_t lse_scratch(int64_t heads, int64_t kv_heads, int64_t window, int64_t tokens) {
+    return 2 * kvb::parts_of_head(kv_heads, kvb::ceil_div(tokens, 128)) * heads * window;
+}
+
+}  // namespace
+
+extern "C" int64_t kvb_window_score_workspace(int64_t heads, int64_t kv_heads, int64_t window, int64_t tokens,
+                                              int has_lse, int pool) {
+    const int64_t of_lse = has_lse ? 0 : lse_scratch(heads, kv_heads, window, tokens) + heads * window;
+    return int64_t(sizeof(float)) * (of_lse + (pool == kNoPool ? 0 : kv_heads * (tokens - window)));
+}
+
+// q_HWD, k_UTD with strides in elements, rows contiguous on multiples of 16 bytes. lse_HW: natural, fp32, or null.
+// group 0 mean, 1 max, 2 sum; pool 0 none, 1 max, 2 avg. out_UN contiguous [U, T - W]. `workspace`:
+// kvb_window_score_workspace bytes.
+extern "C" int kvb_window_score(const void* q_HWD, int64_t q_stride_h, int64_t q_stride_w, const void* k_UTD,
+                                int64_t k_stride_u, int64_t k_stride_t, const void* lse_HW, int64_t lse_stride_h,
+                                int64_t heads, int64_t kv_heads, int64_t window, int64_t tokens, int64_t dim,
+                                float scaling, int group, int pool, int64_t kernel_size, void* out_UN, void* workspace,
+                                int dtype, cudaStream_t stream) {
+    const int64_t past = tokens - window, of_group = heads / kv_heads;
+    if (kv_heads > 65535 || group < 0 || group > 2 || pool < 0 || pool > 2) return -1;
+    if (past == 0) return 0;
+    const float* lse = static_cast<const float*>(lse_HW);
+    float* scratch = static_cast<float*>(workspace);
+    if (lse == nullptr) {
+        const kvb::LseCall call{q_HWD,  k_UTD,    q_stride_h, q_stride_w, k_stride_u, k_stride_t, heads, kv_heads,
+                                window, tokens,   dim,        scaling,    true};
+        float* made = scratch + lse_scratch(heads, kv_heads, window, tokens);
+        if (const int error = kvb::launch_lse(call, made, scratch, dtype, stream)) return error;
+        lse = made;
+        lse_stride_h = window;
+        scratch = made + heads * window;
+    }
+    const int error = kvb::for_dtype_and_dim(dtype, dim, [&](auto type, auto dim_tag) {
+        using T = typename decltype(type)::type;
+        constexpr int kDim = decltype(dim_tag)::value;
+        const Prompt<T> prompt{static_cast<const T*>(q_HWD), static_cast<const T*>(k_UTD), q_stride_h, q_stride_w,
+                               k_stride_u, k_stride_t, int(of_group), int(window), int(tokens),
+                               scaling * kvb::kLog2e};
+        const int64_t tiles = of_group * kvb::ceil_div(window, 8);
+        const int64_t stages = kvb::ceil_div(tiles, Tile<kDim>::kMaxTiles), stage_tiles = kvb::ceil_div(tiles, stages);
+        const int64_t bytes = stage_tiles * (Tile<kDim>::kChunks * 512 + 8 * int64_t(sizeof(float)));
+        const int64_t parts = kvb::parts_of_head(kv_heads, kvb::ceil_div(past, Tile<kDim>::kBlockKeys));
+        if (const int not_allowed = kvb::allow_shared(window_attention<T, kDim>, bytes)) return not_allowed;
+        const dim3 grid{unsigned(parts), unsigned(kv_heads)};
+        KVB_LAUNCH((window_attention<T, kDim>), grid, kvb::kThreads, bytes, stream, prompt, lse, lse_stride_h, group,
+                   int(stage_tiles), int(stages), pool == kNoPool ? static_cast<float*>(out_UN) : scratch);
+        return int(cudaGetLastError());
+    });
+    if (error != 0 || pool == kNoPool) return error;
+    const dim3 grid{unsigned(kvb::ceil_div(past, kPoolThreads)), unsigned(kv_heads)};
+    KVB_LAUNCH((pool_tokens), grid, kPoolThreads, 0, stream, scratch, int(past), pool, int(kernel_size),
+               static_cast<float*>(out_UN));
+    return int(cudaGetLastError());
+}

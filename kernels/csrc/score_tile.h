@@ -1,0 +1,142 @@
+// What the scoring kernels share: keys in registers, queries in shared memory, and the products between them.
+//
+// A warp holds 8 * kKeyGroups keys, loaded once, straight from global memory into the operands of mma.m16n8k16: lane
+// (r, c) = (lane / 4, lane % 4) holds of key 8 * group + r, for each 32 columns of D, the eight columns from 8 * c on, as
+// four registers. mma wants columns 2c, 2c+1 and 2c+8, 2c+9 there; but a product over D may take its columns in any
+// order as long as keys and queries take the same, and queries lie in shared memory in the order of the same load. So
+// registers x, y serve one mma, z, w the next, and both keys and queries can be either operand, A (two groups of 8) or B.
+//
+// Suffixes: H query heads, U KV heads, G = H / U, T tokens, D head dimension, W queries, N tokens before the window.
+#pragma once
+#include "primitives_more.h"
+
+namespace kvb {
+
+constexpr int kWarps = 4, kThreads = 32 * kWarps;
+constexpr int kQueryBytes = 64 * 1024;  // of shared memory for queries: two blocks fit on a multiprocessor of 163 KB
+
+template <int kDim>
+struct Tile {
+    static constexpr int kChunks = (kDim + 31) / 32;  // of 32 columns; what is beyond D is zero
+    static constexpr int kKeyGroups = kDim <= 128 ? 8 : 4;
+    static constexpr int kKeys = 8 * kKeyGroups, kBlockKeys = kWarps * kKeys;
+    static constexpr int kMaxTiles = kQueryBytes / (kChunks * 512);  // tiles of 8 queries that a block holds
+    using Keys = uint4[kKeyGroups][kChunks];
+};
+
+// Keys and queries of a prompt. The queries are those of the last `queries` tokens. Strides in elements.
+template <typename T>
+struct Prompt {
+    const T* q;
+    const T* k;
+    int64_t q_head, q_token, k_head, k_token;
+    int group, queries, tokens;
+    float scale;  // of the logits, times log2(e): exponentials are powers of two
+
+    KVB_DEVICE int first() const { return tokens - queries; }  // position of query 0
+};
+
+// Keys from `first` on; beyond the last token the last one again.
+template <typename T, int kDim>
+KVB_DEVICE void load_keys(typename Tile<kDim>::Keys& keys, const T* k_TD, int64_t k_token, int first, int tokens) {
+    const int r = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+    for (int group = 0; group < Tile<kDim>::kKeyGroups; ++group) {
+        const T* row = k_TD + min(first + 8 * group + r, tokens - 1) * k_token + 8 * c;
+#pragma unroll
+        for (int chunk = 0; chunk < Tile<kDim>::kChunks; ++chunk) {
+            const bool inside = kDim % 32 == 0 || 32 * chunk + 8 * c < kDim;
+            keys[group][chunk] = inside ? load_stream(row + 32 * chunk) : make_uint4(0, 0, 0, 0);
+        }
+    }
+}
+
+// Eight queries in a row are a tile; each of `heads` heads has `of_head` of them here. Tile `number` is that of the
+// list of all: head number / of_head, queries from 8 * (number % of_head) on.
+struct QueryList {
+    int head, heads;      // of those of a KV head: the first, and how many
+    int query, end;       // first query of each head, and the end; what is beyond it is zero
+    int of_head;          // tiles
+
+    KVB_DEVICE int tiles() const { return heads * of_head; }
+    KVB_DEVICE int head_of(int row) const { return head + row / 8 / of_head; }
+    KVB_DEVICE int query_of(int row) const { return query + row / 8 % of_head * 8 + row % 8; }
+};
+
+// Tiles [begin, end) of the list into shared memory, by all threads; the caller puts barriers around it. `q_GTD` is the
+// first query of the KV head's first query head. Rows of `head_of` beyond the list's heads are zero as well.
+template <typename T, int kDim>
+KVB_DEVICE void load_queries(uint4* shared, const Prompt<T>& prompt, const T* q_GTD, const QueryList& list, int begin,
+                             int end) {
+    constexpr int kOfTile = Tile<kDim>::kChunks * 32;
+    for (int i = threadIdx.x; i < (end - begin) * kOfTile; i += kThreads) {
+        const int lane = i % 32, chunk = i % kOfTile / 32, row = (begin + i / kOfTile) * 8 + lane / 4;
+        const int column = 32 * chunk + 8 * (lane % 4), query = list.query_of(row), head = list.head_of(row);
+        const bool inside = query < list.end && head < list.head + list.heads && column < kDim;
+        shared[i] = inside ? load16(q_GTD + head * prompt.q_head + query * prompt.q_token + column)
+                           : make_uint4(0, 0, 0, 0);
+    }
+}
+
+// Products of all keys of the warp (rows) with one tile of queries (columns): dots[m][0..1] are those of key
+// 16 * m + r with queries 2c and 2c + 1, dots[m][2..3] those of key 16 * m + 8 + r.
+template <typename T, int kDim>
+KVB_DEVICE void keys_by_queries(float (&dots)[Tile<kDim>::kKeyGroups / 2][4], const typename Tile<kDim>::Keys& keys,
+                                const uint4* tile) {
+    constexpr int kPairs = Tile<kDim>::kKeyGroups / 2;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) dots[m][0] = dots[m][1] = dots[m][2] = dots[m][3] = 0.f;
+#pragma unroll
+    for (int chunk = 0; chunk < Tile<kDim>::kChunks; ++chunk) {
+        const uint4 query = tile[32 * chunk + lane];
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m) {
+            const uint4 &low = keys[2 * m][chunk], &high = keys[2 * m + 1][chunk];
+            mma16816<T>(dots[m], low.x, high.x, low.y, high.y, query.x, query.y);
+        }
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m) {
+            const uint4 &low = keys[2 * m][chunk], &high = keys[2 * m + 1][chunk];
+            mma16816<T>(dots[m], low.z, high.z, low.w, high.w, query.z, query.w);
+        }
+    }
+}
+
+// Products of two tiles of queries (rows) with all keys of the warp (columns): dots[group][0..1] are those of query r
+// with keys 8 * group + 2c and the next, dots[group][2..3] those of query 8 + r.
+template <typename T, int kDim>
+KVB_DEVICE void queries_by_keys(float (&dots)[Tile<kDim>::kKeyGroups][4], const uint4* tiles,
+                                const typename Tile<kDim>::Keys& keys) {
+    constexpr int kGroups = Tile<kDim>::kKeyGroups, kChunks = Tile<kDim>::kChunks;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group)
+        dots[group][0] = dots[group][1] = dots[group][2] = dots[group][3] = 0.f;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const uint4 low = tiles[32 * chunk + lane], high = tiles[32 * (kChunks + chunk) + lane];
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+            const uint4& key = keys[group][chunk];
+            mma16816<T>(dots[group], low.x, high.x, low.y, high.y, key.x, key.y);
+        }
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+            const uint4& key = keys[group][chunk];
+            mma16816<T>(dots[group], low.z, high.z, low.w, high.w, key.z, key.w);
+        }
+    }
+}
+
+// Sum over the four lanes that share rows: the same order, and the same result, in all of them.
+KVB_DEVICE float quad_sum(float x) {
+    x += __shfl_xor_sync(kFullWarp, x, 1);
+    return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+KVB_DEVICE float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+    return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
+}  // namespace kvb

@@ -1,0 +1,159 @@
+// kvb_select: which tokens each KV head keeps, without the host looking at a single score.
+//
+// Suffixes: U KV heads, N candidate tokens of each, P passes (one per digit), B bins, W warps. The order of tokens is: better score first, then (over a layer)
+// the lower head, then the lower position. Sums are of integers, or serial, so the result is the same in every run.
+//
+// scope "head":   head_top_k, one block per head, which finds the k-th best score digit by digit and marks what beats it.
+// scope "layer":  layer_histogram once per digit finds the total-th best score of the layer in the same way, layer_counts
+//                 makes of what each head holds of the best the number it keeps, then head_top_k.
+#include "apportion.h"
+#include "radix.h"
+
+namespace {
+
+using kvb::kBins;
+using kvb::kPasses;
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+using PerWarp = int[kWarps];
+using PerHead = int[kvb::kMaxHeads];
+
+// What the digits found so far say of the layer's threshold, one per digit, written by the pass after it.
+struct Threshold {
+    unsigned prefix;  // its leading digits
+    int wanted;       // how many of the tokens that share them are among the best
+};
+
+// histogram_PUB[pass][head][digit] counts the tokens whose leading digits are those of the threshold.
+__global__ void __launch_bounds__(kThreads)
+layer_histogram(const float* score_UN, int candidates, int total, int pass, int* histogram_PUB, Threshold* threshold_P) {
+    KVB_SHARED(kvb::Bins, layer_bins);
+    KVB_SHARED(kvb::Digit, found);
+    KVB_SHARED(kvb::Bins, bins);
+    const int head = blockIdx.x, heads = gridDim.x;
+    Threshold threshold{0, total};
+    if (pass > 0) {  // every block finds the digit of the pass before by itself
+        threshold = threshold_P[pass - 1];
+        const int* before_UB = histogram_PUB + int64_t(pass - 1) * heads * kBins;
+        for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
+            int sum = 0;
+            for (int h = 0; h < heads; ++h) sum += before_UB[h * kBins + bin];
+            layer_bins[bin] = sum;
+        }
+        __syncthreads();
+        const kvb::Digit digit = kvb::find_digit(layer_bins, threshold.wanted, found);
+        threshold = {threshold.prefix << kvb::kDigitBits | digit.value, digit.wanted};
+    }
+    if (head == 0 && threadIdx.x == 0) threshold_P[pass] = threshold;
+    kvb::count_digits<kThreads>(score_UN + int64_t(head) * candidates, candidates, threshold.prefix, pass, bins);
+    int* mine_B = histogram_PUB + (int64_t(pass) * heads + head) * kBins;
+    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) mine_B[bin] = bins[bin];
+}
+
+// One block: tokens that each head keeps, from what it holds of the layer's best `total`.
+__global__ void __launch_bounds__(kThreads)
+layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, int candidates, int total, double floor,
+             int* count_U) {
+    KVB_SHARED(kvb::Bins, layer_bins);
+    KVB_SHARED(kvb::Digit, found);
+    KVB_SHARED(PerHead, tied_U);
+    KVB_SHARED(kvb::Apportion, work);
+    const int64_t pass_stride = int64_t(heads) * kBins;
+    const Threshold threshold = threshold_P[kPasses - 1];
+    const int* last_UB = histogram_PUB + (kPasses - 1) * pass_stride;
+    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
+        int sum = 0;
+        for (int h = 0; h < heads; ++h) sum += last_UB[h * kBins + bin];
+        layer_bins[bin] = sum;
+    }
+    __syncthreads();
+    const kvb::Digit last = kvb::find_digit(layer_bins, threshold.wanted, found);
+    const unsigned key = threshold.prefix << kvb::kDigitBits | last.value;
+    const int head = threadIdx.x;
+    int above = 0;
+    if (head < heads) {
+        for (int pass = 0; pass < kPasses; ++pass) {
+            const int* bins = histogram_PUB + pass * pass_stride + int64_t(head) * kBins;
+            for (int bin = int(kvb::digit_of(key, pass)) + 1; bin < kBins; ++bin) above += bins[bin];
+        }
+        tied_U[head] = last_UB[head * kBins + last.value];
+    }
+    __syncthreads();
+    if (head < heads) {  // those that tie with the threshold are among the best from head 0 on, until there are enough
+        int left = last.wanted;
+        for (int h = 0; h < head; ++h) left -= tied_U[h];
+        const int held = above + max(0, min(left, tied_U[head]));
+        work.weight_U[head] = kvb::mixed_share(held, floor, total, heads);
+    }
+    __syncthreads();
+    kvb::apportion(work, heads, total, candidates);
+    if (head < heads) count_U[head] = work.count_U[head];
+}
+
+// One block per head: marks its best count_U[head] tokens, or its even part of `total` and writes that to count_U.
+__global__ void __launch_bounds__(kThreads)
+head_top_k(const float* score_UN, int candidates, int total, bool even, int* count_U, unsigned char* keep_UN) {
+    KVB_SHARED(kvb::Bins, bins);
+    KVB_SHARED(kvb::Digit, found);
+    KVB_SHARED(PerWarp, tied_W);
+    const int head = blockIdx.x, heads = gridDim.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const float* score_N = score_UN + int64_t(head) * candidates;
+    unsigned char* keep_N = keep_UN + int64_t(head) * candidates;
+    const int count = even ? total / heads + (head < total % heads) : count_U[head];
+    if (even && threadIdx.x == 0) count_U[head] = count;
+
+    unsigned threshold = 0;
+    int wanted = count;
+    for (int pass = 0; pass < kPasses; ++pass) {
+        kvb::count_digits<kThreads>(score_N, candidates, threshold, pass, bins);
+        const kvb::Digit digit = kvb::find_digit(bins, wanted, found);
+        threshold = threshold << kvb::kDigitBits | digit.value;
+        wanted = digit.wanted;
+    }
+    // `wanted` of those that tie with the threshold are kept, the first ones. Each warp takes a range of positions;
+    // how many tie before it follows from the counts of all warps.
+    const int range = (candidates + kWarps * 32 - 1) / (kWarps * 32) * 32;
+    const int begin = min(candidates, warp * range), end = min(candidates, begin + range);
+    int tied = 0;
+    for (int i = begin + lane; i < end; i += 32) tied += kvb::ordered(score_N[i]) == threshold;
+    for (int step = 16; step > 0; step /= 2) tied += __shfl_xor_sync(kvb::kFullWarp, tied, step);
+    if (lane == 0) tied_W[warp] = tied;
+    __syncthreads();
+    int before = 0;
+    for (int w = 0; w < warp; ++w) before += tied_W[w];
+    for (int first = begin; first < end; first += 32) {
+        const int i = first + lane;
+        const unsigned key = i < end ? kvb::ordered(score_N[i]) : 0;
+        const unsigned ties = __ballot_sync(kvb::kFullWarp, i < end && key == threshold);
+        const int rank = before + __popc(ties & ((1u << lane) - 1));
+        if (i < end) keep_N[i] = count > 0 && (key > threshold || (key == threshold && rank < wanted));
+        before += __popc(ties);
+    }
+}
+
+}  // namespace
+
+extern "C" int64_t kvb_select_workspace(int64_t heads) {
+    return kPasses * (int64_t(sizeof(Threshold)) + heads * kBins * int64_t(sizeof(int)));
+}
+
+// score_UN contiguous; scope 0 "head", 1 "layer"; keep_UN one byte each; 0 <= total <= heads * candidates.
+// `workspace`: kvb_select_workspace bytes for scope "layer", not used for "head".
+extern "C" int kvb_select(const void* score_UN, int64_t heads, int64_t candidates, int64_t total, double floor, int scope,
+                          void* keep_UN, void* count_U, void* workspace, cudaStream_t stream) {
+    if (heads < 1 || heads > kvb::kMaxHeads || candidates < 0 || heads * candidates > INT32_MAX) return -1;
+    const float* score = static_cast<const float*>(score_UN);
+    int* count = static_cast<int*>(count_U);
+    const int n = int(candidates), all = int(total), blocks = int(heads);
+    if (scope == 1) {
+        Threshold* threshold = static_cast<Threshold*>(workspace);
+        int* histogram = reinterpret_cast<int*>(threshold + kPasses);
+        for (int pass = 0; pass < kPasses; ++pass)
+            KVB_LAUNCH((layer_histogram), blocks, kThreads, 0, stream, score, n, all, pass, histogram, threshold);
+        KVB_LAUNCH((layer_counts), 1, kThreads, 0, stream, histogram, threshold, blocks, n, all, floor, count);
+    }
+    KVB_LAUNCH((head_top_k), blocks, kThreads, 0, stream, score, n, all, scope == 0, count,
+               static_cast<unsigned char*>(keep_UN));
+    return int(cudaGetLastError());
+}
