@@ -18,7 +18,6 @@ from kvbench_kernels.backends.slabs import SlabBackend, products, sdpa
 log = logging.getLogger(__name__)
 
 NAMES = ("cuda", "flash_attn", "sdpa", "torch")
-_PREFERRED = {"cuda": ("cuda", "flash_attn", "sdpa"), "cpu": ("torch",)}  # by type of device; the others as a CPU
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,17 @@ def choose(kernel: str, use: Use) -> Choice:
             raise ValueError(f"kernel={kernel}: {lack}")
         return Choice(kernel, "as configured")
     lacks: list[str] = []
-    for name in _PREFERRED.get(use.device.type, ("torch",)):
+    for name in preferred(use.device):
         lack = missing(name, use, compile_now=True)
         if lack is None:
             return Choice(name, "; ".join(lacks) or f"the fastest on {_device_name(use.device)}")
         lacks.append(f"not {name}: {lack}")
     raise AssertionError("sdpa and torch run everywhere")
+
+
+def preferred(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries, the fastest first; the last one can run everywhere."""
+    return ("cuda", "flash_attn", "sdpa") if device.type == "cuda" else ("torch",)
 
 
 def make(name: str) -> Backend:

@@ -1,0 +1,1 @@
+"""`python -m kvbench.kernels`: build the CUDA kernels, say which can run here, check them."""

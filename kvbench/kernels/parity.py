@@ -1,0 +1,251 @@
+"""Every op against the reference in double precision, on inputs made to break it.
+
+Slots that are not alive hold NaN, outputs are NaN before, segments lie in another order than the lanes and some belong
+to nobody, queries are transposed views. Shape suffixes as in kvbench_kernels.reference_ops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels import ops, reference_ops
+
+# ‖out - exact‖ / ‖exact‖: half a unit in the last place of the output; what is computed in float32 has a tenth of it
+BOUND = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
+SCORE_BOUND = 1e-4
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on one kind of input. `run(device, seed)` gives the error; above `bound`, or not a number, is wrong."""
+
+    op: str
+    title: str
+    bound: float
+    run: Callable[[torch.device, int], float]
+
+
+def cases(large: bool) -> Iterator[Case]:
+    """All cases; `large` ones have the sizes of models and are for a GPU."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for dim in (64, 80, 96, 128, 256):
+            yield _decode_case("ragged_decode", dtype, dim, 4, 1, 200)
+            yield _decode_case("ragged_append_decode", dtype, dim, 4, 1, 200)
+        for group, tokens in ((1, 1), (5, 1), (8, 1), (4, 3), (7, 2), (1, 17)):
+            yield _decode_case("ragged_decode", dtype, 64, group, tokens, 150)
+            yield _decode_case("ragged_append_decode", dtype, 64, group, tokens, 150)
+        name = _name(dtype)
+        for tokens in (1, 5):
+            yield Case("ragged_append", f"{name} T{tokens}", 0, partial(append, dtype=dtype, tokens=tokens))
+        for over, pool, known in (("mean", "max", True), ("max", "avg", False), ("sum", "none", True)):
+            title = f"{name} {over} {pool}{' lse' if known else ''}"
+            run = partial(window_score, dtype=dtype, group=over, pool=pool, known=known)
+            yield Case("window_score", title, SCORE_BOUND, run)
+        yield Case("row_lse", name, SCORE_BOUND, partial(row_lse, dtype=dtype))
+        yield Case("column_sums", name, SCORE_BOUND, partial(column_sums, dtype=dtype))
+        yield Case("ragged_gather", name, 0, partial(gather, dtype=dtype))
+        yield Case("ragged_relayout", name, 0, partial(relayout, dtype=dtype))
+    for scope in ("head", "layer"):
+        for ties in (False, True):
+            yield Case("select", f"{scope}{' ties' if ties else ''}", 0, partial(select, scope=scope, ties=ties))
+    if large:
+        for group, tokens, longest in ((4, 1, 40_000), (8, 16, 3000)):
+            yield _decode_case("ragged_decode", torch.bfloat16, 128, group, tokens, longest)
+            yield _decode_case("ragged_append_decode", torch.bfloat16, 128, group, tokens, longest)
+
+
+@dataclass
+class Arena:
+    """Buffers of `S` segments, of which `segment_N` are in the call. On the host, in double precision."""
+
+    k_RD: Tensor
+    v_RD: Tensor
+    start_S1: Tensor
+    length_S: Tensor
+    segment_N: Tensor
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Copies of the five, in the order of the ops' arguments."""
+        k_RD, v_RD = (x.to(device, dtype, copy=True) for x in (self.k_RD, self.v_RD))
+        start_S1, length_S, segment_N = (
+            x.to(device, copy=True) for x in (self.start_S1, self.length_S, self.segment_N)
+        )
+        return k_RD, v_RD, start_S1, length_S, segment_N
+
+
+def arena(g: torch.Generator, lanes: int, dim: int, longest: int, room: int, dtype: torch.dtype) -> Arena:
+    """An arena with `room` free slots or a few more in each segment, and 3 segments of nobody."""
+    segments = lanes + 3
+    length_S = torch.randint(0, longest + 1, (segments,), generator=g, dtype=torch.int32)
+    length_S[0], length_S[1] = longest, 64  # one long, one at the edge of a tile
+    capacity_S = length_S + room + torch.randint(0, 9, (segments,), generator=g, dtype=torch.int32)
+    start_S1 = torch.cat([capacity_S.new_zeros(1), capacity_S.cumsum(0, dtype=torch.int32)])
+    slots = int(start_S1[-1])
+    k_RD, v_RD = normal(g, slots, dim, dtype=dtype), normal(g, slots, dim, dtype=dtype)
+    for start, length, end in zip(start_S1, length_S, start_S1[1:], strict=False):
+        k_RD[start + length : end] = NAN
+        v_RD[start + length : end] = NAN
+    segment_N = torch.randperm(segments, generator=g)[:lanes].to(torch.int32)
+    return Arena(k_RD, v_RD, start_S1, length_S, segment_N)
+
+
+def decode(
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype,
+    dim: int,
+    group: int,
+    tokens: int,
+    longest: int,
+    fused: bool,
+    rows: int = 2,
+    kv_heads: int = 3,
+) -> float:
+    """`ragged_decode`, or `ragged_append_decode` and what it wrote."""
+    g = torch.Generator().manual_seed(seed)
+    made = arena(g, rows * kv_heads, dim, longest, tokens if fused else 0, dtype)
+    q_BTHD = normal(g, rows, tokens, kv_heads * group, dim, dtype=dtype) * 2
+    k_BTUD, v_BTUD = (normal(g, rows, tokens, kv_heads, dim, dtype=dtype) for _ in range(2))
+    scaling = 1 / math.sqrt(dim)
+    mine, exact = made.on(device, dtype), made.on(torch.device("cpu"), torch.float64)
+    out, expected = torch.full_like(q_BTHD, NAN, dtype=dtype, device=device), torch.empty_like(q_BTHD)
+    scratch, status = ops.workspace(dim, device), torch.zeros(1, dtype=torch.int32, device=device)
+    q, k, v = (x.to(device, dtype).transpose(1, 2) for x in (q_BTHD, k_BTUD, v_BTUD))
+    if fused:
+        torch.ops.kvb.ragged_append_decode(q, k, v, *mine, scaling, out.transpose(1, 2), scratch, status)
+        reference_ops.ragged_append(*exact, k_BTUD.transpose(1, 2), v_BTUD.transpose(1, 2), status.cpu())
+    else:
+        torch.ops.kvb.ragged_decode(q, *mine, scaling, out.transpose(1, 2), scratch)
+    reference_ops.ragged_decode(q_BTHD.transpose(1, 2), *exact, scaling, expected.transpose(1, 2))
+    if fused and not (int(status) == 0 and all(same(x, y) for x, y in zip(mine, exact, strict=True))):
+        return math.inf
+    return error(out, expected)
+
+
+def append(device: torch.device, seed: int, dtype: torch.dtype, tokens: int) -> float:
+    """`ragged_append`, with one segment that has no room: it stays as it is, and the status names it."""
+    g = torch.Generator().manual_seed(seed)
+    made = arena(g, 6, 80, 70, tokens, dtype)
+    full = int(made.segment_N[4])
+    made.length_S[full] = made.start_S1[full + 1] - made.start_S1[full] - tokens + 1
+    k, v = (normal(g, 2, tokens, 3, 80, dtype=dtype).transpose(1, 2) for _ in range(2))
+    mine, exact = made.on(device, dtype), made.on(torch.device("cpu"), torch.float64)
+    status, expected = (torch.zeros(1, dtype=torch.int32, device=where) for where in (device, "cpu"))
+    torch.ops.kvb.ragged_append(*mine, k.to(device, dtype), v.to(device, dtype), status)
+    reference_ops.ragged_append(*exact, k, v, expected)
+    return float(not (same(status, expected) and all(same(x, y) for x, y in zip(mine, exact, strict=True))))
+
+
+def window_score(
+    device: torch.device, seed: int, dtype: torch.dtype, group: str, pool: str, known: bool, tokens: int = 203
+) -> float:
+    """`window_score`, with the log-sum-exp given (`known`) or not."""
+    g = torch.Generator().manual_seed(seed)
+    q_HTD, k_UTD = _prompt(g, tokens, dtype)
+    q_HWD, scaling = q_HTD[:, -24:], 1 / math.sqrt(q_HTD.shape[2])
+    lse = reference_ops.row_lse(q_HTD, k_UTD, scaling)[:, -24:] if known else None
+    lse_32 = None if lse is None else lse.to(device, torch.float32).contiguous()
+    out = torch.ops.kvb.window_score(q_HWD.to(device, dtype), k_UTD.to(device, dtype), lse_32, scaling, group, pool, 7)
+    return error(out, reference_ops.window_score(q_HWD, k_UTD, lse, scaling, group, pool, 7))
+
+
+def row_lse(device: torch.device, seed: int, dtype: torch.dtype) -> float:
+    q_HTD, k_UTD = _prompt(torch.Generator().manual_seed(seed), 203, dtype)
+    out = torch.ops.kvb.row_lse(q_HTD.to(device, dtype), k_UTD.to(device, dtype), 0.125)
+    return error(out, reference_ops.row_lse(q_HTD, k_UTD, 0.125))
+
+
+def column_sums(device: torch.device, seed: int, dtype: torch.dtype) -> float:
+    q_HTD, k_UTD = _prompt(torch.Generator().manual_seed(seed), 203, dtype)
+    lse_HT = reference_ops.row_lse(q_HTD, k_UTD, 0.125)
+    out = torch.ops.kvb.column_sums(q_HTD.to(device, dtype), k_UTD.to(device, dtype), lse_HT.to(device).float(), 0.125)
+    return error(out, reference_ops.column_sums(q_HTD, k_UTD, lse_HT, 0.125))
+
+
+def select(device: torch.device, seed: int, scope: str, ties: bool) -> float:
+    """`select`: the number of tokens chosen otherwise than the reference does."""
+    g = torch.Generator().manual_seed(seed)
+    score_UN = torch.rand(5, 611, generator=g)
+    if ties:
+        score_UN = (score_UN * 4).round() / 4
+    total = int(torch.randint(0, score_UN.numel() + 1, (), generator=g))
+    keep_UN, count_U = torch.ops.kvb.select(score_UN.to(device), total, 0.2, scope)
+    expected_UN, expected_U = reference_ops.select(score_UN, total, 0.2, scope)
+    return float((keep_UN.cpu() != expected_UN).sum() + (count_U.cpu() != expected_U).sum())
+
+
+def gather(device: torch.device, seed: int, dtype: torch.dtype) -> float:
+    """`ragged_gather`, of heads out of order, into an arena with free slots."""
+    g = torch.Generator().manual_seed(seed)
+    k_TUD, v_TUD = (normal(g, 300, 4, 80, dtype=dtype) for _ in range(2))
+    keep_ST = torch.rand(6, 300, generator=g) < torch.rand(6, 1, generator=g)
+    head_S = torch.randint(0, 4, (6,), generator=g, dtype=torch.int32)
+    capacity_S = keep_ST.sum(1, dtype=torch.int32) + torch.randint(0, 9, (6,), generator=g, dtype=torch.int32)
+    start_S1 = torch.cat([capacity_S.new_zeros(1), capacity_S.cumsum(0, dtype=torch.int32)])
+    expected = _nan(int(start_S1[-1]), 80)
+    mine = [x.to(device, dtype) for x in expected]
+    k, v = (x.transpose(0, 1) for x in (k_TUD, v_TUD))
+    where = [x.to(device) for x in (keep_ST, head_S, start_S1)]
+    torch.ops.kvb.ragged_gather(k.to(device, dtype), v.to(device, dtype), *where, *mine)
+    reference_ops.ragged_gather(k, v, keep_ST, head_S, start_S1, *expected)
+    return float(not all(same(x, y) for x, y in zip(mine, expected, strict=True)))
+
+
+def relayout(device: torch.device, seed: int, dtype: torch.dtype) -> float:
+    """`ragged_relayout`: some segments, in another order, with other capacities."""
+    g = torch.Generator().manual_seed(seed)
+    made = arena(g, 6, 96, 130, 2, dtype)
+    source_M = torch.randperm(9, generator=g)[:5].to(torch.int32)
+    capacity_M = made.length_S[source_M.long()] + torch.randint(0, 40, (5,), generator=g, dtype=torch.int32)
+    start_M1 = torch.cat([capacity_M.new_zeros(1), capacity_M.cumsum(0, dtype=torch.int32)])
+    expected = _nan(int(start_M1[-1]), 96)
+    new = [x.to(device, dtype) for x in expected]
+    old = made.on(device, dtype)[:4]
+    torch.ops.kvb.ragged_relayout(*old, source_M.to(device), start_M1.to(device), *new)
+    exact = made.on(torch.device("cpu"), torch.float64)[:4]
+    reference_ops.ragged_relayout(*exact, source_M, start_M1, *expected)
+    return float(not all(same(x, y) for x, y in zip(new, expected, strict=True)))
+
+
+def error(out: Tensor, exact: Tensor) -> float:
+    """‖out - exact‖ / ‖exact‖; NaN where `out` has one."""
+    return float((out.cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def same(mine: Tensor, exact: Tensor) -> bool:
+    """Equal, NaN included."""
+    return torch.equal(mine.cpu().double().nan_to_num(nan=1e30), exact.double().nan_to_num(nan=1e30))
+
+
+def normal(g: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Normal numbers that `dtype` holds exactly, in double precision."""
+    return torch.randn(shape, generator=g).to(dtype).double()
+
+
+def _nan(slots: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Buffers for keys and values."""
+    k_RD, v_RD = torch.full((2, slots, dim), NAN, dtype=torch.float64).unbind()
+    return k_RD, v_RD
+
+
+def _prompt(g: torch.Generator, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a prompt: transposed views."""
+    q_THD, k_TUD = normal(g, tokens, 6, 64, dtype=dtype), normal(g, tokens, 2, 64, dtype=dtype)
+    return q_THD.transpose(0, 1), k_TUD.transpose(0, 1)
+
+
+def _decode_case(op: str, dtype: torch.dtype, dim: int, group: int, tokens: int, longest: int) -> Case:
+    fused = op == "ragged_append_decode"
+    run = partial(decode, dtype=dtype, dim=dim, group=group, tokens=tokens, longest=longest, fused=fused)
+    return Case(op, f"{_name(dtype)} D{dim} G{group} T{tokens} length {longest}", BOUND[dtype], run)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
