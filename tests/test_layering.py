@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmarks": {"metrics", "paths", "data", "encoding"},
     "prompts": {"benchmarks", "encoding", "models", "paths", "config", "messages"},  # from models on: its command line
     "cache": {"kvbench_kernels"},
+    "kernels": {"kvbench_kernels"},
     "engine": {"kvbench_kernels", "cache", "methods", "prompts"},
     "score": {"benchmarks", "config", "data", "metrics", "paths", "store", "report"},
     "status": {"config", "methods", "paths", "store"},
@@ -41,10 +42,10 @@ ALLOWED |= {
     "api": _LIBRARY,
     "jobs": _LIBRARY | {"api", "store"},
     "records": _LIBRARY,
-    "memory": {"engine", "models"},
+    "memory": {"engine", "models", "kvbench_kernels"},
     "plan": _LIBRARY | {"store", "jobs", "memory", "records"},
     "runner": _LIBRARY | {"api", "store", "jobs", "plan", "score"},
-    "profile": _LIBRARY | {"api", "store", "jobs", "runner"},
+    "profile": _LIBRARY | {"store", "report", "messages", "jobs", "memory", "plan", "records"},
     "sweep": _LIBRARY | {"api", "store", "report", "jobs", "runner"},  # report: tables at the end of a sweep
     "__init__": {"api"},
     "__main__": _LIBRARY | {"api", "messages", "store", "report", "jobs", "runner", "profile", "sweep", "score"},
