@@ -1,0 +1,327 @@
+"""The backends: the same appends and attention as the reference in double precision, and who is chosen.
+
+Shape suffixes as in kvbench_kernels.backends.base; P query positions of all sequences one after the other.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import types
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvbench import config
+from kvbench_kernels import backends, build, ops, reference_ops
+from kvbench_kernels.backends import Buffers, Lanes, Use, flash
+from kvbench_kernels.backends.base import Backend
+from kvbench_kernels.backends.flash import FlashBackend
+from kvbench_kernels.chunked import CHUNK
+from kvbench_kernels.reference import Slab
+
+CPU = torch.device("cpu")
+SEED = random.randrange(2**31)
+ROWS, KV_HEADS, GROUP, DIM, SCALING = 3, 2, 4, 64, 0.125
+MODEL = Use(CPU, torch.float32, 128, 4)
+
+
+def naive_varlen(q, k, v, starts, most, used_S, scaling):
+    """What flash-attention promises: sequences one after the other, causal to the last query and key."""
+    (first_S1, start_S1), out = starts, torch.zeros_like(q)
+    assert first_S1.dtype == start_S1.dtype == used_S.dtype == torch.int32 and k.shape[1] == 1
+    for s, used in enumerate(used_S.tolist()):
+        assert used <= most[1] and int(first_S1[s + 1] - first_S1[s]) == most[0]
+        q_TGD = q[first_S1[s] : first_S1[s + 1]].double()
+        k_LD, v_LD = (x[start_S1[s] : start_S1[s] + used, 0].double() for x in (k, v))
+        hidden_TL = torch.arange(used) > torch.arange(most[0])[:, None] + used - most[0]
+        logits_GTL = (q_TGD.transpose(0, 1) @ k_LD.T * scaling).masked_fill(hidden_TL, -torch.inf)
+        if used:
+            out[first_S1[s] : first_S1[s + 1]] = (logits_GTL.softmax(-1) @ v_LD).transpose(0, 1).to(q.dtype)
+    return out
+
+
+class World:
+    """An arena of all rows' segments in slabs of equal capacity, and its twin in double precision."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, align: int = 8, room: int = 12) -> None:
+        g = torch.Generator().manual_seed(SEED)
+        self.total = ROWS * KV_HEADS
+        lengths = torch.randint(1, 150, (self.total,), generator=g).sort(descending=True).values.tolist()
+        capacities = [-(-(length + room) // align) * align for length in lengths]
+        capacities[1] = capacities[0]  # two in one slab, the others alone
+        starts = torch.tensor([0, *capacities]).cumsum(0).tolist()
+        slabs = [Slab(0, capacities[0], 0, 2)]
+        slabs += [Slab(starts[i], capacities[i], i, i + 1) for i in range(2, self.total)]
+        live_R = torch.zeros(starts[-1], dtype=torch.bool)
+        for start, length in zip(starts, lengths, strict=False):
+            live_R[start : start + length] = True
+        k_RD, v_RD = (torch.randn(starts[-1], DIM, generator=g).to(dtype) for _ in range(2))
+        bias_R = torch.zeros(starts[-1], dtype=dtype).masked_fill(~live_R, -torch.inf).to(device)
+        start_S1, length_S = torch.tensor(starts).int(), torch.tensor(lengths).int()
+        self.exact = [k_RD.double(), v_RD.double(), start_S1, length_S.clone()]
+        parts = (x.to(device) for x in (k_RD, v_RD, start_S1, length_S))
+        self.buffers = Buffers(*parts, max(capacities), slabs, bias_R)
+        self.lengths, self.capacities, self.device, self.dtype = lengths, capacities, device, dtype
+        self.of = torch.randperm(self.total, generator=g).view(ROWS, KV_HEADS)  # segment of each row and head
+        self.g = g
+
+    def lanes(self, rows: list[int], chunks: bool = False) -> Lanes:
+        segments = self.of[rows].flatten().tolist()
+        lane_M = [segments.index(s) if s in segments else len(segments) for s in range(self.total)]
+        chunk_M = torch.tensor(lane_M).repeat_interleave(torch.tensor(self.capacities) // CHUNK) if chunks else None
+        return Lanes(segments, self.total, self.device, chunk_M)
+
+    def step(self, backend: Backend, rows: list[int], tokens: int, lanes: Lanes) -> float:
+        """One call, and the same on the twin: the relative error of the output. Buffers must agree."""
+        shapes = ((GROUP * KV_HEADS, "q"), (KV_HEADS, "k"), (KV_HEADS, "v"))
+        q, k, v = (
+            torch.randn(len(rows), tokens, heads, DIM, generator=self.g).to(self.dtype).transpose(1, 2)
+            for heads, _ in shapes
+        )
+        for segment in self.of[rows].flatten().tolist():
+            self.lengths[segment] += tokens
+        here = (x.to(self.device) for x in (q, k, v))
+        out = backend.append_and_attend(*here, self.buffers, lanes, SCALING, lambda: self.lengths)
+        expected, status = torch.empty_like(q, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
+        segment_N = lanes.segment_N.cpu()
+        twin = (q.double(), k.double(), v.double(), *self.exact, segment_N)
+        reference_ops.ragged_append_decode(*twin, SCALING, expected, None, status)
+        assert self.buffers.length_S.tolist() == self.lengths
+        assert torch.equal(self.buffers.k_RD.cpu().double(), self.exact[0])
+        assert torch.equal(self.buffers.v_RD.cpu().double(), self.exact[1])
+        self.buffers.check()
+        return float((out.cpu().double() - expected).norm() / expected.norm())
+
+
+STEPS = [([0, 1, 2], 1), ([0, 1, 2], 1), ([2, 0], 3), ([1], 1), ([1], 2), ([2, 0], 1), ([0, 1, 2], 4)]
+
+
+def walk(backend: Backend, world: World, chunks: bool = False) -> float:
+    """The worst error of several steps of changing rows and numbers of tokens."""
+    return max(world.step(backend, rows, tokens, world.lanes(rows, chunks)) for rows, tokens in STEPS)
+
+
+def made(name: str) -> Backend:
+    return FlashBackend(naive_varlen) if name == "flash_attn" else backends.make(name)
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=["f32", "bf16"])
+def test_every_backend_appends_and_attends(name, dtype, bound):
+    assert walk(made(name), World(CPU, dtype)) < bound
+
+
+def test_the_torch_backend_takes_chunks():
+    world = World(CPU, torch.float32, align=CHUNK)
+    world.buffers.slabs = ()  # not looked at for single tokens
+    lanes = world.lanes([2, 0], chunks=True)
+    assert max(world.step(backends.make("torch"), [2, 0], 1, lanes) for _ in range(3)) < 1e-5
+    assert walk(backends.make("torch"), World(CPU, torch.float32, align=CHUNK), chunks=True) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sdpa", "torch"])
+def test_slabs_need_the_lengths_on_the_host(name):
+    world, q = World(CPU, torch.float32), torch.zeros(3, 8, 1, DIM)
+    with pytest.raises(ValueError, match=f"kernel={name}: needs the lengths on the host"):
+        made(name).append_and_attend(q, q[:, :2], q[:, :2], world.buffers, world.lanes([0, 1, 2]), SCALING)
+
+
+def test_an_append_without_room_is_told():
+    world = World(CPU, torch.bfloat16, room=0)
+    q = torch.zeros(3, 8, 9, DIM, dtype=torch.bfloat16)
+    lanes = world.lanes([0, 1, 2])
+    made("cuda").append_and_attend(q, q[:, :2], q[:, :2], world.buffers, lanes, SCALING)
+    with pytest.raises(RuntimeError, match=r"segment \d of a ragged cache had no room"):
+        world.buffers.check()
+
+
+def test_a_segment_has_one_lane():
+    with pytest.raises(ValueError, match="segments: two lanes have the same segment"):
+        Lanes([0, 1, 1], 4, CPU)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", backends.NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_backend_on_the_gpu(name, dtype):
+    device = torch.device("cuda")
+    assert backends.choose(name, Use(device, dtype, DIM, GROUP)).name == name
+    assert walk(backends.make(name), World(device, dtype)) < 1e-2
+
+
+@pytest.mark.cuda
+def test_auto_on_the_gpu():
+    chosen = backends.choose("auto", Use(torch.device("cuda"), torch.bfloat16, 128, 4))
+    assert chosen.name == "cuda" and chosen.reason.startswith("the fastest on ")
+    chosen = backends.choose("auto", Use(torch.device("cuda"), torch.float32, 128, 4))
+    assert chosen.name == "sdpa" and "not cuda: dtype float32: takes bfloat16 and float16" in chosen.reason
+
+
+# --- who is chosen --------------------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """A GPU that is not there, and what else is or is not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch = monkeypatch
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+        self.capability(9, 0)
+        self.compiles(None)
+
+    def capability(self, major: int, minor: int) -> None:
+        self.patch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+
+    def compiles(self, error: Exception | None) -> None:
+        def prepare(device: torch.device) -> None:
+            if error is not None:
+                raise error
+
+        self.patch.setattr(ops, "prepare", prepare)
+
+    def use(self, dtype: torch.dtype = torch.bfloat16, head_dim: int = 128) -> Use:
+        return Use(torch.device("cuda"), dtype, head_dim, 4)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return Gpu(monkeypatch)
+
+
+def test_the_names_are_those_of_the_configuration():
+    assert ("auto", *backends.NAMES) == config.KERNELS
+
+
+def test_auto_takes_the_fastest_that_can_run(gpu):
+    assert backends.choose("auto", gpu.use()) == backends.Choice("cuda", "the fastest on NVIDIA H200")
+    assert backends.choose("auto", MODEL) == backends.Choice("torch", "the fastest on a CPU")
+    chosen = backends.choose("auto", gpu.use(head_dim=72))
+    assert chosen.name == "flash_attn"
+    assert chosen.reason == "not cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"
+    gpu.compiles(ValueError("no nvcc in CUDA_HOME"))
+    assert backends.choose("auto", gpu.use()) == backends.Choice("flash_attn", "not cuda: no nvcc in CUDA_HOME")
+    assert backends.choose("auto", gpu.use(torch.float32)).name == "sdpa"
+    gpu.patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    chosen = backends.choose("auto", gpu.use())
+    assert chosen.name == "sdpa" and "not flash_attn: no flash-attn that takes live lengths, and " in chosen.reason
+    assert backends.make("sdpa").name == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "message"),
+    [
+        ("cuda", {"dtype": torch.float32}, "kernel=cuda: dtype float32: takes bfloat16 and float16"),
+        ("flash_attn", {"dtype": torch.float32}, "kernel=flash_attn: dtype float32: takes bfloat16 and float16"),
+        ("cuda", {"head_dim": 72}, "kernel=cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"),
+        ("flash_attn", {"head_dim": 260}, "kernel=flash_attn: head dimension 260: flash-attention takes multiples of"),
+        ("paged", {}, "kernel=paged: must be one of auto, cuda, flash_attn, sdpa, torch"),
+    ],
+)
+def test_a_kernel_that_cannot_run_says_what_is_missing(gpu, kernel, changes, message):
+    with pytest.raises(ValueError) as info:
+        backends.choose(kernel, gpu.use(**changes))
+    assert str(info.value).startswith(message)
+
+
+def test_a_kernel_on_the_wrong_machine_says_what_is_missing(gpu):
+    gpu.compiles(RuntimeError("compiling decode.cu failed"))
+    with pytest.raises(ValueError, match="kernel=cuda: compiling decode.cu failed"):
+        backends.choose("cuda", gpu.use())
+    gpu.capability(7, 5)
+    with pytest.raises(ValueError, match="kernel=cuda: NVIDIA H200 has compute capability 7.5, 8.0 is needed"):
+        backends.choose("cuda", gpu.use())
+    gpu.patch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.patch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ValueError, match="kernel=flash_attn: torch finds no GPU"):
+        backends.choose("flash_attn", gpu.use())
+    with pytest.raises(ValueError, match="kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"):
+        backends.choose("cuda", MODEL)
+    assert backends.choose("sdpa", MODEL) == backends.Choice("sdpa", "as configured")
+
+
+def test_listing_compiles_nothing(gpu, monkeypatch):
+    gpu.compiles(AssertionError("compiled"))
+    monkeypatch.setattr(build, "cached", lambda capability: None)
+    assert backends.missing("cuda", gpu.use()) is None
+
+
+# --- flash-attention's functions --------------------------------------------------------------------------------------
+
+
+def package(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
+    """Modules as those of flash-attn, with these functions."""
+    for module, _ in flash._PACKAGES:
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    for place, function in functions.items():
+        module, name = flash._PACKAGES[int(place[1:])]
+        setattr(sys.modules[module], name, function)
+
+
+def flash_3(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None,
+    softmax_scale=None, causal=False, num_splits=0,
+):  # fmt: skip
+    assert causal == (max_seqlen_q > 1)
+    return naive_varlen(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k), seqused_k, softmax_scale)
+
+
+def flash_2_inner(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
+    window_size_left=-1, alibi_slopes=None, block_table=None, seqused_k=None,
+):  # fmt: skip
+    assert dropout_p == 0
+    out = flash_3(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, None, seqused_k, softmax_scale, causal
+    )
+    return out, torch.zeros(1), None, None
+
+
+def flash_2(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, block_table=None):
+    raise AssertionError("takes no live lengths")
+
+
+@pytest.mark.parametrize(
+    ("functions", "source"),
+    [
+        ({"_0": flash_3, "_1": flash_2}, "flash_attn_interface.flash_attn_varlen_func"),
+        ({"_1": flash_2, "_2": flash_2_inner}, "flash_attn.flash_attn_interface._flash_attn_varlen_forward"),
+    ],
+    ids=["3", "2"],
+)
+def test_an_installed_flash_attention_is_used(monkeypatch, functions, source):
+    package(monkeypatch, **functions)
+    varlen, found = flash.find()
+    assert found == source
+    assert walk(FlashBackend(varlen), World(CPU, torch.float32)) < 1e-5
+
+
+def test_else_that_of_torch(monkeypatch):
+    package(monkeypatch, _1=flash_2)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    varlen, found = flash.find()
+    assert found == f"torch {torch.__version__}"
+    given: list[Tensor] = []
+
+    def as_in_torch(
+        query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, return_debug_mask, *, scale=None,
+        window_size_left=None, window_size_right=None, seqused_k=None, alibi_slopes=None,
+    ):  # fmt: skip
+        given.append(seqused_k)
+        assert (dropout_p, is_causal, return_debug_mask) == (0.0, max_q > 1, False)
+        out = naive_varlen(query, key, value, (cum_seq_q, cum_seq_k), (max_q, max_k), seqused_k, scale)
+        return out, None, None, None, None
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", as_in_torch)
+    assert walk(FlashBackend(varlen), World(CPU, torch.float32)) < 1e-5
+    assert len(given) == len(STEPS)
+
+
+def test_a_torch_without_live_lengths_is_told(monkeypatch):
+    package(monkeypatch)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", torch.ops.aten._flash_attention_backward)
+    with pytest.raises(ValueError, match="has no _flash_attention_forward with seqused_k"):
+        flash.find()
