@@ -145,7 +145,7 @@ inline void finish_warp_if_complete(Thread& any) {
 // Meet the lanes of `mask`; the last to come computes `collective` for all. Inputs are in `lane.in` of each.
 inline const uint32_t* meet(unsigned mask, Collective collective) {
     Thread& me = *block.current;
-    if ((mask >> (me.linear % kWarp) & 1) == 0) fail("a lane calls a warp operation whose mask %#x leaves it out", mask);
+    if ((mask >> (me.linear % kWarp) & 1) == 0) fail("a lane is not in the mask %#x of its warp operation", mask);
     me.collective = collective;
     me.mask = mask;
     me.state = State::at_warp_operation;

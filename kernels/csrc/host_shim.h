@@ -181,7 +181,7 @@ template <class T> T __reduce_min_sync(unsigned mask, T x) { return kvb_host::re
 
 // One thread runs at a time, so that plain code is atomic.
 template <class T> using Same = std::common_type_t<T>;  // no deduction from it: atomicAdd(float*, 1) works
-template <class T> T atomicAdd(T* at, Same<T> value) { const T old = *at; *at = static_cast<T>(old + value); return old; }
+template <class T> T atomicAdd(T* at, Same<T> value) { const T old = *at; *at = old + value; return old; }
 template <class T> T atomicMax(T* at, Same<T> value) { const T old = *at; if (old < value) *at = value; return old; }
 template <class T> T atomicMin(T* at, Same<T> value) { const T old = *at; if (value < old) *at = value; return old; }
 template <class T> T atomicOr(T* at, Same<T> value) { const T old = *at; *at = old | value; return old; }

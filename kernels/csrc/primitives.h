@@ -66,20 +66,22 @@ KVB_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(addre
 
 // C += A B for a 16 x 8 tile over 16, fp32 accumulators. With r = lane / 4 and c = lane % 4, and pairs of neighbours in
 // a register: a0 = A[r][2c, 2c+1], a1 = A[r+8][2c, ..], a2 = A[r][2c+8, ..], a3 = A[r+8][2c+8, ..];
-// b0 = B[2c, 2c+1][r], b1 = B[2c+8, ..][r]; c[0..1] = C[r][2c, 2c+1], c[2..3] = C[r+8][2c, 2c+1]. The whole warp takes part.
+// b0 = B[2c, 2c+1][r], b1 = B[2c+8, ..][r]; c[0..1] = C[r][2c, 2c+1], c[2..3] = C[r+8][2c, 2c+1]. By the whole warp.
 template <typename T>
 KVB_DEVICE void mma16816(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1);
 template <>
 KVB_DEVICE void mma16816<bf16>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 template <>
 KVB_DEVICE void mma16816<fp16>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -149,7 +151,7 @@ template <typename T>
 inline void mma_of_warp(kvb_host::Lane* const* warp, unsigned lanes) {
     if (lanes != kFullWarp) kvb_host::fail("mma without the whole warp (lanes %#x)", lanes);
     float a[16][16], b[16][8];
-    const auto value = [](uint32_t pair, int which) { return to_float(T{static_cast<uint16_t>(half_of(pair, which))}); };
+    const auto value = [](uint32_t pair, int i) { return to_float(T{static_cast<uint16_t>(half_of(pair, i))}); };
     for (int lane = 0; lane < 32; ++lane) {
         const uint32_t* in = warp[lane]->in;
         const int r = lane / 4, c = lane % 4 * 2;

@@ -1,0 +1,81 @@
+// Appending new tokens to a ragged KV cache, in place, keys and values in one launch, in time that does not depend on
+// what is there.
+//
+// C ABI. Strides are in elements; k_new and v_new have stride 1 in the head dimension; all rows are aligned to 16
+// bytes (so dim is a multiple of 8); k and v are contiguous. dtype: 0 bf16, 1 fp16. Returns 0, a cudaError, or -1 for
+// a dtype, dim or size that is not supported.
+//
+//   int kvb_ragged_append(
+//       void* k, void* v,                                                                   [R, D]
+//       const int32_t* start, int32_t* length, const int32_t* segment,                      [S + 1], [S], [B * U]
+//       const void* k_new, int64_t k_stride_b, int64_t k_stride_u, int64_t k_stride_t,      [B, U, T, D]
+//       const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
+//       int32_t* status, int batch, int kv_heads, int tokens, int dim, int dtype, cudaStream_t stream);
+//     Token t of lane n = b * kv_heads + u goes to slot start[s] + length[s] + t of s = segment[n]; then length[s] +=
+//     T. No two lanes share a segment. One without room for all T keeps its rows and length, and status becomes 1 + s
+//     if it was 0.
+#include "primitives.h"
+
+namespace kvb {
+
+constexpr int kMostThreads = 512;
+
+// New rows [B, U, T, D] and where they go; elements are moved as bits.
+struct Side {
+    uint16_t* buffer;
+    const uint16_t* fresh;
+    int64_t stride_b, stride_u, stride_t;
+};
+
+struct AppendArguments {
+    Side keys, values;
+    const int32_t* start;
+    int32_t* length;
+    const int32_t* segment;
+    int32_t* status;
+    int kv_heads, tokens, dim;
+};
+
+// One CTA per lane.
+__global__ void __launch_bounds__(kMostThreads) append(const AppendArguments args) {
+    const int lane = static_cast<int>(blockIdx.x), batch = lane / args.kv_heads, head = lane % args.kv_heads;
+    const int segment = args.segment[lane], first = args.start[segment], length = args.length[segment];
+    const bool room = length + args.tokens <= args.start[segment + 1] - first;
+    __syncthreads();  // everybody has read the length
+    if (threadIdx.x == 0) {
+        if (room) args.length[segment] = length + args.tokens;
+        else atomicCAS(args.status, 0, segment + 1);
+    }
+    if (!room) return;
+    const Side &k = args.keys, &v = args.values;
+    const uint16_t* k_new = k.fresh + batch * k.stride_b + head * k.stride_u;
+    const uint16_t* v_new = v.fresh + batch * v.stride_b + head * v.stride_u;
+    const int64_t offset = (static_cast<int64_t>(first) + length) * args.dim;
+    const int chunks = args.dim / 8;  // of 16 bytes in a row
+    for (int i = static_cast<int>(threadIdx.x); i < args.tokens * chunks; i += static_cast<int>(blockDim.x)) {
+        const int token = i / chunks, dim = i % chunks * 8;
+        const uint4 key = load_stream(k_new + token * k.stride_t + dim);
+        const uint4 value = load_stream(v_new + token * v.stride_t + dim);
+        store16(k.buffer + offset + int64_t{8} * i, key);
+        store16(v.buffer + offset + int64_t{8} * i, value);
+    }
+}
+
+}  // namespace kvb
+
+extern "C" int kvb_ragged_append(void* k, void* v, const int32_t* start, int32_t* length, const int32_t* segment,
+                                 const void* k_new, int64_t k_stride_b, int64_t k_stride_u, int64_t k_stride_t,
+                                 const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
+                                 int32_t* status, int batch, int kv_heads, int tokens, int dim, int dtype,
+                                 cudaStream_t stream) {
+    using namespace kvb;
+    if (batch < 1 || kv_heads < 1 || tokens < 1 || dim < 8 || dim % 8 != 0 || dtype < 0 || dtype > 1) return -1;
+    const Side keys{static_cast<uint16_t*>(k), static_cast<const uint16_t*>(k_new), k_stride_b, k_stride_u, k_stride_t};
+    const Side values{static_cast<uint16_t*>(v), static_cast<const uint16_t*>(v_new), v_stride_b, v_stride_u,
+                      v_stride_t};
+    const AppendArguments args{keys, values, start, length, segment, status, kv_heads, tokens, dim};
+    const int64_t wanted = static_cast<int64_t>(tokens) * (dim / 8);
+    const int threads = wanted >= kMostThreads ? kMostThreads : static_cast<int>((wanted + 31) / 32 * 32);
+    KVB_LAUNCH((append), batch * kv_heads, threads, 0, stream, args);
+    return static_cast<int>(cudaGetLastError());
+}

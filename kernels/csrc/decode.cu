@@ -1,0 +1,269 @@
+// Attention of the newest tokens over a ragged KV cache, and the same with appending, each in one launch.
+//
+// A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. Query columns (token, head of
+// the group) of a lane are taken 8 at a time: a (lane, block of 8 columns) is an item. Work is counted in units of 64
+// keys and cut evenly over the CTAs (decode_partition.h), whatever the lengths are; decode_attend.h is the inner loop,
+// decode_merge.h puts pieces together. All of it follows from the lengths on the device: no plan on the host, a fixed
+// grid, so that a captured CUDA graph stays valid while lengths grow. The same inputs give the same bits.
+//
+// C ABI. Strides are in elements; q, out, k_new and v_new have stride 1 in the head dimension and rows aligned to 16
+// bytes; k and v are contiguous [R, D], aligned to 16 bytes. dtype: 0 bf16, 1 fp16; dim: 64, 80, 96, 128, 256. Returns
+// 0, a cudaError, or -1 for a dtype, dim or size that is not supported. A lane's segment is segment[b * kv_heads + u];
+// no two lanes of a call share one. tokens * group / 8 * slots / 64 must stay below 2^31.
+//
+//   int kvb_ragged_decode(
+//       const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,          [B, H, T, D]
+//       const void* k, const void* v,                                                       [R, D]
+//       const int32_t* start, const int32_t* length, const int32_t* segment,                [S + 1], [S], [B * U]
+//       float scaling,
+//       void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t,        [B, H, T, D]
+//       float* lse,                                       nullable; [B, H, T] contiguous, natural log
+//       void* workspace,
+//       int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype, cudaStream_t stream);
+//     Token t of T sees slots < length - T + t + 1. A query that sees nothing gives 0 (lse: minus infinity).
+//
+//   int kvb_ragged_append_decode(
+//       const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,
+//       const void* k_new, int64_t k_stride_b, int64_t k_stride_u, int64_t k_stride_t,      [B, U, T, D]
+//       const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
+//       void* k, void* v,
+//       const int32_t* start, int32_t* length, const int32_t* segment,
+//       float scaling,
+//       void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t,
+//       float* lse, void* workspace, int32_t* status,
+//       int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype, cudaStream_t stream);
+//     Appends k_new and v_new at length, adds T to it, and decodes. A segment without room for T keeps its rows and
+//     length, its lanes' output is what a plain decode over them gives, and status becomes 1 + segment if it was 0.
+//
+//   int64_t kvb_decode_workspace_bytes(int dim, int ctas);      for any call with at most this dim and these ctas
+//   int64_t kvb_decode_counter_bytes(void);                     the first bytes of it: zero before the first launch;
+//                                                               every launch leaves them zero
+//   int kvb_decode_ctas(int dim, int dtype, int append);        CTAs that fill the device; negative: minus a cudaError
+#include "decode_attend.h"
+#include "decode_merge.h"
+
+namespace kvb {
+
+// CTAs that a multiprocessor holds at once, which bounds their registers: enough loads in flight for its share of the
+// memory's bandwidth.
+template <int D> constexpr int kResident = D > 128 ? 2 : D > 64 ? 3 : 4;
+
+// The query row of this thread's column as operand of the first product; null if there is none.
+KVB_DEVICE const uint16_t* query_row(const DecodeArguments& args, const Cursor& at, int column) {
+    const int index = at.block * kColumns + column;
+    if (index >= args.columns) return nullptr;
+    const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads * args.group + index % args.group;
+    return args.q + batch * args.q_stride.b + head * args.q_stride.h + index / args.group * args.q_stride.t;
+}
+
+// Slots before this one are seen by a column.
+KVB_DEVICE int sees(const DecodeArguments& args, const Lane& lane, int block, int column) {
+    const int token = min(block * kColumns + column, args.columns - 1) / args.group;
+    return lane.length - args.tokens + token + 1;
+}
+
+template <bool kAppend>
+KVB_DEVICE Source source_of(const DecodeArguments& args, const Cursor& at, const Lane& lane, int dim) {
+    const int64_t first = static_cast<int64_t>(lane.start) * dim;
+    Source source{args.k + first, args.v + first, nullptr, nullptr, 0, 0, 0, false};
+    if (kAppend) {
+        const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads;
+        source.k_new = args.k_new + batch * args.k_stride.b + head * args.k_stride.h;
+        source.v_new = args.v_new + batch * args.v_stride.b + head * args.v_stride.h;
+        source.k_stride = args.k_stride.t;
+        source.v_stride = args.v_stride.t;
+        source.old_length = lane.old_length;
+        source.writes = at.block == args.blocks - 1;  // the block of the last token sees, and so reads, every new row
+    }
+    return source;
+}
+
+// Lengths advance when no CTA will read them any more.
+template <int D>
+KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& shared) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const int all = static_cast<int>(gridDim.x);
+        shared.last = atomicAdd(args.counters + kGridCounter, 1) == all - 1;
+    }
+    __syncthreads();
+    if (shared.last == 0) return;
+    for (int lane = static_cast<int>(threadIdx.x); lane < args.lanes; lane += kThreads) {
+        const int segment = args.segment[lane], length = args.length[segment] + args.tokens;
+        if (length <= args.start[segment + 1] - args.start[segment]) args.length[segment] = length;
+        else atomicCAS(args.status, 0, segment + 1);
+    }
+    if (threadIdx.x == 0) args.counters[kGridCounter] = 0;
+}
+
+template <typename T, int D, bool kAppend>
+__global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArguments args) {
+    KVB_SHARED(DecodeShared<D>, shared);
+    find_work<D, kAppend>(args, shared);
+    while (shared.cursor.unit < shared.end) {
+        {
+            const Cursor at = shared.cursor;
+            const Lane lane = lane_at<D, kAppend>(args, shared, at.lane);
+            const int begin = at.unit - at.item, end = min(shared.end - at.item, units_of(lane));
+            const int column = 2 * Attention<T, D, kAppend>::thread_column();
+            const int seen = min(sees(args, lane, at.block, kColumns - 1), end * kUnit);
+            Attention<T, D, kAppend> attention;
+            attention.run(source_of<kAppend>(args, at, lane, D),
+                          query_row(args, at, Attention<T, D, kAppend>::thread_row()), shared, begin * kUnit, seen,
+                          sees(args, lane, at.block, column), sees(args, lane, at.block, column + 1), args.scale_log2);
+            attention.finish(shared);
+        }
+#ifndef KVB_PLANT_MISSING_BARRIER  // a mistake for the tests to find
+        __syncthreads();
+#endif
+        // From shared memory again, instead of in registers during the loop above.
+        Part part{shared.cursor, units_of(shared.window[shared.cursor.lane - shared.window_lane]), 0};
+        const int begin = part.at.unit - part.at.item;
+        part.units = min(shared.end - part.at.item, part.each) - begin;
+        const Merge<T, D> merge{args, shared, part};
+        const bool whole = part.units == part.each;
+        merge.merge_warps(whole, merge.slot_of(static_cast<int>(blockIdx.x)));
+        if (!whole) merge.merge_item();
+        __syncthreads();  // all have read the cursor and the warps' results
+        if (threadIdx.x == 0) advance<D>(args, shared, part.at, part.each, part.units);
+        __syncthreads();
+    }
+    if (kAppend) advance_lengths<D>(args, shared);
+}
+
+template <typename T, int D>
+int launch(const DecodeArguments& args, bool append, int ctas, cudaStream_t stream) {
+    if (append) KVB_LAUNCH((decode<T, D, true>), ctas, kThreads, 0, stream, args);
+    else KVB_LAUNCH((decode<T, D, false>), ctas, kThreads, 0, stream, args);
+    return static_cast<int>(cudaGetLastError());
+}
+
+template <typename T, int D>
+int ctas_of(bool append) {
+    return append ? resident_ctas(decode<T, D, true>, kThreads) : resident_ctas(decode<T, D, false>, kThreads);
+}
+
+constexpr int kUnsupported = -1;
+
+// `call` with the template arguments of a dtype and dim. KVB_ONLY_DIM leaves the others out, for quick test builds.
+template <typename Call>
+int dispatch(int dtype, int dim, Call call) {
+#define KVB_CASE(D)                                                           \
+    case D:                                                                   \
+        return dtype == 0   ? call.template operator()<bf16, D>()             \
+               : dtype == 1 ? call.template operator()<fp16, D>()             \
+                            : kUnsupported;
+    switch (dim) {
+#ifdef KVB_ONLY_DIM
+        KVB_CASE(KVB_ONLY_DIM)
+#else
+        KVB_CASE(64)
+        KVB_CASE(80)
+        KVB_CASE(96)
+        KVB_CASE(128)
+        KVB_CASE(256)
+#endif
+        default: return kUnsupported;
+    }
+#undef KVB_CASE
+}
+
+struct Launch {
+    const DecodeArguments& args;
+    bool append;
+    int ctas;
+    cudaStream_t stream;
+    template <typename T, int D> int operator()() const { return launch<T, D>(args, append, ctas, stream); }
+};
+
+struct Resident {
+    bool append;
+    template <typename T, int D> int operator()() const { return ctas_of<T, D>(append); }
+};
+
+int run(DecodeArguments args, void* workspace, int batch, int dim, int ctas, int dtype, cudaStream_t stream) {
+    if (batch < 1 || args.kv_heads < 1 || args.group < 1 || args.tokens < 1 || ctas < 1 || ctas > kMaxCtas)
+        return kUnsupported;
+    args.counters = static_cast<int*>(workspace);
+    args.pieces = reinterpret_cast<float*>(static_cast<char*>(workspace) + kCounterBytes);
+    args.scale_log2 *= kLog2e;
+    args.lanes = batch * args.kv_heads;
+    args.columns = args.tokens * args.group;
+    args.blocks = (args.columns + kColumns - 1) / kColumns;
+    return dispatch(dtype, dim, Launch{args, args.k_new != nullptr, ctas, stream});
+}
+
+const uint16_t* bits(const void* pointer) { return static_cast<const uint16_t*>(pointer); }
+uint16_t* bits(void* pointer) { return static_cast<uint16_t*>(pointer); }
+
+}  // namespace kvb
+
+extern "C" int64_t kvb_decode_counter_bytes() { return kvb::kCounterBytes; }
+
+extern "C" int64_t kvb_decode_workspace_bytes(int dim, int ctas) {
+    if (dim < 1 || ctas < 1 || ctas > kvb::kMaxCtas) return kvb::kUnsupported;
+    return kvb::kCounterBytes + int64_t{2} * ctas * kvb::slot_floats(dim) * 4;
+}
+
+extern "C" int kvb_decode_ctas(int dim, int dtype, int append) {
+    const int ctas = kvb::dispatch(dtype, dim, kvb::Resident{append != 0});
+    return ctas > kvb::kMaxCtas ? kvb::kMaxCtas : ctas;
+}
+
+extern "C" int kvb_ragged_decode(const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,
+                                 const void* k, const void* v, const int32_t* start, const int32_t* length,
+                                 const int32_t* segment, float scaling, void* out, int64_t out_stride_b,
+                                 int64_t out_stride_h, int64_t out_stride_t, float* lse, void* workspace, int batch,
+                                 int kv_heads, int group, int tokens, int dim, int ctas, int dtype,
+                                 cudaStream_t stream) {
+    using namespace kvb;
+    DecodeArguments args{};
+    args.q = bits(q);
+    args.k = bits(const_cast<void*>(k));  // only read without k_new
+    args.v = bits(const_cast<void*>(v));
+    args.out = bits(out);
+    args.q_stride = {q_stride_b, q_stride_h, q_stride_t};
+    args.out_stride = {out_stride_b, out_stride_h, out_stride_t};
+    args.start = start;
+    args.length = const_cast<int32_t*>(length);
+    args.segment = segment;
+    args.lse = lse;
+    args.scale_log2 = scaling;
+    args.kv_heads = kv_heads;
+    args.group = group;
+    args.tokens = tokens;
+    return run(args, workspace, batch, dim, ctas, dtype, stream);
+}
+
+extern "C" int kvb_ragged_append_decode(
+    const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t, const void* k_new, int64_t k_stride_b,
+    int64_t k_stride_u, int64_t k_stride_t, const void* v_new, int64_t v_stride_b, int64_t v_stride_u,
+    int64_t v_stride_t, void* k, void* v, const int32_t* start, int32_t* length, const int32_t* segment, float scaling,
+    void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t, float* lse, void* workspace,
+    int32_t* status, int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype,
+    cudaStream_t stream) {
+    using namespace kvb;
+    if (k_new == nullptr || v_new == nullptr) return kUnsupported;
+    DecodeArguments args{};
+    args.q = bits(q);
+    args.k_new = bits(k_new);
+    args.v_new = bits(v_new);
+    args.k = bits(k);
+    args.v = bits(v);
+    args.out = bits(out);
+    args.q_stride = {q_stride_b, q_stride_h, q_stride_t};
+    args.k_stride = {k_stride_b, k_stride_u, k_stride_t};
+    args.v_stride = {v_stride_b, v_stride_u, v_stride_t};
+    args.out_stride = {out_stride_b, out_stride_h, out_stride_t};
+    args.start = start;
+    args.length = length;
+    args.segment = segment;
+    args.lse = lse;
+    args.status = status;
+    args.scale_log2 = scaling;
+    args.kv_heads = kv_heads;
+    args.group = group;
+    args.tokens = tokens;
+    return run(args, workspace, batch, dim, ctas, dtype, stream);
+}

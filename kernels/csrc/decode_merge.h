@@ -1,0 +1,163 @@
+// Ragged decode: from the warps' results to the output, over CTAs where an item was cut.
+//
+// Results are (O, m, l): O unnormalised, with probabilities relative to 2^m, and l their sum. Pieces of an item go to
+// slots of the workspace; a counter tells the CTA that arrives last that it is to merge. It merges in the order of the
+// pieces, not of arrival, so that results are the same in every run. Many pieces are merged in two levels: groups of
+// about a square root of their number by as many CTAs, then the groups. Counters are back at zero afterwards.
+#pragma once
+#include "decode_partition.h"
+
+namespace kvb {
+
+// What the CTA does at present: units [cursor, cursor + units) of an item of `each` units.
+struct Part {
+    Cursor at;
+    int each, units;
+};
+
+KVB_DEVICE float4 scaled_sum(float4 sum, float4 x, float by) {
+    return make_float4(sum.x + by * x.x, sum.y + by * x.y, sum.z + by * x.z, sum.w + by * x.w);
+}
+
+template <typename T, int D>
+struct Merge {
+    static constexpr int kSlotFloats = slot_floats(D);
+
+    const DecodeArguments& args;
+    DecodeShared<D>& shared;
+    const Part& part;
+
+    KVB_DEVICE int live_columns() const { return min(kColumns, args.columns - part.at.block * kColumns); }
+
+    KVB_DEVICE float* slot_values(int slot) const { return args.pieces + static_cast<int64_t>(slot) * kSlotFloats; }
+    KVB_DEVICE float2* slot_sums(int slot) const {
+        return reinterpret_cast<float2*>(slot_values(slot) + kColumns * D);
+    }
+
+    // A CTA has at most two pieces of cut items: one that goes on from the CTA before or starts with its range, and
+    // one that starts later.
+    KVB_DEVICE int slot_of(int cta) const {
+#ifdef KVB_PLANT_WRONG_SLOT  // a mistake for the tests to find: wrong where a CTA starts exactly at an item
+        return 2 * cta + (first_unit(cta, shared.total, shared.ctas) <= part.at.item);
+#else
+        return 2 * cta + (first_unit(cta, shared.total, shared.ctas) < part.at.item);
+#endif
+    }
+
+    KVB_DEVICE void write_output(int column, int dim, float4 sum, float m, float l) const {
+        const int index = part.at.block * kColumns + column, token = index / args.group, head = index % args.group;
+        const int batch = part.at.lane / args.kv_heads;
+        const int query_head = part.at.lane % args.kv_heads * args.group + head;
+        const float by = l == 0.f ? 0.f : 1.f / l;  // a sum of 0: no key is seen
+        const Strides& stride = args.out_stride;
+        uint16_t* row = args.out + batch * stride.b + query_head * stride.h + token * stride.t;
+        *reinterpret_cast<uint2*>(row + dim) =
+            make_uint2(pack2<T>(sum.x * by, sum.y * by), pack2<T>(sum.z * by, sum.w * by));
+        if (args.lse != nullptr && dim == 0) {
+            const int64_t heads = static_cast<int64_t>(args.kv_heads) * args.group;
+            args.lse[(batch * heads + query_head) * args.tokens + token] =
+                l == 0.f ? -INFINITY : (m + log2f(l)) * kLn2;
+        }
+    }
+
+    KVB_DEVICE void write_piece(int slot, int column, int dim, float4 sum, float m, float l) const {
+        *reinterpret_cast<float4*>(slot_values(slot) + column * D + dim) = sum;
+        if (dim == 0) slot_sums(slot)[column] = make_float2(m, l);
+    }
+
+    // The four warps' results, in shared memory, to the output or to `slot`.
+    KVB_DEVICE void merge_warps(bool whole, int slot) const {
+        for (int i = static_cast<int>(threadIdx.x); i < live_columns() * (D / 4); i += kThreads) {
+            const int column = i / (D / 4), dim = i % (D / 4) * 4;
+            float m = shared.m[0][column];
+            for (int warp = 1; warp < kWarps; ++warp) m = fmaxf(m, shared.m[warp][column]);
+            float l = 0.f;
+            float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+            for (int warp = 0; warp < kWarps; ++warp) {
+                const float by = exp2_fast(shared.m[warp][column] - m);
+                l += by * shared.l[warp][column];
+                sum = scaled_sum(sum, *reinterpret_cast<const float4*>(&shared.o[warp][column][dim]), by);
+            }
+            if (whole) write_output(column, dim, sum, m, l);
+            else write_piece(slot, column, dim, sum, m, l);
+        }
+    }
+
+    // Whether this CTA is the last of `all` to get here. Whatever they stored before is visible to it afterwards.
+    KVB_DEVICE bool last_to_arrive(int counter, int all) const {
+        __threadfence();
+        __syncthreads();  // every thread's stores come before the count
+        if (threadIdx.x == 0) {
+            const bool last = atomicAdd(args.counters + counter, 1) == all - 1;
+            if (last) atomicExch(args.counters + counter, 0);  // nobody else comes
+            shared.last = last;
+        }
+        __syncthreads();
+        const bool last = shared.last != 0;
+        __threadfence();
+        return last;
+    }
+
+    // Some pieces of the item: those of CTAs cta, cta + step, ... Only the first may be another than its CTA's first.
+    struct Pieces {
+        int cta, step, number, first_slot;
+        KVB_DEVICE int slot(int i) const { return i == 0 ? first_slot : 2 * (cta + i * step); }
+    };
+
+    // To the output (slot < 0) or into a slot, which may be that of the first piece.
+    KVB_DEVICE void merge_pieces(const Pieces& pieces, int slot) const {
+        const int thread = static_cast<int>(threadIdx.x);
+        for (int i = thread; i < pieces.number * kColumns; i += kThreads) {
+            const int piece = i / kColumns, column = i % kColumns;
+            if (column >= live_columns()) continue;
+            const float2 sums = __ldcg(slot_sums(pieces.slot(piece)) + column);
+            shared.merge_m[piece][column] = sums.x;
+            shared.merge_l[piece][column] = sums.y;
+        }
+        __syncthreads();
+        for (int i = thread; i < live_columns() * (D / 4); i += kThreads) {
+            const int column = i / (D / 4), dim = i % (D / 4) * 4;
+            float m = kNothing, l = 0.f;
+            for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
+            float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+            for (int begin = 0; begin < pieces.number; begin += kSmallMerge) {
+                float4 loaded[kSmallMerge];  // all in flight before the first is used
+#pragma unroll
+                for (int j = 0; j < kSmallMerge; ++j) {
+                    const int piece = min(begin + j, pieces.number - 1);
+                    const float* values = slot_values(pieces.slot(piece));
+                    loaded[j] = __ldcg(reinterpret_cast<const float4*>(values + column * D + dim));
+                }
+#pragma unroll
+                for (int j = 0; j < kSmallMerge; ++j) {
+                    if (begin + j >= pieces.number) continue;
+                    const float by = exp2_fast(shared.merge_m[begin + j][column] - m);
+                    l += by * shared.merge_l[begin + j][column];
+                    sum = scaled_sum(sum, loaded[j], by);
+                }
+            }
+            if (slot < 0) write_output(column, dim, sum, m, l);
+            else write_piece(slot, column, dim, sum, m, l);
+        }
+    }
+
+    // After this CTA's piece of a cut item is in its slot. All threads; the same branches for all.
+    KVB_DEVICE void merge_item() const {
+        const int first = cta_of_unit(part.at.item, shared.total, shared.ctas);
+        const int number = cta_of_unit(part.at.item + part.each - 1, shared.total, shared.ctas) - first + 1;
+        int in_group = kSmallMerge;
+        if (number > kSmallMerge)
+            while (in_group * in_group < number) ++in_group;
+        const int groups = divide_up(number, in_group), group = (static_cast<int>(blockIdx.x) - first) / in_group;
+        const int group_cta = first + group * in_group;
+        const int group_slot = slot_of(group_cta);
+        const Pieces pieces{group_cta, 1, min(in_group, number - group * in_group), group_slot};
+        if (!last_to_arrive(kGroupCounters + group_slot, pieces.number)) return;
+        merge_pieces(pieces, groups == 1 ? -1 : group_slot);
+        if (groups == 1 || !last_to_arrive(kItemCounters + first, groups)) return;
+        merge_pieces(Pieces{first, in_group, groups, slot_of(first)}, -1);
+    }
+};
+
+}  // namespace kvb
