@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # distinguishable without colour vision, and by their markers in black and white
-_COLOURS = (
+COLOURS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -25,7 +25,7 @@ _COLOURS = (
     "#7F7F7F",
     "#BCBD22",
 )
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _PANEL = (4.6, 3.4)  # inches
 
 
@@ -90,7 +90,7 @@ def _lines(axes: Axes, table: Mapping[str, Any], rows: Sequence[Mapping[str, Any
     for method in dict.fromkeys(row["method"] for row in rows):
         points = sorted((float(row["budget"]), _average(table, row)) for row in rows if row["method"] == method)
         style = methods.index(method)
-        colour, marker = _COLOURS[style % len(_COLOURS)], _MARKERS[style % len(_MARKERS)]
+        colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=colour, marker=marker, ms=5, mec="white", mew=0.6, lw=1.6, label=method)
 

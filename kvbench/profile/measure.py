@@ -1,0 +1,156 @@
+"""One cell measured: prompts of random ids through the engine that users run, steps timed from outside.
+
+Timestamps are taken where the model is called. The engine has waited for the device by then, so the time between two
+calls is a whole step: the model, the choice of tokens, and all that Python does around them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvbench.engine.decode import stream
+from kvbench.engine.variant import Generation, Request
+from kvbench.models import Loaded
+from kvbench.profile.cells import Cell, Profile
+from kvbench.profile.kernels import engine_takes_kernel
+from kvbench.profile.peaks import Meter, Peak
+from kvbench.prompts import Prompt
+from kvbench.records import broken_promise
+
+_WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Pass:
+    """All rows of a cell, once from prompt to last token.
+
+    Attributes:
+        generations: one per row.
+        first_step_s: the first decode step, which lays the cache out for the batch; None where steps were not seen.
+        step_s: the other steps of the whole batch, without the last.
+        peak: memory, None where it cannot be known.
+    """
+
+    generations: Sequence[Generation]
+    first_step_s: float | None
+    step_s: Sequence[float]
+    peak: Peak | None
+
+
+def measure(loaded: Loaded, cell: Cell, profile: Profile, cfg: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
+    """What a record says of a cell that ran: times in seconds, memory in bytes.
+
+    Raises:
+        RuntimeError: what was kept is not what the budget promises. What the engine raises, out of memory included.
+    """
+    prompts = random_prompts(cell, loaded.model.config.get_text_config().vocab_size, int(cfg["seed"]))
+    for _ in range(profile.warmup):
+        run(loaded, cell, prompts, _WARM_UP_TOKENS, cfg, meter)
+    passes = [run(loaded, cell, prompts, profile.new_tokens, cfg, meter) for _ in range(profile.repeats)]
+    for generation in passes[0].generations:
+        problem = broken_promise(cell.variant, generation)
+        if problem is not None:
+            raise problem
+    return _times(passes, cell) | _memory(passes, cell, loaded.model, profile)
+
+
+def random_prompts(cell: Cell, vocab: int, seed: int) -> list[Prompt]:
+    """As many different prompts of the cell's length as its batch has rows: the same for every method and budget."""
+    prompts = []
+    for number in range(cell.batch):
+        generator = torch.Generator().manual_seed((seed << 20) + number)
+        ids = tuple(torch.randint(vocab, (cell.context,), generator=generator).tolist())
+        prompts.append(Prompt(ids, context_len=len(ids), stop_ids=frozenset(), text=""))  # nothing ends an answer
+    return prompts
+
+
+def run(
+    loaded: Loaded, cell: Cell, prompts: Sequence[Prompt], new_tokens: int, cfg: Mapping[str, Any], meter: Meter
+) -> Pass:
+    """Every prompt under the cell's variant, all rows in one batch."""
+    queue = [Request(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
+    calls: list[float] = []
+
+    def called() -> None:
+        if len(calls) == len(prompts):  # one call per prompt; this is the first step
+            meter.prefilled()
+        calls.append(time.perf_counter())
+
+    meter.start()
+    settings = {"cache": cfg["engine"]["cache"]} | ({"kernel": cell.kernel} if engine_takes_kernel() else {})
+    answers = stream(loaded.model, loaded.tokenizer, lambda _: queue.pop() if queue else None, **settings)
+    with _watching(loaded.model, called), closing(answers):
+        generations = [generation for _, (generation,) in answers]
+    peak = meter.read()
+    steps = np.diff(calls[len(prompts) :]).tolist()
+    if len(calls) != len(prompts) + new_tokens - 1:  # an engine that does not call the model for a step
+        return Pass(generations, None, [], peak)
+    return Pass(generations, steps[0], steps[1:], peak)
+
+
+@contextmanager
+def _watching(model: Any, called: Any) -> Iterator[None]:
+    handle = model.register_forward_pre_hook(lambda *_: called())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
+    """Medians over prompts, steps and passes."""
+    timings = [generation.timings for one in passes for generation in one.generations]
+    mean = statistics.median(t.tpot_s for t in timings if t.tpot_s is not None)
+    steps = [seconds for one in passes for seconds in one.step_s]
+    first = [one.first_step_s for one in passes if one.first_step_s is not None]
+    tpot = statistics.median(steps) if steps else mean
+    low, high = np.percentile(steps, [10, 90]).tolist() if steps else (None, None)
+    return {
+        "prefill_s": statistics.median(t.prefill_s for t in timings),
+        "compress_s": statistics.median(t.compress_s for t in timings),
+        "ttft_s": statistics.median(t.ttft_s for t in timings),
+        "tpot_s": tpot,
+        "tpot_low_s": low,
+        "tpot_high_s": high,
+        "tpot_mean_s": mean,
+        "first_step_s": statistics.median(first) if first else None,
+        "steps": len(steps),
+        "tokens_per_s": cell.batch / tpot,
+    }
+
+
+def _memory(passes: Sequence[Pass], cell: Cell, model: Any, profile: Profile) -> dict[str, Any]:
+    """The cache's bytes over all rows, the weights', the peaks (the highest of the passes), and what a step reads."""
+    rows = passes[0].generations
+    kept, full = sum(row.kv_bytes for row in rows), sum(row.kv_bytes_full for row in rows)
+    grown = 0 if cell.variant.method.decode is not None else full // rows[0].span * profile.new_tokens // 2
+    peaks = [one.peak for one in passes if one.peak is not None]
+    reserved = [peak.reserved for peak in peaks if peak.reserved is not None]
+    return {
+        "kept_mean": statistics.mean(row.kept_mean for row in rows),
+        "kv_bytes": kept,
+        "kv_slack_bytes": sum(row.slack_bytes for row in rows),
+        "kv_full_bytes": full,
+        "weight_bytes": sum(p.nbytes for p in model.parameters()),
+        "step_bytes": weights_read(model) + kept + grown,
+        "base_bytes": peaks[0].base if peaks else None,
+        "peak_bytes": max(max(peak.prefill, peak.decode) for peak in peaks) if peaks else None,
+        "peak_prefill_bytes": max(peak.prefill for peak in peaks) if peaks else None,
+        "peak_decode_bytes": max(peak.decode for peak in peaks) if peaks else None,
+        "reserved_bytes": max(reserved) if reserved else None,
+    }
+
+
+def weights_read(model: Any) -> int:
+    """Bytes of the weights that a decode step reads: all, but of the input embedding a few rows, unless it is tied."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding
+    return sum(p.nbytes for p in model.parameters()) - (0 if tied else embedding.nbytes)

@@ -1,0 +1,103 @@
+"""Records as rows: ratios to the full cache at the same context, batch and kernel; as text, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvbench.profile.cells import REFERENCE
+from kvbench.report.formats import Cells, number, percent
+
+_MIB, _GIB = 2**20, 2**30
+_PLAIN = (
+    "status", "prefill_s", "compress_s", "ttft_s", "tpot_s", "tpot_low_s", "tpot_high_s", "tpot_mean_s",
+    "first_step_s", "tokens_per_s", "kept_mean", "kv_bytes", "kv_slack_bytes", "kv_full_bytes", "weight_bytes",
+    "step_bytes", "roofline_s", "base_bytes", "peak_bytes", "peak_prefill_bytes", "peak_decode_bytes",
+    "reserved_bytes", "bandwidth", "commit", "error",
+)  # fmt: skip
+LEGEND = """\
+Prompts of random ids, one per row of the batch. prefill, compress and TTFT: seconds of one prompt (the engine prefills
+one after the other), medians. TPOT: milliseconds of a step of the whole batch, median over the steps, in brackets the
+10th and 90th percentile. tok/s: batch / TPOT. ×full: the full cache's TPOT over this one at the same context, batch
+and kernel. ×roof: TPOT over the time that copying takes for as many bytes as the step reads (weights and kept keys and
+values) at the measured copy bandwidth. KV: bytes of the kept keys and values of all rows (share of full). peak: most
+memory {memory}, prefill included, with its rise above what was there before (the weights) as +.
+oom: out of memory, or not tried because an estimate said so.
+"""
+
+
+def rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Plain numbers, JSON-able, None where nothing was measured; by context, batch and kernel, the full cache first.
+
+    `names` differ where dials do: equal methods with unequal dials are told apart by them.
+    """
+    names = _names(records)
+    order = {record["id"]: place for place, record in enumerate(records)}
+    made = sorted(records, key=lambda r: (*_place(r), r["method"] != REFERENCE, order[r["id"]]))
+    full = {_place(record): record for record in records if record["method"] == REFERENCE}
+    return [_row(record, names[record["id"]], full.get(_place(record))) for record in made]
+
+
+def _place(record: Mapping[str, Any]) -> tuple[int, int, str]:
+    return record["context"], record["batch"], record["kernel"]
+
+
+def _row(record: Mapping[str, Any], name: str, full: Mapping[str, Any] | None) -> dict[str, Any]:
+    def ratio(key: str, inverse: bool = False) -> float | None:
+        mine, theirs = record.get(key), (full or {}).get(key)
+        if not mine or not theirs:
+            return None
+        return theirs / mine if inverse else mine / theirs
+
+    head = {key: record[key] for key in ("context", "batch", "kernel")}
+    budget = "full" if record["budget"] is None else str(record["budget"])
+    return {
+        "name": name,
+        "budget": budget,
+        **head,
+        **{key: record.get(key) for key in _PLAIN},
+        "speedup": ratio("tpot_s", inverse=True),
+        "peak_share": ratio("peak_bytes"),
+        "kv_share": record["kv_bytes"] / record["kv_full_bytes"] if record.get("kv_full_bytes") else None,
+        "times_roofline": record["tpot_s"] / record["roofline_s"] if record.get("roofline_s") else None,
+        "device": record["device"]["name"],
+    }
+
+
+def _names(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Id → the method's name, with the dials in which methods of this name differ."""
+    names = {}
+    for record in records:
+        alike = [other["dials"] for other in records if other["method"] == record["method"]]
+        differing = [k for k in record["dials"] if any(dials.get(k) != record["dials"][k] for dials in alike)]
+        names[record["id"]] = " ".join([record["method"], *(f"{k}={record['dials'][k]}" for k in differing)])
+    return names
+
+
+def cells(row: Mapping[str, Any]) -> Cells:
+    """A row in words, by column."""
+    oom = row["status"] == "oom"
+    low, high = row["tpot_low_s"], row["tpot_high_s"]
+    spread = "" if low is None else f" [{_short(1000 * low)}, {_short(1000 * high)}]"
+    added = "" if row["peak_bytes"] is None else f" (+{(row['peak_bytes'] - row['base_bytes']) / _GIB:.2f})"
+    return {
+        "context": str(row["context"]),
+        "batch": str(row["batch"]),
+        "kernel": row["kernel"],
+        "method": row["name"],
+        "budget": row["budget"],
+        "prefill s": "oom" if oom else _short(row["prefill_s"]),
+        "compress s": number(row["compress_s"], "{:.3f}"),
+        "TTFT s": _short(row["ttft_s"]),
+        "TPOT ms": _short(row["tpot_s"] and 1000 * row["tpot_s"]) + spread,
+        "tok/s": _short(row["tokens_per_s"]),
+        "×full": number(row["speedup"], "{:.2f}"),
+        "×roof": number(row["times_roofline"], "{:.2f}"),
+        "KV MiB": _short(row["kv_bytes"] and row["kv_bytes"] / _MIB) + percent(row["kv_share"]),
+        "peak GiB": number(row["peak_bytes"] and row["peak_bytes"] / _GIB, "{:.2f}") + added,
+    }
+
+
+def _short(value: float | None) -> str:
+    """Three digits, and never an exponent; a dash where nothing was measured."""
+    return number(value, "{:.3g}" if value is None or value < 100 else "{:.0f}")

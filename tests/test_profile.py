@@ -1,0 +1,325 @@
+"""`python -m kvbench.profile`: what is asked for, what is measured and recorded, what is resumed, what is shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvbench import models
+from kvbench.profile import asked, device, fits, kernels, measure, peaks, results, run
+from kvbench.profile.__main__ import main
+
+SMALL = ["model=tiny", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A small copy: its speed is of no interest here."""
+    monkeypatch.setattr(device, "_HOST_BYTES", 2**20)
+
+
+def profile(*overrides: str) -> int:
+    return main([*SMALL, *overrides])
+
+
+def lines(root: Path) -> list[dict]:
+    (file,) = root.glob("profile/*/cells.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def places(records: list[dict]) -> list[tuple]:
+    return [(r["context"], r["batch"], r["method"], r["budget"]) for r in records]
+
+
+# What is asked for
+
+
+def test_lists_are_multiplied_and_the_full_cache_stands_beside():
+    (group,) = asked.groups(
+        [*SMALL, "method=snapkv,fullkv", "budget=40,0.5", "profile.context=200,100", "profile.batch=2,1"]
+    )
+    points = [(c.context, c.batch, c.variant.method.name, c.variant.budget) for c in group.cells]
+    of_one = [("fullkv", None), ("snapkv", 40), ("snapkv", 0.5)]
+    assert points == [(n, b, *variant) for n in (100, 200) for b in (1, 2) for variant in of_one]
+    assert vars(group.profile) == {"new_tokens": 6, "warmup": 0, "repeats": 1}
+
+
+def test_a_list_is_a_list_however_it_is_written():
+    wanted = asked.groups([*SMALL, "profile.context=100,200", "method=snapkv", "budget=40"])
+    for written in ("profile.context=[100,200]", "profile.context=[200, 100]"):
+        assert asked.groups([*SMALL, written, "method=snapkv", "budget=40"])[0].cells == wanted[0].cells
+
+
+def test_models_are_groups_of_their_own_and_globs_work():
+    groups = asked.groups(["model=tiny,smollm2_135m", "method=glob(ada_*)", "budget=64", "profile.context=100"])
+    assert [group.cfg["model"]["name"] for group in groups] == ["tiny", "smollm2_135m"]
+    for group in groups:
+        assert {c.variant.method.name for c in group.cells} == {"fullkv", "ada_snapkv", "ada_pyramidkv"}
+
+
+def test_dials_tell_cells_apart():
+    (group,) = asked.groups([*SMALL, "method=snapkv", "method.window=8,16", "budget=64", "profile.context=100"])
+    assert [c.variant.method.dials.get("window") for c in group.cells] == [None, 8, 16]
+    assert len({c.id for c in group.cells}) == 3
+
+
+def test_an_experiments_lists_count_unless_the_command_line_has_its_own():
+    (group,) = asked.groups([*SMALL, "model=tiny", "experiment=quickstart", "method=snapkv"])
+    variants = {(c.variant.method.name, c.variant.budget) for c in group.cells}
+    assert variants == {("fullkv", None), ("snapkv", 0.1), ("snapkv", 0.2), ("snapkv", 0.4)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["profile.contxt=3"], "profile.contxt=3: no such setting. Did you mean 'context'?"),
+        (["profile.context=0"], "profile.context=0: must be integers from 1 on"),
+        (["profile.context=[]"], "profile.context=[]: must be integers from 1 on"),
+        (["profile.context=1k"], "profile.context=1k: must be integers"),
+        (["profile.new_tokens=3"], "profile.new_tokens=3: must be an integer from 4 on"),
+        (["profile.repeats=1,2"], "profile.repeats=1,2: one value"),
+        (["+profile.graph=1"], "+profile.graph=1: no such setting"),
+        (["limit=3"], "limit=3: the profile reads no samples"),
+        (["benchmark=ruler"], "benchmark=ruler: the profile reads no samples"),
+        (["benchmark.lengths=[9]"], "benchmark.lengths=[9]: the profile reads no samples"),
+        (["engine.max_rows=9"], "engine.max_rows=9: profile.batch says how many"),
+        (["hydra/launcher=fused"], "hydra/launcher=fused: the profile runs here"),
+        (["method=snap"], "method=snap: no such method. Did you mean 'snapkv'?"),
+        (["model=shape/llama31"], "model=shape/llama31: no such model. Did you mean 'shape/llama31_"),
+        (["method.windw=3"], "method.windw=3: ada_pyramidkv has no setting 'windw'. Did you mean 'window'?"),
+        (["budget=64,2.5"], "budget=2.5: a share must lie in (0, 1]"),
+        (["budget=0.1", "profile.context=100"], "budget=0.1 (of 100 tokens: 10): ada_pyramidkv always keeps 32"),
+        (["profile.context=8187"], "profile.context=8187: with 6 new tokens more than the 8192 of model=tiny"),
+        (["kernel=flash_attn", "profile.context=200"], "kernel=flash_attn: "),
+        (["paths.outputs=/dev/null", "profile.context=200"], "paths.outputs: cannot write /dev/null"),
+    ],
+)
+def test_a_mistake_is_one_line_and_measures_nothing(overrides, message, capsys, tmp_path):
+    where = [] if any(o.startswith("paths.") for o in overrides) else [f"paths.outputs={tmp_path}"]
+    assert profile(*where, *overrides) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"kvbench: {message}") and len(said.splitlines()) == 1, said
+    assert not list(tmp_path.rglob("cells.jsonl")) or not lines(tmp_path)
+
+
+def test_help_and_cfg(capsys):
+    code = (
+        "import sys; sys.argv = ['profile', '--help']\n"
+        "from kvbench.profile.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "shape/llama31_8b" in done.stdout and "new_tokens: 32" in done.stdout
+    assert profile("profile.context=300,200", "--cfg") == 0
+    said = capsys.readouterr().out
+    assert "new_tokens: 6" in said and "- 200" in said and "name: tiny" in said
+
+
+# What is measured
+
+
+def test_a_sweep_is_measured_recorded_shown_and_never_measured_again(tmp_path, capsys, monkeypatch):
+    sweep = ["method=ada_snapkv", "budget=40,80", "profile.context=160,320", "profile.batch=1,3"]
+    assert profile(*sweep, f"paths.outputs={tmp_path}") == 0
+    records = lines(tmp_path)
+    variants = [("fullkv", None), ("ada_snapkv", 40), ("ada_snapkv", 80)]
+    assert places(records) == [(n, b, *variant) for n in (160, 320) for b in (1, 3) for variant in variants]
+    for record in records:
+        rows, kept = record["batch"], record["budget"] or record["context"]
+        token = 4 * 2 * 2 * 32 * 4  # layers x KV heads x (key and value) x head_dim x bytes
+        assert record["kept_mean"] == kept and record["kv_bytes"] == rows * kept * token
+        assert record["kv_full_bytes"] == rows * record["context"] * token
+        assert record["kv_slack_bytes"] >= rows * 6 * token  # room for the answer
+        assert record["steps"] == 6 - 1 - 2  # not the first one, and the last one has no end
+        assert 0 < record["tpot_low_s"] <= record["tpot_s"] <= record["tpot_high_s"]
+        assert record["tokens_per_s"] == pytest.approx(rows / record["tpot_s"])
+        assert record["prefill_s"] > 0 and record["compress_s"] > 0
+        if rows == 1:
+            assert record["ttft_s"] >= record["prefill_s"] + record["compress_s"]
+        read = record["weight_bytes"] - 320 * 64 * 4 + record["kv_bytes"] + rows * 3 * token
+        assert record["step_bytes"] == read and record["roofline_s"] == pytest.approx(read / record["bandwidth"])
+        assert record["peak_bytes"] == max(record["peak_prefill_bytes"], record["peak_decode_bytes"])
+        assert record["peak_bytes"] >= record["base_bytes"] and record["memory"] == "resident in the process"
+        assert record["kernel"] == "torch" and record["device"]["type"] == "cpu" and record["versions"]["torch"]
+    said = capsys.readouterr().out
+    assert said.count("| ada_snapkv |") == 8 and "×full" in said and "1 thread(s)" in said
+    (folder,) = tmp_path.glob("profile/tiny-cpu-*")
+    shown = json.loads((folder / "table.json").read_text())["rows"]
+    assert [row["speedup"] for row in shown if row["name"] == "fullkv"] == [1] * 4
+    assert shown[1]["speedup"] == pytest.approx(records[0]["tpot_s"] / records[1]["tpot_s"])
+    assert shown[1]["kv_share"] == 0.25 and len((folder / "table.csv").read_text().splitlines()) == 13
+    assert (folder / "table.md").read_text().count("| ada_snapkv |") == 8
+    assert (folder / "latency_memory.png").is_file()
+
+    def forbidden(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(run, "measure", forbidden)
+    monkeypatch.setattr(models, "load", forbidden)
+    before = (folder / "cells.jsonl").read_bytes()
+    assert profile(*sweep, f"paths.outputs={tmp_path}") == 0
+    assert (folder / "cells.jsonl").read_bytes() == before
+    assert capsys.readouterr().out == said
+
+
+def test_other_settings_have_another_folder(tmp_path):
+    for extra in ([], ["seed=1"], ["model.dims.num_hidden_layers=2"], ["engine.cache=masked"], ["profile.repeats=2"]):
+        assert profile("method=fullkv", "profile.context=40", f"paths.outputs={tmp_path}", *extra) == 0
+    assert len(list(tmp_path.glob("profile/tiny-cpu-*"))) == 5
+
+
+def test_devices_never_share_a_folder():
+    (group,) = asked.groups([*SMALL, "profile.context=200"])
+    setting = run.setting_of(group)
+    other = setting | {"device": {"type": "cuda", "name": "NVIDIA H200", "memory": 1}}
+    assert results.folder_of("o", setting) != results.folder_of("o", other)
+    slower = setting | {"device": setting["device"] | {"threads": 7}}
+    assert results.folder_of("o", setting) != results.folder_of("o", slower)
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    sweep = ["method=snapkv", "budget=40,50,60", "profile.context=80", f"paths.outputs={tmp_path}"]
+    real, measured = run.measure, []
+
+    def until(stop):
+        def one(loaded, cell, *rest):
+            if len(measured) == stop:
+                raise KeyboardInterrupt
+            measured.append(cell.id)
+            return real(loaded, cell, *rest)
+
+        return one
+
+    monkeypatch.setattr(run, "measure", until(2))
+    assert profile(*sweep) == 130
+    assert "issue the same command again" in capsys.readouterr().err
+    (file,) = tmp_path.glob("profile/*/cells.jsonl")
+    with file.open("a") as torn:
+        torn.write('{"id": "snapkv-b50')
+    monkeypatch.setattr(run, "measure", until(99))
+    assert profile(*sweep) == 0
+    assert [record["id"] for record in lines(tmp_path)] == measured and len(set(measured)) == 4
+
+
+def test_what_runs_out_of_memory_is_recorded_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    sweep = ["method=snapkv", "budget=40", "profile.context=80,160", "profile.batch=1,4", f"paths.outputs={tmp_path}"]
+    real = measure.stream
+
+    def small(model, tokenizer, draw, **settings):
+        request = draw([])
+        if request.variants[0].method.name == "fullkv" and len(request.prompt.ids) == 160:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+        first = [request]
+        return real(model, tokenizer, lambda flying: first.pop() if first else draw(flying), **settings)
+
+    monkeypatch.setattr(measure, "stream", small)
+    monkeypatch.setattr(measure, "engine_takes_kernel", lambda: False)
+    assert profile(*sweep) == 0
+    lost = [record for record in lines(tmp_path) if record["status"] == "oom"]
+    assert places(lost) == [(160, 1, "fullkv", None), (160, 4, "fullkv", None)]
+    assert lost[0]["error"] == "CUDA out of memory. Tried to allocate 2 GiB" and len(lines(tmp_path)) == 8
+    said = capsys.readouterr().out
+    assert sum("|       oom |" in line for line in said.splitlines()) == 2
+    monkeypatch.setattr(measure, "stream", real)
+    assert profile(*sweep) == 0 and len(lines(tmp_path)) == 8
+    assert profile(*sweep, "retry_oom=true") == 0
+    assert [record["status"] for record in lines(tmp_path)[8:]] == ["ok", "ok"]
+    assert "oom |" not in (next(tmp_path.glob("profile/*/table.md"))).read_text()
+
+
+def test_a_cell_beyond_the_hosts_memory_is_not_tried(tmp_path, monkeypatch):
+    (group,) = asked.groups([*SMALL, "method=snapkv", "budget=40", "profile.context=4000", "profile.batch=64"])
+    setting = run.setting_of(group)
+    full, small = group.cells
+    monkeypatch.setattr(fits.memory, "free_bytes", lambda *_, **__: 200 * 2**20)
+    assert str(fits.too_large(full, group, setting)).startswith("not tried: about 0.7 GiB")
+    assert fits.too_large(small, group, setting) is None
+    assert fits.too_large(full, group, setting | {"device": {"type": "cuda"}}) is None
+    monkeypatch.setattr(fits.memory, "free_bytes", lambda *_, **__: 1000)
+    with pytest.raises(ValueError, match="model=tiny: its weights take"):
+        fits.check_weights(group, setting, models.Kept())
+
+
+def test_a_cell_that_fails_is_not_recorded_and_takes_no_other_with_it(tmp_path, capsys, monkeypatch):
+    sweep = ["method=snapkv,h2o", "budget=40", "profile.context=80", f"paths.outputs={tmp_path}"]
+    real = run.measure
+
+    def one(loaded, cell, *rest):
+        if cell.variant.method.name == "snapkv":
+            raise RuntimeError("something broke\nat length")
+        return real(loaded, cell, *rest)
+
+    monkeypatch.setattr(run, "measure", one)
+    assert profile(*sweep) == 1
+    assert "kvbench: snapkv-40, 1 x 80 tokens, torch: something broke\n" in capsys.readouterr().err
+    assert [record["method"] for record in lines(tmp_path)] == ["fullkv", "h2o"]
+    monkeypatch.setattr(run, "measure", real)
+    assert profile(*sweep) == 0 and [record["method"] for record in lines(tmp_path)] == ["fullkv", "h2o", "snapkv"]
+
+
+def test_a_broken_promise_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "broken_promise", lambda variant, _: RuntimeError(f"{variant} kept all"))
+    assert profile("method=snapkv", "budget=40", "profile.context=80", f"paths.outputs={tmp_path}") == 1
+    assert "snapkv-40 kept all" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_measure_the_same(tmp_path, capsys):
+    (group,) = asked.groups([*SMALL, "profile.context=200", f"paths.outputs={tmp_path}"])
+    setting = run.setting_of(group)
+    with results.Results.open(results.folder_of(tmp_path, setting), setting):
+        assert profile("profile.context=200", f"paths.outputs={tmp_path}") == 2
+    assert "already writing" in capsys.readouterr().err
+
+
+def test_without_sight_of_the_steps_the_engines_mean_stands(tmp_path, monkeypatch):
+    import contextlib
+
+    monkeypatch.setattr(measure, "_watching", lambda *_: contextlib.nullcontext())
+    assert profile("method=fullkv", "profile.context=80", f"paths.outputs={tmp_path}") == 0
+    (record,) = lines(tmp_path)
+    assert record["tpot_s"] == record["tpot_mean_s"] > 0 and record["tpot_low_s"] is None and record["steps"] == 0
+    assert record["peak_prefill_bytes"] == record["peak_decode_bytes"]
+
+
+def test_prompts_are_different_and_the_same_for_all():
+    (group,) = asked.groups([*SMALL, "method=snapkv", "budget=40", "profile.context=80", "profile.batch=3"])
+    full, small = (measure.random_prompts(cell, 320, 0) for cell in group.cells)
+    assert full == small and len({prompt.ids for prompt in full}) == 3
+    assert {len(prompt.ids) for prompt in full} == {80} and max(map(max, (p.ids for p in full))) < 320
+    assert measure.random_prompts(group.cells[0], 320, 1) != full
+
+
+def test_the_hosts_peak_is_seen_in_the_part_it_belongs_to():
+    gauge = peaks.HostMeter()
+    gauge.start()
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+    gauge.prefilled()
+    torch.ones(16 * 2**20, dtype=torch.uint8)
+    peak = gauge.read()
+    assert peak is not None or not Path("/proc/self/clear_refs").exists()
+    if peak is not None:
+        assert peak.prefill - peak.base > 60 * 2**20 > peak.decode - peak.base > 12 * 2**20
+
+
+def test_kernels_have_the_name_of_what_runs():
+    (group,) = asked.groups([*SMALL, "kernel=auto,torch", "method=fullkv", "profile.context=80"])
+    assert [cell.kernel for cell in group.cells] == ["auto", "torch"]
+    made = kernels.resolved(group.cells, run.setting_of(group), "cpu")
+    assert [cell.kernel for cell in made] == ["torch"]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "latex"])
+def test_formats_of_what_is_printed(form, tmp_path, capsys):
+    assert profile("method=fullkv", "profile.context=80", f"paths.outputs={tmp_path}", "--format", form) == 0
+    out = capsys.readouterr().out
+    if form == "json":
+        assert json.loads(out)[0]["rows"][0]["name"] == "fullkv"
+    else:
+        assert out.startswith({"csv": "model,name,budget,context", "latex": "% tiny, float32 on"}[form])
