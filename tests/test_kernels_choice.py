@@ -1,0 +1,99 @@
+"""Which backend is chosen for a model here, and what is said where one cannot run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvbench import config
+from kvbench_kernels import backends, build, ops
+from kvbench_kernels.backends import Use
+
+MODEL = Use(torch.device("cpu"), torch.float32, 128, 4)
+
+
+class Gpu:
+    """A GPU that is not there, and what else is or is not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch = monkeypatch
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+        self.capability(9, 0)
+        self.compiles(None)
+
+    def capability(self, major: int, minor: int) -> None:
+        self.patch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+
+    def compiles(self, error: Exception | None) -> None:
+        def prepare(device: torch.device) -> None:
+            if error is not None:
+                raise error
+
+        self.patch.setattr(ops, "prepare", prepare)
+
+    def use(self, dtype: torch.dtype = torch.bfloat16, head_dim: int = 128) -> Use:
+        return Use(torch.device("cuda"), dtype, head_dim, 4)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return Gpu(monkeypatch)
+
+
+def test_the_names_are_those_of_the_configuration():
+    assert ("auto", *backends.NAMES) == config.KERNELS
+
+
+def test_auto_takes_the_fastest_that_can_run(gpu):
+    assert backends.choose("auto", gpu.use()) == backends.Choice("cuda", "the fastest on NVIDIA H200")
+    assert backends.choose("auto", MODEL) == backends.Choice("torch", "the fastest on a CPU")
+    chosen = backends.choose("auto", gpu.use(head_dim=72))
+    assert chosen.name == "flash_attn"
+    assert chosen.reason == "not cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"
+    gpu.compiles(ValueError("no nvcc in CUDA_HOME"))
+    assert backends.choose("auto", gpu.use()) == backends.Choice("flash_attn", "not cuda: no nvcc in CUDA_HOME")
+    assert backends.choose("auto", gpu.use(torch.float32)).name == "sdpa"
+    gpu.patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    chosen = backends.choose("auto", gpu.use())
+    assert chosen.name == "sdpa" and "not flash_attn: no flash-attn that takes live lengths, and " in chosen.reason
+    assert backends.make("sdpa").name == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "message"),
+    [
+        ("cuda", {"dtype": torch.float32}, "kernel=cuda: dtype float32: takes bfloat16 and float16"),
+        ("flash_attn", {"dtype": torch.float32}, "kernel=flash_attn: dtype float32: takes bfloat16 and float16"),
+        ("cuda", {"head_dim": 72}, "kernel=cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"),
+        ("flash_attn", {"head_dim": 260}, "kernel=flash_attn: head dimension 260: flash-attention takes multiples of"),
+        ("paged", {}, "kernel=paged: must be one of auto, cuda, flash_attn, sdpa, torch"),
+    ],
+)
+def test_a_kernel_that_cannot_run_says_what_is_missing(gpu, kernel, changes, message):
+    with pytest.raises(ValueError) as info:
+        backends.choose(kernel, gpu.use(**changes))
+    assert str(info.value).startswith(message)
+
+
+def test_a_kernel_on_the_wrong_machine_says_what_is_missing(gpu):
+    gpu.compiles(RuntimeError("compiling decode.cu failed"))
+    with pytest.raises(ValueError, match="kernel=cuda: compiling decode.cu failed"):
+        backends.choose("cuda", gpu.use())
+    gpu.capability(7, 5)
+    with pytest.raises(ValueError, match="kernel=cuda: NVIDIA H200 has compute capability 7.5, 8.0 is needed"):
+        backends.choose("cuda", gpu.use())
+    gpu.patch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.patch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ValueError, match="kernel=flash_attn: torch finds no GPU"):
+        backends.choose("flash_attn", gpu.use())
+    with pytest.raises(ValueError, match="kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"):
+        backends.choose("cuda", MODEL)
+    assert backends.choose("sdpa", MODEL) == backends.Choice("sdpa", "as configured")
+
+
+def test_listing_compiles_nothing(gpu, monkeypatch):
+    gpu.compiles(AssertionError("compiled"))
+    monkeypatch.setattr(build, "cached", lambda capability: None)
+    assert backends.missing("cuda", gpu.use()) is None
