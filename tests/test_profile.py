@@ -1,10 +1,8 @@
-"""`python -m kvbench.profile`: what is asked for, what is measured and recorded, what is resumed, what is shown."""
+"""`python -m kvbench.profile`: what is measured and recorded, what is resumed, what is out of memory."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,95 +32,6 @@ def lines(root: Path) -> list[dict]:
 
 def places(records: list[dict]) -> list[tuple]:
     return [(r["context"], r["batch"], r["method"], r["budget"]) for r in records]
-
-
-# What is asked for
-
-
-def test_lists_are_multiplied_and_the_full_cache_stands_beside():
-    (group,) = asked.groups(
-        [*SMALL, "method=snapkv,fullkv", "budget=40,0.5", "profile.context=200,100", "profile.batch=2,1"]
-    )
-    points = [(c.context, c.batch, c.variant.method.name, c.variant.budget) for c in group.cells]
-    of_one = [("fullkv", None), ("snapkv", 40), ("snapkv", 0.5)]
-    assert points == [(n, b, *variant) for n in (100, 200) for b in (1, 2) for variant in of_one]
-    assert vars(group.profile) == {"new_tokens": 6, "warmup": 0, "repeats": 1}
-
-
-def test_a_list_is_a_list_however_it_is_written():
-    wanted = asked.groups([*SMALL, "profile.context=100,200", "method=snapkv", "budget=40"])
-    for written in ("profile.context=[100,200]", "profile.context=[200, 100]"):
-        assert asked.groups([*SMALL, written, "method=snapkv", "budget=40"])[0].cells == wanted[0].cells
-
-
-def test_models_are_groups_of_their_own_and_globs_work():
-    groups = asked.groups(["model=tiny,smollm2_135m", "method=glob(ada_*)", "budget=64", "profile.context=100"])
-    assert [group.cfg["model"]["name"] for group in groups] == ["tiny", "smollm2_135m"]
-    for group in groups:
-        assert {c.variant.method.name for c in group.cells} == {"fullkv", "ada_snapkv", "ada_pyramidkv"}
-
-
-def test_dials_tell_cells_apart():
-    (group,) = asked.groups([*SMALL, "method=snapkv", "method.window=8,16", "budget=64", "profile.context=100"])
-    assert [c.variant.method.dials.get("window") for c in group.cells] == [None, 8, 16]
-    assert len({c.id for c in group.cells}) == 3
-
-
-def test_an_experiments_lists_count_unless_the_command_line_has_its_own():
-    (group,) = asked.groups([*SMALL, "model=tiny", "experiment=quickstart", "method=snapkv"])
-    variants = {(c.variant.method.name, c.variant.budget) for c in group.cells}
-    assert variants == {("fullkv", None), ("snapkv", 0.1), ("snapkv", 0.2), ("snapkv", 0.4)}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["profile.contxt=3"], "profile.contxt=3: no such setting. Did you mean 'context'?"),
-        (["profile.context=0"], "profile.context=0: must be integers from 1 on"),
-        (["profile.context=[]"], "profile.context=[]: must be integers from 1 on"),
-        (["profile.context=1k"], "profile.context=1k: must be integers"),
-        (["profile.new_tokens=3"], "profile.new_tokens=3: must be an integer from 4 on"),
-        (["profile.repeats=1,2"], "profile.repeats=1,2: one value"),
-        (["+profile.graph=1"], "+profile.graph=1: no such setting"),
-        (["limit=3"], "limit=3: the profile reads no samples"),
-        (["benchmark=ruler"], "benchmark=ruler: the profile reads no samples"),
-        (["benchmark.lengths=[9]"], "benchmark.lengths=[9]: the profile reads no samples"),
-        (["engine.max_rows=9"], "engine.max_rows=9: profile.batch says how many"),
-        (["hydra/launcher=fused"], "hydra/launcher=fused: the profile runs here"),
-        (["method=snap"], "method=snap: no such method. Did you mean 'snapkv'?"),
-        (["model=shape/llama31"], "model=shape/llama31: no such model. Did you mean 'shape/llama31_"),
-        (["method.windw=3"], "method.windw=3: ada_pyramidkv has no setting 'windw'. Did you mean 'window'?"),
-        (["budget=64,2.5"], "budget=2.5: a share must lie in (0, 1]"),
-        (["budget=0.1", "profile.context=100"], "budget=0.1 (of 100 tokens: 10): ada_pyramidkv always keeps 32"),
-        (["profile.context=8187"], "profile.context=8187: with 6 new tokens more than the 8192 of model=tiny"),
-        (["kernel=flash_attn", "profile.context=200"], "kernel=flash_attn: "),
-        (["paths.outputs=/dev/null", "profile.context=200"], "paths.outputs: cannot write /dev/null"),
-    ],
-)
-def test_a_mistake_is_one_line_and_measures_nothing(overrides, message, capsys, tmp_path):
-    where = [] if any(o.startswith("paths.") for o in overrides) else [f"paths.outputs={tmp_path}"]
-    assert profile(*where, *overrides) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"kvbench: {message}") and len(said.splitlines()) == 1, said
-    assert not list(tmp_path.rglob("cells.jsonl")) or not lines(tmp_path)
-
-
-def test_help_and_cfg(capsys):
-    code = (
-        "import sys; sys.argv = ['profile', '--help']\n"
-        "from kvbench.profile.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit: assert 'torch' not in sys.modules, 'torch was imported'"
-    )
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert "shape/llama31_8b" in done.stdout and "new_tokens: 32" in done.stdout
-    assert profile("profile.context=300,200", "--cfg") == 0
-    said = capsys.readouterr().out
-    assert "new_tokens: 6" in said and "- 200" in said and "name: tiny" in said
-
-
-# What is measured
 
 
 def test_a_sweep_is_measured_recorded_shown_and_never_measured_again(tmp_path, capsys, monkeypatch):

@@ -53,7 +53,7 @@ def measure(loaded: Loaded, cell: Cell, profile: Profile, cfg: Mapping[str, Any]
     """
     prompts = random_prompts(cell, loaded.model.config.get_text_config().vocab_size, int(cfg["seed"]))
     for _ in range(profile.warmup):
-        run(loaded, cell, prompts, _WARM_UP_TOKENS, cfg, meter)
+        run(loaded, cell, prompts[:1], _WARM_UP_TOKENS, cfg, meter)
     passes = [run(loaded, cell, prompts, profile.new_tokens, cfg, meter) for _ in range(profile.repeats)]
     for generation in passes[0].generations:
         problem = broken_promise(cell.variant, generation)

@@ -34,7 +34,7 @@ class Meter(Protocol):
     kind: str
 
     def start(self) -> None:
-        """Begin: everything that can be freed is."""
+        """Begin."""
         ...
 
     def prefilled(self) -> None:
@@ -57,7 +57,7 @@ class CudaMeter:
     kind = "allocated on the GPU"
 
     def start(self) -> None:
-        release("cuda")
+        gc.collect()  # the allocator keeps what it holds: asking the driver for it again would take time
         self._base, self._prefill = self._sum(torch.cuda.memory_allocated), 0
         self._devices(torch.cuda.reset_peak_memory_stats)
         self._reserved = 0

@@ -85,6 +85,8 @@ def _measure(
 ) -> list[str]:
     cfg, place = group.cfg, models.device(group.cfg["model"])
     fits.check_weights(group, setting, kept)
+    bandwidth = device.copy_bandwidth(place)  # first: large weights leave no room for it
+    release(place)
     loaded, gauge, errors = kept.model(cfg["model"]), meter(place), []
     about = {
         "model": setting["model"],
@@ -92,10 +94,10 @@ def _measure(
         "versions": setting["versions"],
         "commit": commit(),
         "memory": gauge.kind,
-        "bandwidth": device.copy_bandwidth(place),
+        "bandwidth": bandwidth,
         **{key: value for key, value in setting["profile"].items() if key != "version"},
     }
-    log.info("%s copies %.1f GB/s, read and written", setting["device"]["name"], about["bandwidth"] / 1e9)
+    log.info("%s copies %.1f GB/s, read and written", setting["device"]["name"], bandwidth / 1e9)
     for cell in tqdm(todo, unit="cell", desc="profile", disable=not cfg["progress"]):
         record = {"id": cell.id, **cell.point, **about}
         try:
@@ -115,7 +117,7 @@ def _measure(
             continue
         finally:
             release(place)
-        made["roofline_s"] = made["step_bytes"] / about["bandwidth"]
+        made["roofline_s"] = made["step_bytes"] / bandwidth
         results.append(record | {"status": "ok", "error": None} | made)
     return errors
 
