@@ -20,7 +20,10 @@ KERNEL = """\
 #include "twice.h"
 extern "C" int kvb_one(int n) { return twice(n); }
 """
-REGISTERS = 255  # of a thread, at most; a kernel above its own launch bounds would spill
+REGISTERS = {  # of a thread, at most: of the rest of them, nothing is asked but to keep everything in registers
+    r"decode<.*, (64|80|96|128), ": 168,  # three blocks of 128 threads to a multiprocessor
+    r"append\(|relayout\(|gather\(|select|head_top_k|layer_|pool_|merge_": 64,
+}
 needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine: kernels are not compiled")
 
 
@@ -214,13 +217,13 @@ def test_every_op_is_in_the_real_library():
 
 @needs_nvcc
 @pytest.mark.slow
-def test_no_kernel_spills(record_property):
-    made = build.cuda(("sm_90",))
-    kernels = build.report(made)
-    assert kernels
-    record_property("kernels", len(kernels))
-    spilling = [k for k in kernels if k["spill_stores"] or k["spill_loads"] or k["registers"] > REGISTERS]
-    assert spilling == []
+def test_no_kernel_spills():
+    kernels = build.report(build.cuda(("sm_90",)))
+    assert {pattern for pattern in REGISTERS if any(re.search(pattern, k["name"]) for k in kernels)} == set(REGISTERS)
+    wrong = [k for k in kernels if k["spill_stores"] or k["spill_loads"] or k["stack"]]
+    for pattern, most in REGISTERS.items():
+        wrong += [k for k in kernels if re.search(pattern, k["name"]) and k["registers"] > most]
+    assert wrong == []
 
 
 def test_an_installed_package_carries_the_sources(tmp_path):

@@ -120,7 +120,7 @@ def test_every_op_computes_in_double_precision():
             assert out is None or out.dtype == torch.float64
 
 
-ODD = torch.zeros(2, 3, 3, 65)[..., 1:].bfloat16()
+ODD = torch.zeros(2, 3, 3, 65, dtype=torch.bfloat16)[..., 1:]
 WRONG = [
     ("ragged_append", {"k_RD": torch.zeros(9, 2, 64)}, "k_RD: must be contiguous, [slots, head dimension]"),
     ("ragged_append", {"v_RD": torch.zeros(5, 64)}, "v_RD: must be contiguous and of the shape of k_RD"),

@@ -79,12 +79,18 @@ def _build(arguments: argparse.Namespace) -> int:
     begun = time.monotonic()
     made = build.cuda(archs, arguments.force, lambda said: print(f"{time.monotonic() - begun:6.1f} s  {said}"))
     rows = [
-        [k["name"], k["arch"], k["registers"], k["spill_stores"] + k["spill_loads"], k["shared"]]
+        [_short(k["name"]), k["arch"], k["registers"], k["spill_stores"] + k["spill_loads"], k["shared"]]
         for k in build.report(made)
     ]
     print(tabulate(rows, ["kernel", "arch", "registers", "spilled bytes", "shared bytes"]))
     print(f"{made} ({time.monotonic() - begun:.1f} s)")
     return 0
+
+
+def _short(name: str) -> str:
+    """A kernel's name without its namespaces and parameters."""
+    name = name.removeprefix("void ").replace("(anonymous namespace)::", "").replace("kvb::", "")
+    return name.partition("(")[0]
 
 
 def _list(arguments: argparse.Namespace) -> int:
