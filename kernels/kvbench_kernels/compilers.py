@@ -41,7 +41,7 @@ def nvcc() -> Path:
             return folder / "nvcc"
     raise ValueError(
         "no nvcc in CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda or the package nvidia-cuda-nvcc: install the CUDA "
-        "toolkit, or `pip install nvidia-cuda-nvcc` of the CUDA version that torch was built with"
+        "toolkit, or `pip install nvidia-cuda-nvcc nvidia-cuda-cccl` of the CUDA version that torch was built with"
     )
 
 
