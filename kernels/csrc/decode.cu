@@ -9,7 +9,7 @@
 // C ABI. Strides are in elements; q, out, k_new and v_new have stride 1 in the head dimension and rows aligned to 16
 // bytes; k and v are contiguous [R, D], aligned to 16 bytes. dtype: 0 bf16, 1 fp16; dim: 64, 80, 96, 128, 256. Returns
 // 0, a cudaError, or -1 for a dtype, dim or size that is not supported. A lane's segment is segment[b * kv_heads + u];
-// no two lanes of a call share one. tokens * group / 8 * slots / 64 must stay below 2^31.
+// no two lanes of a call share one. R and tokens * group / 8 * R / 64 must stay below 2^31 - 128.
 //
 //   int kvb_ragged_decode(
 //       const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,          [B, H, T, D]
@@ -56,26 +56,19 @@ KVB_DEVICE const uint16_t* query_row(const DecodeArguments& args, const Cursor& 
     return args.q + batch * args.q_stride.b + head * args.q_stride.h + index / args.group * args.q_stride.t;
 }
 
-// Slots before this one are seen by a column.
+// Slots of the lane before this one are seen by a column.
 KVB_DEVICE int sees(const DecodeArguments& args, const Lane& lane, int block, int column) {
     const int token = min(block * kColumns + column, args.columns - 1) / args.group;
     return lane.length - args.tokens + token + 1;
 }
 
 template <bool kAppend>
-KVB_DEVICE Source source_of(const DecodeArguments& args, const Cursor& at, const Lane& lane, int dim) {
-    const int64_t first = static_cast<int64_t>(lane.start) * dim;
-    Source source{args.k + first, args.v + first, nullptr, nullptr, 0, 0, 0, false};
-    if (kAppend) {
-        const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads;
-        source.k_new = args.k_new + batch * args.k_stride.b + head * args.k_stride.h;
-        source.v_new = args.v_new + batch * args.v_stride.b + head * args.v_stride.h;
-        source.k_stride = args.k_stride.t;
-        source.v_stride = args.v_stride.t;
-        source.old_length = lane.old_length;
-        source.writes = at.block == args.blocks - 1;  // the block of the last token sees, and so reads, every new row
-    }
-    return source;
+KVB_DEVICE Fresh fresh_rows(const DecodeArguments& args, const Cursor& at, const Lane& lane) {
+    if (!kAppend) return Fresh{nullptr, nullptr, 0, false};
+    const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads;
+    const bool writes = at.block == args.blocks - 1;  // the block of the last token sees, and so reads, every new row
+    return Fresh{args.k_new + batch * args.k_stride.b + head * args.k_stride.h,
+                 args.v_new + batch * args.v_stride.b + head * args.v_stride.h, lane.start + lane.old_length, writes};
 }
 
 // Lengths advance when no CTA will read them any more.
@@ -108,10 +101,11 @@ __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArg
             const int begin = at.unit - at.item, end = min(shared.end - at.item, units_of(lane));
             const int column = 2 * Attention<T, D, kAppend>::thread_column();
             const int seen = min(sees(args, lane, at.block, kColumns - 1), end * kUnit);
+            const uint16_t* q_row = query_row(args, at, Attention<T, D, kAppend>::thread_row());
             Attention<T, D, kAppend> attention;
-            attention.run(source_of<kAppend>(args, at, lane, D),
-                          query_row(args, at, Attention<T, D, kAppend>::thread_row()), shared, begin * kUnit, seen,
-                          sees(args, lane, at.block, column), sees(args, lane, at.block, column + 1), args.scale_log2);
+            attention.run(args, fresh_rows<kAppend>(args, at, lane), q_row, shared, lane.start + begin * kUnit,
+                          lane.start + seen, lane.start + sees(args, lane, at.block, column),
+                          lane.start + sees(args, lane, at.block, column + 1));
             attention.finish(shared);
         }
 #ifndef KVB_PLANT_MISSING_BARRIER  // a mistake for the tests to find

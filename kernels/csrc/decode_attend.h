@@ -22,15 +22,12 @@ constexpr float kLazy = 8.f;
 template <typename T> constexpr float kLead = 0.f;
 template <> constexpr float kLead<fp16> = 6.f;
 
-// Where the keys and values of an item are, and what its columns see.
-struct Source {
-    uint16_t* k;  // the segment's first slot
-    uint16_t* v;
-    const uint16_t* k_new;  // slot old_length
-    const uint16_t* v_new;
-    int64_t k_stride, v_stride;  // between new tokens
-    int old_length;
-    bool writes;  // new rows go to the buffers
+// Keys and values that are not in the buffers yet. Slots are counted from the start of the buffers here.
+struct Fresh {
+    const uint16_t* k;  // row of the first new token; null without appending
+    const uint16_t* v;
+    int slot;     // where it belongs
+    bool writes;  // who reads it here puts it there
 };
 
 template <typename T, int D, bool kAppend>
@@ -74,18 +71,12 @@ struct Attention {
         if (kQueryIsShared) __syncthreads();
     }
 
-    // Row of a slot; the caller has clamped it to a live one.
-    static KVB_DEVICE const uint16_t* row(const uint16_t* buffer, const uint16_t* fresh, int64_t stride, int slot,
-                                          int old_length) {
-        if (kAppend && slot >= old_length) return fresh + (slot - old_length) * stride;
-        return buffer + static_cast<int64_t>(slot) * D;
-    }
-
-    KVB_DEVICE void load_keys(const Source& from, int tile, int end) {
+    KVB_DEVICE void load_keys(const DecodeArguments& args, const Fresh& fresh, int tile, int end) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int slot = min(tile + thread_row() + 8 * half, end - 1);
-            const uint16_t* k_row = row(from.k, from.k_new, from.k_stride, slot, from.old_length);
+            const uint16_t* k_row = args.k + static_cast<int64_t>(slot) * D;
+            if (kAppend && slot >= fresh.slot) k_row = fresh.k + (slot - fresh.slot) * args.k_stride.t;
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
                 if (has_chunk(chunk)) keys[half][chunk] = load_stream(k_row + 32 * chunk + 8 * thread_column());
@@ -97,14 +88,15 @@ struct Attention {
     KVB_DEVICE int value_key(int i) const { return 2 * thread_column() + i % 2 + 8 * (i / 2); }
 
     // Keys of no column have probability 0, but 0 * NaN is NaN: their rows are read from the last live slot instead.
-    KVB_DEVICE void load_values(const Source& from, int tile, int end) {
+    KVB_DEVICE void load_values(const DecodeArguments& args, const Fresh& fresh, int tile, int end) {
 #ifdef KVB_PLANT_READ_PAST  // a mistake for the tests to find: reads one row too far
         ++end;
 #endif
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int slot = min(tile + value_key(i), end - 1);
-            const uint16_t* v_row = row(from.v, from.v_new, from.v_stride, slot, from.old_length);
+            const uint16_t* v_row = args.v + static_cast<int64_t>(slot) * D;
+            if (kAppend && slot >= fresh.slot) v_row = fresh.v + (slot - fresh.slot) * args.v_stride.t;
 #pragma unroll
             for (int block = 0; block < kBlocks; ++block) {
                 if (has_block(block)) values[i][block] = load_stream(v_row + 64 * block + 8 * thread_row());
@@ -113,42 +105,43 @@ struct Attention {
         }
     }
 
-    KVB_DEVICE void write_new_keys(const Source& to, int tile, int end) const {
+    KVB_DEVICE void write_new_keys(uint16_t* buffer, int first_new, int tile, int end) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int slot = tile + thread_row() + 8 * half;
-            if (slot < to.old_length || slot >= end) continue;
+            if (slot < first_new || slot >= end) continue;
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk)
                 if (has_chunk(chunk))
-                    store16(to.k + static_cast<int64_t>(slot) * D + 32 * chunk + 8 * thread_column(),
+                    store16(buffer + static_cast<int64_t>(slot) * D + 32 * chunk + 8 * thread_column(),
                             keys[half][chunk]);
         }
     }
 
-    KVB_DEVICE void write_new_values(const Source& to, int tile, int end) const {
+    KVB_DEVICE void write_new_values(uint16_t* buffer, int first_new, int tile, int end) const {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int slot = tile + value_key(i);
-            if (slot < to.old_length || slot >= end) continue;
+            if (slot < first_new || slot >= end) continue;
 #pragma unroll
             for (int block = 0; block < kBlocks; ++block)
                 if (has_block(block))
-                    store16(to.v + static_cast<int64_t>(slot) * D + 64 * block + 8 * thread_row(), values[i][block]);
+                    store16(buffer + static_cast<int64_t>(slot) * D + 64 * block + 8 * thread_row(),
+                            values[i][block]);
         }
     }
 
     // Over slots begin .. end - 1; columns 2c and 2c + 1 see those before sees0 and sees1. All threads of the CTA, with
     // the same begin and end.
-    KVB_DEVICE void run(const Source& source, const uint16_t* q_row, DecodeShared<D>& shared, int begin, int end,
-                        int sees0, int sees1, float scale_log2) {
+    KVB_DEVICE void run(const DecodeArguments& args, const Fresh& fresh, const uint16_t* q_row,
+                        DecodeShared<D>& shared, int begin, int end, int sees0, int sees1) {
         reset();
         int tile = begin + static_cast<int>(threadIdx.x) / 32 * kTile;
-        if (tile < end) load_keys(source, tile, end);
+        if (tile < end) load_keys(args, fresh, tile, end);
         load_query(q_row, shared);
+        if (tile < end) load_values(args, fresh, tile, end);
         for (; tile < end; tile += kUnit) {
             if (kQueryIsShared) asm volatile("" ::: "memory");  // read it again instead of keeping it in registers
-            load_values(source, tile, end);
             float score[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -157,10 +150,10 @@ struct Attention {
                 mma16816<T>(score, k0.x, k1.x, k0.y, k1.y, q.x, q.y);
                 mma16816<T>(score, k0.z, k1.z, k0.w, k1.w, q.z, q.w);
             }
-            const bool writes = kAppend && source.writes && tile + kTile > source.old_length;
-            if (writes) write_new_keys(source, tile, end);
-            if (tile + kUnit < end) load_keys(source, tile + kUnit, end);  // in flight during all that follows
-            const uint2 p = probabilities(score, tile + thread_row(), sees0, sees1, scale_log2);
+            const bool writes = kAppend && fresh.writes && tile + kTile > fresh.slot;
+            if (writes) write_new_keys(args.k, fresh.slot, tile, end);
+            if (tile + kUnit < end) load_keys(args, fresh, tile + kUnit, end);  // in flight during all that follows
+            const uint2 p = probabilities(score, tile + thread_row(), sees0, sees1, args.scale_log2);
             const uint32_t p0 = transpose8x8(p.x), p1 = transpose8x8(p.y);
 #pragma unroll
             for (int block = 0; block < kBlocks; ++block) {
@@ -170,7 +163,9 @@ struct Attention {
                 add_values(acc[4 * block + 2], a.z, b.z, c.z, d.z, p0, p1);
                 add_values(acc[4 * block + 3], a.w, b.w, c.w, d.w, p0, p1);
             }
-            if (writes) write_new_values(source, tile, end);
+            if (writes) write_new_values(args.v, fresh.slot, tile, end);
+            // At the end of the loop, where no instruction that waits for the keys can be moved in front of it.
+            if (tile + kUnit < end) load_values(args, fresh, tile + kUnit, end);
         }
     }
 

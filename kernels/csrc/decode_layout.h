@@ -10,6 +10,7 @@ constexpr int kUnit = kTile * kWarps;  // keys a CTA takes at once: what work is
 constexpr int kColumns = 8;            // query columns (token, head of the group) side by side: the columns of an mma
 constexpr int kMinUnits = 2;           // fewer are not worth a CTA of their own: merging costs about as much
 constexpr int kMaxCtas = 2048;
+constexpr int kInFlight = 8;     // loads of a thread that merges
 constexpr int kSmallMerge = 16;  // up to so many pieces of an item are merged at once, more in two levels
 constexpr int kMaxMerge = 48;    // pieces in one merge: above the square root of kMaxCtas
 constexpr float kNothing = -1e30f;  // a maximum over no keys; finite, so that no difference is NaN

@@ -121,16 +121,15 @@ struct Merge {
             float m = kNothing, l = 0.f;
             for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-            for (int begin = 0; begin < pieces.number; begin += kSmallMerge) {
-                float4 loaded[kSmallMerge];  // all in flight before the first is used
+            for (int begin = 0; begin < pieces.number; begin += kInFlight) {
+                float4 loaded[kInFlight];  // all under way before the first is used; past the end the last one again
 #pragma unroll
-                for (int j = 0; j < kSmallMerge; ++j) {
-                    const int piece = min(begin + j, pieces.number - 1);
-                    const float* values = slot_values(pieces.slot(piece));
+                for (int j = 0; j < kInFlight; ++j) {
+                    const float* values = slot_values(pieces.slot(min(begin + j, pieces.number - 1)));
                     loaded[j] = __ldcg(reinterpret_cast<const float4*>(values + column * D + dim));
                 }
 #pragma unroll
-                for (int j = 0; j < kSmallMerge; ++j) {
+                for (int j = 0; j < kInFlight; ++j) {
                     if (begin + j >= pieces.number) continue;
                     const float by = exp2_fast(shared.merge_m[begin + j][column] - m);
                     l += by * shared.merge_l[begin + j][column];
