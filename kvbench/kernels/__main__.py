@@ -114,6 +114,8 @@ def _check(arguments: argparse.Namespace) -> int:
     seed = int(time.time()) if arguments.seed is None else arguments.seed
     library = build.host() if arguments.emulated else None
     what = "kernels on the CPU" if arguments.emulated else "kernels" if device.type == "cuda" else "reference in torch"
+    if device.type == "cuda":
+        ops.prepare(device)
     print(f"{what}, device={device}, --seed {seed}")
     failed = run_checks(device, seed, library, arguments.op)
     return 1 if failed else 0
