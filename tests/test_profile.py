@@ -232,3 +232,33 @@ def test_formats_of_what_is_printed(form, tmp_path, capsys):
         assert json.loads(out)[0]["rows"][0]["name"] == "fullkv"
     else:
         assert out.startswith({"csv": "model,name,budget,context", "latex": "% tiny, float32 on"}[form])
+
+
+def test_the_gpus_peak_is_what_its_allocator_counts(monkeypatch):
+    """Without a GPU: on numbers that are made up, for two devices."""
+    counts = {"memory_allocated": [5, 7], "max_memory_allocated": [50, 70], "max_memory_reserved": [90, 100]}
+    resets = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda index: resets.append(index))
+    for name in counts:
+        monkeypatch.setattr(torch.cuda, name, lambda index, name=name: counts[name][index])
+    gauge = peaks.CudaMeter()
+    gauge.start()
+    gauge.prefilled()
+    counts |= {"max_memory_allocated": [20, 30], "max_memory_reserved": [40, 50]}
+    assert gauge.read() == peaks.Peak(base=12, prefill=120, decode=50, reserved=190)
+    assert resets == [0, 1, 0, 1]
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(tmp_path):
+    shape = ["model=shape/llama32_1b", "model.layers=2", "progress=false", "profile.new_tokens=8"]
+    sweep = ["method=ada_snapkv", "budget=256", "profile.context=2048,4096", "profile.batch=1,4"]
+    assert main([*shape, *sweep, f"paths.outputs={tmp_path}"]) == 0
+    records = lines(tmp_path)
+    assert len(records) == 8 and {record["device"]["type"] for record in records} == {"cuda"}
+    for record in records:
+        assert record["status"] == "ok" and record["memory"] == "allocated on the GPU"
+        assert record["base_bytes"] >= record["weight_bytes"]
+        assert record["peak_bytes"] >= record["base_bytes"] + record["kv_bytes"]
+        assert record["reserved_bytes"] >= record["peak_bytes"] and record["bandwidth"] > 1e11
