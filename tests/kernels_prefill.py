@@ -1,0 +1,116 @@
+"""What the tests of score, select and gather share: the emulated build, poisoned memory, random threads, planted bugs.
+
+Shape suffixes as in kvbench_kernels.reference_ops.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvbench_kernels import build, compilers, library
+
+SEED = int(os.environ.get("KVBENCH_SEED") or random.SystemRandom().randrange(2**31))
+DTYPES = (torch.bfloat16, torch.float16)
+DIMS = (64, 80, 96, 128, 256)
+GROUPS = ("mean", "max", "sum")
+POOLS = ("none", "max", "avg")
+
+needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the kernels cannot be run on the CPU")
+
+
+def generator(offset: int) -> torch.Generator:
+    """Fresh random numbers in every run; pytest shows how to draw them again when a test fails."""
+    print(f"KVBENCH_SEED={SEED} draws the same again")
+    return torch.Generator().manual_seed(SEED + offset)
+
+
+def draw(g: torch.Generator, low: int, high: int) -> int:
+    """A whole number from low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=g))
+
+
+def pick(g: torch.Generator, *values: int) -> int:
+    return values[draw(g, 0, len(values) - 1)]
+
+
+@functools.cache
+def emulated() -> library.Library:
+    """The kernels on the CPU."""
+    return library.load(build.host())
+
+
+def surrounded(x: Tensor, beside: int = 16) -> Tensor:
+    """The same numbers in the middle of NaN: other strides, and reading beside a row or behind the end shows."""
+    *outer, dim = x.shape
+    room = torch.full([size + 2 for size in outer] + [dim + beside], torch.nan, dtype=x.dtype)
+    inside = room[tuple(slice(1, 1 + size) for size in outer)][..., 8 : 8 + dim]
+    inside.copy_(x)
+    return inside
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory from torch.empty is full of NaN (all ones where it holds no floats)."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all(), "the poison does not work"
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def shuffled(seed: int) -> Iterator[None]:
+    """Threads and blocks run in a random order."""
+    names = ("KVB_HOST_SHUFFLE", "KVB_HOST_SHUFFLE_BLOCKS")
+    os.environ.update(dict.fromkeys(names, str(seed)))
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]
+
+
+def shows(check: Callable[[], bool]) -> bool:
+    """Whether a planted bug makes `check` true or ends it, in a child process: many a bug writes where it must not."""
+    child = os.fork()
+    if child == 0:
+        found = False
+        try:
+            faulthandler.disable()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            found = check()
+        finally:  # an exception is no finding
+            os._exit(found)
+    return os.waitpid(child, 0)[1] != 0
+
+
+def with_bug(file: str, right: str, wrong: str) -> library.Library:
+    """The kernels of one .cu file, `right` replaced by `wrong` in it or a header it includes; bf16 and D = 64 alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = Path(scratch) / "csrc"
+        shutil.copytree(build.csrc(), sources)
+        places = [path for path in sources.iterdir() if right in path.read_text()]
+        assert len(places) == 1 and places[0].read_text().count(right) == 1, f"{right!r} is not there once: {places}"
+        places[0].write_text(places[0].read_text().replace(right, wrong))
+        dispatch = sources / "score_launch.h"
+        lines = dispatch.read_text().splitlines()
+        lines = [line for line in lines if "case" not in line or "case 64:" in line]
+        dispatch.write_text("\n".join(line.replace("for_dim<fp16>(dim, f)", "-1") for line in lines) + "\n")
+        units = [sources / file, *([sources / "lse.cu"] if file == "score.cu" else [])]
+        made = Path(scratch) / "libbug.so"
+        flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared"]
+        subprocess.run([compilers.gxx(), *flags, *units, "-o", made], check=True)
+        return library.Library(made)
