@@ -108,9 +108,7 @@ __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArg
                           lane.start + sees(args, lane, at.block, column + 1));
             attention.finish(shared);
         }
-#ifndef KVB_PLANT_MISSING_BARRIER  // a mistake for the tests to find
-        __syncthreads();
-#endif
+        __syncthreads();  // the warps' results are there
         // From shared memory again, instead of in registers during the loop above.
         Part part{shared.cursor, units_of(shared.window[shared.cursor.lane - shared.window_lane]), 0};
         const int begin = part.at.unit - part.at.item;
@@ -140,24 +138,20 @@ int ctas_of(bool append) {
 
 constexpr int kUnsupported = -1;
 
-// `call` with the template arguments of a dtype and dim. KVB_ONLY_DIM leaves the others out, for quick test builds.
+// `call` with the template arguments of a dtype and dim.
 template <typename Call>
 int dispatch(int dtype, int dim, Call call) {
-#define KVB_CASE(D)                                                           \
-    case D:                                                                   \
-        return dtype == 0   ? call.template operator()<bf16, D>()             \
-               : dtype == 1 ? call.template operator()<fp16, D>()             \
+#define KVB_CASE(D)                                                   \
+    case D:                                                           \
+        return dtype == 0   ? call.template operator()<bf16, D>()     \
+               : dtype == 1 ? call.template operator()<fp16, D>()     \
                             : kUnsupported;
     switch (dim) {
-#ifdef KVB_ONLY_DIM
-        KVB_CASE(KVB_ONLY_DIM)
-#else
         KVB_CASE(64)
         KVB_CASE(80)
         KVB_CASE(96)
         KVB_CASE(128)
         KVB_CASE(256)
-#endif
         default: return kUnsupported;
     }
 #undef KVB_CASE

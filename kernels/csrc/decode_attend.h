@@ -89,9 +89,6 @@ struct Attention {
 
     // Keys of no column have probability 0, but 0 * NaN is NaN: their rows are read from the last live slot instead.
     KVB_DEVICE void load_values(const DecodeArguments& args, const Fresh& fresh, int tile, int end) {
-#ifdef KVB_PLANT_READ_PAST  // a mistake for the tests to find: reads one row too far
-        ++end;
-#endif
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int slot = min(tile + value_key(i), end - 1);

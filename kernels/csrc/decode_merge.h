@@ -37,11 +37,7 @@ struct Merge {
     // A CTA has at most two pieces of cut items: one that goes on from the CTA before or starts with its range, and
     // one that starts later.
     KVB_DEVICE int slot_of(int cta) const {
-#ifdef KVB_PLANT_WRONG_SLOT  // a mistake for the tests to find: wrong where a CTA starts exactly at an item
-        return 2 * cta + (first_unit(cta, shared.total, shared.ctas) <= part.at.item);
-#else
         return 2 * cta + (first_unit(cta, shared.total, shared.ctas) < part.at.item);
-#endif
     }
 
     KVB_DEVICE void write_output(int column, int dim, float4 sum, float m, float l) const {
