@@ -83,6 +83,7 @@ def generate(
     stop_ids: Iterable[int] | None = None,
     question: str = "aware",
     cache: str = "ragged",
+    kernel: str = "auto",
     max_rows: int = 64,
     max_prompts: int = 1,
     progress: bool = False,
@@ -98,6 +99,7 @@ def generate(
         stop_ids: for prompts that bring none of their own; the model's end-of-sequence ids by default.
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
         cache: "ragged" saves memory, "masked" simulates.
+        kernel: what attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
         max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
             the rest.
         max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
@@ -107,7 +109,7 @@ def generate(
         A list per prompt with one `Generation` per variant.
 
     Raises:
-        ValueError: an impossible budget on a prompt, an unknown method, no variants.
+        ValueError: an impossible budget on a prompt, an unknown method, no variants, a kernel that cannot run here.
     """
     from tqdm.auto import tqdm
 
@@ -136,7 +138,7 @@ def generate(
         return queue.pop() if fits else None
 
     outs: list[list[Any]] = [[None] * len(made) for _ in rendered]
-    answers = stream(model, tokenizer, draw, cache=cache, question=question)
+    answers = stream(model, tokenizer, draw, cache=cache, kernel=kernel, question=question)
     with closing(answers), tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
         for request, generations in answers:
             p, part = place[request]
@@ -151,6 +153,7 @@ def compressed(
     budget: int | float | None = None,
     *,
     cache: str = "ragged",
+    kernel: str = "auto",
     **dials: Any,
 ) -> AbstractContextManager[Compressed]:
     """Plain transformers code on a compressed cache.
@@ -165,7 +168,7 @@ def compressed(
     from kvbench.engine.plain import compressed as compressed_
 
     made = load_method(method, **dials) if isinstance(method, str) else method
-    return compressed_(model, _variant(made, budget), cache=cache)
+    return compressed_(model, _variant(made, budget), cache=cache, kernel=kernel)
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -22,7 +22,7 @@ from kvbench.paths import conf_dir
 GROUPS = ("model", "method", "benchmark")
 FREE_FORM = ("hints", "chat_kwargs")  # dictionaries whose keys are the user's
 CACHES = ("ragged", "masked")
-KERNELS = ("auto", "cuda", "flash_attn", "sdpa", "torch")
+KERNELS = ("auto", "cuda", "flash_attn", "cpu", "sdpa", "torch")
 
 
 @dataclass

@@ -98,7 +98,7 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
             "protocol": _protocol(benchmark, facts),
             "seed": plain["seed"],
             "dtype": plain["model"]["dtype"],
-            "backend": f"torch-{plain['engine']['cache']}",
+            "backend": f"{plain['kernel']}-{plain['engine']['cache']}",
         }
         label = {
             "benchmark": benchmark.name,

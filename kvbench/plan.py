@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -79,7 +80,7 @@ def generate(
     total = sum(len(work.runs) for work in todo)
     with tqdm(total=total, disable=not job.cfg["progress"], unit="row", desc=job.benchmark.name) as bar:
         while todo:
-            feed, error = _attempt(todo, job.cfg["engine"]["cache"], loaded, limits, bar)
+            feed, error = _attempt(todo, job.cfg, loaded, limits, bar)
             failed, todo = list(feed.flying.values()), list(feed.queue)
             rows = sum(len(work.runs) for work in failed)
             if error is None:
@@ -103,11 +104,18 @@ def generate(
 
 
 def _attempt(
-    works: Sequence[_Work], cache: str, loaded: models.Loaded, limits: memory.Limits, bar: tqdm
+    works: Sequence[_Work], cfg: Mapping[str, Any], loaded: models.Loaded, limits: memory.Limits, bar: tqdm
 ) -> tuple[_Feed, Exception | None]:
     """Work until nothing is left or the engine fails: what was under way then and what had not begun, and why."""
     feed, error = _Feed(deque(works), limits), None
-    answers = stream(loaded.model, loaded.tokenizer, feed.draw, cache=cache, question=limits.question)
+    answers = stream(
+        loaded.model,
+        loaded.tokenizer,
+        feed.draw,
+        cache=cfg["engine"]["cache"],
+        kernel=cfg["kernel"],
+        question=limits.question,
+    )
     with closing(answers):
         while True:
             try:

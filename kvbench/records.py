@@ -58,4 +58,5 @@ def record(
         "kv_bytes_full": generation.kv_bytes_full,
         "timings": dict(vars(generation.timings)),
         "rows": generation.rows,
+        "kernel": generation.kernel,
     }

@@ -17,8 +17,18 @@ from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode import AccumulateAndEvict
 from kvbench.methods.store import Kivi
+from kvbench_kernels import backends
 
-DIM = 8
+DIM = 16
+BACKENDS = ["torch", "sdpa", "cpu"]
+
+
+def ragged_cache(name="torch"):
+    """A ragged cache of one layer whose rows are attended to by a backend."""
+    lack = backends.missing(name, backends.Use(torch.device("cpu"), torch.float32, DIM, 1), compile_now=True)
+    if lack is not None:
+        pytest.skip(lack)
+    return RaggedCache(1, backends.make(name))
 
 
 def random_entries(generator, rows, heads, tokens, reserve, special):
@@ -56,7 +66,8 @@ def full_attention(q_HTD, k_USD, v_USD, scaling):
     return out
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 5),
@@ -69,12 +80,12 @@ def full_attention(q_HTD, k_USD, v_USD, scaling):
 )
 @example(seed=1, rows=3, heads=1, group=1, tokens=6, reserve=1, steps=[1, 1], special=False)
 @example(seed=1, rows=3, heads=3, group=1, tokens=8, reserve=3, steps=[1, 3, 1], special=False)
-def test_ragged_is_masked(seed, rows, heads, group, tokens, reserve, steps, special):
+def test_ragged_is_masked(backend, seed, rows, heads, group, tokens, reserve, steps, special):
     """Any masks, any steps (also beyond the reserve), with rows that leave in between: the same output and lengths."""
     g = torch.Generator().manual_seed(seed)
     k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
     entries = random_entries(g, rows, heads, tokens, reserve, special)
-    ragged, masked = RaggedCache(1), MaskedCache(1)
+    ragged, masked = ragged_cache(backend), MaskedCache(1)
     for cache in (ragged, masked):
         cache.add(0, entries, k_UTD, v_UTD)
     active = list(range(rows))
@@ -91,17 +102,18 @@ def test_ragged_is_masked(seed, rows, heads, group, tokens, reserve, steps, spec
                 cache.release([gone])
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     heads=st.integers(1, 3),
     script=st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(1, 40)), min_size=2, max_size=14),
     special=st.booleans(),
 )
-def test_rows_join_and_leave(seed, heads, script, special):
+def test_rows_join_and_leave(backend, seed, heads, script, special):
     """Prompts of any length join between any steps, any rows step, any leave: the same output and lengths."""
     g = torch.Generator().manual_seed(seed)
-    ragged, masked = RaggedCache(1), MaskedCache(1)
+    ragged, masked = ragged_cache(backend), MaskedCache(1)
     present: list[int] = []
     next_row = 0
     for what, number in [("join", 20), *script]:
@@ -132,12 +144,13 @@ def test_rows_join_and_leave(seed, heads, script, special):
         assert used + slack <= ragged.bytes() <= 2 * (used + slack) or special
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), heads=st.integers(1, 3), group=st.integers(1, 3), tokens=st.integers(1, 40))
-def test_keep_all_is_plain_attention(seed, heads, group, tokens):
+def test_keep_all_is_plain_attention(backend, seed, heads, group, tokens):
     g = torch.Generator().manual_seed(seed)
     k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
-    cache = RaggedCache(1)
+    cache = ragged_cache(backend)
     cache.add(0, [Entry(0, torch.ones(heads, tokens, dtype=torch.bool), 0)], k_UTD, v_UTD)
     for new in (1, 3, 1):
         q = torch.randn(1, heads * group, new, DIM, generator=g)
@@ -152,10 +165,10 @@ def test_append_writes_in_place_until_the_reserve_is_used():
     keep_UT = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) < 0.5
     cache.add(0, [Entry(0, keep_UT, 20)], torch.randn(2, 50, DIM), torch.randn(2, 50, DIM))
     layer = cache._layers[0]
-    before = layer._arenas[0].k_RD.data_ptr(), cache.bytes()
+    before = layer._arenas[0].buffers.k_RD.data_ptr(), cache.bytes()
     for _ in range(20):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
-    assert (layer._arenas[0].k_RD.data_ptr(), cache.bytes()) == before
+    assert (layer._arenas[0].buffers.k_RD.data_ptr(), cache.bytes()) == before
     for _ in range(60):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
     assert cache.bytes() > before[1]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kvbench import config
-from kvbench_kernels import backends, build, ops
-from kvbench_kernels.backends import Use
+from kvbench_kernels import backends, build, compilers, ops
+from kvbench_kernels.backends import Use, cpu
 
 MODEL = Use(torch.device("cpu"), torch.float32, 128, 4)
 
@@ -48,7 +48,6 @@ def test_the_names_are_those_of_the_configuration():
 
 def test_auto_takes_the_fastest_that_can_run(gpu):
     assert backends.choose("auto", gpu.use()) == backends.Choice("cuda", "the fastest on NVIDIA H200")
-    assert backends.choose("auto", MODEL) == backends.Choice("torch", "the fastest on a CPU")
     chosen = backends.choose("auto", gpu.use(head_dim=72))
     assert chosen.name == "flash_attn"
     assert chosen.reason == "not cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"
@@ -61,6 +60,19 @@ def test_auto_takes_the_fastest_that_can_run(gpu):
     assert backends.make("sdpa").name == "sdpa"
 
 
+def test_auto_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    assert backends.choose("auto", MODEL) == backends.Choice("cpu", "the fastest on a CPU")
+    chosen = backends.choose("auto", Use(MODEL.device, torch.bfloat16, 128, 4))
+    assert chosen == backends.Choice("torch", "not cpu: dtype bfloat16: takes float32")
+    chosen = backends.choose("auto", Use(MODEL.device, torch.float32, 72, 4))
+    assert chosen.name == "torch" and chosen.reason.startswith("not cpu: head dimension 72: compiled for ")
+    monkeypatch.setattr(cpu, "library", compilers.gxx)
+    monkeypatch.setenv("PATH", "")
+    chosen = backends.choose("auto", MODEL)
+    assert chosen.name == "torch" and chosen.reason.startswith("not cpu: no g++ on PATH: install it")
+
+
 @pytest.mark.parametrize(
     ("kernel", "changes", "message"),
     [
@@ -68,7 +80,7 @@ def test_auto_takes_the_fastest_that_can_run(gpu):
         ("flash_attn", {"dtype": torch.float32}, "kernel=flash_attn: dtype float32: takes bfloat16 and float16"),
         ("cuda", {"head_dim": 72}, "kernel=cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"),
         ("flash_attn", {"head_dim": 260}, "kernel=flash_attn: head dimension 260: flash-attention takes multiples of"),
-        ("paged", {}, "kernel=paged: must be one of auto, cuda, flash_attn, sdpa, torch"),
+        ("paged", {}, f"kernel=paged: must be one of auto, {', '.join(backends.NAMES)}"),
     ],
 )
 def test_a_kernel_that_cannot_run_says_what_is_missing(gpu, kernel, changes, message):
@@ -88,6 +100,8 @@ def test_a_kernel_on_the_wrong_machine_says_what_is_missing(gpu):
     gpu.patch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(ValueError, match="kernel=flash_attn: torch finds no GPU"):
         backends.choose("flash_attn", gpu.use())
+    with pytest.raises(ValueError, match="kernel=cpu: runs on a CPU, and the model is on device=cuda"):
+        backends.choose("cpu", gpu.use())
     with pytest.raises(ValueError, match="kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"):
         backends.choose("cuda", MODEL)
     assert backends.choose("sdpa", MODEL) == backends.Choice("sdpa", "as configured")

@@ -57,8 +57,8 @@ def test_the_cache_estimate_is_a_close_upper_bound(tiny, method, monkeypatch):
     made = request(900, (method, None if method in ("fullkv", "kivi") else 0.3), new=20)
     peak, caches = 0, []
 
-    def make(kind, layers):
-        caches.append(RaggedCache(layers))
+    def make(model, cache, kernel):
+        caches.append(RaggedCache(decode.num_layers(model)))
         return caches[-1]
 
     real = RaggedCache.attend

@@ -1,7 +1,8 @@
 """The kernels as shared libraries: compiled on first use, kept in the cache under a hash of all that goes in.
 
 Two builds of the same `.cu` files: `cuda` by nvcc, for GPUs, and `host` by g++, which runs the kernels on the CPU
-(csrc/host_shim.h) and is for tests. Both have the same C functions, which `library.load` binds.
+(csrc/host_shim.h) and is for tests. Both have the same C functions, which `library.load` binds. `cpu` is another: the
+decode step for CPUs, which backends/cpu.py binds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 ARCHS = ("sm_80", "sm_90", "compute_90")  # machine code of Ampere and Hopper, and PTX for what comes after
 _LIBRARY, _REPORT = "libkvb.so", "report.json"
 _HOST = ("-x", "c++", "-std=c++17", "-fPIC")
+_CPU = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi")
 _CUDA = ("-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
 
 
@@ -45,7 +48,7 @@ class Recipe:
         parts = [self.kind, compilers.version(self.compiler), *self.flags, "", *self.link, "", *self.archs]
         for part in parts:
             digest.update(part.encode() + b"\0")
-        for file in _files():
+        for file in _files(self.kind):
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         return cache_dir() / f"{self.kind}-{digest.hexdigest()[:16]}"
 
@@ -68,6 +71,17 @@ def host(sanitize: bool = False, defines: Sequence[str] = (), force: bool = Fals
         extra = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
         return _made(Recipe("host", compilers.gxx(), (*_HOST, "-O1", "-g", *extra, *names), ("-shared", *extra)), force)
     return _made(Recipe("host", compilers.gxx(), (*_HOST, "-O2", *names), ("-shared",)), force)
+
+
+def cpu(force: bool = False) -> Path:
+    """The decode step for CPUs, made by g++ from `cpu_attend.cpp`, for any CPU of this kind.
+
+    Raises:
+        ValueError: no g++, or the cache cannot be written.
+        RuntimeError: it does not compile; with g++'s last lines.
+    """
+    # not linked with OpenMP: the runtime has to be torch's, whose threads would be in the way of a second one's
+    return _made(Recipe("cpu", compilers.gxx(), _CPU, ("-shared",)), force)
 
 
 def cuda(
@@ -154,9 +168,10 @@ def _cuda_recipe(archs: Sequence[str]) -> Recipe:
     return Recipe("cuda", compiler, (*_CUDA, *codes), link, tuple(archs))
 
 
-def _files() -> list[Path]:
+def _files(kind: str) -> list[Path]:
     """All that is compiled or included."""
-    return sorted(file for file in csrc().iterdir() if file.suffix in (".cu", ".h"))
+    suffixes = (".cpp",) if kind == "cpu" else (".cu", ".h")
+    return sorted(file for file in csrc().iterdir() if file.suffix in suffixes)
 
 
 def _made(recipe: Recipe, force: bool = False, progress: Callable[[str], None] | None = None) -> Path:
@@ -172,9 +187,12 @@ def _made(recipe: Recipe, force: bool = False, progress: Callable[[str], None] |
 
 def _make(recipe: Recipe, folder: Path, progress: Callable[[str], None] | None) -> None:
     """Compile in a temporary folder and rename it: a build is there as a whole or not at all."""
-    units = [file for file in _files() if file.suffix == ".cu"]
+    units = [file for file in _files(recipe.kind) if file.suffix != ".h"]
+    units.sort(key=lambda file: -file.stat().st_size)  # the longest first: the others are done beside it
     if not units:
-        raise ValueError(f"no .cu files in {csrc()}: reinstall kvbench")
+        raise ValueError(f"no sources in {csrc()}: reinstall kvbench")
+    begun = time.monotonic()
+    log.info("compiling the %s kernels, once: they are kept in %s", recipe.kind, folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-", ignore_cleanup_errors=True) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
@@ -201,6 +219,7 @@ def _make(recipe: Recipe, folder: Path, progress: Callable[[str], None] | None) 
         if folder.exists():  # whoever has the old library open keeps it
             shutil.move(folder, Path(scratch) / "old")
         os.rename(made, folder)
+    log.info("compiled the %s kernels in %.0f s", recipe.kind, time.monotonic() - begun)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench_kernels.reference import Slab
+from kvbench_kernels.backends import Buffers
+from kvbench_kernels.slab import Slab
 
 
 @dataclass
@@ -32,22 +33,22 @@ class Segment:
 
 @dataclass
 class Arena:
-    """Segments in slab order, and the buffers they live in. `bias_R` is 0 on live slots, -inf on the others."""
+    """Segments in slab order, and the buffers they live in."""
 
     segments: list[Segment]
-    slabs: list[Slab]
-    k_RD: Tensor
-    v_RD: Tensor
-    bias_R: Tensor
+    buffers: Buffers
 
     def nbytes(self) -> int:
-        return 2 * self.k_RD.nbytes
+        return 2 * self.buffers.k_RD.nbytes
 
 
-def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> Arena:
+def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, bias: bool = True) -> Arena:
     """What the entries keep of a prompt, each token written once, to the place where it stays.
 
     Slots behind a segment's length hold copies of the first token: they are masked, but have to be finite.
+
+    Args:
+        bias: make the buffers' bias, which some backends want.
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
     keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
@@ -66,16 +67,16 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> Arena:
     source_R = torch.zeros(slots, dtype=torch.long, device=device)
     source_R[live_N] = head_S[source_S] * tokens + token_N
     k_RD, v_RD = (x_UTD.reshape(heads * tokens, dim).index_select(0, source_R) for x_UTD in (k_UTD, v_UTD))
-    return Arena(segments, slabs, k_RD, v_RD, _bias(k_RD, live_N))
+    return _arena(segments, slabs, k_RD, v_RD, live_N if bias else None)
 
 
-def merge(arenas: Sequence[Arena], dead: frozenset[int] = frozenset()) -> Arena | None:
+def merge(arenas: Sequence[Arena], dead: frozenset[int] = frozenset(), bias: bool = True) -> Arena | None:
     """The living segments of several arenas in one, `dead` rows left out; None if none is left."""
     alive = [[s for s in arena.segments if s.row not in dead] for arena in arenas]
     segments = [s for of_arena in alive for s in of_arena]
     if not segments:
         return None
-    like = arenas[0].k_RD
+    like = arenas[0].buffers.k_RD
     old_slots = [live_slots(of_arena, like.device) for of_arena in alive]
     for segment in segments:  # it may have grown into what it was levelled up to
         segment.need = max(segment.need, segment.length)
@@ -84,9 +85,9 @@ def merge(arenas: Sequence[Arena], dead: frozenset[int] = frozenset()) -> Arena 
     new_slots = live_slots(segments, like.device).split([len(x) for x in old_slots])
     k_RD, v_RD = like.new_zeros(slots, like.shape[1]), like.new_zeros(slots, like.shape[1])
     for arena, old, new in zip(arenas, old_slots, new_slots, strict=True):
-        k_RD.index_copy_(0, new, arena.k_RD[old])
-        v_RD.index_copy_(0, new, arena.v_RD[old])
-    return Arena(in_layout, slabs, k_RD, v_RD, _bias(k_RD, torch.cat(new_slots)))
+        k_RD.index_copy_(0, new, arena.buffers.k_RD[old])
+        v_RD.index_copy_(0, new, arena.buffers.v_RD[old])
+    return _arena(in_layout, slabs, k_RD, v_RD, torch.cat(new_slots) if bias else None)
 
 
 def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
@@ -116,10 +117,17 @@ def live_slots(segments: Sequence[Segment], device: torch.device) -> Tensor:
     return torch.arange(total, device=device) + (starts - first).repeat_interleave(lengths, output_size=total)
 
 
-def _bias(k_RD: Tensor, live_N: Tensor) -> Tensor:
-    bias_R = k_RD.new_full((len(k_RD),), -torch.inf)
-    bias_R[live_N] = 0
-    return bias_R
+def _arena(segments: list[Segment], slabs: list[Slab], k_RD: Tensor, v_RD: Tensor, live_N: Tensor | None) -> Arena:
+    bias_R = None
+    if live_N is not None:
+        bias_R = k_RD.new_full((len(k_RD),), -torch.inf)
+        bias_R[live_N] = 0
+    ends = [s.start for s in segments] + [len(k_RD)]
+    start_S1, length_S = (
+        torch.tensor(values, dtype=torch.int32, device=k_RD.device) for values in (ends, [s.length for s in segments])
+    )
+    capacity = max(s.capacity for s in segments)
+    return Arena(segments, Buffers(k_RD, v_RD, start_S1, length_S, capacity, slabs, bias_R))
 
 
 def _chunks(values: Sequence[int], size: int) -> list[Sequence[int]]:

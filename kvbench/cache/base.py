@@ -38,7 +38,9 @@ class Entry:
 
 
 class KVCache(Protocol):
-    """All layers' keys and values of all rows."""
+    """All layers' keys and values of all rows. `kernel` names what attends to them."""
+
+    kernel: str
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         """Store what the rows keep of a prompt's keys and values."""

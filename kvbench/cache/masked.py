@@ -31,6 +31,8 @@ class _Row:
 class MaskedCache:
     """Same interface as `RaggedCache`."""
 
+    kernel = "torch"
+
     def __init__(self, num_layers: int) -> None:
         self._layers: list[dict[int, _Row]] = [{} for _ in range(num_layers)]
 

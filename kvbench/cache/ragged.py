@@ -1,7 +1,7 @@
 """`RaggedCache`: every (row, KV head) has its own length, in one flat buffer per layer, appended in place.
 
 Shape suffixes: B rows of the decode batch, H query heads, U KV heads, G = H / U, S segments (row x KV head),
-R slots, T tokens, D head dimension.
+T tokens, D head dimension.
 
 Appending costs O(new tokens). Three things move a layer's buffers: rows that join (once for all that join between two
 steps), growth beyond the reserve, and the release of half the rows.
@@ -17,48 +17,35 @@ from torch import Tensor
 from kvbench.cache.arena import Arena, Segment, gather, merge
 from kvbench.cache.base import Entry
 from kvbench.cache.rows import SpecialRow, special_row
-from kvbench_kernels.reference import ragged_append, ragged_decode
+from kvbench_kernels.backends import Backend, Lanes, make
 
 
 class _Layer:
     """The plain rows of one layer: an arena, and those of prompts that joined since the last step."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._arenas: list[Arena] = []
         self._dead: set[int] = set()  # released rows whose slots are still there
         self._active: tuple[int, ...] | None = None
+        self._appended = 0  # tokens of each active segment that its length on the host does not count yet
 
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         if any(entry.row in self._dead for entry in entries):
             self._rebuild()
-        self._arenas.append(gather(entries, k_UTD, v_UTD))
+        self._arenas.append(gather(entries, k_UTD, v_UTD, self._backend.needs_bias))
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        batch, heads, tokens, dim = q_BHTD.shape
-        kv_heads = k_BUTD.shape[1]
+        tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
         arena = self._activate(rows, kv_heads)
-        if any(arena.segments[i].length + tokens > arena.segments[i].capacity for i in self._mine):
+        if self._room < tokens:
             self._grow(tokens)
             arena = self._activate(rows, kv_heads)
-        slot_S = self._start_S[self._mine_S] + self._length_S[self._mine_S]
-        ragged_append(arena.k_RD, arena.v_RD, slot_S, k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1), arena.bias_R)
-        self._length_S.index_add_(0, self._mine_S, torch.full_like(self._mine_S, tokens))
-        for index in self._mine:
-            arena.segments[index].length += tokens
-        q_SGTD = q_BHTD.reshape(batch * kv_heads, heads // kv_heads, tokens, dim)[self._query_S]
-        lengths = [segment.length for segment in arena.segments]
-        out_SGTD = ragged_decode(
-            q_SGTD,
-            arena.k_RD,
-            arena.v_RD,
-            arena.slabs,
-            self._length_S,
-            lengths,
-            scaling,
-            self._wanted,
-            arena.bias_R,
+        self._room -= tokens
+        self._appended += tokens
+        return self._backend.append_and_attend(
+            q_BHTD, k_BUTD, v_BUTD, arena.buffers, self._lanes, scaling, self._lengths
         )
-        return out_SGTD[self._mine_S].reshape(batch, heads, tokens, dim)
 
     def release(self, rows: Sequence[int]) -> None:
         """Free the slots of `rows`, once half of the slots are free."""
@@ -69,6 +56,7 @@ class _Layer:
 
     def of(self, row: int) -> list[Segment]:
         """The segments of a row, by head."""
+        self._count()
         found = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
         return sorted(found, key=lambda s: s.head)
 
@@ -77,7 +65,7 @@ class _Layer:
 
     def token_bytes(self) -> int:
         """Bytes of one token's key and value in one head."""
-        return 2 * self._arenas[0].k_RD.shape[1] * self._arenas[0].k_RD.element_size() if self._arenas else 0
+        return 2 * self._arenas[0].buffers.k_RD[0].nbytes if self._arenas else 0
 
     def settle(self) -> None:
         """Bring what joined since the last step into one arena."""
@@ -85,45 +73,58 @@ class _Layer:
             self._rebuild()
 
     def _activate(self, rows: tuple[int, ...], kv_heads: int) -> Arena:
-        """Index tensors that map the batch's (row, head) order to slab order and back."""
+        """Find the segment of each (row, head) of the batch."""
         self.settle()
         (arena,) = self._arenas
         if self._active == rows:
             return arena
-        segments, device = arena.segments, arena.k_RD.device
-        position = {(s.row, s.head): index for index, s in enumerate(segments)}
+        self._count()
+        position = {(s.row, s.head): index for index, s in enumerate(arena.segments)}
         self._mine = [position[row, head] for row in rows for head in range(kv_heads)]
-        query = [0] * len(segments)
-        for source, index in enumerate(self._mine):
-            query[index] = source
-        mine = set(self._mine)
-        self._wanted = None if len(mine) == len(segments) else [i in mine for i in range(len(segments))]
-        self._mine_S = torch.tensor(self._mine, device=device)
-        self._query_S = torch.tensor(query, device=device)
-        self._start_S = torch.tensor([s.start for s in segments], device=device)
-        self._length_S = torch.tensor([s.length for s in segments], device=device)
+        self._room = min(arena.segments[i].capacity - arena.segments[i].length for i in self._mine)
+        self._lanes = Lanes(self._mine, len(arena.segments), arena.buffers.k_RD.device)
         self._active = rows
         return arena
 
+    def _lengths(self) -> list[int]:
+        """Live slots of every segment."""
+        self._count()
+        return [segment.length for segment in self._arenas[0].segments]
+
+    def _count(self) -> None:
+        """Bring the lengths on the host up to date with what was appended."""
+        if self._appended:
+            for index in self._mine:
+                self._arenas[0].segments[index].length += self._appended
+            self._appended = 0
+
     def _grow(self, tokens: int) -> None:
         """Room for half as many tokens again, once the reserve is used up."""
+        self._count()
         for segment in self._arenas[0].segments:
             segment.need = max(segment.need, segment.length + max(tokens, 64, segment.length // 2))
         self._rebuild()
 
     def _rebuild(self) -> None:
         """Living segments only, laid out anew in one arena."""
-        merged = merge(self._arenas, frozenset(self._dead))
+        self._count()
+        merged = merge(self._arenas, frozenset(self._dead), self._backend.needs_bias)
         self._arenas = [] if merged is None else [merged]
         self._dead.clear()
         self._active = None
 
 
 class RaggedCache:
-    """The cache that saves memory. Rows with a storage part or a decode policy keep their own buffers."""
+    """The cache that saves memory. Rows with a storage part or a decode policy keep their own buffers.
 
-    def __init__(self, num_layers: int) -> None:
-        self._layers = [_Layer() for _ in range(num_layers)]
+    Args:
+        backend: computes the attention of plain rows; by default plain torch.
+    """
+
+    def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
+        chosen = make("torch") if backend is None else backend
+        self.kernel = chosen.name
+        self._layers = [_Layer(chosen) for _ in range(num_layers)]
         self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:

@@ -16,33 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.cache.base import KVCache
-from kvbench.cache.masked import MaskedCache
-from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
+from kvbench.engine.caches import make_cache, num_layers
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
 from kvbench.engine.variant import Generation, Request, Timings
-from kvbench.methods.dials import did_you_mean
-
-CACHES: dict[str, Callable[[int], KVCache]] = {"ragged": RaggedCache, "masked": MaskedCache}
 
 Draw = Callable[[Sequence[Request]], Request | None]
 """The next request that may join those in flight; None if none may, or none is left."""
-
-
-def make_cache(kind: str, num_layers: int) -> KVCache:
-    """A cache by name.
-
-    Raises:
-        ValueError: neither ragged nor masked.
-    """
-    if kind not in CACHES:
-        raise ValueError(f"engine.cache={kind}: no such cache.{did_you_mean(kind, CACHES)}")
-    return CACHES[kind](num_layers)
-
-
-def num_layers(model: PreTrainedModel) -> int:
-    """Decoder layers of the model."""
-    return int(model.config.get_text_config().num_hidden_layers)
 
 
 @torch.inference_mode()
@@ -52,6 +32,7 @@ def stream(
     draw: Draw,
     *,
     cache: str = "ragged",
+    kernel: str = "auto",
     question: str = "aware",
 ) -> Generator[tuple[Request, list[Generation]], None, None]:
     """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
@@ -59,16 +40,17 @@ def stream(
     Args:
         draw: gives the next request that may join those in flight, or None; asked when half of the rows have stopped,
             again and again until it says None. When it says so to an empty batch, the stream ends.
+        cache, kernel: as `make_cache` takes them.
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
 
     Raises:
-        ValueError: no variants, an impossible budget on a prompt, an empty prompt.
+        ValueError: no variants, an impossible budget on a prompt, an empty prompt, a kernel that cannot run here.
     """
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
     apart = _mixes_rows(model)
-    batch = _Batch(model, tokenizer, make_cache(cache, num_layers(model)), question)
+    batch = _Batch(model, tokenizer, make_cache(model, cache, kernel), question)
     with kvbench_attention(model):
         while True:
             joining: list[Request] = []
@@ -285,5 +267,6 @@ class _Batch:
             slack_bytes=slack,
             kv_bytes_full=one.prefill.full_bytes,
             rows=one.together,
+            kernel=self._cache.kernel,
             timings=Timings(one.prefill_s, one.prefill.compress_s, one.ttft_s, row.clock / steps if steps else None),
         )

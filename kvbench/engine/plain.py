@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.cache.base import KVCache
 from kvbench.engine.attention import kvbench_attention
-from kvbench.engine.decode import make_cache, num_layers
+from kvbench.engine.caches import make_cache, num_layers
 from kvbench.engine.prefill import ContinuePass, PrefillPass
 from kvbench.engine.variant import Variant
 
@@ -70,8 +70,8 @@ class CompressedCache(Cache):
 class Compressed:
     """Handle of a `compressed` block; `cache` is that of the latest prompt, None before the first."""
 
-    def __init__(self, model: PreTrainedModel, variant: Variant, cache: str) -> None:
-        self._model, self._variant, self._kind = model, variant, cache
+    def __init__(self, model: PreTrainedModel, variant: Variant, cache: str, kernel: str) -> None:
+        self._model, self._variant, self._kind, self._kernel = model, variant, cache, kernel
         self.cache: CompressedCache | None = None
         self._replaced: Any = None  # the caller's cache that ours stands for
 
@@ -94,7 +94,7 @@ class Compressed:
         if past is not None and past.get_seq_length() > 0:
             raise ValueError("kvbench.compressed cannot take over a cache that already holds tokens")
         layers = num_layers(self._model)
-        self.cache = CompressedCache(make_cache(self._kind, layers), layers)
+        self.cache = CompressedCache(make_cache(self._model, self._kind, self._kernel), layers)
         self._replaced = past
         kwargs["past_key_values"] = self.cache
         kwargs["kvbench"] = _FinishingPrefill(
@@ -114,9 +114,11 @@ class _FinishingPrefill(PrefillPass):
 
 
 @contextmanager
-def compressed(model: PreTrainedModel, variant: Variant, *, cache: str = "ragged") -> Iterator[Compressed]:
+def compressed(
+    model: PreTrainedModel, variant: Variant, *, cache: str = "ragged", kernel: str = "auto"
+) -> Iterator[Compressed]:
     """Inside the block, `model(...)` and `model.generate(...)` compress each prompt once and decode from the rest."""
-    handle = Compressed(model, variant, cache)
+    handle = Compressed(model, variant, cache, kernel)
     remove = model.register_forward_pre_hook(handle.hook, with_kwargs=True)
     try:
         with kvbench_attention(model), torch.no_grad():

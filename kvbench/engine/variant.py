@@ -78,6 +78,7 @@ class Generation:
         slack_bytes: bytes reserved beside them for tokens to come.
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
+        kernel: what attended to the cache, one of `kvbench_kernels.backends.NAMES`.
     """
 
     text: str
@@ -92,6 +93,7 @@ class Generation:
     slack_bytes: int
     kv_bytes_full: int
     rows: int
+    kernel: str
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0, 0.0, None))
 
     @property

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvbench_kernels.reference import Slab
+from kvbench_kernels.slab import Slab
 
 
 @dataclass
@@ -50,14 +50,12 @@ class Buffers:
 class Lanes:
     """Which segment belongs to each (row, KV head) of a call, in that order. Made once for a set of rows."""
 
-    def __init__(self, segments: Sequence[int], total: int, device: torch.device, lane_M: Tensor | None = None) -> None:
+    def __init__(self, segments: Sequence[int], total: int, device: torch.device) -> None:
         """What a call needs to know of its lanes.
 
         Args:
             segments: the segment of each lane, no segment twice.
             total: segments of the arena.
-            lane_M: for `torch`, where all capacities are multiples of `chunked.CHUNK`: the lane of each chunk of the
-                arena, N for chunks of none. Single tokens are then attended to chunk by chunk.
         """
         source = [-1] * total
         for lane, segment in enumerate(segments):
@@ -65,7 +63,6 @@ class Lanes:
         if sum(lane >= 0 for lane in source) != len(segments):
             raise ValueError("segments: two lanes have the same segment")
         self.wanted = None if len(segments) == total else [lane >= 0 for lane in source]
-        self.lane_M = lane_M
         self.segment_N = torch.tensor(segments, dtype=torch.int32, device=device)
         self.index_N = self.segment_N.long()
         # segments outside the call get the queries of lane 0, and their output is not read
@@ -77,6 +74,7 @@ class Backend(Protocol):
     """Ragged attention by one way of computing it."""
 
     name: str
+    needs_bias: bool  # reads `Buffers.bias_R`
 
     def append_and_attend(
         self,

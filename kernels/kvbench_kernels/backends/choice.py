@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass
 
 import torch
 
-from kvbench_kernels import build, ops
-from kvbench_kernels.backends import flash
+from kvbench_kernels import build, compilers, ops
+from kvbench_kernels.backends import cpu, flash
 from kvbench_kernels.backends.base import Backend
+from kvbench_kernels.backends.cpu import CpuBackend
 from kvbench_kernels.backends.cuda import CudaBackend
 from kvbench_kernels.backends.flash import FlashBackend
 from kvbench_kernels.backends.slabs import SlabBackend, products, sdpa
 
-log = logging.getLogger(__name__)
-
-NAMES = ("cuda", "flash_attn", "sdpa", "torch")
+NAMES = ("cuda", "flash_attn", "cpu", "sdpa", "torch")
 
 
 @dataclass(frozen=True)
@@ -61,17 +58,19 @@ def choose(kernel: str, use: Use) -> Choice:
 
 def preferred(device: torch.device) -> tuple[str, ...]:
     """What "auto" tries, the fastest first; the last one can run everywhere."""
-    return ("cuda", "flash_attn", "sdpa") if device.type == "cuda" else ("torch",)
+    return ("cuda", "flash_attn", "sdpa") if device.type == "cuda" else ("cpu", "torch")
 
 
 def make(name: str) -> Backend:
     """The backend that `choose` chose.
 
     Raises:
-        ValueError: flash_attn, and there is none.
+        ValueError: flash_attn, and there is none; cpu, and no compiler.
     """
     if name == "cuda":
         return CudaBackend()
+    if name == "cpu":
+        return CpuBackend()
     if name == "flash_attn":
         return FlashBackend(flash.find()[0])
     return SlabBackend(name, {"sdpa": sdpa, "torch": products}[name])
@@ -85,6 +84,8 @@ def missing(name: str, use: Use, compile_now: bool = False) -> str | None:
     """
     if name in ("sdpa", "torch"):
         return None
+    if name == "cpu":
+        return _unfit_for_cpu_kernel(use, compile_now)
     lack = _unfit_for_gpu_kernels(use)
     if name == "flash_attn":
         if lack is None and (use.head_dim % 8 or use.head_dim > 256):
@@ -108,6 +109,20 @@ def _unfit_for_gpu_kernels(use: Use) -> str | None:
     return None
 
 
+def _unfit_for_cpu_kernel(use: Use, compile_now: bool) -> str | None:
+    if use.device.type != "cpu":
+        return f"runs on a CPU, and the model is on device={use.device}"
+    if use.dtype != torch.float32:
+        return f"dtype {str(use.dtype).removeprefix('torch.')}: takes float32"
+    if use.head_dim not in cpu.HEAD_DIMS:
+        return f"head dimension {use.head_dim}: compiled for {', '.join(map(str, cpu.HEAD_DIMS))}"
+    try:
+        cpu.library() if compile_now else compilers.gxx()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
 def _no_flash() -> str | None:
     try:
         flash.find()
@@ -118,13 +133,10 @@ def _no_flash() -> str | None:
 
 def _no_library(device: torch.device, compile_now: bool) -> str | None:
     try:
-        if not compile_now:
+        if compile_now:
+            ops.prepare(device)
+        else:
             build.cached(torch.cuda.get_device_capability(device))  # asks for the compilers
-            return None
-        begun = time.monotonic()
-        ops.prepare(device)
-        if (took := time.monotonic() - begun) > 5:
-            log.info("compiled the CUDA kernels in %.0f s; they are kept in %s", took, build.cache_dir())
     except (ValueError, RuntimeError) as error:
         return str(error)
     return None

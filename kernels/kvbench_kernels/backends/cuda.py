@@ -12,12 +12,16 @@ from kvbench_kernels.backends.base import Buffers, Lanes
 
 
 class CudaBackend:
-    """kvb::ragged_append_decode. A step can be captured in a CUDA graph after one that was not captured."""
+    """kvb::ragged_append_decode. A step can be captured in a CUDA graph after one that was not captured.
+
+    Its calls share a workspace, so that none may run beside another: they belong to one stream, or follow each other.
+    """
 
     name = "cuda"
+    needs_bias = False
 
     def __init__(self) -> None:
-        self._scratch: dict[tuple[object, ...], Tensor] = {}
+        self._scratch: dict[tuple[torch.device, int], Tensor] = {}
 
     def append_and_attend(
         self,
@@ -49,9 +53,6 @@ class CudaBackend:
         return out_BHTD
 
     def _workspace(self, dim: int, device: torch.device) -> Tensor:
-        """One for each stream: launches of the same stream follow each other and can share it."""
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = (device, stream, dim)
-        if key not in self._scratch:
-            self._scratch[key] = ops.workspace(dim, device)
-        return self._scratch[key]
+        if (device, dim) not in self._scratch:
+            self._scratch[device, dim] = ops.workspace(dim, device)
+        return self._scratch[device, dim]

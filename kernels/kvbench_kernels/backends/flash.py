@@ -42,6 +42,7 @@ class FlashBackend:
     """One call for all segments, the same whatever their lengths: a step can be captured in a CUDA graph."""
 
     name = "flash_attn"
+    needs_bias = False
 
     def __init__(self, varlen: Varlen) -> None:
         self._varlen = varlen

@@ -1,4 +1,4 @@
-"""`sdpa` and `torch`: one call per slab, a run of segments of the same capacity; or, in `torch`, chunk by chunk."""
+"""`sdpa` and `torch`: one call per slab, a run of segments of the same capacity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
-from kvbench_kernels.chunked import chunked_decode
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -37,6 +36,8 @@ def products(q_S1QD: Tensor, k_S1LD: Tensor, v_S1LD: Tensor, mask: Tensor | None
 class SlabBackend:
     """Every slab by one call of `attend`. Needs the lengths on the host."""
 
+    needs_bias = True
+
     def __init__(self, name: str, attend: Attend) -> None:
         self.name, self._attend = name, attend
 
@@ -52,15 +53,6 @@ class SlabBackend:
     ) -> Tensor:
         append(buffers, lanes, k_BUTD, v_BUTD)
         group = q_BHTD.shape[1] // k_BUTD.shape[1]
-        if (
-            self._attend is products
-            and q_BHTD.shape[2] == 1
-            and lanes.lane_M is not None
-            and buffers.bias_R is not None
-        ):
-            q_NGD = q_BHTD.reshape(len(lanes.index_N), group, -1)
-            out = chunked_decode(q_NGD, buffers.k_RD, buffers.v_RD, buffers.bias_R, lanes.lane_M, scaling)
-            return out.reshape(q_BHTD.shape)
         if lengths is None:
             raise ValueError(f"kernel={self.name}: needs the lengths on the host")
         q_SGTD = queries(lanes, q_BHTD, group)

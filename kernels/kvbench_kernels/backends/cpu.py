@@ -1,0 +1,96 @@
+"""`cpu`: append and attention in one pass of our own C++, in float32 (csrc/cpu_attend.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels import build
+from kvbench_kernels.backends.base import Buffers, Lanes
+from kvbench_kernels.backends.slabs import SlabBackend, products
+
+HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+MAX_QUERIES = 64  # of a KV head: group x tokens; a longer question is work for matrix products
+
+
+class CpuBackend:
+    """Reads every live slot once, whatever the lengths. A row's result does not depend on the rows beside it."""
+
+    name = "cpu"
+    needs_bias = False
+
+    def __init__(self) -> None:
+        self._library = library()
+        self._for_many = SlabBackend("torch", products)
+
+    def append_and_attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        buffers: Buffers,
+        lanes: Lanes,
+        scaling: float,
+        lengths: Callable[[], Sequence[int]] | None = None,
+    ) -> Tensor:
+        batch, heads, tokens, dim = q_BHTD.shape
+        kv_heads = k_BUTD.shape[1]
+        group = heads // kv_heads
+        if group * tokens > MAX_QUERIES or q_BHTD.dtype != torch.float32:
+            return self._for_many.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, lanes, scaling, lengths)
+        q_BHTD, k_BUTD, v_BUTD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BUTD, v_BUTD))
+        if k_BUTD.stride() != v_BUTD.stride():
+            k_BUTD, v_BUTD = k_BUTD.contiguous(), v_BUTD.contiguous()
+        out_BTHD = q_BHTD.new_empty(batch, tokens, heads, dim)
+        sizes = len(lanes.segment_N), group, tokens, dim
+        scratch = torch.empty(
+            self._library.kvb_cpu_scratch(buffers.length_S.data_ptr(), lanes.segment_N.data_ptr(), *sizes),
+            dtype=torch.uint8,
+        )
+        code = self._library.kvb_cpu_attend(
+            q_BHTD.data_ptr(),
+            (ctypes.c_int64 * 3)(*q_BHTD.stride()[:3]),
+            k_BUTD.data_ptr(),
+            v_BUTD.data_ptr(),
+            (ctypes.c_int64 * 3)(*k_BUTD.stride()[:3]),
+            buffers.k_RD.data_ptr(),
+            buffers.v_RD.data_ptr(),
+            buffers.start_S1.data_ptr(),
+            buffers.length_S.data_ptr(),
+            lanes.segment_N.data_ptr(),
+            out_BTHD.data_ptr(),
+            scratch.data_ptr(),
+            batch,
+            kv_heads,
+            *sizes[1:],
+            scaling,
+        )
+        if code:
+            raise RuntimeError(f"segment {code - 1} of a ragged cache had no room, or head dimension {dim}")
+        return out_BTHD.transpose(1, 2)
+
+
+@cache
+def library() -> Any:
+    """The compiled functions; made by g++ on first use.
+
+    Raises:
+        ValueError: no g++, or the cache cannot be written.
+        RuntimeError: it does not compile, or its OpenMP functions are not those of this torch.
+    """
+    path = build.cpu()
+    try:
+        opened = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path}: cannot be loaded: {error}") from error
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    opened.kvb_cpu_scratch.restype = number
+    opened.kvb_cpu_scratch.argtypes = [pointer, pointer, *[number] * 4]
+    opened.kvb_cpu_attend.restype = ctypes.c_int
+    opened.kvb_cpu_attend.argtypes = [*[pointer] * 12, *[number] * 5, ctypes.c_float]
+    return opened

@@ -1,0 +1,143 @@
+"""The decode step for CPUs, compiled by g++: against attention in double precision, and bit for bit with itself.
+
+Shape suffixes as in kvbench_kernels.backends.base.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from kvbench_kernels import backends, build, reference_ops
+from kvbench_kernels.backends import Buffers, Lanes, Use, cpu
+
+CPU = torch.device("cpu")
+SEED = random.randrange(2**31)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    lack = backends.missing("cpu", Use(CPU, torch.float32, 64, 1), compile_now=True)
+    if lack is not None:
+        pytest.skip(lack)
+    return backends.make("cpu")
+
+
+def world(generator, lengths, room, dim):
+    """Segments with NaN behind what is alive, at starts that are no multiples of anything; and double precision."""
+    capacities = [length + room for length in lengths]
+    starts = torch.tensor([3, *capacities]).cumsum(0)
+    k_RD, v_RD = (torch.full((int(starts[-1]) + 5, dim), torch.nan) for _ in range(2))
+    for start, length in zip(starts.tolist(), lengths, strict=False):
+        k_RD[start : start + length] = torch.randn(length, dim, generator=generator)
+        v_RD[start : start + length] = torch.randn(length, dim, generator=generator)
+    return Buffers(k_RD, v_RD, starts.int(), torch.tensor(lengths, dtype=torch.int32), max(capacities))
+
+
+def step(backend, generator, buffers, lanes, group, tokens, scaling=0.2, loud=1.0):
+    """One call and its relative error against double precision; the buffers of both must agree."""
+    batch, dim = len(lanes.segment_N) // 2, buffers.k_RD.shape[1]
+    q, k, v = (
+        loud * torch.randn(batch, tokens, heads, dim, generator=generator).transpose(1, 2)
+        for heads in (2 * group, 2, 2)
+    )
+    exact = [x.double() for x in (buffers.k_RD, buffers.v_RD)]
+    length_S = buffers.length_S.clone()
+    out = backend.append_and_attend(q, k, v, buffers, lanes, scaling)
+    expected = torch.empty_like(q, dtype=torch.float64)
+    reference_ops.ragged_append_decode(
+        q.double(), k.double(), v.double(), *exact, buffers.start_S1, length_S, lanes.segment_N, scaling, expected,
+        None, torch.zeros(1, dtype=torch.int32),
+    )  # fmt: skip
+    assert torch.equal(buffers.length_S, length_S)
+    for mine, theirs in zip((buffers.k_RD, buffers.v_RD), exact, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=0, equal_nan=True)
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dim", cpu.HEAD_DIMS)
+def test_against_double_precision(backend, dim):
+    """Lengths around the vector and the piece, groups of any size, several new tokens, logits up to a hundred."""
+    g = torch.Generator().manual_seed(SEED)
+    choices = [1, 2, 15, 16, 17, 63, 64, 65, 254, 255, 256, 257, 511, 512, 600]
+    for case in range(12):
+        lengths = [choices[int(i)] for i in torch.randint(len(choices), (6,), generator=g)]
+        group, tokens = (int(torch.randint(1, 9, (1,), generator=g)) for _ in range(2))
+        buffers = world(g, lengths, 2 * tokens, dim)
+        for _ in range(2):  # the second call reads what the first one appended
+            lanes = Lanes(torch.randperm(6, generator=g)[:4].tolist(), 6, CPU)
+            error = step(backend, g, buffers, lanes, group, tokens, loud=3.0 if case % 3 == 0 else 1.0)
+            assert error < 2e-6, (SEED, dim, lengths, group, tokens)
+
+
+def test_a_segment_that_was_empty(backend):
+    g = torch.Generator().manual_seed(SEED)
+    assert step(backend, g, world(g, [0, 0, 3, 0], 4, 64), Lanes([3, 1], 4, CPU), 3, 1) < 2e-6
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it_nor_on_threads(backend):
+    g = torch.Generator().manual_seed(SEED)
+    lengths = [700, 3, 90, 300, 256, 41]
+    one = world(g, lengths, 4, 64)
+    q, k, v = (torch.randn(3, heads, 1, 64, generator=g) for heads in (6, 2, 2))
+
+    def run(rows, threads):
+        buffers = Buffers(one.k_RD.clone(), one.v_RD.clone(), one.start_S1, one.length_S.clone(), one.capacity)
+        lanes = Lanes([2 * row + head for row in rows for head in range(2)], 6, CPU)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return backend.append_and_attend(q[rows], k[rows], v[rows], buffers, lanes, 0.125)
+        finally:
+            torch.set_num_threads(before)
+
+    together = run([0, 1, 2], 2)
+    for rows, threads in (([0], 1), ([2, 1], 2), ([0, 1, 2], 1), ([0, 1, 2], 5)):
+        assert torch.equal(run(rows, threads), together[rows])
+
+
+def test_no_room_changes_nothing(backend):
+    g = torch.Generator().manual_seed(SEED)
+    buffers = world(g, [5, 6, 7, 8], 1, 64)
+    before = [buffers.k_RD.clone(), buffers.length_S.clone()]
+    q = torch.zeros(2, 2, 2, 64)
+    with pytest.raises(RuntimeError, match=r"segment 2 of a ragged cache had no room"):
+        backend.append_and_attend(q, q, q, buffers, Lanes([2, 0, 3, 1], 4, CPU), 1.0)
+    torch.testing.assert_close([buffers.k_RD, buffers.length_S], before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_is_not_a_number_stays_so(backend):
+    """A model that overflows must show it."""
+    g = torch.Generator().manual_seed(SEED)
+    for bad in (torch.nan, torch.inf):
+        buffers = world(g, [40, 300], 1, 64)
+        q, k = torch.randn(1, 2, 1, 64, generator=g), torch.randn(1, 2, 1, 64, generator=g)
+        q[0, 0, 0, 5] = bad
+        out = backend.append_and_attend(q, k, k, buffers, Lanes([0, 1], 2, CPU), 1.0)
+        assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()
+
+
+def test_long_questions_and_other_dtypes_go_by_slabs(backend, monkeypatch):
+    called = []
+    monkeypatch.setattr(backend._for_many, "append_and_attend", lambda q, *rest: called.append(q.shape))
+    for tokens, dtype in ((65, torch.float32), (1, torch.bfloat16)):
+        q = torch.zeros(1, 2, tokens, 64, dtype=dtype)
+        backend.append_and_attend(q, q, q, None, Lanes([0, 1], 2, CPU), 1.0)
+    assert len(called) == 2
+
+
+def test_without_a_compiler_torch_takes_over(monkeypatch):
+    def no_compiler(force=False):
+        raise ValueError("no g++ on PATH")
+
+    cpu.library.cache_clear()
+    monkeypatch.setattr(build, "cpu", no_compiler)
+    try:
+        chosen = backends.choose("auto", Use(CPU, torch.float32, 64, 3))
+        assert chosen == backends.Choice("torch", "not cpu: no g++ on PATH")
+        with pytest.raises(ValueError, match="kernel=cpu: no g\\+\\+ on PATH"):
+            backends.choose("cpu", Use(CPU, torch.float32, 64, 3))
+    finally:
+        cpu.library.cache_clear()
