@@ -52,16 +52,20 @@ def tiny(tmp_path, monkeypatch):
 
 
 @needs_gxx
-def test_a_build_is_made_once_and_again_when_anything_changes(tiny, monkeypatch):
+def test_a_build_is_made_once_and_again_when_anything_changes(tiny, monkeypatch, caplog):
+    caplog.set_level("INFO", build.log.name)
     monkeypatch.setitem(SIGNATURES, "one", "i")
     monkeypatch.setitem(SIGNATURES, "two", "i")
     first = build.host()
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == f"compiling the host kernels, once: they are kept in {first.parent}" and len(said) == 2
+    assert re.fullmatch(r"compiled the host kernels in \d+ s", said[1])
     opened = library.Library(first)
     opened.call("one", 0)
     with pytest.raises(RuntimeError, match=re.escape("kvb::two: CUDA error 61")):
         opened.call("two", 3)
     stamp = first.stat().st_mtime_ns
-    assert build.host() == first and first.stat().st_mtime_ns == stamp
+    assert build.host() == first and first.stat().st_mtime_ns == stamp and len(caplog.records) == 2
     assert build.report(first) == []
     assert build.host(force=True) == first and first.stat().st_mtime_ns != stamp
 

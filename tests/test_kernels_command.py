@@ -77,11 +77,14 @@ def test_build_without_nvcc_says_what_to_install(capsys, monkeypatch):
 
 def test_list_says_who_runs_and_why_the_others_do_not(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
     assert re.search(r"(?m)^cuda +no +runs on a GPU of NVIDIA, and the model is on device=cpu$", said)
     assert re.search(r"(?m)^torch +yes +what kernel=auto takes$", said)
+    assert main(["list", "--dtype", "float32", "--head-dim", "64"]) == 0
+    assert re.search(r"(?m)^cpu +yes +what kernel=auto takes$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
