@@ -12,7 +12,7 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,17 +100,26 @@ def shows(check: Callable[[], bool]) -> bool:
 def with_bug(file: str, right: str, wrong: str) -> library.Library:
     """The kernels of one .cu file, `right` replaced by `wrong` in it or a header it includes; bf16 and D = 64 alone."""
     with tempfile.TemporaryDirectory() as scratch:
-        sources = Path(scratch) / "csrc"
-        shutil.copytree(build.csrc(), sources)
+        units = [file, *(["lse.cu"] if file == "score.cu" else [])]
+        return library.Library(compiled(Path(scratch), units, ["-O1"], {64}, right, wrong))
+
+
+def compiled(
+    scratch: Path, units: Sequence[str], flags: Sequence[str], dims: set[int], right: str = "", wrong: str = ""
+) -> Path:
+    """A library of some .cu files, bf16 and some head dimensions alone, `right` replaced by `wrong`."""
+    sources = scratch / "csrc"
+    shutil.copytree(build.csrc(), sources)
+    if right:
         places = [path for path in sources.iterdir() if right in path.read_text()]
         assert len(places) == 1 and places[0].read_text().count(right) == 1, f"{right!r} is not there once: {places}"
         places[0].write_text(places[0].read_text().replace(right, wrong))
-        dispatch = sources / "score_launch.h"
-        lines = dispatch.read_text().splitlines()
-        lines = [line for line in lines if "case" not in line or "case 64:" in line]
-        dispatch.write_text("\n".join(line.replace("for_dim<fp16>(dim, f)", "-1") for line in lines) + "\n")
-        units = [sources / file, *([sources / "lse.cu"] if file == "score.cu" else [])]
-        made = Path(scratch) / "libbug.so"
-        flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared"]
-        subprocess.run([compilers.gxx(), *flags, *units, "-o", made], check=True)
-        return library.Library(made)
+    dispatch = sources / "score_launch.h"
+    text = dispatch.read_text().replace("for_dim<fp16>(dim, f)", "-1")
+    for dim in set(DIMS) - dims:
+        text = text.replace(f"case {dim}:", f"case -{dim}:").replace(f"DimTag<{dim}>", f"DimTag<{min(dims)}>")
+    dispatch.write_text(text)
+    made = scratch / "libkvb.so"
+    command = [compilers.gxx(), "-x", "c++", "-std=c++17", "-fPIC", "-shared", *flags]
+    subprocess.run([*command, *(sources / unit for unit in units), "-o", made], check=True)
+    return made
