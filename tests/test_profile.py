@@ -11,8 +11,9 @@ import torch
 from kvbench import models
 from kvbench.profile import asked, device, fits, kernels, measure, peaks, results, run
 from kvbench.profile.__main__ import main
+from kvbench_kernels.backends import Choice, Use
 
-SMALL = ["model=tiny", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
+SMALL = ["model=tiny", "kernel=torch", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,6 @@ def test_what_runs_out_of_memory_is_recorded_and_the_others_go_on(tmp_path, caps
         return real(model, tokenizer, lambda flying: first.pop() if first else draw(flying), **settings)
 
     monkeypatch.setattr(measure, "stream", small)
-    monkeypatch.setattr(measure, "engine_takes_kernel", lambda: False)
     assert profile(*sweep) == 0
     lost = [record for record in lines(tmp_path) if record["status"] == "oom"]
     assert places(lost) == [(160, 1, "fullkv", None), (160, 4, "fullkv", None)]
@@ -217,11 +217,31 @@ def test_the_hosts_peak_is_seen_in_the_part_it_belongs_to():
         assert peak.prefill - peak.base > 60 * 2**20 > peak.decode - peak.base > 12 * 2**20
 
 
-def test_kernels_have_the_name_of_what_runs():
-    (group,) = asked.groups([*SMALL, "kernel=auto,torch", "method=fullkv", "profile.context=80"])
-    assert [cell.kernel for cell in group.cells] == ["auto", "torch"]
-    made = kernels.resolved(group.cells, run.setting_of(group), "cpu")
-    assert [cell.kernel for cell in made] == ["torch"]
+def test_kernels_have_the_name_of_what_runs(monkeypatch):
+    kernel = "kernel=auto,sdpa,torch"
+    (group,) = asked.groups([*SMALL[:1], *SMALL[2:], kernel, "method=fullkv", "profile.context=80"])
+    assert [cell.kernel for cell in group.cells] == ["auto", "sdpa", "torch"]
+    setting, asks = run.setting_of(group), []
+    monkeypatch.setattr(
+        kernels, "choose", lambda name, use: asks.append(use) or Choice(name.replace("auto", "sdpa"), "")
+    )
+    made = kernels.resolved(group.cells, setting, "cpu")
+    assert [cell.kernel for cell in made] == ["sdpa", "torch"]
+    assert asks[0] == Use(torch.device("cpu"), torch.float32, head_dim=32, group=2)
+    masked = setting | {"engine": {"cache": "masked"}}
+    assert [cell.kernel for cell in kernels.resolved(group.cells[:1], masked, "cpu")] == ["torch"]
+    with pytest.raises(ValueError, match="kernel=sdpa: engine.cache=masked attends by torch alone"):
+        kernels.resolved(group.cells, masked, "cpu")
+
+
+def test_a_record_names_the_kernel_that_was_at_work(tmp_path, capsys, monkeypatch):
+    cell = ["method=fullkv", "profile.context=80", f"paths.outputs={tmp_path}"]
+    assert profile("kernel=sdpa,torch", *cell) == 0
+    assert [record["kernel"] for record in lines(tmp_path)] == ["sdpa", "torch"]
+    real = measure.stream
+    monkeypatch.setattr(measure, "stream", lambda *args, kernel, **kw: real(*args, kernel="torch", **kw))
+    assert profile("kernel=sdpa", *cell, "seed=3") == 1
+    assert "kernel=sdpa: the engine decoded by torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "latex"])

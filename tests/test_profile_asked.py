@@ -10,7 +10,7 @@ import pytest
 from kvbench.profile import asked
 from kvbench.profile.__main__ import main
 
-SMALL = ["model=tiny", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
+SMALL = ["model=tiny", "kernel=torch", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
 
 
 def test_lists_are_multiplied_and_the_full_cache_stands_beside():

@@ -5,25 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from typing import Any
 
 import torch
 
-from kvbench.engine.decode import stream
 from kvbench.profile.cells import Cell
 from kvbench_kernels.backends import Use, choose
 
 log = logging.getLogger(__name__)
 
 
-def engine_takes_kernel() -> bool:
-    """Whether the engine can be told which kernel to decode by."""
-    return "kernel" in signature(stream).parameters
-
-
 def resolved(cells: Sequence[Cell], setting: Mapping[str, Any], device: str) -> list[Cell]:
-    """The cells with the names of the kernels that will serve them, each once.
+    """The cells with the names of the kernels that will serve them, each once. Compiles a kernel if need be.
 
     Raises:
         ValueError: a kernel that was named cannot run here; says what is missing.
@@ -34,12 +27,14 @@ def resolved(cells: Sequence[Cell], setting: Mapping[str, Any], device: str) -> 
 
 
 def _name(kernel: str, setting: Mapping[str, Any], device: str) -> str:
-    if setting["engine"]["cache"] != "ragged" or not engine_takes_kernel():
+    if setting["engine"]["cache"] == "masked":
         if kernel not in ("auto", "torch"):
-            raise ValueError(f"kernel={kernel}: this engine and cache decode by torch alone; choose auto or torch")
+            raise ValueError(f"kernel={kernel}: engine.cache=masked attends by torch alone; choose kernel=auto")
         return "torch"
-    shape = setting["shape"]
-    dtype = torch.bfloat16 if shape["itemsize"] == 2 else torch.float32  # no kernel tells the half precisions apart
-    chosen = choose(kernel, Use(torch.device(device), dtype, shape["head_dim"], shape["heads"] // shape["kv_heads"]))
+    shape, declared = setting["shape"], setting["model"]["dtype"]
+    if declared == "auto":  # as in the weights' file; no kernel tells the half precisions apart
+        declared = "float32" if shape["itemsize"] == 4 else "bfloat16"
+    group = shape["heads"] // shape["kv_heads"]
+    chosen = choose(kernel, Use(torch.device(device), getattr(torch, declared), shape["head_dim"], group))
     log.info("kernel=%s: %s (%s)", kernel, chosen.name, chosen.reason)
     return chosen.name

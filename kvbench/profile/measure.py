@@ -20,7 +20,6 @@ from kvbench.engine.decode import stream
 from kvbench.engine.variant import Generation, Request
 from kvbench.models import Loaded
 from kvbench.profile.cells import Cell, Profile
-from kvbench.profile.kernels import engine_takes_kernel
 from kvbench.profile.peaks import Meter, Peak
 from kvbench.prompts import Prompt
 from kvbench.records import broken_promise
@@ -49,7 +48,8 @@ def measure(loaded: Loaded, cell: Cell, profile: Profile, cfg: Mapping[str, Any]
     """What a record says of a cell that ran: times in seconds, memory in bytes.
 
     Raises:
-        RuntimeError: what was kept is not what the budget promises. What the engine raises, out of memory included.
+        RuntimeError: what was kept is not what the budget promises, or another kernel was at work; and what the
+            engine raises, out of memory included.
     """
     prompts = random_prompts(cell, loaded.model.config.get_text_config().vocab_size, int(cfg["seed"]))
     for _ in range(profile.warmup):
@@ -59,6 +59,8 @@ def measure(loaded: Loaded, cell: Cell, profile: Profile, cfg: Mapping[str, Any]
         problem = broken_promise(cell.variant, generation)
         if problem is not None:
             raise problem
+        if generation.kernel != cell.kernel:
+            raise RuntimeError(f"kernel={cell.kernel}: the engine decoded by {generation.kernel}")
     return _times(passes, cell) | _memory(passes, cell, loaded.model, profile)
 
 
@@ -85,8 +87,13 @@ def run(
         calls.append(time.perf_counter())
 
     meter.start()
-    settings = {"cache": cfg["engine"]["cache"]} | ({"kernel": cell.kernel} if engine_takes_kernel() else {})
-    answers = stream(loaded.model, loaded.tokenizer, lambda _: queue.pop() if queue else None, **settings)
+    answers = stream(
+        loaded.model,
+        loaded.tokenizer,
+        lambda _: queue.pop() if queue else None,
+        cache=cfg["engine"]["cache"],
+        kernel=cell.kernel,
+    )
     with _watching(loaded.model, called), closing(answers):
         generations = [generation for _, (generation,) in answers]
     peak = meter.read()

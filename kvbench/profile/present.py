@@ -65,14 +65,21 @@ def heading(setting: Mapping[str, Any]) -> str:
 def details(setting: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """What else one must know to read the numbers."""
     shape, profile = setting["shape"], setting["profile"]
-    speeds = sorted(record["bandwidth"] / 1e9 for record in records)
-    copies = f"{speeds[0]:.4g}" + (f" to {speeds[-1]:.4g}" if f"{speeds[0]:.4g}" != f"{speeds[-1]:.4g}" else "")
+    copies = _range([record["bandwidth"] / 1e9 for record in records], "{:.0f}")
     random = "random weights, " if setting["model"]["weights"].startswith("random:") else ""
+    load = ""
+    if setting["device"]["type"] == "cpu":  # what others did meanwhile is in these times, too
+        load = f"; load average {_range([record['load'] for record in records], '{:.1f}')}"
     return (
         f"{random}{shape['layers']} layers, {shape['heads']}/{shape['kv_heads']} heads of {shape['head_dim']}, "
         f"{shape['weight_bytes'] / _GIB:.2f} GiB of weights; {profile['new_tokens']} new tokens; "
-        f"copies {copies} GB/s; torch {setting['versions']['torch']}"
+        f"copies {copies} GB/s; torch {setting['versions']['torch']}{load}"
     )
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """The least and the greatest; one number where they look alike."""
+    return " to ".join(dict.fromkeys([form.format(min(values)), form.format(max(values))]))
 
 
 def _content(setting: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

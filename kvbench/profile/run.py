@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -99,7 +100,7 @@ def _measure(
     }
     log.info("%s copies %.1f GB/s, read and written", setting["device"]["name"], bandwidth / 1e9)
     for cell in tqdm(todo, unit="cell", desc="profile", disable=not cfg["progress"]):
-        record = {"id": cell.id, **cell.point, **about}
+        record = {"id": cell.id, **cell.point, **about, "load": os.getloadavg()[0]}
         try:
             refused = fits.too_large(cell, group, setting)
             if refused is not None:
