@@ -79,14 +79,18 @@ KVB_DEVICE void load_queries(uint4* shared, const Prompt<T>& prompt, const T* q_
 }
 
 // Products of all keys of the warp (rows) with one tile of queries (columns): dots[m][0..1] are those of key
-// 16 * m + r with queries 2c and 2c + 1, dots[m][2..3] those of key 16 * m + 8 + r.
+// 16 * m + r with queries 2c and 2c + 1, dots[m][2..3] those of key 16 * m + 8 + r. Each is the sum of two chains of
+// mma, so that a warp has enough of them under way that do not wait for each other.
 template <typename T, int kDim>
 KVB_DEVICE void keys_by_queries(float (&dots)[Tile<kDim>::kKeyGroups / 2][4], const typename Tile<kDim>::Keys& keys,
                                 const uint4* tile) {
     constexpr int kPairs = Tile<kDim>::kKeyGroups / 2;
     const int lane = threadIdx.x % 32;
+    float others[kPairs][4];
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) dots[m][0] = dots[m][1] = dots[m][2] = dots[m][3] = 0.f;
+    for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dots[m][i] = others[m][i] = 0.f;
 #pragma unroll
     for (int chunk = 0; chunk < Tile<kDim>::kChunks; ++chunk) {
         const uint4 query = tile[32 * chunk + lane];
@@ -98,9 +102,13 @@ KVB_DEVICE void keys_by_queries(float (&dots)[Tile<kDim>::kKeyGroups / 2][4], co
 #pragma unroll
         for (int m = 0; m < kPairs; ++m) {
             const uint4 &low = keys[2 * m][chunk], &high = keys[2 * m + 1][chunk];
-            mma16816<T>(dots[m], low.z, high.z, low.w, high.w, query.z, query.w);
+            mma16816<T>(others[m], low.z, high.z, low.w, high.w, query.z, query.w);
         }
     }
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dots[m][i] += others[m][i];
 }
 
 // Products of two tiles of queries (rows) with all keys of the warp (columns): dots[group][0..1] are those of query r
