@@ -141,3 +141,14 @@ def test_without_a_compiler_torch_takes_over(monkeypatch):
             backends.choose("cpu", Use(CPU, torch.float32, 64, 3))
     finally:
         cpu.library.cache_clear()
+
+
+def test_an_old_cpu_goes_by_torch(monkeypatch):
+    cpu.library.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    try:
+        chosen = backends.choose("auto", Use(CPU, torch.float32, 64, 3))
+        assert chosen == backends.Choice("torch", "not cpu: this CPU has no AVX2")
+    finally:
+        cpu.library.cache_clear()

@@ -30,12 +30,6 @@ typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 constexpr int LANES = 16;
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-// compiled for each of these, chosen when the library is loaded: a build can be shared by different machines
-#define KVB_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define KVB_CLONES
-#endif
 #define KVB_INLINE inline __attribute__((always_inline))
 
 KVB_INLINE Vec load(const float* from) {
@@ -163,8 +157,8 @@ KVB_INLINE void attend_piece(const Columns& columns, int64_t first, const float*
     }
 }
 
-KVB_CLONES void attend(int dim, const Columns& columns, int64_t first, const float* k, const float* v, int rows,
-                       Partial* partial, float* acc) {
+void attend(int dim, const Columns& columns, int64_t first, const float* k, const float* v, int rows,
+            Partial* partial, float* acc) {
     switch (dim / LANES) {
         case 1: return attend_piece<1>(columns, first, k, v, rows, partial, acc);
         case 2: return attend_piece<2>(columns, first, k, v, rows, partial, acc);

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from kvbench_kernels import compilers, ptxas
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 ARCHS = ("sm_80", "sm_90", "compute_90")  # machine code of Ampere and Hopper, and PTX for what comes after
 _LIBRARY, _REPORT = "libkvb.so", "report.json"
 _HOST = ("-x", "c++", "-std=c++17", "-fPIC")
-_CPU = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi")
+_CPU = ("-O2", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi")
 _CUDA = ("-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
 
 
@@ -74,14 +76,14 @@ def host(sanitize: bool = False, defines: Sequence[str] = (), force: bool = Fals
 
 
 def cpu(force: bool = False) -> Path:
-    """The decode step for CPUs, made by g++ from `cpu_attend.cpp`, for any CPU of this kind.
+    """The decode step for CPUs, made by g++ from `cpu_attend.cpp`, for the vectors that this one has.
 
     Raises:
-        ValueError: no g++, or the cache cannot be written.
+        ValueError: no g++, an x86 CPU without AVX2, or the cache cannot be written.
         RuntimeError: it does not compile; with g++'s last lines.
     """
     # not linked with OpenMP: the runtime has to be torch's, whose threads would be in the way of a second one's
-    return _made(Recipe("cpu", compilers.gxx(), _CPU, ("-shared",)), force)
+    return _made(Recipe("cpu", compilers.gxx(), (*_CPU, *_vectors()), ("-shared",)), force)
 
 
 def cuda(
@@ -166,6 +168,16 @@ def _cuda_recipe(archs: Sequence[str]) -> Recipe:
         codes += ["-gencode", f"arch=compute_{number},code={arch}"]
     link = ("-shared", "--cudart", "static", *codes, *compilers.library_folders(compiler))
     return Recipe("cuda", compiler, (*_CUDA, *codes), link, tuple(archs))
+
+
+def _vectors() -> tuple[str, ...]:
+    """What g++ is to know of this CPU. As part of the key, so that machines that share a cache do not share a build."""
+    if platform.machine() != "x86_64":
+        return (f"-DKVB_FOR={platform.machine()}",)
+    level = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability())
+    if level is None:
+        raise ValueError("this CPU has no AVX2")
+    return (f"-march={level}",)
 
 
 def _files(kind: str) -> list[Path]:
