@@ -139,6 +139,7 @@ struct Attention {
         if (tile < end) load_values(args, fresh, tile, end);
         for (; tile < end; tile += kUnit) {
             if (kQueryIsShared) asm volatile("" ::: "memory");  // read it again instead of keeping it in registers
+            __syncwarp();  // lanes that loaded or wrote other rows than their neighbours are back together for the mma
             float score[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -151,6 +152,7 @@ struct Attention {
             if (writes) write_new_keys(args.k, fresh.slot, tile, end);
             if (tile + kUnit < end) load_keys(args, fresh, tile + kUnit, end);  // in flight during all that follows
             const uint2 p = probabilities(score, tile + thread_row(), sees0, sees1, args.scale_log2);
+            __syncwarp();
             const uint32_t p0 = transpose8x8(p.x), p1 = transpose8x8(p.y);
 #pragma unroll
             for (int block = 0; block < kBlocks; ++block) {

@@ -1,0 +1,88 @@
+// Runs append and decode over buffers that end where the last live slot ends, for the sanitizers to watch.
+// Argument: a seed. Exit status 1: a result is no number, or a counter is not zero.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+extern "C" {
+int kvb_ragged_append(void*, void*, const int32_t*, int32_t*, const int32_t*, const void*, int64_t, int64_t, int64_t,
+                      const void*, int64_t, int64_t, int64_t, int32_t*, int, int, int, int, int, void*);
+int kvb_ragged_decode(const void*, int64_t, int64_t, int64_t, const void*, const void*, const int32_t*, const int32_t*,
+                      const int32_t*, float, void*, int64_t, int64_t, int64_t, float*, void*, int, int, int, int, int,
+                      int, int, void*);
+int kvb_ragged_append_decode(const void*, int64_t, int64_t, int64_t, const void*, int64_t, int64_t, int64_t,
+                             const void*, int64_t, int64_t, int64_t, void*, void*, const int32_t*, int32_t*,
+                             const int32_t*, float, void*, int64_t, int64_t, int64_t, float*, void*, int32_t*, int,
+                             int, int, int, int, int, int, void*);
+int64_t kvb_decode_workspace_bytes(int, int);
+int64_t kvb_decode_counter_bytes();
+}
+
+namespace {
+
+constexpr int kDim = 80, kLanes = 3;
+std::mt19937 generator;
+
+int draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+
+std::vector<uint16_t> numbers(std::size_t count) {  // bf16
+    std::vector<uint16_t> drawn(count);
+    for (auto& x : drawn) x = static_cast<uint16_t>(0x3f80 ^ (draw(0, 0xffff) & 0x80ff));
+    return drawn;
+}
+
+bool run(int tokens, int group, int ctas, bool fused) {
+    const int32_t segment[kLanes] = {1, 0, 2};
+    int32_t start[kLanes + 1] = {0}, length[kLanes], status = 0;
+    for (int s = 0; s < kLanes; ++s) {
+        length[s] = draw(0, 2) == 0 ? 0 : draw(1, 300);
+        start[s + 1] = start[s] + length[s] + 2 * tokens;
+    }
+    const std::size_t slots = static_cast<std::size_t>(start[kLanes]), new_rows = std::size_t{kLanes} * tokens;
+    std::vector<uint16_t> k = numbers(slots * kDim), v = numbers(slots * kDim);
+    const std::vector<uint16_t> k_new = numbers(new_rows * kDim), v_new = numbers(new_rows * kDim);
+    const std::vector<uint16_t> q = numbers(new_rows * group * kDim);
+    std::vector<uint16_t> out(q.size(), 0x7fff);
+    std::vector<float> lse(q.size() / kDim, NAN);
+    const std::size_t bytes = static_cast<std::size_t>(kvb_decode_workspace_bytes(kDim, ctas));
+    const std::size_t counters = static_cast<std::size_t>(kvb_decode_counter_bytes());
+    std::vector<unsigned char> workspace(bytes, 0xff);
+    std::fill(workspace.begin(), workspace.begin() + static_cast<std::ptrdiff_t>(counters), 0);
+    const int64_t row = kDim, of_head = row * tokens, of_batch = of_head * kLanes, q_batch = of_batch * group;
+    const auto append = [&] {
+        return kvb_ragged_append(k.data(), v.data(), start, length, segment, k_new.data(), of_batch, of_head, row,
+                                 v_new.data(), of_batch, of_head, row, &status, 1, kLanes, tokens, kDim, 0, nullptr);
+    };
+    int code = append();
+    if (fused)
+        code |= kvb_ragged_append_decode(q.data(), q_batch, of_head, row, k_new.data(), of_batch, of_head, row,
+                                         v_new.data(), of_batch, of_head, row, k.data(), v.data(), start, length,
+                                         segment, 0.1f, out.data(), q_batch, of_head, row, lse.data(),
+                                         workspace.data(), &status, 1, kLanes, group, tokens, kDim, ctas, 0, nullptr);
+    else
+        code |= append() | kvb_ragged_decode(q.data(), q_batch, of_head, row, k.data(), v.data(), start, length,
+                                             segment, 0.1f, out.data(), q_batch, of_head, row, lse.data(),
+                                             workspace.data(), 1, kLanes, group, tokens, kDim, ctas, 0, nullptr);
+    bool right = code == 0 && status == 0;
+    for (const uint16_t x : out) right &= (x & 0x7f80) != 0x7f80;
+    for (const float x : lse) right &= std::isfinite(x);
+    for (std::size_t i = 0; i < counters; ++i) right &= workspace[i] == 0;
+    return right;
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+    generator.seed(static_cast<unsigned>(std::atoi(arguments[1])));
+    for (const int tokens : {1, 5})
+        for (const int ctas : {1, 3, 40})
+            for (const bool fused : {false, true})
+                if (!run(tokens, draw(1, 9), ctas, fused)) {
+                    std::printf("wrong: %d tokens, %d CTAs, fused %d\n", tokens, ctas, fused);
+                    return 1;
+                }
+    return 0;
+}
