@@ -108,7 +108,7 @@ def test_a_planted_bug_is_found(bug):
         for trial in range(40):  # with more room than needed, just enough, and one slot less
             tokens = pick(g, 1, 5)
             room, spare = ((tokens, 20), (tokens, 0), (tokens - 1, 0))[trial % 3]
-            case = make_case(g, torch.float16, 64, [30, 300, 64], group=3, tokens=tokens, room=room, spare=spare)
+            case = make_case(g, torch.bfloat16, 64, [30, 300, 64], group=3, tokens=tokens, room=room, spare=spare)
             expected, statuses = appended(case)
             status = no_status()
             if unit == "append.cu":
