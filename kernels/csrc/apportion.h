@@ -1,5 +1,5 @@
 // From what heads hold of a layer's best tokens to whole numbers whose sum is exact, in float64 and in the order of
-// operations of kvbench_kernels/apportion.py, so that both round alike. One block calls `apportion`, all of its threads.
+// operations of kvbench_kernels/apportion.py, so that both round alike. All threads of one block call `apportion`.
 #pragma once
 #include "primitives_more.h"
 
@@ -88,7 +88,8 @@ KVB_DEVICE void apportion(Apportion& work, int heads, int total, int limit) {
     if (head < heads) {
         const int mine = work.remainder_U[head];
         int before = 0;
-        for (int h = 0; h < heads; ++h) before += work.remainder_U[h] > mine || (work.remainder_U[h] == mine && h < head);
+        for (int h = 0; h < heads; ++h)
+            before += work.remainder_U[h] > mine || (work.remainder_U[h] == mine && h < head);
         if (before < work.missing) ++work.count_U[head];
     }
     __syncthreads();

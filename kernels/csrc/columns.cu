@@ -1,8 +1,8 @@
 // kvb_column_sums: the attention every key receives from all queries, causal.
 //
 // A block owns some keys, in registers, and walks over the queries from the first of them on, in stages that go through
-// shared memory. A lane sums what two of eight queries pay, stage by stage, and the four lanes that share a key add up at
-// the end: nobody else writes that key's sum, so there are no atomics and the order is the same in every run.
+// shared memory. A lane sums what two of eight queries pay, stage by stage, and the four lanes that share a key add up
+// at the end: nobody else writes that key's sum, so there are no atomics and the order is the same in every run.
 #include "score_launch.h"
 
 namespace {
@@ -79,8 +79,8 @@ key_sums(Prompt<T> prompt, const float* lse_HT, int64_t lse_head, float* sum_HT)
 
 }  // namespace
 
-// q_HTD, k_UTD with strides in elements, rows contiguous on multiples of 16 bytes. lse_HT: natural, fp32, as kvb_row_lse
-// gives it. out_HT contiguous.
+// q_HTD, k_UTD with strides in elements, rows contiguous on multiples of 16 bytes. lse_HT: natural, fp32, as
+// kvb_row_lse gives it. out_HT contiguous.
 extern "C" int kvb_column_sums(const void* q_HTD, int64_t q_stride_h, int64_t q_stride_t, const void* k_UTD,
                                int64_t k_stride_u, int64_t k_stride_t, const void* lse_HT, int64_t lse_stride_h,
                                int64_t heads, int64_t kv_heads, int64_t tokens, int64_t dim, float scaling,

@@ -74,7 +74,8 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
         kept += part_W[w];
     }
     for (int i = 0; i < kRange / 32; ++i) {
-        if (set[i] >> lane & 1) kept_of_chunk[at + __popc(set[i] & ((1u << lane) - 1))] = begin + warp * kRange + i * 32 + lane;
+        const int token = begin + warp * kRange + i * 32 + lane;
+        if (set[i] >> lane & 1) kept_of_chunk[at + __popc(set[i] & ((1u << lane) - 1))] = token;
         at += __popc(set[i]);
     }
     __syncthreads();

@@ -23,14 +23,23 @@ template <int kThreads>
 KVB_DEVICE void count_digits(const float* score_N, int candidates, unsigned prefix, int pass, Bins& bins) {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) bins[bin] = 0;
     __syncthreads();
-    const int lane = threadIdx.x % 32;
-    for (int first = int(threadIdx.x) - lane; first < candidates; first += kThreads) {
-        const int i = first + lane;
-        const unsigned key = i < candidates ? ordered(score_N[i]) : 0;
-        const bool counts = i < candidates && (pass == 0 || key >> (32 - kDigitBits * pass) == prefix);
-        const unsigned digit = counts ? digit_of(key, pass) : unsigned(kBins);
-        const unsigned peers = __match_any_sync(kFullWarp, digit);
-        if (counts && (peers & ((1u << lane) - 1)) == 0) atomicAdd(&bins[digit], __popc(peers));
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr int kTogether = 8;  // loads under way at a time: their latency is most of the time
+    for (int first = 32 * kTogether * warp; first < candidates; first += kThreads * kTogether) {
+        unsigned key[kTogether];
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+            const int i = first + 32 * j + lane;
+            key[j] = i < candidates ? ordered(score_N[i]) : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+            const bool inside = first + 32 * j + lane < candidates;
+            const bool counts = inside && (pass == 0 || key[j] >> (32 - kDigitBits * pass) == prefix);
+            const unsigned digit = counts ? digit_of(key[j], pass) : unsigned(kBins);
+            const unsigned peers = __match_any_sync(kFullWarp, digit);
+            if (counts && (peers & ((1u << lane) - 1)) == 0) atomicAdd(&bins[digit], __popc(peers));
+        }
     }
     __syncthreads();
 }

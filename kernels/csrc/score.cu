@@ -1,7 +1,7 @@
 // kvb_window_score: what the attention of the last W tokens makes of every token before them.
 //
-// A warp holds 64 keys in registers (32 for D = 256) and multiplies them with the queries of all heads of the group, which
-// lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that share
+// A warp holds 64 keys in registers (32 for D = 256) and multiplies them with the queries of all heads of the group,
+// which lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that share
 // a key add up at the end of a head. So every key's sum is taken in the same order: equal keys get equal scores.
 // Pooling along tokens is a kernel of its own, the keys' neighbours being other warps'.
 #include "score_launch.h"
@@ -53,7 +53,7 @@ window_attention(Prompt<T> prompt, const float* lse, int64_t lse_head, int group
         const bool working = key < past;  // others only help to load
         typename Tile<kDim>::Keys keys;
         if (working) kvb::load_keys<T, kDim>(keys, k_TD, prompt.k_token, key, prompt.tokens);
-        float of_head[kPairs][2], of_group[kPairs][2];  // of keys 16 m + r and 16 m + 8 + r: this lane's, then all four's
+        float of_head[kPairs][2], of_group[kPairs][2];  // of keys 16 m + r and 16 m + 8 + r: this lane's, all four's
 #pragma unroll
         for (int m = 0; m < kPairs; ++m) of_head[m][0] = of_head[m][1] = of_group[m][0] = of_group[m][1] = 0.f;
         int tile_of_head = 0, head = 0;

@@ -1,10 +1,10 @@
 // What the scoring kernels share: keys in registers, queries in shared memory, and the products between them.
 //
 // A warp holds 8 * kKeyGroups keys, loaded once, straight from global memory into the operands of mma.m16n8k16: lane
-// (r, c) = (lane / 4, lane % 4) holds of key 8 * group + r, for each 32 columns of D, the eight columns from 8 * c on, as
-// four registers. mma wants columns 2c, 2c+1 and 2c+8, 2c+9 there; but a product over D may take its columns in any
+// (r, c) = (lane / 4, lane % 4) holds of key 8 * group + r, for each 32 columns of D, the eight columns from 8 * c on,
+// as four registers. mma wants columns 2c, 2c+1 and 2c+8, 2c+9 there; but a product over D may take its columns in any
 // order as long as keys and queries take the same, and queries lie in shared memory in the order of the same load. So
-// registers x, y serve one mma, z, w the next, and both keys and queries can be either operand, A (two groups of 8) or B.
+// registers x, y serve one mma, z, w the next, and both keys and queries can be operand A (two groups of 8) or B.
 //
 // Suffixes: H query heads, U KV heads, G = H / U, T tokens, D head dimension, W queries, N tokens before the window.
 #pragma once

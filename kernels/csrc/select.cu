@@ -1,11 +1,12 @@
 // kvb_select: which tokens each KV head keeps, without the host looking at a single score.
 //
-// Suffixes: U KV heads, N candidate tokens of each, P passes (one per digit), B bins, W warps. The order of tokens is: better score first, then (over a layer)
-// the lower head, then the lower position. Sums are of integers, or serial, so the result is the same in every run.
+// Suffixes: U KV heads, N candidate tokens of each, P passes (one per digit), B bins, W warps. The order of tokens is:
+// better score first, then (over a layer) the lower head, then the lower position. Sums are of integers, or serial, so
+// the result is the same in every run.
 //
-// scope "head":   head_top_k, one block per head, which finds the k-th best score digit by digit and marks what beats it.
-// scope "layer":  layer_histogram once per digit finds the total-th best score of the layer in the same way, layer_counts
-//                 makes of what each head holds of the best the number it keeps, then head_top_k.
+// scope "head":   head_top_k, one block per head, finds the k-th best score digit by digit and marks what beats it.
+// scope "layer":  layer_histogram, once per digit, finds the total-th best score of the layer in the same way,
+//                 layer_counts makes of what each head holds of the best the number it keeps, then head_top_k.
 #include "apportion.h"
 #include "radix.h"
 
@@ -26,8 +27,9 @@ struct Threshold {
 };
 
 // histogram_PUB[pass][head][digit] counts the tokens whose leading digits are those of the threshold.
-__global__ void __launch_bounds__(kThreads)
-layer_histogram(const float* score_UN, int candidates, int total, int pass, int* histogram_PUB, Threshold* threshold_P) {
+__global__ void __launch_bounds__(kThreads, 1)
+layer_histogram(const float* score_UN, int candidates, int total, int pass, int* histogram_PUB,
+                Threshold* threshold_P) {
     KVB_SHARED(kvb::Bins, layer_bins);
     KVB_SHARED(kvb::Digit, found);
     KVB_SHARED(kvb::Bins, bins);
@@ -52,11 +54,12 @@ layer_histogram(const float* score_UN, int candidates, int total, int pass, int*
 }
 
 // One block: tokens that each head keeps, from what it holds of the layer's best `total`.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
 layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, int candidates, int total, double floor,
              int* count_U) {
     KVB_SHARED(kvb::Bins, layer_bins);
     KVB_SHARED(kvb::Digit, found);
+    KVB_SHARED(PerHead, above_U);
     KVB_SHARED(PerHead, tied_U);
     KVB_SHARED(kvb::Apportion, work);
     const int64_t pass_stride = int64_t(heads) * kBins;
@@ -70,20 +73,28 @@ layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, 
     __syncthreads();
     const kvb::Digit last = kvb::find_digit(layer_bins, threshold.wanted, found);
     const unsigned key = threshold.prefix << kvb::kDigitBits | last.value;
-    const int head = threadIdx.x;
-    int above = 0;
-    if (head < heads) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int h = warp; h < heads; h += kWarps) {
+        int above = 0;  // tokens of head h that are better than the threshold: those with a larger digit, in each pass
+#pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
-            const int* bins = histogram_PUB + pass * pass_stride + int64_t(head) * kBins;
-            for (int bin = int(kvb::digit_of(key, pass)) + 1; bin < kBins; ++bin) above += bins[bin];
+            const int* bins = histogram_PUB + pass * pass_stride + int64_t(h) * kBins;
+            const int digit = int(kvb::digit_of(key, pass));
+#pragma unroll
+            for (int first = 0; first < kBins; first += 32) above += first + lane > digit ? bins[first + lane] : 0;
         }
-        tied_U[head] = last_UB[head * kBins + last.value];
+        for (int step = 16; step > 0; step /= 2) above += __shfl_xor_sync(kvb::kFullWarp, above, step);
+        if (lane == 0) {
+            above_U[h] = above;
+            tied_U[h] = last_UB[h * kBins + last.value];
+        }
     }
     __syncthreads();
+    const int head = threadIdx.x;
     if (head < heads) {  // those that tie with the threshold are among the best from head 0 on, until there are enough
         int left = last.wanted;
         for (int h = 0; h < head; ++h) left -= tied_U[h];
-        const int held = above + max(0, min(left, tied_U[head]));
+        const int held = above_U[head] + max(0, min(left, tied_U[head]));
         work.weight_U[head] = kvb::mixed_share(held, floor, total, heads);
     }
     __syncthreads();
@@ -92,8 +103,9 @@ layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, 
 }
 
 // One block per head: marks its best count_U[head] tokens, or its even part of `total` and writes that to count_U.
-__global__ void __launch_bounds__(kThreads)
-head_top_k(const float* score_UN, int candidates, int total, bool even, int* count_U, unsigned char* keep_UN) {
+__global__ void __launch_bounds__(kThreads, 1)
+head_top_k(const float* __restrict__ score_UN, int candidates, int total, bool even, int* count_U,
+           unsigned char* __restrict__ keep_UN) {
     KVB_SHARED(kvb::Bins, bins);
     KVB_SHARED(kvb::Digit, found);
     KVB_SHARED(PerWarp, tied_W);
@@ -116,19 +128,29 @@ head_top_k(const float* score_UN, int candidates, int total, bool even, int* cou
     const int range = (candidates + kWarps * 32 - 1) / (kWarps * 32) * 32;
     const int begin = min(candidates, warp * range), end = min(candidates, begin + range);
     int tied = 0;
+#pragma unroll 8
     for (int i = begin + lane; i < end; i += 32) tied += kvb::ordered(score_N[i]) == threshold;
     for (int step = 16; step > 0; step /= 2) tied += __shfl_xor_sync(kvb::kFullWarp, tied, step);
     if (lane == 0) tied_W[warp] = tied;
     __syncthreads();
     int before = 0;
     for (int w = 0; w < warp; ++w) before += tied_W[w];
-    for (int first = begin; first < end; first += 32) {
-        const int i = first + lane;
-        const unsigned key = i < end ? kvb::ordered(score_N[i]) : 0;
-        const unsigned ties = __ballot_sync(kvb::kFullWarp, i < end && key == threshold);
-        const int rank = before + __popc(ties & ((1u << lane) - 1));
-        if (i < end) keep_N[i] = count > 0 && (key > threshold || (key == threshold && rank < wanted));
-        before += __popc(ties);
+    constexpr int kTogether = 8;  // loads under way at a time
+    for (int first = begin; first < end; first += 32 * kTogether) {
+        unsigned key[kTogether];
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+            const int i = first + 32 * j + lane;
+            key[j] = i < end ? kvb::ordered(score_N[i]) : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+            const int i = first + 32 * j + lane;
+            const unsigned ties = __ballot_sync(kvb::kFullWarp, i < end && key[j] == threshold);
+            const int rank = before + __popc(ties & ((1u << lane) - 1));
+            if (i < end) keep_N[i] = count > 0 && (key[j] > threshold || (key[j] == threshold && rank < wanted));
+            before += __popc(ties);
+        }
     }
 }
 
@@ -140,8 +162,8 @@ extern "C" int64_t kvb_select_workspace(int64_t heads) {
 
 // score_UN contiguous; scope 0 "head", 1 "layer"; keep_UN one byte each; 0 <= total <= heads * candidates.
 // `workspace`: kvb_select_workspace bytes for scope "layer", not used for "head".
-extern "C" int kvb_select(const void* score_UN, int64_t heads, int64_t candidates, int64_t total, double floor, int scope,
-                          void* keep_UN, void* count_U, void* workspace, cudaStream_t stream) {
+extern "C" int kvb_select(const void* score_UN, int64_t heads, int64_t candidates, int64_t total, double floor,
+                          int scope, void* keep_UN, void* count_U, void* workspace, cudaStream_t stream) {
     if (heads < 1 || heads > kvb::kMaxHeads || candidates < 0 || heads * candidates > INT32_MAX) return -1;
     const float* score = static_cast<const float*>(score_UN);
     int* count = static_cast<int*>(count_U);
