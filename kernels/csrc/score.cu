@@ -1,8 +1,8 @@
 // kvb_window_score: what the attention of the last W tokens makes of every token before them.
 //
 // A warp holds 64 keys in registers (32 for D = 256) and multiplies them with the queries of all heads of the group,
-// which lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that share
-// a key add up at the end of a head. So every key's sum is taken in the same order: equal keys get equal scores.
+// which lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that
+// share a key add up at the end of a head. So every key's sum is taken in the same order: equal keys get equal scores.
 // Pooling along tokens is a kernel of its own, the keys' neighbours being other warps'.
 #include "score_launch.h"
 
