@@ -84,6 +84,7 @@ def generate(
     question: str = "aware",
     cache: str = "ragged",
     kernel: str = "auto",
+    graph: str = "auto",
     max_rows: int = 64,
     max_prompts: int = 1,
     progress: bool = False,
@@ -100,6 +101,7 @@ def generate(
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
         cache: "ragged" saves memory, "masked" simulates.
         kernel: what attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
+        graph: decode by CUDA graphs: auto (where that can be done), true or false.
         max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
             the rest.
         max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
@@ -138,7 +140,7 @@ def generate(
         return queue.pop() if fits else None
 
     outs: list[list[Any]] = [[None] * len(made) for _ in rendered]
-    answers = stream(model, tokenizer, draw, cache=cache, kernel=kernel, question=question)
+    answers = stream(model, tokenizer, draw, cache=cache, kernel=kernel, graph=graph, question=question)
     with closing(answers), tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
         for request, generations in answers:
             p, part = place[request]

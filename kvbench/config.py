@@ -27,6 +27,7 @@ KERNELS = ("auto", "cuda", "flash_attn", "cpu", "sdpa", "torch")
 
 @dataclass
 class EngineConfig:
+    graph: str = "auto"
     cache: str = "ragged"
     max_rows: int = 64
     max_prompts: int = 8
@@ -115,6 +116,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
     _check_method(cfg)
     if cfg.engine.cache not in CACHES:
         raise ValueError(f"engine.cache={cfg.engine.cache}: must be one of {', '.join(CACHES)}")
+    if str(cfg.engine.graph).lower() not in ("auto", "true", "false"):
+        raise ValueError(f"engine.graph={cfg.engine.graph}: must be one of auto, true, false")
     if cfg.kernel not in KERNELS:
         raise ValueError(f"kernel={cfg.kernel}: no such kernel.{did_you_mean(cfg.kernel, KERNELS)}")
     for name in ("limit", "threads"):

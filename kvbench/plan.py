@@ -114,6 +114,7 @@ def _attempt(
         feed.draw,
         cache=cfg["engine"]["cache"],
         kernel=cfg["kernel"],
+        graph=cfg["engine"]["graph"],
         question=limits.question,
     )
     with closing(answers):

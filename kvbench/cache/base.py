@@ -42,6 +42,11 @@ class KVCache(Protocol):
 
     kernel: str
 
+    @property
+    def moves(self) -> int:
+        """How many times something was moved in memory."""
+        ...
+
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         """Store what the rows keep of a prompt's keys and values."""
         ...
@@ -55,6 +60,20 @@ class KVCache(Protocol):
     def release(self, rows: Sequence[int]) -> None:
         """Forget finished rows and free their memory."""
         ...
+
+    def room(self, rows: Sequence[int]) -> int:
+        """Tokens that steps of these rows can append with nothing but work on the device; 0 if more is needed."""
+        ...
+
+    def advance(self, rows: Sequence[int], tokens: int) -> None:
+        """Count tokens that were appended to `rows` by a recorded step."""
+        ...
+
+    def counts(self) -> Any:
+        """What is counted on the host, for `reset_counts` after a step that was recorded in vain."""
+        ...
+
+    def reset_counts(self, counts: Any) -> None: ...
 
     def lengths(self, row: int) -> list[list[int]]:
         """Stored tokens per layer and KV head."""

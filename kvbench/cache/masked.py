@@ -32,6 +32,7 @@ class MaskedCache:
     """Same interface as `RaggedCache`."""
 
     kernel = "torch"
+    moves = 0  # for nothing is recorded
 
     def __init__(self, num_layers: int) -> None:
         self._layers: list[dict[int, _Row]] = [{} for _ in range(num_layers)]
@@ -103,6 +104,17 @@ class MaskedCache:
         for layer in self._layers:
             for row in rows:
                 layer.pop(row, None)
+
+    def room(self, rows: Sequence[int]) -> int:
+        return 0  # every step makes new tensors
+
+    def advance(self, rows: Sequence[int], tokens: int) -> None:
+        raise AssertionError("there is no room")
+
+    def counts(self) -> Any:
+        return None
+
+    def reset_counts(self, counts: Any) -> None: ...
 
     def lengths(self, row: int) -> list[list[int]]:
         return [layer[row].keep_UN.sum(1).tolist() for layer in self._layers]

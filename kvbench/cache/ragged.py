@@ -28,7 +28,9 @@ class _Layer:
         self._arenas: list[Arena] = []
         self._dead: set[int] = set()  # released rows whose slots are still there
         self._active: tuple[int, ...] | None = None
+        self._room = 0  # tokens that fit into every active segment
         self._appended = 0  # tokens of each active segment that its length on the host does not count yet
+        self.moves = 0
 
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         if any(entry.row in self._dead for entry in entries):
@@ -41,14 +43,30 @@ class _Layer:
         if self._room < tokens:
             self._grow(tokens)
             arena = self._activate(rows, kv_heads)
-        self._room -= tokens
-        self._appended += tokens
+        self.advance(tokens)
         return self._backend.append_and_attend(
             q_BHTD, k_BUTD, v_BUTD, arena.buffers, self._lanes, scaling, self._lengths
         )
 
+    def room(self, rows: tuple[int, ...]) -> int:
+        """Tokens that a step of `rows` finds room for where all is, if the last step was theirs as well."""
+        return self._room if self._active == rows and len(self._arenas) == 1 else 0
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that are appended to the active rows."""
+        self._room -= tokens
+        self._appended += tokens
+
+    def counts(self) -> tuple[int, int]:
+        return self._room, self._appended
+
+    def reset_counts(self, counts: tuple[int, int]) -> None:
+        self._room, self._appended = counts
+
     def release(self, rows: Sequence[int]) -> None:
         """Free the slots of `rows`, once half of the slots are free."""
+        for arena in self._arenas:
+            arena.buffers.check()
         self._dead.update(rows)
         everything = [s for arena in self._arenas for s in arena.segments]
         if 2 * sum(s.capacity for s in everything if s.row not in self._dead) <= sum(s.capacity for s in everything):
@@ -112,6 +130,7 @@ class _Layer:
         self._arenas = [] if merged is None else [merged]
         self._dead.clear()
         self._active = None
+        self.moves += 1
 
 
 class RaggedCache:
@@ -157,6 +176,27 @@ class RaggedCache:
             for row in rows:
                 special.pop(row, None)
             layer.release(rows)
+
+    @property
+    def moves(self) -> int:
+        return sum(layer.moves for layer in self._layers)
+
+    def room(self, rows: Sequence[int]) -> int:
+        if any(row in special for special in self._special for row in rows):
+            return 0
+        return min(layer.room(tuple(rows)) for layer in self._layers)
+
+    def advance(self, rows: Sequence[int], tokens: int) -> None:
+        for layer in self._layers:
+            assert layer.room(tuple(rows)) >= tokens
+            layer.advance(tokens)
+
+    def counts(self) -> list[tuple[int, int]]:
+        return [layer.counts() for layer in self._layers]
+
+    def reset_counts(self, counts: list[tuple[int, int]]) -> None:
+        for layer, of_layer in zip(self._layers, counts, strict=True):
+            layer.reset_counts(of_layer)
 
     def lengths(self, row: int) -> list[list[int]]:
         return [

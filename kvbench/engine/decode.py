@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbench.cache.base import KVCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
 from kvbench.engine.caches import make_cache, num_layers
+from kvbench.engine.graph import Cuda, Forward, Steps, wanted
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
 from kvbench.engine.variant import Generation, Request, Timings
 
@@ -33,7 +34,9 @@ def stream(
     *,
     cache: str = "ragged",
     kernel: str = "auto",
+    graph: str = "auto",
     question: str = "aware",
+    on_step: Callable[[float], None] | None = None,
 ) -> Generator[tuple[Request, list[Generation]], None, None]:
     """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
 
@@ -41,8 +44,10 @@ def stream(
         draw: gives the next request that may join those in flight, or None; asked when half of the rows have stopped,
             again and again until it says None. When it says so to an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
+        graph: whether decode steps are recorded as CUDA graphs: "auto" where that can be done, "true", "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
+        on_step: called with the seconds of every decode step.
 
     Raises:
         ValueError: no variants, an impossible budget on a prompt, an empty prompt, a kernel that cannot run here.
@@ -50,7 +55,7 @@ def stream(
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
     apart = _mixes_rows(model)
-    batch = _Batch(model, tokenizer, make_cache(model, cache, kernel), question)
+    batch = _Batch(model, tokenizer, make_cache(model, cache, kernel), question, graph)
     with kvbench_attention(model):
         while True:
             joining: list[Request] = []
@@ -62,7 +67,10 @@ def stream(
             if joining:
                 yield from batch.join(joining)
             elif batch.in_flight:
-                yield from batch.step()
+                seconds, landed = batch.step()
+                if on_step is not None:
+                    on_step(seconds)
+                yield from landed
             else:
                 return
 
@@ -108,7 +116,12 @@ class _Batch:
     """The rows that decode together."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: KVCache, question: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: KVCache,
+        question: str,
+        graph: str,
     ) -> None:
         self._model, self._tokenizer, self._cache, self._question = model, tokenizer, cache, question
         self._device = next(model.get_input_embeddings().parameters()).device
@@ -116,6 +129,7 @@ class _Batch:
         self._active: list[_Row] = []
         self._rows_made = self._full = 0
         self._clock = 0.0
+        self._steps: Forward = Steps(self._call, cache, Cuda()) if wanted(model, cache, graph) else self._call
 
     @property
     def in_flight(self) -> list[Request]:
@@ -148,16 +162,17 @@ class _Batch:
             self._first_tokens(one)
         yield from self._landed()
 
-    def step(self) -> Iterator[tuple[Request, list[Generation]]]:
-        """One more token for every active row."""
+    def step(self) -> tuple[float, list[tuple[Request, list[Generation]]]]:
+        """One more token for every active row: the seconds it took, and the requests that are done."""
         begin = now(self._device)
         rows = self._active
         ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
         logits_BV = self._forward(ids_BT, rows)
         tokens = self._choose(rows, logits_BV)
-        self._clock += now(self._device) - begin
+        seconds = now(self._device) - begin
+        self._clock += seconds
         self._take(rows, tokens)
-        yield from self._landed()
+        return seconds, list(self._landed())
 
     def _prefill(self, request: Request) -> _Prefilled:
         prompt = request.prompt
@@ -239,7 +254,8 @@ class _Batch:
         tokens = ids_BT.shape[1]
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
         attention = ContinuePass(self._cache, [row.id for row in rows], max(row.seen for row in rows))
-        logits_BV = self._call(ids_BT, seen_B1 + torch.arange(tokens, device=self._device), attention)
+        position_BT = seen_B1 + torch.arange(tokens, device=self._device)
+        logits_BV = (self._steps if tokens == 1 else self._call)(ids_BT, position_BT, attention)
         for row in rows:
             row.seen += tokens
         return logits_BV

@@ -161,7 +161,7 @@ class ContinuePass:
     """Appends the call's tokens to the rows and attends to what they hold."""
 
     def __init__(self, cache: KVCache, rows: Sequence[int], seen: int) -> None:
-        self._cache, self._rows, self.seen = cache, rows, seen
+        self._cache, self.rows, self.seen = cache, tuple(rows), seen
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        return self._cache.attend(layer, self._rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        return self._cache.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling)

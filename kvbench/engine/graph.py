@@ -1,0 +1,124 @@
+"""Decode steps as CUDA graphs: a step of the same rows over the same buffers is recorded once and then replayed.
+
+A model's decode step is hundreds of small kernels, and launching them from Python takes longer than running them. In a
+graph they are one launch. What changes from step to step lies in tensors: the tokens, their positions, and the lengths
+of the segments, which the kernels themselves count up. When rows leave or join, or the cache moves, the next steps are
+eager again, and the graph is recorded anew once the batch has been the same for a while.
+
+Shape suffixes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.base import KVCache
+from kvbench.engine.prefill import ContinuePass
+
+log = logging.getLogger(__name__)
+
+_STEADY = 3  # eager steps of the same batch before it is recorded: rows often leave one after the other
+CHOICES = ("auto", "true", "false")
+
+Forward = Callable[[Tensor, Tensor, ContinuePass], Tensor]
+Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
+"""Records a function's work on the device without doing it; gives the tensor of its result, and what does the work."""
+
+
+def wanted(model: PreTrainedModel, cache: KVCache, graph: str) -> bool:
+    """Whether decode steps are to be recorded.
+
+    Args:
+        graph: "auto" where it can be done, "true", "false".
+
+    Raises:
+        ValueError: "true" where it cannot be done; says what is in the way.
+    """
+    choice = str(graph).lower()  # a configuration's true is True
+    if choice not in CHOICES:
+        raise ValueError(f"engine.graph={graph}: must be one of {', '.join(CHOICES)}")
+    lack = missing(model, cache)
+    if choice == "true" and lack is not None:
+        raise ValueError(f"engine.graph=true: {lack}")
+    return choice != "false" and lack is None
+
+
+def missing(model: PreTrainedModel, cache: KVCache) -> str | None:
+    """What is in the way of recording steps; None if nothing."""
+    devices = {p.device for p in model.parameters()}
+    if {d.type for d in devices} != {"cuda"}:
+        return "CUDA graphs need a model on a GPU"
+    if len(devices) > 1 or getattr(model, "hf_device_map", None) is not None:
+        return "the model is spread over devices"
+    if cache.kernel not in ("cuda", "flash_attn"):
+        return f"kernel={cache.kernel} wants the lengths on the host in every step; choose kernel=cuda or flash_attn"
+    if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
+        return "the model has a sliding window, whose length is watched in every step"
+    return None
+
+
+class Cuda:
+    """Records on a GPU. Graphs follow each other, so they can all use one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            out = work()
+        return out, graph.replay
+
+
+class Steps:
+    """Runs steps of one token a row: by a graph if there is one for these rows, else eagerly."""
+
+    def __init__(self, forward: Forward, cache: KVCache, record: Record) -> None:
+        self._forward, self._cache, self._record = forward, cache, record
+        self._key: tuple[object, ...] = ()
+        self._steady = 0
+        self._replay: Callable[[], None] | None = None
+        self._works = True
+        self.replayed = 0  # steps that were
+
+    def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
+        """Logits [B, V] of one more token of each row. They are overwritten by the next step."""
+        rows = attention.rows
+        key = (*rows, self._cache.moves)
+        if key != self._key:
+            self._key, self._steady, self._replay = key, 0, None
+        self._steady += 1
+        # without room the cache moves in this step, and rows that are more than segments cannot be recorded
+        if self._steady <= _STEADY or not self._works or self._cache.room(rows) < 1:
+            return self._forward(ids_B1, position_B1, attention)
+        if self._replay is None:
+            if not self._recorded(ids_B1, position_B1, attention):
+                return self._forward(ids_B1, position_B1, attention)
+        else:
+            self._cache.advance(rows, 1)
+        assert self._replay is not None
+        self._ids_B1.copy_(ids_B1)
+        self._position_B1.copy_(position_B1)
+        self._replay()
+        self.replayed += 1
+        return self._logits_BV
+
+    def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> bool:
+        """Record a step. The cache counts it as done: the replay that follows does it."""
+        self._ids_B1, self._position_B1 = ids_B1.clone(), position_B1.clone()
+        before = self._cache.counts()
+        try:
+            self._logits_BV, self._replay = self._record(
+                lambda: self._forward(self._ids_B1, self._position_B1, attention)
+            )
+        except RuntimeError as error:  # what the model does cannot be recorded: a wait for the device, say
+            self._cache.reset_counts(before)
+            self._works = False
+            log.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+            return False
+        return True

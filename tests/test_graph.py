@@ -1,0 +1,190 @@
+"""Decode steps that are recorded and replayed, by a recorder for the CPU that does as a CUDA graph does.
+
+It runs what is recorded in order to know the shapes, undoes what that changed, and refuses what waits for the device.
+A replay runs the same operations on the same memory: what the host decided anew in each step shows as a wrong token.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import kvbench
+from kvbench.cache.ragged import RaggedCache
+from kvbench.engine import decode, graph
+from kvbench.engine.caches import num_layers
+from kvbench.paths import conf_dir
+from kvbench_kernels import backends
+
+PROMPTS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]
+DIMS = OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims
+VARIANTS = [("fullkv", None), ("snapkv", 40), ("ada_snapkv", 36), ("streaming_llm", 38)]
+WAITS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+class Tape(TorchDispatchMode):
+    """Notes every operation, and what tensors that it wrote to held before."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.before = [], []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if op in WAITS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {op}")
+        schema = op._schema.arguments
+        named = [(argument, kwargs[argument.name]) for argument in schema if argument.name in kwargs]
+        for argument, value in [*zip(schema, args, strict=False), *named]:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before.append((value, value.clone()))
+        out = op(*args, **kwargs)
+        self.operations.append((op, args, kwargs, out))
+        return out
+
+
+class Recorder:
+    """As `graph.Cuda`, on a CPU."""
+
+    def __call__(self, work):
+        tape = Tape()
+        try:
+            with tape:
+                out = work()
+        finally:
+            for tensor, held in reversed(tape.before):
+                tensor.copy_(held)
+
+        def replay():
+            for op, args, kwargs, old in tape.operations:
+                inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+                given = {x.untyped_storage().data_ptr() for x in inputs}
+                for new, kept in zip(tree_flatten(op(*args, **kwargs))[0], tree_flatten(old)[0], strict=True):
+                    if isinstance(kept, torch.Tensor) and kept.untyped_storage().data_ptr() not in given:
+                        kept.copy_(new)
+
+        return out, replay
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return kvbench.load_model("tiny")
+
+
+@pytest.fixture
+def recorded(tiny, monkeypatch):
+    """Generates with recorded steps by a backend without host work; also gives the `Steps` that were made."""
+    made = []
+
+    class Steps(graph.Steps):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    def generate(prompts=PROMPTS, variants=VARIANTS, **settings):
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "wanted", lambda model, cache, graph: True)
+            patch.setattr(decode, "Cuda", Recorder)
+            patch.setattr(decode, "Steps", Steps)
+            # on a CPU the op of this backend is the reference
+            cache = RaggedCache(num_layers(tiny.model), backends.make("cuda"))
+            patch.setattr(decode, "make_cache", lambda *_: cache)
+            return kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
+
+    return SimpleNamespace(generate=generate, made=made)
+
+
+def tokens(outs):
+    return [[g.token_ids for g in of_prompt] for of_prompt in outs]
+
+
+def test_recorded_steps_are_the_same_tokens(tiny, recorded):
+    """Rows of several prompts that join and leave at different steps."""
+    settings = {"max_new_tokens": 24, "max_prompts": 2}
+    free = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, VARIANTS, stop_ids=[], **settings)
+    stops = {g.token_ids[n] for of_prompt, n in zip(free, (6, 11, 15), strict=True) for g in of_prompt[:2]}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, VARIANTS, stop_ids=stops, **settings)
+    assert len({len(ids) for of_prompt in tokens(expected) for ids in of_prompt}) > 2
+    outs = recorded.generate(stop_ids=stops, **settings)
+    assert tokens(outs) == tokens(expected)
+    assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
+    assert recorded.made[0].replayed > 0
+
+
+def test_all_steps_but_the_first_are_replayed(recorded):
+    (out,) = recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=24)
+    assert recorded.made[0].replayed == 24 - 1 - graph._STEADY  # the first token is the prefill's
+    kept = out[0].kept[0][0]
+    assert out[0].kept_max == kept + 23
+
+
+def test_growth_beyond_the_reserve(tiny, recorded, monkeypatch):
+    """A step that moves the cache is eager, and the ones after it are recorded anew."""
+    settings = {"stop_ids": [], "max_new_tokens": 40}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, **settings)
+    real = RaggedCache.add
+    monkeypatch.setattr(
+        RaggedCache,
+        "add",
+        lambda self, layer, entries, k, v: real(
+            self, layer, [type(e)(**(vars(e) | {"reserve": 9})) for e in entries], k, v
+        ),
+    )
+    assert tokens(recorded.generate(PROMPTS[:1], **settings)) == tokens(expected)
+    steps = recorded.made[0]
+    assert 0 < steps.replayed < 40 - 1 - graph._STEADY
+    assert steps._cache.moves > 0
+
+
+def test_rows_with_work_on_the_host_are_eager(tiny, recorded):
+    variants = [("snapkv", 40), ("kivi", None)]
+    settings = {"stop_ids": [], "max_new_tokens": 8}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], variants, **settings)
+    assert tokens(recorded.generate(PROMPTS[:1], variants, **settings)) == tokens(expected)
+    assert recorded.made[0].replayed == 0
+
+
+def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, caplog):
+    real = tiny.model.forward
+
+    def waits(*args, **kwargs):
+        out = real(*args, **kwargs)
+        out.logits.max().item()
+        return out
+
+    settings = {"stop_ids": [], "max_new_tokens": 12}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, VARIANTS, **settings)
+    monkeypatch.setattr(tiny.model, "forward", waits)
+    outs = recorded.generate(**settings)
+    assert tokens(outs) == tokens(expected)
+    assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
+    said = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
+    assert len(said) == 1 and "not permitted" in said[0]
+
+
+def test_graph_true_says_what_is_missing(tiny):
+    cache = RaggedCache(num_layers(tiny.model))
+    assert not graph.wanted(tiny.model, cache, "auto") and not graph.wanted(tiny.model, cache, "False")
+    for choice in ("true", "True"):
+        with pytest.raises(ValueError, match="engine.graph=true: CUDA graphs need a model on a GPU"):
+            kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, graph=choice)
+    with pytest.raises(ValueError, match="engine.graph=on: must be one of auto, true, false"):
+        kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, graph="on")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kernel", ["cuda", "flash_attn"])
+def test_graphs_on_the_gpu(tiny, kernel):
+    """Recorded and eager steps are the same kernels, so they give the same tokens."""
+    dims = dict.fromkeys(("hidden_size", "intermediate_size"), 256) | {"head_dim": 64}
+    on_gpu = kvbench.load_model("tiny", device="cuda", dtype="bfloat16", dims=dict(DIMS) | dims)
+    model, tokenizer = on_gpu.model, on_gpu.tokenizer
+    settings = {"max_new_tokens": 48, "max_prompts": 2, "stop_ids": [], "kernel": kernel}
+    eager = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="false", **settings)
+    outs = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="true", **settings)
+    assert tokens(outs) == tokens(eager)
