@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, beside_
     if figure.is_drawn(path, stamp):
         return path
     styles = _styles(rows)
-    picture = figure.new(max(7.6, len(panels) * _PANEL[0] + 1.9), 2 * _PANEL[1] + 0.7)
+    width = max(7.6, len(panels) * _PANEL[0] + 1.9)
+    below = textwrap.wrap(details, int(15 * width))  # characters of the small type that an inch holds
+    picture = figure.new(width, 2 * _PANEL[1] + 0.55 + 0.15 * len(below))
     grid = picture.subplots(2, len(panels), sharex="col", squeeze=False)
     peaks = [shown for row in rows if (shown := (_risen if beside_weights else _peak)(row)) is not None]
     unit, size = ("GiB", 2**30) if max(peaks, default=0) >= 2**30 else ("MiB", 2**20)
@@ -53,8 +56,10 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, beside_
     grid[0, 0].set_ylabel("Decode step (ms)", fontsize=9.5, color=INK)
     said = f"Peak memory ({unit})" + ("\nbeside the weights" if beside_weights else "")
     grid[1, 0].set_ylabel(said, fontsize=9.5, color=INK)
-    picture.suptitle(f"{heading}\n", x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK)
-    picture.text(0.012, 1 - 0.36 / picture.get_figheight(), details, fontsize=8, color=FAINT, va="center")
+    lead = "\n" * len(below)  # the room that the lines below it take
+    picture.suptitle(f"{heading}{lead}", x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK, linespacing=1.1)
+    height = picture.get_figheight()
+    picture.text(0.012, 1 - 0.3 / height, "\n".join(below), fontsize=8, color=FAINT, va="top", linespacing=1.3)
     handles = {text: h for axes in grid.flat for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     ordered = [text for text in (_label(line) for line in styles) if text in handles]
     outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
