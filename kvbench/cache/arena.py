@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench_kernels.backends import Buffers
+from kvbench_kernels.backends import Backend, Buffers
 from kvbench_kernels.slab import Slab
 
 
@@ -42,13 +42,11 @@ class Arena:
         return 2 * self.buffers.k_RD.nbytes
 
 
-def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, bias: bool = True) -> Arena:
+def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Backend) -> Arena:
     """What the entries keep of a prompt, each token written once, to the place where it stays.
 
-    Slots behind a segment's length hold copies of the first token: they are masked, but have to be finite.
-
-    Args:
-        bias: make the buffers' bias, which some backends want.
+    Without kernels, slots behind a segment's length hold copies of the first token: they are masked, but have to be
+    finite.
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
     keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
@@ -61,33 +59,47 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, bias: bool = 
     index = {(s.row, s.head): i for i, s in enumerate(segments)}
     slabs, slots = lay_out(segments)
     order = [index[s.row, s.head] for s in segments]
-    source_S, token_N = keep_ST[torch.tensor(order, device=device)].nonzero().unbind(1)
+    keep_ST = keep_ST[torch.tensor(order, device=device)]
+    start_S1 = _starts(segments, slots, device)
+    if backend.prompt is not None:
+        head_S = torch.tensor([s.head for s in segments], dtype=torch.int32, device=device)
+        k_RD, v_RD = backend.prompt.gather(k_UTD, v_UTD, keep_ST, head_S, start_S1, slots)
+        return _arena(segments, slabs, k_RD, v_RD, start_S1)
+    source_S, token_N = keep_ST.nonzero().unbind(1)
     head_S = torch.tensor([s.head for s in segments], device=device)
     live_N = live_slots(segments, device)
     source_R = torch.zeros(slots, dtype=torch.long, device=device)
     source_R[live_N] = head_S[source_S] * tokens + token_N
     k_RD, v_RD = (x_UTD.reshape(heads * tokens, dim).index_select(0, source_R) for x_UTD in (k_UTD, v_UTD))
-    return _arena(segments, slabs, k_RD, v_RD, live_N if bias else None)
+    return _arena(segments, slabs, k_RD, v_RD, start_S1, live_N if backend.needs_bias else None)
 
 
-def merge(arenas: Sequence[Arena], dead: frozenset[int] = frozenset(), bias: bool = True) -> Arena | None:
+def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Arena | None:
     """The living segments of several arenas in one, `dead` rows left out; None if none is left."""
     alive = [[s for s in arena.segments if s.row not in dead] for arena in arenas]
     segments = [s for of_arena in alive for s in of_arena]
     if not segments:
         return None
     like = arenas[0].buffers.k_RD
-    old_slots = [live_slots(of_arena, like.device) for of_arena in alive]
+    device = like.device
+    old_slots = [live_slots(of_arena, device) for of_arena in alive] if len(arenas) > 1 or not backend.prompt else []
     for segment in segments:  # it may have grown into what it was levelled up to
         segment.need = max(segment.need, segment.length)
+    place = {id(s): index for index, s in enumerate(arenas[0].segments)}
     in_layout = list(segments)
     slabs, slots = lay_out(in_layout)
-    new_slots = live_slots(segments, like.device).split([len(x) for x in old_slots])
+    start_S1 = _starts(in_layout, slots, device)
+    if len(arenas) == 1 and backend.prompt is not None:
+        was = arenas[0].buffers
+        source_S = torch.tensor([place[id(s)] for s in in_layout], dtype=torch.int32, device=device)
+        k_RD, v_RD = backend.prompt.relayout(was.k_RD, was.v_RD, was.start_S1, was.length_S, source_S, start_S1, slots)
+        return _arena(in_layout, slabs, k_RD, v_RD, start_S1)
+    new_slots = live_slots(segments, device).split([len(x) for x in old_slots])
     k_RD, v_RD = like.new_zeros(slots, like.shape[1]), like.new_zeros(slots, like.shape[1])
     for arena, old, new in zip(arenas, old_slots, new_slots, strict=True):
         k_RD.index_copy_(0, new, arena.buffers.k_RD[old])
         v_RD.index_copy_(0, new, arena.buffers.v_RD[old])
-    return _arena(in_layout, slabs, k_RD, v_RD, torch.cat(new_slots) if bias else None)
+    return _arena(in_layout, slabs, k_RD, v_RD, start_S1, torch.cat(new_slots) if backend.needs_bias else None)
 
 
 def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
@@ -117,15 +129,24 @@ def live_slots(segments: Sequence[Segment], device: torch.device) -> Tensor:
     return torch.arange(total, device=device) + (starts - first).repeat_interleave(lengths, output_size=total)
 
 
-def _arena(segments: list[Segment], slabs: list[Slab], k_RD: Tensor, v_RD: Tensor, live_N: Tensor | None) -> Arena:
+def _starts(segments: Sequence[Segment], slots: int, device: torch.device) -> Tensor:
+    return torch.tensor([*(s.start for s in segments), slots], dtype=torch.int32, device=device)
+
+
+def _arena(
+    segments: list[Segment],
+    slabs: list[Slab],
+    k_RD: Tensor,
+    v_RD: Tensor,
+    start_S1: Tensor,
+    live_N: Tensor | None = None,
+) -> Arena:
+    """An arena; with a bias if the live slots are given."""
     bias_R = None
     if live_N is not None:
         bias_R = k_RD.new_full((len(k_RD),), -torch.inf)
         bias_R[live_N] = 0
-    ends = [s.start for s in segments] + [len(k_RD)]
-    start_S1, length_S = (
-        torch.tensor(values, dtype=torch.int32, device=k_RD.device) for values in (ends, [s.length for s in segments])
-    )
+    length_S = torch.tensor([s.length for s in segments], dtype=torch.int32, device=k_RD.device)
     capacity = max(s.capacity for s in segments)
     return Arena(segments, Buffers(k_RD, v_RD, start_S1, length_S, capacity, slabs, bias_R))
 

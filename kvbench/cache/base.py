@@ -38,9 +38,15 @@ class Entry:
 
 
 class KVCache(Protocol):
-    """All layers' keys and values of all rows. `kernel` names what attends to them."""
+    """All layers' keys and values of all rows.
+
+    Attributes:
+        kernel: names what attends to them.
+        prompt: kernels for prompts, where there are some (`kvbench_kernels.prompt`).
+    """
 
     kernel: str
+    prompt: Any
 
     @property
     def moves(self) -> int:

@@ -32,6 +32,7 @@ class MaskedCache:
     """Same interface as `RaggedCache`."""
 
     kernel = "torch"
+    prompt = None
     moves = 0  # for nothing is recorded
 
     def __init__(self, num_layers: int) -> None:

@@ -35,7 +35,7 @@ class _Layer:
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         if any(entry.row in self._dead for entry in entries):
             self._rebuild()
-        self._arenas.append(gather(entries, k_UTD, v_UTD, self._backend.needs_bias))
+        self._arenas.append(gather(entries, k_UTD, v_UTD, self._backend))
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
@@ -126,7 +126,7 @@ class _Layer:
     def _rebuild(self) -> None:
         """Living segments only, laid out anew in one arena."""
         self._count()
-        merged = merge(self._arenas, frozenset(self._dead), self._backend.needs_bias)
+        merged = merge(self._arenas, frozenset(self._dead), self._backend)
         self._arenas = [] if merged is None else [merged]
         self._dead.clear()
         self._active = None
@@ -142,7 +142,7 @@ class RaggedCache:
 
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
         chosen = make("torch") if backend is None else backend
-        self.kernel = chosen.name
+        self.kernel, self.prompt = chosen.name, chosen.prompt
         self._layers = [_Layer(chosen) for _ in range(num_layers)]
         self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]
 

@@ -81,6 +81,7 @@ class PrefillPass:
             token_ids=self._token_ids,
             spans=self._spans,
             shared=self._shared,
+            kernels=self._cache.prompt,
         )
         self._compress(ctx)
         self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes

@@ -26,6 +26,18 @@ from torch import Tensor
 R = TypeVar("R")
 
 
+class Kernels(Protocol):
+    """What a GPU may do faster than torch, with the same result up to rounding (`kvbench_kernels.prompt`)."""
+
+    def window_score(
+        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
+    ) -> Tensor: ...
+
+    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor: ...
+
+    def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor: ...
+
+
 class LayerContext:
     """One layer's prompt, as a method sees it. Everything derived is computed once and shared by all variants.
 
@@ -38,6 +50,7 @@ class LayerContext:
         token_ids: [T] prompt ids, where a method asks for token types.
         spans: named ranges of the prompt, e.g. {"context": (0, 900), "question": (900, 1017)}.
         shared: a dict that lives as long as the prompt, for methods that reuse one layer's choice in others.
+        kernels: what computes scores and selections; None for torch.
     """
 
     def __init__(
@@ -52,6 +65,7 @@ class LayerContext:
         token_ids: Tensor | None = None,
         spans: dict[str, tuple[int, int]] | None = None,
         shared: dict[Hashable, Any] | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         if q_HTD.dim() != 3 or k_UTD.dim() != 3 or q_HTD.shape[0] % k_UTD.shape[0]:
             raise ValueError(
@@ -63,6 +77,7 @@ class LayerContext:
         self.layer, self.num_layers = layer, num_layers
         self.token_ids, self.spans = token_ids, spans or {}
         self.shared: dict[Hashable, Any] = {} if shared is None else shared
+        self.kernels = kernels
         self._memo: dict[Hashable, Any] = {}
 
     @property
@@ -111,6 +126,8 @@ class LayerContext:
         return self.memo("column_sums", self._column_sums)
 
     def _column_sums(self) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.column_sums(self.q, self.k, scaling=self.scaling)
         # about a million logits at a time stay in a CPU's cache; fewer than 64 queries would waste the matmul
         block = max(64, 2**20 // (self.q.shape[0] * self.num_tokens))
         sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self._dtype, device=self.q.device)

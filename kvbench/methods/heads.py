@@ -14,6 +14,8 @@ from kvbench.methods.rounding import apportion
 class Uniform:
     """Every head the same; an odd token goes to the lower head."""
 
+    scope = ("head", 0.0)  # as `Kernels.select` takes it, with a floor
+
     def __call__(self, candidates: Candidates, total: int) -> list[int]:
         heads = candidates.values_UN.shape[0]
         return [total // heads + (head < total % heads) for head in range(heads)]
@@ -36,6 +38,11 @@ class Adaptive:
     floor: float = 0.2
     normalize: bool = False
     allocation: str = "exact"
+
+    @property
+    def scope(self) -> tuple[str, float] | None:
+        """As `Kernels.select` takes it; None for what it does not know."""
+        return ("layer", self.floor) if self.allocation == "exact" and not self.normalize else None
 
     def __call__(self, candidates: Candidates, total: int) -> list[int]:
         heads, count = candidates.values_UN.shape

@@ -88,6 +88,10 @@ class Method:
             key, lambda: Candidates(self.scores(ctx)[:, sinks : ctx.num_tokens - window].contiguous())
         )
         free = total - (sinks + window) * ctx.num_kv_heads
+        by_kernel = getattr(self._select, "by_kernel", None)  # parts need not know of kernels
+        scope = getattr(self._heads, "scope", None)
+        if ctx.kernels is not None and by_kernel is not None and scope is not None:
+            return by_kernel(ctx, candidates, free, scope, window)
         return self._select(ctx, candidates, self._heads(candidates, free), window)
 
     def keep(

@@ -61,8 +61,18 @@ class WindowAttention:
             raise ValueError(f"method.window={self.window}: must be at least 1, its queries make the scores")
 
     def __call__(self, ctx: LayerContext) -> Tensor:
-        attention_UGWT = ctx.window_attention(self.window)
         past = ctx.num_tokens - self.window
+        if ctx.kernels is not None:
+            score_UN = ctx.kernels.window_score(
+                ctx.q[:, past:],
+                ctx.k,
+                scaling=ctx.scaling,
+                reduce=self.reduce,
+                pooling=self.pooling,
+                kernel_size=self.kernel_size,
+            )
+            return F.pad(score_UN, (0, self.window))
+        attention_UGWT = ctx.window_attention(self.window)
         score_UN = reduce_group(add_up(attention_UGWT[..., :past], 2) / self.window, self.reduce, dim=1)
         return F.pad(pool(score_UN, self.pooling, self.kernel_size), (0, self.window))
 

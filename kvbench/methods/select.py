@@ -30,3 +30,13 @@ class TopK:
         limit_U1 = torch.tensor(counts, device=ctx.k.device)[:, None]
         keep_UT[:, self.sinks : tokens - window] = candidates.rank_UN < limit_U1
         return keep_UT
+
+    def by_kernel(
+        self, ctx: LayerContext, candidates: Candidates, total: int, scope: tuple[str, float], window: int
+    ) -> Tensor:
+        """The same of the layer's `total`, split over the heads as `scope` says, without a word to the host."""
+        assert ctx.kernels is not None
+        tokens = ctx.num_tokens
+        keep_UT = torch.ones(ctx.num_kv_heads, tokens, dtype=torch.bool, device=ctx.k.device)
+        keep_UT[:, self.sinks : tokens - window] = ctx.kernels.select(candidates.values_UN, total, scope[1], scope[0])
+        return keep_UT

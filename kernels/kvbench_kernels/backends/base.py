@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvbench_kernels.prompt import PromptKernels
 from kvbench_kernels.slab import Slab
 
 
@@ -75,6 +76,11 @@ class Backend(Protocol):
 
     name: str
     needs_bias: bool  # reads `Buffers.bias_R`
+
+    @property
+    def prompt(self) -> PromptKernels | None:
+        """Does with prompts what torch does otherwise."""
+        ...
 
     def append_and_attend(
         self,

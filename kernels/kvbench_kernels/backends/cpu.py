@@ -23,6 +23,7 @@ class CpuBackend:
 
     name = "cpu"
     needs_bias = False
+    prompt = None
 
     def __init__(self) -> None:
         self._library = library()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvbench_kernels import ops
 from kvbench_kernels.backends.base import Buffers, Lanes
+from kvbench_kernels.prompt import PromptKernels
 
 
 class CudaBackend:
@@ -19,6 +20,7 @@ class CudaBackend:
 
     name = "cuda"
     needs_bias = False
+    prompt = PromptKernels()
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[torch.device, int], Tensor] = {}

@@ -37,6 +37,7 @@ class SlabBackend:
     """Every slab by one call of `attend`. Needs the lengths on the host."""
 
     needs_bias = True
+    prompt = None
 
     def __init__(self, name: str, attend: Attend) -> None:
         self.name, self._attend = name, attend
