@@ -93,6 +93,7 @@ def run(
         lambda _: queue.pop() if queue else None,
         cache=cfg["engine"]["cache"],
         kernel=cell.kernel,
+        graph=str(cfg["engine"]["graph"]).lower(),
     )
     with _watching(loaded.model, called), closing(answers):
         generations = [generation for _, (generation,) in answers]

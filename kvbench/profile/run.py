@@ -62,7 +62,7 @@ def setting_of(group: Group) -> dict[str, Any]:
         "model": {"name": node["name"], "weights": models.identity(node), "dtype": str(node["dtype"])},
         "shape": asdict(models.shape(node)),
         "device": device.facts(models.device(node)),
-        "engine": {"cache": cfg["engine"]["cache"]},
+        "engine": {key: cfg["engine"][key] for key in ("cache", "graph")},
         "seed": cfg["seed"],
         "profile": {**vars(group.profile), "version": VERSION},
         "versions": versions(),
