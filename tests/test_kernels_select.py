@@ -77,7 +77,7 @@ def differs(kernels: library.Library, score_UN: Tensor, total: int, floor: float
 @pytest.mark.parametrize("kind", [quantised, probabilities, special, bits, all_equal])
 def test_the_kept_set_is_that_of_the_methods(kind: Callable[..., Tensor], scope: str) -> None:
     g = generator(1)
-    for case in range(60):
+    for case in range(40):
         heads, candidates = draw(g, 1, 9), draw(g, 1, (5, 33, 300, 1100)[case % 4])
         score_UN = kind(g, heads, candidates)
         most = heads * candidates
@@ -141,7 +141,6 @@ def test_remainders_are_rounded_as_python_rounds_them(tmp_path: Path) -> None:
     [
         ("threshold && rank < wanted", "threshold && rank <= wanted"),  # one tie too many
         ("if (score != score) return 0xffffffffu;", ""),  # NaN by its bits
-        ("score == 0.f ? 0u : __float_as_uint(score)", "__float_as_uint(score)"),  # -0 below 0
         ("for (int h = 0; h < head; ++h) left -= tied_U[h];", ""),  # every head takes all ties
         ("before += __popc(ties);", ""),  # ties counted anew in each 32
         ("near != half) return below + (near > half);", "true) return below;"),  # remainders cut off
