@@ -70,7 +70,7 @@ class Bench:
             "versions": versions(),
             "commit": commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "command": shlex.join(["python", *(word.replace(f"{ROOT}/", "") for word in sys.argv)]),
         }
 
     @contextmanager

@@ -210,7 +210,7 @@ def main() -> None:
     with bench.kernels():
         for shape in [toy] if bench.toy else [Shape(32768), Shape(8192), Shape(131072)]:
             about = {"tokens": shape.tokens, "budget": shape.budget, "window": shape.window}
-            if bench.left() < 8:
+            if bench.left() < 6 + shape.tokens / 1e4:
                 bench.record(what="prompt", **about, skipped="no time left")
                 continue
             prompt = Prompt(shape, bench)
