@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_sweep_is_measured_recorded_shown_and_never_measured_again(tmp_path, c
         assert record["kept_mean"] == kept and record["kv_bytes"] == rows * kept * token
         assert record["kv_full_bytes"] == rows * record["context"] * token
         assert record["kv_slack_bytes"] >= rows * 6 * token  # room for the answer
-        assert record["steps"] == 6 - 1 - 2  # not the first one, and the last one has no end
+        assert record["steps"] == 6 - 1 - 1  # the first token is the prefill's, and the first step lays the cache out
         assert 0 < record["tpot_low_s"] <= record["tpot_s"] <= record["tpot_high_s"]
         assert record["tokens_per_s"] == pytest.approx(rows / record["tpot_s"])
         assert record["prefill_s"] > 0 and record["compress_s"] > 0
@@ -187,14 +188,24 @@ def test_two_processes_do_not_measure_the_same(tmp_path, capsys):
     assert "already writing" in capsys.readouterr().err
 
 
-def test_without_sight_of_the_steps_the_engines_mean_stands(tmp_path, monkeypatch):
-    import contextlib
+def test_the_steps_in_which_a_batch_settles_do_not_count(tmp_path, monkeypatch):
+    """Those in which a graph is recorded; and the record says how many of the others it did."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(seconds) ** 2))
 
-    monkeypatch.setattr(measure, "_watching", lambda *_: contextlib.nullcontext())
-    assert profile("method=fullkv", "profile.context=80", f"paths.outputs={tmp_path}") == 0
+    def stream(*args, on_step, **settings):
+        for step in range(15):
+            on_step(7.0, step >= 9)
+        yield from real(*args, **settings)
+
+    real = measure.stream
+    monkeypatch.setattr(measure, "stream", stream)
+    warm_up = ["profile.warmup=0", "profile.repeats=1"]
+    assert profile("method=fullkv", "profile.context=80", *warm_up, f"paths.outputs={tmp_path}") == 0
     (record,) = lines(tmp_path)
-    assert record["tpot_s"] == record["tpot_mean_s"] > 0 and record["tpot_low_s"] is None and record["steps"] == 0
-    assert record["peak_prefill_bytes"] == record["peak_decode_bytes"]
+    assert record["first_step_s"] == 7 and record["steps"] == 15 - measure._SETTLING
+    assert record["tpot_low_s"] > 2 * measure._SETTLING - 1  # stamps are squares: later steps are longer
+    assert record["steps_by_graph"] == pytest.approx(6 / 10)
 
 
 def test_prompts_are_different_and_the_same_for_all():

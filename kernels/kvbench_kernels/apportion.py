@@ -6,7 +6,9 @@ The rule is that of the methods (kvbench/methods/rounding.py), which this packag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 
 
 def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
@@ -23,7 +25,7 @@ def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
     open_ = list(range(len(weights)))
     rest = float(total)
     while open_:
-        mass = sum(weights[i] for i in open_)
+        mass = _sum(weights[i] for i in open_)
         parts = [rest * weights[i] / mass if mass > 0 else rest / len(open_) for i in open_]
         below = [i for i, part in zip(open_, parts, strict=True) if part < limit]
         if len(below) == len(open_):
@@ -44,3 +46,8 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
     for i in ranked[: total - sum(floors)]:
         floors[i] += 1
     return floors
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Added one by one, as the kernel does: `sum` compensates its rounding from Python 3.12 on."""
+    return reduce(add, values, 0.0)

@@ -122,8 +122,8 @@ def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
 
 def live_slots(segments: Sequence[Segment], device: torch.device) -> Tensor:
     """Live slots of the segments, one after the other."""
-    lengths = torch.tensor([s.length for s in segments], device=device)
-    starts = torch.tensor([s.start for s in segments], device=device)
+    lengths = torch.tensor([s.length for s in segments], dtype=torch.long, device=device)  # there may be none
+    starts = torch.tensor([s.start for s in segments], dtype=torch.long, device=device)
     first = lengths.cumsum(0) - lengths
     total = sum(s.length for s in segments)
     return torch.arange(total, device=device) + (starts - first).repeat_interleave(lengths, output_size=total)

@@ -83,7 +83,10 @@ class _Layer:
 
     def token_bytes(self) -> int:
         """Bytes of one token's key and value in one head."""
-        return 2 * self._arenas[0].buffers.k_RD[0].nbytes if self._arenas else 0
+        if not self._arenas:
+            return 0
+        k_RD = self._arenas[0].buffers.k_RD  # of no slots, where rows keep nothing
+        return 2 * k_RD.shape[1] * k_RD.itemsize
 
     def settle(self) -> None:
         """Bring what joined since the last step into one arena."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbench.cache.base import KVCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
 from kvbench.engine.caches import make_cache, num_layers
-from kvbench.engine.graph import Cuda, Forward, Steps, wanted
+from kvbench.engine.graph import Cuda, Steps, wanted
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
 from kvbench.engine.variant import Generation, Request, Timings
 
@@ -36,7 +36,7 @@ def stream(
     kernel: str = "auto",
     graph: str = "auto",
     question: str = "aware",
-    on_step: Callable[[float], None] | None = None,
+    on_step: Callable[[float, bool], None] | None = None,
 ) -> Generator[tuple[Request, list[Generation]], None, None]:
     """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
 
@@ -47,7 +47,7 @@ def stream(
         graph: whether decode steps are recorded as CUDA graphs: "auto" where that can be done, "true", "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
-        on_step: called with the seconds of every decode step.
+        on_step: called after every decode step with its seconds, and whether a recorded graph did it.
 
     Raises:
         ValueError: no variants, an impossible budget on a prompt, an empty prompt, a kernel that cannot run here.
@@ -67,9 +67,9 @@ def stream(
             if joining:
                 yield from batch.join(joining)
             elif batch.in_flight:
-                seconds, landed = batch.step()
+                seconds, replayed, landed = batch.step()
                 if on_step is not None:
-                    on_step(seconds)
+                    on_step(seconds, replayed)
                 yield from landed
             else:
                 return
@@ -129,7 +129,11 @@ class _Batch:
         self._active: list[_Row] = []
         self._rows_made = self._full = 0
         self._clock = 0.0
-        self._steps: Forward = Steps(self._call, cache, Cuda()) if wanted(model, cache, graph) else self._call
+        self._steps = Steps(self._call, cache, Cuda()) if wanted(model, cache, graph) else None
+
+    @property
+    def _replayed(self) -> int:
+        return 0 if self._steps is None else self._steps.replayed
 
     @property
     def in_flight(self) -> list[Request]:
@@ -162,9 +166,9 @@ class _Batch:
             self._first_tokens(one)
         yield from self._landed()
 
-    def step(self) -> tuple[float, list[tuple[Request, list[Generation]]]]:
-        """One more token for every active row: the seconds it took, and the requests that are done."""
-        begin = now(self._device)
+    def step(self) -> tuple[float, bool, list[tuple[Request, list[Generation]]]]:
+        """One more token for every active row: the seconds, whether a graph did it, and the requests that are done."""
+        begin, before = now(self._device), self._replayed
         rows = self._active
         ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
         logits_BV = self._forward(ids_BT, rows)
@@ -172,7 +176,7 @@ class _Batch:
         seconds = now(self._device) - begin
         self._clock += seconds
         self._take(rows, tokens)
-        return seconds, list(self._landed())
+        return seconds, self._replayed > before, list(self._landed())
 
     def _prefill(self, request: Request) -> _Prefilled:
         prompt = request.prompt
@@ -255,7 +259,8 @@ class _Batch:
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
         attention = ContinuePass(self._cache, [row.id for row in rows], max(row.seen for row in rows))
         position_BT = seen_B1 + torch.arange(tokens, device=self._device)
-        logits_BV = (self._steps if tokens == 1 else self._call)(ids_BT, position_BT, attention)
+        forward = self._call if self._steps is None or tokens > 1 else self._steps
+        logits_BV = forward(ids_BT, position_BT, attention)
         for row in rows:
             row.seen += tokens
         return logits_BV

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 
 
 def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
@@ -31,7 +33,7 @@ def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
     open_ = list(range(len(weights)))
     rest = float(total)
     while open_:
-        mass = sum(weights[i] for i in open_)
+        mass = _sum(weights[i] for i in open_)
         parts = {i: rest * weights[i] / mass if mass > 0 else rest / len(open_) for i in open_}
         full = [i for i in open_ if parts[i] >= limit]
         if not full:
@@ -41,5 +43,10 @@ def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
         for i in full:
             shares[i] = float(limit)
             open_.remove(i)
-        rest = total - sum(shares)
+        rest = total - _sum(shares)
     return largest_remainder(shares, total)
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Added one by one: `sum` compensates its rounding from Python 3.12 on, and kept tokens would depend on Python."""
+    return reduce(add, values, 0.0)

@@ -1,7 +1,7 @@
 """One cell measured: prompts of random ids through the engine that users run, steps timed from outside.
 
-Timestamps are taken where the model is called. The engine has waited for the device by then, so the time between two
-calls is a whole step: the model, the choice of tokens, and all that Python does around them.
+Timestamps are taken after every decode step. The engine has waited for the device by then, so the time between two of
+them is a whole step: the model, the choice of tokens, and all that Python does around them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from kvbench.profile.peaks import Meter, Peak
 from kvbench.prompts import Prompt
 from kvbench.records import broken_promise
 
-_WARM_UP_TOKENS = 4
+_WARM_UP_TOKENS = 8
+_SETTLING = 5  # steps of a batch that are not typical: the cache is laid out, a graph is recorded
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,16 @@ class Pass:
 
     Attributes:
         generations: one per row.
-        first_step_s: the first decode step, which lays the cache out for the batch; None where steps were not seen.
-        step_s: the other steps of the whole batch, without the last.
+        first_step_s: the first decode step, which lays the cache out for the batch; None if there is none.
+        step_s: the steps of the whole batch, without those at its beginning if there are others.
+        replayed: share of those that a recorded graph did.
         peak: memory, None where it cannot be known.
     """
 
     generations: Sequence[Generation]
     first_step_s: float | None
     step_s: Sequence[float]
+    replayed: float
     peak: Peak | None
 
 
@@ -79,12 +82,19 @@ def run(
 ) -> Pass:
     """Every prompt under the cell's variant, all rows in one batch."""
     queue = [Request(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
-    calls: list[float] = []
+    calls, first, stamps, by_graph = 0, None, [], []
 
     def called() -> None:
-        if len(calls) == len(prompts):  # one call per prompt; this is the first step
+        nonlocal calls
+        if calls == len(prompts):  # one call per prompt; this is the first step, which no graph does
             meter.prefilled()
-        calls.append(time.perf_counter())
+        calls += 1
+
+    def stepped(seconds: float, replayed: bool) -> None:
+        nonlocal first
+        first = seconds if first is None else first
+        stamps.append(time.perf_counter())
+        by_graph.append(replayed)
 
     meter.start()
     answers = stream(
@@ -94,14 +104,14 @@ def run(
         cache=cfg["engine"]["cache"],
         kernel=cell.kernel,
         graph=str(cfg["engine"]["graph"]).lower(),
+        on_step=stepped,
     )
     with _watching(loaded.model, called), closing(answers):
         generations = [generation for _, (generation,) in answers]
     peak = meter.read()
-    steps = np.diff(calls[len(prompts) :]).tolist()
-    if len(calls) != len(prompts) + new_tokens - 1:  # an engine that does not call the model for a step
-        return Pass(generations, None, [], peak)
-    return Pass(generations, steps[0], steps[1:], peak)
+    skip = _SETTLING if len(stamps) > 2 * _SETTLING else 1
+    steps, graphs = np.diff(stamps)[skip - 1 :].tolist(), by_graph[skip:]
+    return Pass(generations, first, steps, statistics.mean(graphs) if graphs else 0.0, peak)
 
 
 @contextmanager
@@ -131,6 +141,7 @@ def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
         "tpot_mean_s": mean,
         "first_step_s": statistics.median(first) if first else None,
         "steps": len(steps),
+        "steps_by_graph": statistics.mean(one.replayed for one in passes),
         "tokens_per_s": cell.batch / tpot,
     }
 
