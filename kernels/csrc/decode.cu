@@ -82,10 +82,11 @@ KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& sh
     }
     __syncthreads();
     if (shared.last == 0) return;
-    for (int lane = static_cast<int>(threadIdx.x); lane < args.lanes; lane += kThreads) {
-        const int segment = args.segment[lane], length = args.length[segment] + args.tokens;
-        if (length <= args.start[segment + 1] - args.start[segment]) args.length[segment] = length;
-        else atomicCAS(args.status, 0, segment + 1);
+    const bool in_window = args.lanes <= kThreads;  // all of them, and it was never refilled: nothing to wait for
+    for (int number = static_cast<int>(threadIdx.x); number < args.lanes; number += kThreads) {
+        const Lane lane = in_window ? shared.window[number] : load_lane<true>(args, number);
+        if (lane.length > lane.old_length) args.length[lane.segment] = lane.length;
+        else atomicCAS(args.status, 0, lane.segment + 1);
     }
     if (threadIdx.x == 0) args.counters[kGridCounter] = 0;
 }

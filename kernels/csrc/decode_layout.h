@@ -50,7 +50,7 @@ struct DecodeArguments {
 
 // A lane's segment: slots before `old_length` are in the buffers, those up to `length` are to be appended.
 struct Lane {
-    int start, old_length, length;
+    int segment, start, old_length, length;
 };
 
 // Where a CTA is. An item is a (lane, block of columns) with all the lane's units; items follow one another.

@@ -81,18 +81,18 @@ struct Merge {
     }
 
     // Whether this CTA is the last of `all` to get here. Whatever they stored before is visible to it afterwards.
+    // Fences are cumulative: one thread's, behind and before a barrier, do for all, and cost less than one of each.
     KVB_DEVICE bool last_to_arrive(int counter, int all) const {
-        __threadfence();
-        __syncthreads();  // every thread's stores come before the count
+        __syncthreads();  // every thread's stores come before the fence
         if (threadIdx.x == 0) {
+            __threadfence();
             const bool last = atomicAdd(args.counters + counter, 1) == all - 1;
+            if (last) __threadfence();
             if (last) atomicExch(args.counters + counter, 0);  // nobody else comes
             shared.last = last;
         }
-        __syncthreads();
-        const bool last = shared.last != 0;
-        __threadfence();
-        return last;
+        __syncthreads();  // every thread's loads come after the fence
+        return shared.last != 0;
     }
 
     // Some pieces of the item: those of CTAs cta, cta + step, ... Only the first may be another than its CTA's first.

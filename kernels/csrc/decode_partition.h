@@ -18,11 +18,12 @@ KVB_DEVICE int cta_of_unit(int unit, int total, int ctas) {
 // With kAppend the new tokens count as there, if the segment has room for them.
 template <bool kAppend>
 KVB_DEVICE Lane load_lane(const DecodeArguments& args, int lane) {
-    const int segment = args.segment[lane];
     Lane found;
-    found.start = args.start[segment];
-    found.old_length = found.length = args.length[segment];
-    if (kAppend && found.length + args.tokens <= args.start[segment + 1] - found.start) found.length += args.tokens;
+    found.segment = args.segment[lane];
+    found.start = args.start[found.segment];
+    found.old_length = found.length = args.length[found.segment];
+    if (kAppend && found.length + args.tokens <= args.start[found.segment + 1] - found.start)
+        found.length += args.tokens;
     return found;
 }
 
@@ -40,10 +41,19 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     // A prefix sum over the lanes' units: each thread has a run of neighbouring lanes, one where there are few.
     const int run = divide_up(args.lanes, kThreads), first = thread * run, end = min(first + run, args.lanes);
     int units = 0;
-    for (int lane = first; lane < end; ++lane) {
-        const Lane found = load_lane<kAppend>(args, lane);
-        units += units_of(found) * args.blocks;
-        if (run == 1) shared.window[thread] = found;
+    if (run == 1 && first < end) {
+        shared.window[thread] = load_lane<kAppend>(args, first);
+        units = units_of(shared.window[thread]) * args.blocks;
+    }
+    if (run > 1) {
+        constexpr int kTogether = 4;  // loads of lanes under way at a time: each is two latencies
+        for (int lane = first; lane < end; lane += kTogether) {
+            Lane found[kTogether];
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) found[j] = load_lane<kAppend>(args, min(lane + j, end - 1));
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) units += lane + j < end ? units_of(found[j]) * args.blocks : 0;
+        }
     }
     int up_to = units;
     for (int distance = 1; distance < 32; distance *= 2) {

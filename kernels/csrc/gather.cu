@@ -84,13 +84,24 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
     const int pieces = row_bytes / 16;
     const char* k_TD = from.k + head_S[segment] * from.k_head;
     const char* v_TD = from.v + head_S[segment] * from.v_head;
-    for (int i = threadIdx.x; i < kept * pieces; i += kThreads) {
-        const int row = i / pieces, offset = i % pieces * 16;
-        const int64_t token = kept_of_chunk[row], to = (int64_t(first) + before + row) * row_bytes + offset;
-        const uint4 k = kvb::load16(k_TD + token * from.k_token + offset);
-        const uint4 v = kvb::load16(v_TD + token * from.v_token + offset);
-        kvb::store16(k_RD + to, k);
-        kvb::store16(v_RD + to, v);
+    const int64_t to = (int64_t(first) + before) * row_bytes;
+    constexpr int kTogether = 4;  // pieces of a thread under way at a time; past the end the last one again
+    for (int begin_piece = threadIdx.x; begin_piece < kept * pieces; begin_piece += kTogether * kThreads) {
+        uint4 k[kTogether], v[kTogether];
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+            const int i = min(begin_piece + j * kThreads, kept * pieces - 1), offset = i % pieces * 16;
+            const int64_t token = kept_of_chunk[i / pieces];
+            k[j] = kvb::load16(k_TD + token * from.k_token + offset);
+            v[j] = kvb::load16(v_TD + token * from.v_token + offset);
+        }
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+            const int i = begin_piece + j * kThreads;
+            if (i >= kept * pieces) continue;
+            kvb::store16(k_RD + to + int64_t(16) * i, k[j]);
+            kvb::store16(v_RD + to + int64_t(16) * i, v[j]);
+        }
     }
 }
 

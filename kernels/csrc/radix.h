@@ -26,17 +26,15 @@ KVB_DEVICE void count_digits(const float* score_N, int candidates, unsigned pref
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     constexpr int kTogether = 8;  // loads under way at a time: their latency is most of the time
     for (int first = 32 * kTogether * warp; first < candidates; first += kThreads * kTogether) {
-        unsigned key[kTogether];
+        float score[kTogether];  // loaded without a branch, behind which the next load would have to wait
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) score[j] = score_N[min(first + 32 * j + lane, candidates - 1)];
 #pragma unroll
         for (int j = 0; j < kTogether; ++j) {
-            const int i = first + 32 * j + lane;
-            key[j] = i < candidates ? ordered(score_N[i]) : 0;
-        }
-#pragma unroll
-        for (int j = 0; j < kTogether; ++j) {
+            const unsigned key = ordered(score[j]);
             const bool inside = first + 32 * j + lane < candidates;
-            const bool counts = inside && (pass == 0 || key[j] >> (32 - kDigitBits * pass) == prefix);
-            const unsigned digit = counts ? digit_of(key[j], pass) : unsigned(kBins);
+            const bool counts = inside && (pass == 0 || key >> (32 - kDigitBits * pass) == prefix);
+            const unsigned digit = counts ? digit_of(key, pass) : unsigned(kBins);
             const unsigned peers = __match_any_sync(kFullWarp, digit);
             if (counts && (peers & ((1u << lane) - 1)) == 0) atomicAdd(&bins[digit], __popc(peers));
         }

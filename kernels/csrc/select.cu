@@ -137,18 +137,16 @@ head_top_k(const float* __restrict__ score_UN, int candidates, int total, bool e
     for (int w = 0; w < warp; ++w) before += tied_W[w];
     constexpr int kTogether = 8;  // loads under way at a time
     for (int first = begin; first < end; first += 32 * kTogether) {
-        unsigned key[kTogether];
+        float score[kTogether];
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) score[j] = score_N[min(first + 32 * j + lane, end - 1)];
 #pragma unroll
         for (int j = 0; j < kTogether; ++j) {
             const int i = first + 32 * j + lane;
-            key[j] = i < end ? kvb::ordered(score_N[i]) : 0;
-        }
-#pragma unroll
-        for (int j = 0; j < kTogether; ++j) {
-            const int i = first + 32 * j + lane;
-            const unsigned ties = __ballot_sync(kvb::kFullWarp, i < end && key[j] == threshold);
+            const unsigned key = kvb::ordered(score[j]);
+            const unsigned ties = __ballot_sync(kvb::kFullWarp, i < end && key == threshold);
             const int rank = before + __popc(ties & ((1u << lane) - 1));
-            if (i < end) keep_N[i] = count > 0 && (key[j] > threshold || (key[j] == threshold && rank < wanted));
+            if (i < end) keep_N[i] = count > 0 && (key > threshold || (key == threshold && rank < wanted));
             before += __popc(ties);
         }
     }
