@@ -82,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"installed for this run: {', '.join(names) or 'nothing, all is there'}", flush=True)
         paths = [str(ROOT), str(ROOT / "kernels"), site, env.get("PYTHONPATH", "")]
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+        if arguments.dry_run:  # steps side by side: threads that wait for each other would be in the way
+            env = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | env
         suite = Suite(out, env, end, arguments.minutes * 60 / _FULL)
         suite.say_lacks(site)
         good = suite.run(chosen, at_once=arguments.dry_run)
@@ -246,6 +248,7 @@ def _kill(process: subprocess.Popen[Any]) -> None:
 
 
 def _terminated(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: `timeout` sends it twice
     raise KeyboardInterrupt
 
 
