@@ -84,13 +84,16 @@ def captured(work: Work, sets: int, rounds: int, before: Callable[[], object] | 
                 work(index)
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        if before is not None:
-            before()
-        for _ in range(rounds):
-            for index in range(sets):
-                work(index)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            if before is not None:
+                before()
+            for _ in range(rounds):
+                for index in range(sets):
+                    work(index)
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
     torch.cuda.synchronize()
     return graph
 
