@@ -6,6 +6,9 @@ A replay runs the same operations on the same memory: what the host decided anew
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -86,11 +89,11 @@ def recorded(tiny, monkeypatch):
             super().__init__(*args)
             made.append(self)
 
-    def generate(prompts=PROMPTS, variants=VARIANTS, **settings):
+    def generate(prompts=PROMPTS, variants=VARIANTS, steps=Steps, **settings):
         with monkeypatch.context() as patch:
             patch.setattr(decode, "wanted", lambda model, cache, graph: True)
             patch.setattr(decode, "Cuda", Recorder)
-            patch.setattr(decode, "Steps", Steps)
+            patch.setattr(decode, "Steps", steps)
             # on a CPU the op of this backend is the reference
             cache = RaggedCache(num_layers(tiny.model), backends.make("cuda"))
             patch.setattr(decode, "make_cache", lambda *_: cache)
@@ -167,6 +170,89 @@ def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, ca
     assert len(said) == 1 and "not permitted" in said[0]
 
 
+def test_a_batch_is_gone_when_its_rows_are(tiny, recorded, monkeypatch):
+    """Its cache and graphs are gigabytes, and nothing of them may wait for the garbage collector."""
+    held = []
+    real = RaggedCache.__init__
+
+    def noted(self, *arguments):
+        held.append(weakref.ref(self))
+        real(self, *arguments)
+
+    monkeypatch.setattr(RaggedCache, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=8, steps=graph.Steps)
+    finally:
+        gc.enable()
+    assert len(held) == 1 and held[0]() is None
+
+
+class Pools:
+    """What torch does with the memory of graphs, as far as it can go wrong; and its current stream."""
+
+    def __init__(self, monkeypatch):
+        self.users, self.stream, self.tensors = {}, "stream of before", []
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream))
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    @contextmanager
+    def graph(self, graph, pool):
+        if not any(tensor() is not None for tensor in self.tensors) and not self.users.get(pool):
+            self.users.pop(pool, None)  # emptied and forgotten
+        self.stream = "stream of the graph"
+        if self.users.get(pool) == 0:
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+        self.users[pool] = self.users.get(pool, 0) + 1
+        graph.pool = pool
+        yield  # an error in it leaves the stream as it is
+        self.stream = "stream of before"
+
+    def result(self):
+        tensor = torch.zeros(1)
+        self.tensors.append(weakref.ref(tensor))
+        return tensor
+
+
+class Graph:
+    def __init__(self, pools):
+        self.pools, self.pool = pools, None
+
+    def replay(self): ...
+
+    def __del__(self):
+        if self.pool is not None:
+            self.pools.users[self.pool] -= 1
+
+
+def test_recordings_of_one_pool_follow_each_other(monkeypatch):
+    """Of the one before, the result alone is still held."""
+    pools = Pools(monkeypatch)
+    record = graph.Cuda()
+    out, replay = record(pools.result)
+    del replay
+    for _ in range(3):
+        gc.collect()
+        out, replay = record(pools.result)
+        del replay
+    assert pools.users == {"pool": 1} and out.shape == (1,)
+
+
+def test_a_recording_that_fails_leaves_the_stream_alone(monkeypatch):
+    pools = Pools(monkeypatch)
+
+    def fails():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graph.Cuda()(fails)
+    assert pools.stream == "stream of before"
+
+
 def test_graph_true_says_what_is_missing(tiny):
     cache = RaggedCache(num_layers(tiny.model))
     assert not graph.wanted(tiny.model, cache, "auto") and not graph.wanted(tiny.model, cache, "False")
@@ -179,12 +265,16 @@ def test_graph_true_says_what_is_missing(tiny):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("kernel", ["cuda", "flash_attn"])
-def test_graphs_on_the_gpu(tiny, kernel):
-    """Recorded and eager steps are the same kernels, so they give the same tokens."""
+def test_graphs_on_the_gpu(tiny, kernel, monkeypatch, caplog):
+    """Recorded and eager steps are the same kernels, so they give the same tokens; rows that join are recorded anew."""
     dims = dict.fromkeys(("hidden_size", "intermediate_size"), 256) | {"head_dim": 64}
     on_gpu = kvbench.load_model("tiny", device="cuda", dtype="bfloat16", dims=dict(DIMS) | dims)
     model, tokenizer = on_gpu.model, on_gpu.tokenizer
     settings = {"max_new_tokens": 48, "max_prompts": 2, "stop_ids": [], "kernel": kernel}
     eager = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="false", **settings)
+    recorded = []
+    real = graph.Cuda.__call__
+    monkeypatch.setattr(graph.Cuda, "__call__", lambda self, work: recorded.append(1) or real(self, work))
     outs = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="true", **settings)
     assert tokens(outs) == tokens(eager)
+    assert len(recorded) > 1 and not [r for r in caplog.records if "without CUDA graphs" in r.message]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -129,6 +130,7 @@ class _Batch:
         self._active: list[_Row] = []
         self._rows_made = self._full = 0
         self._clock = 0.0
+        self._call = partial(_logits, model)  # no method of this: nothing is to wait for the garbage collector
         self._steps = Steps(self._call, cache, Cuda()) if wanted(model, cache, graph) else None
 
     @property
@@ -265,12 +267,6 @@ class _Batch:
             row.seen += tokens
         return logits_BV
 
-    def _call(self, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
-        out = self._model(
-            input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention
-        )
-        return out.logits[:, -1]
-
     def _generation(self, one: _Prefilled, index: int) -> Generation:
         row, (kept, used, slack) = one.rows[index], one.measured[index]
         ids = row.ids[:-1] if row.finish == "stop" else row.ids
@@ -291,3 +287,9 @@ class _Batch:
             kernel=self._cache.kernel,
             timings=Timings(one.prefill_s, one.prefill.compress_s, one.ttft_s, row.clock / steps if steps else None),
         )
+
+
+def _logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
+    """Of the last token of each row: [B, V]."""
+    out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
+    return out.logits[:, -1]

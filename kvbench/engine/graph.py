@@ -63,15 +63,24 @@ def missing(model: PreTrainedModel, cache: KVCache) -> str | None:
 
 
 class Cuda:
-    """Records on a GPU. Graphs follow each other, so they can all use one pool of memory."""
+    """Records on a GPU. Graphs follow each other, so they can all use one pool of memory.
+
+    The last one is held until the next one is recorded: a pool that no graph uses any more cannot be recorded into as
+    long as some tensor of it lives, such as the last result (`use_count > 0 INTERNAL ASSERT FAILED`).
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._last: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            out = work()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                out = work()
+        finally:
+            torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+        self._last = graph
         return out, graph.replay
 
 
