@@ -22,7 +22,8 @@ from kvbench.paths import conf_dir
 GROUPS = ("model", "method", "benchmark")
 FREE_FORM = ("hints", "chat_kwargs")  # dictionaries whose keys are the user's
 CACHES = ("ragged", "masked")
-KERNELS = ("auto", "cuda", "flash_attn", "cpu", "sdpa", "torch")
+HOST_KERNELS = ("cpu", "sdpa", "torch")  # they want the host in every step
+KERNELS = ("auto", "cuda", "flash_attn", *HOST_KERNELS)
 
 
 @dataclass
@@ -120,6 +121,11 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
         raise ValueError(f"engine.graph={cfg.engine.graph}: must be one of auto, true, false")
     if cfg.kernel not in KERNELS:
         raise ValueError(f"kernel={cfg.kernel}: no such kernel.{did_you_mean(cfg.kernel, KERNELS)}")
+    if cfg.engine.cache == "masked" and cfg.kernel not in ("auto", "torch"):
+        raise ValueError(f"kernel={cfg.kernel}: engine.cache=masked attends by torch alone; choose kernel=auto")
+    if str(cfg.engine.graph).lower() == "true" and (cfg.engine.cache == "masked" or cfg.kernel in HOST_KERNELS):
+        what = "engine.cache=masked" if cfg.engine.cache == "masked" else f"kernel={cfg.kernel}"
+        raise ValueError(f"engine.graph=true: {what} works on the host in every step; choose engine.graph=auto")
     for name in ("limit", "threads"):
         if cfg[name] is not None and cfg[name] < 1:
             raise ValueError(f"{name}={cfg[name]}: must be at least 1, or null")
