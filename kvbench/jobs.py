@@ -26,6 +26,7 @@ from kvbench.engine.variant import Variant
 from kvbench.methods.load import build, load, split_dials
 from kvbench.methods.method import Method
 from kvbench.paths import conf_dir
+from kvbench_kernels.build import csrc
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +183,7 @@ def _code() -> str:
     files = [path for part in _SOURCES for path in sorted((package / part).rglob("*.py"))]
     files += [
         package / "encoding.py",
-        *sorted(Path(kvbench_kernels.__file__).parent.glob("*.py")),
+        *sorted(Path(kvbench_kernels.__file__).parent.rglob("*.py")),
+        *sorted(file for file in csrc().iterdir() if file.is_file()),
     ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
