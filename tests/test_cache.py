@@ -206,6 +206,30 @@ def test_released_rows_free_their_memory():
     assert cache.bytes() == 0
 
 
+def test_rows_that_leave_before_others_have_joined():
+    """An arena without a living row is merged with one that has some."""
+    g = torch.Generator().manual_seed(2)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    for row, tokens in enumerate((9, 300)):
+        k_UTD, v_UTD = (torch.randn(2, tokens, DIM, generator=g) for _ in range(2))
+        for cache in (ragged, masked):
+            cache.add(0, [Entry(row, torch.ones(2, tokens, dtype=torch.bool), 4)], k_UTD, v_UTD)
+    q, k = torch.randn(1, 2, 1, DIM, generator=g), torch.randn(1, 2, 1, DIM, generator=g)
+    outs = []
+    for cache in (ragged, masked):
+        cache.release([0])
+        outs.append(cache.attend(0, [1], q, k, k, 1.0))
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_that_keeps_nothing():
+    cache = RaggedCache(1)
+    cache.add(0, [Entry(0, torch.zeros(2, 5, dtype=torch.bool), 0)], *torch.randn(2, 2, 5, DIM).unbind())
+    assert cache.used_bytes(0) == cache.slack_bytes(0) == cache.bytes() == 0
+    v = torch.randn(1, 2, 1, DIM)
+    assert torch.equal(cache.attend(0, [0], torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), v, 1.0), v)
+
+
 def test_growth_is_geometric_and_leaves_released_rows_behind():
     cache = RaggedCache(1)
     entries = [Entry(r, torch.ones(2, 300, dtype=torch.bool), 4) for r in range(3)]
