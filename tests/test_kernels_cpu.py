@@ -143,6 +143,19 @@ def test_without_a_compiler_torch_takes_over(monkeypatch):
         cpu.library.cache_clear()
 
 
+def test_without_room_on_the_disk_torch_takes_over(monkeypatch):
+    def full(force=False):
+        raise OSError(28, "No space left on device")
+
+    cpu.library.cache_clear()
+    monkeypatch.setattr(build, "cpu", full)
+    try:
+        chosen = backends.choose("auto", Use(CPU, torch.float32, 64, 3))
+        assert chosen.name == "torch" and "No space left on device" in chosen.reason
+    finally:
+        cpu.library.cache_clear()
+
+
 def test_an_old_cpu_goes_by_torch(monkeypatch):
     cpu.library.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")

@@ -62,6 +62,21 @@ def test_parts_that_know_no_kernels_go_by_torch():
         assert torch.equal(a, b)
 
 
+def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
+    """Of a score part of one's own, say: the compiled kernel refuses what is not float32."""
+
+    class Exact:
+        def __call__(self, ctx):
+            return torch.linspace(0, 1, ctx.num_tokens, dtype=torch.float64).expand(ctx.num_kv_heads, -1)
+
+    method = kvbench.load_method("ada_snapkv")
+    mine = type(method)(**(vars(method) | {"score": Exact()}))
+    monkeypatch.setattr(PromptKernels, "select", None)
+    q, k = torch.randn(4, 90, 64), torch.randn(2, 90, 64)
+    kept = mine.keep(q, k, k, budget=40, kernels=PromptKernels())
+    assert [head.tolist() for head in kept] == [list(range(50, 90))] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the kernels are emulated by what g++ makes of them")
 def test_a_whole_run_on_the_emulated_kernels(monkeypatch):

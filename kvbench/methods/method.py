@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kvbench.methods.base import Ask, Candidates, Heads, LayerContext, Layers, Score, Select
@@ -90,7 +91,8 @@ class Method:
         free = total - (sinks + window) * ctx.num_kv_heads
         by_kernel = getattr(self._select, "by_kernel", None)  # parts need not know of kernels
         scope = getattr(self._heads, "scope", None)
-        if ctx.kernels is not None and by_kernel is not None and scope is not None:
+        known = candidates.values_UN.dtype == torch.float32  # rounded to it, other scores would tie
+        if ctx.kernels is not None and known and by_kernel is not None and scope is not None:
             return by_kernel(ctx, candidates, free, scope, window)
         return self._select(ctx, candidates, self._heads(candidates, free), window)
 

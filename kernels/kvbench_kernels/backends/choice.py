@@ -118,7 +118,7 @@ def _unfit_for_cpu_kernel(use: Use, compile_now: bool) -> str | None:
         return f"head dimension {use.head_dim}: compiled for {', '.join(map(str, cpu.HEAD_DIMS))}"
     try:
         cpu.library() if compile_now else compilers.gxx()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
         return str(error)
     return None
 
@@ -137,7 +137,7 @@ def _no_library(device: torch.device, compile_now: bool) -> str | None:
             ops.prepare(device)
         else:
             build.cached(torch.cuda.get_device_capability(device))  # asks for the compilers
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
         return str(error)
     return None
 
