@@ -33,6 +33,8 @@ def arena(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor | None,
             raise ValueError("start_S1: must have one element more than length_S")
     if compiled:
         sixteen_bit("k_RD", k_RD)
+        steps("k_RD", k_RD)
+        steps("v_RD", v_RD)
 
 
 def new_tokens(k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, segment_N: Tensor, compiled: bool) -> None:

@@ -123,6 +123,9 @@ def ragged_relayout(
         raise ValueError("v_QD: must be contiguous and of the shape of k_QD")
     of.alike("k_QD", k_QD, k_RD)
     of.alike("v_QD", v_QD, k_RD)
+    if compiled:
+        of.steps("k_QD", k_QD)
+        of.steps("v_QD", v_QD)
 
 
 def _causal(q_HTD: Tensor, k_UTD: Tensor, compiled: bool) -> None:

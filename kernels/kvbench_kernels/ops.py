@@ -74,6 +74,8 @@ def workspace(dim: int, device: torch.device) -> Tensor:
     """
     if device.type != "cuda":
         return launch.workspace(_emulation, dim, device)
+    if torch.cuda.is_current_stream_capturing():  # its zeros would be recorded, not there
+        raise RuntimeError("kvb: make the workspace before a CUDA graph is captured, by a call that is not")
     kernels = prepare(device)
     with torch.cuda.device(device):
         return launch.workspace(kernels, dim, torch.device("cuda", torch.cuda.current_device()))
