@@ -24,6 +24,7 @@ from kvbench.engine.variant import Generation, Request, Variant
 from kvbench.jobs import Job
 from kvbench.prompts import Prompt
 from kvbench.records import broken_promise, record
+from kvbench_kernels.backends import Use, missing
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +203,7 @@ def _preflight(job: Job, works: Sequence[_Work], kept: models.Kept) -> memory.Li
     """What may decode together, and one line that says what memory it will take, before weights are loaded."""
     node, engine, question = job.cfg["model"], job.cfg["engine"], question_of(job)
     device, shape = models.device(node), models.shape(node)
+    _check_kernel(job.cfg, device, shape)
     kept.drop_others(node)
     weights = 0 if kept.holds(node) else shape.weight_bytes
     free = _free(job)
@@ -237,6 +239,18 @@ def _preflight(job: Job, works: Sequence[_Work], kept: models.Kept) -> memory.Li
             "model, model.dtype=bfloat16, model.device_map=auto or a smaller model.max_length"
         )
     return limits
+
+
+def _check_kernel(cfg: Mapping[str, Any], device: str, shape: models.Shape) -> None:
+    """Say before weights are loaded that a kernel that was asked for cannot run. Raises ValueError."""
+    if str(cfg["engine"]["graph"]).lower() == "true" and not device.startswith("cuda"):
+        raise ValueError(f"engine.graph=true: CUDA graphs need a GPU, and the model is on device={device}")
+    if cfg["kernel"] != "auto":
+        dtype = torch.float32 if shape.itemsize == 4 else torch.bfloat16  # no kernel tells the half precisions apart
+        use = Use(torch.device(device), dtype, shape.head_dim, shape.heads // shape.kv_heads)
+        lack = missing(cfg["kernel"], use)
+        if lack is not None:
+            raise ValueError(f"kernel={cfg['kernel']}: {lack}")
 
 
 def _free(job: Job) -> int:

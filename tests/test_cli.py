@@ -57,6 +57,9 @@ def records(root: Path) -> dict[str, list[dict]]:
         (["~method"], "kvbench: "),
         (["-m", "method=snapkv,nope"], "kvbench: method=nope: no such method."),
         (["-m", "budget=64,2.5"], "kvbench: budget=2.5: a share must lie in (0, 1]"),
+        (["kernel=cdua"], "kvbench: kernel=cdua: no such kernel. Did you mean 'cuda'?"),
+        (["kernel=sdpa", "engine.cache=masked"], "kvbench: kernel=sdpa: engine.cache=masked attends by torch alone"),
+        (["engine.graph=yes"], "kvbench: engine.graph=yes: must be one of auto, true, false"),
     ],
 )
 def test_a_mistake_is_one_line(args, message, tmp_path):
@@ -67,6 +70,22 @@ def test_a_mistake_is_one_line(args, message, tmp_path):
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "outputs" / "runs").exists()
     assert not list(tmp_path.glob("cache/*"))
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("kernel=cuda", "kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"),
+        ("engine.graph=true", "engine.graph=true: CUDA graphs need a GPU, and the model is on device=cpu"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_told_before_weights_are_loaded(arg, message, tmp_path):
+    done = kvbench(*TINY, "model.device=cpu", arg, "progress=false", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == f"kvbench: {message}"
+    assert not list(tmp_path.rglob("samples.jsonl")) or not any(
+        p.stat().st_size for p in tmp_path.rglob("samples.jsonl")
+    )
 
 
 def test_a_traceback_on_request(tmp_path):

@@ -85,8 +85,8 @@ def recorded(tiny, monkeypatch):
     made = []
 
     class Steps(graph.Steps):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
             made.append(self)
 
     def generate(prompts=PROMPTS, variants=VARIANTS, steps=Steps, **settings):
@@ -168,6 +168,8 @@ def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, ca
     assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
     said = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
     assert len(said) == 1 and "not permitted" in said[0]
+    with pytest.raises(ValueError, match="engine.graph=true: operation not permitted"):
+        recorded.generate(graph="true", **settings)
 
 
 def test_a_batch_is_gone_when_its_rows_are(tiny, recorded, monkeypatch):

@@ -240,3 +240,21 @@ def test_an_installed_package_carries_the_sources(tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == str(tmp_path / "kvbench_kernels" / "csrc"), done.stderr
+
+
+def test_what_does_not_compile_is_not_tried_again(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    tries = []
+
+    def fails(command, what):
+        if "--version" not in map(str, command):
+            tries.append(what)
+            raise RuntimeError(f"{what} failed:\nmany\nlines")
+        return "g++ 1.0"
+
+    monkeypatch.setattr(compilers, "run", fails)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="compiling cpu_attend.cpp failed"):
+            build.cpu()
+    assert tries == ["compiling cpu_attend.cpp"]
+    assert [r.message for r in caplog.records] == ["compiling cpu_attend.cpp failed:\nmany\nlines"]

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 ARCHS = ("sm_80", "sm_90", "compute_90")  # machine code of Ampere and Hopper, and PTX for what comes after
 _LIBRARY, _REPORT = "libkvb.so", "report.json"
 _HOST = ("-x", "c++", "-std=c++17", "-fPIC")
+_failed: dict[Path, RuntimeError] = {}  # in this process
 _CPU = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi")
 _CUDA = ("-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
 
@@ -191,9 +192,16 @@ def _made(recipe: Recipe, force: bool = False, progress: Callable[[str], None] |
     library = folder / _LIBRARY
     if library.is_file() and not force:
         return library
+    if folder in _failed and not force:  # it would again
+        raise _failed[folder]
     with _one_at_a_time(folder):
         if force or not library.is_file():  # unless another process made it meanwhile
-            _make(recipe, folder, progress)
+            try:
+                _make(recipe, folder, progress)
+            except RuntimeError as error:
+                log.warning("%s", error)
+                _failed[folder] = error
+                raise
     return library
 
 

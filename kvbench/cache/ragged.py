@@ -185,7 +185,7 @@ class RaggedCache:
         return sum(layer.moves for layer in self._layers)
 
     def room(self, rows: Sequence[int]) -> int:
-        if any(row in special for special in self._special for row in rows):
+        if any(row in special for special in self._special if special for row in rows):
             return 0
         return min(layer.room(tuple(rows)) for layer in self._layers)
 

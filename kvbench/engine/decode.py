@@ -131,7 +131,9 @@ class _Batch:
         self._rows_made = self._full = 0
         self._clock = 0.0
         self._call = partial(_logits, model)  # no method of this: nothing is to wait for the garbage collector
-        self._steps = Steps(self._call, cache, Cuda()) if wanted(model, cache, graph) else None
+        self._steps = None
+        if wanted(model, cache, graph):
+            self._steps = Steps(self._call, cache, Cuda(), must=graph.lower() == "true")
 
     @property
     def _replayed(self) -> int:

@@ -87,8 +87,13 @@ class Cuda:
 class Steps:
     """Runs steps of one token a row: by a graph if there is one for these rows, else eagerly."""
 
-    def __init__(self, forward: Forward, cache: KVCache, record: Record) -> None:
-        self._forward, self._cache, self._record = forward, cache, record
+    def __init__(self, forward: Forward, cache: KVCache, record: Record, must: bool = False) -> None:
+        """What runs the steps.
+
+        Args:
+            must: a step that cannot be recorded is an error.
+        """
+        self._forward, self._cache, self._record, self._must = forward, cache, record, must
         self._key: tuple[object, ...] = ()
         self._steady = 0
         self._replay: Callable[[], None] | None = None
@@ -126,6 +131,8 @@ class Steps:
                 lambda: self._forward(self._ids_B1, self._position_B1, attention)
             )
         except RuntimeError as error:  # what the model does cannot be recorded: a wait for the device, say
+            if self._must:
+                raise ValueError(f"engine.graph=true: {str(error).splitlines()[0]}") from error
             self._cache.reset_counts(before)
             self._works = False
             log.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])

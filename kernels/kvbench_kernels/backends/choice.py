@@ -119,7 +119,7 @@ def _unfit_for_cpu_kernel(use: Use, compile_now: bool) -> str | None:
     try:
         cpu.library() if compile_now else compilers.gxx()
     except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
-        return str(error)
+        return str(error).splitlines()[0]  # build.py has logged the rest
     return None
 
 
@@ -127,7 +127,7 @@ def _no_flash() -> str | None:
     try:
         flash.find()
     except ValueError as error:
-        return str(error)
+        return str(error).splitlines()[0]  # build.py has logged the rest
     return None
 
 
@@ -138,7 +138,7 @@ def _no_library(device: torch.device, compile_now: bool) -> str | None:
         else:
             build.cached(torch.cuda.get_device_capability(device))  # asks for the compilers
     except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
-        return str(error)
+        return str(error).splitlines()[0]  # build.py has logged the rest
     return None
 
 
