@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -258,3 +259,33 @@ def test_what_does_not_compile_is_not_tried_again(monkeypatch, tmp_path, caplog)
             build.cpu()
     assert tries == ["compiling cpu_attend.cpp"]
     assert [r.message for r in caplog.records] == ["compiling cpu_attend.cpp failed:\nmany\nlines"]
+
+
+def test_a_machine_without_compilers_takes_what_another_has_made(monkeypatch, tmp_path):
+    """As on a cluster, where one machine compiles into a shared folder."""
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_vectors", lambda: ("-DKVB_FOR=here",))
+    made = build.cpu()
+    monkeypatch.setenv("PATH", "")
+    assert build.cpu() == made
+    monkeypatch.setattr(build, "_vectors", lambda: ("-DKVB_FOR=elsewhere",))
+    with pytest.raises(ValueError, match="no g\\+\\+ on PATH"):
+        build.cpu()
+
+
+def test_and_so_for_a_gpu(monkeypatch, tmp_path):
+    def no_nvcc():
+        raise ValueError("no nvcc")
+
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(compilers, "nvcc", no_nvcc)
+    with pytest.raises(ValueError, match="no nvcc"):
+        build.cached((9, 0))
+    folder = tmp_path / "kernels" / "cuda-made"
+    folder.mkdir(parents=True)
+    about = {"archs": list(build.ARCHS), "sources": build.sources("cuda")}
+    (folder / "report.json").write_text(json.dumps(about))
+    assert build.cached((8, 0)) == build.cuda_for((9, 0)) == folder / "libkvb.so"
+    (folder / "report.json").write_text(json.dumps(about | {"sources": "others"}))
+    with pytest.raises(ValueError, match="no nvcc"):
+        build.cuda_for((9, 0))

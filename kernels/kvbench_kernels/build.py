@@ -47,12 +47,8 @@ class Recipe:
     archs: tuple[str, ...] = field(default=())
 
     def folder(self) -> Path:
-        digest = hashlib.sha256()
         parts = [self.kind, compilers.version(self.compiler), *self.flags, "", *self.link, "", *self.archs]
-        for part in parts:
-            digest.update(part.encode() + b"\0")
-        for file in _files(self.kind):
-            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        digest = hashlib.sha256("\0".join([*parts, sources(self.kind)]).encode())
         return cache_dir() / f"{self.kind}-{digest.hexdigest()[:16]}"
 
 
@@ -83,8 +79,15 @@ def cpu(force: bool = False) -> Path:
         ValueError: no g++, an x86 CPU without AVX2, or the cache cannot be written.
         RuntimeError: it does not compile; with g++'s last lines.
     """
+    vectors = _vectors()
+    try:
+        compiler = compilers.gxx()
+    except ValueError:
+        if (ready := _ready("cpu", vectors)) is None:
+            raise
+        return ready
     # not linked with OpenMP: the runtime has to be torch's, whose threads would be in the way of a second one's
-    return _made(Recipe("cpu", compilers.gxx(), (*_CPU, *_vectors()), ("-shared",)), force)
+    return _made(Recipe("cpu", compiler, (*_CPU, *vectors), ("-shared",), vectors), force)
 
 
 def cuda(
@@ -115,16 +118,20 @@ def cuda_for(capability: tuple[int, int]) -> Path:
 
 
 def cached(capability: tuple[int, int]) -> Path | None:
-    """What the cache has for a GPU of a compute capability.
+    """What the cache has for a GPU of a compute capability; without compilers, from any.
 
     Raises:
-        ValueError: no compiler, whose version is part of a build's name; or a GPU older than Ampere.
+        ValueError: no compiler to make it with, and the cache has nothing; or a GPU older than Ampere.
     """
-    for archs in (ARCHS, (_alone_for(capability),)):
-        library = _cuda_recipe(archs).folder() / _LIBRARY
-        if library.is_file():
-            return library
-    return None
+    choices = (ARCHS, (_alone_for(capability),))
+    try:
+        folders = [_cuda_recipe(archs).folder() for archs in choices]
+    except ValueError:
+        found = [ready for archs in choices if (ready := _ready("cuda", archs)) is not None]
+        if not found:
+            raise
+        return found[0]
+    return next((folder / _LIBRARY for folder in folders if (folder / _LIBRARY).is_file()), None)
 
 
 def _alone_for(capability: tuple[int, int]) -> str:
@@ -187,6 +194,23 @@ def _files(kind: str) -> list[Path]:
     return sorted(file for file in csrc().iterdir() if file.suffix in suffixes)
 
 
+def sources(kind: str) -> str:
+    """A hash of what a build of this kind is made from."""
+    digest = hashlib.sha256()
+    for file in _files(kind):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _ready(kind: str, archs: Sequence[str]) -> Path | None:
+    """A build of these sources for these processors, by whatever compiler another machine has made it."""
+    for file in sorted(cache_dir().glob(f"{kind}-*/{_REPORT}")):
+        about = json.loads(file.read_text())
+        if (about.get("sources"), about.get("archs")) == (sources(kind), list(archs)):
+            return file.parent / _LIBRARY
+    return None
+
+
 def _made(recipe: Recipe, force: bool = False, progress: Callable[[str], None] | None = None) -> Path:
     folder = recipe.folder()
     library = folder / _LIBRARY
@@ -233,6 +257,8 @@ def _make(recipe: Recipe, folder: Path, progress: Callable[[str], None] | None) 
         about = {
             "compiler": compilers.version(recipe.compiler).splitlines()[-1],
             "flags": [*recipe.flags, *recipe.link],
+            "archs": list(recipe.archs),
+            "sources": sources(recipe.kind),
             "kernels": found,
         }
         (made / _REPORT).write_text(json.dumps(about, indent=1) + "\n")
