@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["COLUMNS"] = "120"  # tables are as wide as the terminal, which a worker process does not have
 
 # Also for child processes, which may run in another folder; an installed package is the same code.
 for folder in (ROOT, ROOT / "kernels"):

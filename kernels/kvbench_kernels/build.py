@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 ARCHS = ("sm_80", "sm_90", "compute_90")  # machine code of Ampere and Hopper, and PTX for what comes after
 _LIBRARY, _REPORT = "libkvb.so", "report.json"
-_HOST = ("-x", "c++", "-std=c++17", "-fPIC")
+_HOST = ("-x", "c++", "-std=c++17", "-fPIC", "-ffp-contract=off")  # sums in the order that is written
 _failed: dict[Path, RuntimeError] = {}  # in this process
 _CPU = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi")
 _CUDA = ("-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
