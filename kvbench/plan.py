@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from kvbench import memory, models, prompts, store
 from kvbench.benchmarks.base import Sample
+from kvbench.engine.caches import choose
 from kvbench.engine.decode import stream
 from kvbench.engine.variant import Generation, Request, Variant
 from kvbench.jobs import Job
@@ -77,6 +78,8 @@ def generate(
     todo = [work for work in works if work.runs]
     limits = _preflight(job, todo, kept)
     loaded = kept.model(job.cfg["model"])
+    if job.cfg["engine"]["cache"] == "ragged":
+        choose(loaded.model, job.cfg["kernel"])  # says so once, before the progress bar is there
     limits = replace(limits, free=_free(job))
     total = sum(len(work.runs) for work in todo)
     with tqdm(total=total, disable=not job.cfg["progress"], unit="row", desc=job.benchmark.name) as bar:
