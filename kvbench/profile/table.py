@@ -11,8 +11,8 @@ from kvbench.report.formats import Cells, number, percent
 _MIB, _GIB = 2**20, 2**30
 _PLAIN = (
     "status", "prefill_s", "compress_s", "ttft_s", "tpot_s", "tpot_low_s", "tpot_high_s", "tpot_mean_s",
-    "first_step_s", "steps_by_graph", "tokens_per_s", "kept_mean", "kv_bytes", "kv_slack_bytes", "kv_full_bytes", "weight_bytes",
-    "step_bytes", "roofline_s", "base_bytes", "peak_bytes", "peak_prefill_bytes", "peak_decode_bytes",
+    "first_step_s", "steps_by_graph", "tokens_per_s", "kept_mean", "kv_bytes", "kv_slack_bytes", "kv_full_bytes",
+    "weight_bytes", "step_bytes", "roofline_s", "base_bytes", "peak_bytes", "peak_prefill_bytes", "peak_decode_bytes",
     "reserved_bytes", "bandwidth", "commit", "error",
 )  # fmt: skip
 LEGEND = """\
