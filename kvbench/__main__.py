@@ -19,12 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from kvbench.cli.arguments import check_mode, command, expand
+from kvbench.cli.errors import Unfinished
+from kvbench.cli.signals import Preempted, preemptible
 from kvbench.config import check, register
-from kvbench.messages import one_line
+from kvbench.config.messages import one_line
 from kvbench.paths import conf_dir
-from kvbench.sweep.arguments import check_mode, command, expand
-from kvbench.sweep.errors import Unfinished
-from kvbench.sweep.signals import Preempted, preemptible
 
 _TRACEBACK = "HYDRA_FULL_ERROR"
 _MISTAKES = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -38,9 +38,9 @@ def _task(cfg: DictConfig) -> float | None:
         check_mode(hydra_cfg.mode == RunMode.MULTIRUN, list(hydra_cfg.overrides.hydra))
         check(cfg, hydra_cfg.runtime.choices)  # before torch is imported, so that a mistake is answered at once
         from kvbench import store
-        from kvbench.jobs import prepare
-        from kvbench.runner import run_jobs
-        from kvbench.sweep.finish import present, result
+        from kvbench.cli.finish import present, result
+        from kvbench.run.jobs import prepare
+        from kvbench.run.runner import run_jobs
 
         jobs = prepare(cfg)
         if hydra_cfg.mode == RunMode.RUN:  # a job of launcher=basic does not know the others of its sweep

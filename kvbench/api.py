@@ -44,8 +44,8 @@ def load_model(name: str, **overrides: Any) -> Loaded:
     """
     from omegaconf import OmegaConf
 
+    from kvbench.common.suggest import did_you_mean
     from kvbench.config import options
-    from kvbench.methods.dials import did_you_mean
     from kvbench.models.load import load as load_model_
 
     files = options("model")

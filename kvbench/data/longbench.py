@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.files import write_atomic
 from kvbench.data import manifest, rows, splits
 from kvbench.data.sources import LONGBENCH_CONFIG, LONGBENCH_DATA, LONGBENCH_ROWS, Source
 
@@ -186,7 +187,7 @@ def write_splits(folder: Path) -> list[str]:
         path = folder / "config" / f"{name}_split.json"
         text = json.dumps(made[name], ensure_ascii=False, indent=1) + "\n"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            manifest.write_atomic(path, text)
+            write_atomic(path, text)
         names.append(f"config/{path.name}")
     return names
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.files import write_atomic
 from kvbench.paths import cache_dir
 
 NAME = "manifest.json"
@@ -55,19 +55,6 @@ def read(folder: Path) -> dict[str, Any]:
 def write(folder: Path, value: dict[str, Any]) -> None:
     """Replace the manifest in one step."""
     write_atomic(folder / NAME, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file: a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def same_size(folder: Path, name: str, entry: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from kvbench.cache.base import KVCache
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
-from kvbench.methods.dials import did_you_mean
+from kvbench.common.suggest import did_you_mean
 from kvbench_kernels import backends
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,11 @@ The common dials mean the same in every method; a method may add its own, typed 
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from kvbench.common.suggest import did_you_mean
 
 PARTS = ("score", "layers", "heads", "select", "store", "decode")
 _CHOICES = {
@@ -19,16 +20,6 @@ _CHOICES = {
 }
 _MINIMUM = {"window": 0, "sinks": 0, "kernel_size": 1, "beta": 1, "floor": 0}
 _MAXIMUM = {"floor": 1}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean "snapkv"?' for the nearest known word, or the list of known words."""
-    known = sorted(known)
-    near = [k for k in known if word and k.startswith(str(word))]
-    near = near or difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {near[0]!r}?"
-    return f" Known: {', '.join(known)}." if known else ""
 
 
 def check_keys(method: str, overrides: Mapping[str, Any], dials: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from kvbench.methods.dials import PARTS, check_dials, check_keys, did_you_mean
+from kvbench.common.suggest import did_you_mean
+from kvbench.methods.dials import PARTS, check_dials, check_keys
 from kvbench.methods.method import Method
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvbench.models.kept import Kept
+from kvbench.models.cache import Kept
 from kvbench.models.load import (
     Loaded,
     check,

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         if _FULL:
             raise
-        from kvbench.messages import one_line
+        from kvbench.config.messages import one_line
 
         print(f"kvbench: {one_line(error, arguments.overrides)}", file=sys.stderr)
         return 2

@@ -17,8 +17,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config, models
+from kvbench.common.suggest import did_you_mean
 from kvbench.engine.variant import Variant
-from kvbench.methods.dials import did_you_mean
 from kvbench.methods.load import build, load, split_dials
 from kvbench.paths import conf_dir
 from kvbench.profile.cells import REFERENCE, Cell, Group, Profile, group_key
@@ -41,7 +41,7 @@ def groups(argv: Sequence[str]) -> list[Group]:
     """The groups that a command line asks for, in its order.
 
     Raises:
-        ValueError, HydraException, OmegaConfBaseException: a mistake in an override; see `kvbench.messages`.
+        ValueError, HydraException, OmegaConfBaseException: a mistake in an override; see `kvbench.config.messages`.
     """
     config.register()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):

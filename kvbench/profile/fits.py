@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvbench import memory, models
+from kvbench import models
 from kvbench.engine.variant import Request
 from kvbench.profile.cells import Cell, Group
 from kvbench.prompts import Prompt
+from kvbench.run import memory
 
 
 def check_lengths(group: Group) -> None:

@@ -22,7 +22,7 @@ from kvbench.models import Loaded
 from kvbench.profile.cells import Cell, Profile
 from kvbench.profile.peaks import Meter, Peak
 from kvbench.prompts import Prompt
-from kvbench.records import broken_promise
+from kvbench.run.record import broken_promise
 
 _WARM_UP_TOKENS = 8
 _SETTLING = 5  # steps of a batch that are not typical: the cache is laid out, a graph is recorded

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvbench.common.files import write_atomic
 from kvbench.profile.figure import draw
 from kvbench.profile.table import LEGEND, cells, rows
 from kvbench.report.formats import csv_text, latex, markdown
-from kvbench.store.files import write_atomic
 
 if TYPE_CHECKING:
     from kvbench.profile.run import Measured

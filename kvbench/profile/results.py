@@ -10,12 +10,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kvbench.common import clock
+from kvbench.common.files import sync_folder, write_atomic
 from kvbench.store import locks
-from kvbench.store.files import read_records, sync_folder, write_atomic
+from kvbench.store.files import read_records
 from kvbench.store.identity import identity_hash, plain
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Results:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a cell's record; it is on disk when this returns. Raises OSError naming the file."""
-        made = plain({**record, "time": datetime.now(UTC).isoformat(timespec="seconds")}, record["id"])
+        made = plain({**record, "time": clock.now()}, record["id"])
         line = json.dumps(made).encode() + b"\n"
         try:
             written = os.write(self._fd, line)

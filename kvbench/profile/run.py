@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 from tqdm.auto import tqdm
 
 from kvbench import models
-from kvbench.jobs import versions
-from kvbench.plan import is_out_of_memory
+from kvbench.common.commit import commit
 from kvbench.profile import device, fits, kernels
 from kvbench.profile.cells import Cell, Group
 from kvbench.profile.measure import measure
 from kvbench.profile.peaks import meter, release
 from kvbench.profile.results import Results, folder_of
+from kvbench.run.batching import is_out_of_memory
+from kvbench.run.jobs import versions
 
 log = logging.getLogger(__name__)
 
@@ -121,21 +121,3 @@ def _measure(
         made["roofline_s"] = made["step_bytes"] / bandwidth
         results.append(record | {"status": "ok", "error": None} | made)
     return errors
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with a + when its sources have changed since. For a copy that has no history,
-    what the environment variable KVBENCH_COMMIT says; else None."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel") or "/") != root:
-            return os.environ.get("KVBENCH_COMMIT")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "kvbench", "kernels")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.TimeoutExpired):
-        return os.environ.get("KVBENCH_COMMIT")

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from kvbench.messages import one_line
+    from kvbench.config.messages import one_line
 
     try:
         print(_nth_prompt(overrides, conf))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvbench.store.files import replacing
+from kvbench.common.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

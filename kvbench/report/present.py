@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.files import write_atomic
 from kvbench.report.curve import curve
 from kvbench.report.formats import Cells, csv_text, latex, markdown
 from kvbench.report.heatmap import has_grid, heatmap, heatmap_grid
@@ -19,7 +20,6 @@ from kvbench.report.suite import is_baseline, row_key, suite_groups, suite_setti
 from kvbench.report.suite_text import tables, terminal
 from kvbench.report.table import cells, table
 from kvbench.store import StoredRun
-from kvbench.store.files import write_atomic
 
 _LEGEND = """\
 Means over the samples that got an answer; oom counts those that ran out of memory. Δ full: mean difference to

@@ -1,54 +1,10 @@
-"""Reading and writing the files of a run folder so that a crash at any moment leaves them usable."""
+"""Reading the files of a run folder."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader sees the old file or the new one, never a part of it.
-
-    Raises OSError that names `path`, which then holds what it held before.
-    """
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to be written in the block, that takes the place of `path` at its end; as `write_atomic`."""
-    # not the process id alone: two hosts that share a folder may have the same one at work
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of a full disk, Python does not say which file it was
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in `folder` durable; a file system that cannot sync a folder is left alone."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
 
 _ANEW = "move the folder away to run anew"
 _DELETE = "delete this file"

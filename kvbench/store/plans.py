@@ -15,11 +15,12 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvbench.store.files import read_json, write_atomic
+from kvbench.common import clock
+from kvbench.common.files import write_atomic
+from kvbench.store.files import read_json
 from kvbench.store.identity import identity_hash, scrub, scrub_text
 
 _SCHEMA = 1
@@ -55,7 +56,7 @@ def write_plan(outputs: str | Path, command: str, runs: Sequence[Path]) -> Path:
     except (FileNotFoundError, ValueError):  # not there, or damaged: written anew
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now = clock.now()
     write_atomic(path, json.dumps({"schema": _SCHEMA, **content, "created": now}, indent=2) + "\n")
     return path
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from kvbench.store.files import read_json, write_atomic
+from kvbench.common.files import write_atomic
+from kvbench.store.files import read_json
 from kvbench.store.identity import plain
 from kvbench.store.shards import merged, merged_status, sample_files, statuses
 

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +15,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from kvbench.common import clock
+from kvbench.common.files import sync_folder, write_atomic
 from kvbench.store import locks
-from kvbench.store.files import read_json, read_records, sync_folder, write_atomic
+from kvbench.store.files import read_json, read_records
 from kvbench.store.identity import identity_hash, plain, scrub
 from kvbench.store.shards import Shard, merged, normal, read_status, sample_files, status_files, suffix
 
@@ -120,7 +121,7 @@ class Run:
             "device": device,
             "part": plain(dict(part), "part") if part is not None else None,
             "scoring": plain(dict(scoring or {}), "scoring"),
-            "created": _now(),
+            "created": clock.now(),
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ class Run:
     def _write_status(self, shard: Shard, status: str, **info: Any) -> None:
         if status not in STATUSES:
             raise ValueError(f"status {status!r}: one of {', '.join(STATUSES)}")
-        head = {"status": status, "time": _now(), "recorded": len(self._done)}
+        head = {"status": status, "time": clock.now(), "recorded": len(self._done)}
         content = head | self._info | plain(info, "status")
         write_atomic(self.path / f"status{suffix(shard)}.json", json.dumps(content, indent=2) + "\n")
         self._settled = status != "running"
@@ -255,7 +256,3 @@ def _settle(path: Path, manifest: dict[str, Any], config: Mapping[str, Any] | Di
     write_atomic(path / "config.yaml", yaml.safe_dump(scrub(content), sort_keys=False, allow_unicode=True))
     write_atomic(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -18,10 +18,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench import store
-from kvbench.jobs import Job, prepare, settle
-from kvbench.runner import Outcome
-from kvbench.sweep.arguments import command
-from kvbench.sweep.finish import result
+from kvbench.cli.arguments import command
+from kvbench.cli.finish import result
+from kvbench.run.jobs import Job, prepare, settle
+from kvbench.run.runner import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from kvbench.runner import Outcome
+    from kvbench.run.runner import Outcome
     from kvbench.sweep.compose import Composed
 
 
@@ -30,8 +30,8 @@ class FusedLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from kvbench.cli.finish import present
         from kvbench.sweep.compose import check, compose, plan, returned, scrub_multirun
-        from kvbench.sweep.finish import present
 
         setup_globals()
         state = Singleton.get_state()
@@ -53,7 +53,7 @@ class FusedLauncher(Launcher):
 
     def compute(self, sweep: Sequence[Composed]) -> list[Outcome] | None:
         """Compute what is missing of all jobs of the sweep; their outcomes in order, or None if they come later."""
-        from kvbench.runner import run_jobs
+        from kvbench.run.runner import run_jobs
 
         return run_jobs([job for one in sweep for job in one.jobs])
 
@@ -65,13 +65,13 @@ class FusedSlurmLauncher(FusedLauncher):
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from kvbench.sweep.settings import available, checked
+        from kvbench.sweep.slurm.settings import available, checked
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.slurm = checked(self.settings)
         available()
 
     def compute(self, sweep: Sequence[Composed]) -> list[Outcome] | None:
-        from kvbench.sweep.slurm import compute
+        from kvbench.sweep.slurm.launch import compute
 
         return compute(sweep, self.slurm)

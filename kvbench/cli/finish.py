@@ -1,0 +1,33 @@
+"""After the runs: their table on the console, their pictures in outputs/reports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvbench.run.runner import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def result(outcomes: Sequence[Outcome]) -> float | Exception | None:
+    """What a configuration returns: its mean score (over the parts of a suite), or the first error."""
+    errors = [o.error for o in outcomes if o.error is not None]
+    scores = [o.score for o in outcomes if o.score is not None]
+    return errors[0] if errors else sum(scores) / len(scores) if scores else None
+
+
+def present(outcomes: Sequence[Outcome]) -> None:
+    """Print the table of the runs that ended well; write it and heatmaps of all stored runs that compare to them."""
+    from kvbench.report.present import present as report
+    from kvbench.store import load_run, load_runs
+
+    folders = sorted({o.folder for o in outcomes if o.error is None})
+    if folders:
+        outputs = Path(outcomes[0].job.cfg["paths"]["outputs"])
+        report([load_run(folder) for folder in folders], outputs / "reports", beside=load_runs(outputs / "runs"))
+    failed = [o for o in outcomes if o.error is not None]
+    for outcome in failed[1:]:  # the first ends the command and is printed there
+        if outcome.error is not failed[0].error:
+            log.error("also failed: %s: %s", outcome.folder.name, outcome.error)

@@ -1,0 +1,77 @@
+"""Hydra's and OmegaConf's errors in one line that names the override to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kvbench.common.suggest import did_you_mean
+from kvbench.config import GROUPS, Config, defaults, options
+from kvbench.methods.dials import PARTS
+from kvbench.paths import conf_dir
+
+
+def one_line(error: BaseException, argv: Sequence[str]) -> str:
+    """The message of a configuration error, from the command line that caused it."""
+    text = str(error).strip()
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown[1], argv)
+    option = re.search(rf"Could not find '({'|'.join((*GROUPS, 'experiment', 'hydra/launcher'))})/([^']+)'", text)
+    if option:
+        group, name = option.groups()
+        return f"{group}={name}: no such {group}.{did_you_mean(name, options(group))}"
+    merging = re.search(r"Error merging override (.+)", text)
+    if merging and error.__cause__ is not None:
+        return f"{merging[1].strip()}: {str(error.__cause__).splitlines()[0]}"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _unknown_key(key: str, argv: Sequence[str]) -> str:
+    """An override of a key that is not there; suggests one that is."""
+    group, _, rest = key.partition(".")
+    said = _said(key, argv)
+    if group in GROUPS and rest:
+        *path, last = rest.split(".")
+        for name in _chosen(group, argv):
+            node: Any = defaults(group, name)
+            for part in path:
+                node = node.get(part) or {}
+            known = [str(k) for k in node if path or k not in ("name", "_target_", *PARTS)]
+            if last not in known:
+                return f"{said}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
+    if key.startswith("hydra.launcher."):
+        return _unknown_of_launcher(said, key.removeprefix("hydra.launcher."), argv)
+    return f"{said}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"
+
+
+def _unknown_of_launcher(said: str, setting: str, argv: Sequence[str]) -> str:
+    """A setting that the chosen launcher does not have."""
+    name = next((a.partition("=")[2] for a in reversed(argv) if a.startswith("hydra/launcher=")), "fused")
+    shipped = defaults("hydra/launcher", name) if name in options("hydra/launcher") else {}
+    known = [str(key) for key in shipped if not str(key).startswith("_")]
+    hint = did_you_mean(setting, known) if known else " (launcher=fused_slurm has settings)"
+    return f"{said}: launcher={name} has no setting {setting!r}.{hint}"
+
+
+def _said(key: str, argv: Sequence[str]) -> str:
+    """The override as the user wrote it."""
+    return next((a for a in argv if a.lstrip("+~").split("=")[0] == key), key)
+
+
+def _chosen(group: str, argv: Sequence[str]) -> list[str]:
+    """The options of a group that the command line names, a list in a sweep; else the default."""
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        patterns = [p for p in re.split(r"[,()\s]+", value.removeprefix("glob")) if p]
+        found = [o for o in options(group) if any(fnmatch(o, p) for p in patterns)]
+        if name == group and found:
+            return found
+    for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults:
+        if not isinstance(entry, str) and group in entry:
+            return [str(entry[group])]
+    raise KeyError(group)

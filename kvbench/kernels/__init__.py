@@ -1,1 +1,0 @@
-"""`python -m kvbench.kernels`: build the CUDA kernels, say which can run here, check them."""

@@ -1,0 +1,1 @@
+"""What one command computes, in the order in which it happens: jobs, runner, batching, memory, record, rescore."""

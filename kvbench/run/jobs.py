@@ -1,0 +1,189 @@
+"""Jobs: what a composed configuration asks for, checked and identified without loading any weights.
+
+A configuration is one job, or, where its benchmark is a suite, one per part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+import kvbench_kernels
+from kvbench import __version__, config, models, prompts, store
+from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite
+from kvbench.engine.variant import Variant
+from kvbench.methods.load import build, load, split_dials
+from kvbench.methods.method import Method
+from kvbench.paths import conf_dir
+from kvbench_kernels.build import csrc
+
+log = logging.getLogger(__name__)
+
+_VERSIONED = ("torch", "transformers", "hydra-core", "rouge", "rouge_score", "jieba", "fuzzywuzzy", "rapidfuzz")
+_SOURCES = ("methods", "cache", "engine", "benchmarks", "data", "metrics", "models", "prompts")
+_NOT_SHARED = ("method", "budget")
+
+
+@dataclass
+class Job:
+    """One method under one budget on one benchmark, checked, and what it is in the store."""
+
+    cfg: dict[str, Any]
+    variant: Variant
+    benchmark: Benchmark
+    label: dict[str, str]
+    identity: dict[str, Any]
+
+    @property
+    def group(self) -> str:
+        """Jobs of equal group share one plan: they differ only in method and budget."""
+        shared = {k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}
+        return json.dumps([self.benchmark.name, shared], sort_keys=True, default=str)
+
+    @property
+    def key(self) -> tuple[str, Path]:
+        """Equal for jobs that are the same work: the same run, and the same shard of it."""
+        return self.group, self.folder
+
+    def variant_for(self, span: int) -> Variant:
+        """The variant on a prompt of `span` tokens.
+
+        A share of a very short prompt may be less than the sinks and window that the method always keeps. Then the
+        prompt is answered from so many most recent tokens: the budget holds, and no sample is lost.
+
+        Raises:
+            ValueError: the budget is impossible on this prompt even so.
+        """
+        try:
+            self.variant.method.tokens(self.variant.budget, span)
+        except ValueError:
+            tokens = int(self.variant.budget * span + 1e-9) if isinstance(self.variant.budget, float) else 0
+            if tokens < 1:
+                raise
+            return Variant(_most_recent(), tokens)
+        return self.variant
+
+    @property
+    def folder(self) -> Path:
+        return store.run_folder(self.cfg["paths"]["outputs"] + "/runs", self.label, self.identity)
+
+
+def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[Job]:
+    """Check a composed configuration and say what it asks for, without loading weights. The data is read and checked.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    plain, method, made = settle(cfg, choices)
+    budget = cfg.budget if method.evicts else None
+    if not method.evicts:
+        log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
+    facts, weights = prompts.facts(plain["model"]), models.identity(plain["model"])
+    jobs = []
+    for benchmark in _parts(made, facts):
+        identity = {
+            "method": plain["method"],
+            "budget": budget,
+            "model": {"name": plain["model"]["name"], "weights": weights},
+            "protocol": _protocol(benchmark, facts),
+            "seed": plain["seed"],
+            "dtype": plain["model"]["dtype"],
+            "backend": f"{plain['kernel']}-{plain['engine']['cache']}",
+        }
+        label = {
+            "benchmark": benchmark.name,
+            "model": plain["model"]["name"],
+            "method": method.name,
+            "budget": "full" if budget is None else str(budget),
+        }
+        jobs.append(Job(plain, Variant(method, budget), benchmark, label, identity))
+    return jobs
+
+
+def settle(
+    cfg: DictConfig, choices: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Method, Benchmark | Suite]:
+    """All of `prepare` that needs no file of a model or benchmark, so that mistakes come before anything is fetched.
+
+    Returns the configuration as plain data, the method, and the benchmark.
+    """
+    config.check(cfg, choices)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    models.check(plain["model"])
+    models.check_answers(plain["model"])
+    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    return {str(k): v for k, v in plain.items()}, method, _instantiate(cfg.benchmark)
+
+
+def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:
+    """The benchmarks of a `benchmark` node: itself, or the parts of a suite. Raises ValueError for bad settings."""
+    return _parts(_instantiate(node), facts)
+
+
+def _instantiate(node: DictConfig) -> Benchmark | Suite:
+    try:
+        made: Benchmark | Suite = hydra.utils.instantiate(node)
+    except InstantiationException as error:  # the benchmark's own message says which setting is wrong
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+    return made
+
+
+def _parts(made: Benchmark | Suite, facts: ModelFacts) -> Sequence[Benchmark]:
+    return made.parts(facts) if hasattr(made, "parts") else [made]
+
+
+def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:
+    """The benchmark's protocol with the way its text becomes ids."""
+    protocol = dict(benchmark.protocol())
+    rendering = asdict(prompts.resolve(benchmark.rendering, facts.max_length))
+    if "dataset" in protocol:  # a suite's parts may end their answers in different ways and still share a table
+        protocol["dataset"] = protocol["dataset"] | {"stops": rendering.pop("stops")}
+    return protocol | {
+        "rendering": rendering,
+        "prompts": prompts.VERSION,
+        "chat_template": facts.chat_template,
+        "chat_kwargs": dict(facts.chat_kwargs),
+    }
+
+
+@cache
+def _most_recent() -> Method:
+    return load(conf_dir() / "method", "streaming_llm", sinks=0)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what makes the numbers; `code` is a hash of our own sources."""
+    found = {"kvbench": __version__, "code": _code()}
+    for package in _VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _code() -> str:
+    """A hash of the sources that numbers depend on, so that a changed method does not pass as the one recorded."""
+    package = Path(__file__).parents[1]
+    files = [path for part in _SOURCES for path in sorted((package / part).rglob("*.py"))]
+    files += [
+        package / "encoding.py",
+        *sorted(Path(kvbench_kernels.__file__).parent.rglob("*.py")),
+        *sorted(file for file in csrc().iterdir() if file.is_file()),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]

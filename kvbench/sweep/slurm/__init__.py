@@ -1,0 +1,1 @@
+"""Sweeps on a Slurm cluster: one task per group of jobs that share a prefill."""

@@ -1,0 +1,135 @@
+"""A sweep on Slurm: its unfinished groups as arrays of tasks, through submitit; outcomes from the run folders."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvbench.run.runner import Outcome, finished
+from kvbench.sweep.compose import Composed
+from kvbench.sweep.slurm import queue
+from kvbench.sweep.slurm.settings import SlurmSettings, refusal
+from kvbench.sweep.slurm.task import work
+from kvbench.sweep.slurm.units import Unit, by_group, fresh_folder, remember, remembered, write_payload
+from kvbench.sweep.slurm.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+def compute(sweep: Sequence[Composed], settings: SlurmSettings) -> list[Outcome] | None:
+    """Submit what is neither done nor in the queue already, and wait for it.
+
+    Returns the outcomes of the sweep's runs in order; None without waiting.
+
+    Raises:
+        ValueError: Slurm refuses the tasks, and none of them stays submitted; or a shard is asked for by hand.
+    """
+    jobs = {job.folder: job for one in sweep for job in one.jobs}
+    for job in jobs.values():
+        if job.cfg["shard"] is not None:
+            raise ValueError(f"shard={job.cfg['shard']}: on Slurm, hydra.launcher.shards=n makes a task per shard")
+    done = {folder: outcome for folder, job in jobs.items() if (outcome := finished(job)) is not None}
+    missing = [folder for folder in jobs if folder not in done]
+    if missing:
+        alive = _alive(settings, missing)
+        units = _units(sweep, missing, alive, settings)
+        submitted = submit(units, settings) if units else {}
+        _say(submitted, alive, len(missing), Path(next(iter(jobs.values())).cfg["paths"]["outputs"]))
+        if not settings.wait:
+            return None
+        done |= Watch({**alive, **submitted}, {f: jobs[f] for f in missing}, settings.poll_s).outcomes()
+    return [done[job.folder] for one in sweep for job in one.jobs]
+
+
+def _alive(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
+    """Tasks of an earlier command, still in the queue, that compute runs of this one: they are not submitted twice."""
+    wanted, queued = set(map(str, missing)), queue.queue(quiet=False)
+    if queued is None:
+        raise ValueError("hydra/launcher=fused_slurm: Slurm does not answer, so nothing is submitted; try again later")
+    known = remembered(settings.folder, queued)
+    return {task: unit for task, unit in known.items() if wanted & set(unit.runs)}
+
+
+def _units(
+    sweep: Sequence[Composed], missing: Sequence[Path], alive: Mapping[str, Unit], settings: SlurmSettings
+) -> list[Unit]:
+    """What to submit: a unit per group and shard, without the runs that a living task has."""
+    queued = {run for unit in alive.values() for run in unit.runs}
+    groups = by_group(sweep, [folder for folder in missing if str(folder) not in queued])
+    if not groups:
+        return []
+    folder, n = fresh_folder(settings.folder), settings.shards
+    shards = [None] if n == 1 else [f"{i}/{n}" for i in range(1, n + 1)]
+    units = []
+    for number, members in enumerate(groups.values()):
+        payload = folder / f"group-{number}.json"
+        runs = write_payload(payload, members)
+        units += [Unit(str(payload), runs, shard) for shard in shards]
+    return units
+
+
+def submit(units: Sequence[Unit], settings: SlurmSettings) -> dict[str, Unit]:
+    """Submit units as arrays of Slurm's largest size: task id → unit. Raises ValueError if Slurm refuses one."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    folder = Path(units[0].payload).parent
+    executor = SlurmExecutor(folder=folder)
+    executor.update_parameters(**_parameters(settings))
+    size = queue.largest_array()
+    submitted: dict[str, Unit] = {}
+    for start in range(0, len(units), size):
+        some = units[start : start + size]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
+                made = executor.map_array(work, some, [settings.max_requeues] * len(some))
+        except (FailedJobError, FailedSubmissionError) as error:
+            if submitted:
+                queue.cancel(sorted({task.partition("_")[0] for task in submitted}))
+            raise refusal(str(error), settings) from None
+        tasks = {job.job_id: unit for job, unit in zip(made, some, strict=True)}
+        remember(folder, tasks)
+        submitted |= tasks
+    return submitted
+
+
+def _parameters(settings: SlurmSettings) -> dict[str, Any]:
+    """The settings as submitit takes them. One task is one process on one node."""
+    again: dict[str, Any] = {"no-requeue": True} if settings.max_requeues == 0 else {"requeue": True}
+    parameters = {
+        "job_name": queue.JOB_NAME,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "gpus_per_node": settings.gpus_per_node or None,
+        "cpus_per_task": settings.cpus_per_task,
+        "mem": None if settings.mem_gb is None else f"{int(settings.mem_gb * 1024)}MB",
+        "time": settings.timeout_min,
+        "signal_delay_s": settings.signal_delay_s,
+        "setup": settings.setup or None,
+        "array_parallelism": settings.array_parallelism,
+        "stderr_to_stdout": True,  # one log per task
+        "additional_parameters": again | settings.extra,
+    }
+    if settings.cpus_per_task is not None:  # since Slurm 22.05, steps do not inherit it
+        parameters["srun_args"] = [f"--cpus-per-task={settings.cpus_per_task}"]
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _say(submitted: Mapping[str, Unit], alive: Mapping[str, Unit], runs: int, outputs: Path) -> None:
+    """Which Slurm jobs compute the missing runs, and what one can do about them."""
+    jobs = sorted({task.partition("_")[0] for task in submitted}, key=int)
+    if alive:
+        log.info("%d task(s) of an earlier command are still in the queue: %s", len(alive), ", ".join(sorted(alive)))
+    if jobs:
+        log.info("logs: %s", Path(next(iter(submitted.values())).payload).parent)
+    ids = " ".join(dict.fromkeys([*(t.partition("_")[0] for t in alive), *jobs]))
+    print(f"Submitted {len(submitted)} task(s) for {runs} run(s) that are not complete; Slurm job(s): {ids}")
+    print(f"Look: python -m kvbench.status {outputs}   Cancel: scancel {ids}", flush=True)

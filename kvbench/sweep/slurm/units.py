@@ -1,0 +1,118 @@
+"""Units of work for a cluster: the unfinished runs of a group, or of one shard of it, as files that a task can read.
+
+<folder>/<time>/
+    group-<k>.json          the configurations of a group
+    tasks-<job>.json        which unit each task of a Slurm job is
+    group-<k>[-<i>of<n>].report.json   written by a task that came to its end: the errors of its runs
+    <job>_<task>_0_log.out  what the task printed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from kvbench.run.jobs import Job
+    from kvbench.sweep.compose import Composed
+
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one task computes: `runs` (their folders) of the group in `payload`, the samples of `shard` of them.
+
+    It is what submitit pickles, so this module imports nothing heavy: the task's signal handlers shall stand early.
+    """
+
+    payload: str
+    runs: tuple[str, ...]
+    shard: str | None = None  # "i/n"
+
+    @property
+    def report(self) -> Path:
+        """Where the task says how its runs ended."""
+        suffix = "" if self.shard is None else "-" + self.shard.replace("/", "of")
+        return Path(self.payload.removesuffix(".json") + suffix + ".report.json")
+
+    @property
+    def name(self) -> str:
+        """In words, for messages."""
+        kinds = dict.fromkeys("/".join(Path(run).parts[-3:-1]) for run in self.runs)
+        share = "" if self.shard is None else f", shard {self.shard}"
+        return f"{len(self.runs)} run{'s' * (len(self.runs) > 1)} of {', '.join(kinds)}{share}"
+
+
+def fresh_folder(root: str | Path) -> Path:
+    """A new folder below `root`, named by the time. Raises ValueError when it cannot be made."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(_TRIES):
+        folder = Path(root).absolute() / (stamp + f"-{number}" * bool(number))
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"hydra.launcher.folder={root}: cannot write there ({error.strerror})") from None
+        return folder
+    raise ValueError(f"hydra.launcher.folder={root}: already holds {folder} and {_TRIES - 1} more")
+
+
+def by_group(sweep: Sequence[Composed], wanted: Iterable[Path]) -> dict[str, list[tuple[Composed, list[Job]]]]:
+    """Group → the configurations that ask for wanted runs of it, each run once."""
+    missing = set(wanted)
+    groups: dict[str, list[tuple[Composed, list[Job]]]] = {}
+    for one in sweep:
+        mine: dict[str, list[Job]] = {}
+        for job in one.jobs:
+            if job.folder in missing:
+                missing.remove(job.folder)
+                mine.setdefault(job.group, []).append(job)
+        for group, jobs in mine.items():
+            groups.setdefault(group, []).append((one, jobs))
+    return groups
+
+
+def write_payload(path: Path, members: Sequence[tuple[Composed, Sequence[Job]]]) -> tuple[str, ...]:
+    """Write what a task needs to compute the runs of a group; returns their folders.
+
+    Configurations are written with their interpolations, as a check expects them.
+    """
+    runs = tuple(str(job.folder) for _, jobs in members for job in jobs)
+    tasks = [{"choices": one.choices, "config": OmegaConf.to_container(one.task)} for one, _ in members]
+    path.write_text(json.dumps({"cwd": os.getcwd(), "runs": runs, "tasks": tasks}, indent=2) + "\n", encoding="utf-8")
+    return runs
+
+
+def read_payload(path: Path) -> tuple[str, list[str], list[tuple[DictConfig, dict[str, str]]]]:
+    """The working folder, the runs, and configuration and choices of each job in the payload at `path`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    tasks = [(OmegaConf.create(task["config"]), task["choices"]) for task in content["tasks"]]
+    return content["cwd"], content["runs"], tasks
+
+
+def remember(folder: Path, units: Mapping[str, Unit]) -> None:
+    """Note which unit each task is; all tasks of one call belong to one Slurm job or array."""
+    job = next(iter(units)).partition("_")[0]
+    content = {task: asdict(unit) for task, unit in units.items()}
+    (folder / f"tasks-{job}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def remembered(root: str | Path, tasks: Iterable[str]) -> dict[str, Unit]:
+    """Those of the tasks that were submitted from `root`, and what they compute."""
+    alive = set(tasks)
+    found: dict[str, Unit] = {}
+    for job in {task.partition("_")[0] for task in alive}:
+        for file in Path(root).absolute().glob(f"*/tasks-{job}.json"):
+            for task, unit in json.loads(file.read_text(encoding="utf-8")).items():
+                if task in alive:
+                    found[task] = Unit(unit["payload"], tuple(unit["runs"]), unit["shard"])
+    return found

@@ -1,0 +1,174 @@
+"""Waiting for Slurm tasks: progress from the run folders, and an end for every run that is true on disk.
+
+Slurm may say COMPLETED of a task whose Python failed, and forgets what is over. So a task is over when it left the
+queue, and its runs are complete when their folders say so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from kvbench import store
+from kvbench.cli.errors import Unfinished
+from kvbench.cli.signals import Preempted
+from kvbench.run.jobs import Job
+from kvbench.run.runner import Outcome, finished
+from kvbench.sweep.slurm import queue
+from kvbench.sweep.slurm.units import Unit
+
+log = logging.getLogger(__name__)
+
+_TAIL = 8  # lines of a failed task's log
+_EVERY = 60.0  # seconds between progress lines in a log; a terminal has one line that changes
+_LOOKS = 3  # how often a folder is looked at before it counts as incomplete: network file systems show files late
+
+
+class Watch:
+    """Tasks (id → unit) and the runs (folder → job) that they are to complete."""
+
+    def __init__(self, tasks: Mapping[str, Unit], jobs: Mapping[Path, Job], poll_s: float) -> None:
+        self.tasks, self.jobs, self.poll_s = dict(tasks), dict(jobs), poll_s
+        self.failed: dict[str, str] = {}  # task → how it ended
+        self._read: dict[Path, tuple[int, int]] = {}  # file of records → bytes read, lines in them
+        self._said = ("", 0.0)
+
+    def outcomes(self) -> dict[Path, Outcome]:
+        """Wait until all tasks have left the queue; how each run ended, with the error of those that did not end well.
+
+        A signal or Ctrl-C ends the waiting, never the tasks.
+        """
+        try:
+            self._wait()
+        except (KeyboardInterrupt, Preempted):
+            ids = " ".join(sorted({task.partition("_")[0] for task in self.tasks}))
+            log.warning("\nno longer waiting; the tasks go on. The same command waits again; scancel %s ends them", ids)
+            raise
+        reported = self._reports()
+        found = self._finished(self.jobs)
+        for _ in range(_LOOKS):
+            if not self._late(set(self.jobs) - found.keys() - reported.keys()):
+                break
+            time.sleep(self._settle / _LOOKS)
+            found |= self._finished(self.jobs.keys() - found.keys())
+        lost = [folder for folder in self.jobs if folder not in found]
+        general = Unfinished(
+            f"{len(lost)} of {len(self.jobs)} runs are not complete, see above; issue the same command again to resume"
+        )
+        for folder in lost:
+            error = reported.get(folder) or self._recorded_error(folder) or general
+            found[folder] = Outcome(self.jobs[folder], folder, error=error)
+        return found
+
+    def _finished(self, folders: Iterable[Path]) -> dict[Path, Outcome]:
+        looked = {folder: finished(self.jobs[folder], say=False) for folder in folders}
+        return {folder: outcome for folder, outcome in looked.items() if outcome is not None}
+
+    def _late(self, folders: Iterable[Path]) -> bool:
+        """Whether one of these runs is incomplete here though all its tasks say that they came to their end."""
+        of = {str(f): [unit for unit in self.tasks.values() if str(f) in unit.runs] for f in folders}
+        return any(all(unit.report.exists() for unit in units) for units in of.values())
+
+    @property
+    def _settle(self) -> float:
+        """Seconds until what a task wrote is surely seen here."""
+        return min(60.0, _LOOKS * self.poll_s)
+
+    def _wait(self) -> None:
+        waiting, gone = dict(self.tasks), dict[str, float]()
+        endings: dict[str, str] = {}
+        while waiting:
+            queued = queue.queue()
+            for task in list(waiting):
+                if queued is None or task in queued:
+                    gone.pop(task, None)
+                    continue
+                if task not in gone:
+                    gone[task], endings[task] = time.monotonic(), queue.ending(task)
+                late = time.monotonic() - gone[task] >= self._settle
+                if waiting[task].report.exists() or late:
+                    self._over(task, waiting.pop(task), endings[task])
+            if waiting:
+                self._progress(queued)
+                time.sleep(self.poll_s)
+        self._progress({})
+
+    def _over(self, task: str, unit: Unit, ending: str) -> None:
+        """A task has left the queue: say so if it did not come to its end."""
+        if unit.report.exists() or all(self._complete(Path(run)) for run in unit.runs):
+            return
+        self.failed[task] = ending
+        file = Path(unit.payload).parent / f"{task}_0_log.out"
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        tail = "\n".join(f"    | {line}" for line in text.splitlines()[-_TAIL:]) or "    (it printed nothing)"
+        log.error(
+            "Slurm task %s (%s) ended early: %s. Its log, %s, ends:\n%s",
+            task,
+            unit.name,
+            ending or "Slurm does not know how",
+            file,
+            tail,
+        )
+
+    def _complete(self, folder: Path) -> bool:
+        try:
+            return store.load_run(folder).status.get("status") in ("done", "partial")
+        except ValueError:
+            return False
+
+    def _reports(self) -> dict[Path, Exception]:
+        """The errors that tasks reported of their runs: ValueErrors as such, they are for the user to mend."""
+        found: dict[Path, Exception] = {}
+        for unit in self.tasks.values():
+            if unit.report.exists():
+                for run, (kind, text) in json.loads(unit.report.read_text(encoding="utf-8"))["errors"].items():
+                    found[Path(run)] = ValueError(text) if kind == "ValueError" else Unfinished(f"{kind}: {text}")
+        return found
+
+    def _recorded_error(self, folder: Path) -> Exception | None:
+        """The error that a run's own status holds."""
+        try:
+            status = store.load_run(folder).status
+        except ValueError:
+            return None
+        text = status.get("error") if status.get("status") == "failed" else None
+        return Unfinished(f"{folder.name}: {text}") if text else None
+
+    def _progress(self, queued: Mapping[str, queue.Queued] | None) -> None:
+        """One line: records on disk, and what the tasks do."""
+        rows = sum(self._lines(file) for folder in self.jobs for file in folder.glob("samples*.jsonl"))
+        if queued is None:
+            now = "Slurm does not answer"
+        else:
+            mine = [queued[task] for task in self.tasks if task in queued]
+            states = Counter(_words(q) for q in mine)
+            now = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no task in the queue"
+        line = f"{rows} rows recorded in {len(self.jobs)} runs; {now}"
+        last, when = self._said
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="" if queued != {} else "\n", file=sys.stderr, flush=True)
+        elif line != last and (time.monotonic() - when > _EVERY or queued == {}):
+            log.info("%s", line)
+            self._said = (line, time.monotonic())
+
+    def _lines(self, file: Path) -> int:
+        """Lines of a growing file, of which only what is new is read."""
+        start, lines = self._read.get(file, (0, 0))
+        try:
+            with open(file, "rb") as opened:
+                opened.seek(start)
+                new = opened.read()
+        except OSError:
+            return lines
+        self._read[file] = (start + len(new), lines + new.count(b"\n"))
+        return self._read[file][1]
+
+
+def _words(task: queue.Queued) -> str:
+    waits = task.state == "PENDING" and task.reason != "None"
+    return task.state.lower() + f" ({task.reason})" * waits

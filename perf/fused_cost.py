@@ -1,0 +1,103 @@
+"""What a sweep costs: 40 variants in one plan against one run of the full cache, on the same prompt.
+
+    python perf/fused_cost.py [--tokens 1000] [--new 32] [--repeats 5] [--threads 2] [--out FILE.json]
+
+One plan: five methods at eight budgets. End to end: from prompt ids to text, prefill included. Beside both, the floor
+under such a plan: one prefill, then as many decode steps of as many rows with an attention that costs nothing. All
+three are timed in turn, repeatedly, after a warm-up; ratios are of the medians. Every row's tokens are then compared
+with those of the same variant run alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import transformers
+from sweep_cost_kvbench import forward_seconds
+
+import kvbench
+from kvbench.benchmarks.haystack import generated
+
+METHODS = ("streaming_llm", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv")
+BUDGETS = (64, 96, 128, 192, 256, 320, 384, 512)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2_135m")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--tokens", type=int, default=1000, help="prompt length")
+    parser.add_argument("--new", type=int, default=32, help="tokens to generate")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    loaded = kvbench.load_model(args.model)
+    ids = loaded.tokenizer(generated(0, 8 * args.tokens))["input_ids"][: args.tokens]
+    full = kvbench.Variant(kvbench.load_method("fullkv"))
+    variants = [kvbench.Variant(kvbench.load_method(m), b) for m in args.methods.split(",") for b in BUDGETS]
+
+    def run(which: list[kvbench.Variant]) -> tuple[float, list[kvbench.Generation]]:
+        begin = time.perf_counter()
+        out = kvbench.generate(loaded.model, loaded.tokenizer, [ids], which, max_new_tokens=args.new, stop_ids=[])
+        return time.perf_counter() - begin, out[0]
+
+    def floor() -> float:
+        prefill = forward_seconds(loaded.model, "sdpa", ids, 1, 0)
+        steps = range(len(ids), len(ids) + args.new - 1)
+        return prefill + sum(forward_seconds(loaded.model, "free", ids[:1], len(variants), i) for i in steps)
+
+    run([full])
+    times: dict[str, list[float]] = {"full": [], "floor": [], "plan": []}
+    for _ in range(args.repeats):
+        times["full"].append(run([full])[0])
+        times["floor"].append(floor())
+        seconds, together = run(variants)
+        times["plan"].append(seconds)
+    same = [run([v])[1][0].token_ids == g.token_ids for v, g in zip(variants, together, strict=True)]
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result = {
+        "what": f"{len(variants)} variants in one plan / one fullkv run, end to end",
+        "ratio_of_medians": round(medians["plan"] / medians["full"], 3),
+        "ratio_to_floor": round(medians["plan"] / medians["floor"], 3),
+        "ratios": [round(p / f, 3) for p, f in zip(times["plan"], times["full"], strict=True)],
+        "seconds": {name: [round(v, 3) for v in values] for name, values in times.items()},
+        "rows_identical_to_solo": f"{sum(same)}/{len(same)}",
+        "prompt_tokens": len(ids),
+        "new_tokens": args.new,
+        "methods": args.methods.split(","),
+        "budgets": list(BUDGETS),
+        "model": args.model,
+        "dtype": str(loaded.model.dtype),
+        "device": str(loaded.model.device),
+        "threads": args.threads,
+        "machine": platform.machine(),
+        "versions": {
+            "kvbench": kvbench.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    print(json.dumps(result, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the benchmarks of this folder share: their arguments, where they run, and records that are written at once.
+
+A benchmark runs on the GPU, or, with --toy, at toy sizes on the CPU with the kernels emulated: the same code, figures
+that mean nothing. Every record is a line of JSON of its own, with device, versions, commit, date and command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvbench_kernels import build, ops
+
+ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("torch", "triton", "transformers", "numpy", "fa3-fwd", "flash-attn")
+
+
+class Bench:
+    """One benchmark's process. `left` is what remains of the time it was given."""
+
+    def __init__(self, name: str, doc: str | None, argv: list[str] | None = None) -> None:
+        parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the records to this file")
+        parser.add_argument("--seconds", type=float, default=600, help="start nothing new after this time")
+        parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU, kernels emulated: no figures")
+        arguments = parser.parse_args(argv)
+        self.name, self.toy, self._out = name, arguments.toy, arguments.out
+        self._end = time.monotonic() + arguments.seconds
+        if not self.toy and not torch.cuda.is_available():
+            raise SystemExit(f"{name}: torch finds no GPU; --toy goes through it on the CPU")
+        if self.toy and self._out is not None and (ROOT / "perf/results") in self._out.resolve().parents:
+            raise SystemExit(f"--out {self._out}: a toy run's figures mean nothing; not among the results")
+        self.device = torch.device("cpu" if self.toy else "cuda")
+        self.generator = torch.Generator(self.device).manual_seed(0)
+        torch.manual_seed(0)
+
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return self._end - time.monotonic()
+
+    def record(self, **values: Any) -> None:
+        """Print a result, and append it to the file."""
+        print(self.name, " ".join(f"{key}={_short(value)}" for key, value in values.items()), flush=True)
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            with self._out.open("a") as file:
+                file.write(json.dumps({"bench": self.name, **values, "about": self.about}) + "\n")
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Device, driver, versions, commit, date, command."""
+        return {
+            "device": device_facts(self.device),
+            "toy": self.toy,
+            "versions": versions(),
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", *(word.replace(f"{ROOT}/", "") for word in sys.argv)]),
+        }
+
+    @contextmanager
+    def kernels(self) -> Iterator[None]:
+        """Compile the kernels if need be; on the CPU they are emulated inside."""
+        if self.device.type == "cuda":
+            ops.prepare(self.device)
+            yield
+            return
+        with ops.emulated(build.host()):
+            yield
+
+    def clean(self) -> None:
+        """Give back what torch holds of the GPU for nothing."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Name, size and driver."""
+    if device.type != "cuda":
+        return {"type": "cpu", "name": platform.processor() or platform.machine()}
+    properties = torch.cuda.get_device_properties(device)
+    asked = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu")
+    said = _said(["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"])
+    return {
+        "type": "cuda",
+        "name": properties.name,
+        "memory": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "l2": properties.L2_cache_size,
+        "capability": f"{properties.major}.{properties.minor}",
+        **dict(zip(asked, said, strict=False)),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the figures depend on; None for what is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["torch"] = torch.__version__
+    return found
+
+
+def commit() -> str:
+    """The checkout's commit, with a + if its sources have changed; KVBENCH_COMMIT says it where there is no git."""
+    if said := os.environ.get("KVBENCH_COMMIT"):
+        return said
+    git = ["git", "-C", str(ROOT)]
+    number = _said([*git, "rev-parse", "--short=12", "HEAD"])
+    changed = _said([*git, "status", "--porcelain", "--untracked-files=no", "--", "kvbench", "kernels", "benchmarks"])
+    return number[0] + ("+" if changed else "") if number else "unknown"
+
+
+def _said(command: list[str]) -> list[str]:
+    """What a command prints, at its commas; nothing if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [part.strip() for part in done.stdout.strip().split(",") if part.strip()]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,151 @@
+"""The suite's steps: what each runs, how long it may take, and how its output is read. Needs the standard library only.
+
+Steps marked `beside` run at the same time as their neighbours that are: they check and time nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+_FOUND = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+) (?:error|hazard)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process.
+
+    Attributes:
+        share: seconds it may take, of the 540 of a whole run; what others leave over is added.
+        command: the program and its arguments; None if a tool is missing.
+        read: what a record says beside the exit status, from all that was printed.
+        good: whether it went well, from the exit status and `read`'s answer.
+    """
+
+    name: str
+    share: float
+    command: Sequence[str] | None
+    beside: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+    read: Callable[[str], dict[str, Any]] = lambda _: {}
+    good: Callable[[int, dict[str, Any]], bool] = lambda code, _: code == 0
+    lacks: str = ""
+
+
+def steps(out: Path, records: Path, toy: bool) -> list[Step]:
+    """All steps, in order. Benchmarks append to `records`; {seconds} in a command is the time it is given."""
+
+    def bench(name: str, *more: str) -> list[str]:
+        common = ["--out", str(records), "--seconds", "{seconds}", *(["--toy"] if toy else [])]
+        return [sys.executable, str(HERE / f"{name}.py"), *more, *common]
+
+    return [
+        Step("build", 90, bench("compiled")),
+        Step("check", 80, _check(toy), beside=True, read=_cases),
+        Step("tests", 80, _tests(toy), beside=True, read=_tested, good=_passed(toy)),
+        *(_sanitizer(tool, toy) for tool in SANITIZERS),
+        _control(toy),
+        Step("ceilings", 25, bench("ceilings")),
+        Step("decode", 115, bench("decode")),
+        Step("append", 30, bench("append")),
+        Step("scoring", 40, bench("scoring")),
+        Step("step", 90, bench("step")),
+        Step("profile", 40, _profile(out, 1, 32768, toy)),
+        Step("profile16", 30, None if toy else _profile(out, 16, 4096, toy), lacks="the same as profile in a dry run"),
+    ]
+
+
+def _check(toy: bool) -> list[str]:
+    few = ["--emulated", "--op", "ragged_append", "--op", "ragged_gather"]
+    return [sys.executable, "-m", "kvbench_kernels", "check", *(few if toy else [])]
+
+
+def _cases(output: str) -> dict[str, Any]:
+    found = re.search(r"(\d+) of (\d+) cases ok", output)
+    return {"passed": int(found[1]), "of": int(found[2])} if found else {}
+
+
+def _tests(toy: bool) -> list[str]:
+    """The tests that need a GPU; other files may want packages that are not there."""
+    marked = [file for file in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in file.read_text("utf-8")]
+    files = [str(file.relative_to(ROOT)) for file in marked if not toy or file.stem == "test_kernels_ops"]
+    few = ["--collect-only"] if toy else []
+    return [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", *few, *files]
+
+
+def _tested(output: str) -> dict[str, Any]:
+    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)\b", output)}
+    left_out = re.search(r"no CUDA device: (\d+) tests", output)
+    return found | ({"not_collected": int(left_out[1])} if left_out else {})
+
+
+def _passed(toy: bool) -> Callable[[int, dict[str, Any]], bool]:
+    if toy:
+        return lambda code, read: code in (0, 5) and read.get("not_collected", 0) > 0
+    return lambda code, read: code == 0 and read.get("passed", 0) > 0
+
+
+def _sanitizer(tool: str, toy: bool) -> Step:
+    """The cases under one of compute-sanitizer's tools; a dry run goes through them without it, once."""
+    program = [sys.executable, str(HERE / "sanitized.py")]
+    if toy:
+        command = [*program, "--toy"] if tool == "memcheck" else None
+        return Step(tool, 80, command, beside=True, read=_ran, lacks="the same as memcheck in a dry run")
+    return Step(
+        tool, 80, _under(tool, program), beside=True, env=_no_cache(), read=_ran, good=_clean, lacks=_NO_SANITIZER
+    )
+
+
+def _control(toy: bool) -> Step:
+    """The planted fault: the sanitizer has to find it, else its silence means nothing."""
+    program = [sys.executable, str(HERE / "sanitized.py"), "plant"]
+    command = None if toy else _under("memcheck", program)
+    lacks = "a fault would end the dry run" if toy else _NO_SANITIZER
+
+    def good(_: int, read: dict[str, Any]) -> bool:
+        return read.get("found", 0) > 0
+
+    return Step("control", 80, command, beside=True, env=_no_cache(), read=_ran, good=good, lacks=lacks)
+
+
+_NO_SANITIZER = "compute-sanitizer is not there"
+
+
+def _under(tool: str, program: Sequence[str]) -> list[str] | None:
+    folders = [os.environ.get(name, "") + "/bin" for name in ("CUDA_HOME", "CUDA_PATH")]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *folders, "/usr/local/cuda/bin"])
+    sanitizer = shutil.which("compute-sanitizer", path=path)
+    if sanitizer is None:
+        return None
+    return [sanitizer, "--tool", tool, "--error-exitcode", "86", "--print-limit", "20", *program]
+
+
+def _no_cache() -> dict[str, str]:
+    """Each tensor an allocation of its own, so that a read beside it is seen."""
+    return {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def _ran(output: str) -> dict[str, Any]:
+    found, ran = _FOUND.findall(output), re.search(r"(\d+) cases ran", output)
+    return ({"found": sum(map(int, found))} if found else {}) | ({"cases": int(ran[1])} if ran else {})
+
+
+def _clean(code: int, read: dict[str, Any]) -> bool:
+    return code == 0 and read.get("found") == 0 and read.get("cases", 0) > 0
+
+
+def _profile(out: Path, batch: int, context: int, toy: bool) -> list[str]:
+    model, budget, new = ("tiny", 16, 4) if toy else ("shape/llama31_8b", 1024, 32)
+    where = [f"profile.context={64 if toy else context}", f"profile.batch={batch}", f"profile.new_tokens={new}"]
+    what = [f"model={model}", "method=ada_snapkv", f"budget={budget}", *(["method.window=8"] if toy else [])]
+    settings = ["progress=false", f"paths.outputs='{out}'", *(["profile.warmup=0"] if toy else [])]
+    return [sys.executable, "-m", "kvbench.profile", *what, *where, *settings]

@@ -1,0 +1,256 @@
+"""The LongBench suite: prompts, protocol, scores, and a run of it with the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from kvbench import config, models, prompts, store
+from kvbench.benchmarks import longbench
+from kvbench.benchmarks.base import ModelFacts
+from kvbench.benchmarks.longbench import LongBench
+from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
+from kvbench.benchmarks.longbench_protocols import PRESETS
+from kvbench.cli.finish import present
+from kvbench.paths import conf_dir
+from kvbench.run import runner
+from kvbench.run.jobs import prepare
+from tests.helpers.longbench_made_up import row, template, write_bundle
+
+SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "longbench"
+REAL = sorted(path.stem for path in (SHARED / "dev").glob("*.jsonl"))
+TINY = ModelFacts("tiny", max_length=8192)
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    return write_bundle(tmp_path / "bundle")
+
+
+def suite(**changes) -> LongBench:
+    node = OmegaConf.load(conf_dir() / "benchmark" / "longbench.yaml")
+    settings = {str(k): v for k, v in OmegaConf.to_container(node).items() if k != "_target_"}
+    return LongBench(**settings | changes)
+
+
+def dataset(name: str, path: Path, model: ModelFacts = TINY, **changes):
+    (made,) = suite(datasets=[name], path=str(path), **changes).parts(model)
+    return made
+
+
+def tiny_tokenizer():
+    return models.load_tokenizer(OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "tiny.yaml")))
+
+
+def test_sets():
+    assert [len(names) for names in SETS.values()] == [16, 21, 13]
+    assert suite(datasets=["trec", "en16"]).names == SETS["en16"]
+    assert suite(datasets=["e13", "lcc"]).names == ("lcc", *SETS["e13"])
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "qasper_e"])
+def test_the_text_is_the_template_filled(name, bundle):
+    made = dataset(name, bundle)
+    for index, sample in enumerate(made.samples(tiny_tokenizer())):
+        text = sample.context + sample.question + sample.answer_prefix
+        assert text == template(name.removesuffix("_e")).format(**row(name, index))
+        assert sample.meta["index"] == index and sample.meta["bucket"] == ["0-4k", "4-8k"][index]
+        assert sample.id == f"{name}-{index:04d}"
+
+
+def test_the_answer_scores_one(bundle):
+    for name in DATASETS:
+        made = dataset(name, bundle)
+        for sample in made.samples(tiny_tokenizer()):
+            scores = made.score(sample.answers, sample.answers[0], sample.meta)
+            assert scores[made.headline] == pytest.approx(1.0, abs=1e-7), name
+            assert set(scores) >= {made.headline} and made.scoring()["metrics"][made.headline] >= 1
+
+
+def test_rules_of_the_datasets(bundle):
+    made = {name: dataset(name, bundle).samples(tiny_tokenizer())[0] for name in DATASETS}
+    assert [name for name in made if not made[name].chat] == [
+        "trec",
+        "triviaqa",
+        "samsum",
+        "lsht",
+        "lcc",
+        "repobench-p",
+    ]
+    assert [name for name in made if made[name].stop] == ["samsum"] == [n for n in made if made[n].min_new_tokens]
+    assert made["narrativeqa"].max_new_tokens == 8 and made["repobench-p"].max_new_tokens == 28
+
+
+def test_protocols_differ_and_a_changed_prompt_or_row_is_another(bundle, tmp_path):
+    def identity(name="qasper", path=bundle, **changes) -> str:
+        made = dataset(name, path, **changes)
+        content = made.protocol() | {"rendering": str(made.rendering)}
+        return json.dumps(content, sort_keys=True)
+
+    aware = [name for name in PRESETS if not PRESETS[name].split]
+    assert len({identity(protocol=name) for name in aware}) == len(aware)
+    changed = write_bundle(tmp_path / "other")
+    assert identity() == identity(path=changed)
+    file = changed / "config" / "dataset2prompt.json"
+    file.write_text(file.read_text().replace("Now answer", "Answer now"))
+    assert identity() != identity(path=changed)
+    more = write_bundle(tmp_path / "more", rows=3)
+    assert identity() != identity(path=more)
+    assert identity() != identity(code_backend="indel")
+    assert identity() != identity(max_length=100) and identity() != identity(max_new_tokens=3)
+
+
+def test_a_model_whose_wrapper_is_not_here_is_asked_for_it(bundle):
+    vicuna = ModelFacts("local", "lmsys/vicuna-7b-v1.5-16k", 16384)
+    with pytest.raises(ValueError, match="benchmark.wrapper=null"):
+        dataset("qasper", bundle, vicuna).protocol()
+    made = dataset("qasper", bundle, vicuna, wrapper="USER: {prompt} ASSISTANT:")
+    assert made.protocol() and made.rendering.max_length == 15500
+
+
+def test_only_the_shortest_samples(bundle):
+    made = dataset("qasper", bundle, samples=1)
+    assert [sample.id for sample in made.samples(tiny_tokenizer())] == ["qasper-0000"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"protocol": "longbench"},
+            "benchmark.protocol=longbench: did you mean 'longbench-original'?",
+        ),
+        ({"datasets": ["qaspar"]}, "benchmark.datasets=qaspar: did you mean 'qasper'?"),
+        ({"datasets": []}, "benchmark.datasets=[]"),
+        ({"max_length": 1}, "benchmark.max_length=1"),
+        ({"samples": 0}, "benchmark.samples=0"),
+        ({"path": 5}, "benchmark.path=5: name a folder"),
+        ({"max_new_tokens": "8"}, "benchmark.max_new_tokens=8"),
+        ({"question": "both"}, "benchmark.question=both"),
+        ({"protocol": "kvpress", "question": "aware"}, "benchmark.question=aware"),
+        ({"code_backend": "levenshtein"}, "benchmark.code_backend=levenshtein"),
+        ({"wrapper": "[INST]"}, "benchmark.wrapper=[INST]"),
+        ({"wrapper": "chat", "protocol": "windowkv"}, "benchmark.wrapper=chat: windowkv cuts ids"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(ValueError) as error:
+        suite(**changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_prompts_are_the_official_ones(name):
+    templates = json.loads((SHARED / "config" / "dataset2prompt.json").read_text(encoding="utf-8"))
+    lengths = json.loads((SHARED / "config" / "dataset2maxlen.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (SHARED / "dev" / f"{name}.jsonl").open(encoding="utf-8")]
+    for preset in ("longbench-original", "ffy0-agnostic", "kvpress"):
+        made = dataset(name, SHARED, protocol=preset).samples(tiny_tokenizer())
+        assert len(made) == len(rows)
+        for sample, official in zip(made, rows, strict=True):
+            text, whole = sample.context + sample.question + sample.answer_prefix, templates[name].format(**official)
+            if preset == "longbench-original":
+                assert text == whole and sample.max_new_tokens == lengths[name]
+            if preset == "ffy0-agnostic":
+                assert text == whole or name == "qasper"
+            if preset == "kvpress":
+                # takes the cue off trec's input, misses it in two where white space follows: there it comes twice
+                assert (text == whole) is (name not in ("triviaqa", "samsum"))
+                assert sample.max_new_tokens == lengths[name] + 20 and sample.chat
+            assert list(sample.answers) == official["answers"]
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("name", REAL)
+def test_real_truncated_ids_are_the_official_ones(name):
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "smollm2_135m.yaml"))
+    tokenizer = models.load_tokenizer(node)
+    made = dataset(name, SHARED, prompts.facts(node), max_length=1001, wrapper="none")
+    render = prompts.renderer(node, tokenizer, made)
+    for sample in made.samples(tokenizer)[:6]:
+        ids = tokenizer(sample.context + sample.question).input_ids
+        if len(ids) > 1001:
+            text = tokenizer.decode(ids[:500], skip_special_tokens=True)
+            text += tokenizer.decode(ids[-500:], skip_special_tokens=True)
+            ids = tokenizer(text).input_ids
+        prompt = render(sample)
+        assert list(prompt.ids) == ids and 0 < prompt.context_len < len(ids)
+
+
+@pytest.fixture
+def composed(tmp_path, bundle):
+    """Job lists from overrides, for the tiny model and the made-up bundle."""
+    config.register()
+
+    def make(*overrides: str):
+        shared = ["model=tiny", "benchmark=longbench", f"benchmark.path={bundle}", f"paths.outputs={tmp_path}/out"]
+        shared += ["benchmark.datasets=[all21]", "benchmark.max_length=150", "progress=false", "budget=0.6"]
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+            return prepare(hydra.compose("config", [*shared, *overrides]))
+
+    return make
+
+
+def test_a_run_of_all_datasets(composed, monkeypatch):
+    loads = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda node: loads.append(node) or load(node))
+    outcomes = runner.run_jobs([*composed("method=snapkv"), *composed("method=fullkv")])
+    assert len(outcomes) == 42 and len(loads) == 1 and all(o.error is None for o in outcomes)
+    run = store.load_run(outcomes[0].folder)
+    assert run.status["status"] == "done" and len(run.samples) == 2
+    assert (
+        run.manifest["part"]["suite"] == "longbench" and run.manifest["label"]["benchmark"] == "longbench-narrativeqa"
+    )
+    assert run.manifest["scoring"]["metrics"] == {"qa_f1": 1}
+    rendering = run.manifest["identity"]["protocol"]["rendering"]
+    assert rendering["max_length"] == 150 and "stops" not in rendering
+    before = {o.folder: (o.folder / "samples.jsonl").read_bytes() for o in outcomes}
+    again = runner.run_jobs(composed("method=snapkv"))
+    assert len(loads) == 1 and [o.score for o in again] == [o.score for o in outcomes[:21]]
+    assert before == {o.folder: (o.folder / "samples.jsonl").read_bytes() for o in outcomes}
+
+
+def test_part_of_the_published_samples_is_marked(composed, capsys, caplog):
+    longbench._warn_incomplete.cache_clear()  # once per process
+    with caplog.at_level("WARNING"):
+        outcomes = runner.run_jobs(composed("method=fullkv", "benchmark.datasets=[qasper]"))
+    present(outcomes)
+    assert "2 of the 200 published rows" in caplog.text
+    assert "2/200" in capsys.readouterr().out
+
+
+def test_another_dataset_costs_only_itself(composed):
+    first = composed("method=snapkv", "benchmark.datasets=[qasper]")
+    both = composed("method=snapkv", "benchmark.datasets=[trec,qasper]")
+    assert [job.folder for job in both if job.label["benchmark"] == "longbench-qasper"] == [first[0].folder]
+
+
+def half_a_character(file: Path) -> None:
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(json.dumps(json.loads(first) | {"context": "a \ud800 b"}) + "\n" + rest)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "data" / "trec.jsonl").unlink(), "trec"),
+        (lambda folder: (folder / "data" / "trec.jsonl").write_text('{"input": "a", "con'), "line 1"),
+        (lambda folder: (folder / "data" / "trec.jsonl").write_text('{"input": "a"}\n'), "context"),
+        (lambda folder: (folder / "config" / "dataset2prompt.json").unlink(), "dataset2prompt.json"),
+        (lambda folder: (folder / "config" / "dataset2prompt.json").write_text("{}"), "dataset2prompt.json has no"),
+        (lambda folder: (folder / "config" / "dataset2maxlen.json").write_text("{}"), "dataset2maxlen.json has no"),
+        (lambda folder: half_a_character(folder / "data" / "trec.jsonl"), "trec.jsonl, line 1: holds half of a"),
+    ],
+)
+def test_bad_data_is_an_error_before_any_model(composed, bundle, monkeypatch, damage, message):
+    monkeypatch.setattr(models, "load", lambda node: pytest.fail("a model was loaded"))
+    damage(bundle)
+    with pytest.raises(ValueError, match=message) as error:
+        composed("method=snapkv")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,227 @@
+"""The needle benchmark: insertion, samples, protocol, and every mistake it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from kvbench.benchmarks.insertion import insert_needle
+from kvbench.benchmarks.needle import Needle
+from tests.helpers.needle_forms import CONF, ToyTokenizer, make
+
+YAML = CONF / "needle.yaml"
+
+
+# ---- insertion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "text", "index"),
+    [
+        (0, "X.Aa bb. Cc dd. Ee", 0),
+        (30, "X.Aa bb. Cc dd. Ee", 0),  # token 3 of 11 has no full stop before it
+        (40, "Aa bb.X. Cc dd. Ee", 4),  # token 4 follows one
+        (80, "Aa bb.X. Cc dd. Ee", 4),  # token 8 steps back from " "
+        (90, "Aa bb. Cc dd.X. Ee", 9),
+        (100, "Aa bb. Cc dd. EeX.", None),
+    ],
+)
+def test_insertion_steps_back_to_the_end_of_a_sentence(depth: int, text: str, index: int | None) -> None:
+    # Tokens: Aa _ bb . _ Cc _ dd . _ Ee ...; a length of 16 less a buffer of 3 less a needle of 2: 11.
+    haystack = "Aa bb. Cc dd. Ee ff. Gg hh."
+    assert insert_needle(ToyTokenizer(), haystack, "X.", 16, depth, buffer=3) == (text, index)
+
+
+def test_a_short_haystack_is_repeated() -> None:
+    text, index = insert_needle(ToyTokenizer(), "Aa bb.", "X.", 12, 100, buffer=0)
+    assert (text, index) == ("Aa bb.Aa bb.Aa X.", None)
+
+
+def test_period_ids_can_be_given() -> None:
+    tokenizer = ToyTokenizer()
+    space = tokenizer.encode(" ", add_special_tokens=False)
+    text, index = insert_needle(tokenizer, "Aa bb cc dd ee", "X", 8, 80, buffer=0, period_ids=space)
+    assert (text, index) == ("Aa bb Xcc dd", 4)
+
+
+def test_a_needle_longer_than_the_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.lengths: 3 tokens .* needle of 5 tokens$"):
+        insert_needle(ToyTokenizer(), "Aa bb.", "a b c", 3, 50, buffer=0)
+
+
+# ---- samples -------------------------------------------------------------------------------------
+
+
+def test_default_samples_ask_for_the_number_in_their_own_context() -> None:
+    samples = make().samples(ToyTokenizer())
+    assert len(samples) == 28 == len({sample.id for sample in samples})
+    assert samples[10].id == "len00600-depth050-seed0"
+    for sample in samples:
+        key, value = re.search(r"magic numbers for (\w+-\w+) is: (\d{7})\.", sample.context).groups()
+        assert sample.answers == (value,) and re.findall(r"\d+", sample.context) == [value]
+        assert sample.question == f"\nWhat is the special magic number for {key} mentioned in the provided text?"
+        assert sample.answer_prefix.startswith(f"The special magic number for {key} ")
+        assert sample.chat and sample.max_new_tokens == 20 and json.dumps(dict(sample.meta))
+    assert len({sample.answers for sample in samples}) == 28
+
+
+def test_needles_lie_at_their_depth_and_contexts_have_their_length() -> None:
+    tokenizer = ToyTokenizer()
+    benchmark = make(lengths=[1000, 3000], depths=[0, 25, 75, 100], buffer=100)
+    for sample in benchmark.samples(tokenizer):
+        text = sample.context.removeprefix(benchmark.preamble)
+        length = len(tokenizer.encode(text, add_special_tokens=False))
+        assert length in (
+            sample.meta["length"] - 100,
+            sample.meta["length"] - 101,
+        )  # two spaces may become one
+        at = text.index(" One of the special") / len(text)
+        assert -0.06 <= at - sample.meta["depth"] / 100 <= 0.02
+        assert (sample.meta["needle_token"] is None) == (sample.meta["depth"] == 100)
+
+
+def test_needles_follow_the_given_ends_of_sentences() -> None:
+    tokenizer = ToyTokenizer()
+    space = tokenizer.encode(" ", add_special_tokens=False)
+    at = {
+        ids: make(lengths=[500], depths=[50], period_ids=ids and list(ids)).samples(tokenizer)[0].meta["needle_token"]
+        for ids in (None, tuple(space))
+    }
+    room = 500 - len(tokenizer.encode(" One of the special magic numbers for a-b is: 1.", add_special_tokens=False))
+    assert at[None] < at[tuple(space)] and at[tuple(space)] in (room // 2, room // 2 - 1)
+
+
+def test_cells_do_not_depend_on_the_rest_of_the_grid() -> None:
+    wide = {sample.id: sample for sample in make(lengths=[500, 1500], num_seeds=2).samples(ToyTokenizer())}
+    alone = make(lengths=[500], depths=[33], seed=1).samples(ToyTokenizer())
+    assert [sample.id for sample in alone] == ["len00500-depth033-seed1"]
+    assert wide[alone[0].id] == alone[0]
+    assert wide["len00500-depth033-seed0"].context != alone[0].context
+
+
+def test_score_needs_only_what_a_record_holds() -> None:
+    assert make(haystack="gone").score(["1234567"], "1234567", {"reference": "1"})["recall"] == 1.0
+    benchmark = make()
+    sample = benchmark.samples(ToyTokenizer())[0]
+    record = json.loads(json.dumps({"answers": sample.answers, "meta": dict(sample.meta)}))
+    right = benchmark.score(record["answers"], f" {sample.answers[0]}.", record["meta"])
+    assert right == {"recall": 1.0, "rouge1": 1.0}
+    assert benchmark.score(record["answers"], " 42.", record["meta"]) == {"recall": 0.0, "rouge1": 0.0}
+
+
+# ---- protocol ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """Two folders with equal essays and one with others."""
+    for name, text in (("one", "Some text. "), ("same", "Some text. "), ("other", "Another text. ")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "essay.txt").write_text(text * 300)
+    yield str(tmp_path / "one"), str(tmp_path / "same"), str(tmp_path / "other")
+
+
+def test_protocol_is_json_and_knows_texts_not_paths(folders: tuple[str, str, str]) -> None:
+    one, same, other = (make(haystack=folder).protocol() for folder in folders)
+    assert one == same == json.loads(json.dumps(one))
+    assert one != other and not any(folders[0] in str(value) for value in one.values())
+    assert one["version"] == 1 and "metrics" not in one
+
+
+def test_scoring_names_the_metrics_with_their_versions() -> None:
+    assert make().scoring() == {"metrics": {"recall": 1, "rouge1": 1}}
+    assert make(scores=["recall"]).scoring() == {"metrics": {"recall": 1}}
+
+
+def test_lengths_in_steps_are_the_same_protocol_as_lengths_listed() -> None:
+    listed, steps = make(lengths=[500, 700, 900]), make(lengths=None, start=500, end=1000, step=200)
+    assert steps.protocol() == listed.protocol() != make().protocol()
+
+
+CHANGES: dict[str, Any] = {
+    "question": "agnostic", "lengths": [600], "depths": [1], "seed": 5, "num_seeds": 2, "buffer": 9,
+    "preamble": "P",
+    "needle": " N {key} {value}.", "question_text": "Q", "answer_prefix": "A", "answer": "{value}!",
+    "headline": "rouge1", "reference": "R", "scores": ["recall"], "max_new_tokens": 8, "stop": ["\n"],
+    "chat": False, "raw": True, "name": "other", "period_ids": [3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_protocol_changes_with_every_key(key: str) -> None:
+    needed = {"chat": False} if key == "raw" else {}
+    changed = make(**{key: CHANGES[key]}, **needed).protocol()
+    same = key in ("headline", "scores")  # which scores are taken, and shown, changes no answer
+    assert (changed == make().protocol()) == same
+
+
+def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
+    assert set(yaml.safe_load(YAML.read_text())) == {*CHANGES, "_target_", "haystack", "start", "end", "step"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": [50, 120]}, r"benchmark\.depths=\[50, 120\]: depths are percent, 0 to 100"),
+        ({"depths": [-1]}, r"benchmark\.depths=\[-1\]: depths are percent"),
+        ({"depths": [33.3]}, r"benchmark\.depths=\[33\.3\]: whole numbers"),
+        ({"depths": []}, r"benchmark\.depths=\[\]: give at least one"),
+        ({"depths": [5, 5]}, r"benchmark\.depths=\[5, 5\]: each value once"),
+        ({"lengths": [500, 500]}, r"benchmark\.lengths=\[500, 500\]: each value once"),
+        ({"lengths": [-500]}, r"benchmark\.lengths=\[-500\]: each must exceed benchmark\.buffer=0"),
+        (
+            {"lengths": [200], "buffer": 200},
+            r"benchmark\.lengths=\[200\]: each must exceed benchmark\.buffer=200",
+        ),
+        ({"buffer": -1}, r"benchmark\.buffer=-1"),
+        ({"seed": "x"}, r"benchmark\.seed='x': a whole number"),
+        ({"seed": -1}, r"benchmark\.seed=-1: 0 or more"),
+        ({"start": 500, "step": 5}, r"benchmark\.lengths=.*: give .*; add benchmark\.start=null benchmark\.step=null$"),
+        ({"lengths": None}, r"benchmark\.start=None: a whole number of tokens, .* as benchmark\.lengths is null"),
+        ({"lengths": None, "start": 5, "end": 9, "step": 0}, r"benchmark\.step=0: a whole number of tokens, 1 or more"),
+        ({"lengths": None, "start": 9, "end": 8, "step": 1}, r"benchmark\.end=8: at least benchmark\.start=9"),
+        ({"lengths": 1000}, r"benchmark\.lengths=1000: must be a list, or null"),
+        ({"period_ids": 13}, r"benchmark\.period_ids=13: must be a list, or null"),
+        ({"period_ids": []}, r"benchmark\.period_ids=\[\]: token ids, or null"),
+        ({"buffer": 0.5}, r"benchmark\.buffer=0\.5: a whole number"),
+        ({"num_seeds": 0}, r"benchmark\.num_seeds=0: at least 1"),
+        ({"max_new_tokens": 0}, r"benchmark\.max_new_tokens=0: at least 1"),
+        ({"raw": True}, r"benchmark\.raw=true: a raw prompt has no chat template; set benchmark\.chat=false"),
+        ({"question": "both"}, r"benchmark\.question=both: aware or agnostic"),
+        ({"scores": ["bleu"]}, r"benchmark\.scores=\['bleu'\]: choose from recall, rouge1, overlap"),
+        ({"headline": "overlap"}, r"benchmark\.headline=overlap: must be one of"),
+        ({"needle": "The {thing}."}, r"benchmark\.needle='The \{thing\}\.': the only placeholders"),
+        ({"answer": "{value"}, r"benchmark\.answer='\{value': "),
+        ({"needle": "No slots."}, r"benchmark\.question_text asks for \{key\}, which benchmark\.needle"),
+        ({"answer": " "}, r"benchmark\.needle and benchmark\.answer must not be empty"),
+        ({"haystack": "no/such/folder"}, r"benchmark\.haystack=no/such/folder: no such folder"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        Needle(**{**_arguments(), **changes}).protocol()
+    assert "\n" not in str(error.value)
+
+
+def _arguments() -> dict[str, Any]:
+    config = OmegaConf.create({"benchmark": OmegaConf.load(YAML)})
+    arguments = OmegaConf.to_container(config, resolve=True)["benchmark"]
+    del arguments["_target_"]
+    return arguments
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.haystack=.*holds no \.txt files$"):
+        Needle(**{**_arguments(), "haystack": str(tmp_path)}).protocol()
+
+
+def test_a_needle_that_does_not_fit_is_refused_when_lengths_are_known() -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.lengths: 10 tokens"):
+        make(lengths=[10, 500]).samples(ToyTokenizer())

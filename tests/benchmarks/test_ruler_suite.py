@@ -1,0 +1,208 @@
+"""RULER as a suite: what is generated is what is rendered, within the length, for any wrapper."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from kvbench import config, prompts, store
+from kvbench.benchmarks.base import ModelFacts
+from kvbench.benchmarks.ruler import TASKS, generate
+from kvbench.benchmarks.ruler.suite import SYNTHETIC, Ruler
+from kvbench.paths import conf_dir
+from kvbench.run import runner
+from kvbench.run.jobs import prepare
+from tests.helpers.tokenizers_for_tests import CHATML, gpt_style
+
+LENGTH = 2600  # the tokenizers here make a token of every letter
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def suite(**changes) -> Ruler:
+    node = OmegaConf.load(conf_dir() / "benchmark" / "ruler.yaml")
+    settings = {str(k): v for k, v in OmegaConf.to_container(node).items() if k != "_target_"}
+    return Ruler(**settings | {"tasks": ["synthetic"], "lengths": [LENGTH], "samples": 2} | changes)
+
+
+def parts(**changes):
+    return suite(**changes).parts(ModelFacts("tiny"))
+
+
+def node(**changes) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "tiny.yaml")) | changes
+
+
+@pytest.mark.parametrize("wrapper", ["chat", "none", "meta-chat", "Q: {task_template} A:"])
+def test_prompts_fit_the_length_and_read_as_generated(wrapper):
+    tokenizer = gpt_style(CHATML)
+    before, after = {
+        "chat": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+        "none": ("", ""),
+        "meta-chat": ("[INST] ", " [/INST]"),
+        "Q: {task_template} A:": ("Q: ", " A:"),
+    }[wrapper]
+    for part in parts(wrapper=wrapper):
+        render = prompts.renderer(node(), tokenizer, part)
+        template = before + "{task_template}" + after
+        records = generate(part.part.name, LENGTH, tokenizer, num_samples=2, template=template)
+        for sample, record in zip(part.samples(tokenizer), records, strict=True):
+            prompt = render(sample)
+            assert prompt.text == record["input"] + record["answer_prefix"]
+            assert prompt.text.startswith(before) and after in prompt.text
+            assert len(prompt.ids) + sample.max_new_tokens <= LENGTH
+            assert sample.question.endswith(after) and len(sample.context) > len(sample.question)
+            scores = part.score(sample.answers, " and ".join(sample.answers), sample.meta)
+            assert scores == {part.headline: 1.0}
+
+
+def test_the_models_own_wrapper_is_not_edited():
+    template = CHATML.replace("{% for m", "You are {curly}. Some {% for m", 1)
+    tokenizer = gpt_style(template)
+    (part,) = parts(tasks=["niah_single_1"])
+    prompt = prompts.renderer(node(), tokenizer, part)(part.samples(tokenizer)[0])
+    assert prompt.text.startswith("You are {curly}. Some <|im_start|>user\nA special magic number is")
+    assert len(prompt.ids) + 128 <= LENGTH
+
+
+def test_agnostic_ends_the_context_before_the_question():
+    tokenizer = gpt_style(CHATML)
+    (part,) = parts(question="agnostic", tasks=["niah_single_1"])
+    sample = part.samples(tokenizer)[0]
+    prompt = prompts.renderer(node(), tokenizer, part)(sample)
+    assert tokenizer.decode(prompt.ids[prompt.context_len :]).startswith("What is the special magic number for")
+
+
+def test_protocols_differ():
+    def identity(**changes) -> str:
+        return json.dumps(parts(**changes)[0].protocol(), sort_keys=True)
+
+    base = identity()
+    for changes in ({"seed": 1}, {"samples": 3}, {"lengths": [LENGTH + 1]}, {"wrapper": "none"}):
+        assert identity(**changes) != base
+    assert identity(question="agnostic") != base != identity(protocol="linear2024")
+
+
+def test_table_places():
+    made = parts(tasks=["all"], lengths=[LENGTH, 4096])
+    assert [p.part.name for p in made] == [*TASKS, *TASKS] and len({p.name for p in made}) == 26
+    assert made[0].part.suite == f"ruler-{LENGTH}" and made[-1].part.means == {"avg-13": 13}
+    assert made[0].part.means == {"avg-13": 13, "avg-11": 11} and len(SYNTHETIC) == 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["niah"]}, "benchmark.tasks=niah"),
+        ({"tasks": []}, "benchmark.tasks=[]"),
+        ({"lengths": []}, "benchmark.lengths=[]"),
+        ({"lengths": [0]}, "benchmark.lengths=[0]"),
+        ({"lengths": [4096, 4096]}, "each value once"),
+        ({"samples": 0}, "benchmark.samples=0"),
+        ({"seed": -1}, "benchmark.seed=-1"),
+        ({"protocol": "tail"}, "benchmark.protocol=tail"),
+        ({"question": "no"}, "benchmark.question=no"),
+        ({"wrapper": "vicuna"}, "benchmark.wrapper=vicuna"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(ValueError) as error:
+        suite(**changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_questions_need_their_source(tmp_path):
+    (part,) = parts(tasks=["qa_1"], path="embedded")
+    with pytest.raises(ValueError, match="python -m kvbench.data ruler"):
+        part.protocol()
+
+
+def test_files_of_another_generator(tmp_path):
+    folder = tmp_path / "made" / "vt"
+    folder.mkdir(parents=True)
+    records = generate("vt", LENGTH, "words", num_samples=3)
+    (folder / "validation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    length = records[0]["length"]  # counted in words
+    (part,) = parts(tasks=["vt"], files=str(tmp_path / "made"), lengths=[length])
+    samples = part.samples(gpt_style(CHATML))
+    assert len(samples) == 2 and part.protocol()["dataset"]["data_sha256"]
+    text = samples[0].context + samples[0].question + samples[0].answer_prefix
+    assert (
+        text
+        == "<|im_start|>user\n"
+        + records[0]["input"]
+        + "<|im_end|>\n<|im_start|>assistant\n"
+        + (records[0]["answer_prefix"])
+    )
+    (missing,) = parts(tasks=["cwe"], files=str(tmp_path / "made"))
+    with pytest.raises(ValueError, match="cwe"):
+        missing.protocol()
+    (other,) = parts(tasks=["vt"], files=str(tmp_path / "made"), lengths=[3 * length])
+    with pytest.raises(ValueError, match="the longest record of vt in benchmark.files has"):
+        other.protocol()
+    for ignored in ({"seed": 1}, {"path": "embedded"}, {"protocol": "linear2024"}, {"lengths": [64, 128]}):
+        with pytest.raises(ValueError, match="benchmark.files"):
+            parts(files=str(tmp_path / "made"), **ignored)
+
+
+def test_the_data_set_of_the_hub(monkeypatch):
+    asked = []
+    row = {
+        "context": "Some text.\nVAR A = 1\n",
+        "question": "Question: Find all. ",
+        "answer_prefix": "Answer: According to it, they are: ",
+        "answer": ["A"],
+    }
+    rows = [row | {"task": task, "max_new_tokens": 30} for task in ("vt", "cwe", "vt")]
+
+    def load(*args, **kwargs):
+        asked.append((args, kwargs))
+        if args[1] == "77":
+            raise ValueError("BuilderConfig '77' not found.\nAvailable: ['4096']")
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (part,) = parts(tasks=["vt"], files="hub", lengths=[4096], wrapper="none")
+    samples = part.samples(gpt_style())
+    assert [s.context + s.question + s.answer_prefix for s in samples] == ["".join(list(row.values())[:3])] * 2
+    assert samples[0].answers == ("A",) and part.protocol()["files"]
+    assert asked == [(("simonjegou/ruler", "4096"), {"split": "test"})]  # once, then from the cache
+    (missing,) = parts(tasks=["vt"], files="hub", lengths=[77])
+    with pytest.raises(ValueError, match="benchmark.files=hub") as error:
+        missing.protocol()
+    assert "\n" not in str(error.value)
+
+
+def test_a_length_beyond_the_model_is_told_before_anything_runs():
+    (part,) = suite(tasks=["vt"], lengths=[9000]).parts(ModelFacts("tiny", max_length=8192))
+    with pytest.raises(ValueError, match="more than the 8192 tokens that the model takes"):
+        part.protocol()
+
+
+def test_a_task_that_does_not_fit_does_not_stop_the_others(tmp_path):
+    config.register()
+    overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[niah_multikey_3,vt]", "benchmark.lengths=[1500]"]
+    overrides += ["benchmark.samples=1", f"paths.outputs={tmp_path}", "progress=false", "method=snapkv", "budget=0.2"]
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+        short, fine = runner.run_jobs(prepare(hydra.compose("config", overrides)))
+    assert (short.error is None) != (fine.error is None)
+    assert "does not fit" in str(short.error or fine.error)
+
+
+def test_a_run(tmp_path):
+    config.register()
+    overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[synthetic]", f"benchmark.lengths=[{LENGTH}]"]
+    overrides += ["benchmark.samples=1", f"paths.outputs={tmp_path}", "progress=false", "method=snapkv", "budget=0.2"]
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+        jobs = prepare(hydra.compose("config", overrides))
+    outcomes = runner.run_jobs(jobs)
+    assert len(outcomes) == 11 and all(outcome.error is None for outcome in outcomes)
+    manifest = store.load_run(outcomes[0].folder).manifest
+    assert manifest["part"]["suite"] == f"ruler-{LENGTH}" and manifest["headline"] == "string_match_all"

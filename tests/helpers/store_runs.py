@@ -1,0 +1,51 @@
+"""What the tests of the store share: one run's settings, and writers in child processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from kvbench.store import Run
+
+OPEN: dict[str, Any] = {
+    "label": {"benchmark": "needle", "model": "tiny", "method": "snapkv", "budget": "0.2"},
+    "identity": {"method": {"name": "snapkv"}, "budget": 0.2, "seed": 0},
+    "config": {"budget": 0.2},
+    "headline": "recall",
+    "num_samples": 3,
+    "versions": {"kvbench": "0.1.0"},
+    "device": "cpu",
+}
+
+
+def open_run(root: Path, **changes: Any) -> Run:
+    return Run.open(root, **{**OPEN, **changes})
+
+
+def record(name: str, status: str = "ok", **more: Any) -> dict[str, Any]:
+    return {"id": name, "status": status, "prediction": "Zahl 7 \u2028 \u4e2d\ud800", **more}
+
+
+def ids(path: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in (path / "samples.jsonl").read_bytes().splitlines()]
+
+
+def child(code: str, *arguments: Any) -> subprocess.Popen[str]:
+    """Start Python with `open_run`, `record` and `code`; stdout and stderr are piped."""
+    prelude = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from tests.helpers.store_runs import open_run, record
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

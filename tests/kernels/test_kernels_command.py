@@ -1,0 +1,104 @@
+"""`python -m kvbench_kernels`: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvbench_kernels import build, compilers, ops, parity, ptxas
+from kvbench_kernels.__main__ import main
+
+
+def case(error: float, bound: float = 0.5) -> parity.Case:
+    return parity.Case("select", f"error {error}", bound, lambda device, seed: error)
+
+
+def test_check_passes(capsys):
+    assert main(["check", "--device", "cpu", "--op", "select", "--op", "ragged_append", "--seed", "7"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("reference in torch, device=cpu, --seed 7\n")
+    assert re.search(r"(?m)^8 of 8 cases ok$", said) and len(re.findall(r"(?m) ok +\d+\.\d\d$", said)) == 8
+
+
+@pytest.mark.parametrize("error", [0.6, float("nan"), float("inf")])
+def test_check_fails(capsys, monkeypatch, error):
+    monkeypatch.setattr(parity, "cases", lambda large: iter([case(0.4), case(error)]))
+    assert main(["check", "--device", "cpu"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(rf"(?m)^select +error {error} +{error:.1e} +5e-01 +WRONG", said) and "1 of 2 cases ok" in said
+
+
+def test_check_emulates(capsys, monkeypatch):
+    """Inside, the ops are those of the library for the host; which comes from g++."""
+    seen = []
+    monkeypatch.setattr(build, "host", lambda: Path("libkvb.so"))
+    monkeypatch.setattr(ops.library, "load", lambda path: path)
+    run = parity.Case("select", "", 0, lambda device, seed: seen.append((device.type, ops._emulation)) or 0.0)
+    monkeypatch.setattr(parity, "cases", lambda large: iter([run]))
+    assert main(["check", "--emulated"]) == 0
+    assert seen == [("cpu", Path("libkvb.so"))] and ops._emulation is None
+    assert capsys.readouterr().out.startswith("kernels on the CPU, device=cpu, --seed ")
+
+
+def test_build_prints_progress_and_the_report(capsys, monkeypatch, tmp_path):
+    asked = []
+
+    def cuda(archs, force, progress):
+        asked.append((archs, force))
+        progress("one.cu (1 of 1)")
+        return tmp_path / "libkvb.so"
+
+    name = "void (anonymous namespace)::kvb::decode<__half, 64>(kvb::Arguments)"
+    kernel = ptxas.Kernel(name=name, arch="sm_90", registers=90, stack=0, spill_stores=4, spill_loads=8, shared=16)
+    monkeypatch.setattr(build, "cuda", cuda)
+    monkeypatch.setattr(build, "report", lambda path: [kernel])
+    assert main(["build"]) == 0
+    assert main(["build", "--arch", "sm_90", "--arch", "compute_100", "--force"]) == 0
+    assert asked == [(build.ARCHS, False), (("sm_90", "compute_100"), True)]
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^ +\d+\.\d s  one.cu \(1 of 1\)$", said)
+    assert re.search(r"(?m)^decode<__half, 64> +sm_90 +90 +12 +16$", said)
+    assert re.search(r"(?m)libkvb.so \(\d+\.\d s\)$", said)
+
+
+def test_build_without_nvcc_says_what_to_install(capsys, monkeypatch):
+    def nothing() -> Path:
+        raise ValueError("no nvcc: install it")
+
+    monkeypatch.setattr(compilers, "nvcc", nothing)
+    monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
+    assert main(["build"]) == 2
+    assert capsys.readouterr().err == "kvbench: no nvcc: install it\n"
+
+
+def test_list_says_who_runs_and_why_the_others_do_not(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
+    assert re.search(r"(?m)^cuda +no +runs on a GPU of NVIDIA, and the model is on device=cpu$", said)
+    assert re.search(r"(?m)^torch +yes +what kernel=auto takes$", said)
+    assert main(["list", "--dtype", "float32", "--head-dim", "64"]) == 0
+    assert re.search(r"(?m)^cpu +yes +what kernel=auto takes$", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "--device", "gpu"], "--device gpu: no such device, choose cpu or cuda"),
+        (["list", "--device", "cuda"], "--device cuda: torch finds no GPU"),
+        (["list", "--dtype", "bf16"], "--dtype bf16: no such dtype, choose bfloat16, float16 or float32"),
+        (["build", "--arch", "hopper"], "arch=hopper: must be sm_<number> or compute_<number>"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, monkeypatch, words, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compilers, "nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"kvbench: {message}") and said.count("\n") == 1

@@ -1,0 +1,129 @@
+"""kvb::ragged_decode, run on the CPU, against float64: shapes, cuts and orders that GPUs would meet.
+
+Shape suffixes as in kvbench_kernels.reference_ops.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.helpers.kernels_cases import EDGES, Case, decode, make_case, problems, with_bug
+from tests.helpers.kernels_prefill import DIMS, DTYPES, draw, emulated, generator, needs_gxx, pick, shows, shuffled
+
+pytestmark = needs_gxx
+
+GROUPS = (1, 3, 4, 5, 7, 8, 16)
+TOKENS = (1, 2, 5, 16, 33)
+CTAS = (1, 2, 3, 5, 7, 11, 64)
+
+
+def random_case(g: torch.Generator, dtype: torch.dtype, dim: int, group: int, tokens: int, room: int = 0) -> Case:
+    """Up to six lanes, fewer where each has many columns; lengths around the sizes of tiles and units, and others."""
+    batch, kv_heads = (1, 1) if group * tokens > 64 else (draw(g, 1, 2), draw(g, 1, 3))
+    lengths = [pick(g, pick(g, *EDGES), draw(g, 0, 300), tokens + draw(g, 0, 200)) for _ in range(batch * kv_heads)]
+    return make_case(g, dtype, dim, lengths, batch, group, tokens, room, draw(g, 0, 3), pick(g, 1, 4))
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_attention_over_random_caches(dim):
+    g = generator(dim)
+    for group, dtype, tokens in itertools.product(GROUPS, DTYPES, TOKENS):
+        case, ctas = random_case(g, dtype, dim, group, tokens), pick(g, *CTAS)
+        assert problems(case, decode(emulated(), case, ctas)) == [], f"{case}, {ctas} CTAs"
+
+
+@pytest.mark.parametrize("ctas", (1, 3, 7, 100))
+def test_lengths_around_tiles_and_units(ctas):
+    g = generator(ctas)
+    for dtype in DTYPES:
+        case = make_case(g, dtype, 64, EDGES, group=3, tokens=pick(g, 1, 2))
+        assert problems(case, decode(emulated(), case, ctas)) == [], str(case)
+
+
+def test_more_lanes_than_threads():
+    """A CTA looks at 128 lanes at a time."""
+    g = generator(1)
+    lengths = [draw(g, 0, 40) for _ in range(300)]
+    lengths[200] = 700
+    case = make_case(g, torch.bfloat16, 64, lengths, batch=2)
+    for ctas in (1, 5, 90):
+        assert problems(case, decode(emulated(), case, ctas)) == [], f"{case}, {ctas} CTAs"
+
+
+@pytest.mark.parametrize("ctas", (16, 17, 45, 300))
+def test_pieces_of_a_long_lane_are_merged(ctas):
+    """At once up to 16, in two levels beyond; short lanes on both sides share CTAs with it."""
+    g = generator(ctas)
+    case = make_case(g, pick_dtype(g), 64, [30, 128 * ctas - 200, 10], group=2)
+    assert problems(case, decode(emulated(), case, ctas)) == [], str(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_that_rise_and_fall_along_the_keys(dtype):
+    """Every tile has a new maximum, or none has after the first."""
+    g = generator(2)
+    case = make_case(g, dtype, 64, [400, 400], group=2, spread=2)
+    q_HD = case.q_BHTD[0, :, 0]
+    for lane, slope in enumerate((1.0, -1.0)):
+        start = int(case.start_S1[case.segment_N[lane]])
+        along_D = (q_HD[2 * lane] / q_HD[2 * lane].norm()).float()
+        rising_L = torch.linspace(0, 60 * slope, 400)
+        case.k_RD[start : start + 400] += (rising_L[:, None] * along_D).to(dtype)
+    assert problems(case, decode(emulated(), case, 3)) == []
+
+
+@pytest.mark.parametrize("tokens", (1, 5))
+def test_the_same_bits_whatever_the_order(tokens):
+    g = generator(tokens)
+    for dtype in DTYPES:
+        case, ctas = make_case(g, dtype, 80, [0, 900, 64, 1, 200], group=5, tokens=tokens), pick(g, 5, 9)
+        first = decode(emulated(), case, ctas)
+        for seed in (1, 2):
+            with shuffled(seed):
+                assert decode(emulated(), case, ctas).same_bits(first), f"{case}, {ctas} CTAs"
+
+
+def test_a_nan_that_is_alive_is_not_hidden():
+    case = make_case(generator(3), torch.float16, 64, [100, 100])
+    case.v_RD[case.start_S1[case.segment_N[1]] + 50] = torch.nan
+    out_BHTD = decode(emulated(), case, 2).out_BHTD
+    assert out_BHTD[0, 0].isfinite().all() and out_BHTD[0, 1].isnan().all()
+
+
+def test_what_is_not_supported_is_refused():
+    case = make_case(generator(4), torch.float16, 72, [5])
+    with pytest.raises(RuntimeError, match="kvb::ragged_decode: not compiled for this dtype, head dimension"):
+        decode(emulated(), case, 1)
+    assert emulated().size("decode_workspace_bytes", 64, 2049) == -1
+
+
+BUGS = {
+    "a piece in the slot of another": ("shared.ctas) < part.at.item);", "shared.ctas) < 0);"),
+    "a barrier left out": ("__syncthreads();  // the warps' results are there", ""),
+    "a row too far": ("min(tile + value_key(i), end - 1)", "min(tile + value_key(i), end)"),
+    "a sum not rescaled": ("        l0 *= shrink0;\n", ""),
+    "a counter not set back": ("if (last) atomicExch(args.counters + counter, 0);", ""),
+    "the new token not seen": ("args.tokens + token + 1", "args.tokens + token"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(bug):
+    kernels, g = with_bug(*BUGS[bug]), generator(5)
+
+    def found() -> bool:
+        for seed in range(40):
+            case = make_case(g, torch.bfloat16, 64, [64 * draw(g, 1, 9), 300, draw(g, 1, 90)], group=2, spread=4)
+            with shuffled(seed):
+                if problems(case, decode(kernels, case, pick(g, 3, 5, 7))):
+                    return True
+        return False
+
+    assert shows(found)
+
+
+def pick_dtype(g: torch.Generator) -> torch.dtype:
+    return DTYPES[draw(g, 0, 1)]

@@ -1,0 +1,36 @@
+"""Append and decode under AddressSanitizer (with leaks) and UndefinedBehaviorSanitizer, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from kvbench_kernels import compilers
+from tests.helpers.kernels_cases import sources
+from tests.helpers.kernels_prefill import SEED, needs_gxx
+
+pytestmark = needs_gxx
+
+FLAGS = ("-std=c++17", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def run(folder: Path, right: str = "", wrong: str = "") -> subprocess.CompletedProcess[str]:
+    """The driver over kernels for D = 80 (an incomplete last chunk and block) and bf16, `right` replaced by `wrong`."""
+    copy = sources(folder, 80, right, wrong)
+    driver, program = Path(__file__).with_name("kernels_sanitized.cpp"), folder / "driver"
+    units = [driver, "-x", "c++", copy / "decode.cu", copy / "append.cu"]
+    subprocess.run([compilers.gxx(), *FLAGS, *units, "-o", program], check=True)
+    threads = {"KVB_HOST_SHUFFLE": str(SEED % 1000), "KVB_HOST_SHUFFLE_BLOCKS": str(SEED % 1000)}
+    return subprocess.run([program, str(SEED)], env={**os.environ, **threads}, capture_output=True, text=True)
+
+
+def test_nothing_is_read_or_written_where_it_must_not_be(tmp_path):
+    done = run(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), f"KVBENCH_SEED={SEED}"
+
+
+def test_a_read_behind_the_end_is_reported(tmp_path):
+    done = run(tmp_path, "min(tile + value_key(i), end - 1)", "min(tile + value_key(i), end)")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr and "in kvb::Attention<" in done.stderr

@@ -1,0 +1,266 @@
+"""Prompts: one BOS, the border of the context, stop ids, chat policies and the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvbench import models
+from kvbench.benchmarks.base import Rendering, Sample
+from kvbench.models import tiny
+from kvbench.paths import conf_dir
+from kvbench.prompts import __main__ as command
+from kvbench.prompts import render, show
+from tests.helpers.tokenizers_for_tests import (
+    CHATML,
+    LLAMA2,
+    every_tokenizer,
+    gpt_style,
+    sentencepiece_style,
+    tiny_tokenizer,
+)
+from tests.models.test_models import preset
+
+QUESTIONS = ("aware", "agnostic")
+
+
+def sample(context="All of the tea.\n", question="\nWhat is in it?", answer_prefix="", **more) -> Sample:
+    return Sample("s0", context, question, answer_prefix, ("tea",), 8, **more)
+
+
+@every_tokenizer
+def test_aware_ids_are_those_of_the_tokenizer_itself(make):
+    """For text without special strings nothing may differ from the usual way, BOS counted once."""
+    tokenizer, s = make(), sample(answer_prefix="It is")
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": s.context + s.question}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "It is"
+    else:
+        text = s.context + s.question + "It is"
+    expected = tokenizer(text).input_ids  # as a careless caller would, with a BOS too many in some cases
+    bos = tokenizer.bos_token_id
+    expected = expected[1:] if expected[:2] == [bos, bos] else expected
+    assert list(render(tokenizer, s).ids) == expected
+
+
+@every_tokenizer
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_exactly_one_bos(make, question):
+    tokenizer = make()
+    ids = render(tokenizer, sample(), question=question).ids
+    if tokenizer.bos_token == "<s>":
+        assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+    else:  # no BOS of its own; ChatML's turn marker opens the system-less conversation: user, assistant
+        assert ids.count(tokenizer.bos_token_id) == (2 if tokenizer.chat_template else 0)
+
+
+def test_a_template_with_two_bos_is_told():
+    tokenizer = tiny_tokenizer("{{ bos_token }}" + tiny.TEMPLATE)
+    with pytest.raises(ValueError, match=r"^model\.chat_template: .*two BOS"):
+        render(tokenizer, sample())
+
+
+@every_tokenizer
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_context_len_is_the_border(make, question):
+    tokenizer, s = make(), sample()
+    prompt = render(tokenizer, s, question=question)
+    border = prompt.context_len
+    assert tokenizer.decode(prompt.ids[:border]).endswith("All of the tea.\n")
+    assert tokenizer.decode(prompt.ids[border:]).startswith("\nWhat is in it?")
+
+
+def test_a_token_across_the_border_belongs_to_the_question_when_aware():
+    tokenizer, s = tiny_tokenizer(None), sample(context="over th", question="e hill")
+    aware, agnostic = (render(tokenizer, s, question=q) for q in QUESTIONS)
+    the = tokenizer.convert_tokens_to_ids("Ġthe")
+    assert aware.ids[aware.context_len] == the and the not in agnostic.ids
+    assert tokenizer.decode(aware.ids[1 : aware.context_len]) == "over"
+    assert tokenizer.decode(agnostic.ids[1 : agnostic.context_len]) == "over th"
+
+
+@every_tokenizer
+def test_agnostic_context_does_not_depend_on_the_question(make):
+    tokenizer = make()
+    found = {
+        render(tokenizer, sample(context="over th", question=q), question="agnostic")
+        for q in ("e hill", "", "\n\nWhy?", "<s></s>")
+    }
+    assert len({prompt.ids[: prompt.context_len] for prompt in found}) == 1
+    assert len({prompt.ids for prompt in found}) == 4
+
+
+words = st.text("ab th.\n<s>/|é漢", max_size=12)
+
+
+@every_tokenizer
+@settings(max_examples=30, deadline=None)
+@given(context=words, question=words, prefix=words)
+def test_aware_and_agnostic_say_the_same(make, context, question, prefix):
+    tokenizer, s = make(), sample(context, question, prefix)
+    aware, agnostic = (render(tokenizer, s, question=q) for q in QUESTIONS)
+    assert aware.text == agnostic.text
+    assert tokenizer.decode(aware.ids) == tokenizer.decode(agnostic.ids)
+    assert context + question in aware.text
+
+
+def test_stop_ids():
+    tokenizer = tiny_tokenizer()
+    end, newline = tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.convert_tokens_to_ids("Ċ")
+    eos = frozenset({tokenizer.eos_token_id})
+    assert render(tokenizer, sample(), eos_ids=eos).stop_ids == eos | {end}
+    assert render(tokenizer, sample(stop=("\n",)), eos_ids=eos).stop_ids == eos | {end, newline}
+    assert render(tokenizer, sample(stop=("<|head|>",)), chat_template="never").stop_ids == {2}
+    # an instruct model may also end an unwrapped answer by its end of turn
+    assert render(tokenizer, sample(chat=False)).stop_ids == {end}
+    assert render(tokenizer, sample(), chat_template="never").stop_ids == frozenset()
+
+
+def test_stop_ids_of_other_templates():
+    chatml, llama2 = gpt_style(CHATML), sentencepiece_style("first", LLAMA2)
+    assert render(chatml, sample()).stop_ids == {chatml.convert_tokens_to_ids("<|im_end|>")}
+    assert render(llama2, sample()).stop_ids == {2}
+
+
+@pytest.mark.parametrize("prefix", ["first", "always"])
+def test_a_newline_is_one_stop_token_also_for_sentencepiece(prefix):
+    tokenizer = sentencepiece_style(prefix)
+    assert len(tokenizer("\n", add_special_tokens=False).input_ids) == 2  # the naive way sees a ▁ as well
+    assert render(tokenizer, sample(stop=("\n",))).stop_ids == {tokenizer.convert_tokens_to_ids("<0x0A>")}
+
+
+def test_a_stop_string_of_several_tokens_is_told():
+    with pytest.raises(ValueError, match=r"^benchmark\.stop='xyz': must be one token .* not 3$"):
+        render(tiny_tokenizer(), sample(stop=("xyz",)))
+
+
+def test_chat_policies():
+    tokenizer, bare = tiny_tokenizer(), tiny_tokenizer(None)
+    raw = "<s>All of the tea.\n\nWhat is in it?"
+    assert render(tokenizer, sample()).text == (
+        "<s><|head|>user\nAll of the tea.\n\nWhat is in it?<|end|>\n<|head|>assistant\n"
+    )
+    assert render(tokenizer, sample(answer_prefix="It is")).text.endswith("assistant\nIt is")
+    assert render(tokenizer, sample(), chat_template="always") == render(tokenizer, sample())
+    assert render(tokenizer, sample(), chat_template="never").text == raw
+    assert render(tokenizer, sample(chat=False)).text == raw
+    assert render(bare, sample()).text == raw
+    with pytest.raises(ValueError, match=r"^model\.chat_template=always: "):
+        render(bare, sample(), chat_template="always")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"question": "maybe"}, r"^benchmark\.question=maybe: choose aware or agnostic"),
+        ({"chat_template": "perhaps"}, r"^model\.chat_template=perhaps: "),
+        ({"max_length": 9}, r"^model\.max_length=9: the prompt of sample s0 has \d+ tokens"),
+    ],
+)
+def test_wrong_settings_are_told(settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        render(tiny_tokenizer(), sample(), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_drops_or_repeats_the_user_turn_is_told():
+    for template in ("hello", "{{ messages[0]['content'] }}{{ messages[0]['content'] }}"):
+        with pytest.raises(ValueError, match=r"^model\.chat_template: .*exactly once"):
+            render(tiny_tokenizer(template), sample())
+
+
+def test_a_prompt_of_exactly_max_length_is_fine():
+    prompt = render(tiny_tokenizer(), sample())
+    assert render(tiny_tokenizer(), sample(), max_length=len(prompt.ids)) == prompt
+
+
+def test_show_marks_specials_border_and_stops():
+    tokenizer = tiny_tokenizer()
+    prompt = render(tokenizer, sample(context="a</s>b", question=" why"), eos_ids=frozenset({1}))
+    assert show(prompt, tokenizer) == (
+        f"⟦<s>⟧⟦<|head|>⟧user\na</s>b\n⟦ context ends: {prompt.context_len} tokens ⟧\n why⟦<|end|>⟧\n"
+        f"⟦<|head|>⟧assistant\n⟦ answer starts ⟧\n\n{len(prompt.ids)} tokens; stops at: 1 '</s>', 3 '<|end|>'"
+    )
+
+
+class TwoSamples:
+    """A benchmark for the command line, built by hydra."""
+
+    def __init__(self, word: str, question: str):
+        if word == "bad":
+            raise ValueError("benchmark.word=bad: choose another")
+        self.word, self.question, self.rendering = word, question, Rendering()
+
+    def samples(self, tokenizer) -> list[Sample]:
+        return [sample(), sample(context=self.word, question="e hill")]
+
+
+@pytest.fixture
+def conf(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "model" / "tiny.yaml").write_text((conf_dir() / "model" / "tiny.yaml").read_text())
+    (tmp_path / "benchmark" / "two.yaml").write_text(
+        "_target_: tests.prompts.test_prompts.TwoSamples\nword: hello\nquestion: aware\n"
+    )
+    defaults = "defaults:\n  - model: tiny\n  - benchmark: two\n  - _self_\n"
+    (tmp_path / "config.yaml").write_text(defaults)
+    return tmp_path
+
+
+def test_command_line_shows_a_prompt(conf, capsys):
+    assert command.main(["model=tiny", "benchmark=two", "benchmark.word=goodbye", "show=1"], conf=conf) == 0
+    out = capsys.readouterr().out
+    assert "⟦<|head|>⟧user\ngoodbye\n⟦ context ends" in out and "stops at: 1 '</s>', 3 '<|end|>'" in out
+    assert command.main([], conf=conf) == 0
+    assert "All of the tea." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("question", "border"), [("aware", "over\n⟦"), ("agnostic", "over th\n⟦")])
+def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, question, border):
+    overrides = ["benchmark.word=over th", f"benchmark.question={question}", "show=1"]
+    assert command.main(overrides, conf=conf) == 0
+    assert f"user\n{border} context ends" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("show=2", "show=2: this benchmark has 2 prompts"),
+        ("show=x", "show=x: "),
+        ("model.max_length=3", "model.max_length=3: "),
+        ("model.dtype=int3", "model.dtype=int3: "),
+        ("benchmark.word=bad", "benchmark.word=bad: choose another"),
+        ("benchmark=nowhere", "nowhere"),
+    ],
+)
+def test_command_line_mistakes_are_told_without_a_traceback(conf, capsys, override, message):
+    assert command.main([override], conf=conf) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and "Traceback" not in err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from kvbench.prompts import __main__ as command\n"
+        "try: command.main(['--help'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "show=N" in done.stdout, done.stderr
+
+
+@pytest.mark.smollm2
+def test_smollm2_prompt():
+    tokenizer = models.load_tokenizer(preset("smollm2_135m"))
+    prompt = render(tokenizer, sample(context="x <|im_end|> y"))
+    assert prompt.text.startswith("<|im_start|>system\n") and prompt.text.endswith("<|im_start|>assistant\n")
+    assert prompt.ids[0] == 1 and prompt.ids.count(1) == 3 and prompt.ids.count(2) == 2
+    assert prompt.stop_ids == {2}
+    turns = [{"role": "user", "content": "All of the tea.\n\nWhat is in it?"}]
+    native = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert list(render(tokenizer, sample()).ids) == native

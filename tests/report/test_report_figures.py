@@ -1,0 +1,166 @@
+"""Heatmaps and the command line of the report, on synthetic runs whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from kvbench import store
+from kvbench.report.__main__ import main
+from kvbench.report.heatmap import _places, grid, has_grid, heatmap, heatmap_grid
+from kvbench.report.present import present
+from kvbench.report.runs import order, title
+from tests.helpers.fake_runs import DEPTHS, LENGTHS, make_run, out_of_memory, store_run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+# ---- heatmaps ------------------------------------------------------------------------------------
+
+
+def test_grid_averages_seeds_and_keeps_missing_cells_on_the_axes() -> None:
+    run = make_run("snapkv", "0.2", 1.0)
+    second = {**run.samples[0], "id": "again", "scores": {"recall": 0.0, "rouge1": 0.0}}
+    run.samples.append(second)
+    out_of_memory(run, 4)
+    del run.samples[6:9]  # the last length has not been run yet
+    cells = grid(run, "recall")
+    assert (cells.lengths, cells.depths) == (LENGTHS, DEPTHS)
+    assert cells.score[500, 0] == 0.5 and cells.score[1000, 0] == 1.0
+    assert cells.oom == {(1000, 50)} and not any(length == 2000 for length, _ in cells.score)
+
+
+def test_heatmaps_are_written(tmp_path: Path) -> None:
+    runs = [make_run(method, "full", 1.0) for method in ("fullkv", "kivi")]
+    runs += [make_run(method, budget, None) for method in ("snapkv", "ada") for budget in ("0.2", "128")]
+    out_of_memory(runs[2], 1)
+    del runs[3].samples[5:]
+    single = heatmap(runs[2], tmp_path / "new" / "one.png")
+    several = heatmap_grid(runs, tmp_path / "grid.png", "rouge1")
+    for path in (single, several):
+        assert path.read_bytes().startswith(PNG)
+
+
+def test_panels_are_methods_by_budgets_with_budgetless_runs_on_the_left() -> None:
+    names = [("fullkv", "full"), ("kivi", "full"), ("ada", "0.2")]
+    names += [("snapkv", budget) for budget in ("0.2", "16", "128")]
+    runs = sorted((make_run(*name, 1.0) for name in reversed(names)), key=order)
+    assert dict(zip(names, _places(runs), strict=True)) == {
+        ("fullkv", "full"): (0, 0), ("kivi", "full"): (1, 0), ("ada", "0.2"): (0, 1),
+        ("snapkv", "0.2"): (1, 1), ("snapkv", "16"): (1, 2), ("snapkv", "128"): (1, 3),
+    }  # fmt: skip
+    twins = [make_run("snapkv", "0.2", 1.0, hash=letter * 64) for letter in "ab"]
+    assert _places([*twins, make_run("tova", "0.2", 1.0)]) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = out_of_memory(make_run("snapkv", "0.2", 1.0), 0)
+    run.samples[1]["scores"]["recall"] = 0.0
+    seen = []
+    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    heatmap(run, tmp_path / "x.png")
+    axes = seen[0].axes[0]
+    mesh = axes.collections[0]
+    assert mesh.get_clim() == (0, 1) and axes.yaxis_inverted()
+    assert mesh.cmap(0.0)[:3] == pytest.approx([0xF0 / 255, 0x49 / 255, 0x6E / 255], abs=0.01)
+    assert mesh.cmap(1.0)[:3] == pytest.approx([0x0C / 255, 0xD7 / 255, 0x9F / 255], abs=0.01)
+    values = mesh.get_array()
+    assert values.mask[0, 0] and values[1, 0] == 0.0 and values[2, 2] == 1.0  # rows are depths, 0 on top
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[0] == "OOM" and texts[3] == "0.00" and texts.count("1.00") == 7
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Context length (tokens)", "Needle depth (%)")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["500", "1000", "2000"]
+
+
+def test_a_dense_grid_is_drawn_as_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lengths, depths = list(range(1000, 8001, 100)), [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
+    run = out_of_memory(make_run("snapkv", "0.2", None, lengths=lengths, depths=depths), 3)
+    seen = []
+    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    heatmap(run, tmp_path / "x.png")
+    heatmap_grid([run, make_run("h2o", "0.2", 1.0, lengths=lengths, depths=depths)], tmp_path / "y.png")
+    for figure, step in zip(seen, (100, 500), strict=True):  # a label for every column, then for those that fit
+        axes = figure.axes[-2]  # the lowest panel; the last axes are the colour bar
+        labels = axes.get_xticklabels()
+        assert [label.get_text() for label in labels] == [str(length) for length in range(1000, 8001, step)]
+        assert {label.get_rotation() for label in labels} == {45.0}
+        assert [label.get_text() for label in axes.get_yticklabels()] == [str(depth) for depth in depths]
+        assert [text.get_text() for text in axes.texts if text.get_text() in ("×", "OOM", "1.00", "0.00")] == ["×"]
+        lines = [line for line in axes.collections if hasattr(line, "get_segments")]
+        assert [len(line.get_segments()) for line in lines] == [len(depths) - 1, len(lengths) - 1]
+        assert axes.collections[0].get_clim() == (0, 1) and axes.yaxis_inverted()
+
+
+def test_samples_without_depths_have_no_heatmap(tmp_path: Path) -> None:
+    run = make_run("snapkv", "0.2", 1.0)
+    for sample in run.samples:
+        sample["meta"] = {}
+    assert not has_grid(run)
+    with pytest.raises(ValueError, match=r"^snapkv, 20% budget: its samples carry no length and depth"):
+        heatmap(run, tmp_path / "x.png")
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for question in ("aware", "agnostic"):
+        for name in (("fullkv", "full"), ("snapkv", "0.2")):
+            store_run(tmp_path / "runs", make_run(*name, 1.0, question=question))
+    assert main([str(tmp_path / "runs"), "--benchmark", "needle", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| snapkv") == 2 == printed.count("| fullkv")
+    assert "question-aware" in printed and "question-agnostic" in printed
+    folders = sorted((tmp_path / "out").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        names = sorted(path.name.split("-")[0] for path in folder.iterdir())
+        assert names == ["fullkv", "overview.png", "scores.csv", "snapkv", "table.json", "table.md"]
+        assert all(line in printed for line in (folder / "table.md").read_text().splitlines())
+        assert len(json.loads((folder / "table.json").read_text())["rows"]) == 2
+
+
+def test_a_later_run_adds_to_the_report_and_is_compared_to_the_full_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in (("fullkv", "full"), ("snapkv", "0.2"), ("h2o", "0.2")):
+        store_run(tmp_path / "runs", make_run(*name, 1.0))
+    runs = store.load_runs(tmp_path / "runs")
+    (h2o,) = [run for run in runs if run.manifest["label"]["method"] == "h2o"]
+    present([h2o], tmp_path / "out", beside=runs)
+    printed = capsys.readouterr().out
+    assert "| h2o" in printed and "| fullkv" in printed and "| snapkv" not in printed
+    (folder,) = (tmp_path / "out").iterdir()
+    assert len(json.loads((folder / "table.json").read_text())["rows"]) == 3
+
+
+def test_runs_that_differ_in_a_dial_are_named_by_it() -> None:
+    runs = [make_run("snapkv", "64", 1.0) for _ in range(2)]
+    for run, window in zip(runs, (8, 16), strict=True):
+        run.manifest["identity"] = {**run.manifest["identity"], "method": {"name": "snapkv", "window": window}}
+    assert [title(run, runs) for run in runs] == ["snapkv window=8, 64 tokens", "snapkv window=16, 64 tokens"]
+    assert title(runs[0]) == "snapkv, 64 tokens"
+
+
+def test_command_line_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path), "--benchmark", "needle"]) == 1
+    assert re.fullmatch(r".*: no runs of benchmark needle there; .*\n", capsys.readouterr().err)
+    store_run(tmp_path, make_run("snapkv", "0.2", 1.0))
+    assert main([str(tmp_path), "--metric", "bleu"]) == 1
+    assert capsys.readouterr().err == "--metric bleu: these runs hold recall, rouge1\n"
+
+
+def test_a_figure_is_drawn_again_only_when_it_would_change(tmp_path: Path) -> None:
+    runs = [make_run("snapkv", "0.2", 1.0), make_run("fullkv", "full", 1.0)]
+    for draw in (lambda: heatmap(runs[0], tmp_path / "one.png"), lambda: heatmap_grid(runs, tmp_path / "all.png")):
+        path = draw()
+        first = path.stat().st_mtime_ns
+        assert draw().stat().st_mtime_ns == first
+        runs[0].samples[0]["scores"]["recall"] -= 0.25
+        second = draw().stat().st_mtime_ns
+        assert second > first
+        path.write_bytes(b"torn")
+        assert draw().read_bytes().startswith(PNG)

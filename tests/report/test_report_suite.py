@@ -1,0 +1,209 @@
+"""Tables of suites, on synthetic runs whose numbers are known, and on published tables where these are there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvbench.report.difference import stratified_difference
+from kvbench.report.suite import suite_groups, suite_table
+from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_suite, out_of_memory
+
+SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+PUBLISHED = SHARED / "data" / "reference_results"
+
+
+def table(runs: list[FakeRun], metric: str | None = None) -> dict[str, Any]:
+    (group,) = suite_groups(runs)
+    return suite_table(group, metric)
+
+
+# ---- which runs share a table --------------------------------------------------------------------
+
+
+def test_the_runs_of_a_suite_are_one_table_with_the_full_cache_first() -> None:
+    runs = [*make_suite("snapkv", "128", 0.4), *make_suite("fullkv", "full", 0.5), *make_suite("kivi", "full", 0.5)]
+    runs += [*make_suite("snapkv", "0.2", 0.4), *make_suite("ada", "0.2", 0.4)]
+    found = table(runs[::-1])
+    assert [column["name"] for column in found["columns"]] == list(SUITE)
+    assert [(row["method"], row["budget"]) for row in found["rows"]] == [
+        ("fullkv", "full"), ("kivi", "full"), ("ada", "0.2"), ("snapkv", "0.2"), ("snapkv", "128"),
+    ]  # fmt: skip
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"suite": "ruler-4096"}, {"model": "bbbb"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"question": "agnostic"}],
+)
+def test_unlike_runs_are_tables_of_their_own(change: dict) -> None:
+    runs = [*make_suite("fullkv", "full", 0.5), *make_suite("snapkv", "128", 0.5, **change)]
+    assert sorted(len(group) for group in suite_groups(runs)) == [4, 4]
+    assert len(suite_groups([*runs[:4], *make_suite("snapkv", "128", 0.5, device="cpu:1")])) == 1
+
+
+@pytest.mark.parametrize("change", [{"data": "d2"}, {"scoring": {"metrics": {"qa_f1": 2}}}, {"scoring": None}])
+def test_a_column_never_mixes_data_or_scorings(change: dict) -> None:
+    common = [*make_suite("fullkv", "full", 0.5), *make_suite("snapkv", "128", 0.5)]
+    main, other = suite_groups([make_part("ada", "128", "qasper", 0.9, **change), *common])
+    assert len(main) == 8 and [run.manifest["label"]["method"] for run in other] == ["ada"]
+
+
+def test_what_two_columns_are_scored_by_must_agree_where_both_say_it() -> None:
+    def scoring(metric: str, backend: str) -> dict:
+        return {"metrics": {metric: 1}, "switches": {"code_backend": backend}}
+
+    runs = [
+        make_part("fullkv", "full", name, 0.5, scoring=scoring(metric, backend))
+        for name, metric, backend in (
+            ("qasper", "qa_f1", "indel"), ("gov_report", "rouge_l", "indel"), ("hotpotqa", "qa_f1", "difflib"),
+        )
+    ]  # fmt: skip
+    groups = [[run.manifest["part"]["name"] for run in group] for group in suite_groups(runs)]
+    assert sorted(map(sorted, groups)) == [["gov_report", "qasper"], ["hotpotqa"]]
+
+
+def test_rows_of_one_label_are_told_apart_by_their_dials() -> None:
+    runs = []
+    for window in (8, 16):
+        for run in make_suite("snapkv", "128", window / 100):
+            run.manifest["identity"] |= {"method": {"name": "snapkv", "window": window}}
+            runs.append(run)
+    rows = table(runs)["rows"]
+    assert {row["method"]: row["datasets"]["qasper"]["score"] for row in rows} == {
+        "snapkv window=8": 8.0, "snapkv window=16": 16.0,
+    }  # fmt: skip
+
+
+# ---- scores and averages -------------------------------------------------------------------------
+
+
+def test_scores_are_rounded_before_they_are_averaged() -> None:
+    runs = [make_part("fullkv", "full", "qasper", [1 / 3] * 8), make_part("fullkv", "full", "hotpotqa", [2 / 3] * 10)]
+    (row,) = table(runs)["rows"]
+    assert [row["datasets"][name]["score"] for name in ("qasper", "hotpotqa")] == [33.33, 66.67]
+    assert row["means"]["avg-4"] == {"score": 50.0, "n": 2, "of": 4}
+
+
+def test_datasets_count_alike_and_categories_count_alike() -> None:
+    scores = {"qasper": 0.1, "multifieldqa_en": 0.2, "hotpotqa": 0.6, "gov_report": 0.9}
+    found = table([make_part("fullkv", "full", name, score) for name, score in scores.items()])
+    (row,) = found["rows"]
+    assert found["lead"] == "avg-4" and row["means"]["avg-4"] == {"score": 45.0, "n": 4, "of": 4}
+    macro = row["macros"]["macro"]
+    assert {name: cell["score"] for name, cell in macro["categories"].items()} == {
+        "single-doc QA": 15.0, "multi-doc QA": 60.0, "summarisation": 90.0,
+    }  # fmt: skip
+    assert (macro["score"], macro["n"], macro["of"], macro["complete"]) == (55.0, 3, 3, True)
+
+
+def test_an_incomplete_average_says_so() -> None:
+    runs = [run for run in make_suite("fullkv", "full", 0.5) if run.manifest["part"]["name"] != "multifieldqa_en"]
+    (row,) = table(runs)["rows"]
+    assert row["means"]["avg-4"] == {"score": 50.0, "n": 3, "of": 4}
+    macro = row["macros"]["macro"]  # all three categories are there, but not all of their datasets
+    assert (macro["n"], macro["of"], macro["complete"], macro["datasets"]) == (3, 3, False, 3)
+    (row,) = table(runs[:2])["rows"]
+    assert (row["macros"]["macro"]["n"], row["macros"]["macro"]["complete"]) == (2, False)
+
+
+def test_the_leading_average_is_the_most_complete_then_the_larger() -> None:
+    means = {"qasper": {"all": 2, "english": 1}, "hotpotqa": {"all": 2}}
+    runs = [make_part("fullkv", "full", name, 0.5, means=means[name]) for name in means]
+    assert table(runs)["lead"] == "all" and table(runs[:1])["lead"] == "english"
+    (row,) = table([make_part("fullkv", "full", "qasper", 0.5, means={}, macros={})])["rows"]
+    assert row["means"] == {"mean": {"score": 50.0, "n": 1, "of": 1}} and row["macros"] == {}
+
+
+def test_missing_samples_out_of_memory_and_what_was_kept_are_counted_over_the_row() -> None:
+    runs = make_suite("snapkv", "0.2", 0.5)
+    out_of_memory(runs[0], 0, 1)
+    runs[1].samples.pop()
+    (row,) = table(runs)["rows"]
+    assert (row["n"], row["oom"], row["num_samples"]) == (25, 2, 28)
+    assert row["datasets"]["qasper"] == {"score": 50.0, "n": 6, "oom": 2, "num_samples": 8}
+    assert row["kept_tokens"] == pytest.approx(200) and row["kept_share"] == row["kv_share"] == pytest.approx(0.2)
+    out_of_memory(runs[0], *range(8))
+    (row,) = table(runs)["rows"]
+    assert row["datasets"]["qasper"]["score"] is None and row["means"]["avg-4"]["n"] == 3
+
+
+def test_another_metric_is_shown_where_it_was_taken() -> None:
+    runs = make_suite("fullkv", "full", 0.5)
+    for sample in runs[0].samples:
+        sample["scores"]["rouge_l"] = 0.25
+    (row,) = table(runs, "rouge_l")["rows"]
+    assert [cell["score"] for cell in row["datasets"].values()] == [25.0, None, None, None]
+    with pytest.raises(ValueError, match=r"^--metric bleu: these runs hold qa_f1, rouge_l$"):
+        table(runs, "bleu")
+
+
+def test_buckets_are_by_dataset_and_an_empty_one_has_no_score() -> None:
+    buckets = ["0-4k", "0-4k", "8k+", "0-4k", "0-4k", "8k+"]
+    runs = [make_part("fullkv", "full", "multifieldqa_en", [0.1, 0.2, 1.0, 0.3, 0.4, 0.5], buckets=buckets)]
+    (row,) = table([*runs, make_part("fullkv", "full", "qasper", 0.5)])["rows"]
+    assert row["buckets"] == {"multifieldqa_en": {"0-4k": 25.0, "4-8k": None, "8k+": 75.0}}
+
+
+# ---- difference to the full cache ----------------------------------------------------------------
+
+
+def test_the_difference_is_of_the_leading_mean_over_common_datasets_and_samples() -> None:
+    full, run = make_suite("fullkv", "full", 0.5), make_suite("snapkv", "128", 0.4)
+    for sample in run[2].samples:  # hotpotqa: no loss
+        sample["scores"]["qa_f1"] = 0.5
+    difference = table([*full, *run])["rows"][1]["difference"]
+    assert difference["mean"] == pytest.approx(-7.5) and difference["n"] == 28 and difference["significant"]
+    out_of_memory(run[0], *range(8))  # qasper: nothing in common
+    out_of_memory(full[3], *range(4))  # gov_report: nothing in common
+    difference = table([*full, *run])["rows"][1]["difference"]
+    assert difference["mean"] == pytest.approx(-5.0) and difference["n"] == 16
+    assert table(run)["rows"][0]["difference"] is None
+    assert table([*full, *run])["rows"][0]["difference"] is None
+
+
+def test_strata_count_alike_and_the_interval_is_of_draws_within_them() -> None:
+    rng = np.random.default_rng(1)
+    strata = [rng.normal(1, 0.5, 50), rng.normal(3, 0.1, 800), np.array([])]
+    result = stratified_difference(strata)
+    assert result["mean"] == pytest.approx((strata[0].mean() + strata[1].mean()) / 2)
+    error = 0.5 * (strata[0].var() / 50 + strata[1].var() / 800) ** 0.5  # the spread between strata is no part of it
+    assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert result == stratified_difference(strata) and result["n"] == 850
+    assert stratified_difference([np.array([])]) is None
+    assert stratified_difference([np.array([1.0]), np.array([2.0])])["low"] is None
+
+
+# ---- published tables ----------------------------------------------------------------------------
+
+
+def published(name: str) -> list[dict[str, str]]:
+    file = PUBLISHED / name
+    return list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
+
+
+CASES = [
+    *((row, list(row)[5:21], "avg_recomputed", 0.0101) for row in published("longbench16.csv")),
+    *((row, list(row)[3:9], "Avg6", 0.0101) for row in published("headkv_qa.csv")),
+    *((row, list(row)[7:20], "avg", 0.051) for row in published("ruler4k_tables.csv")),
+]
+
+if CASES:
+
+    def test_published_averages_follow_from_their_datasets() -> None:
+        whole = [case for case in CASES if all(case[0][name] for name in [*case[1], case[2]])]
+        assert len(whole) >= 100
+        for row, columns, average, tolerance in whole:
+            runs = [
+                make_part("fullkv", "full", name, [float(row[name]) / 100], means={"avg": len(columns)}, order=order)
+                for order, name in enumerate(columns)
+            ]
+            (line,) = table(runs)["rows"]
+            assert [cell["score"] for cell in line["datasets"].values()] == [float(row[name]) for name in columns]
+            assert line["means"]["avg"]["score"] == pytest.approx(float(row[average]), abs=tolerance), row

@@ -1,0 +1,164 @@
+"""The estimates against what the engine really allocates, and what they let decode together."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import kvbench
+from kvbench import models
+from kvbench.cache.ragged import RaggedCache
+from kvbench.config import defaults, options
+from kvbench.engine import decode
+from kvbench.engine.variant import Request
+from kvbench.prompts import Prompt
+from kvbench.run import memory
+
+NODE = OmegaConf.to_container(defaults("model", "tiny"))
+
+
+def prompt(length: int, context: int | None = None) -> Prompt:
+    ids = torch.randint(3, 260, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    return Prompt(ids=tuple(ids), context_len=context or length, stop_ids=frozenset(), text="")
+
+
+def request(length: int, *variants: tuple[str, float | int | None], new: int = 8) -> Request:
+    made = [kvbench.Variant(kvbench.load_method(name), budget) for name, budget in variants]
+    return Request(prompt(length), made, new)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return kvbench.load_model("tiny")
+
+
+def test_a_shape_is_that_of_the_loaded_model(tiny):
+    shape = models.shape(NODE)
+    config = tiny.model.config
+    assert shape.weight_bytes == sum(p.numel() * p.element_size() for p in tiny.model.parameters())
+    assert (shape.layers, shape.heads, shape.kv_heads) == (4, config.num_attention_heads, config.num_key_value_heads)
+    assert shape.token_bytes == 4 * 2 * 2 * 32 * 4
+    half = models.shape(NODE | {"dtype": "bfloat16"})
+    assert 2 * half.weight_bytes == shape.weight_bytes and 2 * half.token_bytes == shape.token_bytes
+
+
+@pytest.mark.smollm2
+def test_the_embedded_models_shape():
+    shape = models.shape(OmegaConf.to_container(defaults("model", "smollm2_135m")))
+    assert shape.weight_bytes == 134_515_008 * 4, "the embedding is tied"
+    assert shape.token_bytes == 30 * 3 * 2 * 64 * 4
+
+
+@pytest.mark.parametrize("method", sorted(options("method")))
+def test_the_cache_estimate_is_a_close_upper_bound(tiny, method, monkeypatch):
+    """Of what plain rows and encoded ones allocate at their fullest."""
+    made = request(900, (method, None if method in ("fullkv", "kivi") else 0.3), new=20)
+    peak, caches = 0, []
+
+    def make(model, cache, kernel):
+        caches.append(RaggedCache(decode.num_layers(model)))
+        return caches[-1]
+
+    real = RaggedCache.attend
+
+    def attend(self, *args):
+        nonlocal peak
+        out = real(self, *args)
+        peak = max(peak, self.bytes())
+        return out
+
+    monkeypatch.setattr(decode, "make_cache", make)
+    monkeypatch.setattr(RaggedCache, "attend", attend)
+    queue = [made]
+    list(decode.stream(tiny.model, tiny.tokenizer, lambda _: queue.pop() if queue else None))
+    estimate = memory.cache_bytes(models.shape(NODE), made, 900)
+    assert 0 < peak <= estimate
+    if method != "kivi":  # counted as if it did not encode
+        assert estimate <= 1.35 * peak
+
+
+def test_what_may_decode_together():
+    shape = models.shape(NODE)
+    one = request(400, ("snapkv", 100))
+    two = request(400, ("snapkv", 100), ("h2o", 100))
+
+    def limits(rows=10, prompts=10, free=2**40):
+        return memory.Limits(max_rows=rows, max_prompts=prompts, free=free, shape=shape, question="aware")
+
+    assert limits()([one], two)
+    assert limits(rows=3)([one], two) and not limits(rows=2)([one], two)
+    assert limits(prompts=2)([one], two) and not limits(prompts=1)([one], two)
+    both = limits().total([one, two])
+    assert limits(free=both)([one], two) and not limits(free=both - 1)([one], two)
+    assert both < limits().total([one]) + limits().total([two]), "their prompts are prefilled one after the other"
+
+
+def test_a_prompt_with_too_many_rows_goes_in_parts():
+    shape = models.shape(NODE)
+    many = request(400, *[("snapkv", 50 + i) for i in range(9)])
+    limits = memory.Limits(max_rows=4, max_prompts=8, free=2**40, shape=shape, question="aware")
+    assert len(limits.part(many).variants) == 3
+    assert limits.part(many).variants == many.variants[:3]
+    nothing = memory.Limits(max_rows=4, max_prompts=8, free=0, shape=shape, question="aware")
+    assert len(nothing.part(many).variants) == 1
+
+
+def test_an_agnostic_prompt_counts_its_question():
+    shape = models.shape(NODE)
+    made = Request(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
+    assert memory.cache_bytes(shape, made, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/slurm/job_1", "slurm/job_1", ("memory.max", "memory.current", "inactive_file")),
+        ("5:memory:/a", "memory/a", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path, line, folder, names):
+    """Of either version, also that of a folder above; file pages can be dropped and count as free."""
+    (tmp_path / "proc").write_text(f"3:cpu:/x\n{line}\n")
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
+    system = memory.free_bytes("cpu")
+    assert system > 2**20
+    for where in ((tmp_path / "groups" / folder), (tmp_path / "groups" / folder).parent):
+        where.mkdir(parents=True, exist_ok=True)
+        for name, text in zip((names[0], names[1], "memory.stat"), ("5000000", "1000000", "x 1"), strict=True):
+            (where / name).write_text(text + "\n")
+        assert memory.free_bytes("cpu") == 4_000_000
+        (where / "memory.stat").write_text(f"anon 7\n{names[2]} 600000\n")
+        assert memory.free_bytes("cpu") == 4_600_000
+        (where / names[0]).write_text("max\n" if "max" in names[0] else "9223372036854771712\n")
+        assert memory.free_bytes("cpu") > 2**22
+
+
+def test_a_masked_cache_counts_every_token():
+    shape = models.shape(NODE)
+    made = request(400, ("snapkv", 100))
+    assert memory.cache_bytes(shape, made, 400, masked=True) == (408 + 408 // 8) * shape.token_bytes
+
+
+def test_the_preflight_says_what_it_takes(tmp_path, caplog):
+    """Before weights are loaded, and with a warning where it may be too much."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from kvbench import config
+    from kvbench.paths import conf_dir
+    from kvbench.run import runner
+    from kvbench.run.jobs import prepare
+
+    config.register()
+    GlobalHydra.instance().clear()
+    grid = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0]", "benchmark.max_new_tokens=4"]
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"), caplog.at_level(logging.INFO):
+        cfg = hydra.compose("config", [*grid, "budget=100", f"paths.outputs={tmp_path}", "progress=false"])
+        runner.run_jobs(prepare(cfg))
+    said = next(r.getMessage() for r in caplog.records if "memory: weights" in r.getMessage())
+    assert "1 row(s) of 1 sample(s) to compute" in said and "1 of 1 row(s) at once" in said
+    assert "more than there is" not in caplog.text

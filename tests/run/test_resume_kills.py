@@ -1,0 +1,60 @@
+"""A small `perf/crash_test.py`: a sweep killed at random moments ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "crash_test.py"
+
+
+@pytest.fixture(scope="module")
+def harness() -> Any:
+    spec = importlib.util.spec_from_file_location("crash_test", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["crash_test"] = module  # its dataclasses look for it there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["crash_test"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shards", "kills"), [(1, 4), (2, 4)])
+def test_a_killed_sweep_ends_as_an_undisturbed_one(harness: Any, tmp_path: Path, shards: int, kills: int) -> None:
+    result = harness.crash(tmp_path, kills=kills, samples=20, shards=shards, seed=shards, overrides=[])
+    assert result["passed"], result
+    assert (result["lost"], result["doubled"]) == (0, 0)
+    assert result["kills"]["total"] >= kills and result["records"]["compared"] == 20 * 7
+    assert len(result["tables"]["compared"]) > 6
+
+
+def test_the_harness_sees_what_went_wrong(harness: Any, tmp_path: Path) -> None:
+    """A lost, a doubled and a changed record; a changed score in a table. Clock times are nobody's fault."""
+    sweep = harness.Sweep(tmp_path, [], 1)
+    file = tmp_path / "outputs" / "runs" / "needle" / "tiny" / "a" / "samples.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"id": "x", "time": 1, "n": 1}\n{"id": "y", "n": 2}\n{"id": "z", "n')
+    before = sweep.recorded(), sweep.digest()
+    assert before[0] == {("a", "x"): 1, ("a", "y"): 1}
+    file.write_text('{"id": "y", "n": 2}\n{"id": "x", "time": 2, "n": 1}\n')
+    assert (sweep.recorded(), sweep.digest()) == before
+    for changed in ('{"id": "x", "n": 1}\n', '{"id": "x", "n": 3}\n{"id": "y", "n": 2}\n'):
+        file.write_text(changed)
+        assert sweep.digest() != before[1]
+    file.write_text('{"id": "x", "n": 1}\n' * 2)
+    assert sweep.recorded() == {("a", "x"): 2}
+    lines = harness.Lines(tmp_path)
+    assert lines.count() == 2
+    file.write_text('{"id": "x", "n": 1}\n' * 3 + "{")
+    assert lines.count() == 3
+    file.write_text('{"id": "x", "n": 1}\n' * 3)  # the torn line was cut off
+    assert lines.count() == 3
+    table = "| method | recall | TTFT s |\n|---|---:|---:|\n| h2o | 0.25 | {} |"
+    assert harness.without_clocks(table.format(1.5)) == harness.without_clocks(table.format(22.5))
+    assert "0.25" in harness.without_clocks(table) and "1.5" not in harness.without_clocks(table.format(1.5))
+    assert harness.without_clocks('  "ttft_s": 1.5,\n  "n": 3') == '  "n": 3'

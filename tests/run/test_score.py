@@ -1,0 +1,146 @@
+"""Scoring as a step of its own: of run folders, and of the prediction files of other harnesses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+import pytest
+
+from kvbench import config, models, store
+from kvbench.benchmarks import needle
+from kvbench.metrics import needle as metrics
+from kvbench.paths import conf_dir
+from kvbench.run import runner
+from kvbench.run.jobs import prepare
+from kvbench.run.rescore import benchmark_of, main
+from tests.helpers.longbench_made_up import ANSWERS, CLASSES
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A needle job of two samples for the tiny model, composed anew at every call."""
+    config.register()
+
+    def make():
+        shared = ["model=tiny", "benchmark=needle", "benchmark.lengths=[300]", "benchmark.depths=[0,50]"]
+        shared += ["method=snapkv", "budget=100", f"paths.outputs={tmp_path}", "progress=false"]
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+            (made,) = prepare(hydra.compose("config", shared))
+        return made
+
+    return make
+
+
+def test_a_new_metric_scores_old_answers_without_a_model(job, monkeypatch):
+    (outcome,) = runner.run_jobs([job()])
+    recorded = (outcome.folder / "samples.jsonl").read_bytes()
+    assert outcome.score == 0.0 and not (outcome.folder / "scores.json").exists()
+
+    monkeypatch.setitem(metrics.VERSIONS, "recall", 99)
+    monkeypatch.setattr(needle, "exact_recall", lambda prediction, answers: 1.0)
+    monkeypatch.setattr(models, "load", lambda node: pytest.fail("a model was loaded"))
+    (again,) = runner.run_jobs([job()])
+    assert again.folder == outcome.folder and again.score == 1.0
+    stored = store.load_run(outcome.folder)
+    assert stored.manifest["scoring"]["metrics"]["recall"] == 99
+    assert [sample["scores"]["recall"] for sample in stored.samples] == [1.0, 1.0]
+    assert (outcome.folder / "samples.jsonl").read_bytes() == recorded
+
+
+def test_the_command_scores_runs(job, capsys):
+    (outcome,) = runner.run_jobs([job()])
+    before = store.load_run(outcome.folder)
+    assert main([str(outcome.folder.parent), "--quiet", "--workers", "1"]) == 0
+    after = store.load_run(outcome.folder)
+    assert (outcome.folder / "scores.json").is_file() and after.samples == before.samples
+    assert "snapkv" in capsys.readouterr().out
+    assert main([str(outcome.folder), "--quiet", "--workers", "2"]) == 0
+
+
+def test_a_run_folder_names_no_code(job, tmp_path):
+    (outcome,) = runner.run_jobs([job()])
+    file = outcome.folder / "config.yaml"
+    file.write_text(file.read_text().replace("kvbench.benchmarks.needle.Needle", "os.system"))
+    assert type(benchmark_of(store.load_run(outcome.folder))).__name__ == "Needle"
+    file.write_text(file.read_text().replace("name: needle", "name: nonsense"))
+    with pytest.raises(ValueError, match="benchmark=nonsense"):
+        benchmark_of(store.load_run(outcome.folder))
+
+
+def predictions(folder: Path, with_answers: bool = True) -> Path:
+    """Files as LongBench's own script writes them: one right and one wrong answer."""
+    folder.mkdir()
+    for dataset, classes in (("trec", CLASSES), ("lcc", None), ("qasper_e", None)):
+        answer = ANSWERS.get(dataset, "a small mat")
+        rows = [{"pred": answer, "length": 100}, {"pred": "§", "length": 9000}]
+        more = {"answers": [answer], "all_classes": classes} if with_answers else {}
+        lines = [json.dumps(row | more) for row in rows]
+        (folder / f"{dataset}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_predictions_of_another_harness(tmp_path, capsys):
+    folder = predictions(tmp_path / "pred")
+    assert main([str(folder), "--quiet", "--json", str(tmp_path / "made.json")]) == 0
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert {name: row["score"] for name, row in made["datasets"].items()} == {"qasper_e": 50, "trec": 50, "lcc": 50}
+    assert made["datasets"]["lcc"]["code_sim_indel"] == 50 and made["datasets"]["lcc"]["n"] == 2
+    assert made["buckets"]["qasper_e"]["0-4k"] == 100 and made["buckets"]["qasper_e"]["8k+"] == 0
+    assert made["categories"] == {"single-doc QA": 50, "few-shot": 50, "code": 50} and made["averages"] == {}
+    assert "few-shot" in capsys.readouterr().out
+
+
+def test_answers_from_a_folder(tmp_path):
+    folder, truth = predictions(tmp_path / "pred", with_answers=False), predictions(tmp_path / "truth")
+    assert main([str(folder), "--quiet", "--answers", str(truth), "--json", str(tmp_path / "made.json")]) == 0
+    assert json.loads((tmp_path / "made.json").read_text())["datasets"]["trec"]["score"] == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "trec.jsonl, line 1: not valid JSON"),
+        ('{"answers": ["a"]}\n', 'line 1: no text under "pred"'),
+        ('{"pred": "a"}\n', "--answers"),
+        ('{"pred": "a", "dataset": "trek"}\n', "'trek' is no dataset"),
+    ],
+)
+def test_mistakes_in_predictions(tmp_path, capsys, text, message):
+    (tmp_path / "trec.jsonl").write_text(text)
+    assert main([str(tmp_path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_would_be_ignored_or_counted_twice_is_refused(job, tmp_path, capsys):
+    (outcome,) = runner.run_jobs([job()])
+    folder, more = predictions(tmp_path / "pred"), predictions(tmp_path / "more")
+    capsys.readouterr()
+    for arguments, message in (
+        ([outcome.folder, folder], "by one command each"),
+        ([outcome.folder, "--json", tmp_path / "x.json"], "--json: for prediction files"),
+        ([folder, more], "give each dataset once"),
+        ([folder / "lcc.jsonl", "--code-backend", "lev"], "code_backend=lev"),
+    ):
+        assert main([*map(str, arguments), "--quiet"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_passed_over(job, tmp_path, caplog):
+    (outcome,) = runner.run_jobs([job()])
+    damaged = outcome.folder.with_name("damaged-b1-00000000")
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{}")
+    with caplog.at_level("WARNING"):
+        assert main([str(outcome.folder.parent), "--quiet", "--workers", "1"]) == 0
+    assert "not the manifest of a run" in caplog.text and (outcome.folder / "scores.json").is_file()
+    (outcome.folder / "scores.json").write_text("{}")
+    with pytest.raises(ValueError, match="delete this file, the run has"):
+        store.load_run(outcome.folder)
+
+
+def test_nothing_to_score(tmp_path, capsys):
+    assert main([str(tmp_path), "--quiet"]) == 2
+    assert "neither run folders nor" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""The smoke benchmark on the real model: every LongBench dataset, every method there is, one table at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hydra
+import pytest
+
+from kvbench import config, store
+from kvbench.benchmarks.longbench_datasets import DATASETS
+from kvbench.cli.finish import present
+from kvbench.paths import conf_dir
+from kvbench.run import runner
+from kvbench.run.jobs import prepare
+from tests.helpers.longbench_made_up import write_bundle
+
+SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "longbench"
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_every_dataset_with_every_method(tmp_path, capsys):
+    config.register()
+    path = SHARED if (SHARED / "dev").is_dir() else write_bundle(tmp_path / "bundle", rows=6)
+    shared = ["benchmark=smoke", f"benchmark.path={path}", "benchmark.max_length=300", "benchmark.max_new_tokens=4"]
+    shared += [f"paths.outputs={tmp_path}/out", "progress=false", "budget=0.6"]
+    methods = sorted(config.options("method"))
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+        jobs = [job for name in methods for job in prepare(hydra.compose("config", [*shared, f"method={name}"]))]
+    outcomes = runner.run_jobs(jobs)
+    assert len(outcomes) == 21 * len(methods) and not [outcome.error for outcome in outcomes if outcome.error]
+    for outcome in outcomes:
+        run = store.load_run(outcome.folder)
+        (sample,) = run.samples
+        assert run.status["status"] == "done" and 0 <= sample["scores"][run.manifest["headline"]] <= 1
+        assert len(sample["token_ids"]) <= 4 and sample["prompt_tokens"] <= 300 + 40  # the chat wrapper on top
+        if outcome.job.variant.method.evicts:
+            assert sample["kept_mean"] == int(0.6 * sample["span"] + 1e-9)
+    present(outcomes)
+    assert "avg-21" in capsys.readouterr().out
+    table = next((tmp_path / "out" / "reports").glob("*/table.md")).read_text()
+    assert [n for n in (*DATASETS, *methods, "avg-16", "avg-21", "macro-en") if n not in table] == []

@@ -1,0 +1,136 @@
+"""Who may write a run folder beside whom, and what happens to those who may not."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvbench.store.locks import writers
+from tests.helpers.store_runs import child, open_run
+
+KINDS = [None, (1, 2), (2, 2), (1, 3)]
+
+
+def beside(one: Any, other: Any) -> bool:
+    return one is not None and other is not None and one[1] == other[1] and one != other
+
+
+@pytest.mark.parametrize("held", KINDS)
+def test_who_may_write_beside_whom(tmp_path: Path, held: tuple[int, int] | None) -> None:
+    run = open_run(tmp_path, shard=held)
+    code = f"""
+        for shard in {KINDS}:
+            try:
+                open_run(Path(sys.argv[1]), shard=shard, wait=False).close()
+                print("opened")
+            except ValueError as error:
+                print(error)
+    """
+    for holding in (True, False):
+        other = child(code, tmp_path)
+        lines = other.communicate(timeout=60)[0].splitlines()
+        refused = f"{run.path}: another process is writing this run"
+        assert lines == ["opened" if beside(held, kind) or not holding else refused for kind in KINDS]
+        assert writers(run.path) == ([{None: "", (1, 2): "1of2", (2, 2): "2of2", (1, 3): "1of3"}[held]] * holding)
+        run.close()
+
+
+@pytest.mark.parametrize(("holder", "waiter"), [((1, 2), None), (None, (1, 2)), ((1, 2), (1, 3)), ((1, 2), (1, 2))])
+def test_a_rival_waits_and_a_killed_one_blocks_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, holder: Any, waiter: Any
+) -> None:
+    code = f"""
+        import time
+        run = open_run(Path(sys.argv[1]), shard={holder})
+        run.append(record("a"))
+        print("open", flush=True)
+        time.sleep(60)
+    """
+    process = child(code, tmp_path)
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    with pytest.raises(ValueError, match=r"another process still writes this run after 0\.1 s"):
+        open_run(tmp_path, shard=waiter, timeout=0.1)
+    assert caplog.messages[-1].startswith("waiting for another process that is writing ")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with open_run(tmp_path, shard=waiter, timeout=5) as run:
+        assert run.done_ids() == {"a"}
+
+
+def test_no_two_rivals_ever_work_at_the_same_time(tmp_path: Path) -> None:
+    """Four processes open and close all kinds of shards; each leaves a mark while it is at work."""
+    code = f"""
+        import logging, random, time
+        from kvbench.store import locks
+        logging.disable(logging.WARNING)
+        busy = locks._busy
+        locks._busy = lambda *a: (busy(*a), time.sleep(0.005))[0]  # time for rivals between the looks and the taking
+        marks = Path(sys.argv[1]) / "marks"
+        random.seed(int(sys.argv[2]))
+        for _ in range(25):
+            kind = random.choice({KINDS})
+            with open_run(Path(sys.argv[1]), shard=kind):
+                mark = marks / f"{{kind}} {{sys.argv[2]}}"
+                mark.touch()
+                time.sleep(random.random() / 20)
+                print(kind, "|", *(m.name.rpartition(" ")[0] for m in marks.iterdir() if m != mark), sep=";")
+                mark.unlink()
+    """
+    (tmp_path / "marks").mkdir()
+    workers = [child(code, tmp_path, seed) for seed in range(4)]
+    seen = 0
+    for worker in workers:
+        output, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+        assert len(output.splitlines()) == 25
+        for line in output.splitlines():
+            mine, _, *others = line.split(";")
+            assert all(beside(eval(mine), eval(other)) for other in others), line
+            seen += len(others)
+    assert seen > 0, "nobody worked side by side"
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ValueError) as error:
+        open_run(tmp_path)
+    assert str(error.value).startswith("paths.outputs: ") and "has no file locks" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_looking_for_writers_disturbs_none_and_makes_nothing(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert writers(empty) == [] and list(empty.iterdir()) == []
+    assert writers(tmp_path / "none") == []
+    run = open_run(tmp_path, shard=(2, 3))
+    looker = child(
+        """
+        from kvbench.store.locks import writers
+        print("look", flush=True)
+        while True:
+            writers(Path(sys.argv[1]))
+        """,
+        run.path,
+    )
+    run.close()
+    try:
+        assert looker.stdout is not None and looker.stdout.readline() == "look\n"
+        end = time.monotonic() + 2
+        opened = 0
+        while time.monotonic() < end:  # never "another process is writing this run"
+            open_run(tmp_path, shard=(2, 3), wait=False).close()
+            opened += 1
+    finally:
+        looker.kill()
+        looker.communicate()
+    assert opened > 5

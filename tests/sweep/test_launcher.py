@@ -1,0 +1,153 @@
+"""Launchers and signals, without a cluster: the short form, plans, and a sweep that is asked to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kvbench.cli.arguments import check_mode, command, expand
+from kvbench.cli.signals import Preempted, preemptible
+from kvbench.store import load_run
+
+TINY = ["model=tiny", "benchmark.lengths=[300]", "benchmark.max_new_tokens=4", "budget=100", "engine.max_rows=2"]
+
+
+def kvbench(*args: str, cwd: Path, **more: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "kvbench", *args]
+    env = os.environ | more
+    return subprocess.Popen(words, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_short_form_of_launchers():
+    assert expand(["launcher=basic", "+launcher.x=1", "launcher.wait=false"]) == [
+        "hydra/launcher=basic",
+        "+hydra.launcher.x=1",
+        "hydra.launcher.wait=false",
+    ]
+    others = ["model=tiny", "hydra/launcher=fused", "launchers=1", "experiment=launcher=x", "-m"]
+    assert expand(others) == others
+
+
+def test_a_plan_remembers_a_command_that_a_shell_understands():
+    assert command(["-m", "benchmark.lengths=[1, 2]"]) == "python -m kvbench -m 'benchmark.lengths=[1, 2]'"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["launcher=fused_slrum"], "hydra/launcher=fused_slrum: no such hydra/launcher. Did you mean 'fused_slurm'?"),
+        (
+            ["launcher=fused_slurm", "launcher.waits=1"],
+            "hydra.launcher.waits=1: launcher=fused_slurm has no setting 'waits'.",
+        ),
+        (["launcher=basic", "launcher.wait=1"], "hydra.launcher.wait=1: launcher=basic has no setting 'wait'."),
+        (["launcher.wait=1"], "hydra.launcher.wait=1: launcher=fused has no setting 'wait'."),
+        (["launcher=fused_slurm", "launcher.shards=0"], "hydra.launcher.shards=0: must be an integer of at least 1"),
+    ],
+)
+def test_a_mistake_about_the_launcher_is_one_line(args, message, tmp_path):
+    _, err = (process := kvbench("-m", *TINY, *args, cwd=tmp_path)).communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith(f"kvbench: {message}") and err.count("\n") == 1
+
+
+def test_a_launcher_for_a_single_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"hydra/launcher=basic: launchers are for sweeps; add -m"):
+        check_mode(False, ["hydra/launcher=basic"])
+    check_mode(True, ["hydra/launcher=basic"])
+    check_mode(False, ["hydra.run.dir=x"])
+    _, err = (process := kvbench(*TINY, "launcher=basic", cwd=tmp_path)).communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == "kvbench: hydra/launcher=basic: launchers are for sweeps; add -m (a sweep of one job is fine)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_is_an_exception_once(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted) as caught, preemptible():
+        try:
+            signal.raise_signal(number)
+        except Exception:
+            pytest.fail("an error handler must not swallow it")
+        finally:
+            signal.raise_signal(number)  # a second one while runs are closed
+    assert caught.value.code == 128 + number
+    assert str(caught.value) == f"ended by {signal.Signals(number).name}"
+    assert signal.getsignal(number) is before
+
+
+def test_outside_the_main_thread_signals_stay_as_they_are():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def within() -> None:
+        with preemptible():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=within)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_sweep_that_is_asked_to_end_says_so_and_resumes(tmp_path):
+    """SIGTERM in the middle: the plan stands, open runs are preempted, the same command goes on."""
+    args = ["-m", *TINY, "method=snapkv,h2o", "benchmark.num_seeds=8"]
+    process = kvbench(*args, cwd=tmp_path)
+    limit = time.monotonic() + 120
+    while not all(len(load_run(f).samples) > 1 for f in folders(tmp_path)) or len(folders(tmp_path)) < 2:
+        assert time.monotonic() < limit and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "kvbench: preempted, ended by SIGTERM; issue the same command again to resume"
+    assert "Traceback" not in err
+    assert {load_run(folder).status["status"] for folder in folders(tmp_path)} == {"preempted"}
+    (plan,) = (tmp_path / "outputs" / "plans").glob("*.json")
+    content = json.loads(plan.read_text())
+    assert content["command"] == command(args)
+    assert sorted((tmp_path / "outputs" / run).resolve() for run in content["runs"]) == folders(tmp_path)
+    part = {folder: [record["id"] for record in load_run(folder).samples] for folder in folders(tmp_path)}
+    assert all(len(ids) < 56 for ids in part.values())
+
+    process = kvbench(*args, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for folder, ids in part.items():
+        lines = [json.loads(line)["id"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+        assert set(lines[: len(ids)]) == set(ids)
+        assert len(lines) == len(set(lines)) == 56
+        assert load_run(folder).status["status"] == "done"
+    assert plan.exists() and len(list(plan.parent.glob("*.json"))) == 1
+
+
+def folders(root: Path) -> list[Path]:
+    return sorted(file.parent.resolve() for file in root.glob("outputs/runs/*/*/*/manifest.json"))
+
+
+def test_a_mistake_in_the_last_job_leaves_no_plan(tmp_path):
+    process = kvbench("-m", *TINY[:-2], "budget=64,2.5", cwd=tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("kvbench: budget=2.5: a share must lie in (0, 1]") and err.count("\n") == 1
+    assert not (tmp_path / "outputs" / "plans").exists()
+
+
+def test_without_slurm_its_launcher_says_where_to_submit(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "env"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
+    process = kvbench("-m", *TINY, "launcher=fused_slurm", cwd=tmp_path, PATH=str(tmp_path / "bin"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("kvbench: hydra/launcher=fused_slurm: there is no sbatch on this machine; submit on a login")
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,255 @@
+"""The Slurm launcher without Slurm: settings, what sbatch's refusals mean, units of work, waiting."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from kvbench.cli.signals import Preempted
+from kvbench.sweep.slurm import launch as slurm
+from kvbench.sweep.slurm import queue, submit, task, watch
+from kvbench.sweep.slurm.queue import Queued
+from kvbench.sweep.slurm.settings import SlurmSettings, checked, refusal
+from kvbench.sweep.slurm.units import Unit, fresh_folder, remembered
+
+FOLDER = {"folder": "outputs/slurm"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"shards": 0}, "hydra.launcher.shards=0: must be an integer of at least 1"),
+        ({"gpus_per_node": "two"}, "hydra.launcher.gpus_per_node=two: must be an integer of at least 0 or null"),
+        ({"array_parallelism": None}, "hydra.launcher.array_parallelism=None: must be an integer of at least 1"),
+        ({"timeout_min": True}, "hydra.launcher.timeout_min=True: must be"),
+        ({"mem_gb": "8G"}, "hydra.launcher.mem_gb=8G: must be a number above 0"),
+        ({"poll_s": 0}, "hydra.launcher.poll_s=0: must be a number above 0"),
+        ({"wait": "no"}, "hydra.launcher.wait=no: must be true or false"),
+        ({"extra": "reservation"}, "hydra.launcher.extra=reservation: must name options of sbatch"),
+        ({"extra": {"job_name": "mine"}}, "hydra.launcher.extra.job_name: kvbench sets this itself"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting, message):
+    with pytest.raises(ValueError) as caught:
+        checked(FOLDER | setting)
+    assert str(caught.value).startswith(message)
+
+
+def test_settings_as_sbatch_gets_them():
+    some = {"account": 12, "setup": "module load cuda", "mem_gb": 1.5, "gpus_per_node": 0, "max_requeues": 0}
+    made = slurm._parameters(checked(FOLDER | some | {"extra": {"reservation": "x"}, "cpus_per_task": 3}))
+    assert made["account"] == "12"
+    assert made["setup"] == ["module load cuda"]
+    assert made["mem"] == "1536MB"
+    assert "gpus_per_node" not in made and "partition" not in made
+    assert made["additional_parameters"] == {"no-requeue": True, "reservation": "x"}
+    assert made["srun_args"] == ["--cpus-per-task=3"], "steps do not inherit it"
+    assert slurm._parameters(checked(FOLDER))["additional_parameters"] == {"requeue": True}
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("sbatch: error: invalid partition specified: nope", ["partition=nope"]),
+        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", ["account=a"]),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", ["qos=null"]),
+        ("sbatch: error: Requested time limit is invalid (missing or exceeds some limit)", ["timeout_min=9"]),
+        ("sbatch: error: Memory specification can not be satisfied\nsbatch: error: ...", ["mem_gb=900"]),
+        ("sbatch: error: Batch job submission failed: Invalid feature specification", ["constraint=null"]),
+        ("sbatch: error: Invalid generic resource (gres) specification", ["gpus_per_node=9"]),
+        (
+            "sbatch: error: Requested node configuration is not available",
+            ["gpus_per_node=9", "cpus_per_task=2", "mem_gb"],
+        ),
+        ("sbatch: unrecognized option '--foo=1'", ["extra={'foo': 1}"]),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", ["account=a"]),
+    ],
+)
+def test_a_refusal_names_the_settings_it_is_about(said, names):
+    some = SlurmSettings(
+        **FOLDER,
+        partition="nope",
+        account="a",
+        timeout_min=9,
+        mem_gb=900,
+        gpus_per_node=9,
+        cpus_per_task=2,
+        extra={"foo": 1},
+    )
+    text = str(refusal(said, some))
+    assert all(f"hydra.launcher.{name}" in text for name in names), text
+    assert "Slurm refuses: " in text and "\n" not in text and "sbatch:" not in text
+
+
+def test_another_refusal_is_told_as_it_is():
+    text = str(refusal("sbatch: error: Unable to contact slurm controller", SlurmSettings(**FOLDER)))
+    assert text == "hydra/launcher=fused_slurm: Slurm refuses: Unable to contact slurm controller"
+
+
+def units(folder: Path, number: int) -> list[Unit]:
+    return [Unit(str(folder / f"group-{k}.json"), (f"/o/runs/needle/tiny/run{k}",)) for k in range(number)]
+
+
+class FakeExecutor:
+    """Counts arrays; refuses the one that `refuse` says."""
+
+    arrays: list[int]
+    refuse = -1
+
+    def __init__(self, folder):
+        type(self).arrays = []
+
+    def update_parameters(self, **parameters):
+        pass
+
+    def map_array(self, function, some, requeues):
+        from submitit.core.utils import FailedJobError
+
+        if len(self.arrays) == self.refuse:
+            raise FailedJobError("sbatch: error: Job violates accounting/QOS policy")
+        self.arrays.append(len(some))
+        return [type("Job", (), {"job_id": f"{len(self.arrays)}_{k}"})() for k in range(len(some))]
+
+
+def test_more_tasks_than_an_array_may_have_are_several_arrays(monkeypatch, tmp_path):
+    monkeypatch.setattr("submitit.SlurmExecutor", FakeExecutor)
+    monkeypatch.setattr(queue, "largest_array", lambda: 3)
+    some = units(tmp_path / "now", 7)
+    (tmp_path / "now").mkdir()
+    made = slurm.submit(some, SlurmSettings(folder=str(tmp_path)))
+    assert FakeExecutor.arrays == [3, 3, 1]
+    assert list(made.values()) == some
+    assert remembered(tmp_path, ["2_1", "3_0", "4_0"]) == {"2_1": some[4], "3_0": some[6]}
+
+
+def test_a_refused_array_takes_the_earlier_ones_back(monkeypatch, tmp_path):
+    cancelled: list[list[str]] = []
+    monkeypatch.setattr("submitit.SlurmExecutor", FakeExecutor)
+    monkeypatch.setattr(FakeExecutor, "refuse", 2)
+    monkeypatch.setattr(queue, "largest_array", lambda: 3)
+    monkeypatch.setattr(queue, "cancel", cancelled.append)
+    (tmp_path / "now").mkdir()
+    with pytest.raises(ValueError, match="hydra.launcher.qos=lab: Slurm refuses: Job violates"):
+        slurm.submit(units(tmp_path / "now", 7), SlurmSettings(folder=str(tmp_path), qos="lab"))
+    assert cancelled == [["1", "2"]]
+
+
+def test_nothing_is_submitted_blindly(monkeypatch, tmp_path):
+    """Without the queue it is unknown what is in it already."""
+    monkeypatch.setattr(queue, "queue", lambda quiet: None)
+    with pytest.raises(ValueError, match="Slurm does not answer, so nothing is submitted"):
+        slurm._alive(SlurmSettings(folder=str(tmp_path)), [tmp_path])
+
+
+def test_folders_of_submissions_are_never_shared(tmp_path):
+    assert len({fresh_folder(tmp_path) for _ in range(3)}) == 3
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="hydra.launcher.folder=.*file: cannot write there"):
+        fresh_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "most", "requeued"),
+    [("RUNNING", 0, 3, True), ("RUNNING", 3, 3, False), ("RUNNING", 99, None, True), ("COMPLETING", 0, 3, False)],
+)
+def test_a_task_comes_back_unless_slurm_is_ending_it(monkeypatch, state, restarts, most, requeued):
+    asked: list[str] = []
+    for key, value in {
+        "ARRAY_JOB_ID": "7",
+        "ARRAY_TASK_ID": "2",
+        "JOB_ID": "9",
+        "RESTART_COUNT": str(restarts),
+    }.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    monkeypatch.setattr(queue, "state", lambda name: state)
+    monkeypatch.setattr(queue, "requeue", asked.append)
+    task._again(most)
+    assert asked == ["7_2"] * requeued
+
+
+def waiting(monkeypatch, tmp_path, answers, ended="CANCELLED"):
+    """A watch over one task whose run never ends well; `answers` is what squeue says, look by look."""
+    looks = iter(answers)
+    monkeypatch.setattr(queue, "queue", lambda: next(looks, {}))
+    monkeypatch.setattr(queue, "ending", lambda name: ended)
+    monkeypatch.setattr(watch, "finished", lambda job, say: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    unit = Unit(str(tmp_path / "group-0.json"), (str(tmp_path / "runs/needle/tiny/run0"),))
+    return unit, watch.Watch({"5_0": unit}, {Path(unit.runs[0]): object()}, poll_s=1e-6)  # type: ignore[dict-item]
+
+
+def test_a_controller_that_does_not_answer_ends_no_task(monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    running = {"5_0": Queued("RUNNING", "None")}
+    _, made = waiting(monkeypatch, tmp_path, [running, None, None, running, {}])
+    (outcome,) = made.outcomes().values()
+    assert str(outcome.error) == "1 of 1 runs are not complete, see above; issue the same command again to resume"
+    assert caplog.text.count("ended early: CANCELLED") == 1
+    assert "(it printed nothing)" in caplog.text
+
+
+def test_errors_that_a_task_reported_are_its_runs_errors(monkeypatch, tmp_path, caplog):
+    unit, made = waiting(monkeypatch, tmp_path, [{}])
+    unit.report.write_text(json.dumps({"errors": {unit.runs[0]: ["ValueError", "method.window=32: no room"]}}))
+    (outcome,) = made.outcomes().values()
+    assert isinstance(outcome.error, ValueError) and str(outcome.error) == "method.window=32: no room"
+    assert "ended early" not in caplog.text
+    unit.report.write_text(json.dumps({"errors": {unit.runs[0]: ["RuntimeError", "broken promise"]}}))
+    (outcome,) = waiting(monkeypatch, tmp_path, [{}])[1].outcomes().values()
+    assert str(outcome.error) == "RuntimeError: broken promise"
+
+
+def test_who_stops_waiting_is_told_that_the_tasks_go_on(monkeypatch, tmp_path, caplog):
+    def interrupted() -> None:
+        raise Preempted(15)
+
+    _, made = waiting(monkeypatch, tmp_path, [])
+    monkeypatch.setattr(queue, "queue", interrupted)
+    with pytest.raises(Preempted):
+        made.outcomes()
+    assert "the tasks go on" in caplog.text and "scancel 5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90m", 90), ("8h", 480), ("1.5h", 90), ("2d", 2880), ("12:00:00", 720), ("1-00:00:30", 1441)],
+)
+def test_times_as_people_write_them(text, minutes):
+    assert submit.minutes(text) == minutes
+
+
+def test_the_script_is_a_command_line(capsys):
+    options = ["--partition", "gpu", "--gpus", "4", "--time", "8h", "--shards", "2", "--no-wait", "--dry-run"]
+    submit.main([*options, "--", "method=snapkv,h2o", "budget=64"])
+    said = capsys.readouterr().err
+    assert said == (
+        "python -m kvbench -m launcher=fused_slurm launcher.partition=gpu launcher.gpus_per_node=4 "
+        "launcher.timeout_min=480 launcher.shards=2 launcher.wait=false method=snapkv,h2o budget=64\n"
+    )
+    submit.main(
+        ["--partition", "gpu,gpu2", "--constraint", "a100&ib", "--account", "1e5", "--dry-run", "--", "budget=64"]
+    )
+    words = shlex.split(capsys.readouterr().err)
+    parsed = OverridesParser.create().parse_overrides([word for word in words if word.startswith("launcher.")])
+    assert [override.value() for override in parsed] == ["gpu,gpu2", "1e5", "a100&ib"]
+    assert all(isinstance(override.value(), str) for override in parsed), "neither a sweep nor a number"
+    for wrong in (["--time", "soon", "--", "x=1"], ["--partition", "gpu"]):
+        with pytest.raises(SystemExit):
+            submit.main(wrong)
+
+
+def test_a_task_can_be_signalled_before_it_has_imported_torch():
+    """What submitit unpickles: the function and the unit. Until then a signal would end the task without a requeue."""
+    code = (
+        "import sys, kvbench.sweep.slurm.task, kvbench.sweep.slurm.units; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
