@@ -10,12 +10,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import longbench_bundle as bundle
 import pytest
 
 from kvbench.data import longbench, manifest, needle, sources
 from kvbench.data.__main__ import main
 from kvbench.data.sources import LONGBENCH_DATA, PARTS, Source
+from tests.helpers import longbench_bundle as bundle
 from tests.helpers.data_server import running
 from tests.helpers.data_world import SQUAD, World
 

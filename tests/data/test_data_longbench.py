@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import longbench_bundle as bundle
 import pytest
 
 from kvbench.data import longbench, manifest, needle, rows, splits
 from kvbench.data.sources import LONGBENCH_ROWS
+from tests.helpers import longbench_bundle as bundle
 
 SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "longbench"
 SPLITS = [path.stem.removesuffix("_split") for path in sorted(SHARED.glob("config/*_split.json"))]
