@@ -21,16 +21,20 @@ class PromptKernels:
         self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
     ) -> Tensor:
         """[U, T - W] fp32: attention of the last W tokens, mean over them, reduced over the group, then pooled."""
-        return kvb.window_score(ops.rows(q_HWD), ops.rows(k_UTD), None, scaling, reduce, pooling, kernel_size)
+        q_HWD, k_UTD = ops.rows(q_HWD), ops.rows(k_UTD)
+        score: Tensor = kvb.window_score(q_HWD, k_UTD, None, scaling, reduce, pooling, kernel_size)
+        return score
 
     def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
         """[H, T] fp32: attention that every key gets from all queries, causal."""
         q_HTD, k_UTD = ops.rows(q_HTD), ops.rows(k_UTD)
-        return kvb.column_sums(q_HTD, k_UTD, kvb.row_lse(q_HTD, k_UTD, scaling), scaling)
+        sums: Tensor = kvb.column_sums(q_HTD, k_UTD, kvb.row_lse(q_HTD, k_UTD, scaling), scaling)
+        return sums
 
     def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
         """Bool [U, N]: the best `total` candidates, split over heads evenly ("head") or by what they hold ("layer")."""
-        return kvb.select(score_UN, total, floor, scope)[0]
+        keep: Tensor = kvb.select(score_UN, total, floor, scope)[0]
+        return keep
 
     def gather(
         self, k_UTD: Tensor, v_UTD: Tensor, keep_ST: Tensor, head_S: Tensor, start_S1: Tensor, slots: int

@@ -45,7 +45,8 @@ def equal_heads(keep_UT: Tensor) -> list[Tensor]:
 
 def kept_tokens(x_UTD: Tensor, keep_UT: Tensor, heads: Tensor) -> Tensor:
     """[U, S, D] kept rows of heads that keep equally many."""
-    return x_UTD[heads][keep_UT[heads]].unflatten(0, (len(heads), -1))
+    kept: Tensor = x_UTD[heads][keep_UT[heads]].unflatten(0, (len(heads), -1))
+    return kept
 
 
 class EvictingRow:

@@ -47,7 +47,11 @@ def read(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{folder / NAME}: not valid JSON ({error}); remove it and prepare the folder again") from None
     files = value.get("files") if isinstance(value, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+    if (
+        not isinstance(value, dict)
+        or not isinstance(files, dict)
+        or not all(isinstance(entry, dict) for entry in files.values())
+    ):
         raise ValueError(f"{folder / NAME}: not a manifest of kvbench.data; remove it and prepare the folder again")
     return value
 

@@ -294,4 +294,5 @@ class _Batch:
 def _logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
     """Of the last token of each row: [B, V]."""
     out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
-    return out.logits[:, -1]
+    logits: Tensor = out.logits[:, -1]
+    return logits

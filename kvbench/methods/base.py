@@ -104,7 +104,8 @@ class LayerContext:
         """Compute once per layer and prompt, whoever asks first."""
         if key not in self._memo:
             self._memo[key] = compute()
-        return self._memo[key]
+        value: R = self._memo[key]
+        return value
 
     @cached_property
     def _dtype(self) -> torch.dtype:

@@ -39,7 +39,7 @@ class Method:
     @property
     def exact(self) -> bool:
         """Whether the kept tokens add up to the budget exactly (else: to a reference's rounding of it)."""
-        return self.dials.get("allocation", "exact") == "exact"
+        return bool(self.dials.get("allocation", "exact") == "exact")
 
     @property
     def needs_statistics(self) -> bool:
@@ -93,7 +93,8 @@ class Method:
         scope = getattr(self._heads, "scope", None)
         known = candidates.values_UN.dtype == torch.float32  # rounded to it, other scores would tie
         if ctx.kernels is not None and known and by_kernel is not None and scope is not None:
-            return by_kernel(ctx, candidates, free, scope, window)
+            mask: Tensor = by_kernel(ctx, candidates, free, scope, window)
+            return mask
         return self._select(ctx, candidates, self._heads(candidates, free), window)
 
     def keep(

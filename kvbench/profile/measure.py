@@ -172,4 +172,4 @@ def weights_read(model: Any) -> int:
     """Bytes of the weights that a decode step reads: all, but of the input embedding a few rows, unless it is tied."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = head is not None and head.weight is embedding
-    return sum(p.nbytes for p in model.parameters()) - (0 if tied else embedding.nbytes)
+    return sum(int(p.nbytes) for p in model.parameters()) - (0 if tied else int(embedding.nbytes))

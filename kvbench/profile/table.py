@@ -47,7 +47,7 @@ def _row(record: Mapping[str, Any], name: str, full: Mapping[str, Any] | None) -
         mine, theirs = record.get(key), (full or {}).get(key)
         if not mine or not theirs:
             return None
-        return theirs / mine if inverse else mine / theirs
+        return float(theirs / mine if inverse else mine / theirs)
 
     head = {key: record[key] for key in ("context", "batch", "kernel")}
     budget = "full" if record["budget"] is None else str(record["budget"])

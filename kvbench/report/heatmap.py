@@ -230,7 +230,7 @@ def _colour_bar(picture: Figure, metric: str, **place: Any) -> None:
     bar = picture.colorbar(scale, **place)
     bar.set_label(metric, fontsize=10, color=INK)
     bar.ax.tick_params(labelsize=8, length=2, colors=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _shown(runs: Sequence[Run], metric: str) -> list[Any]:

@@ -105,7 +105,8 @@ class Backend(Protocol):
 
 def queries(lanes: Lanes, q_BHTD: Tensor, group: int) -> Tensor:
     """The queries in the arena's order: [S, G, T, D]."""
-    return q_BHTD.unflatten(1, (-1, group)).flatten(0, 1)[lanes.query_S]
+    by_group: Tensor = q_BHTD.unflatten(1, (-1, group))
+    return by_group.flatten(0, 1)[lanes.query_S]
 
 
 def append(buffers: Buffers, lanes: Lanes, k_BUTD: Tensor, v_BUTD: Tensor) -> None:

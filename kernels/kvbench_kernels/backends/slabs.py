@@ -105,4 +105,5 @@ def attend_to_slabs(
         else:
             out = attend(q_S1QD[all_of], k, v, mask, scaling)
         outs.append(out)
-    return torch.cat(outs)[:, 0].unflatten(1, (group, tokens))
+    out_SGTD: Tensor = torch.cat(outs)[:, 0].unflatten(1, (group, tokens))
+    return out_SGTD

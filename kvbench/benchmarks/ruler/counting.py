@@ -26,7 +26,8 @@ def counter(tokenizer: Any) -> Counter:
     if hasattr(tokenizer, "encode"):
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
     if callable(tokenizer):
-        return tokenizer
+        count: Callable[[str], int] = tokenizer
+        return count
     raise ValueError(f"tokenizer={tokenizer!r}: a tokenizer, a function that counts tokens, or words")
 
 

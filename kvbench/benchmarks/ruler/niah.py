@@ -16,7 +16,7 @@ DEPTHS = [round(100 * step / 39) for step in range(40)]
 
 def has_one_answer(task: Task) -> bool:
     """Whether a sample asks for one value, so that its words are in the singular."""
-    return task.args["queries"] * task.args["values"] == 1
+    return bool(task.args["queries"] * task.args["values"] == 1)
 
 
 def singular(text: str) -> str:

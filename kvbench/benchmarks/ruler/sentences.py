@@ -26,7 +26,8 @@ def punkt(folder: Path) -> Callable[[str], list[str]]:
     parameters.collocations = set(_rows(folder / "collocations.tab"))
     counts = ((word, int(count)) for word, count in _rows(folder / "ortho_context.tab"))
     parameters.ortho_context = defaultdict(int, counts)
-    return PunktSentenceTokenizer(parameters).tokenize
+    split: Callable[[str], list[str]] = PunktSentenceTokenizer(parameters).tokenize
+    return split
 
 
 def _rows(file: Path) -> Iterator[tuple[str, ...]]:

@@ -48,7 +48,8 @@ class VariableTracking:
     most: int | None = None
 
     def __init__(self, task: Task, prompt: str, length: int, seed: int, count: Counter):
-        self.prompt, self.count, self.hops = prompt, count, task.args["hops"]
+        self.prompt, self.count = prompt, count
+        self.hops: int = task.args["hops"]
         self.opening = task.template[:20]
         self.rng, self.numbers = random.Random(seed), np.random.RandomState(seed)
         self.tokens_to_generate = task.tokens_to_generate

@@ -23,7 +23,8 @@ class VariableTracking2024:
     most: int | None = None
 
     def __init__(self, task: Task, prompt: str, length: int, seed: int, count: Counter):
-        self.prompt, self.length, self.count, self.hops = prompt, length, count, task.args["hops"]
+        self.prompt, self.length, self.count = prompt, length, count
+        self.hops: int = task.args["hops"]
         self.opening = task.template[:20]
         self.rng, self.numbers = random.Random(seed), np.random.RandomState(seed)
         self.tokens_to_generate = task.tokens_to_generate
