@@ -32,6 +32,12 @@ class Method:
     decode: DecodePolicy | None = None
 
     @property
+    def parts(self) -> tuple[Any, ...]:
+        """The parts that this method has."""
+        every = (self.score, self.layers, self.heads, self.select, self.store, self.decode)
+        return tuple(part for part in every if part is not None)
+
+    @property
     def evicts(self) -> bool:
         """Whether a budget applies."""
         return self.select is not None

@@ -20,7 +20,7 @@ from kvbench.profile.measure import measure
 from kvbench.profile.peaks import meter, release
 from kvbench.profile.results import Results, folder_of
 from kvbench.run.batching import is_out_of_memory
-from kvbench.run.jobs import versions
+from kvbench.run.versions import versions
 
 log = logging.getLogger(__name__)
 

@@ -5,13 +5,11 @@ A configuration is one job, or, where its benchmark is a suite, one per part of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,15 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-import kvbench_kernels
-from kvbench import __version__, config, models, prompts, store
+from kvbench import config, models, prompts, store
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite
 from kvbench.engine.variant import Variant
 from kvbench.methods.load import build, load, split_dials
 from kvbench.methods.method import Method
 from kvbench.paths import conf_dir
-from kvbench_kernels.build import csrc
 
 log = logging.getLogger(__name__)
 
-_VERSIONED = ("torch", "transformers", "hydra-core", "rouge", "rouge_score", "jieba", "fuzzywuzzy", "rapidfuzz")
-_SOURCES = ("methods", "cache", "engine", "benchmarks", "data", "metrics", "models", "prompts")
 _NOT_SHARED = ("method", "budget")
 
 
@@ -163,27 +157,3 @@ def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:
 @cache
 def _most_recent() -> Method:
     return load(conf_dir() / "method", "streaming_llm", sinks=0)
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what makes the numbers; `code` is a hash of our own sources."""
-    found = {"kvbench": __version__, "code": _code()}
-    for package in _VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
-
-
-def _code() -> str:
-    """A hash of the sources that numbers depend on, so that a changed method does not pass as the one recorded."""
-    package = Path(__file__).parents[1]
-    files = [path for part in _SOURCES for path in sorted((package / part).rglob("*.py"))]
-    files += [
-        package / "encoding.py",
-        *sorted(Path(kvbench_kernels.__file__).parent.rglob("*.py")),
-        *sorted(file for file in csrc().iterdir() if file.is_file()),
-    ]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]

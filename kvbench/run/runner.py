@@ -19,8 +19,9 @@ from kvbench import models, prompts, store
 from kvbench.benchmarks.base import Sample
 from kvbench.config import shard_of
 from kvbench.run.batching import Open, generate, question_of, span_of
-from kvbench.run.jobs import Job, versions
+from kvbench.run.jobs import Job
 from kvbench.run.rescore import rescore
+from kvbench.run.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
     where = f"{job.label['benchmark']} {job.folder.name}"
     if say:
         log.info("%s: %d of %d samples recorded, nothing to compute", where, len(stored.samples), samples)
-    found, now = stored.manifest["versions"], versions()
+    found, now = stored.manifest["versions"], versions(job.variant.method)
     changed = sorted(name for name in now if found.get(name) != now[name])
     if changed:
         log.warning(
@@ -169,7 +170,7 @@ def _open(job: Job, num_samples: int) -> store.Run:
         config=job.cfg,
         headline=job.benchmark.headline,
         num_samples=num_samples,
-        versions=versions(),
+        versions=versions(job.variant.method),
         device=models.device(job.cfg["model"]),
         part=None if job.benchmark.part is None else asdict(job.benchmark.part),
         scoring=job.benchmark.scoring(),

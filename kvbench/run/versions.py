@@ -1,0 +1,73 @@
+"""Versions of everything that numbers depend on, as manifests record them."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import kvbench_kernels
+from kvbench import __version__
+from kvbench.methods.method import Method
+from kvbench.run.source_hash import hash_sources, imported_files
+from kvbench_kernels.build import csrc
+
+_PACKAGES = ("torch", "transformers", "hydra-core", "rouge", "rouge_score", "jieba", "fuzzywuzzy", "rapidfuzz")
+_SHARED = ("cache", "engine", "benchmarks", "data", "metrics", "models", "prompts")
+_METHODS = "kvbench.methods"
+
+
+def versions(method: Method | None = None) -> dict[str, str]:
+    """Return {name: version} of what makes the numbers of `method`; without a method, of any method.
+
+    `code` is a hash of our own sources that all methods share, `method` one of the sources of the method's parts.
+    Neither changes with comments, docstrings or formatting, nor when another method is added or changed.
+    """
+    return _shared_versions() | {"method": _parts_hash(method)}
+
+
+@cache
+def _shared_versions() -> dict[str, str]:
+    found = {"kvbench": __version__, "code": _code_hash()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _code_hash() -> str:
+    package = Path(__file__).parents[1]
+    files = [path for room in _SHARED for path in sorted((package / room).rglob("*.py"))]
+    files += [
+        *_shared_method_files(),
+        package / "encoding.py",
+        *sorted(Path(kvbench_kernels.__file__).parent.rglob("*.py")),
+        *sorted(file for file in csrc().rglob("*") if file.is_file()),
+    ]
+    return hash_sources(files)
+
+
+@cache
+def _shared_method_files() -> list[Path]:
+    """Return the files that every method goes through: those that `Method` and its loader import."""
+    return sorted(
+        {file for name in ("method", "load") for file in imported_files(f"{_METHODS}.{name}", _METHODS).values()}
+    )
+
+
+@cache
+def _parts_hash(method: Method | None) -> str:
+    """Return the hash of the files of a method's parts and of what these import; without a method, of all parts."""
+    if method is None:
+        files = set((Path(__file__).parents[1] / "methods").rglob("*.py"))
+    else:
+        modules = {base.__module__ for part in method.parts for base in type(part).__mro__ if base is not object}
+        files = {file for module in modules for file in imported_files(module, _METHODS, _folder_of(module)).values()}
+    return hash_sources(sorted(files - set(_shared_method_files())))
+
+
+def _folder_of(module: str) -> str:
+    """Return the package that a part's module lies in: a method from elsewhere may have helpers next to its parts."""
+    return _METHODS if module.startswith(f"{_METHODS}.") else module.rpartition(".")[0] or module
