@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +27,25 @@ for folder in (ROOT, ROOT / "kernels"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture
+def compose() -> Callable[..., DictConfig]:
+    """The configuration that the command line makes of these overrides, unchecked."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from kvbench import config
+    from kvbench.paths import conf_dir
+
+    def compose(*overrides: str) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra.compose("config", list(overrides))
+
+    config.register()
+    return compose
+
 
 _left_out = pytest.StashKey[int]()
 

@@ -6,11 +6,10 @@ import json
 import os
 from pathlib import Path
 
-import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from kvbench import config, models, prompts, store
+from kvbench import models, prompts, store
 from kvbench.benchmarks import longbench
 from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.longbench import LongBench
@@ -183,15 +182,13 @@ def test_real_truncated_ids_are_the_official_ones(name):
 
 
 @pytest.fixture
-def composed(tmp_path, bundle):
+def composed(tmp_path, bundle, compose):
     """Job lists from overrides, for the tiny model and the made-up bundle."""
-    config.register()
 
     def make(*overrides: str):
         shared = ["model=tiny", "benchmark=longbench", f"benchmark.path={bundle}", f"paths.outputs={tmp_path}/out"]
         shared += ["benchmark.datasets=[all21]", "benchmark.max_length=150", "progress=false", "budget=0.6"]
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-            return prepare(hydra.compose("config", [*shared, *overrides]))
+        return prepare(compose(*shared, *overrides))
 
     return make
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import datasets
-import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from kvbench import config, prompts, store
+from kvbench import prompts, store
 from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.ruler import TASKS, generate
 from kvbench.benchmarks.ruler.suite import SYNTHETIC, Ruler
@@ -186,23 +185,18 @@ def test_a_length_beyond_the_model_is_told_before_anything_runs():
         part.protocol()
 
 
-def test_a_task_that_does_not_fit_does_not_stop_the_others(tmp_path):
-    config.register()
+def test_a_task_that_does_not_fit_does_not_stop_the_others(tmp_path, compose):
     overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[niah_multikey_3,vt]", "benchmark.lengths=[1500]"]
     overrides += ["benchmark.samples=1", f"paths.outputs={tmp_path}", "progress=false", "method=snapkv", "budget=0.2"]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-        short, fine = runner.run_jobs(prepare(hydra.compose("config", overrides)))
+    short, fine = runner.run_jobs(prepare(compose(*overrides)))
     assert (short.error is None) != (fine.error is None)
     assert "does not fit" in str(short.error or fine.error)
 
 
-def test_a_run(tmp_path):
-    config.register()
+def test_a_run(tmp_path, compose):
     overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[synthetic]", f"benchmark.lengths=[{LENGTH}]"]
     overrides += ["benchmark.samples=1", f"paths.outputs={tmp_path}", "progress=false", "method=snapkv", "budget=0.2"]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-        jobs = prepare(hydra.compose("config", overrides))
-    outcomes = runner.run_jobs(jobs)
+    outcomes = runner.run_jobs(prepare(compose(*overrides)))
     assert len(outcomes) == 11 and all(outcome.error is None for outcome in outcomes)
     manifest = store.load_run(outcomes[0].folder).manifest
     assert manifest["part"]["suite"] == f"ruler-{LENGTH}" and manifest["headline"] == "string_match_all"

@@ -6,26 +6,15 @@ import re
 
 import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import kvbench
 from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts
 from kvbench.methods.dials import PARTS
-from kvbench.paths import conf_dir
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
 MODELS, EXPERIMENTS = sorted(config.options("model")), sorted(config.options("experiment"))
-
-
-@pytest.fixture
-def compose():
-    config.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield lambda *overrides: hydra.compose("config", list(overrides))
-    GlobalHydra.instance().clear()
 
 
 @pytest.mark.parametrize("group", config.GROUPS)

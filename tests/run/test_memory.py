@@ -143,22 +143,14 @@ def test_a_masked_cache_counts_every_token():
     assert memory.cache_bytes(shape, made, 400, masked=True) == (408 + 408 // 8) * shape.token_bytes
 
 
-def test_the_preflight_says_what_it_takes(tmp_path, caplog):
+def test_the_preflight_says_what_it_takes(tmp_path, caplog, compose):
     """Before weights are loaded, and with a warning where it may be too much."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    from kvbench import config
-    from kvbench.paths import conf_dir
     from kvbench.run import runner
     from kvbench.run.jobs import prepare
 
-    config.register()
-    GlobalHydra.instance().clear()
     grid = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0]", "benchmark.max_new_tokens=4"]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"), caplog.at_level(logging.INFO):
-        cfg = hydra.compose("config", [*grid, "budget=100", f"paths.outputs={tmp_path}", "progress=false"])
-        runner.run_jobs(prepare(cfg))
+    with caplog.at_level(logging.INFO):
+        runner.run_jobs(prepare(compose(*grid, "budget=100", f"paths.outputs={tmp_path}", "progress=false")))
     said = next(r.getMessage() for r in caplog.records if "memory: weights" in r.getMessage())
     assert "1 row(s) of 1 sample(s) to compute" in said and "1 of 1 row(s) at once" in said
     assert "more than there is" not in caplog.text

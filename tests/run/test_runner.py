@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 
-import hydra
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
-from kvbench import config, store
+from kvbench import store
 from kvbench.methods.method import Method
-from kvbench.paths import conf_dir
 from kvbench.run import batching as plan
 from kvbench.run import runner
 from kvbench.run.jobs import Job, prepare
@@ -20,19 +17,15 @@ GRID = ["model=tiny", "benchmark.lengths=[280,320]", "benchmark.depths=[0,50,100
 
 
 @pytest.fixture
-def jobs(tmp_path, monkeypatch):
+def jobs(tmp_path, monkeypatch, compose):
     """Prepared jobs from lists of overrides, stored below tmp_path."""
-    config.register()
     monkeypatch.setenv("KVBENCH_CALM", str(tmp_path / "calm"))
 
     def make(*all_overrides: list[str]) -> list[Job]:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            shared = [*GRID, f"paths.outputs={tmp_path}", "progress=false"]
-            return [job for o in all_overrides for job in prepare(hydra.compose("config", [*shared, *o]))]
+        shared = [*GRID, f"paths.outputs={tmp_path}", "progress=false"]
+        return [job for overrides in all_overrides for job in prepare(compose(*shared, *overrides))]
 
-    yield make
-    GlobalHydra.instance().clear()
+    return make
 
 
 def rows(outcome: runner.Outcome) -> list[dict]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hydra
 import pytest
 
-from kvbench import config, models, store
+from kvbench import models, store
 from kvbench.benchmarks import needle
 from kvbench.metrics import needle as metrics
-from kvbench.paths import conf_dir
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
 from kvbench.run.rescore import benchmark_of, main
@@ -19,15 +17,13 @@ from tests.helpers.longbench_made_up import ANSWERS, CLASSES
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path, compose):
     """A needle job of two samples for the tiny model, composed anew at every call."""
-    config.register()
 
     def make():
         shared = ["model=tiny", "benchmark=needle", "benchmark.lengths=[300]", "benchmark.depths=[0,50]"]
         shared += ["method=snapkv", "budget=100", f"paths.outputs={tmp_path}", "progress=false"]
-        with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-            (made,) = prepare(hydra.compose("config", shared))
+        (made,) = prepare(compose(*shared))
         return made
 
     return make

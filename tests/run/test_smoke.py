@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import hydra
 import pytest
 
 from kvbench import config, store
 from kvbench.benchmarks.longbench_datasets import DATASETS
 from kvbench.cli.finish import present
-from kvbench.paths import conf_dir
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import write_bundle
@@ -21,14 +19,12 @@ SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_every_dataset_with_every_method(tmp_path, capsys):
-    config.register()
+def test_every_dataset_with_every_method(tmp_path, capsys, compose):
     path = SHARED if (SHARED / "dev").is_dir() else write_bundle(tmp_path / "bundle", rows=6)
     shared = ["benchmark=smoke", f"benchmark.path={path}", "benchmark.max_length=300", "benchmark.max_new_tokens=4"]
     shared += [f"paths.outputs={tmp_path}/out", "progress=false", "budget=0.6"]
     methods = sorted(config.options("method"))
-    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-        jobs = [job for name in methods for job in prepare(hydra.compose("config", [*shared, f"method={name}"]))]
+    jobs = [job for name in methods for job in prepare(compose(*shared, f"method={name}"))]
     outcomes = runner.run_jobs(jobs)
     assert len(outcomes) == 21 * len(methods) and not [outcome.error for outcome in outcomes if outcome.error]
     for outcome in outcomes:

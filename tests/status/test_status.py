@@ -9,17 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from kvbench import config, store
-from kvbench.paths import conf_dir
+from kvbench import store
 from kvbench.status import runs as status_runs
 from kvbench.status.__main__ import main
 from kvbench.status.runs import look
@@ -268,15 +264,6 @@ def test_watching_ends_when_all_is_done(tmp_path: Path) -> None:
 # ---- the command of a run in no plan
 
 
-@pytest.fixture
-def compose(tmp_path: Path) -> Iterator[Any]:
-    config.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield lambda words: hydra.compose("config", words)
-    GlobalHydra.instance().clear()
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -290,7 +277,7 @@ def compose(tmp_path: Path) -> Iterator[Any]:
 )
 def test_the_command_of_a_run_makes_that_run(tmp_path: Path, compose: Any, words: list[str], monkeypatch: Any) -> None:
     """Its overrides compose to the configuration that is stored, whatever was set, quotes and all."""
-    cfg = compose([*words, f"paths.outputs={tmp_path}/my outputs"])
+    cfg = compose(*words, f"paths.outputs={tmp_path}/my outputs")
     outputs = tmp_path / "my outputs"
     with open_run(outputs / "runs", config=cfg) as run:
         run.append(record("a"))
@@ -298,7 +285,7 @@ def test_the_command_of_a_run_makes_that_run(tmp_path: Path, compose: Any, words
         monkeypatch.chdir(where)
         [command] = survey([outputs]).commands.values()
         assert command.startswith("python -m kvbench model=")
-        again = compose(shlex.split(command)[3:])
+        again = compose(*shlex.split(command)[3:])
         first, second = (OmegaConf.to_container(c, resolve=True) for c in (cfg, again))
         assert isinstance(first, dict) and isinstance(second, dict)
         for one in (first, second):
