@@ -1,12 +1,18 @@
-"""Test set-up: imports without an installation, one thread, and no CUDA tests on a machine without a GPU."""
+"""Test set-up: imports without an installation, one thread, and an account of the tests that cannot run here.
+
+A test that needs something this machine lacks carries a mark that says so (`NEEDS`, and `golden` for data outside the
+repository). It is not collected, and the end of the test run counts and names it. Nothing is skipped silently.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +34,8 @@ for folder in (ROOT, ROOT / "kernels"):
         sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
+from tests.helpers import outside  # noqa: E402  (needs the path above)
+
 
 @pytest.fixture
 def compose() -> Callable[..., DictConfig]:
@@ -47,24 +55,84 @@ def compose() -> Callable[..., DictConfig]:
     return compose
 
 
-_left_out = pytest.StashKey[int]()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take the tests marked `cuda` out of the collection when there is no CUDA device."""
-    marked = [item for item in items if item.get_closest_marker("cuda")]
-    if marked and not _has_cuda():
-        config.stash[_left_out] = len(marked)
-        items[:] = [item for item in items if item not in marked]
-
-
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """Say in one line how many tests need the GPU that is not there."""
-    number = config.stash.get(_left_out, 0)
-    return [f"no CUDA device: {number} tests marked cuda are not collected"] if number else []
-
-
 def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _has_gxx() -> bool:
+    return shutil.which("g++") is not None
+
+
+def _has_nvcc() -> bool:
+    from kvbench_kernels import compilers
+
+    try:
+        compilers.nvcc()
+    except ValueError:
+        return False
+    return _has_gxx()
+
+
+# mark: (is it here?, what is lacking)
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "cuda": (_has_cuda, "no CUDA device"),
+    "gxx": (_has_gxx, "no g++"),
+    "nvcc": (_has_nvcc, "no nvcc"),
+}
+_left_out = pytest.StashKey[Counter[tuple[str, str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marks of this file."""
+    config.addinivalue_line("markers", "golden(*files): compares with data outside the repository (KVBENCH_SHARED)")
+    config.addinivalue_line("markers", "gxx: compiles C++ with g++")
+    config.addinivalue_line("markers", "nvcc: compiles CUDA with nvcc")
+    config.stash[_left_out] = Counter()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take the tests out of the collection that this machine cannot run, and remember them with the reason."""
+    lacks = {name: reason for name, (is_here, reason) in NEEDS.items() if _marked(items, name) and not is_here()}
+    kept = []
+    for item in items:
+        reasons = [reason for name, reason in lacks.items() if item.get_closest_marker(name)]
+        reasons += [f"no data/{name}" for mark in item.iter_markers("golden") for name in outside.lacking(mark.args)]
+        if reasons:
+            config.stash[_left_out][item.nodeid.partition("[")[0], ", ".join(dict.fromkeys(reasons))] += 1
+        else:
+            kept.append(item)
+    items[:] = kept
+
+
+def _marked(items: list[pytest.Item], name: str) -> bool:
+    return any(item.get_closest_marker(name) for item in items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the account of a worker process to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = list(session.config.stash[_left_out].items())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take the account of a worker process. All workers collect the same tests, so the last one replaces the others."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", [])
+    node.config.stash[_left_out] = Counter({tuple(key): number for key, number in left_out})
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Count and name the tests that were not collected, and say how to get the data that they need."""
+    left_out = config.stash[_left_out]
+    if not left_out:
+        return
+    terminalreporter.section(f"{left_out.total()} tests cannot run here")
+    for (test, reason), number in sorted(left_out.items()):
+        terminalreporter.write_line(f"{test}{f' ({number} cases)' if number > 1 else ''}: {reason}")
+    if any("no data/" in reason for _, reason in left_out):
+        terminalreporter.write_line(
+            f"Outside data is looked for in {outside.DATA}; KVBENCH_SHARED=FOLDER names another folder. "
+            "tests/golden/README.md says what belongs there."
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ from kvbench.paths import conf_dir
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import row, template, write_bundle
+from tests.helpers.outside import DATA, golden
 
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "longbench"
-REAL = sorted(path.stem for path in (SHARED / "dev").glob("*.jsonl"))
+SHARED = DATA / "longbench"
 TINY = ModelFacts("tiny", max_length=8192)
 
 
@@ -143,7 +142,8 @@ def test_mistakes(changes, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", REAL)
+@golden("longbench/dev", "longbench/config")
+@pytest.mark.parametrize("name", DATASETS)
 def test_real_prompts_are_the_official_ones(name):
     templates = json.loads((SHARED / "config" / "dataset2prompt.json").read_text(encoding="utf-8"))
     lengths = json.loads((SHARED / "config" / "dataset2maxlen.json").read_text(encoding="utf-8"))
@@ -164,8 +164,9 @@ def test_real_prompts_are_the_official_ones(name):
             assert list(sample.answers) == official["answers"]
 
 
+@golden("longbench/dev", "longbench/config")
 @pytest.mark.smollm2
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", DATASETS)
 def test_real_truncated_ids_are_the_official_ones(name):
     node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "smollm2_135m.yaml"))
     tokenizer = models.load_tokenizer(node)

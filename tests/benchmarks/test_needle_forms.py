@@ -1,10 +1,9 @@
-"""The published needle tests: their YAML files, and the published construction where its outputs are there."""
+"""The published needle tests: their YAML files, and the published construction."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from kvbench.benchmarks.haystack import essays
-from kvbench.benchmarks.insertion import insert_needle
+from tests.golden import make as golden_values
 from tests.helpers.needle_forms import CONF, SANDWICH, ToyTokenizer, make
+from tests.helpers.outside import DATA, golden, read_rows
 
 OPTIONS = sorted(path.stem for path in CONF.glob("needle*.yaml"))
-SHARED = Path(os.environ.get("KVBENCH_SHARED", CONF.parents[3] / "shared")) / "data"
-ORACLE = SHARED / "oracle" / "needle_insertion.jsonl"
-ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
 
 
 @pytest.fixture
@@ -94,11 +90,13 @@ def test_essays_are_the_prepared_folder_or_the_command_that_makes_it(prepared: P
     assert "benchmark.haystack=generated" in str(error.value) and "\n" not in str(error.value)
 
 
+ORACLE = "oracle/needle_insertion.jsonl"
+
+
 def check_rows(tokenizer: Any, name: str) -> None:
     """Compare with every recorded row of the published construction, prompt included: function and YAML alike."""
-    folder = SHARED / "needle" / "PaulGrahamEssays"
-    haystack = essays(folder)[:100_000]  # enough for 8000 tokens
-    rows = [row for row in ROWS if row["tokenizer"] == name]
+    folder = DATA / "needle" / "PaulGrahamEssays"
+    rows = [row for row in read_rows(ORACLE) if row["tokenizer"] == name]
     lengths, depths = (sorted({row[key] for row in rows}) for key in ("context_length", "depth_percent"))
     benchmark = make(
         "needle_pyramidkv", lengths=lengths, depths=depths, start=None, end=None, step=None, haystack=str(folder)
@@ -106,38 +104,43 @@ def check_rows(tokenizer: Any, name: str) -> None:
     samples = {(s.meta["length"], s.meta["depth"]): s for s in benchmark.samples(tokenizer)}
     assert rows and len(samples) == len(lengths) * len(depths)
     for row in rows:
-        length, depth = row["context_length"], row["depth_percent"]
-        context, index = insert_needle(tokenizer, haystack, SANDWICH, length, depth)
+        sample = samples[row["context_length"], row["depth_percent"]]
+        context = sample.context.removeprefix(benchmark.preamble)
         assert hashlib.sha256(context.encode()).hexdigest() == row["sha256"], row
-        sample = samples[length, depth]
-        assert sample.context.removeprefix(benchmark.preamble) == context
-        assert index == row["insertion_token_index"] == sample.meta["needle_token"]
+        assert row["insertion_token_index"] == sample.meta["needle_token"]
         prompt = sample.context + sample.question + sample.answer_prefix
         assert hashlib.sha256(prompt.encode()).hexdigest() == row["prompt_sha256"]
 
 
-if ROWS:
+@golden("needle/protocols.json")
+def test_the_published_forms_say_what_was_published() -> None:
+    protocol = json.loads((DATA / "needle" / "protocols.json").read_text())
+    theirs, ours = protocol["pyramidkv"], make("needle_pyramidkv")
+    before, after = theirs["prompt"].split("{context}")
+    assert (ours.preamble, ours.question_text) == (before, after.replace("{question}", theirs["question"]))
+    assert (ours.depths, ours.buffer) == (tuple(theirs["depths"]), theirs["buffer"])
+    assert ours.max_new_tokens == theirs["max_new_tokens"]
+    theirs, ours = protocol["gkamradt"], make("needle_classic")
+    assert (ours.buffer, ours.max_new_tokens) == (theirs["buffer"], theirs["max_new_tokens"])
+    frame = theirs["anthropic_prompt"].replace("{retrieval_question}", theirs["question"])
+    our_frame = f"{ours.preamble}{{context}}{ours.question_text}\n\nAssistant: {ours.answer_prefix}"
+    assert frame == our_frame.replace("<context>", "Human: <context>")
+    assert {make(name).needle for name in ("needle_classic", "needle_pyramidkv")} == {protocol["needle"]}
 
-    def test_the_published_forms_say_what_was_published() -> None:
-        protocol = json.loads((SHARED / "needle" / "protocols.json").read_text())
-        theirs, ours = protocol["pyramidkv"], make("needle_pyramidkv")
-        before, after = theirs["prompt"].split("{context}")
-        assert (ours.preamble, ours.question_text) == (before, after.replace("{question}", theirs["question"]))
-        assert (ours.depths, ours.buffer) == (tuple(theirs["depths"]), theirs["buffer"])
-        assert ours.max_new_tokens == theirs["max_new_tokens"]
-        theirs, ours = protocol["gkamradt"], make("needle_classic")
-        assert (ours.buffer, ours.max_new_tokens) == (theirs["buffer"], theirs["max_new_tokens"])
-        frame = theirs["anthropic_prompt"].replace("{retrieval_question}", theirs["question"])
-        mine = f"{ours.preamble}{{context}}{ours.question_text}\n\nAssistant: {ours.answer_prefix}"
-        assert frame == mine.replace("<context>", "Human: <context>")
-        assert {make(name).needle for name in ("needle_classic", "needle_pyramidkv")} == {protocol["needle"]}
 
-    def test_published_construction_with_the_toy_tokenizer() -> None:
-        check_rows(ToyTokenizer(), "toy")
+@golden(ORACLE, "needle/PaulGrahamEssays")
+def test_published_construction_with_the_toy_tokenizer() -> None:
+    check_rows(ToyTokenizer(), "toy")
 
-    @pytest.mark.smollm2
-    def test_published_construction_with_the_smollm2_tokenizer() -> None:
-        from kvbench import models
 
-        preset = yaml.safe_load((CONF.parent / "model" / "smollm2_135m.yaml").read_text())
-        check_rows(models.load_tokenizer(preset), "smollm2")
+@golden(ORACLE, "needle/PaulGrahamEssays")
+@pytest.mark.smollm2
+def test_published_construction_with_the_smollm2_tokenizer() -> None:
+    from kvbench import models
+
+    preset = yaml.safe_load((CONF.parent / "model" / "smollm2_135m.yaml").read_text())
+    check_rows(models.load_tokenizer(preset), "smollm2")
+
+
+def test_contexts_in_our_own_prose_have_the_stored_hash() -> None:
+    assert golden_values.needle_contexts() == json.loads((golden_values.HERE / "needle.json").read_text())

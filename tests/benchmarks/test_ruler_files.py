@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,13 +14,12 @@ import pytest
 
 from kvbench.benchmarks.ruler import TASKS, Sources, cached, caching, generate, load_records, records_file, split
 from kvbench.benchmarks.ruler.__main__ import main
+from tests.helpers.outside import DATA, golden, read_rows
 from tests.helpers.ruler_sources import write_sources
 from tests.helpers.tokenizers_for_tests import gpt_style
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("KVBENCH_SHARED", ROOT.parent / "shared")) / "data"
-ORACLE = SHARED / "oracle" / "ruler_kvpress_split.jsonl"
-ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
+ORACLE = "oracle/ruler_kvpress_split.jsonl"
 GENERATED = [name for name in TASKS if not name.startswith("qa")]
 
 
@@ -33,11 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sources(folder: Path) -> Sources:
     return Sources.load(folder)
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Sources:
-    return Sources.load(SHARED / "ruler" / "source")
 
 
 # ---- splitting -------------------------------------------------------------------------------------
@@ -75,13 +68,17 @@ def test_a_split_refuses_what_is_no_such_task(sources: Sources) -> None:
         split("vt", record, style="other")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['length']}-{row['task']}")
-def test_splits_are_those_of_kvpress(row: dict[str, Any], upstream: Sources) -> None:
-    made = generate(row["task"], row["length"], "words", num_samples=row["sample"] + 1, sources=upstream)[-1]
-    context, question, prefix = split(row["task"], made)
-    assert (question, prefix, made["outputs"]) == (row["question"], row["answer_prefix"], row["answer"])
-    assert (len(context), hashlib.sha256(context.encode()).hexdigest()) == (row["context_chars"], row["context_sha256"])
-    assert TASKS[row["task"]].tokens_to_generate == row["max_new_tokens"]
+@golden(ORACLE, "ruler/source")
+def test_splits_are_those_of_kvpress() -> None:
+    rows, upstream = read_rows(ORACLE), Sources.load(DATA / "ruler" / "source")
+    assert rows
+    for row in rows:
+        record = generate(row["task"], row["length"], "words", num_samples=row["sample"] + 1, sources=upstream)[-1]
+        context, question, prefix = split(row["task"], record)
+        assert (question, prefix, record["outputs"]) == (row["question"], row["answer_prefix"], row["answer"])
+        digest = hashlib.sha256(context.encode()).hexdigest()
+        assert (len(context), digest) == (row["context_chars"], row["context_sha256"])
+        assert TASKS[row["task"]].tokens_to_generate == row["max_new_tokens"]
 
 
 # ---- reading files ---------------------------------------------------------------------------------

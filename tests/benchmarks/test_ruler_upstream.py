@@ -1,43 +1,32 @@
-"""RULER's samples against files that upstream's generators wrote; without such files there is nothing to compare."""
+"""RULER's rows against those of upstream's generators: by stored hashes, and against the files where these are here."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvbench.benchmarks.ruler import Sources, generate, rows
+from kvbench.benchmarks.ruler import TASKS, Sources, generate, rows
+from tests.golden import make
+from tests.helpers.outside import DATA, golden, read_rows
+from tests.helpers.ruler_sources import write_sources
 
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "ruler"
-GOLDEN_WORDS = sorted((SHARED / "golden_ws").glob("*/*.jsonl"))
-GOLDEN_SMOLLM2 = sorted((SHARED / "smollm2").glob("*/*.jsonl"))
-OLD = SHARED / "upstream_kvcache_factory" / "4096" / "niah_multikey_3.jsonl"
+STORED = json.loads((make.HERE / "ruler.json").read_text())
+WORDS = [("words", length, number) for tokenizer, length, number in make.UPSTREAM if tokenizer == "words"]
+SMOLLM2 = [entry for entry in make.UPSTREAM if entry[0] == "smollm2"]
+OLD = "ruler/upstream_kvcache_factory/4096/niah_multikey_3.jsonl"
 
 
 @pytest.fixture(scope="module")
 def upstream() -> Sources:
-    return Sources.load(SHARED / "source")
+    return Sources.load(DATA / "ruler" / "source")
 
 
-def check_golden(file: Path, tokenizer: Any, upstream: Sources, number: int) -> None:
-    golden = [json.loads(line) for line in file.read_text().splitlines()][:number]
-    made = generate(file.stem, int(file.parent.name), tokenizer, num_samples=len(golden), sources=upstream)
-    assert made == golden
-    assert [list(record) for record in made] == [list(record) for record in golden]
-
-
-@pytest.mark.parametrize("file", GOLDEN_WORDS, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_samples_are_upstreams_with_words_as_tokens(file: Path, upstream: Sources) -> None:
-    check_golden(file, "words", upstream, 5)
-
-
-@pytest.mark.smollm2
-@pytest.mark.parametrize("file", GOLDEN_SMOLLM2, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_samples_are_upstreams_with_a_real_tokenizer(file: Path, upstream: Sources, smollm2: Any) -> None:
-    check_golden(file, smollm2, upstream, 30)
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return Sources.load(write_sources(tmp_path_factory.mktemp("ruler") / "sources"))
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +39,70 @@ def smollm2() -> Any:
     return models.load_tokenizer(yaml.safe_load((conf_dir() / "model" / "smollm2_135m.yaml").read_text()))
 
 
-@pytest.mark.parametrize("file", [OLD] if OLD.is_file() else [], ids=lambda file: file.stem)
-def test_linear2024_is_a_published_file_of_2024(file: Path, upstream: Sources) -> None:
+# ---- in every clone --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", make.FITS)
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_from_our_own_sources_have_the_stored_hash(task: str, fit: str, own: Sources) -> None:
+    assert make.rows_hash(make.own_rows(task, fit, own)) == STORED["own"][f"{task}-{fit}"]
+
+
+@pytest.mark.parametrize("task", make.WITHOUT_SOURCES)
+@pytest.mark.parametrize(("tokenizer", "length", "number"), WORDS)
+def test_tasks_without_sources_have_upstreams_hash(tokenizer: str, length: int, number: int, task: str) -> None:
+    records = generate(task, length, tokenizer, num_samples=number, sources="embedded")
+    assert make.rows_hash(records) == STORED["upstream"][f"{tokenizer}-{length}-{task}"]
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("task", make.WITHOUT_SOURCES)
+@pytest.mark.parametrize(("tokenizer", "length", "number"), SMOLLM2)
+def test_tasks_without_sources_have_upstreams_hash_with_a_real_tokenizer(
+    tokenizer: str, length: int, number: int, task: str, smollm2: Any
+) -> None:
+    records = generate(task, length, smollm2, num_samples=number, sources="embedded")
+    assert make.rows_hash(records) == STORED["upstream"][f"{tokenizer}-{length}-{task}"]
+
+
+# ---- with upstream's sources and files -------------------------------------------------------------
+
+
+def check_file(folder: str, length: int, task: str, tokenizer: Any, upstream: Sources, number: int) -> None:
+    file = Path("ruler") / folder / str(length) / f"{task}.jsonl"
+    expected = read_rows(str(file))[:number]
+    records = generate(task, length, tokenizer, num_samples=len(expected), sources=upstream)
+    assert records == expected
+    assert [list(record) for record in records] == [list(record) for record in expected]
+
+
+@golden("ruler/source", "ruler/golden_ws")
+@pytest.mark.parametrize("task", make.tasks_of("words", 1024))
+def test_rows_are_upstreams_with_words_as_tokens(task: str, upstream: Sources) -> None:
+    check_file("golden_ws", 1024, task, "words", upstream, 5)
+
+
+@golden("ruler/source", "ruler/smollm2")
+@pytest.mark.smollm2
+@pytest.mark.parametrize(
+    ("length", "task"), [(length, task) for length in (2048, 4096) for task in make.tasks_of("smollm2", length)]
+)
+def test_rows_are_upstreams_with_a_real_tokenizer(length: int, task: str, upstream: Sources, smollm2: Any) -> None:
+    check_file("smollm2", length, task, smollm2, upstream, 30)
+
+
+@golden("ruler/source", OLD)
+def test_linear2024_is_a_published_file_of_2024(upstream: Sources) -> None:
     # its tokenizer is not here, but this count stops at the same 50 needles; they need no word lists either
-    golden = [json.loads(line) for line in file.read_text().splitlines()]
-    made = rows(
-        "niah_multikey_3", 4096, lambda text: int(len(text) / 2.2), num_samples=500, sources=upstream, fit="linear2024"
+    expected = read_rows(OLD)
+    count = 500
+    records = rows(
+        "niah_multikey_3",
+        4096,
+        lambda text: int(len(text) / 2.2),
+        num_samples=count,
+        sources=upstream,
+        fit="linear2024",
     )
-    for record, expected in zip(made, golden, strict=True):
-        assert {**record, "length": expected["length"]} == expected
+    for record, row in zip(records, expected, strict=True):
+        assert {**record, "length": row["length"]} == row

@@ -18,9 +18,9 @@ from kvbench.data.sources import LONGBENCH_DATA, PARTS, Source
 from tests.helpers import longbench_bundle as bundle
 from tests.helpers.data_server import running
 from tests.helpers.data_world import SQUAD, World
+from tests.helpers.outside import DATA, golden
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("KVBENCH_SHARED", ROOT.parent / "shared")) / "data"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -166,21 +166,24 @@ def test_the_table_of_sources_is_consistent() -> None:
             assert all(len(value) == 64 for value in source.sha256.values())
 
 
-# ---- the real data, where it is ------------------------------------------------------------------
+# ---- the real data -------------------------------------------------------------------------------
 
 
-THERE = sorted(part for part in PARTS if (SHARED / part).is_dir())
-if THERE:
-
-    @pytest.mark.parametrize("part", THERE)
-    def test_the_shared_data_is_the_known_data(part: str, run: Run) -> None:
-        status, _, err = run(part, "--from", SHARED / part)
-        assert (status, err) == (0, "")
-        files = manifest.read(manifest.home(part))["files"]
-        kinds = {"longbench": {"known", "recorded", "derived"}, "ruler": {"known", "differs"}, "needle": {"known"}}
-        assert {entry["checked"] for entry in files.values()} == kinds[part]
-        if part == "needle":
-            folder = needle.essays_folder()
-            assert folder is not None and len(list(folder.glob("*.txt"))) == 49
-        if part == "longbench":
-            assert len(longbench.find(None).available()) == 21
+@pytest.mark.parametrize(
+    ("part", "kinds"),
+    [
+        pytest.param("longbench", {"known", "recorded", "derived"}, marks=golden("longbench")),
+        pytest.param("ruler", {"known", "differs"}, marks=golden("ruler")),
+        pytest.param("needle", {"known"}, marks=golden("needle")),
+    ],
+)
+def test_the_shared_data_is_the_known_data(part: str, kinds: set[str], run: Run) -> None:
+    status, _, err = run(part, "--from", DATA / part)
+    assert (status, err) == (0, "")
+    files = manifest.read(manifest.home(part))["files"]
+    assert {entry["checked"] for entry in files.values()} == kinds
+    if part == "needle":
+        folder = needle.essays_folder()
+        assert folder is not None and len(list(folder.glob("*.txt"))) == 49
+    if part == "longbench":
+        assert len(longbench.find(None).available()) == 21

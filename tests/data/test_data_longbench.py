@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from kvbench.benchmarks.longbench_datasets import DATASETS
 from kvbench.data import longbench, manifest, needle, rows, splits
 from kvbench.data.sources import LONGBENCH_ROWS
 from tests.helpers import longbench_bundle as bundle
+from tests.helpers.outside import DATA, golden
 
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "longbench"
-SPLITS = [path.stem.removesuffix("_split") for path in sorted(SHARED.glob("config/*_split.json"))]
-FILES = sorted(path.stem for path in SHARED.glob("dev/*.jsonl"))
+SHARED = DATA / "longbench"
 
 
 @pytest.fixture
@@ -247,28 +247,29 @@ def test_splits_are_written_once_and_read_back(root: Path) -> None:
     assert (root / "config" / "ffy0_split.json").stat().st_mtime_ns == before
 
 
-# ---- the real data, where it is ------------------------------------------------------------------
+# ---- the real data -------------------------------------------------------------------------------
 
 
-if FILES:
+@golden("longbench/config")
+@pytest.mark.parametrize("name", splits.NAMES)
+def test_derived_splits_are_the_published_ones(name: str) -> None:
+    config = SHARED / "config"
+    prompts = longbench.read_prompts(config / "dataset2prompt.json")
+    lengths = longbench.read_max_new_tokens(config / "dataset2maxlen.json")
+    derived = splits.kvpress(prompts) if name == "kvpress" else splits.ffy0(prompts, lengths)
+    published = longbench.find(str(SHARED)).splits(name)
+    for key in set(published) - {"_notes"}:
+        assert derived[key] == published[key]
+    notes = ("_notes", "input_suffix_removed")
+    if name == "kvpress":
+        assert derived[notes[0]][notes[1]] == published[notes[0]][notes[1]]
 
-    @pytest.mark.parametrize("name", SPLITS)
-    def test_derived_splits_are_the_published_ones(name: str) -> None:
-        config = SHARED / "config"
-        prompts = longbench.read_prompts(config / "dataset2prompt.json")
-        lengths = longbench.read_max_new_tokens(config / "dataset2maxlen.json")
-        made = splits.kvpress(prompts) if name == "kvpress" else splits.ffy0(prompts, lengths)
-        published = longbench.find(str(SHARED)).splits(name)
-        for part in set(published) - {"_notes"}:
-            assert made[part] == published[part]
-        notes = ("_notes", "input_suffix_removed")
-        if name == "kvpress":
-            assert made[notes[0]][notes[1]] == published[notes[0]][notes[1]]
 
-    @pytest.mark.parametrize("dataset", FILES)
-    def test_real_files_are_accepted(dataset: str) -> None:
-        folder = longbench.find(str(SHARED))
-        found = folder.rows(dataset)
-        truths = (SHARED / "groundtruth" / f"{dataset}.jsonl").read_text(encoding="utf-8").strip().split("\n")
-        assert 0 < len(found) == folder.check(dataset) < LONGBENCH_ROWS[dataset] == len(truths)
-        folder.prompts[dataset].format(**found[0])
+@golden("longbench/dev", "longbench/groundtruth")
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_real_files_are_accepted(dataset: str) -> None:
+    folder = longbench.find(str(SHARED))
+    real = folder.rows(dataset)
+    truths = (SHARED / "groundtruth" / f"{dataset}.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    assert 0 < len(real) == folder.check(dataset) < LONGBENCH_ROWS[dataset] == len(truths)
+    folder.prompts[dataset].format(**real[0])

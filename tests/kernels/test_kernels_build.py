@@ -25,18 +25,10 @@ REGISTERS = {  # of a thread, at most: of the rest of them, nothing is asked but
     r"decode<.*, (64|80|96|128), ": 168,  # three blocks of 128 threads to a multiprocessor
     r"append\(|relayout\(|gather\(|select|head_top_k|layer_|pool_|merge_": 64,
 }
-needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine: kernels are not compiled")
+needs_gxx = pytest.mark.gxx
 
 
-def has_nvcc() -> bool:
-    try:
-        compilers.nvcc()
-    except ValueError:
-        return False
-    return shutil.which("g++") is not None
-
-
-needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on this machine: kernels are not compiled for GPUs")
+needs_nvcc = pytest.mark.nvcc
 
 
 @pytest.fixture

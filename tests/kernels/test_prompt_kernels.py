@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import chain
 
 import pytest
@@ -78,7 +77,7 @@ def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the kernels are emulated by what g++ makes of them")
+@pytest.mark.gxx
 def test_a_whole_run_on_the_emulated_kernels(monkeypatch):
     """Prefill scores, selection, gathering, decoding, growth: all by the kernels' own code, in bfloat16."""
     small = {"num_hidden_layers": 2, "head_dim": 64}

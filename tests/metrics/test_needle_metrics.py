@@ -1,20 +1,15 @@
-"""Needle scores: worked by hand, and against the published metric code where its outputs are there."""
+"""Needle scores: cases worked out by hand, and outputs of the published metric code."""
 
 from __future__ import annotations
-
-import json
-import os
-from pathlib import Path
 
 import pytest
 
 from kvbench.metrics.needle import exact_recall, needle_overlap, needle_rouge
+from tests.helpers.outside import golden, read_rows
 
 NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
 ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day."
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-ORACLE = SHARED / "data" / "oracle" / "needle_rouge.jsonl"
-ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
+ORACLE = "oracle/needle_rouge.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -57,10 +52,13 @@ def test_overlap_counts_distinct_words_with_their_punctuation() -> None:
     assert needle_overlap("a", "") == 0.0
 
 
-if ROWS:
-
-    @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row["id"]))
-    def test_published_metric_code_agrees(row: dict) -> None:
-        assert needle_rouge(row["response"], row["needle"]) == pytest.approx(row["rouge1_f_x10"] / 10, abs=1e-9)
+@golden(ORACLE)
+def test_published_metric_code_agrees() -> None:
+    rows = read_rows(ORACLE)
+    assert rows
+    for row in rows:
+        rouge = needle_rouge(row["response"], row["needle"])
+        assert rouge == pytest.approx(row["rouge1_f_x10"] / 10, abs=1e-9), row["id"]
         if row["heatmap_overlap"] is not None:  # defined for the sandwich needle alone
-            assert needle_overlap(row["response"], ANSWER) == pytest.approx(row["heatmap_overlap"], abs=1e-9)
+            overlap = needle_overlap(row["response"], ANSWER)
+            assert overlap == pytest.approx(row["heatmap_overlap"], abs=1e-9), row["id"]

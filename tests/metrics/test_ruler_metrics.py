@@ -1,19 +1,14 @@
-"""RULER's scores: worked by hand, and against upstream's metric code where its outputs are there."""
+"""RULER's scores: cases worked out by hand, and outputs of upstream's metric code."""
 
 from __future__ import annotations
-
-import json
-import os
-from pathlib import Path
 
 import pytest
 
 from kvbench.benchmarks.ruler import TASKS
 from kvbench.metrics.ruler import METRICS, post_process, ruler_sample_score, ruler_score
+from tests.helpers.outside import golden, read_rows
 
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-ORACLE = SHARED / "data" / "oracle" / "ruler_metrics.jsonl"
-ROWS = [json.loads(line) for line in ORACLE.read_text().splitlines()] if ORACLE.is_file() else []
+ORACLE = "oracle/ruler_metrics.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -62,10 +57,13 @@ def test_every_task_has_a_metric() -> None:
     assert [name for name, task in TASKS.items() if task.metric == "string_match_part"] == ["qa_1", "qa_2"]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['id']}-{row['task']}-{row['tag']}")
-def test_scores_are_upstreams(row: dict) -> None:
-    arguments = row["task"], row["predictions"], row["references"]
-    assert METRICS[row["task"]] == row["metric"]
-    assert [post_process(prediction) for prediction in row["predictions"]] == row["postprocessed"]
-    assert ruler_score(*arguments) == pytest.approx(row["score"], abs=1e-9)
-    assert ruler_score(*arguments, kvpress=True) == pytest.approx(row["score_kvpress"], abs=1e-9)
+@golden(ORACLE)
+def test_scores_are_upstreams() -> None:
+    rows = read_rows(ORACLE)
+    assert len(rows) >= 100
+    for row in rows:
+        arguments = row["task"], row["predictions"], row["references"]
+        assert METRICS[row["task"]] == row["metric"]
+        assert [post_process(prediction) for prediction in row["predictions"]] == row["postprocessed"], row["id"]
+        assert ruler_score(*arguments) == pytest.approx(row["score"], abs=1e-9), row["id"]
+        assert ruler_score(*arguments, kvpress=True) == pytest.approx(row["score_kvpress"], abs=1e-9), row["id"]

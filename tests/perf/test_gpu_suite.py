@@ -59,8 +59,8 @@ def test_a_dry_run_goes_through_all_steps(tmp_path, load):
     assert "three runs equal bit for bit" in done.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
-def test_without_a_gpu_it_says_what_it_needs(tmp_path):
+def test_without_a_gpu_it_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides a GPU that is there
     done = suite("--out", tmp_path / "out")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith("gpu_suite: needs an NVIDIA GPU") and len(done.stderr.splitlines()) == 1

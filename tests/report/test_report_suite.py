@@ -1,11 +1,9 @@
-"""Tables of suites, on synthetic runs whose numbers are known, and on published tables where these are there."""
+"""Tables of suites, on synthetic runs whose numbers are known, and on published tables."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,7 @@ import pytest
 from kvbench.report.difference import stratified_difference
 from kvbench.report.suite import suite_groups, suite_table
 from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_suite, out_of_memory
-
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-PUBLISHED = SHARED / "data" / "reference_results"
+from tests.helpers.outside import DATA, golden
 
 
 def table(runs: list[FakeRun], metric: str | None = None) -> dict[str, Any]:
@@ -184,26 +180,23 @@ def test_strata_count_alike_and_the_interval_is_of_draws_within_them() -> None:
 
 
 def published(name: str) -> list[dict[str, str]]:
-    file = PUBLISHED / name
-    return list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
+    return list(csv.DictReader((DATA / "reference_results" / name).read_text().splitlines()))
 
 
-CASES = [
-    *((row, list(row)[5:21], "avg_recomputed", 0.0101) for row in published("longbench16.csv")),
-    *((row, list(row)[3:9], "Avg6", 0.0101) for row in published("headkv_qa.csv")),
-    *((row, list(row)[7:20], "avg", 0.051) for row in published("ruler4k_tables.csv")),
-]
-
-if CASES:
-
-    def test_published_averages_follow_from_their_datasets() -> None:
-        whole = [case for case in CASES if all(case[0][name] for name in [*case[1], case[2]])]
-        assert len(whole) >= 100
-        for row, columns, average, tolerance in whole:
-            runs = [
-                make_part("fullkv", "full", name, [float(row[name]) / 100], means={"avg": len(columns)}, order=order)
-                for order, name in enumerate(columns)
-            ]
-            (line,) = table(runs)["rows"]
-            assert [cell["score"] for cell in line["datasets"].values()] == [float(row[name]) for name in columns]
-            assert line["means"]["avg"]["score"] == pytest.approx(float(row[average]), abs=tolerance), row
+@golden("reference_results")
+def test_published_averages_follow_from_their_datasets() -> None:
+    cases = [
+        *((row, list(row)[5:21], "avg_recomputed", 0.0101) for row in published("longbench16.csv")),
+        *((row, list(row)[3:9], "Avg6", 0.0101) for row in published("headkv_qa.csv")),
+        *((row, list(row)[7:20], "avg", 0.051) for row in published("ruler4k_tables.csv")),
+    ]
+    whole = [case for case in cases if all(case[0][name] for name in [*case[1], case[2]])]
+    assert len(whole) >= 100
+    for row, columns, average, tolerance in whole:
+        runs = [
+            make_part("fullkv", "full", name, [float(row[name]) / 100], means={"avg": len(columns)}, order=order)
+            for order, name in enumerate(columns)
+        ]
+        (line,) = table(runs)["rows"]
+        assert [cell["score"] for cell in line["datasets"].values()] == [float(row[name]) for name in columns]
+        assert line["means"]["avg"]["score"] == pytest.approx(float(row[average]), abs=tolerance), row

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from kvbench import config, store
@@ -13,8 +10,9 @@ from kvbench.cli.finish import present
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import write_bundle
+from tests.helpers.outside import DATA
 
-SHARED = Path(os.environ.get("KVBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data" / "longbench"
+SHARED = DATA / "longbench"
 
 
 @pytest.mark.slow
