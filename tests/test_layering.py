@@ -62,21 +62,21 @@ ONLY = {"methods": {"torch", "numpy", "omegaconf", "hydra"} | set(sys.stdlib_mod
 
 def imports(source: str, module: str, is_package: bool) -> set[str]:
     """Return the dotted names that `source` imports anywhere, functions included, relative ones resolved."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = module.split(".") if is_package else module.split(".")[:-1]
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *filter(None, [node.module])])
             # `from kvbench import engine` imports a module, `from torch import nn` need not be looked into
-            found |= {f"{stem}.{alias.name}" for alias in node.names} if stem == "kvbench" else {stem}
+            names |= {f"{stem}.{alias.name}" for alias in node.names} if stem == "kvbench" else {stem}
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                found.add(node.args[0].value)
-    return found - {"kvbench.__version__"}
+                names.add(node.args[0].value)
+    return names - {"kvbench.__version__"}
 
 
 def part_of(name: str) -> str | None:
@@ -103,24 +103,24 @@ def violations(part: str, source: str, module: str, is_package: bool) -> list[st
 
 def modules() -> dict[str, tuple[Path, str]]:
     """Return {dotted module name: (file, part)} of all Python files of the two packages."""
-    found = {}
+    files = {}
     for package, folder in SOURCES.items():
         for file in sorted(folder.rglob("*.py")):
             parts = [package, *file.relative_to(folder).with_suffix("").parts]
             part = package if package == "kvbench_kernels" else parts[1]
-            found[".".join(parts).removesuffix(".__init__")] = (file, part)
-    return found
+            files[".".join(parts).removesuffix(".__init__")] = (file, part)
+    return files
 
 
 def test_the_table_lists_exactly_the_arrows_that_exist() -> None:
-    found: dict[str, set[str]] = {}
+    arrows: dict[str, set[str]] = {}
     for module, (file, part) in modules().items():
         names = imports(file.read_text(encoding="utf-8"), module, file.name == "__init__.py")
         targets = {target for name in names if (target := part_of(name)) is not None}
-        found[part] = found.get(part, set()) | (targets - {part})
-    assert {"store", "methods", "cache", "engine", "kvbench_kernels"} <= set(found), "the walk missed something"
-    assert found == ARROWS
-    assert len(found) <= 25 and sum(map(len, found.values())) <= 75, "more rooms or arrows than a reader can hold"
+        arrows[part] = arrows.get(part, set()) | (targets - {part})
+    assert {"store", "methods", "cache", "engine", "kvbench_kernels"} <= set(arrows), "the walk missed something"
+    assert arrows == ARROWS
+    assert len(arrows) <= 25 and sum(map(len, arrows.values())) <= 75, "more rooms or arrows than a reader can hold"
 
 
 def test_the_table_has_no_cycle() -> None:
