@@ -123,8 +123,9 @@ def crash(folder: Path, kills: int, samples: int, shards: int, seed: int, overri
 
 @dataclass
 class Tally:
-    """What the kills hit. `total` records are to come; one process takes `first` seconds to the first of them, and
-    `pace` for a sample.
+    """The sweep that is killed.
+
+    `total` records are to come; one process takes `first` seconds until the first of them, and `pace` for a sample.
     """
 
     total: int

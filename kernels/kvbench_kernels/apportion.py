@@ -38,8 +38,11 @@ def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
 
 
 def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Round `shares`, which sum to `total`: everyone gets the floor, the largest remainders one more, ties to the lower
-    index. Remainders count to six digits, which is finer than any share and coarser than what arithmetic leaves."""
+    """Round `shares`, which sum to `total`, by the method of the largest remainder.
+
+    Every index gets its floor, those with the largest remainders one more, the lower index first where they tie.
+    Remainders count to six digits: finer than any share, coarser than the error of the arithmetic.
+    """
     floors = [math.floor(share + 1e-6) for share in shares]
     remainders = [round(share - low, 6) for share, low in zip(shares, floors, strict=True)]
     ranked = sorted(range(len(shares)), key=lambda i: (-remainders[i], i))

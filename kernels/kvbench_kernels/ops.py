@@ -1,5 +1,7 @@
-"""The ops of the namespace `kvb`: torch.ops.kvb.<op>. On a GPU the compiled kernels, compiled when first needed; on a
-CPU the reference in torch. Both check what they are given, and raise ValueError.
+"""The ops of the namespace `kvb`: torch.ops.kvb.<op>.
+
+A GPU runs the compiled kernels, which are compiled at the first call. A CPU runs the reference in torch. Both check
+their arguments and raise ValueError.
 
 All run on the current stream, wait for nothing, and can be captured in a CUDA graph. They are registered by
 `Library.define` and `impl`: the decorator `custom_op` costs ten times as much per call.

@@ -8,8 +8,10 @@ from pathlib import Path
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with a + when its sources have changed since. For a copy that has no history,
-    what the environment variable KVBENCH_COMMIT says; else None."""
+    """Return the commit of this checkout, with a "+" if its sources have changed since.
+
+    A copy without a history takes it from the environment variable KVBENCH_COMMIT; None if that is unset.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:

@@ -23,8 +23,10 @@ def reduce_group(x: Tensor, how: str, dim: int) -> Tensor:
 
 
 def add_up(x: Tensor, dim: int) -> Tensor:
-    """Sum in the same order for every element. `x.sum` adds the columns at a vector's end in another order, which
-    tells exactly tied tokens apart by their position."""
+    """Sum in the same order for every element.
+
+    `x.sum` adds the columns at a vector's end in another order, which tells tied tokens apart by their position.
+    """
     first, *rest = x.unbind(dim)
     total = first.clone()
     for part in rest:

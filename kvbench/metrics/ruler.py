@@ -1,4 +1,4 @@
-"""RULER's metrics (arXiv 2404.06654): do the reference strings occur in the answer?
+"""RULER's metrics (arXiv 2404.06654): whether the reference strings occur in the answer.
 
 Comparison is by substring without case and without word boundaries, as upstream: "no" is found in "know", and
 1234567 in 12345678. For a stricter reading of numbers see `kvbench.metrics.needle.exact_recall`.

@@ -41,7 +41,7 @@ class Case:
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
-        """batch, kv_heads, group, tokens, dim"""
+        """Batch, KV heads, query heads per group, tokens, head dimension."""
         batch, heads, tokens, dim = self.q_BHTD.shape
         kv_heads = len(self.segment_N) // batch
         return batch, kv_heads, heads // kv_heads, tokens, dim

@@ -54,8 +54,11 @@ def all_equal(g: torch.Generator, heads: int, candidates: int) -> Tensor:
 
 
 def equal_remainders() -> Tensor:
-    """Two heads that hold 8 and 23 of the best 31: with floor 0.2 they get 9.5 and 21.5 but for what rounding leaves,
-    which is less for the lower head. That one is to get the odd token."""
+    """Return the scores of two heads that hold 8 and 23 of the best 31 tokens.
+
+    With floor 0.2 they get 9.5 and 21.5 tokens, but for a rounding error that is smaller for the lower head. The lower
+    head gets the odd token.
+    """
     return (torch.arange(40) < torch.tensor([[8], [23]])).float()
 
 
