@@ -66,7 +66,7 @@ def _has_gxx() -> bool:
 
 
 def _has_nvcc() -> bool:
-    from kvbench_kernels import compilers
+    from kvbench_kernels.build import compilers
 
     try:
         compilers.nvcc()

@@ -1,4 +1,4 @@
-// What the kernels need beyond CUDA C++: PTX under nvcc, emulation under g++ (host_shim.h), same names and results.
+// What the kernels need beyond CUDA C++: PTX under nvcc, emulation under g++ (host/shim.h), same names and results.
 //
 //   KVB_LAUNCH((kernel<X>), grid, block, shared_bytes, stream, arguments...)   launch; then check cudaGetLastError()
 //   KVB_SHARED(Type, name);           static shared memory of a type without constructor, as a reference
@@ -22,7 +22,7 @@
 #define KVB_ALLOW_SHARED(kernel, bytes) \
     cudaFuncSetAttribute(KVB_UNPAREN kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))
 #else
-#include "host_shim.h"
+#include "host/shim.h"
 #define KVB_DEVICE inline
 #define KVB_UNPAREN(...) __VA_ARGS__
 #define KVB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \

@@ -96,8 +96,8 @@ def _list(arguments: argparse.Namespace) -> int:
     dtype = getattr(torch, arguments.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"--dtype {arguments.dtype}: no such dtype, choose bfloat16, float16 or float32")
-    use = backends.Use(_device(arguments.device), dtype, arguments.head_dim, 1)
-    lacks = {name: backends.missing(name, use) for name in backends.NAMES}
+    use = backends.AttentionSpec(_device(arguments.device), dtype, arguments.head_dim, 1)
+    lacks = {name: backends.unmet_requirement(name, use) for name in backends.NAMES}
     first = next(name for name in backends.preferred(use.device) if lacks[name] is None)
     rows = [
         [name, "yes" if lack is None else "no", lack or ("what kernel=auto takes" if name == first else "")]

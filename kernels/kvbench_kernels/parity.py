@@ -1,7 +1,7 @@
 """Every op against the reference in double precision, on inputs made to break it.
 
 Slots that are not alive hold NaN, outputs are NaN before, segments lie in another order than the lanes and some belong
-to nobody, queries are transposed views. Shape suffixes as in kvbench_kernels.reference_ops.
+to nobody, queries are transposed views. Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvbench_kernels import ops, reference_ops
+from kvbench_kernels import ops
+from kvbench_kernels.ops import reference
 
 # ‖out - exact‖ / ‖exact‖: half a unit in the last place of the output; what is computed in float32 has a tenth of it
 BOUND = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -120,10 +121,10 @@ def decode(
     q, k, v = (x.to(device, dtype).transpose(1, 2) for x in (q_BTHD, k_BTUD, v_BTUD))
     if fused:
         torch.ops.kvb.ragged_append_decode(q, k, v, *mine, scaling, out.transpose(1, 2), scratch, status)
-        reference_ops.ragged_append(*exact, k_BTUD.transpose(1, 2), v_BTUD.transpose(1, 2), status.cpu())
+        reference.ragged_append(*exact, k_BTUD.transpose(1, 2), v_BTUD.transpose(1, 2), status.cpu())
     else:
         torch.ops.kvb.ragged_decode(q, *mine, scaling, out.transpose(1, 2), scratch)
-    reference_ops.ragged_decode(q_BTHD.transpose(1, 2), *exact, scaling, expected.transpose(1, 2))
+    reference.ragged_decode(q_BTHD.transpose(1, 2), *exact, scaling, expected.transpose(1, 2))
     if fused and not (int(status) == 0 and all(same(x, y) for x, y in zip(mine, exact, strict=True))):
         return math.inf
     return error(out, expected)
@@ -139,7 +140,7 @@ def append(device: torch.device, seed: int, dtype: torch.dtype, tokens: int) -> 
     mine, exact = made.on(device, dtype), made.on(torch.device("cpu"), torch.float64)
     status, expected = (torch.zeros(1, dtype=torch.int32, device=where) for where in (device, "cpu"))
     torch.ops.kvb.ragged_append(*mine, k.to(device, dtype), v.to(device, dtype), status)
-    reference_ops.ragged_append(*exact, k, v, expected)
+    reference.ragged_append(*exact, k, v, expected)
     return float(not (same(status, expected) and all(same(x, y) for x, y in zip(mine, exact, strict=True))))
 
 
@@ -150,23 +151,23 @@ def window_score(
     g = torch.Generator().manual_seed(seed)
     q_HTD, k_UTD = _prompt(g, tokens, dtype)
     q_HWD, scaling = q_HTD[:, -24:], 1 / math.sqrt(q_HTD.shape[2])
-    lse = reference_ops.row_lse(q_HTD, k_UTD, scaling)[:, -24:] if known else None
+    lse = reference.row_lse(q_HTD, k_UTD, scaling)[:, -24:] if known else None
     lse_32 = None if lse is None else lse.to(device, torch.float32).contiguous()
     out = torch.ops.kvb.window_score(q_HWD.to(device, dtype), k_UTD.to(device, dtype), lse_32, scaling, group, pool, 7)
-    return error(out, reference_ops.window_score(q_HWD, k_UTD, lse, scaling, group, pool, 7))
+    return error(out, reference.window_score(q_HWD, k_UTD, lse, scaling, group, pool, 7))
 
 
 def row_lse(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     q_HTD, k_UTD = _prompt(torch.Generator().manual_seed(seed), 203, dtype)
     out = torch.ops.kvb.row_lse(q_HTD.to(device, dtype), k_UTD.to(device, dtype), 0.125)
-    return error(out, reference_ops.row_lse(q_HTD, k_UTD, 0.125))
+    return error(out, reference.row_lse(q_HTD, k_UTD, 0.125))
 
 
 def column_sums(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     q_HTD, k_UTD = _prompt(torch.Generator().manual_seed(seed), 203, dtype)
-    lse_HT = reference_ops.row_lse(q_HTD, k_UTD, 0.125)
+    lse_HT = reference.row_lse(q_HTD, k_UTD, 0.125)
     out = torch.ops.kvb.column_sums(q_HTD.to(device, dtype), k_UTD.to(device, dtype), lse_HT.to(device).float(), 0.125)
-    return error(out, reference_ops.column_sums(q_HTD, k_UTD, lse_HT, 0.125))
+    return error(out, reference.column_sums(q_HTD, k_UTD, lse_HT, 0.125))
 
 
 def select(device: torch.device, seed: int, scope: str, ties: bool) -> float:
@@ -177,7 +178,7 @@ def select(device: torch.device, seed: int, scope: str, ties: bool) -> float:
         score_UN = (score_UN * 4).round() / 4
     total = int(torch.randint(0, score_UN.numel() + 1, (), generator=g))
     keep_UN, count_U = torch.ops.kvb.select(score_UN.to(device), total, 0.2, scope)
-    expected_UN, expected_U = reference_ops.select(score_UN, total, 0.2, scope)
+    expected_UN, expected_U = reference.select(score_UN, total, 0.2, scope)
     return float((keep_UN.cpu() != expected_UN).sum() + (count_U.cpu() != expected_U).sum())
 
 
@@ -194,7 +195,7 @@ def gather(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     k, v = (x.transpose(0, 1) for x in (k_TUD, v_TUD))
     where = [x.to(device) for x in (keep_ST, head_S, start_S1)]
     torch.ops.kvb.ragged_gather(k.to(device, dtype), v.to(device, dtype), *where, *mine)
-    reference_ops.ragged_gather(k, v, keep_ST, head_S, start_S1, *expected)
+    reference.ragged_gather(k, v, keep_ST, head_S, start_S1, *expected)
     return float(not all(same(x, y) for x, y in zip(mine, expected, strict=True)))
 
 
@@ -210,7 +211,7 @@ def relayout(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     old = made.on(device, dtype)[:4]
     torch.ops.kvb.ragged_relayout(*old, source_M.to(device), start_M1.to(device), *new)
     exact = made.on(torch.device("cpu"), torch.float64)[:4]
-    reference_ops.ragged_relayout(*exact, source_M, start_M1, *expected)
+    reference.ragged_relayout(*exact, source_M, start_M1, *expected)
     return float(not all(same(x, y) for x, y in zip(new, expected, strict=True)))
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench_kernels.backends import Backend, Buffers
-from kvbench_kernels.slab import Slab
+from kvbench_kernels.backends import Backend, Buffers, Slab
 
 
 @dataclass

@@ -42,7 +42,7 @@ class KVCache(Protocol):
 
     Attributes:
         kernel: names what attends to them.
-        prompt: kernels for prompts, where there are some (`kvbench_kernels.prompt`).
+        prompt: kernels for prompts, where there are some (`kvbench_kernels.ops.prompt`).
     """
 
     kernel: str

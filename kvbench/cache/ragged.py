@@ -17,7 +17,7 @@ from torch import Tensor
 from kvbench.cache.arena import Arena, Segment, gather, merge
 from kvbench.cache.base import Entry
 from kvbench.cache.rows import SpecialRow, special_row
-from kvbench_kernels.backends import Backend, Lanes, make
+from kvbench_kernels.backends import Backend, Lanes, make_backend
 
 
 class _Layer:
@@ -144,7 +144,7 @@ class RaggedCache:
     """
 
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
-        chosen = make("torch") if backend is None else backend
+        chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt = chosen.name, chosen.prompt
         self._layers = [_Layer(chosen) for _ in range(num_layers)]
         self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]

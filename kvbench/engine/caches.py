@@ -34,16 +34,16 @@ def make_cache(model: PreTrainedModel, cache: str = "ragged", kernel: str = "aut
         if kernel not in ("auto", "torch"):
             raise ValueError(f"kernel={kernel}: engine.cache=masked attends by torch alone; choose kernel=auto")
         return MaskedCache(num_layers(model))
-    return RaggedCache(num_layers(model), backends.make(choose(model, kernel).name))
+    return RaggedCache(num_layers(model), backends.make_backend(choose(model, kernel).name))
 
 
 def choose(model: PreTrainedModel, kernel: str) -> backends.Choice:
     """The backend for a model's attention, and why; said once on the console."""
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
-    choice = backends.choose(
+    choice = backends.choose_backend(
         kernel,
-        backends.Use(
+        backends.AttentionSpec(
             device=next(model.get_input_embeddings().parameters()).device,
             dtype=model.dtype,
             head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),

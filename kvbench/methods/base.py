@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class Kernels(Protocol):
-    """What a GPU may do faster than torch, with the same result up to rounding (`kvbench_kernels.prompt`)."""
+    """What a GPU may do faster than torch, with the same result up to rounding (`kvbench_kernels.ops.prompt`)."""
 
     def window_score(
         self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int

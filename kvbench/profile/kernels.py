@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kvbench.profile.cells import Cell
-from kvbench_kernels.backends import Use, choose
+from kvbench_kernels.backends import AttentionSpec, choose_backend
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ def _name(kernel: str, setting: Mapping[str, Any], device: str) -> str:
     if declared == "auto":  # as in the weights' file; no kernel tells the half precisions apart
         declared = "float32" if shape["itemsize"] == 4 else "bfloat16"
     group = shape["heads"] // shape["kv_heads"]
-    chosen = choose(kernel, Use(torch.device(device), getattr(torch, declared), shape["head_dim"], group))
+    chosen = choose_backend(
+        kernel, AttentionSpec(torch.device(device), getattr(torch, declared), shape["head_dim"], group)
+    )
     log.info("kernel=%s: %s (%s)", kernel, chosen.name, chosen.reason)
     return chosen.name

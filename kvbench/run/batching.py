@@ -26,7 +26,7 @@ from kvbench.prompts import Prompt
 from kvbench.run import memory
 from kvbench.run.jobs import Job
 from kvbench.run.record import broken_promise, record
-from kvbench_kernels.backends import Use, missing
+from kvbench_kernels.backends import AttentionSpec, unmet_requirement
 
 log = logging.getLogger(__name__)
 
@@ -251,8 +251,8 @@ def _check_kernel(cfg: Mapping[str, Any], device: str, shape: models.Shape) -> N
         raise ValueError(f"engine.graph=true: CUDA graphs need a GPU, and the model is on device={device}")
     if cfg["kernel"] != "auto":
         dtype = torch.float32 if shape.itemsize == 4 else torch.bfloat16  # no kernel tells the half precisions apart
-        use = Use(torch.device(device), dtype, shape.head_dim, shape.heads // shape.kv_heads)
-        lack = missing(cfg["kernel"], use)
+        use = AttentionSpec(torch.device(device), dtype, shape.head_dim, shape.heads // shape.kv_heads)
+        lack = unmet_requirement(cfg["kernel"], use)
         if lack is not None:
             raise ValueError(f"kernel={cfg['kernel']}: {lack}")
 

@@ -23,7 +23,7 @@ from timing import Timing, per_call, sets_needed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kvbench_kernels import reference_ops
+from kvbench_kernels.ops import reference
 
 KERNEL, FLOOR = 7, 0.2  # max-pooling, and the part of the budget that every head gets
 
@@ -174,7 +174,7 @@ def check(prompt: Prompt) -> dict[str, object]:
     expected_1N = eager_scores(prompt.q_HWD[:group].double(), k_UTD[:1].double(), prompt.scaling)
     known = prompt.score(0, prompt.lse(0))
     keep_UN, count_U = prompt.select(scores[0])
-    expected = reference_ops.select(scores[0].cpu(), shape.total, FLOOR, "layer")
+    expected = reference.select(scores[0].cpu(), shape.total, FLOOR, "layer")
     start_S1 = prompt.compact(0, keep_UN, count_U)
     keep_UT = torch.cat([keep_UN, prompt.always_UW], 1)
     moved = all(

@@ -25,9 +25,10 @@ BACKENDS = ["torch", "sdpa", pytest.param("cpu", marks=pytest.mark.gxx)]
 
 def ragged_cache(name="torch"):
     """A ragged cache of one layer whose rows are attended to by a backend."""
-    lack = backends.missing(name, backends.Use(torch.device("cpu"), torch.float32, DIM, 1), compile_now=True)
+    spec = backends.AttentionSpec(torch.device("cpu"), torch.float32, DIM, 1)
+    lack = backends.unmet_requirement(name, spec, compile_now=True)
     assert lack is None, lack
-    return RaggedCache(1, backends.make(name))
+    return RaggedCache(1, backends.make_backend(name))
 
 
 def random_entries(generator, rows, heads, tokens, reserve, special):

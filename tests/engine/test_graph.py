@@ -95,7 +95,7 @@ def recorded(tiny, monkeypatch):
             patch.setattr(decode, "Cuda", Recorder)
             patch.setattr(decode, "Steps", steps)
             # on a CPU the op of this backend is the reference
-            cache = RaggedCache(num_layers(tiny.model), backends.make("cuda"))
+            cache = RaggedCache(num_layers(tiny.model), backends.make_backend("cuda"))
             patch.setattr(decode, "make_cache", lambda *_: cache)
             return kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
 

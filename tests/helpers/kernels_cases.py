@@ -1,13 +1,12 @@
 """Cases for append and decode: fresh random caches, the kernels run on the CPU, and what has to come out, in float64.
 
-Shape suffixes as in kvbench_kernels.reference_ops; C query columns (head of the group x token).
+Shape suffixes as in kvbench_kernels.ops.reference; C query columns (head of the group x token).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvbench_kernels import build, compilers, library
+from kvbench_kernels.build import compilers
+from kvbench_kernels.ops import library
 from tests.helpers.kernels_prefill import draw, surrounded
+from tests.helpers.kernels_sources import copy_sources, unit
 
 MOST_ERROR = {torch.bfloat16: 5e-3, torch.float16: 1e-3}  # of a lane, |out - ref| / |ref|
 EDGES = (0, 1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129)
@@ -188,26 +189,21 @@ def problems(case: Case, result: Result) -> list[str]:
 
 def sources(folder: Path, dim: int, right: str = "", wrong: str = "") -> Path:
     """The kernels' sources in a folder, decode for bf16 and one head dimension only, `right` replaced by `wrong`."""
-    copy = folder / "csrc"
-    shutil.copytree(build.csrc(), copy)
-    if right:
-        places = [path for path in copy.iterdir() if right in path.read_text()]
-        assert len(places) == 1 and places[0].read_text().count(right) == 1, f"{right!r} is not there once: {places}"
-        places[0].write_text(places[0].read_text().replace(right, wrong))
-    unit = copy / "decode.cu"
-    others = [line for line in unit.read_text().splitlines() if not line.strip().startswith("KVB_CASE(")]
+    copy = copy_sources(folder, right, wrong)
+    decode = unit(copy, "decode.cu")
+    others = [line for line in decode.read_text().splitlines() if not line.strip().startswith("KVB_CASE(")]
     one_dim = "\n".join(others).replace("switch (dim) {", f"switch (dim) {{ KVB_CASE({dim})")
-    unit.write_text(one_dim.replace("call.template operator()<fp16, D>()", "kUnsupported") + "\n")
+    decode.write_text(one_dim.replace("call.template operator()<fp16, D>()", "kUnsupported") + "\n")
     return copy
 
 
-def with_bug(right: str, wrong: str, unit: str = "decode.cu") -> library.Library:
+def with_bug(right: str, wrong: str, file: str = "decode.cu") -> library.Library:
     """One .cu file for the CPU, with a mistake in it or in a header; for bf16 and D = 64."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = sources(Path(scratch), 64, right, wrong)
         made = Path(scratch) / "libbug.so"
         flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared"]
-        subprocess.run([compilers.gxx(), *flags, copy / unit, "-o", made], check=True)
+        subprocess.run([compilers.gxx(), *flags, "-I", copy, unit(copy, file), "-o", made], check=True)
         _counter_bytes(made)  # while the file is there
         return library.Library(made)
 

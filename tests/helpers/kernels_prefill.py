@@ -1,6 +1,6 @@
 """What the tests of score, select and gather share: the emulated build, poisoned memory, random threads, planted bugs.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import faulthandler
 import functools
 import os
 import random
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench_kernels import build, compilers, library
+from kvbench_kernels import build
+from kvbench_kernels.build import compilers
+from kvbench_kernels.ops import library
+from tests.helpers.kernels_sources import copy_sources, unit
 
 SEED = int(os.environ.get("KVBENCH_SEED") or random.SystemRandom().randrange(2**31))
 DTYPES = (torch.bfloat16, torch.float16)
@@ -108,18 +110,13 @@ def compiled(
     scratch: Path, units: Sequence[str], flags: Sequence[str], dims: set[int], right: str = "", wrong: str = ""
 ) -> Path:
     """A library of some .cu files, bf16 and some head dimensions alone, `right` replaced by `wrong`."""
-    sources = scratch / "csrc"
-    shutil.copytree(build.csrc(), sources)
-    if right:
-        places = [path for path in sources.iterdir() if right in path.read_text()]
-        assert len(places) == 1 and places[0].read_text().count(right) == 1, f"{right!r} is not there once: {places}"
-        places[0].write_text(places[0].read_text().replace(right, wrong))
-    dispatch = sources / "score_launch.h"
+    sources = copy_sources(scratch, right, wrong)
+    dispatch = sources / "score" / "launch.h"
     text = dispatch.read_text().replace("for_dim<fp16>(dim, f)", "-1")
     for dim in set(DIMS) - dims:
         text = text.replace(f"case {dim}:", f"case -{dim}:").replace(f"DimTag<{dim}>", f"DimTag<{min(dims)}>")
     dispatch.write_text(text)
     made = scratch / "libkvb.so"
-    command = [compilers.gxx(), "-x", "c++", "-std=c++17", "-fPIC", "-shared", *flags]
-    subprocess.run([*command, *(sources / unit for unit in units), "-o", made], check=True)
+    command = [compilers.gxx(), "-x", "c++", "-std=c++17", "-fPIC", "-shared", "-I", sources, *flags]
+    subprocess.run([*command, *(unit(sources, name) for name in units), "-o", made], check=True)
     return made

@@ -1,6 +1,6 @@
 """kvb::ragged_append and ragged_append_decode, run on the CPU.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ BUGS = {
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug):
-    unit, right, wrong = BUGS[bug]
-    kernels, g = with_bug(right, wrong, unit=unit), generator(4)
+    file, right, wrong = BUGS[bug]
+    kernels, g = with_bug(right, wrong, file=file), generator(4)
 
     def found() -> bool:
         for trial in range(40):  # with more room than needed, just enough, and one slot less
@@ -111,7 +111,7 @@ def test_a_planted_bug_is_found(bug):
             case = make_case(g, torch.bfloat16, 64, [30, 300, 64], group=3, tokens=tokens, room=room, spare=spare)
             expected, statuses = appended(case)
             status = no_status()
-            if unit == "append.cu":
+            if file == "append.cu":
                 append(kernels, case, status)
                 wrong_output = False
             else:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench_kernels import backends, build, ops, reference_ops
-from kvbench_kernels.backends import Buffers, Lanes, Use, flash
+from kvbench_kernels import backends, build, ops
+from kvbench_kernels.backends import AttentionSpec, Buffers, Lanes, flash
 from kvbench_kernels.backends.base import Backend
 from kvbench_kernels.backends.flash import FlashBackend
-from kvbench_kernels.slab import Slab
+from kvbench_kernels.backends.slab import Slab
+from kvbench_kernels.ops import reference
 
 CPU = torch.device("cpu")
 SEED = random.randrange(2**31)
@@ -82,7 +83,7 @@ class World:
         expected, status = torch.empty_like(q, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
         segment_N = lanes.segment_N.cpu()
         twin = (q.double(), k.double(), v.double(), *self.exact, segment_N)
-        reference_ops.ragged_append_decode(*twin, SCALING, expected, None, status)
+        reference.ragged_append_decode(*twin, SCALING, expected, None, status)
         assert self.buffers.length_S.tolist() == self.lengths
         assert torch.equal(self.buffers.k_RD.cpu().double(), self.exact[0])
         assert torch.equal(self.buffers.v_RD.cpu().double(), self.exact[1])
@@ -99,7 +100,7 @@ def walk(backend: Backend, world: World) -> float:
 
 
 def made(name: str) -> Backend:
-    return FlashBackend(naive_varlen) if name == "flash_attn" else backends.make(name)
+    return FlashBackend(naive_varlen) if name == "flash_attn" else backends.make_backend(name)
 
 
 @pytest.mark.parametrize("name", [name for name in backends.NAMES if name != "cpu"])
@@ -146,15 +147,15 @@ def test_a_segment_has_one_lane():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_backend_on_the_gpu(name, dtype):
     device = torch.device("cuda")
-    assert backends.choose(name, Use(device, dtype, DIM, GROUP)).name == name
-    assert walk(backends.make(name), World(device, dtype)) < 1e-2
+    assert backends.choose_backend(name, AttentionSpec(device, dtype, DIM, GROUP)).name == name
+    assert walk(backends.make_backend(name), World(device, dtype)) < 1e-2
 
 
 @pytest.mark.cuda
 def test_auto_on_the_gpu():
-    chosen = backends.choose("auto", Use(torch.device("cuda"), torch.bfloat16, 128, 4))
+    chosen = backends.choose_backend("auto", AttentionSpec(torch.device("cuda"), torch.bfloat16, 128, 4))
     assert chosen.name == "cuda" and chosen.reason.startswith("the fastest on ")
-    chosen = backends.choose("auto", Use(torch.device("cuda"), torch.float32, 128, 4))
+    chosen = backends.choose_backend("auto", AttentionSpec(torch.device("cuda"), torch.float32, 128, 4))
     assert chosen.name == "sdpa" and "not cuda: dtype float32: takes bfloat16 and float16" in chosen.reason
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kvbench_kernels import build, compilers, library, ptxas
-from kvbench_kernels.signatures import COUNTS, SIGNATURES, SIZES
+from kvbench_kernels import build
+from kvbench_kernels.build import compilers, ptxas
+from kvbench_kernels.ops import library
+from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = """\

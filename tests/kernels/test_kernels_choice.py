@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kvbench import config
-from kvbench_kernels import backends, build, compilers, ops
-from kvbench_kernels.backends import Use, cpu
+from kvbench_kernels import backends, build, ops
+from kvbench_kernels.backends import AttentionSpec, cpu
+from kvbench_kernels.build import compilers
 
-MODEL = Use(torch.device("cpu"), torch.float32, 128, 4)
+MODEL = AttentionSpec(torch.device("cpu"), torch.float32, 128, 4)
 
 
 class Gpu:
@@ -33,8 +34,8 @@ class Gpu:
 
         self.patch.setattr(ops, "prepare", prepare)
 
-    def use(self, dtype: torch.dtype = torch.bfloat16, head_dim: int = 128) -> Use:
-        return Use(torch.device("cuda"), dtype, head_dim, 4)
+    def use(self, dtype: torch.dtype = torch.bfloat16, head_dim: int = 128) -> AttentionSpec:
+        return AttentionSpec(torch.device("cuda"), dtype, head_dim, 4)
 
 
 @pytest.fixture
@@ -47,29 +48,29 @@ def test_the_names_are_those_of_the_configuration():
 
 
 def test_auto_takes_the_fastest_that_can_run(gpu):
-    assert backends.choose("auto", gpu.use()) == backends.Choice("cuda", "the fastest on NVIDIA H200")
-    chosen = backends.choose("auto", gpu.use(head_dim=72))
+    assert backends.choose_backend("auto", gpu.use()) == backends.Choice("cuda", "the fastest on NVIDIA H200")
+    chosen = backends.choose_backend("auto", gpu.use(head_dim=72))
     assert chosen.name == "flash_attn"
     assert chosen.reason == "not cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"
     gpu.compiles(ValueError("no nvcc in CUDA_HOME"))
-    assert backends.choose("auto", gpu.use()) == backends.Choice("flash_attn", "not cuda: no nvcc in CUDA_HOME")
-    assert backends.choose("auto", gpu.use(torch.float32)).name == "sdpa"
+    assert backends.choose_backend("auto", gpu.use()) == backends.Choice("flash_attn", "not cuda: no nvcc in CUDA_HOME")
+    assert backends.choose_backend("auto", gpu.use(torch.float32)).name == "sdpa"
     gpu.patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
-    chosen = backends.choose("auto", gpu.use())
+    chosen = backends.choose_backend("auto", gpu.use())
     assert chosen.name == "sdpa" and "not flash_attn: no flash-attn that takes live lengths, and " in chosen.reason
-    assert backends.make("sdpa").name == "sdpa"
+    assert backends.make_backend("sdpa").name == "sdpa"
 
 
 def test_auto_on_a_cpu(monkeypatch):
     monkeypatch.setattr(cpu, "library", lambda: None)
-    assert backends.choose("auto", MODEL) == backends.Choice("cpu", "the fastest on a CPU")
-    chosen = backends.choose("auto", Use(MODEL.device, torch.bfloat16, 128, 4))
+    assert backends.choose_backend("auto", MODEL) == backends.Choice("cpu", "the fastest on a CPU")
+    chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.bfloat16, 128, 4))
     assert chosen == backends.Choice("torch", "not cpu: dtype bfloat16: takes float32")
-    chosen = backends.choose("auto", Use(MODEL.device, torch.float32, 72, 4))
+    chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.float32, 72, 4))
     assert chosen.name == "torch" and chosen.reason.startswith("not cpu: head dimension 72: compiled for ")
     monkeypatch.setattr(cpu, "library", compilers.gxx)
     monkeypatch.setenv("PATH", "")
-    chosen = backends.choose("auto", MODEL)
+    chosen = backends.choose_backend("auto", MODEL)
     assert chosen.name == "torch" and chosen.reason.startswith("not cpu: no g++ on PATH: install it")
 
 
@@ -85,29 +86,29 @@ def test_auto_on_a_cpu(monkeypatch):
 )
 def test_a_kernel_that_cannot_run_says_what_is_missing(gpu, kernel, changes, message):
     with pytest.raises(ValueError) as info:
-        backends.choose(kernel, gpu.use(**changes))
+        backends.choose_backend(kernel, gpu.use(**changes))
     assert str(info.value).startswith(message)
 
 
 def test_a_kernel_on_the_wrong_machine_says_what_is_missing(gpu):
     gpu.compiles(RuntimeError("compiling decode.cu failed"))
     with pytest.raises(ValueError, match="kernel=cuda: compiling decode.cu failed"):
-        backends.choose("cuda", gpu.use())
+        backends.choose_backend("cuda", gpu.use())
     gpu.capability(7, 5)
     with pytest.raises(ValueError, match="kernel=cuda: NVIDIA H200 has compute capability 7.5, 8.0 is needed"):
-        backends.choose("cuda", gpu.use())
+        backends.choose_backend("cuda", gpu.use())
     gpu.patch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.patch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(ValueError, match="kernel=flash_attn: torch finds no GPU"):
-        backends.choose("flash_attn", gpu.use())
+        backends.choose_backend("flash_attn", gpu.use())
     with pytest.raises(ValueError, match="kernel=cpu: runs on a CPU, and the model is on device=cuda"):
-        backends.choose("cpu", gpu.use())
+        backends.choose_backend("cpu", gpu.use())
     with pytest.raises(ValueError, match="kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"):
-        backends.choose("cuda", MODEL)
-    assert backends.choose("sdpa", MODEL) == backends.Choice("sdpa", "as configured")
+        backends.choose_backend("cuda", MODEL)
+    assert backends.choose_backend("sdpa", MODEL) == backends.Choice("sdpa", "as configured")
 
 
 def test_listing_compiles_nothing(gpu, monkeypatch):
     gpu.compiles(AssertionError("compiled"))
     monkeypatch.setattr(build, "cached", lambda capability: None)
-    assert backends.missing("cuda", gpu.use()) is None
+    assert backends.unmet_requirement("cuda", gpu.use()) is None

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvbench_kernels import build, compilers, ops, parity, ptxas
+from kvbench_kernels import build, parity
 from kvbench_kernels.__main__ import main
+from kvbench_kernels.build import compilers, ptxas
+from kvbench_kernels.ops import library, registration
 
 
 def case(error: float, bound: float = 0.5) -> parity.Case:
@@ -35,11 +37,11 @@ def test_check_emulates(capsys, monkeypatch):
     """Inside, the ops are those of the library for the host; which comes from g++."""
     seen = []
     monkeypatch.setattr(build, "host", lambda: Path("libkvb.so"))
-    monkeypatch.setattr(ops.library, "load", lambda path: path)
-    run = parity.Case("select", "", 0, lambda device, seed: seen.append((device.type, ops._emulation)) or 0.0)
+    monkeypatch.setattr(library, "load", lambda path: path)
+    run = parity.Case("select", "", 0, lambda device, seed: seen.append((device.type, registration._emulation)) or 0.0)
     monkeypatch.setattr(parity, "cases", lambda large: iter([run]))
     assert main(["check", "--emulated"]) == 0
-    assert seen == [("cpu", Path("libkvb.so"))] and ops._emulation is None
+    assert seen == [("cpu", Path("libkvb.so"))] and registration._emulation is None
     assert capsys.readouterr().out.startswith("kernels on the CPU, device=cpu, --seed ")
 
 

@@ -10,8 +10,9 @@ import random
 import pytest
 import torch
 
-from kvbench_kernels import backends, build, reference_ops
-from kvbench_kernels.backends import Buffers, Lanes, Use, cpu
+from kvbench_kernels import backends, build
+from kvbench_kernels.backends import AttentionSpec, Buffers, Lanes, cpu
+from kvbench_kernels.ops import reference
 
 CPU = torch.device("cpu")
 SEED = random.randrange(2**31)
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.gxx
 
 @pytest.fixture(scope="module")
 def backend():
-    lack = backends.missing("cpu", Use(CPU, torch.float32, 64, 1), compile_now=True)
+    lack = backends.unmet_requirement("cpu", AttentionSpec(CPU, torch.float32, 64, 1), compile_now=True)
     assert lack is None, lack
-    return backends.make("cpu")
+    return backends.make_backend("cpu")
 
 
 def world(generator, lengths, room, dim):
@@ -47,7 +48,7 @@ def step(backend, generator, buffers, lanes, group, tokens, scaling=0.2, loud=1.
     length_S = buffers.length_S.clone()
     out = backend.append_and_attend(q, k, v, buffers, lanes, scaling)
     expected = torch.empty_like(q, dtype=torch.float64)
-    reference_ops.ragged_append_decode(
+    reference.ragged_append_decode(
         q.double(), k.double(), v.double(), *exact, buffers.start_S1, length_S, lanes.segment_N, scaling, expected,
         None, torch.zeros(1, dtype=torch.int32),
     )  # fmt: skip
@@ -135,10 +136,10 @@ def test_without_a_compiler_torch_takes_over(monkeypatch):
     cpu.library.cache_clear()
     monkeypatch.setattr(build, "cpu", no_compiler)
     try:
-        chosen = backends.choose("auto", Use(CPU, torch.float32, 64, 3))
+        chosen = backends.choose_backend("auto", AttentionSpec(CPU, torch.float32, 64, 3))
         assert chosen == backends.Choice("torch", "not cpu: no g++ on PATH")
         with pytest.raises(ValueError, match="kernel=cpu: no g\\+\\+ on PATH"):
-            backends.choose("cpu", Use(CPU, torch.float32, 64, 3))
+            backends.choose_backend("cpu", AttentionSpec(CPU, torch.float32, 64, 3))
     finally:
         cpu.library.cache_clear()
 
@@ -150,7 +151,7 @@ def test_without_room_on_the_disk_torch_takes_over(monkeypatch):
     cpu.library.cache_clear()
     monkeypatch.setattr(build, "cpu", full)
     try:
-        chosen = backends.choose("auto", Use(CPU, torch.float32, 64, 3))
+        chosen = backends.choose_backend("auto", AttentionSpec(CPU, torch.float32, 64, 3))
         assert chosen.name == "torch" and "No space left on device" in chosen.reason
     finally:
         cpu.library.cache_clear()
@@ -161,7 +162,7 @@ def test_an_old_cpu_goes_by_torch(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     try:
-        chosen = backends.choose("auto", Use(CPU, torch.float32, 64, 3))
+        chosen = backends.choose_backend("auto", AttentionSpec(CPU, torch.float32, 64, 3))
         assert chosen == backends.Choice("torch", "not cpu: this CPU has no AVX2")
     finally:
         cpu.library.cache_clear()

@@ -1,6 +1,6 @@
 """kvb::ragged_decode, run on the CPU, against float64: shapes, cuts and orders that GPUs would meet.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations

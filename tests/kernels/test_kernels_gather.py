@@ -1,6 +1,6 @@
 """kvb::ragged_gather and kvb::ragged_relayout, run on the CPU: every byte where it belongs, and no other touched.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench_kernels import launch, library
-from kvbench_kernels import reference_ops as ops
+from kvbench_kernels.ops import launch, library
+from kvbench_kernels.ops import reference as ops
 from tests.helpers.kernels_prefill import (
     DIMS,
     DTYPES,

@@ -1,6 +1,6 @@
 """Score, select and gather as torch.ops.kvb: small on the CPU (emulated), at real sizes on a GPU.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels import build, ops
-from kvbench_kernels import reference_ops as reference
+from kvbench_kernels.ops import reference as reference
 from tests.helpers.kernels_prefill import DIMS, DTYPES, draw, generator, needs_gxx
 
 kvb = torch.ops.kvb

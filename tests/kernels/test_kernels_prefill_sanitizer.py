@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kvbench_kernels import compilers
+from kvbench_kernels.build import compilers
 from tests.helpers.kernels_prefill import SEED, compiled, needs_gxx
 
 ROOT = Path(__file__).resolve().parents[2]
 
 RUN = """
 import sys, torch
-from kvbench_kernels import library
+from kvbench_kernels.ops import library
 from tests.kernels import test_kernels_gather, test_kernels_score, test_kernels_select
 from tests.helpers.kernels_prefill import generator
 kernels, g = library.load(sys.argv[1]), generator(60)
@@ -64,4 +64,4 @@ def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
 def test_a_planted_read_behind_the_last_key_is_reported(tmp_path: Path) -> None:
     made = compiled(tmp_path, UNITS[:2], FLAGS, {64}, "tokens - 1) * k_token", "tokens + 8) * k_token")
     done = run(made)
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "score_tile.h" in done.stderr
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "score/tile.h" in done.stderr

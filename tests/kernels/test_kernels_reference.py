@@ -1,6 +1,6 @@
 """The torch references of the ops: against loops over single numbers, and against the methods' own code.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from kvbench.methods.base import Candidates, LayerContext
 from kvbench.methods.heads import Adaptive, Uniform
 from kvbench.methods.scores import ColumnSums, WindowAttention
 from kvbench.methods.select import TopK
-from kvbench_kernels import reference_ops as ops
-from kvbench_kernels.apportion import apportion
+from kvbench_kernels.ops import reference as ops
+from kvbench_kernels.ops.apportion import apportion
 
 SEED = random.Random(os.environ.get("KVBENCH_SEED")).randrange(2**31)
 

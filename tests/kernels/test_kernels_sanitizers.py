@@ -6,9 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from kvbench_kernels import compilers
+from kvbench_kernels.build import compilers
 from tests.helpers.kernels_cases import sources
 from tests.helpers.kernels_prefill import SEED, needs_gxx
+from tests.helpers.kernels_sources import unit
 
 pytestmark = needs_gxx
 
@@ -19,8 +20,8 @@ def run(folder: Path, right: str = "", wrong: str = "") -> subprocess.CompletedP
     """The driver over kernels for D = 80 (an incomplete last chunk and block) and bf16, `right` replaced by `wrong`."""
     copy = sources(folder, 80, right, wrong)
     driver, program = Path(__file__).with_name("kernels_sanitized.cpp"), folder / "driver"
-    units = [driver, "-x", "c++", copy / "decode.cu", copy / "append.cu"]
-    subprocess.run([compilers.gxx(), *FLAGS, *units, "-o", program], check=True)
+    units = [driver, "-x", "c++", unit(copy, "decode.cu"), unit(copy, "append.cu")]
+    subprocess.run([compilers.gxx(), *FLAGS, "-I", copy, *units, "-o", program], check=True)
     threads = {"KVB_HOST_SHUFFLE": str(SEED % 1000), "KVB_HOST_SHUFFLE_BLOCKS": str(SEED % 1000)}
     return subprocess.run([program, str(SEED)], env={**os.environ, **threads}, capture_output=True, text=True)
 

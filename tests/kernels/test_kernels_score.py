@@ -1,6 +1,6 @@
 """kvb::window_score, row_lse and column_sums, run on the CPU, against the references in float64.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench_kernels import launch, library
-from kvbench_kernels import reference_ops as ops
+from kvbench_kernels.ops import launch, library
+from kvbench_kernels.ops import reference as ops
 from tests.helpers.kernels_prefill import (
     DIMS,
     DTYPES,

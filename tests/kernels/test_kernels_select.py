@@ -1,6 +1,6 @@
 """kvb::select, run on the CPU: the methods' own choice, bit for bit.
 
-Shape suffixes as in kvbench_kernels.reference_ops.
+Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 from kvbench.methods.base import Candidates, LayerContext
 from kvbench.methods.heads import Adaptive, Uniform
 from kvbench.methods.select import TopK
-from kvbench_kernels import build, compilers, launch, library
+from kvbench_kernels import build
+from kvbench_kernels.build import compilers
+from kvbench_kernels.ops import launch, library
 from tests.helpers.kernels_prefill import draw, emulated, generator, needs_gxx, poisoned, shows, shuffled, with_bug
 
 pytestmark = [needs_gxx, pytest.mark.usefixtures(poisoned.__name__)]
@@ -123,7 +125,9 @@ def test_random_orders_of_threads_and_blocks_change_nothing() -> None:
 
 def test_remainders_are_rounded_as_python_rounds_them(tmp_path: Path) -> None:
     source = tmp_path / "millionths.cu"
-    source.write_text('#include "apportion.h"\nextern "C" int rounded(double x) { return kvb::millionths(x); }\n')
+    source.write_text(
+        '#include "select/apportion.h"\nextern "C" int rounded(double x) { return kvb::millionths(x); }\n'
+    )
     made = tmp_path / "millionths.so"
     flags = ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-I", build.csrc()]
     subprocess.run([compilers.gxx(), *flags, source, "-o", made], check=True)

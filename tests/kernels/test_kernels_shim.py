@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench_kernels import build, compilers
+from kvbench_kernels import build
+from kvbench_kernels.build import compilers
 from tests.helpers.kernels_prefill import DTYPES, generator, needs_gxx, shuffled
 
 pytestmark = needs_gxx

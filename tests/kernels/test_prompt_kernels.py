@@ -16,7 +16,7 @@ from kvbench.engine.caches import num_layers
 from kvbench.methods.select import TopK
 from kvbench.paths import conf_dir
 from kvbench_kernels import backends, build, ops
-from kvbench_kernels.prompt import PromptKernels
+from kvbench_kernels.ops.prompt import PromptKernels
 
 DIMS = dict(OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims)
 
@@ -89,7 +89,7 @@ def test_a_whole_run_on_the_emulated_kernels(monkeypatch):
     made = []
 
     def make(*_):
-        made.append(RaggedCache(num_layers(tiny.model), backends.make("cuda")))
+        made.append(RaggedCache(num_layers(tiny.model), backends.make_backend("cuda")))
         return made[-1]
 
     monkeypatch.setattr(decode, "make_cache", make)

@@ -12,7 +12,7 @@ import torch
 from kvbench import models
 from kvbench.profile import asked, device, fits, kernels, measure, peaks, results, run
 from kvbench.profile.__main__ import main
-from kvbench_kernels.backends import Choice, Use
+from kvbench_kernels.backends import AttentionSpec, Choice
 
 SMALL = ["model=tiny", "kernel=torch", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
 
@@ -234,11 +234,11 @@ def test_kernels_have_the_name_of_what_runs(monkeypatch):
     assert [cell.kernel for cell in group.cells] == ["auto", "sdpa", "torch"]
     setting, asks = run.setting_of(group), []
     monkeypatch.setattr(
-        kernels, "choose", lambda name, use: asks.append(use) or Choice(name.replace("auto", "sdpa"), "")
+        kernels, "choose_backend", lambda name, use: asks.append(use) or Choice(name.replace("auto", "sdpa"), "")
     )
     made = kernels.resolved(group.cells, setting, "cpu")
     assert [cell.kernel for cell in made] == ["sdpa", "torch"]
-    assert asks[0] == Use(torch.device("cpu"), torch.float32, head_dim=32, group=2)
+    assert asks[0] == AttentionSpec(torch.device("cpu"), torch.float32, head_dim=32, group=2)
     masked = setting | {"engine": {"cache": "masked"}}
     assert [cell.kernel for cell in kernels.resolved(group.cells[:1], masked, "cpu")] == ["torch"]
     with pytest.raises(ValueError, match="kernel=sdpa: engine.cache=masked attends by torch alone"):

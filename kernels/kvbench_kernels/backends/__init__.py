@@ -1,6 +1,27 @@
-"""Who computes ragged attention: `choose` says which backend serves a model here, `make` makes it."""
+"""Who computes ragged attention: `choose_backend` says which backend serves a model here, `make_backend` creates it."""
 
 from kvbench_kernels.backends.base import Backend, Buffers, Lanes
-from kvbench_kernels.backends.choice import NAMES, Choice, Use, choose, make, missing, preferred
+from kvbench_kernels.backends.choice import (
+    NAMES,
+    AttentionSpec,
+    Choice,
+    choose_backend,
+    make_backend,
+    preferred,
+    unmet_requirement,
+)
+from kvbench_kernels.backends.slab import Slab
 
-__all__ = ["NAMES", "Backend", "Buffers", "Choice", "Lanes", "Use", "choose", "make", "missing", "preferred"]
+__all__ = [
+    "NAMES",
+    "AttentionSpec",
+    "Backend",
+    "Buffers",
+    "Choice",
+    "Lanes",
+    "Slab",
+    "choose_backend",
+    "make_backend",
+    "preferred",
+    "unmet_requirement",
+]

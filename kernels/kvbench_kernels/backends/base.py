@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvbench_kernels.prompt import PromptKernels
-from kvbench_kernels.slab import Slab
+from kvbench_kernels.backends.slab import Slab
+from kvbench_kernels.ops.prompt import PromptKernels
 
 
 @dataclass

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 import torch
 
-from kvbench_kernels import build, compilers, ops
+from kvbench_kernels import build, ops
 from kvbench_kernels.backends import cpu, flash
 from kvbench_kernels.backends.base import Backend
 from kvbench_kernels.backends.cpu import CpuBackend
 from kvbench_kernels.backends.cuda import CudaBackend
 from kvbench_kernels.backends.flash import FlashBackend
 from kvbench_kernels.backends.slabs import SlabBackend, products, sdpa
+from kvbench_kernels.build import compilers
 
 NAMES = ("cuda", "flash_attn", "cpu", "sdpa", "torch")
 
 
 @dataclass(frozen=True)
-class Use:
+class AttentionSpec:
     """What a backend is to serve."""
 
     device: torch.device
@@ -35,7 +36,7 @@ class Choice:
     reason: str
 
 
-def choose(kernel: str, use: Use) -> Choice:
+def choose_backend(kernel: str, use: AttentionSpec) -> Choice:
     """The backend for `kernel`, a name or "auto": the fastest that can run. Compiles the kernels if need be.
 
     Raises:
@@ -44,12 +45,12 @@ def choose(kernel: str, use: Use) -> Choice:
     if kernel != "auto":
         if kernel not in NAMES:
             raise ValueError(f"kernel={kernel}: must be one of auto, {', '.join(NAMES)}")
-        if (lack := missing(kernel, use, compile_now=True)) is not None:
+        if (lack := unmet_requirement(kernel, use, compile_now=True)) is not None:
             raise ValueError(f"kernel={kernel}: {lack}")
         return Choice(kernel, "as configured")
     lacks: list[str] = []
     for name in preferred(use.device):
-        lack = missing(name, use, compile_now=True)
+        lack = unmet_requirement(name, use, compile_now=True)
         if lack is None:
             return Choice(name, "; ".join(lacks) or f"the fastest on {_device_name(use.device)}")
         lacks.append(f"not {name}: {lack}")
@@ -61,8 +62,8 @@ def preferred(device: torch.device) -> tuple[str, ...]:
     return ("cuda", "flash_attn", "sdpa") if device.type == "cuda" else ("cpu", "torch")
 
 
-def make(name: str) -> Backend:
-    """The backend that `choose` chose.
+def make_backend(name: str) -> Backend:
+    """The backend that `choose_backend` chose.
 
     Raises:
         ValueError: flash_attn, and there is none; cpu, and no compiler.
@@ -76,7 +77,7 @@ def make(name: str) -> Backend:
     return SlabBackend(name, {"sdpa": sdpa, "torch": products}[name])
 
 
-def missing(name: str, use: Use, compile_now: bool = False) -> str | None:
+def unmet_requirement(name: str, use: AttentionSpec, compile_now: bool = False) -> str | None:
     """What a backend lacks to serve `use`; None if nothing.
 
     Args:
@@ -96,7 +97,7 @@ def missing(name: str, use: Use, compile_now: bool = False) -> str | None:
     return lack or _no_library(use.device, compile_now)
 
 
-def _unfit_for_gpu_kernels(use: Use) -> str | None:
+def _unfit_for_gpu_kernels(use: AttentionSpec) -> str | None:
     if use.device.type != "cuda":
         return f"runs on a GPU of NVIDIA, and the model is on device={use.device}"
     if not torch.cuda.is_available():
@@ -109,7 +110,7 @@ def _unfit_for_gpu_kernels(use: Use) -> str | None:
     return None
 
 
-def _unfit_for_cpu_kernel(use: Use, compile_now: bool) -> str | None:
+def _unfit_for_cpu_kernel(use: AttentionSpec, compile_now: bool) -> str | None:
     if use.device.type != "cpu":
         return f"runs on a CPU, and the model is on device={use.device}"
     if use.dtype != torch.float32:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvbench_kernels import ops
 from kvbench_kernels.backends.base import Buffers, Lanes
-from kvbench_kernels.prompt import PromptKernels
+from kvbench_kernels.ops.prompt import PromptKernels
 
 
 class CudaBackend:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvbench_kernels.apportion import apportion
+from kvbench_kernels.ops.apportion import apportion
 
 QUERY_BLOCK = 256  # queries whose logits are held at a time by what looks at all of them
 

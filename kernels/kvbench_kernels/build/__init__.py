@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from kvbench_kernels import compilers, ptxas
+from kvbench_kernels.build import compilers, ptxas
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def csrc() -> Path:
     Raises:
         ValueError: there is none.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "csrc", package.parent / "csrc"):
         if folder.is_dir():
             return folder
@@ -191,14 +191,14 @@ def _vectors() -> tuple[str, ...]:
 def _files(kind: str) -> list[Path]:
     """All that is compiled or included."""
     suffixes = (".cpp",) if kind == "cpu" else (".cu", ".h")
-    return sorted(file for file in csrc().iterdir() if file.suffix in suffixes)
+    return sorted(file for file in csrc().rglob("*") if file.suffix in suffixes)
 
 
 def sources(kind: str) -> str:
     """A hash of what a build of this kind is made from."""
     digest = hashlib.sha256()
     for file in _files(kind):
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(file.relative_to(csrc()).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@
 //   values[i][block]    key 2c + i % 2 + 8 (i / 2), dims 64 block + 8 r .. + 7 (paired into A of the second product)
 //   acc[4 block + j]    dim 64 block + 8 r + 2j: columns 2c, 2c + 1; the next dim: the same (C of it)
 #pragma once
-#include "decode_layout.h"
+#include "decode/types.h"
 
 namespace kvb {
 

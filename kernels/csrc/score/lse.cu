@@ -3,7 +3,7 @@
 // A block holds the queries of some positions, of all query heads of a KV head, in shared memory, and walks over the
 // keys these may see; its warps take different keys. Each warp keeps the running maximum and sum of every query, merged
 // in a fixed order: over the warps of a block, then over the blocks that share the keys of one head.
-#include "score_launch.h"
+#include "score/launch.h"
 
 namespace {
 

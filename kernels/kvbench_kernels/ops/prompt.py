@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench_kernels import ops
+from kvbench_kernels.ops.require import rows
 
 kvb = torch.ops.kvb
 
@@ -21,13 +21,13 @@ class PromptKernels:
         self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
     ) -> Tensor:
         """[U, T - W] fp32: attention of the last W tokens, mean over them, reduced over the group, then pooled."""
-        q_HWD, k_UTD = ops.rows(q_HWD), ops.rows(k_UTD)
+        q_HWD, k_UTD = rows(q_HWD), rows(k_UTD)
         score: Tensor = kvb.window_score(q_HWD, k_UTD, None, scaling, reduce, pooling, kernel_size)
         return score
 
     def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
         """[H, T] fp32: attention that every key gets from all queries, causal."""
-        q_HTD, k_UTD = ops.rows(q_HTD), ops.rows(k_UTD)
+        q_HTD, k_UTD = rows(q_HTD), rows(k_UTD)
         sums: Tensor = kvb.column_sums(q_HTD, k_UTD, kvb.row_lse(q_HTD, k_UTD, scaling), scaling)
         return sums
 
@@ -41,7 +41,7 @@ class PromptKernels:
     ) -> tuple[Tensor, Tensor]:
         """Buffers of `slots` slots with the kept tokens of every segment; the others are not written."""
         k_RD, v_RD = (x.new_empty(slots, x.shape[2]) for x in (k_UTD, v_UTD))
-        kvb.ragged_gather(ops.rows(k_UTD), ops.rows(v_UTD), keep_ST, head_S, start_S1, k_RD, v_RD)
+        kvb.ragged_gather(rows(k_UTD), rows(v_UTD), keep_ST, head_S, start_S1, k_RD, v_RD)
         return k_RD, v_RD
 
     def relayout(

@@ -1,12 +1,12 @@
 // The part of CUDA C++ that the kernels use, for g++: types, built-in variables, intrinsics. Needs no CUDA headers.
 //
 // A kernel file is compiled by nvcc as it is, and by `g++ -x c++` through this header; only launches, shared memory and
-// what is written as PTX go through macros and functions of primitives.h. How threads run is in host_block.h.
+// what is written as PTX go through macros and functions of primitives.h. How threads run is in host/block.h.
 #pragma once
 #include <cmath>
 #include <limits>
 #include <type_traits>
-#include "host_block.h"
+#include "host/block.h"
 
 #define __global__
 #define __device__

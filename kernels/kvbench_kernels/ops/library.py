@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvbench_kernels.signatures import COUNTS, SIGNATURES, SIZES
+from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES
 
 UNSUPPORTED = -1  # the C functions' answer to a dtype, head dimension or group that they are not made for
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}

@@ -1,6 +1,6 @@
 // Host side of the scoring kernels: from runtime dtype and head dimension to templates.
 #pragma once
-#include "score_tile.h"
+#include "score/tile.h"
 
 namespace kvb {
 

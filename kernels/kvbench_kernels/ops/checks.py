@@ -1,6 +1,6 @@
 """What each op asks of its arguments, which it is called with as they are. A ValueError names the argument.
 
-Shape suffixes as in `reference_ops`. The compiled kernels ask more than the reference in torch (`compiled`): a 16-bit
+Shape suffixes as in `reference`. The compiled kernels ask more than the reference in torch (`compiled`): a 16-bit
 dtype, a head dimension they are made for, and rows that can be read 16 bytes at a time.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench_kernels import arguments as of
+from kvbench_kernels.ops import require
 
 GROUPS = ("mean", "max", "sum")
 POOLS = ("max", "avg", "none")
@@ -20,46 +20,46 @@ def ragged_append(
     k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, segment_N: Tensor, k_BUTD: Tensor, v_BUTD: Tensor,
     status: Tensor, *, compiled: bool,
 ) -> None:  # fmt: skip
-    of.arena(k_RD, v_RD, start_S1, length_S, compiled)
-    of.new_tokens(k_BUTD, v_BUTD, k_RD, segment_N, compiled)
-    of.shaped("status", status, (1,), torch.int32, k_RD)
+    require.arena(k_RD, v_RD, start_S1, length_S, compiled)
+    require.new_tokens(k_BUTD, v_BUTD, k_RD, segment_N, compiled)
+    require.shaped("status", status, (1,), torch.int32, k_RD)
 
 
 def ragged_decode(
     q_BHTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, segment_N: Tensor, scaling: float,
     out_BHTD: Tensor, workspace: Tensor, *, compiled: bool,
 ) -> None:  # fmt: skip
-    of.arena(k_RD, v_RD, start_S1, length_S, compiled)
-    of.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
+    require.arena(k_RD, v_RD, start_S1, length_S, compiled)
+    require.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
     if compiled:
-        of.scratch(workspace, k_RD)
+        require.scratch(workspace, k_RD)
 
 
 def ragged_append_decode(
     q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor,
     segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor, status: Tensor, *, compiled: bool,
 ) -> None:  # fmt: skip
-    of.arena(k_RD, v_RD, start_S1, length_S, compiled)
-    of.new_tokens(k_BUTD, v_BUTD, k_RD, segment_N, compiled)
-    of.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
+    require.arena(k_RD, v_RD, start_S1, length_S, compiled)
+    require.new_tokens(k_BUTD, v_BUTD, k_RD, segment_N, compiled)
+    require.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
     if (q_BHTD.shape[0], q_BHTD.shape[2]) != (k_BUTD.shape[0], k_BUTD.shape[2]):
         raise ValueError("q_BHTD: must have the rows and tokens of k_BUTD")
-    of.shaped("status", status, (1,), torch.int32, k_RD)
+    require.shaped("status", status, (1,), torch.int32, k_RD)
     if compiled:
-        of.scratch(workspace, k_RD)
+        require.scratch(workspace, k_RD)
 
 
 def window_score(
     q_HWD: Tensor, k_UTD: Tensor, lse_HW: Tensor | None, scaling: float, group: str, pool: str, kernel_size: int,
     *, compiled: bool,
 ) -> None:  # fmt: skip
-    of.prompt(q_HWD, k_UTD, "q_HWD", compiled)
+    require.prompt(q_HWD, k_UTD, "q_HWD", compiled)
     if q_HWD.shape[1] > k_UTD.shape[1] or q_HWD.shape[1] == 0:
         raise ValueError("q_HWD: must be one to all of the tokens of k_UTD")
     if lse_HW is not None:
         _lse("lse_HW", lse_HW, q_HWD)
-    of.one_of("group", group, GROUPS)
-    of.one_of("pool", pool, POOLS)
+    require.one_of("group", group, GROUPS)
+    require.one_of("pool", pool, POOLS)
     if pool != "none" and (kernel_size < 1 or kernel_size % 2 == 0):
         raise ValueError(f"kernel_size={kernel_size}: must be odd")
 
@@ -78,7 +78,7 @@ def select(score_UN: Tensor, total: int, floor: float, scope: str, *, compiled: 
         raise ValueError("score_UN: must be [KV heads, tokens], of a floating dtype")
     if compiled and (score_UN.dtype != torch.float32 or not score_UN.is_contiguous()):
         raise ValueError("score_UN: must be contiguous float32 for the kernels")
-    of.one_of("scope", scope, SCOPES)
+    require.one_of("scope", scope, SCOPES)
     heads, tokens = score_UN.shape
     if heads == 0:
         raise ValueError("score_UN: has no heads")
@@ -92,48 +92,48 @@ def ragged_gather(
     k_UTD: Tensor, v_UTD: Tensor, keep_ST: Tensor, head_S: Tensor, start_S1: Tensor, k_RD: Tensor, v_RD: Tensor,
     *, compiled: bool,
 ) -> None:  # fmt: skip
-    of.arena(k_RD, v_RD, start_S1, None, compiled)
+    require.arena(k_RD, v_RD, start_S1, None, compiled)
     if k_UTD.dim() != 3 or k_UTD.shape[2] != k_RD.shape[1]:
         raise ValueError("k_UTD: must be [KV heads, tokens, head dimension of k_RD]")
     if v_UTD.shape != k_UTD.shape:
         raise ValueError("v_UTD: must have the shape of k_UTD")
-    of.alike("k_UTD", k_UTD, k_RD)
-    of.alike("v_UTD", v_UTD, k_RD)
-    of.index("head_S", head_S, k_RD)
+    require.alike("k_UTD", k_UTD, k_RD)
+    require.alike("v_UTD", v_UTD, k_RD)
+    require.index("head_S", head_S, k_RD)
     if start_S1.numel() != head_S.numel() + 1:
         raise ValueError("start_S1: must have one element more than head_S")
-    of.shaped("keep_ST", keep_ST, (head_S.numel(), k_UTD.shape[1]), torch.bool, k_RD)
+    require.shaped("keep_ST", keep_ST, (head_S.numel(), k_UTD.shape[1]), torch.bool, k_RD)
     if compiled:
-        of.steps("k_UTD", k_UTD)
-        of.steps("v_UTD", v_UTD)
+        require.steps("k_UTD", k_UTD)
+        require.steps("v_UTD", v_UTD)
 
 
 def ragged_relayout(
     k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, source_M: Tensor, start_M1: Tensor, k_QD: Tensor,
     v_QD: Tensor, *, compiled: bool,
 ) -> None:  # fmt: skip
-    of.arena(k_RD, v_RD, start_S1, length_S, compiled)
-    of.index("source_M", source_M, k_RD)
-    of.index("start_M1", start_M1, k_RD)
+    require.arena(k_RD, v_RD, start_S1, length_S, compiled)
+    require.index("source_M", source_M, k_RD)
+    require.index("start_M1", start_M1, k_RD)
     if start_M1.numel() != source_M.numel() + 1:
         raise ValueError("start_M1: must have one element more than source_M")
     if k_QD.dim() != 2 or k_QD.shape[1] != k_RD.shape[1] or not k_QD.is_contiguous():
         raise ValueError("k_QD: must be contiguous, [slots, head dimension of k_RD]")
     if v_QD.shape != k_QD.shape or not v_QD.is_contiguous():
         raise ValueError("v_QD: must be contiguous and of the shape of k_QD")
-    of.alike("k_QD", k_QD, k_RD)
-    of.alike("v_QD", v_QD, k_RD)
+    require.alike("k_QD", k_QD, k_RD)
+    require.alike("v_QD", v_QD, k_RD)
     if compiled:
-        of.steps("k_QD", k_QD)
-        of.steps("v_QD", v_QD)
+        require.steps("k_QD", k_QD)
+        require.steps("v_QD", v_QD)
 
 
 def _causal(q_HTD: Tensor, k_UTD: Tensor, compiled: bool) -> None:
-    of.prompt(q_HTD, k_UTD, "q_HTD", compiled)
+    require.prompt(q_HTD, k_UTD, "q_HTD", compiled)
     if q_HTD.shape[1] != k_UTD.shape[1]:
         raise ValueError("q_HTD: must have the tokens of k_UTD")
 
 
 def _lse(name: str, lse: Tensor, q: Tensor) -> None:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    of.shaped(name, lse, tuple(q.shape[:2]), dtype, q)
+    require.shaped(name, lse, tuple(q.shape[:2]), dtype, q)

@@ -1,7 +1,7 @@
 // Ragged decode: who does what. All units of all items, in order, are cut into one even range per CTA, so that a long
 // lane is shared by many CTAs and short ones share a CTA. Everything follows from the lengths on the device.
 #pragma once
-#include "decode_layout.h"
+#include "decode/types.h"
 
 namespace kvb {
 

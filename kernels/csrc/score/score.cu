@@ -4,7 +4,7 @@
 // which lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that
 // share a key add up at the end of a head. So every key's sum is taken in the same order: equal keys get equal scores.
 // Pooling along tokens is a kernel of its own, the keys' neighbours being other warps'.
-#include "score_launch.h"
+#include "score/launch.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // From what heads hold of a layer's best tokens to whole numbers whose sum is exact, in float64 and in the order of
-// operations of kvbench_kernels/apportion.py, so that both round alike. All threads of one block call `apportion`.
+// operations of kvbench_kernels/ops/apportion.py, so that both round alike. All threads of one block call `apportion`.
 #pragma once
 #include "primitives_more.h"
 

@@ -3,7 +3,7 @@
 // A block owns some keys, in registers, and walks over the queries from the first of them on, in stages that go through
 // shared memory. A lane sums what two of eight queries pay, stage by stage, and the four lanes that share a key add up
 // at the end: nobody else writes that key's sum, so there are no atomics and the order is the same in every run.
-#include "score_launch.h"
+#include "score/launch.h"
 
 namespace {
 

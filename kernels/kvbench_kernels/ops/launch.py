@@ -1,6 +1,6 @@
 """The ops by a compiled library: pointers, sizes and strides (in elements) out of checked arguments.
 
-Each takes the library, the stream (None on the host) and the op's arguments. Shape suffixes as in `reference_ops`.
+Each takes the library, the stream (None on the host) and the op's arguments. Shape suffixes as in `reference`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kvbench_kernels.library import Library
+from kvbench_kernels.ops.library import Library
 
 _DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 _GROUP = {"mean": 0, "max": 1, "sum": 2}

@@ -7,8 +7,8 @@
 // scope "head":   head_top_k, one block per head, finds the k-th best score digit by digit and marks what beats it.
 // scope "layer":  layer_histogram, once per digit, finds the total-th best score of the layer in the same way,
 //                 layer_counts makes of what each head holds of the best the number it keeps, then head_top_k.
-#include "apportion.h"
-#include "radix.h"
+#include "select/apportion.h"
+#include "select/radix.h"
 
 namespace {
 

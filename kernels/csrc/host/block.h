@@ -16,7 +16,7 @@
 #include <numeric>
 #include <random>
 #include <vector>
-#include "host_fiber.h"
+#include "host/fiber.h"
 
 struct uint3 {
     unsigned x, y, z;

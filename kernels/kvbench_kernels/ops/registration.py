@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench_kernels import build, checks, fakes, launch, library, reference_ops
-from kvbench_kernels.arguments import DTYPES, HEAD_DIMS, rows
-
-__all__ = ["DTYPES", "HEAD_DIMS", "SCHEMAS", "emulated", "prepare", "rows", "workspace"]
+from kvbench_kernels import build
+from kvbench_kernels.ops import checks, fakes, launch, library, reference
 
 SCHEMAS = {
     "ragged_append": "(Tensor(a!) k_RD, Tensor(b!) v_RD, Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, "
@@ -84,12 +82,12 @@ def workspace(dim: int, device: torch.device) -> Tensor:
 
 
 def _on_cpu_of(op: str) -> Callable[..., Any]:
-    check, reference, compiled = getattr(checks, op), getattr(reference_ops, op), getattr(launch, op)
+    check, in_torch, compiled = getattr(checks, op), getattr(reference, op), getattr(launch, op)
 
     def on_cpu(*arguments: Any) -> Any:
         emulation = _emulation
         check(*arguments, compiled=emulation is not None)
-        return reference(*arguments) if emulation is None else compiled(emulation, None, *arguments)
+        return in_torch(*arguments) if emulation is None else compiled(emulation, None, *arguments)
 
     return on_cpu
 

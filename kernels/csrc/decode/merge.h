@@ -5,7 +5,7 @@
 // pieces, not of arrival, so that results are the same in every run. Many pieces are merged in two levels: groups of
 // about a square root of their number by as many CTAs, then the groups. Counters are back at zero afterwards.
 #pragma once
-#include "decode_partition.h"
+#include "decode/partition.h"
 
 namespace kvb {
 

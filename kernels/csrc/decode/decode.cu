@@ -2,8 +2,8 @@
 //
 // A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. Query columns (token, head of
 // the group) of a lane are taken 8 at a time: a (lane, block of 8 columns) is an item. Work is counted in units of 64
-// keys and cut evenly over the CTAs (decode_partition.h), whatever the lengths are; decode_attend.h is the inner loop,
-// decode_merge.h puts pieces together. All of it follows from the lengths on the device: no plan on the host, a fixed
+// keys and cut evenly over the CTAs (decode/partition.h), whatever the lengths are; decode/attend.h is the inner loop,
+// decode/merge.h puts pieces together. All of it follows from the lengths on the device: no plan on the host, a fixed
 // grid, so that a captured CUDA graph stays valid while lengths grow. The same inputs give the same bits.
 //
 // C ABI. Strides are in elements; q, out, k_new and v_new have stride 1 in the head dimension and rows aligned to 16
@@ -39,8 +39,8 @@
 //   int64_t kvb_decode_counter_bytes(void);                     the first bytes of it: zero before the first launch;
 //                                                               every launch leaves them zero
 //   int kvb_decode_ctas(int dim, int dtype, int append);        CTAs that fill the device; negative: minus a cudaError
-#include "decode_attend.h"
-#include "decode_merge.h"
+#include "decode/attend.h"
+#include "decode/merge.h"
 
 namespace kvb {
 

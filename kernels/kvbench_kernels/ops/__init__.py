@@ -1,0 +1,16 @@
+"""The operations torch.ops.kvb.*: what they compute, what they accept, and how the compiled kernels are called.
+
+| file | content |
+|---|---|
+| reference.py, apportion.py | every op in plain torch: the specification, and what runs on a CPU |
+| registration.py | schemas, and the choice between reference and compiled kernel |
+| checks.py, require.py | checks of an op's arguments |
+| fakes.py | shapes of the results, for tracing |
+| launch.py, library.py, signatures.py | calls of the compiled C functions |
+| prompt.py | the ops for prompts, as methods and cache call them |
+"""
+
+from kvbench_kernels.ops.registration import SCHEMAS, emulated, prepare, workspace
+from kvbench_kernels.ops.require import DTYPES, HEAD_DIMS, rows
+
+__all__ = ["DTYPES", "HEAD_DIMS", "SCHEMAS", "emulated", "prepare", "rows", "workspace"]
