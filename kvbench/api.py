@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kvbench.engine.plain import Compressed
-    from kvbench.models.load import Loaded
+    from kvbench.models import Loaded
 
 VariantLike = Variant | tuple[str | Method, int | float | None]
 
@@ -46,7 +46,8 @@ def load_model(name: str, **overrides: Any) -> Loaded:
 
     from kvbench.common.suggest import did_you_mean
     from kvbench.config import options
-    from kvbench.models.load import load as load_model_
+    from kvbench.models import ModelSpec
+    from kvbench.models import load as load_model_
 
     files = options("model")
     if name not in files:
@@ -56,7 +57,7 @@ def load_model(name: str, **overrides: Any) -> Loaded:
     for key in overrides:
         if key not in config:
             raise ValueError(f"model.{key}={overrides[key]}: no such setting.{did_you_mean(key, map(str, config))}")
-    return load_model_({str(k): v for k, v in config.items()} | overrides)
+    return load_model_(ModelSpec.from_node({str(k): v for k, v in config.items()} | overrides))
 
 
 def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method) -> Variant:

@@ -83,7 +83,7 @@ def measure(
     args: argparse.Namespace, variants: list[list[Any]], tokens: int, new: int, *, main: bool
 ) -> dict[str, Any]:
     """One case: a sweep on prompts of one length. The main cases have more turns, with the comparisons in each."""
-    from kvbench.models.embedded import folder
+    from kvbench.models.sources.embedded import folder
 
     here = Path(__file__).parent
     ours = Side("kvbench", [sys.executable, str(here / "sweep_cost_kvbench.py")], args.threads)

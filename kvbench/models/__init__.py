@@ -1,32 +1,21 @@
-"""Models: what identifies one, whether its config makes sense, and loading it. Importing needs no torch."""
+"""Models: a checked `model` node (`ModelSpec`), and what can be known or loaded of it. Importing needs no torch."""
 
 from __future__ import annotations
 
-from kvbench.models.cache import Kept
-from kvbench.models.load import (
-    Loaded,
-    check,
-    check_answers,
-    device,
-    ends,
-    eos_ids,
-    identity,
-    load,
-    load_tokenizer,
-    max_length,
-)
+from kvbench.models.load import EndIds, Loaded, device, end_ids, load, load_tokenizer, max_length
 from kvbench.models.shape import Shape, shape
+from kvbench.models.spec import ModelSpec
+
+from kvbench.models.cache import ModelCache  # isort: skip  (uses the names above)
 
 __all__ = [
-    "Kept",
+    "EndIds",
     "Loaded",
+    "ModelCache",
+    "ModelSpec",
     "Shape",
-    "check",
-    "check_answers",
     "device",
-    "ends",
-    "eos_ids",
-    "identity",
+    "end_ids",
     "load",
     "load_tokenizer",
     "max_length",

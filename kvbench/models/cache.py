@@ -1,42 +1,42 @@
-"""One model at a time, for plans that follow each other."""
+"""A cache of one model, for groups of runs that follow each other."""
 
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvbench import models
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-class Kept:
-    """The latest tokenizer and the latest model, kept for the next plan that wants the same."""
+
+class ModelCache:
+    """The latest tokenizer and the latest model, kept for the next group of runs that needs the same."""
 
     def __init__(self) -> None:
-        self._tokenizer: tuple[str, Any] | None = None
-        self._loaded: tuple[str, models.Loaded] | None = None
+        self._tokenizer: tuple[models.ModelSpec, PreTrainedTokenizerBase] | None = None
+        self._loaded: tuple[models.ModelSpec, models.Loaded] | None = None
 
-    def tokenizer(self, node: Mapping[str, Any]) -> Any:
-        """The tokenizer of a `model` node."""
-        key = json.dumps(node, sort_keys=True)
-        if self._tokenizer is None or self._tokenizer[0] != key:
-            self._tokenizer = (key, models.load_tokenizer(node))
+    def tokenizer(self, spec: models.ModelSpec) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of `spec`, loaded if it is not the latest."""
+        if self._tokenizer is None or self._tokenizer[0] != spec:
+            self._tokenizer = (spec, models.load_tokenizer(spec))
         return self._tokenizer[1]
 
-    def holds(self, node: Mapping[str, Any]) -> bool:
-        """Whether the model of a `model` node is loaded."""
-        return self._loaded is not None and self._loaded[0] == json.dumps(node, sort_keys=True)
+    def holds(self, spec: models.ModelSpec) -> bool:
+        """Return True if the model of `spec` is loaded."""
+        return self._loaded is not None and self._loaded[0] == spec
 
-    def drop_others(self, node: Mapping[str, Any]) -> None:
-        """Let go of a model of another node."""
-        if not self.holds(node):
+    def drop_others(self, spec: models.ModelSpec) -> None:
+        """Free the memory of a model of another spec."""
+        if not self.holds(spec):
             self._loaded = None
             gc.collect()
 
-    def model(self, node: Mapping[str, Any]) -> models.Loaded:
-        """The model of a `model` node; one of another node is let go first."""
-        self.drop_others(node)
+    def model(self, spec: models.ModelSpec) -> models.Loaded:
+        """Return the model of `spec`, loaded if it is not the latest. A model of another spec is freed first."""
+        self.drop_others(spec)
         if self._loaded is None:
-            self._loaded = (json.dumps(node, sort_keys=True), models.load(node))
+            self._loaded = (spec, models.load(spec))
         return self._loaded[1]

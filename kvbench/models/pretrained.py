@@ -1,16 +1,22 @@
-"""Hugging Face models: by hub id or from a local folder. Safetensors only; remote code only on request."""
+"""Models in the files of Hugging Face's libraries: safetensors only, remote code only on request."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MIB = 1 << 20
-# besides the weights, what changes a model's answers
+# apart from the weights, what changes a model's answers
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -21,118 +27,115 @@ SMALL_FILES = (
 )
 
 
-def check(cfg: Mapping[str, Any]) -> None:
-    """Validate the path of a hub or local model. Raises ValueError."""
-    kind, path = cfg["kind"], cfg.get("path")
-    if not path:
-        what = "a folder with config.json and *.safetensors" if kind == "local" else "a hub id, owner/name"
-        raise ValueError(f"model.path is not set: give model.path={what}")
-    if kind == "hub":
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-            raise ValueError(f"model.path={path}: not a hub id (owner/name); for a folder use model=local")
-        return
-    folder = Path(path).expanduser()
-    if cfg.get("revision") is not None:
-        raise ValueError(f"model.revision={cfg['revision']}: a local folder has no revision; set it to null")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path={path}: no config.json there; give the folder of a downloaded model")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"model.path={path}: no *.safetensors there; other weight formats are not loaded")
+@dataclass(frozen=True)
+class Files:
+    """What `from_pretrained` needs, and how an error names it.
 
-
-def identity(cfg: Mapping[str, Any]) -> str:
-    """Local: a hash of the folder. Hub: `id@commit`, or `id@revision` while no commit can be found out."""
-    name, revision = source(cfg)
-    return "local:" + _folder_hash(Path(name)) if cfg["kind"] == "local" else f"hub:{name}@{revision or 'main'}"
-
-
-def source(cfg: Mapping[str, Any]) -> tuple[str, str | None]:
-    """What to hand to `from_pretrained`: (folder, None) or (hub id, commit or revision).
-
-    The commit is that of the local snapshot, so a run is resumed on the weights it began with even when the
-    branch has moved on. Without a snapshot the small config.json is fetched first, which settles the commit.
+    Attributes:
+        location: a folder or a hub id.
+        revision: a commit, branch or tag of a hub id.
+        trust_remote_code: the user allowed the model's own code to run.
+        setting: the override that chose the model; every message begins with it.
+        remedy: what to do when files are missing or damaged.
     """
-    if cfg["kind"] == "local":
-        return str(Path(cfg["path"]).expanduser().resolve()), None
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    path, revision = cfg["path"], cfg.get("revision")
-    found = try_to_load_from_cache(path, "config.json", revision=revision)
-    if not isinstance(found, str):
-        # out of reach: loading will say so, with the remedy; planning and dry runs go on
-        with contextlib.suppress(Exception):
-            found = hf_hub_download(path, "config.json", revision=revision)
-    return path, Path(found).parent.name if isinstance(found, str) else revision
+    location: str
+    revision: str | None
+    trust_remote_code: bool
+    setting: str
+    remedy: str
 
 
-def load_tokenizer(cfg: Mapping[str, Any], name: str, revision: str | None) -> Any:
-    """The fast tokenizer. Raises ValueError when out of reach."""
-    from transformers import AutoTokenizer
+class Pretrained(ABC):
+    """A source whose files lie in a folder or on the hub."""
 
-    with _reachable(cfg):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=_trust(cfg))
+    answers: ClassVar[bool] = True
 
+    @abstractmethod
+    def files(self) -> Files:
+        """Return where the files are. Raises ValueError when they are out of reach."""
 
-def load_config(cfg: Mapping[str, Any], name: str, revision: str | None) -> Any:
-    """The model's config, no weights. Raises ValueError when out of reach."""
-    from transformers import AutoConfig
+    def config(self) -> PreTrainedConfig:
+        from transformers import AutoConfig
 
-    with _reachable(cfg):
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=_trust(cfg))
+        files = self.files()
+        with _one_line(files):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                files.location, revision=files.revision, trust_remote_code=files.trust_remote_code
+            )
+            return config
 
+    def generation_config(self) -> GenerationConfig:
+        """Return the generation config. Without its file it is derived from the config, as transformers does."""
+        from transformers import GenerationConfig
 
-def load_generation_config(cfg: Mapping[str, Any], name: str, revision: str | None) -> Any:
-    """The generation config, made from the model's config when there is none, as transformers does."""
-    from transformers import GenerationConfig
+        files = self.files()
+        try:
+            return GenerationConfig.from_pretrained(files.location, revision=files.revision or "main")
+        except OSError:
+            return GenerationConfig.from_model_config(self.config())
 
-    try:
-        return GenerationConfig.from_pretrained(name, revision=revision or "main")
-    except OSError:
-        return GenerationConfig.from_model_config(load_config(cfg, name, revision))
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
 
+        files = self.files()
+        with _one_line(files):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                files.location, revision=files.revision, trust_remote_code=files.trust_remote_code
+            )
+            return tokenizer
 
-def load_model(cfg: Mapping[str, Any], name: str, revision: str | None) -> Any:
-    """The causal language model in `cfg["dtype"]`. Raises ValueError when out of reach."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    def model(self, dtype: str, device: str, device_map: str | None) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForCausalLM
 
-    dtype = "auto" if cfg["dtype"] == "auto" else getattr(torch, cfg["dtype"])
-    with _reachable(cfg):
-        return AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            device_map=cfg.get("device_map"),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=_trust(cfg),
-        )
-
-
-def _trust(cfg: Mapping[str, Any]) -> bool:
-    return cfg.get("trust_remote_code") is True
+        files = self.files()
+        with _one_line(files):
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                files.location,
+                revision=files.revision,
+                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                device_map=device_map,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=files.trust_remote_code,
+            )
+            return model
 
 
 @contextlib.contextmanager
-def _reachable(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Turn the many ways in which files cannot be had into one line with the remedy."""
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and advice of transformers, and restore its settings afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _one_line(files: Files) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one line with the remedy."""
+    try:
+        with quiet():
+            yield
     except (OSError, ValueError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"model.trust_remote_code=false: {cfg['path']} brings its own code; read it, then set true"
+                f"{files.setting}: this model brings its own code; if you have read and trust it, set "
+                "model.trust_remote_code=true"
             ) from error
-        if cfg["kind"] != "hub":
-            raise ValueError(f"model.path={cfg.get('path')}: cannot be loaded ({reason})") from error
-        raise ValueError(
-            f"model.path={cfg['path']}: not in reach ({reason}); on a machine with network and access run "
-            f"`huggingface-cli download {cfg['path']} --local-dir FOLDER`, then model=local model.path=FOLDER"
-        ) from error
+        raise ValueError(f"{files.setting}: cannot be loaded ({reason}); {files.remedy}") from error
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """Hash small files whole; of each weight file its size, header, first and last MiB: fast for any size."""
     digest = hashlib.sha256()
     for name in SMALL_FILES:
@@ -151,6 +154,6 @@ def _folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: Any, name: str, content: bytes) -> None:
+def _add(digest: _Hash, name: str, content: bytes) -> None:
     # lengths keep two neighbouring files from being read as another pair
     digest.update(f"{name}\0{len(content)}\0".encode() + content)

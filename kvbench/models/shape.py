@@ -1,13 +1,10 @@
-"""How large a model is, known before its weights are loaded."""
+"""The size of a model, known before its weights are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from kvbench.models import tiny
-from kvbench.models.load import check, load_config
+from kvbench.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -15,9 +12,9 @@ class Shape:
     """Sizes of a decoder.
 
     Attributes:
-        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: as the model's config has them.
+        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: as in the model's config.
         itemsize: bytes of a number in weights and cache.
-        weight_bytes: of all parameters, tied ones once.
+        weight_bytes: bytes of all parameters, tied ones counted once.
     """
 
     layers: int
@@ -32,21 +29,20 @@ class Shape:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token's keys and values in all layers of a full cache."""
+        """Return the bytes of one token's keys and values in all layers of a full cache."""
         return self.layers * self.kv_heads * 2 * self.head_dim * self.itemsize
 
 
-def shape(cfg: Mapping[str, Any]) -> Shape:
-    """The sizes of a `model` node's model, from its config file alone. Raises ValueError when that is out of reach."""
+def shape(spec: ModelSpec) -> Shape:
+    """Return the sizes of a model from its config alone. Raises ValueError when the config is out of reach."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    check(cfg)
-    config = tiny.config(cfg) if cfg["kind"] == "tiny" else load_config(cfg)
+    config = spec.source.config()
     declared = getattr(config, "dtype", None) or torch.float32
-    dtype = declared if cfg["dtype"] == "auto" else getattr(torch, cfg["dtype"])
+    dtype = declared if spec.dtype == "auto" else getattr(torch, spec.dtype)
     with torch.device("meta"):  # parameters without memory: the count is exact for any architecture
-        made = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.get("trust_remote_code") is True)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.source.trust_remote_code)
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     return Shape(
@@ -58,5 +54,5 @@ def shape(cfg: Mapping[str, Any]) -> Shape:
         intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocab=int(text.vocab_size),
         itemsize=dtype.itemsize,
-        weight_bytes=sum(p.numel() for p in made.parameters()) * dtype.itemsize,
+        weight_bytes=sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize,
     )

@@ -16,10 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from kvbench import config, models
+from kvbench import config
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.variant import Variant
 from kvbench.methods.load import build, load, split_dials
+from kvbench.models import ModelSpec
 from kvbench.paths import conf_dir
 from kvbench.profile.cells import REFERENCE, Cell, Group, Profile, group_key
 
@@ -51,14 +52,14 @@ def groups(argv: Sequence[str]) -> list[Group]:
         settings = _settings([o for o in overrides if _is_ours(o)])
         rest = [o for o in overrides if not _is_ours(o)]
         composed = [(cfg, choices) for cfg, choices in map(_compose, _combinations(rest, parser))]
-    made: dict[str, tuple[dict[str, Any], dict[str, Cell]]] = {}
+    made: dict[str, tuple[dict[str, Any], ModelSpec, dict[str, Cell]]] = {}
     for cfg, choices in composed:
-        plain, variant = _settle(cfg, choices)
-        cells = made.setdefault(group_key(plain), (plain, {}))[1]
+        plain, spec, variant = _settle(cfg, choices)
+        cells = made.setdefault(group_key(plain), (plain, spec, {}))[2]
         for cell in _cells(variant, plain, settings):
             cells.setdefault(cell.id, cell)
     profile = Profile(settings["new_tokens"], settings["warmup"], settings["repeats"])
-    return [Group(plain, profile, _in_order(list(cells.values()))) for plain, cells in made.values()]
+    return [Group(plain, spec, profile, _in_order(list(cells.values()))) for plain, spec, cells in made.values()]
 
 
 def composed_text(argv: Sequence[str]) -> str:
@@ -131,16 +132,16 @@ def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     return cfg, {str(key): value for key, value in choices.items()}
 
 
-def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any], Variant]:
-    """The configuration checked and as plain data, without what only benchmarks read; and its variant."""
+def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any], ModelSpec, Variant]:
+    """The configuration checked and as plain data, without what only benchmarks read; its model, and its variant."""
     config.check(cfg, choices)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("benchmark")
-    models.check(plain["model"])
+    spec = ModelSpec.from_node(plain["model"])
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
     variant = Variant(method, plain["budget"] if method.evicts else None)
-    return {str(key): value for key, value in plain.items()}, variant
+    return {str(key): value for key, value in plain.items()}, spec, variant
 
 
 def _cells(variant: Variant, plain: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Cell]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from kvbench.engine.variant import Variant
+from kvbench.models import ModelSpec
 from kvbench.store.identity import identity_hash
 
 REFERENCE = "fullkv"  # what ratios are to
@@ -63,11 +64,13 @@ class Group:
 
     Attributes:
         cfg: the composed configuration as plain data; its method and budget are those of the first cell.
+        model: its checked model.
         profile: how each cell is measured.
         cells: by context, batch and kernel, the full cache first.
     """
 
     cfg: Mapping[str, Any]
+    model: ModelSpec
     profile: Profile
     cells: tuple[Cell, ...]
 

@@ -14,26 +14,26 @@ from kvbench.run import memory
 
 def check_lengths(group: Group) -> None:
     """Raises ValueError when a cell's prompt and answer are longer than the model allows."""
-    limit = models.max_length(group.cfg["model"])
+    limit = models.max_length(group.model)
     longest = max(cell.context for cell in group.cells)
     if limit is not None and longest + group.profile.new_tokens > limit:
         raise ValueError(
             f"profile.context={longest}: with {group.profile.new_tokens} new tokens more than the {limit} of "
-            f"model={group.cfg['model']['name']}; model.max_length=TOKENS lifts this limit"
+            f"model={group.model.name}; model.max_length=TOKENS lifts this limit"
         )
 
 
-def check_weights(group: Group, setting: Mapping[str, Any], kept: models.Kept) -> None:
+def check_weights(group: Group, setting: Mapping[str, Any], kept: models.ModelCache) -> None:
     """Raises ValueError when the weights do not fit: loading them would take the process down."""
-    node = group.cfg["model"]
-    kept.drop_others(node)
-    free = memory.free_bytes(models.device(node), all_gpus=node.get("device_map") is not None)
-    need = 0 if kept.holds(node) else setting["shape"]["weight_bytes"]
+    spec = group.model
+    kept.drop_others(spec)
+    free = memory.free_bytes(models.device(spec), all_gpus=spec.device_map is not None)
+    need = 0 if kept.holds(spec) else setting["shape"]["weight_bytes"]
     if need > free:
-        hint = "; model.layers=N takes a part of it" if node["kind"] == "random" else ""
+        hint = "; model.layers=N takes a part of it" if not spec.source.answers else ""
         raise ValueError(
-            f"model={node['name']}: its weights take {need / memory.GIB:.1f} GiB, of {free / memory.GIB:.1f} GiB "
-            f"free on {models.device(node)}{hint}"
+            f"model={spec.name}: its weights take {need / memory.GIB:.1f} GiB, of {free / memory.GIB:.1f} GiB "
+            f"free on {models.device(spec)}{hint}"
         )
 
 

@@ -47,7 +47,7 @@ def run_groups(groups: Sequence[Group]) -> list[Measured]:
     Raises:
         ValueError: a prompt that the model is too short for, weights out of reach or too large, a damaged folder.
     """
-    kept = models.Kept()
+    kept = models.ModelCache()
     for group in groups:
         fits.check_lengths(group)
     return [_run(group, kept) for group in groups]
@@ -55,13 +55,13 @@ def run_groups(groups: Sequence[Group]) -> list[Measured]:
 
 def setting_of(group: Group) -> dict[str, Any]:
     """All that the numbers of a group depend on, except what tells its cells apart."""
-    cfg, node = group.cfg, group.cfg["model"]
+    cfg, spec = group.cfg, group.model
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
     return {
-        "model": {"name": node["name"], "weights": models.identity(node), "dtype": str(node["dtype"])},
-        "shape": asdict(models.shape(node)),
-        "device": device.facts(models.device(node)),
+        "model": {"name": spec.label, "weights": spec.identity(), "dtype": spec.dtype},
+        "shape": asdict(models.shape(spec)),
+        "device": device.facts(models.device(spec)),
         "engine": {key: cfg["engine"][key] for key in ("cache", "graph")},
         "seed": cfg["seed"],
         "profile": {**vars(group.profile), "version": VERSION},
@@ -69,11 +69,11 @@ def setting_of(group: Group) -> dict[str, Any]:
     }
 
 
-def _run(group: Group, kept: models.Kept) -> Measured:
+def _run(group: Group, kept: models.ModelCache) -> Measured:
     setting = setting_of(group)
     folder = folder_of(group.cfg["paths"]["outputs"], setting)
     with Results.open(folder, setting) as results:
-        cells = kernels.resolved(group.cells, setting, models.device(group.cfg["model"]))
+        cells = kernels.resolved(group.cells, setting, models.device(group.model))
         todo = [cell for cell in cells if results.missing(cell.id, group.cfg["retry_oom"])]
         log.info("%s: %d of %d cells to measure (%s)", setting["model"]["name"], len(todo), len(cells), folder)
         errors = _measure(group, todo, setting, results, kept) if todo else []
@@ -82,13 +82,13 @@ def _run(group: Group, kept: models.Kept) -> Measured:
 
 
 def _measure(
-    group: Group, todo: Sequence[Cell], setting: Mapping[str, Any], results: Results, kept: models.Kept
+    group: Group, todo: Sequence[Cell], setting: Mapping[str, Any], results: Results, kept: models.ModelCache
 ) -> list[str]:
-    cfg, place = group.cfg, models.device(group.cfg["model"])
+    cfg, place = group.cfg, models.device(group.model)
     fits.check_weights(group, setting, kept)
     bandwidth = device.copy_bandwidth(place)  # first: large weights leave no room for it
     release(place)
-    loaded, gauge, errors = kept.model(cfg["model"]), meter(place), []
+    loaded, gauge, errors = kept.model(group.model), meter(place), []
     about = {
         "model": setting["model"],
         "device": setting["device"],

@@ -5,14 +5,17 @@ python -m kvbench.prompts model=tiny benchmark=needle show=3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Rendering, Sample
 from kvbench.prompts import upstream
 from kvbench.prompts.prompt import VERSION, Ends, Prompt, show
 from kvbench.prompts.strict import native_bos, render
+
+if TYPE_CHECKING:
+    from kvbench.models import ModelSpec
 
 __all__ = ["VERSION", "Ends", "Prompt", "facts", "native_bos", "render", "renderer", "resolve", "show", "span_of"]
 
@@ -21,16 +24,16 @@ _ROOM = {4096: 3500, 8192: 7500, 16384: 15500, 32768: 31500}
 _ANSWER_AND_WRAPPER = 1024
 
 
-def facts(node: Mapping[str, Any]) -> ModelFacts:
-    """What published protocols may ask of the model of a `model` node. Loads no weights."""
+def facts(spec: ModelSpec) -> ModelFacts:
+    """Return what published protocols may ask of a model. Loads no weights."""
     from kvbench import models
 
     return ModelFacts(
-        name=str(node["name"]),
-        path=str(node.get("path") or ""),
-        max_length=models.max_length(node),
-        chat_template=str(node["chat_template"]),
-        chat_kwargs=dict(node["chat_kwargs"]),
+        name=spec.name,
+        path=spec.source.own_name() or "",
+        max_length=models.max_length(spec),
+        chat_template=spec.chat_template,
+        chat_kwargs=spec.chat_kwargs,
     )
 
 
@@ -50,16 +53,16 @@ def span_of(benchmark: Benchmark) -> str:
     return benchmark.rendering.span or ("context" if benchmark.question == "agnostic" else "prompt")
 
 
-def renderer(node: Mapping[str, Any], tokenizer: Any, benchmark: Benchmark) -> Callable[[Sample], Prompt]:
-    """The function that renders the samples of a benchmark for the model of a `model` node; no weights are loaded."""
+def renderer(spec: ModelSpec, tokenizer: Any, benchmark: Benchmark) -> Callable[[Sample], Prompt]:
+    """Return the function that renders the samples of a benchmark for a model. Loads no weights."""
     from kvbench import models
 
-    limit, span = models.max_length(node), span_of(benchmark)
-    ends = models.ends(node, tokenizer)
-    chat: dict[str, Any] = {"chat_template": node["chat_template"], "chat_kwargs": node["chat_kwargs"]}
+    limit, span = models.max_length(spec), span_of(benchmark)
+    ends = models.end_ids(spec, tokenizer)
+    chat: dict[str, Any] = {"chat_template": spec.chat_template, "chat_kwargs": spec.chat_kwargs}
     if benchmark.rendering.style == "strict":
         question = "agnostic" if span == "context" else "aware"
-        return lambda sample: render(tokenizer, sample, question=question, eos_ids=ends[0], max_length=limit, **chat)
+        return lambda sample: render(tokenizer, sample, question=question, eos_ids=ends.all, max_length=limit, **chat)
     rendering = resolve(benchmark.rendering, limit)
     return lambda sample: upstream.render(
         tokenizer, sample, rendering, span=span, ends=Ends(*ends), max_length=limit, **chat

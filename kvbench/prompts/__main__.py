@@ -57,14 +57,15 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     if conf is None:
         config.check(cfg)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    tokenizer = models.load_tokenizer(node)
+    spec = models.ModelSpec.from_node(node)
+    tokenizer = models.load_tokenizer(spec)
     made = hydra.utils.instantiate(cfg.benchmark)
-    parts = made.parts(facts(node)) if hasattr(made, "parts") else [made]
+    parts = made.parts(facts(spec)) if hasattr(made, "parts") else [made]
     seen = 0
     for part in parts:
         samples = part.samples(tokenizer)
         if number < seen + len(samples):
-            return show(renderer(node, tokenizer, part)(samples[number - seen]), tokenizer)
+            return show(renderer(spec, tokenizer, part)(samples[number - seen]), tokenizer)
         seen += len(samples)
     raise ValueError(f"show={number}: this benchmark has {seen} prompts, the first is 0")
 

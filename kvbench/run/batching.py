@@ -66,7 +66,7 @@ def span_of(prompt: Prompt, question: str) -> int:
 
 
 def generate(
-    opened: Sequence[Open], samples: Sequence[Sample], rendered: Mapping[str, Prompt], kept: models.Kept
+    opened: Sequence[Open], samples: Sequence[Sample], rendered: Mapping[str, Prompt], kept: models.ModelCache
 ) -> None:
     """Answer every sample that some run misses: one prefill for all runs that miss it.
 
@@ -78,7 +78,7 @@ def generate(
     works = [_Work(s, rendered[s.id], [one for one in opened if s.id in one.pending]) for s in samples]
     todo = [work for work in works if work.runs]
     limits = _preflight(job, todo, kept)
-    loaded = kept.model(job.cfg["model"])
+    loaded = kept.model(job.model)
     if job.cfg["engine"]["cache"] == "ragged":
         choose(loaded.model, job.cfg["kernel"])  # says so once, before the progress bar is there
     limits = replace(limits, free=_free(job))
@@ -203,13 +203,13 @@ def _record(
             one.pending.discard(work.sample.id)
 
 
-def _preflight(job: Job, works: Sequence[_Work], kept: models.Kept) -> memory.Limits:
+def _preflight(job: Job, works: Sequence[_Work], kept: models.ModelCache) -> memory.Limits:
     """What may decode together, and one line that says what memory it will take, before weights are loaded."""
-    node, engine, question = job.cfg["model"], job.cfg["engine"], question_of(job)
-    device, shape = models.device(node), models.shape(node)
+    spec, engine, question = job.model, job.cfg["engine"], question_of(job)
+    device, shape = models.device(spec), models.shape(spec)
     _check_kernel(job.cfg, device, shape)
-    kept.drop_others(node)
-    weights = 0 if kept.holds(node) else shape.weight_bytes
+    kept.drop_others(spec)
+    weights = 0 if kept.holds(spec) else shape.weight_bytes
     free = _free(job)
     limits = memory.Limits(
         max_rows=engine["max_rows"],
@@ -259,9 +259,8 @@ def _check_kernel(cfg: Mapping[str, Any], device: str, shape: models.Shape) -> N
 
 def _free(job: Job) -> int:
     """Bytes that may be used now."""
-    node = job.cfg["model"]
-    all_gpus = node.get("device_map") is not None
-    return int(memory.FRACTION * memory.free_bytes(models.device(node), all_gpus=all_gpus))
+    all_gpus = job.model.device_map is not None
+    return int(memory.FRACTION * memory.free_bytes(models.device(job.model), all_gpus=all_gpus))
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

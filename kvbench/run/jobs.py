@@ -34,6 +34,7 @@ class Job:
     """One method under one budget on one benchmark, checked, and what it is in the store."""
 
     cfg: dict[str, Any]
+    model: models.ModelSpec
     variant: Variant
     benchmark: Benchmark
     label: dict[str, str]
@@ -79,46 +80,46 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
     Raises:
         ValueError: one line naming the override to change.
     """
-    plain, method, made = settle(cfg, choices)
+    plain, spec, method, made = settle(cfg, choices)
     budget = cfg.budget if method.evicts else None
     if not method.evicts:
         log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
-    facts, weights = prompts.facts(plain["model"]), models.identity(plain["model"])
+    facts, weights = prompts.facts(spec), spec.identity()
     jobs = []
     for benchmark in _parts(made, facts):
         identity = {
             "method": plain["method"],
             "budget": budget,
-            "model": {"name": plain["model"]["name"], "weights": weights},
+            "model": {"name": spec.name, "weights": weights},
             "protocol": _protocol(benchmark, facts),
             "seed": plain["seed"],
-            "dtype": plain["model"]["dtype"],
+            "dtype": spec.dtype,
             "backend": f"{plain['kernel']}-{plain['engine']['cache']}",
         }
         label = {
             "benchmark": benchmark.name,
-            "model": plain["model"]["name"],
+            "model": spec.label,
             "method": method.name,
             "budget": "full" if budget is None else str(budget),
         }
-        jobs.append(Job(plain, Variant(method, budget), benchmark, label, identity))
+        jobs.append(Job(plain, spec, Variant(method, budget), benchmark, label, identity))
     return jobs
 
 
 def settle(
     cfg: DictConfig, choices: Mapping[str, str] | None = None
-) -> tuple[dict[str, Any], Method, Benchmark | Suite]:
+) -> tuple[dict[str, Any], models.ModelSpec, Method, Benchmark | Suite]:
     """All of `prepare` that needs no file of a model or benchmark, so that mistakes come before anything is fetched.
 
-    Returns the configuration as plain data, the method, and the benchmark.
+    Returns the configuration as plain data, the model's spec, the method, and the benchmark.
     """
     config.check(cfg, choices)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    models.check(plain["model"])
-    models.check_answers(plain["model"])
+    spec = models.ModelSpec.from_node(plain["model"])
+    spec.check_answers()
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    return {str(k): v for k, v in plain.items()}, method, _instantiate(cfg.benchmark)
+    return {str(k): v for k, v in plain.items()}, spec, method, _instantiate(cfg.benchmark)
 
 
 def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:

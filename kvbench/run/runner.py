@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from kvbench import models, prompts, store
-from kvbench.benchmarks.base import Sample
+from kvbench.benchmarks.base import Sample, Tokenizer
 from kvbench.config import shard_of
 from kvbench.run.batching import Open, generate, question_of, span_of
 from kvbench.run.jobs import Job
@@ -37,14 +37,14 @@ class Outcome:
     error: Exception | None = None
 
 
-def run_jobs(jobs: Sequence[Job], kept: models.Kept | None = None) -> list[Outcome]:
+def run_jobs(jobs: Sequence[Job], kept: models.ModelCache | None = None) -> list[Outcome]:
     """Run jobs, those of one group as one plan; outcomes in the order of the jobs.
 
     Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not take the
     others with it, be it that its folder is damaged, its budget impossible, or its method in error: its outcome holds
     the error. What concerns all of them (weights out of reach, a full disk) ends everything; what was recorded stays.
     """
-    kept = kept or models.Kept()
+    kept = kept or models.ModelCache()
     groups: dict[str, dict[Path, Job]] = {}
     for job in jobs:
         groups.setdefault(job.group, {})[job.folder] = job
@@ -100,16 +100,16 @@ def _outcome(job: Job) -> Outcome:
     return Outcome(job, job.folder, sum(scores) / len(scores) if scores else None, len(stored.samples))
 
 
-def _run(jobs: Mapping[Path, Job], kept: models.Kept) -> dict[Path, Outcome]:
+def _run(jobs: Mapping[Path, Job], kept: models.ModelCache) -> dict[Path, Outcome]:
     """Render the prompts, open the runs, load the model, work through the samples."""
     first = next(iter(jobs.values()))
     cfg, question = first.cfg, question_of(first)
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
     try:
-        tokenizer = kept.tokenizer(cfg["model"])
-        samples = first.benchmark.samples(tokenizer)
-        render = prompts.renderer(cfg["model"], tokenizer, first.benchmark)
+        tokenizer = kept.tokenizer(first.model)
+        samples = first.benchmark.samples(cast("Tokenizer", tokenizer))
+        render = prompts.renderer(first.model, tokenizer, first.benchmark)
         mine = _share(samples, cfg)
         wanted = _wanted(jobs.values(), mine)
         rendered = {sample.id: render(sample) for sample in wanted}
@@ -171,7 +171,7 @@ def _open(job: Job, num_samples: int) -> store.Run:
         headline=job.benchmark.headline,
         num_samples=num_samples,
         versions=versions(job.variant.method),
-        device=models.device(job.cfg["model"]),
+        device=models.device(job.model),
         part=None if job.benchmark.part is None else asdict(job.benchmark.part),
         scoring=job.benchmark.scoring(),
         retry_oom=job.cfg["retry_oom"],

@@ -41,8 +41,12 @@ def dataset(name: str, path: Path, model: ModelFacts = TINY, **changes):
     return made
 
 
+def tiny_spec() -> models.ModelSpec:
+    return models.ModelSpec.from_node(OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "tiny.yaml")))
+
+
 def tiny_tokenizer():
-    return models.load_tokenizer(OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "tiny.yaml")))
+    return models.load_tokenizer(tiny_spec())
 
 
 def test_sets():
@@ -169,9 +173,10 @@ def test_real_prompts_are_the_official_ones(name):
 @pytest.mark.parametrize("name", DATASETS)
 def test_real_truncated_ids_are_the_official_ones(name):
     node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "smollm2_135m.yaml"))
-    tokenizer = models.load_tokenizer(node)
-    made = dataset(name, SHARED, prompts.facts(node), max_length=1001, wrapper="none")
-    render = prompts.renderer(node, tokenizer, made)
+    spec = models.ModelSpec.from_node(node)
+    tokenizer = models.load_tokenizer(spec)
+    made = dataset(name, SHARED, prompts.facts(spec), max_length=1001, wrapper="none")
+    render = prompts.renderer(spec, tokenizer, made)
     for sample in made.samples(tokenizer)[:6]:
         ids = tokenizer(sample.context + sample.question).input_ids
         if len(ids) > 1001:

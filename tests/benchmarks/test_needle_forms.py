@@ -139,7 +139,7 @@ def test_published_construction_with_the_smollm2_tokenizer() -> None:
     from kvbench import models
 
     preset = yaml.safe_load((CONF.parent / "model" / "smollm2_135m.yaml").read_text())
-    check_rows(models.load_tokenizer(preset), "smollm2")
+    check_rows(models.load_tokenizer(models.ModelSpec.from_node(preset)), "smollm2")
 
 
 def test_contexts_in_our_own_prose_have_the_stored_hash() -> None:

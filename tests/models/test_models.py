@@ -1,89 +1,109 @@
-"""Models: identity and checks without torch, the tiny model, local folders and the hub."""
+"""Models: specs and identities without torch, the tiny model, local folders and the hub."""
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from kvbench import models
-from kvbench.models import embedded, pretrained, tiny
+from kvbench.models import ModelSpec
+from kvbench.models.sources import embedded, kinds, tiny
 from kvbench.paths import conf_dir
+from tests.helpers.model_specs import node, spec, tiny_spec
 
-COMMON = ["name", "kind", "path", "revision", "dtype", "device", "device_map", "trust_remote_code"]
-COMMON += ["max_length", "chat_template", "chat_kwargs", "hints"]
 PRESETS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 
-def preset(preset_name: str, /, **changes) -> dict:
-    cfg = yaml.safe_load((conf_dir() / "model" / f"{preset_name}.yaml").read_text())
-    return {**cfg, **changes}
-
-
-def with_dims(**dims) -> dict:
-    cfg = preset("tiny")
-    return {**cfg, "dims": {**cfg["dims"], **dims}}
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A local model folder, in two weight files as big models have them."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local model folder, in two weight files as large models have them."""
     path = tmp_path_factory.mktemp("local") / "tiny"
-    tiny.model(preset("tiny")).save_pretrained(path, max_shard_size="500KB")
+    spec("tiny").source.model("float32", "cpu", None).save_pretrained(path, max_shard_size="500KB")
     tiny.tokenizer().save_pretrained(path)
     assert len(list(path.glob("*.safetensors"))) > 1
     return path
 
 
+def copy(folder: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True, parents=True)
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_has_the_common_keys_and_passes_its_check(name):
-    cfg = preset(name)
-    assert list(cfg)[: len(COMMON)] == COMMON and cfg["name"] == name
-    assert cfg["trust_remote_code"] is False
+def test_preset_passes_its_check(name: str) -> None:
+    assert node(name)["name"] == name and not node(name).get("trust_remote_code")
     if name == "local":
         with pytest.raises(ValueError, match=r"^model\.path is not set"):
-            models.check(cfg)
+            spec(name)
     else:
-        models.check(cfg)
+        assert spec(name).label == name
 
 
-def test_import_and_identity_need_no_torch(folder):
+def test_a_kind_is_a_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file in the folder of sources is a new kind, without registration."""
+    from kvbench.models import sources
+
+    text = (Path(sources.__file__).parent / "tiny.py").read_text()
+    (tmp_path / "sixth.py").write_text(text.replace('return "tiny:"', 'return "sixth:"'))
+    before = kinds()
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    assert set(kinds()) == {*before, "sixth"}
+    assert spec("tiny", kind="sixth").identity().startswith("sixth:")
+    monkeypatch.delitem(sys.modules, "kvbench.models.sources.sixth")
+
+
+def test_import_and_identity_need_no_torch(folder: Path) -> None:
     code = (
         "import sys, json; from kvbench import models\n"
-        "for cfg in json.loads(sys.argv[1]): models.identity(cfg)\n"
+        "for node in json.loads(sys.argv[1]): models.ModelSpec.from_node(node).identity()\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'"
     )
-    cfgs = [preset("tiny"), preset("smollm2_135m"), preset("local", path=str(folder))]
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(cfgs)], capture_output=True, text=True)
+    nodes = [node("tiny"), node("smollm2_135m"), node("local", path=str(folder))]
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(nodes)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "magic"}, r"^model\.kind=magic: "),
+        ({"kind": "magic"}, r"^model\.kind=magic: choose one of embedded, hub, local, random, tiny"),
         ({"dtype": "int8"}, r"^model\.dtype=int8: .*bfloat16"),
         ({"device": "gpu"}, r"^model\.device=gpu: "),
         ({"device": "cuda:x"}, r"^model\.device=cuda:x: "),
         ({"device_map": "balanced"}, r"^model\.device_map=balanced: "),
         ({"device_map": "auto", "device": "cpu"}, r"^model\.device=cpu: .*device_map"),
         ({"max_length": 0}, r"^model\.max_length=0: "),
+        ({"max_length": True}, r"^model\.max_length=True: "),
         ({"chat_template": "yes"}, r"^model\.chat_template=yes: "),
+        ({"chat_kwargs": "x"}, r"^model\.chat_kwargs=x: "),
+        ({"hints": [1]}, r"^model\.hints=\[1\]: "),
         ({"path": "somewhere"}, r"^model\.path=somewhere: .*model=local"),
+        ({"revision": "main"}, r"^model\.revision=main: model\.kind=tiny has no revision"),
+        ({"trust_remote_code": True}, r"^model\.trust_remote_code=True: model\.kind=tiny has no trust_remote_code"),
+        ({"seed": -1}, r"^model\.seed=-1: "),
+        ({"seed": 2**64}, r"^model\.seed=18446744073709551616: "),
+        ({"seed": 1.5}, r"^model\.seed=1\.5: "),
         ({"kind": "hub", "path": "a/b/c"}, r"^model\.path=a/b/c: .*owner/name"),
+        ({"kind": "hub", "path": "a/b", "revision": 3}, r"^model\.revision=3: must be text"),
+        ({"kind": "local", "path": 7}, r"^model\.path=7: must be text"),
         ({"kind": "local", "path": "/no/such/folder"}, r"^model\.path=/no/such/folder: no config\.json"),
         ({"kind": "local", "path": "x", "revision": "main"}, r"^model\.revision=main: "),
+        ({"kind": "hub", "path": "a/b", "trust_remote_code": "no"}, r"^model\.trust_remote_code=no: "),
     ],
 )
-def test_check_names_the_override(changes, message):
+def test_a_wrong_setting_is_one_line_that_names_the_override(changes: dict[str, Any], message: str) -> None:
+    changed = node("tiny", **changes)
+    if changes.get("kind") in ("hub", "local"):
+        changed = {key: value for key, value in changed.items() if key not in ("seed", "dims")}
     with pytest.raises(ValueError, match=message) as caught:
-        models.check(preset("tiny", **changes))
+        ModelSpec.from_node(changed)
     assert "\n" not in str(caught.value)
 
 
@@ -94,19 +114,28 @@ def test_check_names_the_override(changes, message):
         ({"head_dim": 15}, r"^model\.dims\.head_dim=15: "),
         ({"vocab_size": 100}, r"^model\.dims\.vocab_size=100: "),
         ({"hidden_size": 0}, r"^model\.dims\.hidden_size=0: "),
+        ({"hidden_size": 65}, r"^model\.dims\.hidden_size=65: must be a multiple of num_attention_heads=4"),
+        ({"hidden_size": 64.0}, r"^model\.dims\.hidden_size=64\.0: must be an integer"),
+        ({"hidden_size": "64"}, r"^model\.dims\.hidden_size=64: must be an integer"),
+        ({"num_hidden_layers": 10**9}, r"^model\.dims\.num_hidden_layers=1000000000: must be at most 1000"),
+        ({"max_position_embeddings": 10**30}, r"^model\.dims\.max_position_embeddings=1000000000"),
+        ({"initializer_range": float("nan")}, r"^model\.dims\.initializer_range=nan: must be a finite number"),
+        ({"initializer_range": float("inf")}, r"^model\.dims\.initializer_range=inf: must be a finite number"),
+        ({"initializer_range": -0.1}, r"^model\.dims\.initializer_range=-0\.1: "),
+        ({"initializer_range": None}, r"^model\.dims\.initializer_range=None: "),
         ({"layers": 3}, r"^model\.dims\.layers: unknown"),
     ],
 )
-def test_check_of_tiny_dims(dims, message):
+def test_wrong_tiny_dims_are_one_line(dims: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        models.check(with_dims(**dims))
+        tiny_spec(**dims)
 
 
-def test_tiny_has_the_dims_of_its_config_and_leaves_torchs_random_state_alone():
+def test_tiny_has_the_dims_of_its_config_and_leaves_torchs_random_state_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    loaded = models.load(with_dims(num_hidden_layers=3))
+    loaded = models.load(tiny_spec(num_hidden_layers=3))
     assert torch.equal(torch.rand(3), expected)
     config = loaded.model.config
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (3, 4, 2)
@@ -116,13 +145,13 @@ def test_tiny_has_the_dims_of_its_config_and_leaves_torchs_random_state_alone():
     assert loaded.eos_ids == {1} and loaded.name == "tiny" and loaded.max_length == 8192
 
 
-def test_tiny_weights_follow_the_seed():
-    first, again, other = (models.load(preset("tiny", seed=s)).model.state_dict() for s in (0, 0, 1))
+def test_tiny_weights_follow_the_seed() -> None:
+    first, again, other = (models.load(spec("tiny", seed=s)).model.state_dict() for s in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_tiny_tokenizer_round_trips_bytes_and_has_merges():
+def test_tiny_tokenizer_round_trips_bytes_and_has_merges() -> None:
     tokenizer = tiny.tokenizer()
     text = "In the end: ü 漢字 \n\n\t of it"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
@@ -131,26 +160,25 @@ def test_tiny_tokenizer_round_trips_bytes_and_has_merges():
 
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2_135m"])
-def test_identity_is_stable_and_ignores_where_and_how_it_runs(name):
-    base = models.identity(preset(name))
-    assert base == models.identity(copy.deepcopy(preset(name)))
-    assert base == models.identity(preset(name, device="cpu", dtype="bfloat16", name="another"))
+def test_identity_is_stable_and_ignores_where_and_how_it_runs(name: str) -> None:
+    base = spec(name).identity()
+    assert base == spec(name).identity()
+    assert base == spec(name, device="cpu", dtype="bfloat16", name="another").identity()
 
 
-def test_identity_of_tiny_follows_seed_and_dims():
-    found = {models.identity(cfg) for cfg in (preset("tiny"), preset("tiny", seed=1), with_dims(head_dim=8))}
-    assert len(found) == 3
+def test_identity_of_tiny_follows_seed_and_dims() -> None:
+    assert len({s.identity() for s in (spec("tiny"), spec("tiny", seed=1), tiny_spec(head_dim=8))}) == 3
 
 
-def test_identity_of_smollm2_names_the_pinned_checksum():
-    assert embedded.SHA256 in models.identity(preset("smollm2_135m"))
+def test_identity_of_smollm2_names_the_pinned_checksum() -> None:
+    assert embedded.SHA256 in spec("smollm2_135m").identity()
 
 
 @pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "header", "first", "last", "size"])
-def test_identity_of_a_folder_sees_every_change(folder, tmp_path, changed):
+def test_identity_of_a_folder_sees_every_change(folder: Path, tmp_path: Path, changed: str) -> None:
     files = {path.name: bytearray(path.read_bytes()) for path in folder.iterdir()}
     weights = sorted(name for name in files if name.endswith(".safetensors"))[-1]
-    before = models.identity(preset("local", path=str(folder)))
+    before = spec("local", path=str(folder)).identity()
     header = 8 + int.from_bytes(files[weights][:8], "little")
     if changed.endswith(".json"):
         files[changed] += b"\n"
@@ -160,73 +188,89 @@ def test_identity_of_a_folder_sees_every_change(folder, tmp_path, changed):
         files[weights][{"header": 10, "first": header, "last": -1}[changed]] ^= 1
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    assert models.identity(preset("local", path=str(tmp_path))) != before
+    assert spec("local", path=str(tmp_path)).identity() != before
 
 
-def test_identity_of_a_folder_does_not_depend_on_its_place(folder, tmp_path):
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    identities = {models.identity(preset("local", path=str(path))) for path in (folder, tmp_path)}
-    assert len(identities) == 1
+def test_identity_of_a_folder_does_not_depend_on_its_place(folder: Path, tmp_path: Path) -> None:
+    copy(folder, tmp_path)
+    assert spec("local", path=str(folder)).identity() == spec("local", path=str(tmp_path)).identity()
 
 
-def test_a_weight_file_cut_short_is_told(folder, tmp_path):
+def test_two_folders_have_two_names_in_tables(folder: Path, tmp_path: Path) -> None:
+    names = {"llama-2-7b.v1": "llama-2-7b.v1", "my model (3)": "my_model_3", "模型": "模型", "..x": "x"}
+    for name, label in names.items():
+        copy(folder, tmp_path / name)
+        assert spec("local", path=str(tmp_path / name)).label == label
+        assert spec("local", path=f"{tmp_path / name}/").label == label
+
+
+def test_a_weight_file_cut_short_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match=r"model\.safetensors is cut short"):
-        models.identity(preset("local", path=str(tmp_path)))
+        spec("local", path=str(tmp_path)).identity()
 
 
-def test_local_folder_loads_what_was_saved(folder):
-    cfg = preset("local", path=str(folder), device="cpu")
-    loaded, made = models.load(cfg), models.load(preset("tiny"))
+def test_local_folder_loads_what_was_saved(folder: Path) -> None:
+    local = spec("local", path=str(folder), device="cpu")
+    loaded, original = models.load(local), models.load(spec("tiny"))
     ids = torch.tensor([[0, 10, 20, 30]])
-    assert torch.equal(loaded.model(ids).logits, made.model(ids).logits)
-    assert loaded.eos_ids == made.eos_ids == models.eos_ids(cfg, loaded.tokenizer)
-    assert loaded.max_length == models.max_length(cfg) == 8192
-    assert loaded.tokenizer.chat_template == made.tokenizer.chat_template
-    assert models.max_length({**cfg, "max_length": 100}) == 100
+    assert torch.equal(loaded.model(ids).logits, original.model(ids).logits)
+    assert loaded.eos_ids == original.eos_ids == models.end_ids(local, loaded.tokenizer).all
+    assert loaded.max_length == models.max_length(local) == 8192
+    assert loaded.tokenizer.chat_template == original.tokenizer.chat_template
+    assert models.max_length(spec("local", path=str(folder), max_length=100)) == 100
 
 
-def test_dtype_and_several_ends_of_sequence(folder, tmp_path):
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+def test_dtype_and_several_ends_of_sequence(folder: Path, tmp_path: Path) -> None:
+    copy(folder, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 3]}')
-    cfg = preset("local", path=str(tmp_path), dtype="bfloat16", device="cpu")
-    loaded = models.load(cfg)
+    local = spec("local", path=str(tmp_path), dtype="bfloat16", device="cpu")
+    loaded = models.load(local)
     assert loaded.model.dtype == torch.bfloat16
-    assert loaded.eos_ids == {1, 3} == models.eos_ids(cfg, loaded.tokenizer)
+    assert loaded.eos_ids == {1, 3} == models.end_ids(local, loaded.tokenizer).all
 
 
-def test_a_gpu_that_is_not_there_is_told():
+def test_the_cache_loads_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[ModelSpec] = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda spec: loads.append(spec) or load(spec))
+    cache = models.ModelCache()
+    first = cache.model(spec("tiny"))
+    assert cache.model(spec("tiny")) is first and cache.holds(spec("tiny")) and not cache.holds(spec("tiny", seed=1))
+    assert cache.model(spec("tiny", seed=1)) is not first and len(loads) == 2
+    assert cache.tokenizer(spec("tiny")) is cache.tokenizer(spec("tiny"))
+
+
+def test_a_gpu_that_is_not_there_is_told() -> None:
     wanted = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ValueError, match=rf"^model\.device={wanted}: "):
-        models.load(preset("tiny", device=wanted))
+        models.load(spec("tiny", device=wanted))
 
 
-def test_hub_out_of_reach_gives_one_line_with_the_remedy(tmp_path):
-    cfg = preset("qwen25_7b")
+def test_hub_out_of_reach_gives_one_line_with_the_remedy(tmp_path: Path) -> None:
     code = (
         "import sys, json; from kvbench import models\n"
-        "cfg = json.loads(sys.argv[1]); print(models.identity(cfg))\n"
-        "try: models.load(cfg)\n"
+        "spec = models.ModelSpec.from_node(json.loads(sys.argv[1])); print(spec.identity())\n"
+        "try: models.load(spec)\n"
         "except ValueError as error: print(error)"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(cfg)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", code, json.dumps(node("qwen25_7b"))], capture_output=True, text=True, env=environment
     )
     identity, message = done.stdout.strip().splitlines()
     assert identity == "hub:Qwen/Qwen2.5-7B-Instruct@main"
     assert message.startswith("model.path=Qwen/Qwen2.5-7B-Instruct: ")
-    assert "huggingface-cli download Qwen/Qwen2.5-7B-Instruct" in message and "model=local" in message
+    assert "hf download Qwen/Qwen2.5-7B-Instruct" in message and "model=local" in message
 
 
-def test_hub_identity_is_the_commit_of_the_snapshot(monkeypatch):
+def test_hub_identity_is_the_commit_of_the_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache", lambda *a, **k: f"/hub/snapshots/{commit}/config.json"
     )
-    cfg = preset("qwen3_8b")
-    assert models.identity(cfg) == f"hub:Qwen/Qwen3-8B@{commit}"
-    assert pretrained.source(cfg) == ("Qwen/Qwen3-8B", commit)  # what is loaded is what was named
+    source = spec("qwen3_8b").source
+    assert source.identity() == f"hub:Qwen/Qwen3-8B@{commit}"
+    files = source.files()  # type: ignore[attr-defined]
+    assert (files.location, files.revision) == ("Qwen/Qwen3-8B", commit)  # what is loaded is what was named

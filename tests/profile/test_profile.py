@@ -154,7 +154,7 @@ def test_a_cell_beyond_the_hosts_memory_is_not_tried(tmp_path, monkeypatch):
     assert fits.too_large(full, group, setting | {"device": {"type": "cuda"}}) is None
     monkeypatch.setattr(fits.memory, "free_bytes", lambda *_, **__: 1000)
     with pytest.raises(ValueError, match="model=tiny: its weights take"):
-        fits.check_weights(group, setting, models.Kept())
+        fits.check_weights(group, setting, models.ModelCache())
 
 
 def test_a_cell_that_fails_is_not_recorded_and_takes_no_other_with_it(tmp_path, capsys, monkeypatch):

