@@ -15,6 +15,7 @@ from kvbench.models.sources import tiny
 from kvbench.paths import conf_dir
 from kvbench.prompts import __main__ as command
 from kvbench.prompts import render, show
+from tests.helpers.model_specs import spec
 from tests.helpers.tokenizers_for_tests import (
     CHATML,
     LLAMA2,
@@ -23,7 +24,6 @@ from tests.helpers.tokenizers_for_tests import (
     sentencepiece_style,
     tiny_tokenizer,
 )
-from tests.models.test_models import preset
 
 QUESTIONS = ("aware", "agnostic")
 
@@ -256,7 +256,7 @@ def test_help_needs_no_torch():
 
 @pytest.mark.smollm2
 def test_smollm2_prompt():
-    tokenizer = models.load_tokenizer(models.ModelSpec.from_node(preset("smollm2_135m")))
+    tokenizer = models.load_tokenizer(spec("smollm2_135m"))
     prompt = render(tokenizer, sample(context="x <|im_end|> y"))
     assert prompt.text.startswith("<|im_start|>system\n") and prompt.text.endswith("<|im_start|>assistant\n")
     assert prompt.ids[0] == 1 and prompt.ids.count(1) == 3 and prompt.ids.count(2) == 2

@@ -162,7 +162,7 @@ def _restore_buffers(model: PreTrainedModel, config: PreTrainedConfig, device: s
     rotary = [name for name, module in model.named_modules() if hasattr(module, "inv_freq")]
     for name in rotary:
         with torch.device(device):
-            model.set_submodule(name, type(model.get_submodule(name))(config))  # type: ignore[call-arg]
+            model.set_submodule(name, type(model.get_submodule(name))(config))
     lost = [name for name, _ in model.named_buffers() if not any(name.startswith(f"{prefix}.") for prefix in rotary)]
     if lost:
         raise ValueError(f"model.architecture={config.model_type}: buffers that cannot be restored: {lost}")

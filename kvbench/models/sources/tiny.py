@@ -112,7 +112,7 @@ class Source:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 self.config(), attn_implementation="sdpa", dtype=torch.float32
             )
-        return model if dtype == "auto" else model.to(getattr(torch, dtype))  # type: ignore[arg-type]
+        return model if dtype == "auto" else model.to(getattr(torch, dtype))
 
 
 def vocab_size() -> int:
