@@ -31,10 +31,10 @@ ARROWS: dict[str, set[str]] = {
     "config": {"common", "methods", "paths"},
     "report": {"common", "store"},
     "cache": {"kvbench_kernels"},
-    "status": {"config", "methods", "store"},
-    "benchmarks": {"data", "encoding", "metrics", "paths"},
+    "status": {"common", "config", "methods", "store"},
+    "benchmarks": {"common", "data", "encoding", "metrics", "paths"},
     "engine": {"cache", "common", "kvbench_kernels", "methods"},
-    "prompts": {"benchmarks", "config", "encoding", "models", "paths"},
+    "prompts": {"benchmarks", "common", "config", "encoding", "models", "paths"},
     "api": {"common", "config", "engine", "methods", "models", "paths", "prompts"},
     "__init__": {"api"},
     "run": {
@@ -45,9 +45,9 @@ ARROWS: dict[str, set[str]] = {
         "common", "config", "engine", "kvbench_kernels", "methods", "models", "paths", "prompts", "report", "run",
         "store",
     },
-    "cli": {"report", "run", "store"},
-    "sweep": {"cli", "run", "store"},
-    "__main__": {"cli", "config", "paths", "run", "store"},
+    "cli": {"common", "config", "methods", "paths", "run", "store"},
+    "sweep": {"cli", "common", "run", "store"},
+    "__main__": {"cli"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
 _LIGHT = (

@@ -1,30 +1,98 @@
-"""The command line: `launcher=…` for `hydra/launcher=…`, and the command that a plan remembers."""
+"""The command line of `kvbench run`: its flags, `launcher=…` for `hydra/launcher=…`, and the command a plan stores."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvbench.common.command import Parser
 
 _SHORT = re.compile(r"(~|\+{0,2})launcher([=.])")
+_SPELLING = {"multirun": "-m"}  # as plans store it
+_REFUSED = {
+    "--config-dir": "own YAML files go into conf/ of kvbench",
+    "--config-path": "own YAML files go into conf/ of kvbench",
+    "--config-name": "the configuration is conf/config.yaml; put what you change into conf/experiment/NAME.yaml",
+    "--experimental-rerun": "a pickle may run code; issue the command again instead, what is recorded is not computed",
+}
 
 
-def expand(argv: Sequence[str]) -> list[str]:
-    """Arguments with the short form written out: `launcher=x` chooses, `launcher.y=z` sets, as Hydra wants it."""
-    return [_SHORT.sub(_long, argument, count=1) if _SHORT.match(argument) else argument for argument in argv]
+@dataclass(frozen=True)
+class Arguments:
+    """What the user asks of Hydra: flags, in Hydra's own spelling, and overrides."""
+
+    flags: list[str]
+    overrides: list[str]
+
+    @property
+    def words(self) -> list[str]:
+        """All arguments, flags first: Hydra's parser cannot take overrides on both sides of a flag."""
+        return [*self.flags, *self.overrides]
+
+    @property
+    def computes(self) -> bool:
+        """Return True if this is a run or a sweep, not a request for help or for the configuration."""
+        return set(self.flags) <= {"-m", "--run"}
 
 
-def _long(found: re.Match[str]) -> str:
-    return f"{found[1]}hydra{'/' if found[2] == '=' else '.'}launcher{found[2]}"
+def parse(argv: Sequence[str]) -> Arguments:
+    """Return flags and overrides, the short form of the launcher written out.
+
+    Raises:
+        ValueError: an unknown flag, one that would not do what it says, or two that exclude each other.
+    """
+    options = vars(_parser().parse_intermixed_args(list(argv)))
+    overrides = [_written_out(override) for override in options.pop("overrides")]
+    for flag, reason in _REFUSED.items():
+        value = options.pop(flag.strip("-").replace("-", "_"))
+        if value is not None:
+            raise ValueError(f"{flag} {value}: {reason}")
+    modes = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if options[name]]
+    if len(modes) > 1:
+        raise ValueError(f"{' and '.join('--' + name.replace('_', '-') for name in modes)}: choose one of them")
+    for name in ("resolve", "package"):
+        if options[name] and not options["cfg"] and not (name == "resolve" and options["help"]):
+            raise ValueError(f"--{name}: says how --cfg prints the configuration; add --cfg job")
+    flags = []
+    for name, value in options.items():
+        flag = _SPELLING.get(name, f"--{name.replace('_', '-')}")
+        flags += [] if value in (None, False) else [flag] if value is True else [flag, value]
+    return Arguments(flags, overrides)
 
 
-def command(argv: Sequence[str]) -> str:
-    """What a user types to issue these arguments again."""
+def _parser() -> Parser:
+    parser = Parser(prog="kvbench run", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    for names in (("--help", "-h"), ("--hydra-help",), ("--resolve",), ("--run", "-r"), ("--multirun", "-m")):
+        parser.add_argument(*names, action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--package", "-p")
+    kinds = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.add_argument("--info", "-i", choices=kinds)
+    for flag, short in zip(_REFUSED, ("-cd", "-cp", "-cn", None), strict=True):
+        parser.add_argument(flag, *filter(None, [short]))
+    return parser
+
+
+def _written_out(override: str) -> str:
+    """Return the override as Hydra wants it: `launcher=x` chooses a launcher, `launcher.y=z` sets an option of it."""
+    return _SHORT.sub(_long, override, count=1) if _SHORT.match(override) else override
+
+
+def _long(match: re.Match[str]) -> str:
+    return f"{match[1]}hydra{'/' if match[2] == '=' else '.'}launcher{match[2]}"
+
+
+def shell_command(argv: Sequence[str]) -> str:
+    """Return what a user types to issue these arguments again."""
     return shlex.join(["python", "-m", "kvbench", *argv])
 
 
 def check_mode(sweeping: bool, overrides: Sequence[str]) -> None:
-    """A launcher chosen for a single run would be ignored.
+    """Refuse a launcher for a single run, which would be ignored.
 
     Raises:
         ValueError: without -m, the overrides of Hydra's own node choose or set a launcher.

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
+import yaml
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.config import GROUPS, Config, defaults, options
 from kvbench.methods.dials import PARTS
 from kvbench.paths import conf_dir
+
+
+@contextmanager
+def plain_mistakes(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn errors of Hydra and OmegaConf into a ValueError whose one line names the override to change."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        # hydra wraps what a benchmark's constructor raises; the user needs the line inside
+        reason = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+        raise ValueError(one_line(reason, overrides)) from None
 
 
 def one_line(error: BaseException, argv: Sequence[str]) -> str:

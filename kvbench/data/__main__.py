@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvbench.common.command import Parser, command, message_of, say
 from kvbench.data import longbench, manifest, sources
 from kvbench.data.prepare import Preparation, prepare
 
@@ -28,8 +29,9 @@ have it; of the others it is recorded when they arrive. HF_ENDPOINT, proxies and
 """
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 1 when something is missing or wrong."""
+    """Get or check the data. Returns 0, 1 when something is missing or damaged, 2 for a mistake of the user."""
     args = _parser().parse_args(arguments)
     status = 0
     for part in [*sources.PARTS] if args.part == "all" else [args.part]:
@@ -47,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{part}: {folder}", flush=True)
             status |= _tell(part, prepare(part, sources.PARTS[part], folder, origin, args.force))
         except (ValueError, OSError) as error:
-            print(f"{part}: {error}", file=sys.stderr)
-            status = 1
+            say(f"{part}: {message_of(error)}")
+            status = 2
         except KeyboardInterrupt:
-            print(f"\n{part}: stopped; the same command goes on from here", file=sys.stderr)
+            say(f"{part}: interrupted; issue the same command again to go on from here")
             return 130
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.data",
+    parser = Parser(
+        prog="kvbench data",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

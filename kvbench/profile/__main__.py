@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
+from kvbench.common.command import Parser, command
 from kvbench.paths import conf_dir
 from kvbench.report.formats import FORMATS
-
-_FULL = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
 
 _EPILOG = """\
 settings of the profile (profile.NAME=VALUE), as shipped:
@@ -39,34 +37,18 @@ exit status: 0; 1 if a cell failed or it was interrupted; 2 for a mistake in the
 """
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show. Returns the exit status."""
+    """Measure and show. Returns the exit code, see `kvbench.common.command`."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    import yaml
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from kvbench.config.messages import plain_mistakes
 
-    try:
+    with plain_mistakes(arguments.overrides):
         return _run(arguments)
-    except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        if _FULL:
-            raise
-        from kvbench.config.messages import one_line
-
-        print(f"kvbench: {one_line(error, arguments.overrides)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if _FULL or (error.filename is None and error.errno is None):
-            raise
-        print(f"kvbench: {error.filename or 'paths.outputs'}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kvbench: interrupted; issue the same command again to resume", file=sys.stderr)
-        return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -91,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     text = (conf_dir() / "profile.yaml").read_text(encoding="utf-8")
     settings = "".join(f"  {line}\n" for line in text.splitlines() if not line.startswith("#"))
     shapes = ", ".join(f"shape/{path.stem}" for path in sorted((conf_dir() / "model" / "shape").glob("*.yaml")))
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.profile",
+    parser = Parser(
+        prog="kvbench profile",
         description="Time and memory of methods against the full cache, over context, budget, batch and kernel.",
         epilog=_EPILOG.format(settings=settings, shapes=shapes),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.command import Parser, command
 from kvbench.prompts import facts, renderer, show
 
 
+@command
 def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
     """Print the N-th rendered prompt of a benchmark for a model. `conf` replaces the configuration folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.prompts",
+    parser = Parser(
+        prog="kvbench prompts",
         description="Print a rendered prompt: special tokens, the end of the context, the stop ids.",
     )
     parser.add_argument(
@@ -26,18 +26,10 @@ def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
     )
     overrides = parser.parse_args(argv).overrides
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from kvbench.config.messages import plain_mistakes
 
-    from kvbench.config.messages import one_line
-
-    try:
+    with plain_mistakes(overrides):
         print(_nth_prompt(overrides, conf))
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        # hydra wraps what a benchmark's constructor raises; the user needs the line inside
-        reason = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        print(one_line(reason, overrides), file=sys.stderr)
-        return 1
     return 0
 
 

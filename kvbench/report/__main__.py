@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvbench.common.command import Parser, command
 from kvbench.report.formats import FORMATS
 from kvbench.report.present import present
 from kvbench.report.runs import part
 from kvbench.store import StoredRun, load_runs
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report on all runs below a folder. Returns the exit status: 1, after one line, for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m kvbench.report", description="Tables and figures of runs.")
+    """Report on all runs below a folder. Returns the exit code, see `kvbench.common.command`."""
+    parser = Parser(prog="kvbench report", description="Tables and figures of runs.")
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")
     parser.add_argument("--metric", help="the score to show; default: the benchmark's headline score")
     parser.add_argument("--out", type=Path, help="folder for tables and figures; default: only print")
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed; default: table")
     arguments = parser.parse_args(argv)
-    try:
-        report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format)
-    except BrokenPipeError:  # the reader has seen enough
-        sys.stderr.close()
-        return 0
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format)
     return 0
 
 

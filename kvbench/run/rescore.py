@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from kvbench import store
 from kvbench.benchmarks.base import Benchmark, ModelFacts
+from kvbench.common.command import Parser, command
 from kvbench.common.files import write_atomic
 from kvbench.config import defaults
 from kvbench.store import StoredRun
@@ -112,10 +113,11 @@ def _score_chunk(task: tuple[Path, int]) -> tuple[Path, dict[str, dict[str, floa
         raise ValueError(f"{folder / 'samples.jsonl'}: a record without what scoring needs ({error!r})") from None
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score run folders or prediction files. Returns the exit status: 2, after one line, for a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.run.rescore",
+    """Score run folders or prediction files. Returns the exit code, see `kvbench.common.command`."""
+    parser = Parser(
+        prog="kvbench score",
         description="Score stored answers again, without a model, and print their tables.",
     )
     parser.add_argument(
@@ -133,20 +135,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        holds_runs = [not path.is_file() and any(path.rglob("manifest.json")) for path in arguments.paths]
-        if any(holds_runs) and not all(holds_runs):
-            raise ValueError("run folders and prediction files are scored by one command each")
-        if all(holds_runs):
-            for name in ("answers", "json", "code_backend", "strip"):
-                if getattr(arguments, name) is not None:
-                    raise ValueError(f"--{name.replace('_', '-')}: for prediction files; runs hold what they need")
-            _score_runs(arguments)
-        else:
-            _score_predictions(arguments)
-    except (ValueError, OSError) as error:
-        print(f"kvbench: {error}", file=sys.stderr)
-        return 2
+    holds_runs = [not path.is_file() and any(path.rglob("manifest.json")) for path in arguments.paths]
+    if any(holds_runs) and not all(holds_runs):
+        raise ValueError("run folders and prediction files are scored by one command each")
+    if all(holds_runs):
+        for name in ("answers", "json", "code_backend", "strip"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: for prediction files; runs hold what they need")
+        _score_runs(arguments)
+    else:
+        _score_predictions(arguments)
     return 0
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvbench.common.command import Parser, command
 from kvbench.status.runs import STATES
 from kvbench.status.survey import Survey, survey
 from kvbench.status.text import as_json, text
@@ -29,10 +30,11 @@ exit status: 0 if everything is done (or has as many samples as its plan's limit
 """
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the survey; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.status",
+    """Print the survey. Returns the exit code, see `kvbench.common.command`."""
+    parser = Parser(
+        prog="kvbench status",
         description="What is done, running, failed or missing, and the commands that resume. Reads only.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,27 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="print again and again, until all is done")
     arguments = parser.parse_args(argv)
     only = arguments.only.split(",") if arguments.only else STATES
-    try:
-        if unknown := [state for state in only if state not in STATES]:
-            raise ValueError(f"--only {unknown[0]}: choose from {', '.join(STATES)}")
-        if arguments.watch is not None and arguments.watch <= 0:
-            raise ValueError(f"--watch {arguments.watch:g}: name seconds above 0")
-        while True:
-            made = survey(arguments.paths)
-            if arguments.watch and sys.stdout.isatty():
-                print("\033[H\033[J", end="")
-            _print(made, only, arguments)
-            if arguments.watch is None or made.complete:
-                return 0 if made.complete else 1
-            time.sleep(arguments.watch)
-    except BrokenPipeError:  # the reader has seen enough
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"kvbench: {error}", file=sys.stderr)
-        return 2
+    if unknown := [state for state in only if state not in STATES]:
+        raise ValueError(f"--only {unknown[0]}: choose from {', '.join(STATES)}")
+    if arguments.watch is not None and arguments.watch <= 0:
+        raise ValueError(f"--watch {arguments.watch:g}: name seconds above 0")
+    while True:
+        made = survey(arguments.paths)
+        if arguments.watch and sys.stdout.isatty():
+            print("\033[H\033[J", end="")
+        _print(made, only, arguments)
+        if arguments.watch is None or made.complete:
+            return 0 if made.complete else 1
+        time.sleep(arguments.watch)
 
 
 def _print(made: Survey, only: Sequence[str], arguments: argparse.Namespace) -> None:

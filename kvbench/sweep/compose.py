@@ -18,8 +18,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench import store
-from kvbench.cli.arguments import command
-from kvbench.cli.finish import result
+from kvbench.cli.arguments import shell_command
+from kvbench.run.finish import result
 from kvbench.run.jobs import Job, prepare, settle
 from kvbench.run.runner import Outcome
 
@@ -91,7 +91,7 @@ def plan(sweep: Sequence[Composed]) -> None:
         for job in one.jobs:
             folders.setdefault(job.cfg["paths"]["outputs"], []).append(job.folder)
     for outputs, runs in folders.items():
-        store.write_plan(outputs, command(sys.argv[1:]), list(dict.fromkeys(runs)))
+        store.write_plan(outputs, shell_command(sys.argv[1:]), list(dict.fromkeys(runs)))
 
 
 def returned(one: Composed, outcomes: Sequence[Outcome] | None) -> JobReturn:

@@ -30,7 +30,7 @@ class FusedLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from kvbench.cli.finish import present
+        from kvbench.run.finish import present
         from kvbench.sweep.compose import check, compose, plan, returned, scrub_multirun
 
         setup_globals()

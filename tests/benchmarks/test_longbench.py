@@ -14,9 +14,9 @@ from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.longbench import LongBench
 from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
-from kvbench.cli.finish import present
 from kvbench.paths import conf_dir
 from kvbench.run import runner
+from kvbench.run.finish import present
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import row, template, write_bundle
 from tests.helpers.outside import DATA, golden

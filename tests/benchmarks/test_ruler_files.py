@@ -233,10 +233,10 @@ def test_the_command_writes_upstreams_format(tmp_path: Path, folder: Path, capsy
 
 def test_the_command_does_what_it_can_and_says_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--length", "2000", "--tokenizer", "words", "--num", "1", "--sources", "embedded"]
-    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert sorted(file.stem for file in tmp_path.iterdir()) == sorted(GENERATED)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("benchmark.")]
-    assert [line.partition(":")[0] for line in said] == ["benchmark.tasks=[qa_1]", "benchmark.tasks=[qa_2]"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kvbench: benchmark.")]
+    assert [line.split(": ")[1] for line in lines] == ["benchmark.tasks=[qa_1]", "benchmark.tasks=[qa_2]"]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_mistakes_on_the_command_line(
     tmp_path: Path, changes: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     arguments = ["--length", "2000", "--tokenizer", "words", "--num", "1", "--sources", "embedded"]
-    assert main([*arguments, "--out", str(tmp_path), *changes]) == 1
+    assert main([*arguments, "--out", str(tmp_path), *changes]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

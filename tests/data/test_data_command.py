@@ -136,16 +136,16 @@ def test_mistakes_on_the_command_line(tmp_path: Path, run: Run) -> None:
         "no manifest.json, so nothing was prepared here or it was not finished\n"
     )
     status, _, err = run("needle", "--from", tmp_path / "nowhere")
-    assert status == 1 and err == f"needle: --from {tmp_path}/nowhere: no such folder\n"
+    assert status == 2 and err == f"kvbench: needle: --from {tmp_path}/nowhere: no such folder\n"
     (tmp_path / "file").write_text("")
     status, _, err = run("needle", "--from", tmp_path, "--to", tmp_path / "file" / "x")
-    assert status == 1 and err.startswith("needle: ") and err.count("\n") == 1
+    assert status == 2 and err.startswith("kvbench: needle: ") and err.count("\n") == 1
     folder = tmp_path / "cache" / "data" / "needle"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{")
     assert "manifest.json: not valid JSON" in run("needle", "--check")[2]
-    with pytest.raises(SystemExit):
-        run("nothing")
+    status, _, err = run("nothing")
+    assert status == 2 and err.startswith("kvbench: argument part: invalid choice: 'nothing'") and err.count("\n") == 1
 
 
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(script), "needle", "--check", "--to", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "nothing was prepared here" in done.stderr
+    assert done.returncode == 2 and "nothing was prepared here" in done.stderr
 
 
 def test_the_table_of_sources_is_consistent() -> None:

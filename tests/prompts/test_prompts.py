@@ -239,7 +239,7 @@ def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, 
     ],
 )
 def test_command_line_mistakes_are_told_without_a_traceback(conf, capsys, override, message):
-    assert command.main([override], conf=conf) == 1
+    assert command.main([override], conf=conf) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and "Traceback" not in err
 

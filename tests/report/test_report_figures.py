@@ -146,11 +146,11 @@ def test_runs_that_differ_in_a_dial_are_named_by_it() -> None:
 
 
 def test_command_line_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main([str(tmp_path), "--benchmark", "needle"]) == 1
+    assert main([str(tmp_path), "--benchmark", "needle"]) == 2
     assert re.fullmatch(r".*: no runs of benchmark needle there; .*\n", capsys.readouterr().err)
     store_run(tmp_path, make_run("snapkv", "0.2", 1.0))
-    assert main([str(tmp_path), "--metric", "bleu"]) == 1
-    assert capsys.readouterr().err == "--metric bleu: these runs hold recall, rouge1\n"
+    assert main([str(tmp_path), "--metric", "bleu"]) == 2
+    assert capsys.readouterr().err == "kvbench: --metric bleu: these runs hold recall, rouge1\n"
 
 
 def test_a_figure_is_drawn_again_only_when_it_would_change(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from kvbench import config, store
 from kvbench.benchmarks.longbench_datasets import DATASETS
-from kvbench.cli.finish import present
 from kvbench.run import runner
+from kvbench.run.finish import present
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import write_bundle
 from tests.helpers.outside import DATA

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kvbench.cli.arguments import check_mode, command, expand
+from kvbench.cli.arguments import check_mode, parse, shell_command
 from kvbench.cli.signals import Preempted, preemptible
 from kvbench.store import load_run
 
@@ -28,17 +28,17 @@ def kvbench(*args: str, cwd: Path, **more: str) -> subprocess.Popen[str]:
 
 
 def test_the_short_form_of_launchers():
-    assert expand(["launcher=basic", "+launcher.x=1", "launcher.wait=false"]) == [
+    assert parse(["launcher=basic", "+launcher.x=1", "launcher.wait=false"]).words == [
         "hydra/launcher=basic",
         "+hydra.launcher.x=1",
         "hydra.launcher.wait=false",
     ]
-    others = ["model=tiny", "hydra/launcher=fused", "launchers=1", "experiment=launcher=x", "-m"]
-    assert expand(others) == others
+    others = ["model=tiny", "hydra/launcher=fused", "launchers=1", "experiment=launcher=x"]
+    assert parse([*others, "-m"]).words == ["-m", *others]
 
 
 def test_a_plan_remembers_a_command_that_a_shell_understands():
-    assert command(["-m", "benchmark.lengths=[1, 2]"]) == "python -m kvbench -m 'benchmark.lengths=[1, 2]'"
+    assert shell_command(["-m", "benchmark.lengths=[1, 2]"]) == "python -m kvbench -m 'benchmark.lengths=[1, 2]'"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_sweep_that_is_asked_to_end_says_so_and_resumes(tmp_path):
     assert {load_run(folder).status["status"] for folder in folders(tmp_path)} == {"preempted"}
     (plan,) = (tmp_path / "outputs" / "plans").glob("*.json")
     content = json.loads(plan.read_text())
-    assert content["command"] == command(args)
+    assert content["command"] == shell_command(args)
     assert sorted((tmp_path / "outputs" / run).resolve() for run in content["runs"]) == folders(tmp_path)
     part = {folder: [record["id"] for record in load_run(folder).samples] for folder in folders(tmp_path)}
     assert all(len(ids) < 56 for ids in part.values())

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, Sources, rows, save_records
 from kvbench.benchmarks.ruler.tasks import find_task
+from kvbench.common.command import Parser, command, say
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write <out>/<task>.jsonl for each task. Returns 1 if a task could not be written, after all others were."""
-    parser = argparse.ArgumentParser(
+    """Write <out>/<task>.jsonl for each task. Returns 2 if a task could not be written, after all others were."""
+    parser = Parser(
         prog="python -m kvbench.benchmarks.ruler",
         description="Generate RULER samples (arXiv 2404.06654), one JSONL file per task, as NVIDIA/RULER writes them.",
     )
@@ -38,20 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit", default="head", choices=FITS, help="generator: of today, or of 2024")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     args = parser.parse_args(argv)
-    try:
-        names = list(TASKS) if args.tasks == "all" else [find_task(name).name for name in args.tasks.split(",")]
-        tokenizer, sources = _tokenizer(args.tokenizer), Sources.load(args.sources)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    failed = False
+    names = list(TASKS) if args.tasks == "all" else [find_task(name).name for name in args.tasks.split(",")]
+    tokenizer, sources = _tokenizer(args.tokenizer), Sources.load(args.sources)
+    status = 0
     for name in names:
         try:
             _write(name, tokenizer, sources, args)
         except ValueError as error:
-            print(error, file=sys.stderr)
-            failed = True
-    return int(failed)
+            say(str(error))
+            status = 2
+    return status
 
 
 def _write(name: str, tokenizer: Any, sources: Sources, args: argparse.Namespace) -> None:

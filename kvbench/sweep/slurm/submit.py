@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from kvbench.cli.arguments import command
+from kvbench.cli.arguments import shell_command
 
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 
@@ -69,6 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.overrides:
         parser.error("nothing to run: add -- method=… budget=…")
     made = arguments(options)
-    print(command(made), file=sys.stderr, flush=True)
+    print(shell_command(made), file=sys.stderr, flush=True)
     if not options.dry_run:
         os.execv(sys.executable, [sys.executable, "-m", "kvbench", *made])

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kvbench import store
-from kvbench.cli.errors import Unfinished
 from kvbench.cli.signals import Preempted
+from kvbench.common.command import Unfinished
 from kvbench.run.jobs import Job
 from kvbench.run.runner import Outcome, finished
 from kvbench.sweep.slurm import queue

@@ -1,0 +1,90 @@
+"""`kvbench run method=ada_pyramidkv budget=128`: compose, check, compute; a mistake of the user is one line.
+
+Nothing heavy is imported before Hydra has answered `--help`, `--cfg` and tab completion.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kvbench.cli.arguments import check_mode, parse, shell_command
+from kvbench.cli.signals import Preempted, preemptible
+from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, say
+from kvbench.config import check, register
+from kvbench.config.messages import one_line
+from kvbench.paths import conf_dir
+
+_RESUME = "issue the same command again to resume"
+
+
+def _task(cfg: DictConfig) -> float | None:
+    """Compute one composed configuration, for Hydra. Leaves with exit code 2 for a mistake of the user."""
+    try:
+        return _compute(cfg)
+    except Exception as error:
+        if WANTS_TRACEBACK or not is_mistake(error):
+            raise
+        say(_explained(error, sys.argv[1:]))
+        sys.exit(2)  # passes through Hydra, which would print more about the error itself
+
+
+def _compute(cfg: DictConfig) -> float | None:
+    hydra_cfg = HydraConfig.get()
+    check_mode(hydra_cfg.mode == RunMode.MULTIRUN, list(hydra_cfg.overrides.hydra))
+    check(cfg, hydra_cfg.runtime.choices)  # before torch is imported, so that a mistake is answered at once
+    from kvbench import store
+    from kvbench.run.finish import present, result
+    from kvbench.run.jobs import prepare
+    from kvbench.run.runner import run_jobs
+
+    jobs = prepare(cfg)
+    if hydra_cfg.mode == RunMode.RUN:  # a job of launcher=basic does not know the others of its sweep
+        store.write_plan(cfg.paths.outputs, shell_command(sys.argv[1:]), [job.folder for job in jobs])
+    outcomes = run_jobs(jobs)
+    present(outcomes)
+    value = result(outcomes)
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or sweep as the arguments say. Returns the exit code, see `kvbench.common.command`."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    register()
+    logging.raiseExceptions = WANTS_TRACEBACK  # a log file on a full disk: what matters is on the console, too
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing, so that we can say it in one line
+    before = sys.argv
+    sys.argv = [before[0], *arguments.words]  # which is where Hydra reads them
+    try:
+        with preemptible():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
+    except Preempted as stop:
+        say(f"preempted, {stop}; {_RESUME}")
+        raise
+    except KeyboardInterrupt:
+        say(f"interrupted; {_RESUME}")
+        return 130
+    except Exception as error:
+        if WANTS_TRACEBACK or not is_mistake(error):
+            raise
+        raise ValueError(_explained(error, arguments.overrides)) from None
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> str:
+    """Return the message of a mistake, naming the override to change."""
+    if isinstance(error, OSError) and error.strerror:  # some errors of Hydra count as one, too
+        return f"paths.outputs: cannot write {error.filename or 'there'} ({error.strerror})"
+    return one_line(error, overrides)

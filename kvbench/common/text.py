@@ -1,0 +1,32 @@
+"""Text from elsewhere, made safe to print."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (also those that turn the direction), half surrogates
+
+
+def printable(text: str) -> str:
+    """Return `text` with every control character as a backslash escape, but for newlines and tabs.
+
+    A terminal obeys control characters: text from a file could otherwise clear the screen or pretend to be ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character in "\n\t" or _is_visible(character) else _escape(character) for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    """Return `text` in one printable line."""
+    return " ".join(line.strip() for line in printable(text).splitlines() if line.strip())
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in _INVISIBLE
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
