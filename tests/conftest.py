@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -75,11 +76,21 @@ def _has_nvcc() -> bool:
     return _has_gxx()
 
 
-# mark: (is it here?, what is lacking)
+def _has_slurm() -> bool:
+    """Return True if the Slurm of `.ci/slurm-up` answers. No other cluster gets jobs from a test."""
+    try:
+        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "kvbench-ci" in answer.stdout
+
+
+# mark: (is it here?, what is lacking and where to get it)
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "cuda": (_has_cuda, "no CUDA device"),
-    "gxx": (_has_gxx, "no g++"),
-    "nvcc": (_has_nvcc, "no nvcc"),
+    "gxx": (_has_gxx, "no g++ (Debian: g++)"),
+    "nvcc": (_has_nvcc, "no nvcc (CUDA toolkit; CUDA_HOME)"),
+    "slurm": (_has_slurm, "no Slurm for tests (.ci/slurm-up brings it up)"),
 }
 _left_out = pytest.StashKey[Counter[tuple[str, str]]]()
 
@@ -89,6 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "golden(*files): compares with data outside the repository (KVBENCH_SHARED)")
     config.addinivalue_line("markers", "gxx: compiles C++ with g++")
     config.addinivalue_line("markers", "nvcc: compiles CUDA with nvcc")
+    config.addinivalue_line("markers", "slurm: submits jobs to the Slurm that .ci/slurm-up brings up")
     config.stash[_left_out] = Counter()
 
 

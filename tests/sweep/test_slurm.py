@@ -20,19 +20,7 @@ import pytest
 
 from kvbench.store import load_run
 
-
-def _is_up() -> bool:
-    try:
-        config = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return "kvbench-ci" in config
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not _is_up(), reason="no Slurm for tests on this machine; .ci/slurm-up brings one up"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 TINY = ["model=tiny", "benchmark.max_new_tokens=4", "budget=64,100"]
 SHORT = [*TINY, "benchmark.lengths=[300]", "benchmark.depths=[0,100]", "method=snapkv,h2o,streaming_llm", "seed=0,1"]
