@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
-from kvbench.methods.dials import PARTS, check_budget, check_dials, check_keys, check_room
+from kvbench.methods.dials import PARTS, check_budget, check_keys, check_types, split_dials
 from kvbench.paths import conf_dir
 
 GROUPS = ("model", "method", "benchmark")
@@ -170,18 +170,15 @@ def _check_hints(cfg: DictConfig) -> None:
 def _check_method(cfg: DictConfig) -> None:
     node, name = cfg.method, cfg.method.name
     shipped = defaults("method", name)
-    dials = {str(k): node[k] for k in node if k != "name" and k not in PARTS}
-    known = {str(k): shipped[k] for k in shipped if k != "name" and k not in PARTS}
+    dials, known = split_dials(node), split_dials(shipped)
     check_keys(name, dials, known)
-    check_dials(dials, known)
+    check_types(dials, known)
     mine, theirs = (OmegaConf.to_container(n, resolve=False) for n in (node, shipped))
     assert isinstance(mine, dict) and isinstance(theirs, dict)
     for part in PARTS:
         if mine.get(part) != theirs.get(part):
             raise ValueError(f"method.{part}: parts are set by the dials ({', '.join(dials)}), or in an own YAML")
-    budget = check_budget(cfg.budget)
-    if has_budget(node) and isinstance(budget, int):
-        check_room(name, dials, budget, str(budget))
+    check_budget(cfg.budget)
 
 
 def _check_types(path: str, node: Mapping[str, Any], shipped: Mapping[str, Any]) -> None:

@@ -201,7 +201,6 @@ class _Batch:
             num_layers=num_layers(self._model),
             token_ids=ids_T,
             reserve=len(prompt.ids) - span + request.max_new_tokens,
-            spans={"context": (0, prompt.context_len), "question": (prompt.context_len, len(prompt.ids))},
         )
         logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
         prefill.finish()

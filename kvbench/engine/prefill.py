@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kvbench.cache.base import Entry, KVCache
 from kvbench.engine.variant import Variant
-from kvbench.methods.base import LayerContext
+from kvbench.methods.context import LayerContext
 
 
 def now(device: torch.device) -> float:
@@ -34,10 +34,9 @@ class PrefillPass:
         variants: one row each.
         cache: where kept keys and values go.
         num_layers: layers of the model.
-        token_ids: [T] ids of the span, for methods that look at token types.
+        token_ids: [T] ids of the span.
         reserve: tokens that will be appended to each row.
         first_row: the cache's row of the first variant; the others follow.
-        spans: named ranges of the span, for methods that look at them.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -52,18 +51,15 @@ class PrefillPass:
         token_ids: Tensor,
         reserve: int,
         first_row: int = 0,
-        spans: dict[str, tuple[int, int]] | None = None,
     ) -> None:
         self.seen = 0
         self._variants, self._cache = variants, cache
         self._num_layers, self._reserve, self._first_row = num_layers, reserve, first_row
-        self._token_ids, self._spans = token_ids, spans
         self.span = len(token_ids)
         self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
         self.full_bytes = 0
         self.compress_s = 0.0
         self._totals: dict[int, list[int]] = {}
-        self._shared: dict[object, object] = {}
         self._waiting: list[LayerContext] = []
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
@@ -78,9 +74,6 @@ class PrefillPass:
             scaling=scaling,
             layer=layer,
             num_layers=self._num_layers,
-            token_ids=self._token_ids,
-            spans=self._spans,
-            shared=self._shared,
             kernels=self._cache.prompt,
         )
         self._compress(ctx)
@@ -95,8 +88,7 @@ class PrefillPass:
         begin = now(self._waiting[0].k.device)
         for row in self._late_rows():
             method = self._variants[row].method
-            assert method.layers is not None
-            statistics = [method.layers.statistic(method.scores(ctx)) for ctx in self._waiting]
+            statistics = [method.statistic(ctx) for ctx in self._waiting]
             self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
         while self._waiting:
             ctx = self._waiting.pop(0)
@@ -108,10 +100,8 @@ class PrefillPass:
         entries = [self._entry(row, ctx) for row in range(len(self._variants)) if row not in late]
         self._cache.add(ctx.layer, entries, ctx.k, ctx.v)
         if late:
-            scores = {self._variants[row].method.score for row in late}
-            for row in late:
-                self._variants[row].method.scores(ctx)
-            ctx.keep_only(("score", score) for score in scores)
+            evictions = (self._variants[row].method.eviction for row in late)
+            ctx.keep_scores(eviction.score for eviction in evictions if eviction is not None)
             self._waiting.append(ctx)
 
     def _late_rows(self) -> list[int]:

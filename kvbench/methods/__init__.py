@@ -1,4 +1,5 @@
 """Compression methods: small pure parts (score, layers, heads, select, store, decode) that a YAML composes.
 
-Importing this package does not import torch; the parts do. See `kvbench.methods.base` for the contract.
+`kvbench.methods.base` holds the contract of the parts. Each kind of part has a folder with one file per part.
+Importing this package does not import torch; the parts do.
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,23 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
-from kvbench.methods.dials import PARTS, check_dials, check_keys
-from kvbench.methods.method import Method
+from kvbench.methods.base import DecodePolicy, Heads, Layers, Score, Select, Store
+from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
+from kvbench.methods.fields import InvalidField
+from kvbench.methods.method import Eviction, Method
+
+_PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Store, DecodePolicy), strict=True))
+_EVICTION = ("score", "layers", "heads", "select")
+_DIAL = re.compile(r"\$\{\.\.(\w+)\}")
 
 
 def method_files(folder: Path) -> dict[str, Path]:
-    """Every method there is: name → YAML."""
+    """Return {name: YAML} of the methods in a folder."""
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_method(folder: Path, name: str) -> DictConfig:
-    """The YAML of a method.
+    """Return the YAML of a method.
 
     Raises:
         ValueError: no such method; names the nearest one.
@@ -34,11 +42,6 @@ def read_method(folder: Path, name: str) -> DictConfig:
     return config
 
 
-def split_dials(config: DictConfig) -> dict[str, Any]:
-    """The dials of a method's config: its top-level entries without name and parts, resolved."""
-    return {str(k): config[k] for k in config if k != "name" and k not in PARTS}
-
-
 def load(folder: Path, name: str, **overrides: Any) -> Method:
     """Compose the method `name` with dials set to `overrides`; `kvbench.load_method` is this on our conf/.
 
@@ -46,27 +49,86 @@ def load(folder: Path, name: str, **overrides: Any) -> Method:
         ValueError: unknown method or dial, wrong type, impossible value.
     """
     config = read_method(folder, name)
-    check_keys(name, overrides, split_dials(config))
-    return build(OmegaConf.merge(config, overrides), split_dials(config))
+    defaults = split_dials(config)
+    check_keys(name, overrides, defaults)
+    overrides = {key: as_plain_number(value) for key, value in overrides.items()}
+    check_types(overrides, defaults)  # before they are merged: a config holds plain types alone
+    return build(OmegaConf.merge(config, overrides), defaults)
 
 
 def build(config: Any, defaults: Mapping[str, Any]) -> Method:
-    """Instantiate the parts of a composed method config; `defaults` are the dials as in the YAML."""
+    """Build a method from its composed config; `defaults` are the dials as in the YAML.
+
+    Raises:
+        ValueError: one line naming the dial to change, or what is wrong with the parts of the YAML.
+    """
     dials = split_dials(config)
-    check_dials(dials, defaults)
-    parts = {part: _part(config[part]) for part in PARTS if config.get(part) is not None}
-    method = Method(name=config.name, dials=dials, **parts)
-    if method.evicts and None in (method.score, method.layers, method.heads):
-        raise ValueError(f"method {method.name}: a method that selects needs score, layers and heads")
-    if method.store is not None and method.decode is not None:
-        raise ValueError(f"method {method.name}: store and decode cannot be combined")
-    return method
+    check_types(dials, defaults)
+    dial_of = _dials_by_field(config)
+    parts = {part: _build_part(part, config[part], dial_of) for part in PARTS if config.get(part) is not None}
+    missing = [part for part in _EVICTION if part not in parts]
+    if 0 < len(missing) < len(_EVICTION):
+        raise ValueError(
+            f"method={config.name}: a method that drops tokens also needs {', '.join(missing)} in its YAML"
+        )
+    if "decode" in parts and (missing or "store" in parts):
+        what = "needs score, layers, heads and select" if missing else "cannot be combined with store"
+        raise ValueError(f"method={config.name}: decode {what}")
+    eviction = None if missing else Eviction(**{part: parts[part] for part in _EVICTION})
+    return Method(config.name, dials, eviction, parts.get("store"), parts.get("decode"), dial_of)
 
 
-def _part(node: DictConfig) -> Any:
+def method_identity(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a composed method node as it enters the identity of a run: our own parts by class name alone.
+
+    Where the file of a part lies does not change what it computes; a class from elsewhere keeps its full path.
+    """
+    identity = {str(key): value for key, value in node.items()}
+    for part in PARTS:
+        if identity.get(part) is not None:
+            target = str(identity[part]["_target_"])
+            is_ours = target.startswith("kvbench.methods.")
+            identity[part] = identity[part] | {"_target_": target.rpartition(".")[2] if is_ours else target}
+    return identity
+
+
+def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:
+    """Return {(part, field): dial} for the fields that a YAML fills with a dial, as in `window: ${..window}`."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    found = {
+        (part, str(field)): _DIAL.fullmatch(value)
+        for part in PARTS
+        for field, value in (plain.get(part) or {}).items()
+        if isinstance(value, str)
+    }
+    return {key: match[1] for key, match in found.items() if match}
+
+
+def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], str]) -> Any:
+    """Instantiate a part and check that it keeps its contract."""
     try:
-        return hydra.utils.instantiate(node)
-    except InstantiationException as error:  # a part's own message says which dial is wrong
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
+        built = hydra.utils.instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InvalidField):
+            raise ValueError(cause.text(lambda field: dial_of.get((part, field), f"{part}.{field}"))) from None
+        raise ValueError(f"method.{part}: {_first_line(cause or error)}") from cause
+    target, protocol = node.get("_target_"), _PROTOCOLS[part]
+    if not isinstance(built, protocol):
+        raise ValueError(f"method.{part}={target}: must inherit from kvbench.methods.base.{protocol.__name__}")
+    try:
+        hash(built)
+    except TypeError:
+        raise ValueError(
+            f"method.{part}={target}: must be hashable; decorate it with @dataclass(frozen=True)"
+        ) from None
+    hidden = set(vars(built)) - {f.name for f in fields(built)} if is_dataclass(built) else set()
+    if hidden:  # two parts that differ in it would count as equal and share their results
+        names = ", ".join(sorted(hidden))
+        raise ValueError(f"method.{part}={target}: {names} must be a field; decorate it with @dataclass(frozen=True)")
+    return built
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,107 +1,163 @@
-"""A method: parts put together, as plain data."""
+"""A method: its parts put together, as plain data.
+
+Shape suffixes: U KV heads, T tokens of the compressed span.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from kvbench.methods.base import Ask, Candidates, Heads, LayerContext, Layers, Score, Select
-from kvbench.methods.decode import DecodePolicy
-from kvbench.methods.dials import check_budget, check_room, window_tokens
-from kvbench.methods.store import Store
+from kvbench.methods.base import DecodePolicy, Heads, LayerBudget, Layers, Score, Select, Store
+from kvbench.methods.candidates import Candidates
+from kvbench.methods.context import Kernels, LayerContext
+from kvbench.methods.dials import check_budget
+from kvbench.methods.fields import InvalidField
+from kvbench.methods.memo import Memo
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """The four parts that a method needs to keep some tokens and drop the others."""
+
+    score: Score
+    layers: Layers
+    heads: Heads
+    select: Select
+
+    def layer_totals(
+        self, tokens: int, *, span: int, layers: int, heads: int, statistics: Sequence[Tensor] | None = None
+    ) -> list[int]:
+        """Return the tokens of every layer, summed over its KV heads."""
+        protected = self.select.protected(tokens).total
+        return self.layers(LayerBudget(tokens, span, layers, heads, protected, statistics))
+
+    def mask(self, ctx: LayerContext, tokens: int, total: int) -> Tensor:
+        """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads."""
+        protected = self.select.protected(tokens)
+        first, last = protected.sinks, ctx.num_tokens - protected.window
+        candidates = ctx.memo(
+            ("candidates", self.score, protected),
+            lambda: Candidates(ctx.score(self.score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
+        )
+        budget = self.heads(candidates, total - protected.total * ctx.num_kv_heads)
+        return self.select(ctx, candidates, budget, protected)
 
 
 @dataclass(frozen=True)
 class Method:
     """A compression method, composed by `kvbench.load_method` from conf/method/<name>.yaml.
 
-    A method without `select` keeps every token, and no budget applies to it (full cache, quantisation).
+    Attributes:
+        dials: what the user may set, as in the YAML.
+        eviction: None for a method that keeps every token (full cache, quantisation): no budget applies to it.
+        store: the form in which kept tokens are held; None for plain keys and values.
+        decode: what leaves the cache while generating; None for nothing.
+        dial_of: (part, field of it) -> the dial that feeds the field, for messages.
     """
 
     name: str
     dials: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    score: Score | None = None
-    layers: Layers | None = None
-    heads: Heads | None = None
-    select: Select | None = None
+    eviction: Eviction | None = None
     store: Store | None = None
     decode: DecodePolicy | None = None
+    dial_of: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def parts(self) -> tuple[Any, ...]:
+    def parts(self) -> tuple[object, ...]:
         """The parts that this method has."""
-        every = (self.score, self.layers, self.heads, self.select, self.store, self.decode)
-        return tuple(part for part in every if part is not None)
+        evicting = () if self.eviction is None else tuple(vars(self.eviction).values())
+        return (*evicting, *(part for part in (self.store, self.decode) if part is not None))
 
     @property
     def evicts(self) -> bool:
-        """Whether a budget applies."""
-        return self.select is not None
+        """True if the method drops tokens, so that a budget applies."""
+        return self.eviction is not None
 
     @property
     def exact(self) -> bool:
-        """Whether the kept tokens add up to the budget exactly (else: to a reference's rounding of it)."""
-        return bool(self.dials.get("allocation", "exact") == "exact")
+        """True if the kept tokens add up to the budget; False if they add up to a reference's rounding of it."""
+        return self.eviction is None or (self.eviction.layers.exact and self.eviction.heads.exact)
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether layer budgets depend on the scores of all layers, so that K and V wait for the prefill's end."""
-        return self.layers is not None and self.layers.needs_statistics
+        """True if layer budgets depend on the scores of all layers. K and V then wait for the prefill's end."""
+        return self.eviction is not None and self.eviction.layers.needs_statistics
+
+    @property
+    def queries(self) -> int:
+        """Queries whose attention to all tokens the score holds at once; for the memory estimate."""
+        return 0 if self.eviction is None else self.eviction.score.queries
 
     def tokens(self, budget: int | float | None, span: int) -> int | None:
-        """Tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
+        """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
 
         Raises:
-            ValueError: the budget is no budget, or leaves no room beside sinks and window.
+            ValueError: the budget is no budget, or leaves no room next to the tokens that are always kept.
         """
-        if not self.evicts:
+        if self.eviction is None:
             return None
         if budget is None:
             raise ValueError(f"budget=null: {self.name} needs a budget")
         budget = check_budget(budget)
         if isinstance(budget, int):
-            tokens, said = budget, f"{budget}"
-        else:  # 1e-9: 0.29 of 100 is 29, whatever binary fractions say
-            tokens, said = (
-                int(budget * span + 1e-9),
-                f"{budget} (of {span} tokens: {int(budget * span + 1e-9)})",
-            )
-        if tokens < span or isinstance(budget, int) or self.decode is not None:
-            check_room(self.name, self.dials, tokens, said)
+            self.check_room(budget)
+            return min(budget, span)
+        tokens = int(budget * span + 1e-9)  # 0.29 of 100 is 29, although 0.29 * 100 is a hair less
+        if tokens < span or self.decode is not None:
+            self.check_room(tokens, f"{budget} (of {span} tokens: {tokens})")
         return min(tokens, span)
+
+    def check_room(self, tokens: int, budget: str = "") -> None:
+        """Check that a budget of `tokens` exceeds what is always kept, or nothing would be selected.
+
+        Args:
+            budget: how the user gave the budget; `tokens` if empty.
+
+        Raises:
+            ValueError: one line naming `budget` and the dials to change.
+        """
+        protected = self._evicting.select.protected(tokens).total
+        if tokens <= protected == 0:
+            raise ValueError(f"budget={budget or tokens}: {self.name} would keep no token; the budget must be larger")
+        if tokens <= protected:
+            dials = [dial for (part, _), dial in self.dial_of.items() if part == "select" and self.dials.get(dial)]
+            settings = ", ".join(f"method.{dial}={self.dials[dial]}" for dial in dials) or "by its selection"
+            raise ValueError(
+                f"budget={budget or tokens}: {self.name} always keeps {protected} tokens ({settings}); "
+                f"the budget must be larger, or these smaller"
+            )
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raise ValueError, naming the dial to change, if tokens of this head dimension cannot be stored."""
+        try:
+            if self.store is not None:
+                self.store.check(head_dim)
+        except InvalidField as error:
+            raise ValueError(error.text(lambda name: self.dial_of.get(("store", name), name))) from None
 
     def layer_totals(
         self, tokens: int, *, span: int, layers: int, heads: int, statistics: Sequence[Tensor] | None = None
     ) -> list[int]:
-        """Tokens of every layer, summed over its KV heads."""
+        """Return the tokens of every layer, summed over its KV heads."""
         if tokens >= span:
             return [span * heads] * layers
-        return self._layers(Ask(tokens, span, layers, heads, self._protected(tokens), statistics))
+        return self._evicting.layer_totals(tokens, span=span, layers=layers, heads=heads, statistics=statistics)
 
     def scores(self, ctx: LayerContext) -> Tensor:
-        """[U, T] scores, shared by all variants with an equal `score`."""
-        return ctx.memo(("score", self.score), lambda: self._score(ctx))
+        """Return [U, T] scores, shared by all variants with an equal score part."""
+        return ctx.score(self._evicting.score)
+
+    def statistic(self, ctx: LayerContext) -> Tensor:
+        """Return the summary of a layer's scores that layer budgets need of every layer, if `needs_statistics`."""
+        return self._evicting.layers.statistic(self.scores(ctx))
 
     def mask(self, ctx: LayerContext, tokens: int, total: int) -> Tensor:
-        """The keep mask [U, T] of one layer that may keep `total` tokens over its heads."""
-        window = self._window(tokens)
-        sinks = self._select.sinks
-        key: Hashable = ("candidates", self.score, sinks, window)
-        candidates = ctx.memo(
-            key, lambda: Candidates(self.scores(ctx)[:, sinks : ctx.num_tokens - window].contiguous())
-        )
-        free = total - (sinks + window) * ctx.num_kv_heads
-        by_kernel = getattr(self._select, "by_kernel", None)  # parts need not know of kernels
-        scope = getattr(self._heads, "scope", None)
-        known = candidates.values_UN.dtype == torch.float32  # rounded to it, other scores would tie
-        if ctx.kernels is not None and known and by_kernel is not None and scope is not None:
-            mask: Tensor = by_kernel(ctx, candidates, free, scope, window)
-            return mask
-        return self._select(ctx, candidates, self._heads(candidates, free), window)
+        """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads."""
+        return self._evicting.mask(ctx, tokens, total)
 
     def keep(
         self,
@@ -114,9 +170,9 @@ class Method:
         num_layers: int = 1,
         scaling: float | None = None,
         layer_scores: Sequence[Tensor] | None = None,
-        **context: Any,
+        kernels: Kernels | None = None,
     ) -> list[Tensor]:
-        """Which tokens of one layer stay.
+        """Return which tokens of one layer stay: one sorted LongTensor of positions per KV head.
 
         Args:
             q: [H, T, D] queries after RoPE (a leading batch dimension of 1 is accepted, as for k and v).
@@ -126,75 +182,60 @@ class Method:
             scaling: factor on the logits, 1 / sqrt(D) by default.
             layer_scores: [T] scores of every layer, for methods whose layer budgets depend on all layers
                 (`needs_statistics`); see `layer_statistic`.
-            context: further fields of `LayerContext` (token_ids, spans, shared).
-
-        Returns:
-            One sorted LongTensor of kept positions per KV head.
+            kernels: faster forms of some computations.
 
         Raises:
             ValueError: an impossible budget, or shapes that do not fit.
         """
-        q, k, v = (x[0] if x.dim() == 4 and x.shape[0] == 1 else x for x in (q, k, v))
         if not 0 <= layer < num_layers:
             raise ValueError(f"layer={layer} must lie in [0, num_layers={num_layers})")
-        ctx = LayerContext(q, k, v, scaling=scaling, layer=layer, num_layers=num_layers, **context)
+        q, k, v = map(_unbatched, (q, k, v))
+        ctx = LayerContext(q, k, v, scaling=scaling, layer=layer, num_layers=num_layers, kernels=kernels)
         tokens = self.tokens(budget, ctx.num_tokens)
         if tokens is None or tokens >= ctx.num_tokens:
             keep_UT = k.new_ones(k.shape[:2]).bool()
         else:
             totals = self.layer_totals(
-                tokens,
-                span=ctx.num_tokens,
-                layers=num_layers,
-                heads=ctx.num_kv_heads,
-                statistics=layer_scores,
+                tokens, span=ctx.num_tokens, layers=num_layers, heads=ctx.num_kv_heads, statistics=layer_scores
             )
             keep_UT = self.mask(ctx, tokens, totals[layer])
         return [row.nonzero().flatten() for row in keep_UT]
 
     def keep_layers(
-        self, layers: Sequence[tuple[Tensor, Tensor, Tensor]], *, budget: int | float | None = None, **context: Any
+        self,
+        layers: Sequence[tuple[Tensor, Tensor, Tensor]],
+        *,
+        budget: int | float | None = None,
+        scaling: float | None = None,
+        kernels: Kernels | None = None,
     ) -> list[list[Tensor]]:
-        """`keep` for all layers of a model at once, given as (q, k, v) triples; serves every method.
-
-        Returns:
-            Per layer, one sorted LongTensor of kept positions per KV head.
-        """
-        scaling = context.get("scaling")
+        """Return `keep` of all layers of a model at once, given as (q, k, v) triples; serves every method."""
         scores = [self.layer_statistic(*qkv, scaling=scaling) for qkv in layers] if self.needs_statistics else None
         return [
-            self.keep(*qkv, budget=budget, layer=i, num_layers=len(layers), layer_scores=scores, **context)
+            self.keep(
+                *qkv,
+                budget=budget,
+                layer=i,
+                num_layers=len(layers),
+                scaling=scaling,
+                layer_scores=scores,
+                kernels=kernels,
+            )
             for i, qkv in enumerate(layers)
         ]
 
     def layer_statistic(self, q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None = None) -> Tensor:
-        """[T] scores of one layer, as `keep` wants them of every layer if the method `needs_statistics`."""
-        q, k, v = (x[0] if x.dim() == 4 and x.shape[0] == 1 else x for x in (q, k, v))
-        return self._layers.statistic(self.scores(LayerContext(q, k, v, scaling=scaling)))
-
-    def _protected(self, tokens: int) -> int:
-        return self._select.sinks + self._window(tokens)
-
-    def _window(self, tokens: int) -> int:
-        return window_tokens(self._select.window, tokens)
-
-    # `_score` and its like say to readers and type checkers that an evicting method has all four parts.
-    @property
-    def _score(self) -> Score:
-        assert self.score is not None
-        return self.score
+        """Return the [T] scores of one layer, as `keep` needs them of every layer if the method `needs_statistics`."""
+        q, k, v = map(_unbatched, (q, k, v))
+        return self.statistic(LayerContext(q, k, v, scaling=scaling))
 
     @property
-    def _layers(self) -> Layers:
-        assert self.layers is not None
-        return self.layers
+    def _evicting(self) -> Eviction:
+        """The eviction of a method that has one."""
+        assert self.eviction is not None, f"{self.name} keeps every token"
+        return self.eviction
 
-    @property
-    def _heads(self) -> Heads:
-        assert self.heads is not None
-        return self.heads
 
-    @property
-    def _select(self) -> Select:
-        assert self.select is not None
-        return self.select
+def _unbatched(x: Tensor) -> Tensor:
+    """Return the tensor without a leading batch dimension of 1."""
+    return x[0] if x.dim() == 4 and x.shape[0] == 1 else x

@@ -9,11 +9,11 @@ from operator import add
 
 
 def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Round `shares`, which sum to `total`, so that the integers do too.
+    """Round `shares`, which sum to `total`, to integers that sum to it as well.
 
-    Everyone gets the floor; what is missing goes one each to the largest fractional parts, ties to the lower index.
+    Every share is rounded down; the missing units go one each to the largest fractional parts, ties to the lower index.
     """
-    # 1e-6 absorbs what float arithmetic leaves beside an integer; no share is that fine.
+    # 1e-6 absorbs rounding errors of float arithmetic just below an integer; no share is that fine.
     floors = [math.floor(share + 1e-6) for share in shares]
     missing = total - sum(floors)
     remainders = [round(share - low, 6) for share, low in zip(shares, floors, strict=True)]
@@ -25,9 +25,9 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
 
 
 def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
-    """Split `total` in proportion to `weights`, nobody above `limit`; what a full one cannot take goes to the others.
+    """Split `total` in proportion to `weights`, none above `limit`; what a full part cannot take goes to the others.
 
-    With no weight left to go by, the rest is split evenly. Requires total <= limit * len(weights).
+    Once all remaining weights are 0, the rest is split evenly. Requires total <= limit * len(weights).
     """
     shares = [0.0] * len(weights)
     open_ = list(range(len(weights)))
@@ -48,5 +48,5 @@ def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
 
 
 def _sum(values: Iterable[float]) -> float:
-    """Added one by one: `sum` compensates its rounding from Python 3.12 on, and kept tokens would depend on Python."""
+    """Add one by one: `sum` compensates its rounding from Python 3.12 on, and kept tokens would depend on Python."""
     return reduce(add, values, 0.0)

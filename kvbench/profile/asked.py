@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench import config
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.variant import Variant
-from kvbench.methods.load import build, load, split_dials
+from kvbench.methods.dials import split_dials
+from kvbench.methods.load import build, load
 from kvbench.models import ModelSpec
 from kvbench.paths import conf_dir
 from kvbench.profile.cells import REFERENCE, Cell, Group, Profile, group_key

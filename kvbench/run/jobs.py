@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench import config, models, prompts, store
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite
 from kvbench.engine.variant import Variant
-from kvbench.methods.load import build, load, split_dials
+from kvbench.methods.dials import split_dials
+from kvbench.methods.load import build, load, method_identity
 from kvbench.methods.method import Method
 from kvbench.paths import conf_dir
 
@@ -88,7 +89,7 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
     jobs = []
     for benchmark in _parts(made, facts):
         identity = {
-            "method": plain["method"],
+            "method": method_identity(plain["method"]),
             "budget": budget,
             "model": {"name": spec.name, "weights": weights},
             "protocol": _protocol(benchmark, facts),
@@ -119,6 +120,8 @@ def settle(
     spec = models.ModelSpec.from_node(plain["model"])
     spec.check_answers()
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    if method.evicts and isinstance(cfg.budget, int):
+        method.check_room(cfg.budget)
     return {str(k): v for k, v in plain.items()}, spec, method, _instantiate(cfg.benchmark)
 
 

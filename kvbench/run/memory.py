@@ -40,8 +40,8 @@ def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
     """What the prompt's forward pass holds beside the cache: activations, scores, or all layers' K and V."""
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     activations = span * shape.itemsize * (3 * shape.hidden + max(2 * qkv, 3 * shape.intermediate))
-    window = max((int(v.method.dials.get("window") or 0) for v in request.variants), default=0)
-    scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * (window or 1))
+    queries = max((v.method.queries for v in request.variants), default=0)
+    scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * max(1, queries))
     waiting = span * shape.token_bytes if any(v.method.needs_statistics for v in request.variants) else 0
     return activations + scores + waiting
 

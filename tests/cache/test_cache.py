@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from kvbench.cache.base import Entry
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
-from kvbench.methods.decode import AccumulateAndEvict
-from kvbench.methods.store import Kivi
+from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.store.kivi import Kivi
 from kvbench_kernels import backends
 
 DIM = 16

@@ -49,7 +49,8 @@ def test_dials_hold_from_both_sides(name, compose):
     changed |= {"normalize": True, "allocation": "reference", "bits": 4, "group_size": 16, "residual": 64}
     node = config.defaults("method", name)
     mine = {k: v for k, v in changed.items() if k in node}
-    from kvbench.methods.load import build, split_dials
+    from kvbench.methods.dials import split_dials
+    from kvbench.methods.load import build
 
     cfg = compose(f"method={name}", *(f"method.{k}={v}" for k, v in mine.items()))
     assert build(cfg.method, split_dials(node)) == kvbench.load_method(name, **mine)
@@ -105,14 +106,8 @@ def test_the_seed_reaches_the_benchmark(compose):
         (["budget=true"], "budget=True: give tokens"),
         (["budget=many"], "budget=many: give tokens"),
         (["budget=null"], "budget=None: give tokens"),
-        (["budget=32"], "budget=32: ada_pyramidkv always keeps 32 tokens"),
-        (["method=streaming_llm", "budget=4"], "budget=4: streaming_llm always keeps 4"),
         (["method.window=x"], "method.window=x: must be an integer"),
         (["method.window=1.5"], "method.window=1.5: must be an integer"),
-        (["method.window=-1"], "method.window=-1: must be at least 0"),
-        (["method.kernel_size=4"], "method.kernel_size=4: must be odd"),
-        (["method.pooling=min"], "method.pooling=min: must be one of avg, max, none"),
-        (["method.floor=1.2"], "method.floor=1.2: must be at most 1"),
         (["method.normalize=3"], "method.normalize=3: must be true or false"),
         (["+method.windw=3"], "method.windw=3: ada_pyramidkv has no dial 'windw'. Did you mean 'window'?"),
         (["+modle.dtype=x"], "modle={'dtype': 'x'}: no such setting. Did you mean 'model'?"),

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from kvbench.methods import rounding
-from kvbench.methods.base import Candidates, LayerContext
-from kvbench.methods.heads import Adaptive, Uniform
-from kvbench.methods.scores import ColumnSums, WindowAttention
-from kvbench.methods.select import TopK
+from kvbench.methods.base import Protected
+from kvbench.methods.candidates import Candidates
+from kvbench.methods.context import LayerContext
+from kvbench.methods.heads.adaptive import Adaptive
+from kvbench.methods.heads.uniform import Uniform
+from kvbench.methods.scores.column_sums import ColumnSums
+from kvbench.methods.scores.window_attention import WindowAttention
+from kvbench.methods.select.top_k import TopK
 from kvbench_kernels.ops import reference as ops
 from kvbench_kernels.ops.apportion import apportion
 
@@ -166,11 +170,12 @@ def test_select_is_that_of_the_methods(offset: int, scope: str) -> None:
     total = draw(g, 0, heads * candidates)
     floor = [0.0, 0.2, 1.0, draw(g, 1, 99) / 100][offset % 4]
     part = Uniform() if scope == "head" else Adaptive(floor)
-    counts = part(Candidates(score_UN), total)
+    theirs = Candidates(score_UN)
+    budget = part(theirs, total)
     x_UTD = torch.zeros(heads, candidates, 1)
-    wanted_UN = TopK()(LayerContext(x_UTD, x_UTD, x_UTD), Candidates(score_UN), counts, 0)
+    wanted_UN = TopK()(LayerContext(x_UTD, x_UTD, x_UTD), theirs, budget, Protected(0, 0))
     keep_UN, count_U = ops.select(score_UN, total, floor, scope)
-    assert keep_UN.equal(wanted_UN) and count_U.tolist() == counts and keep_UN.sum().item() == total
+    assert keep_UN.equal(wanted_UN) and count_U.tolist() == theirs.counts(budget) and keep_UN.sum().item() == total
 
 
 @pytest.mark.parametrize("offset", range(200))

@@ -14,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Candidates, LayerContext
-from kvbench.methods.heads import Adaptive, Uniform
-from kvbench.methods.select import TopK
+from kvbench.methods.base import Protected
+from kvbench.methods.candidates import Candidates
+from kvbench.methods.context import LayerContext
+from kvbench.methods.heads.adaptive import Adaptive
+from kvbench.methods.heads.uniform import Uniform
+from kvbench.methods.select.top_k import TopK
 from kvbench_kernels import build
 from kvbench_kernels.build import compilers
 from kvbench_kernels.ops import launch, library
@@ -67,9 +70,10 @@ def equal_remainders() -> Tensor:
 def theirs(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tensor, list[int]]:
     """What the methods keep."""
     candidates = Candidates(score_UN)
-    counts = (Uniform() if scope == "head" else Adaptive(floor))(candidates, total)
+    budget = (Uniform() if scope == "head" else Adaptive(floor))(candidates, total)
     x_UTD = torch.zeros(*score_UN.shape, 1)
-    return TopK()(LayerContext(x_UTD, x_UTD, x_UTD), candidates, counts, 0), counts
+    keep_UN = TopK()(LayerContext(x_UTD, x_UTD, x_UTD), candidates, budget, Protected(0, 0))
+    return keep_UN, candidates.counts(budget)
 
 
 def differs(kernels: library.Library, score_UN: Tensor, total: int, floor: float, scope: str) -> bool:

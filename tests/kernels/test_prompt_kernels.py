@@ -13,10 +13,10 @@ from kvbench.cache.ragged import RaggedCache
 from kvbench.config import options
 from kvbench.engine import decode
 from kvbench.engine.caches import num_layers
-from kvbench.methods.select import TopK
 from kvbench.paths import conf_dir
 from kvbench_kernels import backends, build, ops
 from kvbench_kernels.ops.prompt import PromptKernels
+from tests.helpers.methods import with_parts
 
 DIMS = dict(OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims)
 
@@ -48,19 +48,6 @@ def test_the_kernels_are_asked(monkeypatch):
     assert asked == ["window_score", "select", "column_sums", "select"]
 
 
-def test_parts_that_know_no_kernels_go_by_torch():
-    class Mine(TopK):
-        by_kernel = None
-
-    method = kvbench.load_method("snapkv")
-    mine = type(method)(**(vars(method) | {"select": Mine(window=method.select.window)}))
-    q, k = torch.randn(4, 90, 64), torch.randn(2, 90, 64)
-    for a, b in zip(
-        mine.keep(q, k, k, budget=40, kernels=PromptKernels()), method.keep(q, k, k, budget=40), strict=True
-    ):
-        assert torch.equal(a, b)
-
-
 def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
     """Of a score part of one's own, say: the compiled kernel refuses what is not float32."""
 
@@ -69,7 +56,7 @@ def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
             return torch.linspace(0, 1, ctx.num_tokens, dtype=torch.float64).expand(ctx.num_kv_heads, -1)
 
     method = kvbench.load_method("ada_snapkv")
-    mine = type(method)(**(vars(method) | {"score": Exact()}))
+    mine = with_parts(method, score=Exact())
     monkeypatch.setattr(PromptKernels, "select", None)
     q, k = torch.randn(4, 90, 64), torch.randn(2, 90, 64)
     kept = mine.keep(q, k, k, budget=40, kernels=PromptKernels())

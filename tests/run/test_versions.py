@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import kvbench
-from kvbench.methods.select import TopK
+from kvbench.methods.select.top_k import TopK
 from kvbench.run.source_hash import cpp_content, hash_sources, imported_files, python_content
 from kvbench.run.versions import versions
+from tests.helpers.methods import with_parts
 
 PYTHON = '''"""A module."""
 import math
@@ -121,7 +123,8 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     (folder / "helper.py").write_text("STEP = 1\n")
     (folder / "other.py").write_text("class Other: pass\n")
     (folder / "chosen.py").write_text(
-        "from kvbench.methods.select import TopK\nfrom . import helper\n\nclass Chosen(TopK):\n    step = helper.STEP\n"
+        "from kvbench.methods.select.top_k import TopK\nfrom . import helper\n\n"
+        "class Chosen(TopK):\n    step = helper.STEP\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield folder
@@ -134,7 +137,7 @@ def test_imports_are_followed_inside_a_package(own_package: Path) -> None:
     assert set(found) == {"own_methods", "own_methods.chosen", "own_methods.helper"}
     assert found["own_methods.helper"] == own_package / "helper.py"
     both = imported_files("own_methods.chosen", "own_methods", "kvbench.methods")
-    assert {"kvbench.methods.select", "kvbench.methods.base"} <= both.keys() - found.keys()
+    assert {"kvbench.methods.select.top_k", "kvbench.methods.base"} <= both.keys() - found.keys()
 
 
 def test_a_method_from_elsewhere_is_hashed_with_its_helpers_alone(own_package: Path) -> None:
@@ -144,7 +147,7 @@ def test_a_method_from_elsewhere_is_hashed_with_its_helpers_alone(own_package: P
     for name, text in (("other", "x = 1"), ("helper", "STEP = 1  # the same"), ("helper", "STEP = 2")):
         (own_package / f"{name}.py").write_text(text)
         # a method of another name each time: what was hashed once in a process is not read again
-        method = type(plain)(**(vars(plain) | {"select": part, "name": f"own{len(hashes)}"}))
+        method = replace(with_parts(plain, select=part), name=f"own{len(hashes)}")
         hashes.append(versions(method)["method"])
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -155,7 +158,7 @@ def test_a_method_is_hashed_with_its_own_parts_and_what_they_inherit() -> None:
     class Changed(TopK):
         pass
 
-    changed = type(plain)(**(vars(plain) | {"select": Changed(window=32)}))
+    changed = with_parts(plain, select=Changed(window=32))
     assert versions(plain)["code"] == versions(changed)["code"]
     assert versions(plain)["method"] != versions(changed)["method"]
     assert versions(plain) == versions(kvbench.load_method("snapkv", window=8)), "dials are part of the identity"

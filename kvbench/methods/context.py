@@ -1,0 +1,165 @@
+"""One layer of a prompt as the parts of a method see it.
+
+Shape suffixes: H query heads, U KV heads, G = H / U query heads per KV head, T tokens of the compressed span,
+W window queries, N tokens before the window, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from kvbench.methods.memo import Memo, Stopwatch
+
+if TYPE_CHECKING:
+    from kvbench.methods.base import Score
+
+R = TypeVar("R")
+_BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
+COLUMN_SUM_QUERIES = 64  # fewer queries in a block would waste the matrix product
+
+
+class Kernels(Protocol):
+    """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
+
+    def window_score(
+        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
+    ) -> Tensor:
+        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them."""
+        ...
+
+    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
+        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it."""
+        ...
+
+    def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
+        """Return the [U, N] mask of the best candidates, as `kvbench.methods.candidates.HeadSplit` splits them."""
+        ...
+
+
+class LayerContext:
+    """One layer of a prompt. Everything derived from it is computed once and shared by all variants.
+
+    Args:
+        q_HTD: queries after RoPE.
+        k_UTD: keys after RoPE.
+        v_UTD: values.
+        scaling: factor on the logits; 1 / sqrt(D) if None.
+        layer: position of the layer among the model's `num_layers`.
+        kernels: faster forms of some computations; None for torch.
+        clock: seconds, read around shared computations for `reused_s`; None where times do not matter.
+    """
+
+    def __init__(
+        self,
+        q_HTD: Tensor,
+        k_UTD: Tensor,
+        v_UTD: Tensor,
+        *,
+        scaling: float | None = None,
+        layer: int = 0,
+        num_layers: int = 1,
+        kernels: Kernels | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        if q_HTD.dim() != 3 or k_UTD.dim() != 3 or q_HTD.shape[0] % k_UTD.shape[0]:
+            raise ValueError(
+                f"q {tuple(q_HTD.shape)} and k {tuple(k_UTD.shape)} must be [heads, tokens, dim] with "
+                "query heads a multiple of KV heads"
+            )
+        self._q: Tensor | None = q_HTD
+        self.k, self.v = k_UTD, v_UTD
+        self.group = q_HTD.shape[0] // k_UTD.shape[0]  # query head h reads KV head h // group
+        self.scaling = q_HTD.shape[-1] ** -0.5 if scaling is None else scaling
+        self.layer, self.num_layers = layer, num_layers
+        self.kernels = kernels
+        # Scores are never rounded to half precision: that changes 0.2 to 1 % of a kept set.
+        self._dtype = torch.float64 if q_HTD.dtype == torch.float64 else torch.float32
+        self.watch = Stopwatch() if clock is None else Stopwatch(clock)
+        self._memo = Memo(self.watch)
+
+    @property
+    def q(self) -> Tensor:
+        """The queries [H, T, D].
+
+        Raises:
+            RuntimeError: `keep_scores` has freed them.
+        """
+        if self._q is None:
+            raise RuntimeError(
+                "the queries of this layer are freed: where layer budgets need the scores of all layers, "
+                "only the score part may use queries"
+            )
+        return self._q
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of KV heads U."""
+        return self.k.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens T."""
+        return self.k.shape[1]
+
+    @property
+    def reused_s(self) -> float:
+        """Seconds that results took when they were computed, summed over the times they were used again."""
+        return self.watch.reused_s
+
+    def score(self, part: Score) -> Tensor:
+        """Return the [U, T] scores by `part`; equal parts share one computation."""
+        return self._memo(("score", part), lambda: part(self))
+
+    def keep_scores(self, parts: Iterable[Score]) -> None:
+        """Free everything but keys, values and the scores by `parts`, for a layer that waits for the other layers."""
+        wanted = set(parts)
+        for part in wanted:
+            if ("score", part) not in self._memo:
+                self.score(part)
+        self._memo.keep_only(("score", part) for part in wanted)
+        self._q = None
+        # views of a fused projection would keep all of it alive
+        self.k, self.v = (x.clone() if x.untyped_storage().nbytes() > x.nbytes else x for x in (self.k, self.v))
+
+    def memo(self, key: Hashable, compute: Callable[[], R]) -> R:
+        """Return what `compute` returned at the first call with this key; one computation per layer and prompt."""
+        return self._memo(key, compute)
+
+    def window_attention(self, window: int) -> Tensor:
+        """Return causal attention of the last `window` queries over all keys: [U, G, W, T]."""
+        return self.memo(
+            ("window_attention", window), lambda: self._attention(self.num_tokens - window, self.num_tokens)
+        )
+
+    def column_sums(self) -> Tensor:
+        """Return the attention mass every key receives from all queries, exact and causal: [H, T].
+
+        Softmax rows are independent, so blocks of queries can be summed one after the other;
+        memory is O(H * block * T), never T x T.
+        """
+        return self.memo("column_sums", self._column_sums)
+
+    def _column_sums(self) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.column_sums(self.q, self.k, scaling=self.scaling)
+        heads = self.q.shape[0]
+        block = max(COLUMN_SUM_QUERIES, _BLOCK_ELEMENTS // (heads * self.num_tokens))
+        sums_HT = torch.zeros(heads, self.num_tokens, dtype=self._dtype, device=self.q.device)
+        for begin in range(0, self.num_tokens, block):
+            end = min(begin + block, self.num_tokens)
+            sums_HT[:, :end] += self._attention(begin, end).sum(2).flatten(0, 1)
+        return sums_HT
+
+    def _attention(self, begin: int, end: int) -> Tensor:
+        """Return softmax(q[begin:end] k^T) with the causal mask, over keys [0, end): [U, G, end - begin, end]."""
+        queries = end - begin
+        q = self.q[:, begin:end].to(self._dtype).reshape(self.num_kv_heads, self.group * queries, -1)
+        logits = torch.bmm(q, self.k[:, :end].to(self._dtype).transpose(1, 2)).mul_(self.scaling)
+        logits = logits.view(self.num_kv_heads, self.group, queries, end)
+        future = torch.ones(queries, queries, dtype=torch.bool, device=q.device).triu_(1)
+        logits[..., begin:].masked_fill_(future, -torch.inf)
+        return logits.softmax(-1)

@@ -1,0 +1,1 @@
+"""Decode policies: what leaves the cache while generating, so that a budget holds all the time."""

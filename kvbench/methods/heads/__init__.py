@@ -1,0 +1,1 @@
+"""Head budgets: how the tokens of a layer are split over its KV heads."""

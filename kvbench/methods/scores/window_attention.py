@@ -1,0 +1,67 @@
+"""Attention of the last queries of the prompt: SnapKV's score.
+
+Shape suffixes: U KV heads, G query heads per KV head, W window queries, T tokens, N = T - W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.methods.base import LayerContext, Score
+from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
+from kvbench.methods.scores.groups import REDUCTIONS, add_up, reduce_group
+from kvbench.methods.scores.pooling import POOLINGS, pool
+
+
+@dataclass(frozen=True)
+class WindowAttention(Score):
+    """Attention of the last `window` queries: mean over them, reduced over the group, then pooled.
+
+    SnapKV (Li et al. 2024, arXiv 2404.14469); the order window, group, pool is Ada-KV's (arXiv 2407.11550).
+    Columns inside the window are dropped before pooling and score 0: `select` keeps them anyway.
+
+    Args:
+        window: queries at the end of the prompt, at least 1.
+        kernel_size: neighbouring tokens that are pooled, an odd number.
+        pooling: avg, max or none.
+        reduce: how the query heads of a KV head are combined: mean, max or sum.
+    """
+
+    window: int
+    kernel_size: int = 7
+    pooling: str = "max"
+    reduce: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise InvalidField("window", self.window, "must be at least 1, its queries make the scores")
+        check_at_least(self, "kernel_size", 1)
+        if self.kernel_size % 2 == 0:
+            raise InvalidField("kernel_size", self.kernel_size, "must be odd, so that pooling keeps the length")
+        check_one_of(self, "pooling", POOLINGS)
+        check_one_of(self, "reduce", REDUCTIONS)
+
+    @property
+    def queries(self) -> int:
+        """Queries whose attention is held at once: the window."""
+        return self.window
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        """Return [U, T] scores."""
+        past = ctx.num_tokens - self.window
+        if ctx.kernels is not None:
+            score_UN = ctx.kernels.window_score(
+                ctx.q[:, past:],
+                ctx.k,
+                scaling=ctx.scaling,
+                reduce=self.reduce,
+                pooling=self.pooling,
+                kernel_size=self.kernel_size,
+            )
+            return F.pad(score_UN, (0, self.window))
+        attention_UGWT = ctx.window_attention(self.window)
+        score_UN = reduce_group(add_up(attention_UGWT[..., :past], 2) / self.window, self.reduce, dim=1)
+        return F.pad(pool(score_UN, self.pooling, self.kernel_size), (0, self.window))

@@ -1,0 +1,1 @@
+"""Selections: which tokens a head keeps, given how many."""

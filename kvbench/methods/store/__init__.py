@@ -1,0 +1,1 @@
+"""Stores: the form in which kept tokens are held."""

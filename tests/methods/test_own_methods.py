@@ -1,0 +1,207 @@
+"""A method from a YAML of one's own: its dials have any name and meaning, its mistakes are one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import kvbench
+from kvbench.methods.base import Protected, Score, Select
+from kvbench.methods.candidates import Candidates, HeadBudget
+from kvbench.methods.context import LayerContext
+from kvbench.methods.fields import check_between
+from kvbench.methods.load import load, method_identity, read_method
+from kvbench.methods.method import Method
+from kvbench.methods.scores.window_attention import WindowAttention
+
+HERE = "tests.methods.test_own_methods"
+
+
+@dataclass(frozen=True)
+class Blend(Score):
+    """Attention and position, mixed by `beta` in [0, 1]."""
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_between(self, "beta", 0, 1)
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        recency = torch.arange(ctx.num_tokens, dtype=torch.float32) / ctx.num_tokens
+        return self.beta * ctx.column_sums().mean(0).expand(ctx.num_kv_heads, -1) + (1 - self.beta) * recency
+
+
+@dataclass(frozen=True)
+class Tail(Select):
+    """The last `tail` tokens and the best others; not a subclass of TopK."""
+
+    tail: int = 4
+
+    def protected(self, tokens: int) -> Protected:
+        return Protected(0, self.tail)
+
+    def __call__(self, ctx: LayerContext, candidates: Candidates, budget: HeadBudget, protected: Protected) -> Tensor:
+        keep_UT = torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool)
+        keep_UT[:, : ctx.num_tokens - protected.window] = candidates.best(budget)
+        return keep_UT
+
+
+class Undeclared:
+    """A score that inherits nothing and is called nothing."""
+
+
+class Hidden(WindowAttention):
+    """A score with a setting that is not a field: two of them would count as equal."""
+
+    def __init__(self, window: int, power: float) -> None:
+        super().__init__(window)
+        object.__setattr__(self, "power", power)
+
+
+@dataclass
+class Mutable(Score):
+    """A score that cannot be hashed."""
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        return ctx.k.norm(dim=-1)
+
+
+YAML = """
+name: own
+recent: 6
+beta: 0.5
+width: 3
+score:
+  _target_: kvbench.methods.scores.window_attention.WindowAttention
+  window: ${..recent}
+  kernel_size: ${..width}
+layers:
+  _target_: kvbench.methods.layers.uniform.Uniform
+heads:
+  _target_: kvbench.methods.heads.adaptive.Adaptive
+  floor: ${..beta}
+select:
+  _target_: kvbench.methods.select.top_k.TopK
+  window: ${..recent}
+"""
+TAIL = "select:\n  _target_: kvbench.methods.select.top_k.TopK\n  window: ${..recent}\n"
+SCORE = YAML[YAML.index("score:") : YAML.index("layers:")]
+
+
+def own(folder: Path, text: str = YAML, /, **dials: Any) -> Method:
+    (folder / "own.yaml").write_text(text)
+    return load(folder, "own", **dials)
+
+
+def message(folder: Path, text: str = YAML, /, **dials: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        own(folder, text, **dials)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def with_score(lines: str) -> str:
+    return YAML.replace(SCORE, f"score:\n{lines}")
+
+
+@pytest.mark.parametrize(
+    ("dials", "expected"),
+    [
+        ({"recent": -1}, "method.recent=-1: must be at least 1, its queries make the scores"),
+        ({"width": 4}, "method.width=4: must be odd, so that pooling keeps the length"),
+        ({"beta": 1.5}, "method.beta=1.5: must be at most 1"),
+        ({"beta": "steep"}, "method.beta=steep: must be a number (default 0.5)"),
+        ({"window": 3}, "method.window=3: own has no dial 'window'."),
+    ],
+)
+def test_a_mistake_names_the_dial_of_the_yaml(tmp_path: Path, dials: dict[str, Any], expected: str) -> None:
+    assert message(tmp_path, **dials).startswith(expected)
+
+
+def test_a_dial_has_the_meaning_of_the_part_it_feeds(tmp_path: Path) -> None:
+    """`beta` is PyramidKV's steepness, an integer from 1 on; here it is a share."""
+    text = with_score(f"  _target_: {HERE}.Blend\n  beta: ${{..beta}}\n")
+    assert "score=Blend(beta=0.25)" in repr(own(tmp_path, text, beta=0.25))
+    assert message(tmp_path, text, beta=-0.5) == "method.beta=-0.5: must be at least 0"
+
+
+@pytest.mark.parametrize("select", [TAIL, f"select:\n  _target_: {HERE}.Tail\n  tail: ${{..recent}}\n"])
+def test_room_is_checked_whatever_the_dial_is_called(tmp_path: Path, select: str) -> None:
+    method = own(tmp_path, YAML.replace(TAIL, select), recent=20)
+    x = torch.randn(2, 64, 8)
+    for budget, given in ((20, "budget=20"), (0.3, "budget=0.3 (of 64 tokens: 19)")):
+        with pytest.raises(ValueError) as caught:
+            method.keep(x, x, x, budget=budget)
+        text = f"{given}: own always keeps 20 tokens (method.recent=20); the budget must be larger, or these smaller"
+        assert str(caught.value) == text
+    assert sum(len(head) for head in method.keep(x, x, x, budget=21)) == 42
+
+
+def test_the_memory_estimate_asks_the_score(tmp_path: Path) -> None:
+    assert own(tmp_path, recent=30).queries == 30
+    assert own(tmp_path, with_score(f"  _target_: {HERE}.Blend\n  beta: 0.5\n")).queries == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (with_score(f"  _target_: {HERE}.Undeclared\n"), "must inherit from kvbench.methods.base.Score"),
+        (with_score(f"  _target_: {HERE}.Tail\n"), "must inherit from kvbench.methods.base.Score"),
+        (with_score(f"  _target_: {HERE}.Hidden\n  window: 4\n  power: 2\n"), "power must be a field"),
+        (with_score(f"  _target_: {HERE}.Mutable\n"), "must be hashable"),
+        (with_score(f"  _target_: {HERE}.Nowhere\n"), "method.score: "),
+        (YAML.replace("width}", "width}\n  depth: 3"), "depth"),
+        (YAML.replace("${..width}", "wide"), "method.score: "),
+        (YAML.replace("${..width}", "4"), "method.score.kernel_size=4: must be odd"),
+        (YAML.replace(TAIL, ""), "also needs select"),
+        (f"name: own\ndecode:\n  _target_: {HERE}.Blend\n", "must inherit from kvbench.methods.base.DecodePolicy"),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in message(tmp_path, text)
+
+
+def test_a_mistake_in_a_field_names_the_other_dial(tmp_path: Path) -> None:
+    text = (
+        "name: own\ngroup: 32\nkeep: 128\nstore:\n  _target_: kvbench.methods.store.kivi.Kivi\n"
+        "  group_size: ${..group}\n  residual: ${..keep}\n"
+    )
+    assert message(tmp_path, text, keep=100) == "method.keep=100: must be a multiple of method.group=32"
+    with pytest.raises(ValueError, match="method.group=32: must divide the head dimension 80"):
+        own(tmp_path, text).check_head_dim(80)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    method = own(tmp_path, recent=np.int64(8), beta=np.float32(0.5))
+    assert method == own(tmp_path, recent=8, beta=0.5)
+    assert method.tokens(np.int32(20), 100) == 20 and method.tokens(np.float64(0.25), 100) == 25
+    for budget in (np.True_, np.float32("nan"), np.int64(0)):
+        with pytest.raises(ValueError, match="budget="):
+            method.tokens(budget, 100)
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, [3], b"x", 1j])
+def test_a_dial_of_no_known_type_is_one_line(tmp_path: Path, value: Any) -> None:
+    assert message(tmp_path, recent=value).startswith("method.recent=")
+
+
+def test_a_dial_may_be_a_list_or_null(tmp_path: Path) -> None:
+    text = YAML.replace("width: 3", "width: 3\nlayers_kept: [1, 2]\nlimit: null")
+    assert own(tmp_path, text).dials["layers_kept"] == [1, 2]
+    assert own(tmp_path, text, layers_kept=[7], limit=3).dials["layers_kept"] == [7]
+    assert message(tmp_path, text, layers_kept=3) == "method.layers_kept=3: must be a list (default [1, 2])"
+
+
+def test_the_identity_does_not_depend_on_where_our_files_lie(tmp_path: Path) -> None:
+    own(tmp_path, with_score(f"  _target_: {HERE}.Blend\n  beta: 0.5\n"))
+    node: Any = read_method(tmp_path, "own")
+    identity = method_identity({key: dict(node[key]) if hasattr(node[key], "keys") else node[key] for key in node})
+    assert identity["select"] == {"_target_": "TopK", "window": 6}
+    assert identity["score"]["_target_"] == f"{HERE}.Blend", "a class from elsewhere keeps its path"
+    assert kvbench.load_method("snapkv").name == "snapkv"
