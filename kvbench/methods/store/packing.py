@@ -21,7 +21,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack uint8 codes of 2, 4 or 8 bits along the last dimension, first code in the lowest bits."""
     per_byte = 8 // bits
     parts = codes.unflatten(-1, (-1, per_byte))
-    packed = parts[..., 0].clone()
+    packed: Tensor = parts[..., 0].clone()
     for index in range(1, per_byte):
         packed |= parts[..., index] << (bits * index)
     return packed
