@@ -13,6 +13,7 @@ from torch import Tensor
 from kvbench_kernels import build
 from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.backends.slabs import SlabBackend, products
+from kvbench_kernels.ops.library import open_shared
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 MAX_QUERIES = 64  # of a KV head: group x tokens; a longer question is work for matrix products
@@ -84,11 +85,7 @@ def library() -> Any:
         ValueError: no g++, or the cache cannot be written.
         RuntimeError: it does not compile, or its OpenMP functions are not those of this torch.
     """
-    path = build.cpu()
-    try:
-        opened = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise RuntimeError(f"{path}: cannot be loaded: {error}") from error
+    opened = open_shared(build.cpu())
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     opened.kvb_cpu_scratch.restype = number
     opened.kvb_cpu_scratch.argtypes = [pointer, pointer, *[number] * 4]

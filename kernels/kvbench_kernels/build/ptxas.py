@@ -1,4 +1,4 @@
-"""What `-Xptxas -v` says of each kernel, read into numbers."""
+"""Reader of what `-Xptxas -v` prints about each kernel."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class Kernel(TypedDict):
 
 
 def kernels(output: str) -> list[Kernel]:
-    """The kernels in what nvcc printed, in its order, names demangled where c++filt is."""
-    found: list[Kernel] = []
+    """Return the kernels in nvcc's output, in its order; names are demangled if c++filt is installed."""
+    result: list[Kernel] = []
     kernel: Kernel | None = None
     for line in output.splitlines():
         if entry := _ENTRY.search(line):
             kernel = Kernel(name=entry[1], arch=entry[2], registers=0, stack=0, spill_stores=0, spill_loads=0, shared=0)
-            found.append(kernel)
+            result.append(kernel)
         elif kernel is not None and (frame := _FRAME.search(line)):
-            # the line before names the function: device functions that are not inlined have frames of their own
+            # Device functions that are not inlined have frames of their own, which count for the kernel before them.
             kernel["stack"] = max(kernel["stack"], int(frame[1]))
             kernel["spill_stores"] += int(frame[2])
             kernel["spill_loads"] += int(frame[3])
         elif kernel is not None and (used := _USED.search(line)):
             kernel["registers"] = int(used[1])
             kernel["shared"] = int(used[2] or 0)
-    for kernel, name in zip(found, _demangled([k["name"] for k in found]), strict=True):
+    for kernel, name in zip(result, _demangled([k["name"] for k in result]), strict=True):
         kernel["name"] = name
-    return found
+    return result
 
 
 def _demangled(names: Iterable[str]) -> list[str]:

@@ -27,10 +27,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            opened = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise RuntimeError(f"{path}: cannot be loaded: {error}") from error
+        opened = open_shared(path)
         self._functions: dict[str, Any] = {}
         for name, letters in (SIGNATURES | SIZES | COUNTS).items():
             function = getattr(opened, f"kvb_{name}", None)
@@ -61,6 +58,19 @@ class Library:
         if name not in self._functions:
             raise RuntimeError(f"{self.path}: has no function kvb_{name}")
         return self._functions[name]
+
+
+def open_shared(path: Path) -> ctypes.CDLL:
+    """Load a shared library.
+
+    Raises:
+        RuntimeError: it cannot be loaded, for instance because its folder forbids execution; says why, in one line.
+    """
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise RuntimeError(f"{path}: cannot be loaded: {reason}") from error
 
 
 @cache

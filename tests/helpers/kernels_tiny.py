@@ -1,0 +1,30 @@
+"""Tiny sources in place of the kernels: a test of the build compiles for a second and not for a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvbench_kernels.build import sources
+from kvbench_kernels.ops.signatures import SIGNATURES
+
+ONE = '#include "twice.h"\nextern "C" int kvb_one(int n) { return twice(n); }\n'
+TWO = '#include "twice.h"\nextern "C" int kvb_two(int n) { return 10 * twice(n) + 1; }\n'
+TWICE = "inline int twice(int n) { return 2 * n; }\n"
+CPU = 'extern "C" int kvb_three(int n) { return 3 * n; }\n'
+
+
+def write_tiny_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write two CUDA files, a header and a C++ file; make them the sources, with a cache of their own in `tmp_path`."""
+    folder = tmp_path / "csrc"
+    (folder / "family").mkdir(parents=True)
+    (folder / "one.cu").write_text(ONE)
+    (folder / "family" / "two.cu").write_text(TWO)
+    (folder / "twice.h").write_text(TWICE)
+    (folder / "family" / "three.cpp").write_text(CPU)
+    monkeypatch.setattr(sources, "csrc", lambda: folder)
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(SIGNATURES, "one", "i")
+    monkeypatch.setitem(SIGNATURES, "two", "i")
+    return folder
