@@ -47,7 +47,9 @@ def _compute(cfg: DictConfig) -> float | None:
 
     jobs = prepare(cfg)
     if hydra_cfg.mode == RunMode.RUN:  # a job of launcher=basic does not know the others of its sweep
-        store.write_plan(cfg.paths.outputs, shell_command(sys.argv[1:]), [job.folder for job in jobs])
+        store.write_plan(
+            cfg.paths.outputs, shell_command(sys.argv[1:]), [(job.folder, job.cfg["limit"]) for job in jobs]
+        )
     outcomes = run_jobs(jobs)
     present(outcomes)
     value = result(outcomes)

@@ -16,7 +16,7 @@ from typing import Any
 from kvbench.common import clock
 from kvbench.common.files import sync_folder, write_atomic
 from kvbench.store import locks
-from kvbench.store.files import read_records
+from kvbench.store.files import read_lines
 from kvbench.store.identity import identity_hash, plain
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,14 @@ def folder_of(outputs: str | Path, setting: Mapping[str, Any]) -> Path:
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The latest record of every cell on file, by id. Raises ValueError for a damaged file."""
-    found, _, _ = read_records(folder / "cells.jsonl")
+    found, _, _ = read_lines(folder / "cells.jsonl", _cell)
     return {record["id"]: record for record in found}
+
+
+def _cell(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("id"), str):
+        raise ValueError("not a record with an id")
+    return value
 
 
 class Results:
@@ -44,7 +50,7 @@ class Results:
         self.folder = folder
         self._file = folder / "cells.jsonl"
         self.records = records(folder)
-        _, end, torn = read_records(self._file)
+        _, end, torn = read_lines(self._file, _cell)
         self._fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if torn:
             log.warning("%s: dropped a torn last line of %d bytes", self._file, torn)

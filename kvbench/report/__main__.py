@@ -9,8 +9,7 @@ from pathlib import Path
 from kvbench.common.command import Parser, command
 from kvbench.report.formats import FORMATS
 from kvbench.report.present import present
-from kvbench.report.runs import part
-from kvbench.store import StoredRun, load_runs
+from kvbench.store import Manifest, StoredRun, load_runs
 
 
 @command
@@ -38,13 +37,21 @@ def report(root: Path, benchmark: str | None, metric: str | None, out: Path | No
 
 def select(root: Path, benchmark: str | None) -> list[StoredRun]:
     """The runs of a benchmark, of a suite, or of all suites whose names begin with it ("ruler": "ruler-4096")."""
-    found = load_runs(root, benchmark)
-    if found or benchmark is None:
-        return found
-    runs = [run for run in load_runs(root) if part(run)]
-    suites = {str(run.manifest["part"]["suite"]) for run in runs}
-    wanted = {benchmark} & suites or {suite for suite in suites if suite.startswith(f"{benchmark}-")}
-    return [run for run in runs if run.manifest["part"]["suite"] in wanted]
+    if benchmark is None:
+        return load_runs(root, bulky=False)
+    runs = load_runs(root, wanted=lambda manifest: _match(manifest, benchmark) is not None, bulky=False)
+    best = min((_match(run.manifest, benchmark) or 0 for run in runs), default=0)
+    return [run for run in runs if _match(run.manifest, benchmark) == best]
+
+
+def _match(manifest: Manifest, benchmark: str) -> int | None:
+    """How well a run fits a name: 0 its benchmark, 1 its suite, 2 the beginning of its suite, None not at all."""
+    place = manifest["part"]
+    if manifest["label"]["benchmark"] == benchmark:
+        return 0
+    if place is None or not f"{place['suite']}-".startswith(f"{benchmark}-"):
+        return None
+    return 1 if place["suite"] == benchmark else 2
 
 
 if __name__ == "__main__":

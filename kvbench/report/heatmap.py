@@ -43,18 +43,23 @@ def grid(run: Run, metric: str) -> Grid:
     """Scores of a run by cell. The axes are the protocol's, so that cells not run yet show as missing."""
     if not has_grid(run):
         raise ValueError(f"{title(run)}: its samples carry no length and depth, so there is no heatmap to draw")
-    protocol = run.manifest["identity"]["protocol"]
     values: dict[tuple[int, int], list[float]] = {}
     for sample in answered(run):
         values.setdefault(_cell(sample), []).append(sample["scores"][metric])
     oom = frozenset(_cell(sample) for sample in run.samples if sample["status"] == "oom")
     cells = values.keys() | oom
     return Grid(
-        lengths=sorted({*protocol.get("lengths", ()), *(length for length, _ in cells)}),
-        depths=sorted({*protocol.get("depths", ()), *(depth for _, depth in cells)}),
+        lengths=sorted({*_axis(run, "lengths"), *(length for length, _ in cells)}),
+        depths=sorted({*_axis(run, "depths"), *(depth for _, depth in cells)}),
         score={cell: sum(scores) / len(scores) for cell, scores in values.items()},
         oom=oom,
     )
+
+
+def _axis(run: Run, key: str) -> list[int]:
+    """The values of an axis in the protocol, if it has any."""
+    values = run.manifest["identity"]["protocol"].get(key)
+    return [value for value in values if type(value) is int] if isinstance(values, list) else []
 
 
 def _cell(sample: Mapping[str, Any]) -> tuple[int, int]:

@@ -14,12 +14,12 @@ from kvbench.common.files import write_atomic
 from kvbench.report.curve import curve
 from kvbench.report.formats import Cells, csv_text, latex, markdown
 from kvbench.report.heatmap import has_grid, heatmap, heatmap_grid
-from kvbench.report.runs import BASELINE, fingerprint, groups, part, setting
+from kvbench.report.runs import groups, is_full_cache, setting, table_mark
 from kvbench.report.scores import score_lines
-from kvbench.report.suite import is_baseline, row_key, suite_groups, suite_setting, suite_table
+from kvbench.report.suite import row_key, suite_groups, suite_setting, suite_table
 from kvbench.report.suite_text import tables, terminal
 from kvbench.report.table import cells, table
-from kvbench.store import StoredRun
+from kvbench.store import Manifest, StoredRun, load_runs
 
 _LEGEND = """\
 Means over the samples that got an answer; oom counts those that ran out of memory. Δ full: mean difference to
@@ -61,15 +61,16 @@ def present(
     runs: Sequence[StoredRun],
     out: Path | None,
     metric: str | None = None,
-    beside: Sequence[StoredRun] = (),
+    store: Path | None = None,
     form: str = "table",
 ) -> None:
     """Print a table per group of comparable runs, and write tables and figures to a folder of `out` per group.
 
-    What is written covers also the comparable runs `beside`, so that it grows with the store; of these the full
-    cache is printed, too, as the baseline, and in a suite what a printed row has of other datasets.
+    What is written covers also the comparable runs in the folder `store`, so that it grows with the store. Of these the
+    full cache is printed, too, as the baseline, and in a suite what a printed row has of other datasets.
     """
-    pairs = [*_single(runs, beside, metric), *_suites(runs, beside, metric)]
+    related = [] if store is None else _related(runs, store)
+    pairs = [*_single(runs, related, metric), *_suites(runs, related, metric)]
     _print([printed for printed, _ in pairs], form)
     note = sys.stdout if form == "table" else sys.stderr
     for _, written in pairs if out else []:
@@ -77,22 +78,41 @@ def present(
         print(f"Tables and figures: {_write(written, metric, out)}", file=note)
 
 
-def _single(runs: Sequence[StoredRun], beside: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
+def _related(runs: Sequence[StoredRun], store: Path) -> list[StoredRun]:
+    """The runs in a store that may share a table with `runs`, which are not among them. No others are read."""
+    shown = {_key(run.manifest) for run in runs}
+    settings = {_table_key(run.manifest) for run in runs}
+    return load_runs(
+        store, wanted=lambda other: _table_key(other) in settings and _key(other) not in shown, bulky=False
+    )
+
+
+def _table_key(manifest: Manifest) -> str:
+    """Equal for runs that may share a table."""
+    shared = setting(manifest) if manifest["part"] is None else suite_setting(manifest)
+    return json.dumps(shared, sort_keys=True)
+
+
+def _key(manifest: Manifest) -> tuple[str, str]:
+    """What a run is, also where its path is written in two ways."""
+    return manifest["label"]["benchmark"], manifest["hash"]
+
+
+def _single(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
     """What is printed and what is written of the runs that stand alone."""
     pairs = []
-    for group in groups([run for run in runs if not part(run)]):
-        shown = {run.manifest["hash"] for run in group}
-        related = [r for r in beside if setting(r) == setting(group[0]) and r.manifest["hash"] not in shown]
-        baseline = [r for r in related if r.manifest["label"]["method"] == BASELINE]
+    for group in groups([run for run in runs if run.manifest["part"] is None]):
+        others = [run for run in related if setting(run.manifest) == setting(group[0].manifest)]
+        baseline = [run for run in others if is_full_cache(run.manifest)]
         printed = _single_group([*group, *baseline], metric)
-        alike = len(baseline) == len(related)
-        pairs.append((printed, printed if alike else _single_group([*group, *related], metric)))
+        alike = len(baseline) == len(others)
+        pairs.append((printed, printed if alike else _single_group([*group, *others], metric)))
     return pairs
 
 
 def _single_group(runs: Sequence[StoredRun], metric: str | None) -> Group:
-    shared, rows = setting(runs[0]), table(runs, metric)
-    mark = fingerprint(shared)
+    shared, rows = setting(runs[0].manifest), table(runs, metric)
+    mark = table_mark(shared)
     name = f"{_words(shared['benchmark'], shared)} (protocol {mark})"
     whole = [cells(row) for row in rows]
     content = {"name": name, "setting": shared, "rows": rows}
@@ -100,33 +120,28 @@ def _single_group(runs: Sequence[StoredRun], metric: str | None) -> Group:
     return Group(name, folder, runs, content, [whole], lambda: markdown(whole), _LEGEND)
 
 
-def _suites(runs: Sequence[StoredRun], beside: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
+def _suites(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
     """What is printed and what is written of the runs of suites."""
-    asked = {_key(run): run for run in runs if part(run)}
-    others = [run for run in beside if part(run) and _key(run) not in asked]
+    asked = {_key(run.manifest): run for run in runs if run.manifest["part"] is not None}
+    others = [run for run in related if run.manifest["part"] is not None]
     pairs = []
     earlier: list[str] = []
     for group in suite_groups([*asked.values(), *others]):
-        plain = fingerprint(suite_setting(group[0]))
-        mark = fingerprint({"setting": plain, "table": earlier.count(plain)}) if plain in earlier else plain
+        plain = table_mark(suite_setting(group[0].manifest))
+        mark = table_mark({"setting": plain, "table": earlier.count(plain)}) if plain in earlier else plain
         earlier.append(plain)
-        keys = {row_key(run) for run in group if _key(run) in asked}
+        keys = {row_key(run) for run in group if _key(run.manifest) in asked}
         if keys:
             whole = suite_table(group, metric)
-            keys |= {row_key(run) for run in group if is_baseline(run)}
+            keys |= {row_key(run) for run in group if is_full_cache(run.manifest)}
             printed = whole | {"rows": [row for row in whole["rows"] if row["key"] in keys]}
             members = [run for run in group if row_key(run) in keys]
             pairs.append((_suite_group(members, printed, mark), _suite_group(group, whole, mark)))
     return pairs
 
 
-def _key(run: StoredRun) -> tuple[str, str]:
-    """What a run is, also where its path is written in two ways."""
-    return run.manifest["label"]["benchmark"], run.manifest["hash"]
-
-
 def _suite_group(runs: Sequence[StoredRun], made: Mapping[str, Any], mark: str) -> Group:
-    shared = suite_setting(runs[0])
+    shared = suite_setting(runs[0].manifest)
     name = f"{_words(shared['suite'], shared)} (protocol {mark})"
     folder = f"{shared['suite']}-{shared['model'][0]}-{mark}"
     content = {"name": name, "setting": shared, **made}

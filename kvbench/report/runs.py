@@ -6,61 +6,76 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypedDict, TypeVar, cast
 
-BASELINE = "fullkv"  # the method that differences refer to
+from kvbench.store import AnsweredRecord, Manifest, Record, Status
 
 
 class Run(Protocol):
     """A run as `kvbench.store.load_runs` returns it."""
 
     @property
-    def manifest(self) -> Mapping[str, Any]:
+    def manifest(self) -> Manifest:
         """Identity, labels, device and headline."""
         ...
 
     @property
-    def status(self) -> Mapping[str, Any]:
-        """What status.json says; {} when there is none."""
+    def status(self) -> Status:
+        """The merged status of its writers; {} when there is none."""
         ...
 
     @property
-    def samples(self) -> Sequence[Mapping[str, Any]]:
+    def samples(self) -> Sequence[Record]:
         """One record per sample id."""
         ...
 
 
-def part(run: Run) -> Mapping[str, Any] | None:
-    """The run's place in a suite (see `kvbench.benchmarks.base.Part`); None for a benchmark that stands alone."""
-    return run.manifest.get("part")
+class Setting(TypedDict):
+    """What two compared runs must share."""
+
+    benchmark: str
+    model: list[object]  # label, identity
+    dtype: str
+    device: str  # its kind: "cuda:0" and "cuda:1" are one
+    protocol: dict[str, object]
+    scoring: dict[str, object]
 
 
-def setting(run: Run) -> dict[str, Any]:
-    """What two compared runs must share. The device counts by kind: "cuda:0" and "cuda:1" are one."""
-    identity, label = run.manifest["identity"], run.manifest["label"]
+def setting(manifest: Manifest) -> Setting:
+    """Return the setting of a run."""
+    identity, label = manifest["identity"], manifest["label"]
     return {
         "benchmark": label["benchmark"],
         "model": [label["model"], identity["model"]],
         "dtype": identity["dtype"],
-        "device": re.sub(r":\d+$", "", str(run.manifest["device"])),
+        "device": re.sub(r":\d+$", "", manifest["device"]),
         "protocol": identity["protocol"],
-        "scoring": run.manifest.get("scoring"),
+        "scoring": manifest["scoring"],
     }
 
 
-def fingerprint(setting: Mapping[str, Any]) -> str:
-    """Eight digits that tell apart settings which read alike."""
-    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:8]
+def is_full_cache(manifest: Manifest) -> bool:
+    """Return True for the run that differences refer to: nothing is evicted, and nothing is stored differently.
+
+    Such a method has no budget and no parts, only its name and dials.
+    """
+    method = cast(Mapping[str, object], manifest["identity"]["method"])
+    return manifest["label"]["budget"] == "full" and not any(isinstance(part, Mapping) for part in method.values())
+
+
+def table_mark(shared: object) -> str:
+    """Return eight digits that tell apart settings which read alike."""
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def groups(runs: Sequence[AnyRun]) -> list[list[AnyRun]]:
-    """Runs sorted into comparable groups; groups and runs in a fixed order."""
+    """Sort runs into comparable groups; groups and runs have a fixed order."""
     by_setting: dict[str, list[AnyRun]] = {}
     for run in runs:
-        by_setting.setdefault(json.dumps(setting(run), sort_keys=True), []).append(run)
+        by_setting.setdefault(json.dumps(setting(run.manifest), sort_keys=True), []).append(run)
     return [sorted(by_setting[key], key=order) for key in sorted(by_setting)]
 
 
@@ -68,22 +83,24 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """Raise ValueError, saying what differs, unless all runs have one setting."""
     if not runs:
         raise ValueError("no runs to report")
-    first = setting(runs[0])
+    first = cast(Mapping[str, object], setting(runs[0].manifest))
     for run in runs[1:]:
-        other = setting(run)
-        for name, value in first.items():
-            if other[name] == value:
-                continue
-            if isinstance(value, Mapping) and isinstance(other[name], Mapping):
-                keys = [key for key in {**value, **other[name]} if value.get(key) != other[name].get(key)]
-                what = "; ".join(f"{name}.{key}: {value.get(key)!r} / {other[name].get(key)!r}" for key in keys)
-            else:
-                what = f"{name}: {value!r} / {other[name]!r}"
-            raise ValueError(f"{title(runs[0])} and {title(run)} cannot share a table, they differ in {what}")
+        other = cast(Mapping[str, object], setting(run.manifest))
+        for key, value in first.items():
+            if other[key] != value:
+                what = _difference(key, value, other[key])
+                raise ValueError(f"{title(runs[0])} and {title(run)} cannot share a table, they differ in {what}")
+
+
+def _difference(key: str, value: object, other: object) -> str:
+    if not isinstance(value, Mapping) or not isinstance(other, Mapping):
+        return f"{key}: {value!r} / {other!r}"
+    keys = [inner for inner in {**value, **other} if value.get(inner) != other.get(inner)]
+    return "; ".join(f"{key}.{inner}: {value.get(inner)!r} / {other.get(inner)!r}" for inner in keys)
 
 
 def order(run: Run) -> tuple[bool, str, float, str]:
-    """Sort key: runs without a budget first, then by method and by budget, fractions before token counts."""
+    """Return the sort key: runs without a budget first, then by method and by budget, fractions before token counts."""
     label = run.manifest["label"]
     budget = label["budget"]
     return (
@@ -95,31 +112,35 @@ def order(run: Run) -> tuple[bool, str, float, str]:
 
 
 def name(run: Run, runs: Sequence[Run] = ()) -> str:
-    """The method, and what tells it from other `runs` of the same label: settings that differ, else its hash."""
+    """Return the method, and what tells it from other `runs` of the same label: settings that differ, else its hash."""
     label = run.manifest["label"]
-    same = [other for other in runs if all(other.manifest["label"][key] == label[key] for key in ("method", "budget"))]
-    mine, others = _settings(run), [_settings(other) for other in same]
-    differ = [key for key in mine if any(other.get(key) != mine[key] for other in others)]
-    words = [f"{key}={mine[key]}" for key in differ]
-    alike = sum(all(other.get(key) == mine[key] for key in differ) for other in others)
+    same = [
+        other
+        for other in runs
+        if (other.manifest["label"]["method"], other.manifest["label"]["budget"]) == (label["method"], label["budget"])
+    ]
+    own, others = _settings(run), [_settings(other) for other in same]
+    differ = [key for key in own if any(other.get(key) != own[key] for other in others)]
+    words = [f"{key}={own[key]}" for key in differ]
+    alike = sum(all(other.get(key) == own[key] for key in differ) for other in others)
     return " ".join([label["method"], *words, *([run.manifest["hash"][:8]] if alike > 1 else [])])
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> dict[str, object]:
     """The method's dials, and what else the identity holds outside of `setting`."""
     identity = run.manifest["identity"]
     dials = {key: value for key, value in identity["method"].items() if not isinstance(value, Mapping)}
-    return dials | {key: identity[key] for key in ("seed", "backend") if key in identity}
+    return dials | {"seed": identity["seed"], "backend": identity["backend"]}
 
 
 def title(run: Run, runs: Sequence[Run] = ()) -> str:
-    """Method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv"."""
+    """Return method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv"."""
     words = budget_words(run.manifest["label"]["budget"])
     return name(run, runs) + (f", {words}" if words else "")
 
 
 def budget_words(budget: str) -> str:
-    """A budget label in words; "" for methods without one. "1" is a token, "1.0" the whole context."""
+    """Return a budget label in words; "" for methods without one. "1" is a token, "1.0" the whole context."""
     if budget == "full":
         return ""
     if budget.isdigit():
@@ -127,26 +148,31 @@ def budget_words(budget: str) -> str:
     return f"{100 * float(budget):.3g}% budget"
 
 
-def answered(run: Run) -> list[Mapping[str, Any]]:
-    """The records with a prediction; the others ran out of memory."""
-    return [sample for sample in run.samples if sample["status"] == "ok"]
+def answered(run: Run) -> list[AnsweredRecord]:
+    """Return the records with a prediction; the others ran out of memory or failed."""
+    return [cast(AnsweredRecord, record) for record in run.samples if record["status"] == "ok"]
+
+
+def count(runs: Sequence[Run], status: str) -> int:
+    """Return how many samples of the runs have a status: "oom", "failed"."""
+    return sum(record["status"] == status for run in runs for record in run.samples)
 
 
 def kept_share(run: Run) -> float | None:
-    """Measured kept tokens per KV head as a share of what was compressed, mean over samples; None without any."""
+    """Return the mean over samples of kept tokens per KV head as a share of what was compressed; None without any."""
     shares = [sample["kept_mean"] / sample["span"] for sample in answered(run)]
     return sum(shares) / len(shares) if shares else None
 
 
 def score_names(runs: Sequence[Run]) -> list[str]:
-    """Names of the stored scores, the headline first."""
+    """Return the names of the stored scores, the headline first."""
     names = dict.fromkeys(name for run in runs for sample in answered(run) for name in sample["scores"])
     headline = runs[0].manifest["headline"]
     return sorted(names, key=lambda name: name != headline)
 
 
 def check_metric(runs: Sequence[Run], metric: str | None) -> str:
-    """The metric to show: the headline by default. Raises ValueError for one that the runs do not hold."""
+    """Return the metric to show, the headline by default. Raises ValueError for one that the runs do not hold."""
     names = score_names(runs)
     metric = metric or runs[0].manifest["headline"]
     if names and metric not in names:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kvbench.report.runs import Run, answered, kept_share, name, part, score_names, setting
+from kvbench.report.runs import Run, answered, count, kept_share, name, score_names, setting
 
 
 def score_lines(runs: Sequence[Run], protocol: str) -> list[dict[str, Any]]:
@@ -16,22 +16,23 @@ def score_lines(runs: Sequence[Run], protocol: str) -> list[dict[str, Any]]:
 
 
 def _lines(run: Run, runs: Sequence[Run], protocol: str) -> list[dict[str, Any]]:
-    shared, place, samples = setting(run), part(run) or {}, answered(run)
+    shared, place, samples = setting(run.manifest), run.manifest["part"], answered(run)
     same_column = [other for other in runs if other.manifest["label"]["benchmark"] == shared["benchmark"]]
     head = {
-        "benchmark": place.get("suite", shared["benchmark"]),
+        "benchmark": place["suite"] if place else shared["benchmark"],
         "model": shared["model"][0],
         "dtype": shared["dtype"],
         "device": shared["device"],
         "protocol": protocol,
         "method": name(run, same_column),
         "budget": run.manifest["label"]["budget"],
-        "dataset": place.get("name"),
-        "category": place.get("category"),
+        "dataset": place["name"] if place else None,
+        "category": place["category"] if place else None,
     }
     tail = {
         "n": len(samples),
-        "oom": len(run.samples) - len(samples),
+        "oom": count([run], "oom"),
+        "failed": count([run], "failed"),
         "num_samples": run.manifest["num_samples"],
         "kept_share": kept_share(run),
         "kv_share": _mean([sample["kv_bytes"] / sample["kv_bytes_full"] for sample in samples]),

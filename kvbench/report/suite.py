@@ -9,30 +9,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from kvbench.report.difference import deltas, stratified_difference
-from kvbench.report.runs import BASELINE, AnyRun, Run, answered, name, order, part, score_names, setting
+from kvbench.report.runs import AnyRun, Run, answered, count, is_full_cache, name, order, score_names, setting
+from kvbench.store import AnsweredRecord, Manifest, SuitePlace
 
 BUCKETS = ("0-4k", "4-8k", "8k+")  # of LongBench-E, by the `length` field of a sample
+
+
+class SuiteSetting(TypedDict):
+    """What the runs in one table share."""
+
+    suite: str
+    model: list[object]  # label, identity
+    dtype: str
+    device: str
+    protocol: dict[str, object]
+
 
 Averages = Mapping[str, tuple[int, Sequence[str]]]  # name → how many members it has when complete, its columns here
 
 
-def suite_setting(run: Run) -> dict[str, Any]:
-    """What two runs in one table must share; data and scoring are a column's own."""
-    shared, place = setting(run), _part(run)
-    protocol = {key: value for key, value in shared["protocol"].items() if key != "dataset"}
-    return {"suite": place["suite"], **{key: shared[key] for key in ("model", "dtype", "device")}, "protocol": protocol}
+def suite_setting(manifest: Manifest) -> SuiteSetting:
+    """Return what two runs in one table must share; data and scoring are a column's own."""
+    shared = setting(manifest)
+    return {
+        "suite": place_of(manifest)["suite"],
+        "model": shared["model"],
+        "dtype": shared["dtype"],
+        "device": shared["device"],
+        "protocol": {key: value for key, value in shared["protocol"].items() if key != "dataset"},
+    }
 
 
 def suite_groups(runs: Iterable[AnyRun]) -> list[list[AnyRun]]:
     """Runs sorted into tables. Where a column has several data or scorings, that of most runs is in the first table."""
     by_setting: dict[str, dict[str, list[AnyRun]]] = {}
     for run in runs:
-        columns = by_setting.setdefault(json.dumps(suite_setting(run), sort_keys=True), {})
+        columns = by_setting.setdefault(json.dumps(suite_setting(run.manifest), sort_keys=True), {})
         columns.setdefault(json.dumps(_column_setting(run), sort_keys=True), []).append(run)
     groups: list[list[AnyRun]] = []
     for key in sorted(by_setting):
@@ -55,14 +72,19 @@ def row_key(run: Run) -> str:
     return json.dumps([identity.get(key) for key in ("method", "budget", "seed", "backend")], sort_keys=True)
 
 
-def _part(run: Run) -> Mapping[str, Any]:
-    place = part(run)
+def place_of(manifest: Manifest) -> SuitePlace:
+    """Return the place of a run in its suite; there must be one."""
+    place = manifest["part"]
     assert place is not None, "a run of a suite"
     return place
 
 
+def _part(run: Run) -> SuitePlace:
+    return place_of(run.manifest)
+
+
 def _column_setting(run: Run) -> dict[str, Any]:
-    shared = setting(run)
+    shared = setting(run.manifest)
     dataset = shared["protocol"].get("dataset")
     return {"name": _part(run)["name"], "dataset": dataset, "scoring": shared["scoring"]}
 
@@ -98,7 +120,7 @@ def suite_table(runs: Sequence[Run], metric: str | None = None) -> dict[str, Any
     lead = max(means, key=lambda one: (len(means[one][1]) / means[one][0], means[one][0]))
     rows = _by_row(runs)
     firsts = [next(iter(row.values())) for row in rows]
-    baseline = next((row for row, run in zip(rows, firsts, strict=True) if is_baseline(run)), None)
+    baseline = next((row for row, run in zip(rows, firsts, strict=True) if is_full_cache(run.manifest)), None)
     metrics = {column["name"]: column["metric"] for column in columns}
     lines = []
     for row, run in zip(rows, firsts, strict=True):
@@ -124,18 +146,13 @@ def suite_table(runs: Sequence[Run], metric: str | None = None) -> dict[str, Any
     return {"suite": _part(runs[0])["suite"], "lead": lead, "columns": columns, "rows": lines}
 
 
-def is_baseline(run: Run) -> bool:
-    """Whether differences refer to this run."""
-    return str(run.manifest["label"]["method"]) == BASELINE
-
-
 def _columns(runs: Sequence[Run], metric: str | None) -> list[dict[str, Any]]:
     """The datasets in their order: place in the suite, data, scoring, and the score that is shown."""
     firsts = {_part(run)["name"]: run for run in reversed(runs)}
     columns = []
     for run in sorted(firsts.values(), key=lambda run: (_part(run)["order"], _part(run)["name"])):
         place = _part(run)
-        averages = {"category": place.get("category", ""), "means": place["means"], "macros": place["macros"]}
+        averages = {"category": place["category"], "means": place["means"], "macros": place["macros"]}
         columns.append({**_column_setting(run), **averages, "metric": metric or run.manifest["headline"]})
     return columns
 
@@ -145,7 +162,7 @@ def _by_row(runs: Sequence[Run]) -> list[dict[str, Run]]:
     rows: dict[str, dict[str, Run]] = {}
     for run in sorted(runs, key=order):
         rows.setdefault(row_key(run), {})[_part(run)["name"]] = run
-    return sorted(rows.values(), key=lambda row: not is_baseline(next(iter(row.values()))))
+    return sorted(rows.values(), key=lambda row: not is_full_cache(next(iter(row.values())).manifest))
 
 
 def _averages(
@@ -161,7 +178,7 @@ def _dataset(run: Run, metric: str) -> dict[str, Any]:
     return {"score": _score(answered(run), metric), "n": len(answered(run)), **_counts([run])}
 
 
-def _score(samples: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+def _score(samples: Sequence[AnsweredRecord], metric: str) -> float | None:
     values = [sample["scores"][metric] for sample in samples if metric in sample["scores"]]
     return round(100 * float(np.mean(values)), 2) if values else None
 
@@ -218,10 +235,9 @@ def _buckets(run: Run, metric: str) -> dict[str, float | None]:
 
 
 def _counts(runs: Sequence[Run]) -> dict[str, int]:
-    oom = sum(len(run.samples) - len(answered(run)) for run in runs)
     # a part of the published samples is marked as incomplete, even where all of that part is done
-    published = [max(run.manifest["num_samples"], run.manifest["part"].get("samples") or 0) for run in runs]
-    return {"oom": oom, "num_samples": sum(published)}
+    published = [max(run.manifest["num_samples"], _part(run).get("samples") or 0) for run in runs]
+    return {"oom": count(runs, "oom"), "failed": count(runs, "failed"), "num_samples": sum(published)}
 
 
 def _amounts(runs: Sequence[Run]) -> dict[str, Any]:

@@ -6,23 +6,25 @@ Rows share a table only if benchmark, model, dtype, device and protocol are equa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from kvbench.report.difference import paired_difference
 from kvbench.report.formats import interval, number, percent
 from kvbench.report.runs import (
-    BASELINE,
     Run,
     answered,
     check_comparable,
     check_metric,
+    count,
+    is_full_cache,
     kept_share,
     name,
     order,
     score_names,
 )
+from kvbench.store import AnsweredRecord
 
 _MIB = 2**20
 
@@ -38,14 +40,14 @@ def table(runs: Sequence[Run], metric: str | None = None) -> list[dict[str, Any]
     metric = check_metric(runs, metric)
     runs = sorted(runs, key=order)
     names = [metric, *(other for other in score_names(runs) if other != metric)]
-    baseline = next((run for run in runs if run.manifest["label"]["method"] == BASELINE), None)
+    baseline = next((run for run in runs if is_full_cache(run.manifest)), None)
     return [_row(run, names, baseline if baseline is not run else None, name(run, runs)) for run in runs]
 
 
 def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> dict[str, Any]:
     samples = answered(run)
 
-    def mean(read: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    def mean(read: Callable[[AnsweredRecord], float | None]) -> float | None:
         values = [value for value in map(read, samples) if value is not None]
         return float(np.mean(values)) if values else None
 
@@ -53,14 +55,15 @@ def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> d
         return mean(lambda sample: sample["scores"].get(which))
 
     def timing(which: str) -> float | None:
-        return mean(lambda sample: sample["timings"].get(which))
+        return mean(lambda sample: cast(Mapping[str, float | None], sample["timings"]).get(which))
 
     return {
         "method": method,
         "budget": run.manifest["label"]["budget"],
         "status": run.status.get("status"),
         "n": len(samples),
-        "oom": len(run.samples) - len(samples),
+        "oom": count([run], "oom"),
+        "failed": count([run], "failed"),
         "num_samples": run.manifest["num_samples"],
         "scores": {which: score(which) for which in names},
         "difference": paired_difference(run, baseline, names[0]) if baseline and names else None,

@@ -24,70 +24,91 @@ from kvbench.benchmarks.base import Benchmark, ModelFacts
 from kvbench.common.command import Parser, command
 from kvbench.common.files import write_atomic
 from kvbench.config import defaults
-from kvbench.store import StoredRun
+from kvbench.store import AnsweredRecord, StoredRun
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 100  # answers per task: some take milliseconds, none takes seconds
 
 
-def rescore(stored: StoredRun, benchmark: Benchmark) -> bool:
-    """Score the answers of a run by the rule of `benchmark`, if they were scored by another; whether it was needed."""
-    if stored.manifest.get("scoring") == benchmark.scoring():
-        return False
-    scores = {
-        record["id"]: benchmark.score(record["answers"], record["prediction"], record["meta"])
-        for record in stored.samples
-        if record["status"] == "ok"
-    }
+def rescore(stored: StoredRun, benchmark: Benchmark) -> StoredRun:
+    """Return the run with scores by the rule of `benchmark`; they are stored if another rule gave those on file.
+
+    Raises:
+        ValueError: a record lacks what scoring needs.
+    """
+    scoring = benchmark.scoring()
+    if stored.manifest["scoring"] == scoring:
+        return stored
+    scores = _scores(stored, benchmark, stored.answered)
     log.info("%s: %d answers scored again", stored.path.name, len(scores))
-    store.write_scores(stored.path, benchmark.scoring(), scores)
-    return True
+    store.write_scores(stored.path, scoring, scores)
+    return stored.rescored(scoring, scores)
+
+
+def _scores(stored: StoredRun, benchmark: Benchmark, records: Sequence[AnsweredRecord]) -> dict[str, dict[str, float]]:
+    try:
+        return {
+            record["id"]: benchmark.score(record["answers"], record["prediction"], record["meta"]) for record in records
+        }
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"{stored.path}: a record does not hold what scoring needs ({error!r})") from None
 
 
 def benchmark_of(stored: StoredRun) -> Benchmark:
-    """The benchmark that a stored run belongs to, for scoring: no data is read.
+    """Return the benchmark that a stored run belongs to, for scoring: no data is read.
 
-    Built by the class that conf/benchmark/ names, whatever the run folder says: a folder from elsewhere runs no code.
+    It is an object of the class that conf/benchmark/ names, whatever the run folder says: a folder from elsewhere runs
+    no code.
 
     Raises:
-        ValueError: the benchmark is none of conf/benchmark/, or has changed its settings since.
+        ValueError: the benchmark is not in conf/benchmark/, or has changed its settings since.
     """
-    if not stored.config or "benchmark" not in stored.config or "model" not in stored.config:
+    stored_node, model = stored.config.get("benchmark"), stored.config.get("model")
+    if not isinstance(stored_node, dict) or not isinstance(model, dict) or "name" not in model:
         raise ValueError(f"{stored.path}: no config.yaml that says how it is scored; leave this folder out")
-    label = stored.manifest["label"]["benchmark"]
-    node = dict(stored.config["benchmark"])
+    node = {str(key): value for key, value in stored_node.items() if key != "_target_"}
     module, _, name = str(defaults("benchmark", str(node.get("name")))["_target_"]).rpartition(".")
+    label = stored.manifest["label"]["benchmark"]
     try:
-        made: Any = getattr(import_module(module), name)(**{k: v for k, v in node.items() if k != "_target_"})
-    except TypeError as error:
+        built: Any = getattr(import_module(module), name)(**node)
+        facts = ModelFacts(str(model["name"]), str(model.get("path") or ""))
+        parts: Sequence[Benchmark] = built.parts(facts) if hasattr(built, "parts") else [built]
+    except Exception as error:  # settings of another version, or changed by hand: any error is possible
         raise ValueError(f"{stored.path}: recorded with other settings of benchmark {node['name']} ({error})") from None
-    model = stored.config["model"]
-    parts = (
-        made.parts(ModelFacts(str(model["name"]), str(model.get("path") or ""))) if hasattr(made, "parts") else [made]
-    )
     found = [part for part in parts if part.name == label]
     if not found:
         raise ValueError(f"{stored.path}: benchmark {node['name']} has no part {label}")
-    benchmark: Benchmark = found[0]
-    return benchmark
+    return found[0]
 
 
-def score_folders(folders: Sequence[Path], *, workers: int | None = None, progress: bool = True) -> None:
-    """Score the answers of run folders again, in parallel; a scores.json is written when it is complete."""
+def score_folders(folders: Sequence[Path], *, workers: int | None = None, progress: bool = True) -> list[Path]:
+    """Score the answers of run folders again, in parallel. Return the folders whose scores.json was written.
+
+    A run that cannot be scored is skipped with a warning.
+    """
     tasks = [(folder, start) for folder in folders for start in range(0, _answers(folder), _CHUNK)]
     scores: dict[Path, dict[str, dict[str, float]]] = {folder: {} for folder in folders}
     left = {folder: sum(task[0] == folder for task in tasks) for folder in folders}
     with tqdm(total=len(tasks) * _CHUNK, unit="answer", disable=not progress) as bar:
-        for folder, made in _map(tasks, workers or os.cpu_count() or 1):
-            scores[folder] |= made
+        for folder, result in _map(tasks, workers or os.cpu_count() or 1):
             left[folder] -= 1
             bar.update(_CHUNK)
-            if not left[folder]:
-                store.write_scores(folder, benchmark_of(store.load_run(folder)).scoring(), scores[folder])
+            if isinstance(result, str):
+                if folder in scores:
+                    log.warning("%s; skipped", result)
+                    del scores[folder]
+            elif folder in scores:
+                scores[folder] |= result
+                if not left[folder]:
+                    store.write_scores(folder, benchmark_of(store.load_run(folder)).scoring(), scores[folder])
+    return list(scores)
 
 
-def _map(tasks: Sequence[tuple[Path, int]], workers: int) -> Iterator[tuple[Path, dict[str, dict[str, float]]]]:
+_Scored = tuple[Path, dict[str, dict[str, float]] | str]  # a folder with scores by sample id, or with what went wrong
+
+
+def _map(tasks: Sequence[tuple[Path, int]], workers: int) -> Iterator[_Scored]:
     if min(workers, len(tasks)) < 2:
         yield from map(_score_chunk, tasks)
         return
@@ -96,21 +117,16 @@ def _map(tasks: Sequence[tuple[Path, int]], workers: int) -> Iterator[tuple[Path
 
 
 def _answers(folder: Path) -> int:
-    return sum(record["status"] == "ok" for record in store.load_run(folder).samples)
+    return len(store.load_run(folder).answered)
 
 
-def _score_chunk(task: tuple[Path, int]) -> tuple[Path, dict[str, dict[str, float]]]:
+def _score_chunk(task: tuple[Path, int]) -> _Scored:
     folder, start = task
-    stored = store.load_run(folder)
-    benchmark = benchmark_of(stored)
-    answered = [record for record in stored.samples if record["status"] == "ok"]
     try:
-        return folder, {
-            record["id"]: benchmark.score(record["answers"], record["prediction"], record["meta"])
-            for record in answered[start : start + _CHUNK]
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'samples.jsonl'}: a record without what scoring needs ({error!r})") from None
+        stored = store.load_run(folder)
+        return folder, _scores(stored, benchmark_of(stored), stored.answered[start : start + _CHUNK])
+    except ValueError as error:
+        return folder, str(error)
 
 
 @command
@@ -157,11 +173,13 @@ def _score_runs(arguments: argparse.Namespace) -> None:
             benchmark_of(store.load_run(folder))
             folders.append(folder)
         except ValueError as error:
-            log.warning("%s; passed over", error)
+            log.warning("%s; skipped", error)
     if not folders:
         raise ValueError(f"{arguments.paths[0]}: no run there that could be scored; name outputs/runs or a run folder")
-    score_folders(folders, workers=arguments.workers, progress=not arguments.quiet)
-    present([store.load_run(folder) for folder in folders], None)
+    scored = score_folders(folders, workers=arguments.workers, progress=not arguments.quiet)
+    if not scored:
+        raise ValueError(f"{arguments.paths[0]}: none of its runs could be scored")
+    present([store.load_run(folder, bulky=False) for folder in scored], None)
 
 
 def _score_predictions(arguments: argparse.Namespace) -> None:

@@ -28,13 +28,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """How a job ended: its folder and mean headline score, or the error that ended it."""
+    """How a job ended: its folder, mean headline score and records without their texts, or the error that ended it."""
 
     job: Job
     folder: Path
     score: float | None = None
     samples: int = 0
     error: Exception | None = None
+    stored: store.StoredRun | None = None
 
 
 def run_jobs(jobs: Sequence[Job], kept: models.ModelCache | None = None) -> list[Outcome]:
@@ -67,21 +68,16 @@ def _ended(job: Job) -> Outcome | None:
 
 def finished(job: Job, say: bool = True) -> Outcome | None:
     """The outcome of a job whose samples are all recorded, found without a tokenizer; None if one is missing."""
-    if not (job.folder / "manifest.json").is_file():
+    if not os.path.lexists(job.folder / "manifest.json"):
         return None
-    stored = store.load_run(job.folder)
-    samples, limit = stored.manifest["num_samples"], job.cfg["limit"]
-    status = stored.status
-    settled = status.get("status") == "done" or (
-        # which samples the first ones are, only the tokenizer can tell; so the writer has said how many it settled
-        limit is not None and status.get("status") == "partial" and (status.get("limit") or 0) >= limit
-    )
-    retry = job.cfg["retry_oom"] and any(s["status"] == "oom" for s in stored.samples)
-    if retry or not settled:
+    stored = store.load_run(job.folder, digest=store.identity_hash(job.identity))
+    retry = job.cfg["retry_oom"] and any(record["status"] == "oom" for record in stored.samples)
+    if retry or not stored.progress.is_complete(job.cfg["limit"]):
         return None
-    where = f"{job.label['benchmark']} {job.folder.name}"
     if say:
-        log.info("%s: %d of %d samples recorded, nothing to compute", where, len(stored.samples), samples)
+        where = f"{job.label['benchmark']} {job.folder.name}"
+        samples, total = len(stored.samples), stored.manifest["num_samples"]
+        log.info("%s: %d of %d samples recorded, nothing to compute", where, samples, total)
     found, now = stored.manifest["versions"], versions(job.variant.method)
     changed = sorted(name for name in now if found.get(name) != now[name])
     if changed:
@@ -90,14 +86,14 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
             job.folder.name,
             ", ".join(changed),
         )
-    rescore(stored, job.benchmark)
-    return _outcome(job)
+    return _outcome(job, rescore(stored, job.benchmark))
 
 
-def _outcome(job: Job) -> Outcome:
-    stored = store.load_run(job.folder)
-    scores = [s["scores"][stored.manifest["headline"]] for s in stored.samples if s["status"] == "ok"]
-    return Outcome(job, job.folder, sum(scores) / len(scores) if scores else None, len(stored.samples))
+def _outcome(job: Job, stored: store.StoredRun) -> Outcome:
+    headline = stored.manifest["headline"]
+    scores = [record["scores"][headline] for record in stored.answered if headline in record["scores"]]
+    score = sum(scores) / len(scores) if scores else None
+    return Outcome(job, job.folder, score, len(stored.samples), stored=stored.slim())
 
 
 def _run(jobs: Mapping[Path, Job], kept: models.ModelCache) -> dict[Path, Outcome]:
@@ -138,7 +134,7 @@ def _run(jobs: Mapping[Path, Job], kept: models.ModelCache) -> dict[Path, Outcom
         for folder, one in opened.items():
             if one.error is None:
                 one.run.finish(limit=cfg["limit"])
-                outcomes[folder] = _outcome(one.job)
+                outcomes[folder] = _outcome(one.job, store.load_run(folder))
             else:
                 one.run.set_status("failed", error=f"{type(one.error).__name__}: {one.error}")
                 outcomes[folder] = Outcome(one.job, folder, error=one.error)

@@ -17,16 +17,17 @@ from kvbench.status.text import as_json, text
 _EPILOG = """\
 states:
   done        all samples are recorded
+  limited     all samples that limit= asked for are recorded
   running     a process writes it now (it holds the folder's lock)
   waiting     not begun; other runs of its plan are running
   missing     not begun
-  partial     ended well with a part of the samples (limit=, a shard)
+  partial     ended well, but samples are missing (a larger limit= is asked for, a shard's part)
   preempted   ended by a signal: Slurm's time limit, Ctrl-C
   stopped     was running, but no process holds it: killed
   failed      ended by an error, which is shown
   damaged     a file cannot be read; the message says what to do
 
-exit status: 0 if everything is done (or has as many samples as its plan's limit= asks for), 1 if not, 2 for a mistake.
+exit status: 0 if everything is done or limited, 1 if not, 2 for a mistake.
 """
 
 

@@ -2,111 +2,138 @@
 
 from __future__ import annotations
 
-import json
-import re
+import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from kvbench.store.files import read_records
+from kvbench.store import Status
 from kvbench.store.locks import writers
-from kvbench.store.read import read_manifest
+from kvbench.store.manifest import read_manifest
+from kvbench.store.progress import Progress, judge, recorded_ids
 from kvbench.store.shards import merged_status, sample_files, status_files, statuses
 
 STATES = (
     "done",
+    "limited",  # ended well with all samples that its limit asked for
     "running",  # a living process writes it
     "waiting",  # no folder yet; other runs of its plan are running
     "missing",  # no folder yet
-    "partial",  # ended well, samples were limited; or a shard's part
+    "partial",  # ended well, but samples are missing: a larger limit is asked for now, or this is a shard's part
     "preempted",  # ended by a signal
     "stopped",  # was running, but no process holds its lock: killed
     "failed",
     "damaged",  # a file cannot be read
 )
+COMPLETE = ("done", "limited")
 FRESH = 600  # seconds: where locks cannot be asked, a run that wrote something since then counts as running
-_LINE = re.compile(rb'\{"id": ("(?:[^"\\]|\\.)*"), .*\}')
 
 
 @dataclass
 class RunState:
-    """How a run stands; `last` is when it last wrote something (seconds since the epoch), `shards` are its writers."""
+    """How a run stands.
+
+    Attributes:
+        folder: of the run.
+        state: one of `STATES`.
+        progress: how many samples are on file; None where that cannot be read.
+        last: when it last wrote something, in seconds since the epoch.
+        shards: its writers and their states.
+        hash: of its identity; None where that cannot be read.
+    """
 
     folder: Path
     state: str
-    recorded: int = 0
-    total: int | None = None
+    progress: Progress | None = None
     last: float | None = None
     error: str | None = None
     slurm: str | None = None
     note: str | None = None
     shards: dict[str, str] = field(default_factory=dict)
+    hash: str | None = None
+
+    @property
+    def recorded(self) -> int:
+        """Samples on file."""
+        return 0 if self.progress is None else self.progress.recorded
+
+    @property
+    def total(self) -> int | None:
+        """Samples of the benchmark; None where that cannot be read."""
+        return None if self.progress is None else self.progress.total
+
+
+@dataclass
+class _Writer:
+    """What a writer says of itself, and its state: "running" is believed of those that hold a lock."""
+
+    status: Status
+    state: str
+    unsure: bool = False
 
 
 def look(folder: Path) -> RunState:
-    """The state of a run folder, also while it is being written; nothing is raised for a damaged one."""
+    """Return the state of a run folder, also while it is being written. A damaged one is a state, not an error."""
     try:
-        if not (folder / "manifest.json").is_file():
+        if not os.path.lexists(folder / "manifest.json"):
             if any(file.stat().st_size for file in sample_files(folder)):
                 return RunState(folder, "damaged", error="samples but no manifest.json")
             return RunState(folder, "missing")
-        said = _settled_statuses(folder)
-        recorded, total = len(recorded_ids(folder)), int(read_manifest(folder)["num_samples"])
-        files = [*sample_files(folder), *status_files(folder).values(), folder / "status.json"]
-        last = max((file.stat().st_mtime for file in files if file.exists()), default=None)
+        found = _writers(folder)
+        manifest = read_manifest(folder)
+        recorded, total = len(recorded_ids(folder)), manifest["num_samples"]
+        last = _last_written(folder)
     except (ValueError, OSError) as error:
         return RunState(folder, "damaged", error=" ".join(str(error).replace(f"{folder}/", "").split()))
-    run = RunState(folder, "", recorded, total, last)
-    made = merged_status({name: one for name, one, _ in said}, recorded, total)
-    run.error = str(made["error"]) if made.get("error") else None
-    run.slurm = str(made["slurm"]) if made.get("slurm") else None
-    run.shards = {name: state for name, _, state in said if name}
-    if made.get("status") == "done" and recorded >= total:
-        run.state = "done"
-        return run
-    states = [state for _, _, state in said] or ["stopped"]
-    run.state = next((s for s in ("failed", "running", "stopped", "preempted") if s in states), "partial")
-    if made.get("status") == "done":
-        run.state, run.note = "partial", "samples of a done run are gone"
-    elif any(one.get("unsure") for _, one, _ in said):
-        run.note = "judged by its time stamps; its lock cannot be asked"
-    elif len(said) > 1 or run.shards:
-        run.note = ", ".join(f"{name or 'whole'} {state}" for name, _, state in said)
-    elif run.state == "stopped":
-        run.note = "killed; no process holds it"
+    status = merged_status({name: writer.status for name, writer in found.items()}, recorded, total)
+    progress = judge(status, recorded, total)
+    run = RunState(folder, "", progress, last, status.get("error"), status.get("slurm"), hash=manifest["hash"])
+    run.shards = {name: writer.state for name, writer in found.items() if name}
+    run.state, run.note = _state(run, progress, found)
     return run
 
 
-def _settled_statuses(folder: Path) -> list[tuple[str, dict[str, Any], str]]:
-    """Writer, what it says, its state. "running" is believed of those that hold a lock."""
+def _state(run: RunState, progress: Progress, found: Mapping[str, _Writer]) -> tuple[str, str | None]:
+    """The state of a run, and a note on it."""
+    if progress.is_done:
+        return "done", None
+    states = [writer.state for writer in found.values()] or ["stopped"]
+    state = next((state for state in ("failed", "running", "stopped", "preempted") if state in states), "partial")
+    if progress.is_damaged:
+        return "partial", f"{progress.settled - progress.recorded} samples of a finished run are gone"
+    if state == "partial" and progress.is_limited:
+        return "limited", f"limit={progress.settled}"
+    if any(writer.unsure for writer in found.values()):
+        return state, "judged by its time stamps; its lock cannot be asked"
+    if len(found) > 1 or run.shards:
+        return state, ", ".join(f"{name or 'whole'} {writer.state}" for name, writer in found.items())
+    return state, "killed; no process holds it" if state == "stopped" else None
+
+
+def _writers(folder: Path) -> dict[str, _Writer]:
+    """The writers of a run, by shard."""
     for last_try in (False, True):
         said, alive = statuses(folder), writers(folder)
-        dead = [name for name, one in said.items() if one.get("status") == "running" and name not in (alive or [])]
+        running = [name for name, status in said.items() if status.get("status") == "running"]
+        dead = [name for name in running if name not in (alive or ())]
         if not dead or alive is None or last_try:
             break  # else it may have ended well between the two looks
     if alive is None:
-        return [(name, one | {"unsure": name in dead}, _by_time(folder, one)) for name, one in said.items()]
-    found = [(name, one, "stopped" if name in dead else str(one.get("status"))) for name, one in said.items()]
-    return found + [(name, {"status": "running"}, "running") for name in alive if name not in said]
+        return {name: _Writer(status, _by_time(folder, status), name in dead) for name, status in said.items()}
+    found = {
+        name: _Writer(status, "stopped" if name in dead else str(status.get("status"))) for name, status in said.items()
+    }
+    return found | {name: _Writer({"status": "running"}, "running") for name in alive if name not in said}
 
 
-def _by_time(folder: Path, one: dict[str, Any]) -> str:
-    if one.get("status") != "running":
-        return str(one.get("status"))
+def _by_time(folder: Path, status: Status) -> str:
+    state = status.get("status")
+    if state != "running":
+        return str(state)
+    return "running" if time.time() - (_last_written(folder) or 0.0) < FRESH else "stopped"
+
+
+def _last_written(folder: Path) -> float | None:
     files = [*sample_files(folder), *status_files(folder).values(), folder / "status.json"]
-    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-    return "running" if time.time() - newest < FRESH else "stopped"
-
-
-def recorded_ids(folder: Path) -> set[str]:
-    """The ids on file. Lines are not parsed as long as they look as the store writes them."""
-    found: set[bytes] = set()
-    for file in sample_files(folder):
-        *lines, _ = file.read_bytes().split(b"\n")
-        matches = [_LINE.fullmatch(line) for line in lines]
-        if all(matches):
-            found |= {match[1] for match in matches if match is not None}
-        else:
-            found |= {json.dumps(record["id"]).encode() for record in read_records(file)[0]}
-    return {json.loads(name) for name in found}
+    return max((file.stat().st_mtime for file in files if file.exists()), default=None)

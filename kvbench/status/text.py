@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvbench.status.runs import STATES, RunState
+from kvbench.status.runs import COMPLETE, STATES, RunState
 from kvbench.status.survey import PlanState, Survey, outputs_of
 
 _NOTE = 100  # characters of an error in the table; the JSON has all of it
@@ -22,7 +22,7 @@ def text(made: Survey, only: Collection[str] = STATES) -> str:
     blocks = [_plan(plan, only) for plan in made.plans]
     if made.others:
         title = "Runs in no plan" if made.plans else "Runs"
-        unfinished = [run for run in made.others if run.state != "done"]
+        unfinished = [run for run in made.others if run.state not in COMPLETE]
         commands = dict.fromkeys(made.commands[run.folder] for run in unfinished if run.folder in made.commands)
         lines = [f"{title}: {_counts(made.others)}", *_table(made.others, only)]
         if unfinished:
@@ -31,7 +31,8 @@ def text(made: Survey, only: Collection[str] = STATES) -> str:
             left = len(commands) - _COMMANDS
             lines += [f"    ... and {left} more: see --json"] if left > 0 else []
         blocks.append("\n".join(lines))
-    blocks += [f"Passed over: {line}" for line in made.damaged]
+    blocks += [f"Skipped: {copy}: a copy of the run in {original}" for copy, original in made.copies.items()]
+    blocks += [f"Skipped: {line}" for line in made.damaged]
     return "\n\n".join(blocks)
 
 
@@ -112,11 +113,12 @@ def as_json(made: Survey, only: Collection[str] = STATES) -> dict[str, Any]:
             for one in made.plans
         ],
         "runs": [_run(r) | {"command": made.commands.get(r.folder)} for r in made.others if r.state in only],
+        "copies": {str(copy): str(original) for copy, original in made.copies.items()},
         "damaged": made.damaged,
     }
 
 
 def _run(run: RunState) -> dict[str, Any]:
     last = None if run.last is None else datetime.fromtimestamp(run.last, UTC).isoformat(timespec="seconds")
-    content = {key: value for key, value in vars(run).items() if key != "total"}
-    return content | {"folder": str(run.folder), "samples": run.total, "last": last}
+    content = {key: value for key, value in vars(run).items() if key not in ("progress", "hash")}
+    return content | {"folder": str(run.folder), "recorded": run.recorded, "samples": run.total, "last": last}

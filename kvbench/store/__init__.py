@@ -4,11 +4,11 @@
         config.yaml     the whole composed configuration, for people; secrets left out
         manifest.json   what the run is (identity and its hash); written after config.yaml, never changed
         samples.jsonl   one record per sample; a line is on disk before `append` returns
-        scores.json     only after a re-scoring: new scores by sample id, in place of those of the records
+        scores.json     only after a re-scoring: new scores by sample id, which replace those of the records
         status.json     {"status": running|done|partial|failed|preempted, "time", "recorded", ...}, replaced by rename
 
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
-next opening drops. Shard i of n writes samples-<i>of<n>.jsonl and status-<i>of<n>.json beside the other shards;
+next opening drops. Shard i of n writes samples-<i>of<n>.jsonl and status-<i>of<n>.json next to the other shards;
 readers merge them. Plans (`write_plan`) tell which runs a command makes. Imports no torch.
 """
 
@@ -16,16 +16,27 @@ from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub, scrub_text
 from kvbench.store.plans import write_plan
-from kvbench.store.read import StoredRun, load_run, load_runs, run_folders, write_scores
-from kvbench.store.run import STATUSES, Run, run_folder
+from kvbench.store.progress import Progress, progress
+from kvbench.store.read import StoredRun, load_manifest, load_run, load_runs, run_folders, write_scores
+from kvbench.store.run import Run, run_folder
+from kvbench.store.schema import STATUSES, AnsweredRecord, Manifest, Record, RunStatus, Status, SuitePlace
 
 __all__ = [
     "STATUSES",
+    "AnsweredRecord",
+    "Manifest",
+    "Progress",
+    "Record",
     "Run",
+    "RunStatus",
+    "Status",
     "StoredRun",
+    "SuitePlace",
     "identity_hash",
+    "load_manifest",
     "load_run",
     "load_runs",
+    "progress",
     "run_folder",
     "run_folders",
     "scrub",

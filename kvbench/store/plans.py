@@ -1,7 +1,7 @@
 """Plans: which runs a command is about to make, written before anything is computed.
 
     <outputs>/plans/<hash8>.json
-        {"schema", "command", "runs": [folders, relative to <outputs>], "cwd", "created"}
+        {"schema", "command", "runs": [{"folder": relative to <outputs>, "limit": samples or null}], "cwd", "created"}
 
 A run that never began leaves no folder; its plan tells that it is missing, and which command makes it. The hash is
 that of command and runs: issuing a command again finds its plan there.
@@ -13,63 +13,81 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvbench.common import clock
 from kvbench.common.files import write_atomic
-from kvbench.store.files import read_json
+from kvbench.store.files import DELETE, read_json
 from kvbench.store.identity import identity_hash, scrub, scrub_text
+from kvbench.store.schema import PlanContent, PlannedRun, PlanSchema
 
-_SCHEMA = 1
+_SCHEMA = 2  # 1 listed the folders alone
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan as read from its file; `runs` are absolute folders, there or not."""
+    """A plan as read from its file.
+
+    `limits` has the absolute folder of each run, there or not, and how many samples were asked for (None: all).
+    """
 
     path: Path
     command: str
-    runs: list[Path]
+    limits: dict[Path, int | None]
     cwd: str
     created: str
 
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of the runs."""
+        return list(self.limits)
 
-def write_plan(outputs: str | Path, command: str, runs: Sequence[Path]) -> Path:
-    """Write what `command` is about to make, the folders `runs`; secrets in the command are left out.
 
-    The plan of the same command and runs in the same working folder stays as it is, but counts as the newest. Raises
-    OSError when it cannot be written.
+def write_plan(outputs: str | Path, command: str, runs: Iterable[tuple[Path, int | None]]) -> Path:
+    """Write what `command` is about to make: folders of runs, each with its `limit`. Secrets are left out.
+
+    A run under several limits counts with the largest. The plan of the same command and runs in the same working
+    folder stays as it is, but counts as the newest. Raises OSError when it cannot be written.
     """
     root = Path(outputs).absolute()
     command = _scrubbed(command)
-    folders = [os.path.relpath(Path(run).absolute(), root) for run in runs]
-    content: dict[str, Any] = {"command": command, "runs": list(dict.fromkeys(folders))}
-    path = root / "plans" / f"{identity_hash(content)[:8]}.json"
-    content["cwd"] = os.getcwd()  # relative folders in the command are seen from here
+    limits: dict[str, int | None] = {}
+    for run, limit in runs:
+        folder = os.path.relpath(Path(run).absolute(), root)
+        other = limits.get(folder, limit)
+        limits[folder] = None if limit is None or other is None else max(limit, other)
+    planned: list[PlannedRun] = [{"folder": folder, "limit": limit} for folder, limit in limits.items()]
+    name = identity_hash({"command": command, "runs": planned})[:8]
+    path = root / "plans" / f"{name}.json"
+    content: PlanContent = {
+        "schema": _SCHEMA,
+        "command": command,
+        "runs": planned,
+        "cwd": os.getcwd(),
+        "created": clock.now(),
+    }
     try:
-        if {key: read_json(path).get(key) for key in content} == content:
+        there = read_json(path, PlanContent, DELETE)
+        if all(there[key] == content[key] for key in ("schema", "command", "runs", "cwd")):
             os.utime(path)
             return path
-    except (FileNotFoundError, ValueError):  # not there, or damaged: written anew
+    except (FileNotFoundError, ValueError):  # not there, or damaged: written again
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
-    now = clock.now()
-    write_atomic(path, json.dumps({"schema": _SCHEMA, **content, "created": now}, indent=2) + "\n")
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan. Raises ValueError naming the file when it is none."""
-    content: dict[str, Any] = read_json(path)
-    command, runs = content.get("command"), content.get("runs")
-    if not isinstance(command, str) or not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
-        raise ValueError(f"{path}: not a plan; delete this file")
+def read_plan(path: Path) -> Plan | None:
+    """Read a plan; None for one of another version. Raises ValueError that names the file when it is damaged."""
+    if read_json(path, PlanSchema, DELETE)["schema"] != _SCHEMA:
+        return None
+    content = read_json(path, PlanContent, DELETE)
     root = path.absolute().parent.parent
-    folders = [Path(os.path.normpath(root / run)) for run in runs]
-    return Plan(path, command, folders, str(content.get("cwd", "")), str(content.get("created", "")))
+    limits = {Path(os.path.normpath(root / run["folder"])): run["limit"] for run in content["runs"]}
+    return Plan(path, content["command"], limits, content["cwd"], content["created"])
 
 
 def _scrubbed(command: str) -> str:

@@ -1,26 +1,28 @@
-"""Stored runs as the report reads them; nothing here writes."""
+"""Stored runs as reports read them. Nothing here changes a run, except that `write_scores` adds new scores."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import cast
 
 from kvbench.common.files import write_atomic
-from kvbench.store.files import read_json
+from kvbench.store.files import DELETE, read_json, without_bulk
 from kvbench.store.identity import plain
+from kvbench.store.manifest import read_manifest
+from kvbench.store.progress import Progress, judge
+from kvbench.store.schema import AnsweredRecord, Manifest, Record, RescoredRun, Status
 from kvbench.store.shards import merged, merged_status, sample_files, statuses
+from kvbench.store.stored_config import read_config
 
 log = logging.getLogger(__name__)
 
 _SCORES = "scores.json"
-_MANIFEST = {"identity": dict, "label": dict, "headline": str, "hash": str, "num_samples": int}
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 
 
 @dataclass(frozen=True)
@@ -31,82 +33,170 @@ class StoredRun:
     """
 
     path: Path
-    config: dict[str, Any]
-    manifest: dict[str, Any]
-    status: dict[str, Any]
-    samples: list[dict[str, Any]]
+    manifest: Manifest
+    status: Status
+    samples: list[Record]
+
+    @property
+    def answered(self) -> list[AnsweredRecord]:
+        """The records with an answer."""
+        return [cast(AnsweredRecord, record) for record in self.samples if record["status"] == "ok"]
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return judge(self.status, len(self.samples), self.manifest["num_samples"])
+
+    @cached_property
+    def config(self) -> dict[str, object]:
+        """The configuration in config.yaml, read when it is asked for. Raises ValueError when it is damaged."""
+        return read_config(self.path)
+
+    def rescored(self, scoring: Mapping[str, object], scores: Mapping[str, Mapping[str, float]]) -> StoredRun:
+        """Return the run with other scores (sample id → name → score) in its records."""
+        samples = [_with_scores(record, scores.get(record["id"])) for record in self.samples]
+        manifest = self.manifest.copy()
+        manifest["scoring"] = dict(scoring)
+        return replace(self, manifest=manifest, samples=samples)
+
+    def slim(self) -> StoredRun:
+        """Return the run without texts, tokens and kept counts per head, which tables and figures do not need."""
+        return replace(self, samples=[without_bulk(record) for record in self.samples])
 
 
-def load_run(path: str | Path) -> StoredRun:
+def _with_scores(record: Record, scores: Mapping[str, float] | None) -> Record:
+    if scores is None or record["status"] != "ok":
+        return record
+    changed: AnsweredRecord = record.copy()  # type: ignore[assignment]
+    changed["scores"] = dict(scores)
+    return changed
+
+
+def load_run(path: str | Path, bulky: bool = True, digest: str | None = None) -> StoredRun:
     """Read one run folder without changing it, also while it is being written.
 
-    A torn last line is passed over; of two records with one id an answer counts before an out-of-memory row, else the
-    later. What shards recorded and say of themselves is merged. Scores given again later (`write_scores`) stand in
-    place of those recorded, with the manifest's "scoring". Raises ValueError when the folder has no manifest.json or a
-    broken file.
+    A torn last line is skipped. Of two records with one id an answer counts before a failure, else the later one.
+    Records and statuses of shards are merged. Scores given again later (`write_scores`) replace those recorded,
+    together with the manifest's "scoring". `bulky=False` leaves out texts, tokens and kept counts per head. `digest` is
+    the identity hash that the run must have.
+
+    Raises:
+        ValueError: the folder has no manifest.json, a damaged file, or another run.
     """
     path = Path(path)
-    if not (path / "manifest.json").is_file():
-        raise ValueError(f"{path}: no manifest.json, so this is not a run folder")
-    config_file = path / "config.yaml"
-    try:
-        text = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
-        config = yaml.load(text, Loader=_LOADER) or {}
-    except yaml.YAMLError:
-        raise ValueError(f"{config_file}: not valid YAML; delete it, the run goes on without it") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_file}: not a configuration; delete it, the run goes on without it")
+    manifest = read_manifest(path, digest)
     said = statuses(path)  # before the records, so that what it calls done is among them
-    by_id = merged(sample_files(path))
-    manifest = read_manifest(path)
-    if (path / _SCORES).is_file():
-        again = read_json(path / _SCORES)
-        if not isinstance(again.get("scores"), dict) or "scoring" not in again:
-            raise ValueError(f"{path / _SCORES}: not scores; delete this file, the run has those of its own")
-        manifest["scoring"] = again["scoring"]
-        for name in again["scores"].keys() & by_id.keys():
-            by_id[name] = by_id[name] | {"scores": again["scores"][name]}
-    status = merged_status(said, len(by_id), manifest["num_samples"])
-    return StoredRun(path, config, manifest, status, [by_id[name] for name in sorted(by_id)])
+    by_id = merged(sample_files(path), bulky)
+    total = manifest["num_samples"]
+    status = merged_status(said, len(by_id), total)
+    run = StoredRun(path, manifest, status, [by_id[name] for name in sorted(by_id)])
+    again = _read_scores(path)
+    return run if again is None else run.rescored(again["scoring"], again["scores"])
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises ValueError when it is none."""
-    manifest = read_json(path / "manifest.json")
-    if not all(isinstance(manifest.get(key), kind) for key, kind in _MANIFEST.items()):
-        raise ValueError(f"{path / 'manifest.json'}: not the manifest of a run; move the folder away")
-    return manifest
+def _read_scores(path: Path) -> RescoredRun | None:
+    try:
+        return read_json(path / _SCORES, RescoredRun, f"{DELETE}, the run has scores of its own")
+    except FileNotFoundError:
+        return None
 
 
-def write_scores(path: Path, scoring: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Put new scores (sample id → name → score) beside the records, which stay as they are; atomic."""
+def write_scores(path: Path, scoring: Mapping[str, object], scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Write new scores (sample id → name → score) next to the records, which stay as they are; atomic."""
     content = {"scoring": plain(dict(scoring), "scoring"), "scores": {key: dict(scores[key]) for key in scores}}
     write_atomic(path / _SCORES, json.dumps(plain(content, "scores")) + "\n")
 
 
-def load_runs(root: str | Path, benchmark: str | None = None) -> list[StoredRun]:
-    """Read all runs at or below `root` (of one benchmark if named), sorted by folder; [] when there are none.
+def load_manifest(path: Path) -> Manifest:
+    """Return the manifest of a run with the scoring that its scores are of now. Raises ValueError as `load_run`."""
+    manifest, again = read_manifest(path), _read_scores(path)
+    if again is not None:
+        manifest["scoring"] = again["scoring"]
+    return manifest
 
-    A damaged run is passed over with a warning, so that it does not hide the others; a hidden folder in silence.
+
+def load_runs(
+    root: str | Path,
+    benchmark: str | None = None,
+    wanted: Callable[[Manifest], bool] = lambda manifest: True,
+    bulky: bool = True,
+) -> list[StoredRun]:
+    """Read the runs at or below `root`, sorted by folder; [] when there are none.
+
+    Only the records of wanted runs are read: those of `benchmark`, if named, whose manifest `wanted` accepts. A
+    damaged run is skipped with a warning, so that it does not hide the others. A copy of a run is skipped as well.
+    `bulky` as for `load_run`.
     """
-    runs = []
+    manifests: dict[Path, Manifest] = {}
     for path in run_folders(root):
         try:
-            run = load_run(path)
+            manifest = load_manifest(path)
         except ValueError as error:
-            log.warning("%s; passed over", error)
+            _skip(str(error))
             continue
-        if benchmark in (None, run.manifest["label"].get("benchmark")):
-            runs.append(run)
+        if benchmark in (None, manifest["label"]["benchmark"]) and wanted(manifest):
+            manifests[path] = manifest
+    for copy, original in copies(manifests).items():
+        _skip(f"{copy}: a copy of the run in {original}")
+        del manifests[copy]
+    runs = []
+    for path in manifests:
+        try:
+            runs.append(load_run(path, bulky))
+        except ValueError as error:
+            _skip(str(error))
     return runs
 
 
+def _skip(text: str) -> None:
+    log.warning("%s; skipped", text)
+
+
+def copies(manifests: Mapping[Path, Manifest]) -> dict[Path, Path]:
+    """Return copied run folders with the original of each: the one at its proper place, else the largest."""
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path, manifest in manifests.items():
+        groups.setdefault((manifest["label"]["benchmark"], manifest["hash"]), []).append(path)
+    found: dict[Path, Path] = {}
+    for paths in groups.values():
+        original, *others = sorted(paths, key=lambda path: (not _is_home(path, manifests[path]), -_size(path), path))
+        found |= dict.fromkeys(others, original)
+    return found
+
+
+def _is_home(path: Path, manifest: Manifest) -> bool:
+    label = manifest["label"]
+    name = f"{label['method']}-b{label['budget']}-{manifest['hash'][:8]}"
+    return path.absolute().parts[-3:] == (label["benchmark"], label["model"], name)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in sample_files(path))
+
+
 def run_folders(root: str | Path) -> list[Path]:
-    """The run folders at or below `root`, sorted: those with a manifest.json and no hidden name on the way."""
-    root = Path(root)
-    found = {file.parent for name in ("manifest.json", "samples*.jsonl") for file in root.rglob(name)}
-    seen = {folder for folder in found if not any(name.startswith(".") for name in folder.relative_to(root).parts)}
-    whole = {folder for folder in seen if (folder / "manifest.json").is_file()}
-    for folder in sorted(seen - whole):
-        log.warning("%s: no manifest.json; passed over", folder)
-    return sorted(whole)
+    """Return the run folders at or below `root`, sorted. Whatever has samples but no manifest.json is warned about."""
+    folders = []
+    for folder, has_manifest in walk(root, _skip):
+        if has_manifest:
+            folders.append(folder)
+        else:
+            _skip(f"{folder}: no manifest.json")
+    return sorted(folders)
+
+
+def walk(root: str | Path, warn: Callable[[str], None]) -> Iterable[tuple[Path, bool]]:
+    """Yield the folders at or below `root` with a manifest or samples, and whether there is a manifest.
+
+    Hidden folders and links to folders are left out. `warn` gets a line for a folder that cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            warn(f"{error.filename}: {error.strerror}")
+
+    for folder, below, files in os.walk(root, onerror=unreadable):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        has_manifest = "manifest.json" in files
+        if has_manifest or any(name.startswith("samples") and name.endswith(".jsonl") for name in files):
+            yield Path(folder), has_manifest

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -18,14 +18,24 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench.common import clock
 from kvbench.common.files import sync_folder, write_atomic
 from kvbench.store import locks
-from kvbench.store.files import read_json, read_records
+from kvbench.store.files import as_record, read_lines
 from kvbench.store.identity import identity_hash, plain, scrub
-from kvbench.store.shards import Shard, merged, normal, read_status, sample_files, status_files, suffix
+from kvbench.store.manifest import read_manifest
+from kvbench.store.schema import SCHEMA, STATUSES, Manifest, RecordStatus, RunStatus
+from kvbench.store.shards import (
+    Shard,
+    final_status,
+    merged,
+    normal,
+    read_status,
+    sample_files,
+    status_files,
+    suffix,
+)
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-STATUSES = ("running", "done", "partial", "failed", "preempted")  # partial: ended well, samples were limited
+_RECORD_STATUSES = get_args(RecordStatus)
 _LABELS = ("benchmark", "model", "method", "budget")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 
@@ -52,7 +62,7 @@ class Run:
     def __init__(
         self,
         path: Path,
-        manifest: dict[str, Any],
+        manifest: Manifest,
         lock: locks.Lock,
         shard: Shard,
         retry_oom: bool,
@@ -70,7 +80,7 @@ class Run:
             if not (retry_oom and record.get("status") == "oom")
         }
         self._file = path / f"samples{suffix(shard)}.jsonl"
-        _, self._end, torn = read_records(self._file)
+        _, self._end, torn = read_lines(self._file, as_record)
         self._fd: int | None = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if torn:
             log.warning("%s: dropped a torn last line of %d bytes from %s", path, torn, self._file.name)
@@ -110,11 +120,16 @@ class Run:
         cannot be written and for a folder of another identity whose hash has the same first 8 digits.
         """
         path, digest, shard = run_folder(root, label, identity), identity_hash(identity), normal(shard)
-        manifest = {
+        manifest: Manifest = {
             "schema": SCHEMA,
             "hash": digest,
             "identity": plain(dict(identity), "identity"),
-            "label": {name: str(label[name]) for name in _LABELS},
+            "label": {
+                "benchmark": str(label["benchmark"]),
+                "model": str(label["model"]),
+                "method": str(label["method"]),
+                "budget": str(label["budget"]),
+            },
             "headline": headline,
             "num_samples": num_samples,
             "versions": plain(dict(versions), "versions"),
@@ -161,8 +176,8 @@ class Run:
         file when the line cannot be written; the file then ends with its last whole line, as before.
         """
         sample = record.get("id")
-        if not isinstance(sample, str) or record.get("status") not in ("ok", "oom"):
-            raise ValueError(f"{self.path}: a record needs an id and the status ok or oom")
+        if not isinstance(sample, str) or record.get("status") not in _RECORD_STATUSES:
+            raise ValueError(f"{self.path}: a record needs an id and a status: {', '.join(_RECORD_STATUSES)}")
         if sample in self._done:
             raise ValueError(f"{self.path}: the sample {sample} is already recorded")
         if self._fd is None:
@@ -193,11 +208,11 @@ class Run:
             self._fd = None
             log.error("%s: could not cut off a torn last line; the next start will", self.path)
 
-    def set_status(self, status: str, **info: Any) -> None:
+    def set_status(self, status: RunStatus, **info: Any) -> None:
         """Replace this writer's status file by {"status", "time", "recorded": finished samples on file, **info}."""
         self._write_status(self._shard, status, **info)
 
-    def _write_status(self, shard: Shard, status: str, **info: Any) -> None:
+    def _write_status(self, shard: Shard, status: RunStatus, **info: Any) -> None:
         if status not in STATUSES:
             raise ValueError(f"status {status!r}: one of {', '.join(STATUSES)}")
         head = {"status": status, "time": clock.now(), "recorded": len(self._done)}
@@ -205,16 +220,17 @@ class Run:
         write_atomic(self.path / f"status{suffix(shard)}.json", json.dumps(content, indent=2) + "\n")
         self._settled = status != "running"
 
-    def finish(self, **info: Any) -> str:
+    def finish(self, limit: int | None = None) -> RunStatus:
         """Set and return the final status after the last sample of this writer: done if the run has all, else partial.
 
-        What other shards have recorded by now counts, so the last one to finish sets the run done, in status.json.
+        `limit` is how many of the first samples were asked for. What other shards have recorded by now counts, so the
+        last one to finish sets the run done, in status.json.
         """
         total = self.manifest["num_samples"]
         self._done |= merged(sample_files(self.path)).keys()
-        status = "done" if len(self._done) >= total else "partial"
+        status = final_status(len(self._done), total)
         for shard in dict.fromkeys([self._shard, None if status == "done" else self._shard]):
-            self._write_status(shard, status, samples=total, **info)
+            self._write_status(shard, status, samples=total, limit=limit)
         return status
 
     def close(self) -> None:
@@ -232,7 +248,7 @@ class Run:
     ) -> None:
         try:
             if error is not None and not self._settled:
-                status = "failed" if isinstance(error, Exception) else "preempted"
+                status: RunStatus = "failed" if isinstance(error, Exception) else "preempted"
                 self.set_status(status, error=f"{type(error).__name__}: {error}")
         except OSError as second:  # a full disk; the error on its way out matters more
             log.error("%s: could not write the status %s (%s)", self.path, status, second.strerror)
@@ -240,18 +256,16 @@ class Run:
             self.close()
 
 
-def _settle(path: Path, manifest: dict[str, Any], config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+def _settle(path: Path, manifest: Manifest, config: Mapping[str, Any] | DictConfig) -> Manifest:
     """Return the manifest on file after checking it; a new folder gets config.yaml, then its manifest."""
-    if (path / "manifest.json").exists():
-        found = read_json(path / "manifest.json")
-        if found.get("hash") != manifest["hash"]:
-            raise ValueError(f"{path}: holds a run whose hash only begins alike; choose another paths.outputs")
-        if found.get("versions") != manifest["versions"]:
-            was, now = found.get("versions"), manifest["versions"]
+    if os.path.lexists(path / "manifest.json"):
+        found = read_manifest(path, manifest["hash"])
+        if found["versions"] != manifest["versions"]:
+            was, now = found["versions"], manifest["versions"]
             log.warning("%s: begun with versions %s, continued with %s", path, was, now)
         return found
     if merged(sample_files(path)):
-        raise ValueError(f"{path}: has samples but no manifest.json; move the folder away to run anew")
+        raise ValueError(f"{path}: has samples but no manifest.json; move the folder away to compute the run again")
     content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     write_atomic(path / "config.yaml", yaml.safe_dump(scrub(content), sort_keys=False, allow_unicode=True))
     write_atomic(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")

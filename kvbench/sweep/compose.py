@@ -86,12 +86,12 @@ def scrub_multirun(sweep: Sequence[Composed]) -> None:
 
 def plan(sweep: Sequence[Composed]) -> None:
     """Write down, before anything is computed, which runs this command asks for: one plan per outputs folder."""
-    folders: dict[str, list[Path]] = {}
+    folders: dict[str, list[tuple[Path, int | None]]] = {}
     for one in sweep:
         for job in one.jobs:
-            folders.setdefault(job.cfg["paths"]["outputs"], []).append(job.folder)
+            folders.setdefault(job.cfg["paths"]["outputs"], []).append((job.folder, job.cfg["limit"]))
     for outputs, runs in folders.items():
-        store.write_plan(outputs, shell_command(sys.argv[1:]), list(dict.fromkeys(runs)))
+        store.write_plan(outputs, shell_command(sys.argv[1:]), runs)
 
 
 def returned(one: Composed, outcomes: Sequence[Outcome] | None) -> JobReturn:

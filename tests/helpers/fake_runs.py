@@ -37,6 +37,8 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
                 {
                     "id": f"len{length:05d}-depth{depth:03d}-seed0",
                     "status": "ok",
+                    "answers": ["7"],
+                    "prediction": "7",
                     "scores": {"rouge1": value / 2, "recall": value},
                     "meta": {"length": length, "depth": depth},
                     "prompt_tokens": length,
@@ -54,21 +56,33 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
         "question": change.get("question", "aware"),
     }
     identity = {
-        "model": change.get("model", "aaaa"),
+        "model": {"name": "smollm2_135m", "weights": change.get("model", "aaaa")},
         "protocol": protocol,
         "dtype": change.get("dtype", "float32"),
     }
     return FakeRun(
         manifest={
             "hash": change.get("hash", "0" * 64),
-            "identity": {"method": {"name": method}, "budget": budget, "seed": 0, "backend": "torch", **identity},
+            "identity": {
+                "method": {"name": method} | ({"store": {"bits": 2}} if method == "kivi" else {}),
+                "budget": _number(budget),
+                "seed": 0,
+                "backend": "torch",
+                **identity,
+            },
             "label": {"method": method, "budget": budget, "benchmark": "needle", "model": "smollm2_135m"},
             "headline": "recall",
             "num_samples": len(samples),
             "device": change.get("device", "cpu"),
+            "part": None,
+            "scoring": {"metrics": {"recall": 1}},
         },
         samples=samples,
     )
+
+
+def _number(budget: str) -> int | float | None:
+    return None if budget == "full" else float(budget) if "." in budget else int(budget)
 
 
 SUITE = {  # name: category, number of samples
@@ -99,7 +113,7 @@ def make_part(method: str, budget: str, dataset: str, scores: Sequence[float] | 
         "scoring": change.get("scoring", {"metrics": {"qa_f1": 1}, "switches": {"strip": "none"}}),
         "hash": hashlib.sha256(f"{method} {budget} {dataset} {change}".encode()).hexdigest(),
     }  # fmt: skip
-    run.manifest["identity"] |= {"protocol": protocol, "budget": budget}
+    run.manifest["identity"] |= {"protocol": protocol}
     run.manifest["label"] |= {"benchmark": f"{suite}-{dataset}"}
     return run
 

@@ -13,7 +13,15 @@ from kvbench.store import Run
 
 OPEN: dict[str, Any] = {
     "label": {"benchmark": "needle", "model": "tiny", "method": "snapkv", "budget": "0.2"},
-    "identity": {"method": {"name": "snapkv"}, "budget": 0.2, "seed": 0},
+    "identity": {
+        "method": {"name": "snapkv"},
+        "budget": 0.2,
+        "model": {"name": "tiny", "weights": "tiny:0"},
+        "protocol": {"name": "needle"},
+        "seed": 0,
+        "dtype": "float32",
+        "backend": "auto-ragged",
+    },
     "config": {"budget": 0.2},
     "headline": "recall",
     "num_samples": 3,
@@ -26,8 +34,17 @@ def open_run(root: Path, **changes: Any) -> Run:
     return Run.open(root, **{**OPEN, **changes})
 
 
+def budgeted(budget: str) -> dict[str, Any]:
+    """Label and identity of the run under another budget in tokens."""
+    return {"label": {**OPEN["label"], "budget": budget}, "identity": {**OPEN["identity"], "budget": int(budget)}}
+
+
 def record(name: str, status: str = "ok", **more: Any) -> dict[str, Any]:
-    return {"id": name, "status": status, "prediction": "Zahl 7 \u2028 \u4e2d\ud800", **more}
+    if status != "ok":
+        return {"id": name, "status": status, "error": "no answer", "meta": {}, **more}
+    answer = {"answers": ["7"], "prediction": "Zahl 7 \u2028 \u4e2d\ud800", "scores": {"recall": 1.0}, "meta": {}}
+    measured = {"span": 10, "kept_mean": 2.0, "kv_bytes": 20, "kv_bytes_full": 100, "timings": {"ttft_s": 0.1}}
+    return {"id": name, "status": status, **answer, **measured, **more}
 
 
 def ids(path: Path) -> list[str]:
@@ -35,12 +52,12 @@ def ids(path: Path) -> list[str]:
 
 
 def child(code: str, *arguments: Any) -> subprocess.Popen[str]:
-    """Start Python with `open_run`, `record` and `code`; stdout and stderr are piped."""
+    """Start Python with `budgeted`, `open_run`, `record` and `code`; stdout and stderr are piped."""
     prelude = f"""
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
-        from tests.helpers.store_runs import open_run, record
+        from tests.helpers.store_runs import budgeted, open_run, record
     """
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code), *map(str, arguments)],

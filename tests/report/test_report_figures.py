@@ -130,7 +130,7 @@ def test_a_later_run_adds_to_the_report_and_is_compared_to_the_full_cache(
         store_run(tmp_path / "runs", make_run(*name, 1.0))
     runs = store.load_runs(tmp_path / "runs")
     (h2o,) = [run for run in runs if run.manifest["label"]["method"] == "h2o"]
-    present([h2o], tmp_path / "out", beside=runs)
+    present([h2o], tmp_path / "out", store=tmp_path / "runs")
     printed = capsys.readouterr().out
     assert "| h2o" in printed and "| fullkv" in printed and "| snapkv" not in printed
     (folder,) = (tmp_path / "out").iterdir()

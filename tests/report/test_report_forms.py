@@ -184,7 +184,7 @@ def test_a_later_run_of_a_suite_is_shown_with_its_row_and_the_full_cache(
 ) -> None:
     runs = store.load_runs(stored)
     new = [run for run in runs if run.path.name.startswith("snapkv-b64") and run.manifest["part"]["name"] == "qasper"]
-    present(new, tmp_path / "out", beside=runs)
+    present(new, tmp_path / "out", store=stored)
     printed = capsys.readouterr().out
     assert "needle" not in printed and "hotpotqa" in printed and "30.00" in printed and "50.00" in printed
     assert "32.00" not in printed, "the row of another budget"

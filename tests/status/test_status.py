@@ -21,33 +21,36 @@ from kvbench.status.__main__ import main
 from kvbench.status.runs import look
 from kvbench.status.survey import survey
 from kvbench.status.text import age
-from tests.helpers.store_runs import OPEN, child, open_run, record
+from tests.helpers.store_runs import budgeted, child, open_run, record
 
 COMMAND = "python -m kvbench -m method=snapkv budget=1,2,3"
 
 
-def make(outputs: Path, budget: str, samples: str, end: Any = "finish", shard: Any = None, **changes: Any) -> Path:
-    """A run of three samples that recorded some and then ended: by `finish`, or by an exception."""
-    label, identity = {**OPEN["label"], "budget": budget}, {**OPEN["identity"], "budget": budget}
+def make(
+    outputs: Path, budget: str, samples: str, end: BaseException | int | None = None, shard: Any = None, **changes: Any
+) -> Path:
+    """A run of three samples that recorded some and then ended: by `finish` under a limit, or by an exception."""
     try:
-        with open_run(outputs / "runs", label=label, identity=identity, shard=shard, **changes) as run:
+        with open_run(outputs / "runs", **budgeted(budget), shard=shard, **changes) as run:
             for name in samples:
                 run.append(record(name))
-            if end != "finish":
+            if isinstance(end, BaseException):
                 raise end
-            run.finish()
+            run.finish(end)
     except (RuntimeError, SystemExit):
         pass
     return run.path
+
+
+def every(folders: list[Path], limit: int | None = None) -> list[tuple[Path, int | None]]:
+    return [(folder, limit) for folder in folders]
 
 
 def killed(outputs: Path, budget: str, wait: bool = False) -> tuple[Path, Any]:
     """A run whose process was killed, or still is at work."""
     code = """
         import time
-        budget = sys.argv[2]
-        run = open_run(Path(sys.argv[1]), label={"benchmark": "needle", "model": "tiny", "method": "snapkv",
-                       "budget": budget}, identity={"budget": budget}, info={"slurm": "12_3"})
+        run = open_run(Path(sys.argv[1]), **budgeted(sys.argv[2]), info={"slurm": "12_3"})
         run.append(record("a"))
         print(run.path, flush=True)
         time.sleep(120)
@@ -84,7 +87,7 @@ def folders(outputs: Path, state: str) -> Path:
 def test_states(tmp_path: Path, state: str, capsys: pytest.CaptureFixture) -> None:
     """The state, what is said of it, the exit status; and looking leaves no trace."""
     path = folders(tmp_path, state)
-    store.write_plan(tmp_path, COMMAND, [path])
+    store.write_plan(tmp_path, COMMAND, every([path]))
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.rglob("*") if file.is_file()}
     run = look(path)
     assert run.state == state
@@ -111,7 +114,7 @@ def test_states(tmp_path: Path, state: str, capsys: pytest.CaptureFixture) -> No
 def test_a_running_plan_waits_and_then_misses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path, process = killed(tmp_path, "2", wait=True)
     plan = [make(tmp_path, "1", "abc"), path, tmp_path / "runs" / "needle" / "tiny" / "later"]
-    store.write_plan(tmp_path, COMMAND, plan)
+    store.write_plan(tmp_path, COMMAND, every(plan))
     try:
         assert main([str(tmp_path)]) == 1
         out = capsys.readouterr().out
@@ -125,26 +128,28 @@ def test_a_running_plan_waits_and_then_misses(tmp_path: Path, capsys: pytest.Cap
     assert "3 runs, 1 done, 1 missing, 1 stopped" in out and "Resume with\n    " + COMMAND in out
 
 
-def test_a_limit_is_what_its_plan_asked_for(tmp_path: Path) -> None:
+def test_a_limit_is_what_its_plan_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A part of the samples completes the plan with limit=, not the one without."""
-    path = make(tmp_path, "1", "ab")
-    store.write_plan(tmp_path, "kvbench limit=2 budget=1", [path])
+    path = make(tmp_path, "1", "ab", 2)
+    assert look(path).state == "limited" and main([str(tmp_path)]) == 0, "in no plan"
+    store.write_plan(tmp_path, "kvbench +experiment=short", every([path], 2))
     assert main([str(tmp_path)]) == 0
-    store.write_plan(tmp_path, "kvbench limit=3 budget=1", [path])
+    store.write_plan(tmp_path, "kvbench limit=3 budget=1", every([path], 3))
     assert main([str(tmp_path)]) == 1
+    assert "limit=2, the plan asks for 3 samples" in capsys.readouterr().out
     for plan in (tmp_path / "plans").iterdir():
         plan.unlink()
-    store.write_plan(tmp_path, "kvbench budget=1", [path])
+    store.write_plan(tmp_path, "kvbench budget=1", every([path]))
     assert main([str(tmp_path)]) == 1
 
 
 def test_of_one_command_the_newest_plan_counts(tmp_path: Path) -> None:
     """A changed YAML makes other runs of the same command: those of the older plan can no longer be had by it."""
     done = make(tmp_path, "1", "abc")
-    old = store.write_plan(tmp_path, COMMAND, [done, tmp_path / "runs" / "needle" / "tiny" / "never"])
+    old = store.write_plan(tmp_path, COMMAND, every([done, tmp_path / "runs" / "needle" / "tiny" / "never"]))
     os.utime(old, (1, 1))
     again = make(tmp_path, "2", "abc")
-    store.write_plan(tmp_path, COMMAND, [again])
+    store.write_plan(tmp_path, COMMAND, every([again]))
     made = survey([tmp_path])
     assert [[run.folder for run in plan.runs] for plan in made.plans] == [[again]]
     assert [run.folder for run in made.others] == [done] and made.complete
@@ -187,13 +192,13 @@ def test_a_done_run_without_its_samples_is_not_done(tmp_path: Path) -> None:
     lines = (path / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (path / "samples.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
     run = look(path)
-    assert (run.state, run.recorded, run.note) == ("partial", 2, "samples of a done run are gone")
+    assert (run.state, run.recorded, run.note) == ("partial", 2, "1 samples of a finished run are gone")
 
 
 def test_a_line_that_another_program_wrote_counts(tmp_path: Path) -> None:
     path = make(tmp_path, "1", "a")
     with (path / "samples.jsonl").open("a") as file:
-        file.write('{"status":"oom","id":"\\u0062"}\n{"id": "b", "status": "ok"}\n')
+        file.write('{"status":"oom","id":"\\u0062","meta":{}}\n{"id": "b", "status": "oom", "meta": {}}\n')
     assert look(path).recorded == 2
 
 
@@ -224,8 +229,8 @@ def test_one_damaged_thing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert set(found) == {f"needle/tiny/{path.name}" for path in (good, bad, lost, torn)}
     assert "manifest.json: not valid JSON" in found[f"needle/tiny/{bad.name}"]
     assert "samples but no manifest.json" in found[f"needle/tiny/{lost.name}"]
-    assert "status.json: not a JSON object" in found[f"needle/tiny/{torn.name}"]
-    assert f"Passed over: {tmp_path}/plans/x.json: not valid JSON" in out
+    assert "status.json: [] is not an object" in found[f"needle/tiny/{torn.name}"]
+    assert f"Skipped: {tmp_path}/plans/x.json: not valid JSON" in out
     assert main([str(tmp_path), "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["damaged"]) == 1
 
@@ -233,7 +238,7 @@ def test_one_damaged_thing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_only_some_states_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     done, failed = make(tmp_path, "1", "abc"), make(tmp_path, "2", "", RuntimeError("boom"))
     alone = make(tmp_path, "3", "a")
-    store.write_plan(tmp_path, COMMAND, [done, failed])
+    store.write_plan(tmp_path, COMMAND, every([done, failed]))
     assert main([str(tmp_path), "--only", "failed"]) == 1
     out = capsys.readouterr().out
     assert failed.name in out and done.name not in out and "2 runs, 1 done, 1 failed" in out
@@ -244,7 +249,7 @@ def test_only_some_states_and_folders(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([str(done), str(alone), str(tmp_path)]) == 1
     assert capsys.readouterr().out.count(COMMAND) == 1  # each plan once
     assert main([str(tmp_path), "--only", "failed,lost"]) == 2
-    assert capsys.readouterr().err.startswith("kvbench: --only lost: choose from done, running")
+    assert capsys.readouterr().err.startswith("kvbench: --only lost: choose from done, limited, running")
     assert main([str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith(f"kvbench: {tmp_path}/none: no such folder; name the one of paths.")
     (tmp_path / "empty").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -163,12 +164,11 @@ def test_oom_rows_are_retried_only_on_request_and_the_latest_row_counts(tmp_path
 
 
 def test_a_hash_collision_is_refused(tmp_path: Path) -> None:
-    run = open_run(tmp_path)
-    run.close()
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    manifest["hash"] = manifest["hash"][:8] + "0" * 56
-    (run.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"holds a run whose hash only begins alike; choose another paths\.outputs"):
+    run, other = open_run(tmp_path), open_run(tmp_path / "other", identity={**OPEN["identity"], "seed": 1})
+    for opened in (run, other):
+        opened.close()
+    shutil.copy(other.path / "manifest.json", run.path)
+    with pytest.raises(ValueError, match=r"holds another run, whose hash begins alike; choose another paths\.outputs"):
         open_run(tmp_path)
 
 
@@ -210,8 +210,8 @@ def test_load_runs_filters_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / ".groups" / "g0" / "job").mkdir(parents=True)
     assert [run.manifest["label"]["benchmark"] for run in load_runs(tmp_path)] == ["needle", "ruler"]
     assert caplog.messages == [
-        f"{lost}: no manifest.json; passed over",
-        f"{damaged.path}/manifest.json: not the manifest of a run; move the folder away; passed over",
+        f"{lost}: no manifest.json; skipped",
+        f"{damaged.path}/manifest.json: schema is missing; move the folder away to compute the run again; skipped",
     ]
     assert [run.path for run in load_runs(lost.parent)] == [run.path for run in load_runs(tmp_path, "needle")]
     assert [run.manifest["label"]["benchmark"] for run in load_runs(tmp_path, "ruler")] == ["ruler"]

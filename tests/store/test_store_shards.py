@@ -54,9 +54,9 @@ def test_shards_write_side_by_side_and_are_read_as_one(tmp_path: Path) -> None:
 
 
 def test_one_of_one_is_no_shard(tmp_path: Path) -> None:
-    with open_all(tmp_path, (1, 1)) as run:
+    with open_all(tmp_path, (1, 1), info={"slurm": "7"}) as run:
         run.append(record("a"))
-        assert run.finish(slurm="7") == "partial"
+        assert run.finish() == "partial"
     assert {file.name for file in run.path.iterdir()} == {
         ".lock", ".lock-open", "config.yaml", "manifest.json", "samples.jsonl", "status.json",
     }  # fmt: skip
@@ -94,8 +94,8 @@ def test_only_the_own_file_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def lines(*records: tuple[str, str, str, int]) -> bytes:
-    keys = ("id", "status", "time", "n")
-    return b"".join(json.dumps(dict(zip(keys, one, strict=True))).encode() + b"\n" for one in records)
+    texts = [json.dumps(record(name, status, time=time, n=n)) for name, status, time, n in records]
+    return b"".join(text.encode() + b"\n" for text in texts)
 
 
 def test_one_record_per_id(tmp_path: Path) -> None:
@@ -178,14 +178,13 @@ def test_the_last_to_finish_sees_all(tmp_path: Path) -> None:
     """Two shards that end at the same moment: at least one of them finds the run complete."""
     code = """
         import time
-        with open_run(Path(sys.argv[1]), shard=(int(sys.argv[2]), 2), num_samples=2, identity={"n": int(sys.argv[3])},
-                      label={"benchmark": "b", "model": "m", "method": "m", "budget": "1"}) as run:
+        with open_run(Path(sys.argv[1]), **budgeted(sys.argv[3]), shard=(int(sys.argv[2]), 2), num_samples=2) as run:
             print("open", flush=True)
             sys.stdin.readline()
             run.append(record("x" + sys.argv[2]))
             run.finish()
     """
-    for turn in range(4):
+    for turn in range(1, 5):
         pair = [child(code, tmp_path, shard, turn) for shard in (1, 2)]
         for one in pair:
             assert one.stdout is not None and one.stdout.readline() == "open\n"
@@ -227,7 +226,7 @@ def test_tables_do_not_depend_on_who_recorded_what_when(tmp_path: Path, capsys: 
                 continue
             manifest, samples = run.manifest, list(run.samples)
             draw.shuffle(samples)
-            same = ("label", "identity", "headline", "num_samples", "device")
+            same = ("label", "identity", "headline", "num_samples", "device", "scoring")
             for i in (3, 1, 2):
                 wild = open_run(tmp_path / name, **{key: manifest[key] for key in same}, config={}, shard=(i, 3))
                 with wild:

@@ -100,7 +100,7 @@ class Watch:
 
     def _over(self, task: str, unit: Unit, ending: str) -> None:
         """A task has left the queue: say so if it did not come to its end."""
-        if unit.report.exists() or all(self._complete(Path(run)) for run in unit.runs):
+        if unit.report.exists() or all(self._complete(Path(run), unit.shard) for run in unit.runs):
             return
         self.failed[task] = ending
         file = Path(unit.payload).parent / f"{task}_0_log.out"
@@ -115,11 +115,15 @@ class Watch:
             tail,
         )
 
-    def _complete(self, folder: Path) -> bool:
+    def _complete(self, folder: Path, shard: str | None) -> bool:
+        """Return True if the samples that a task computes of this run are on file."""
+        job = self.jobs.get(folder)
         try:
-            return store.load_run(folder).status.get("status") in ("done", "partial")
+            progress = store.progress(folder)
         except ValueError:
             return False
+        part = progress.status.get("shards", {}).get(str(shard).replace("/", "of"), {})
+        return progress.is_complete(job.cfg["limit"] if job else None) or part.get("status") == "partial"
 
     def _reports(self) -> dict[Path, Exception]:
         """The errors that tasks reported of their runs: ValueErrors as such, they are for the user to mend."""
@@ -133,7 +137,7 @@ class Watch:
     def _recorded_error(self, folder: Path) -> Exception | None:
         """The error that a run's own status holds."""
         try:
-            status = store.load_run(folder).status
+            status = store.progress(folder).status
         except ValueError:
             return None
         text = status.get("error") if status.get("status") == "failed" else None
