@@ -126,7 +126,7 @@ def commit() -> str:
         return said
     git = ["git", "-C", str(ROOT)]
     number = _said([*git, "rev-parse", "--short=12", "HEAD"])
-    changed = _said([*git, "status", "--porcelain", "--untracked-files=no", "--", "kvbench", "kernels", "benchmarks"])
+    changed = _said([*git, "status", "--porcelain", "--untracked-files=no", "--", "kvbench", "kernels", "perf"])
     return number[0] + ("+" if changed else "") if number else "unknown"
 
 

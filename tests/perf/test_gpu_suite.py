@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "scripts" / "gpu_suite"
-GPU = ROOT / "benchmarks" / "gpu"
+GPU = ROOT / "perf" / "gpu"
 
 
 @pytest.fixture

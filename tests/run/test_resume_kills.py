@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "crash_test.py"
+FILE = Path(__file__).resolve().parents[2] / "perf" / "crash_test.py"
 
 
 @pytest.fixture(scope="module")
