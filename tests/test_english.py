@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.english import docstring_faults, documented, fault_of, python_files, word_faults
+from tests.helpers.english import docstring_faults, documented, fault_of, python_files, text_faults, word_faults
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +21,12 @@ def rooms() -> list[str]:
 
 # Not rewritten yet. Take your room out of this list when `python -m tests.helpers.english <room>` lists nothing.
 PENDING: set[str] = {
+    "conf/benchmark/longbench.yaml",
+    "conf/config.yaml",
+    "conf/method/ada_pyramidkv.yaml",
+    "docs/benchmarks.md",
+    "docs/kernels.md",
+    "docs/profile.md",
     "hydra_plugins",
     "kernels",
     "kvbench/__main__.py",
@@ -73,6 +79,18 @@ PENDING: set[str] = {
 def test_docstrings_and_words(room: str) -> None:
     faults = [f for file in python_files(ROOT / room) for f in docstring_faults(file) + word_faults(file)]
     assert not faults, "\n".join(faults)
+
+
+def texts() -> list[str]:
+    """Return the documents, configurations and scripts of the repository."""
+    globs = ("*.md", "docs/**/*.md", "*/README.md", "tests/golden/*.md", "conf/**/*.yaml", ".github/**/*.*", ".ci/*")
+    files = [file for pattern in globs for file in ROOT.glob(pattern)]
+    return sorted({str(file.relative_to(ROOT)) for file in [*files, ROOT / "Makefile", ROOT / "pyproject.toml"]})
+
+
+@pytest.mark.parametrize("text", sorted(set(texts()) - PENDING))
+def test_words_of_other_texts(text: str) -> None:
+    assert not text_faults(ROOT / text), "\n".join(text_faults(ROOT / text))
 
 
 def verdict(source: str) -> str | None:
