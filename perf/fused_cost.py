@@ -24,7 +24,7 @@ import transformers
 from sweep_cost_kvbench import forward_seconds
 
 import kvbench
-from kvbench.benchmarks.haystack import generated
+from kvbench.benchmarks.prose import generated
 
 METHODS = ("streaming_llm", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv")
 BUDGETS = (64, 96, 128, 192, 256, 320, 384, 512)

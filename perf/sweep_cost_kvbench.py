@@ -60,7 +60,7 @@ class Kvbench:
         }
 
     def text(self, seed: int, tokens: int) -> str:
-        from kvbench.benchmarks.haystack import generated
+        from kvbench.benchmarks.prose import generated
 
         return str(self._tokenizer.decode(self._tokenizer(generated(seed, 8 * tokens))["input_ids"][:tokens]))
 

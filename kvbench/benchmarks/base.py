@@ -1,11 +1,15 @@
-"""What a benchmark is: text in, text out. No torch, no model, no chat template."""
+"""What every benchmark has in common: text in, text out. No torch, no model, no chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Protocol
+
+from kvbench.common.suggest import did_you_mean
+
+LONGEST = 10_000_000  # tokens of a context; no model takes more
+MOST_SAMPLES = 100_000  # of one benchmark
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Sample:
     answer_prefix: starts the assistant's turn; "" for none.
     stop: task stop strings, each a single token of the tokenizer.
     chat: False writes the sample without the model's chat template.
-    min_new_tokens: before so many tokens are generated, a stop token cannot be chosen.
+    min_new_tokens: a stop token cannot be chosen before this many tokens are generated.
     meta: JSON-able facts that scoring and reports need, e.g. {"length": 1000, "depth": 50}.
     """
 
@@ -40,17 +44,22 @@ class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that benchmarks use, to measure lengths and to place text."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
         ...
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         ...
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return token ids without special tokens."""
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """How the text of a sample becomes token ids. The default is kvbench's own way; others are those of publications.
+    """The rules by which the text of a sample becomes token ids. The default is kvbench's own way.
 
     Attributes:
         style: "strict": text is only ever text, control tokens come from templates (kvbench/prompts/strict.py).
@@ -58,15 +67,18 @@ class Rendering:
             control token (kvbench/prompts/upstream.py). The other fields belong to "upstream" alone.
         wrapper: "chat": the model's template around the unchanged text; "native": the template applied to the text,
             which it may trim; "none"; or a text that holds {prompt}.
-        wrap_first: the wrapper is there before the prompt is truncated.
+        wrap_first: wrap the prompt before it is truncated.
         max_length: tokens of the prompt before it is wrapped; "auto": from the model's limit; None: no limit.
-        truncation: "refuse": too long is an error; "middle": the first and last half, joined as text; "middle_ids":
-            the same, joined as ids; "context": the end of the context is cut.
-        bos: "once"; "added": what the tokenizer adds, beside one that a wrapper writes; "missing": only where the text
-            does not begin with one.
+        truncation: "refuse": too long is an error; "middle": keep the first and last half, joined as text;
+            "middle_ids": keep both halves, joined as ids; "context": cut the end of the context.
+        clean_up_spaces: remove the spaces before punctuation from decoded text, as transformers 4 did. "off";
+            "when_true": if the tokenizer's configuration sets `clean_up_tokenization_spaces` (4.45 to 4.57);
+            "unless_false": also if the configuration does not mention it (before 4.45).
+        bos: "once"; "added": what the tokenizer adds, in addition to one that a wrapper writes; "missing": only where
+            the text does not begin with one.
         bare_tail: what follows the question of a wrapped sample where there is no template (truncation "context").
         stops: "all": every end that model, tokenizer and chat template name; "model": those of the generation config;
-            "tokenizer": the tokenizer's one.
+            "tokenizer": the tokenizer's only.
         first_may_stop: False: the first token never ends an answer, whichever it is.
         span: what is compressed: "prompt", "context", or None for what the benchmark's `question` says.
     """
@@ -76,6 +88,7 @@ class Rendering:
     wrap_first: bool = False
     max_length: int | str | None = None
     truncation: str = "refuse"
+    clean_up_spaces: str = "off"
     bos: str = "once"
     bare_tail: str = ""
     stops: str = "all"
@@ -85,7 +98,10 @@ class Rendering:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a published protocol may ask of a model: its names, its longest prompt in tokens, how it is chatted with."""
+    """The facts of a model that a published protocol may depend on.
+
+    name: model.name. path: model.path, a hub id or a folder. max_length: the longest prompt in tokens.
+    """
 
     name: str
     path: str = ""
@@ -93,19 +109,25 @@ class ModelFacts:
     chat_template: str = "auto"
     chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def called(self, pattern: str) -> bool:
-        """Whether `pattern` occurs in one of its names, upper and lower case alike."""
-        return pattern.lower() in f"{self.name} {self.path}".lower()
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that rules are matched against: model.name, and the last part of model.path."""
+        last = self.path.rstrip("/").rpartition("/")[2]
+        return tuple(dict.fromkeys(name for name in (self.name, last) if name))
+
+    def is_called(self, *words: str) -> bool:
+        """Return True if one of the names contains all `words`, in upper or lower case."""
+        return any(all(word.lower() in name.lower() for word in words) for name in self.names)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A benchmark's place in a suite, which is a column of the suite's table.
+class SuiteColumn:
+    """The place of a benchmark in the table of its suite.
 
     suite: "longbench", "longbench-e", "ruler-4096"; name: the column, such as "qasper"; order: of the column.
     means: flat averages that the column enters, with the number of columns each has when complete: {"avg-16": 16}.
     macros: averages over the means of categories, with the number of categories: {"macro-en": 6}.
-    samples: how many the published dataset has, where that is known.
+    samples: the number of samples in the published dataset, where that is known.
     """
 
     suite: str
@@ -122,27 +144,28 @@ class Benchmark(Protocol):
 
     name: str  # the label in folders and tables: "needle", "longbench-qasper"
     headline: str  # the score that tables show first
-    part: Part | None  # None for a benchmark that stands alone
+    column: SuiteColumn | None  # None for a benchmark that stands alone
     question: str  # "aware": the question is part of what is compressed; "agnostic": only the context is
     rendering: Rendering
 
     def protocol(self) -> dict[str, Any]:
-        """Everything that changes what is generated, JSON-able: templates, lengths, data checksum.
+        """Return everything that changes what is generated, JSON-able: templates, lengths, data checksum.
 
-        What differs between the parts of a suite stands under the one key "dataset".
+        Benchmarks of a suite may differ under the key "dataset" alone. Raises ValueError for data that is missing
+        or damaged.
         """
         ...
 
     def scoring(self) -> dict[str, Any]:
-        """Names, versions and switches of the metrics, JSON-able. Recorded with the scores; answers outlive it."""
+        """Return names, versions and switches of the metrics, JSON-able. A changed metric scores old answers again."""
         ...
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """All samples, in a fixed order."""
+        """Return all samples, in a fixed order."""
         ...
 
     def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
-        """Scores in [0, 1] by name. Needs only what a stored record holds: results can be scored again."""
+        """Return scores in [0, 1] by name. Needs only what a stored record holds: results can be scored again."""
         ...
 
 
@@ -151,21 +174,55 @@ class Suite(Protocol):
 
     name: str
 
-    def parts(self, model: ModelFacts) -> Sequence[Benchmark]:
-        """The benchmarks, in the order in which they run, as they are for a model. Reads no data yet."""
+    def benchmarks(self, model: ModelFacts) -> Sequence[Benchmark]:
+        """Return the benchmarks for a model, in the order in which they run. Reads no data yet.
+
+        Raises ValueError for a model that cannot take them.
+        """
         ...
 
 
+def benchmarks_of(configured: Benchmark | Suite, model: ModelFacts) -> Sequence[Benchmark]:
+    """Return the benchmarks of a suite for a model, or the one benchmark that was configured."""
+    if hasattr(configured, "benchmarks"):
+        return configured.benchmarks(model)
+    return [configured]
+
+
 def choice(name: str, value: Any, known: Iterable[str]) -> None:
-    """Raise ValueError, with the nearest of them, for a value of benchmark.<name> that is none of `known`."""
+    """Raise ValueError, with the nearest name, for a value of benchmark.<name> that is not in `known`."""
     names = list(known)
     if value not in names:
-        near = get_close_matches(str(value), names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-        raise ValueError(f"benchmark.{name}={value}: {hint}")
+        raise ValueError(f"benchmark.{name}={value}: not known.{did_you_mean(str(value), names)}")
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None, *, optional: bool = False) -> None:
+    """Raise ValueError unless benchmark.<name> is a whole number in its range, or null where it is `optional`."""
+    if optional and value is None:
+        return
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        null = ", or null" if optional else ""
+        raise ValueError(f"benchmark.{name}={_short(value)}: give a whole number {limits}{null}")
+
+
+def distinct(name: str, values: Any, least: int, most: int) -> None:
+    """Raise ValueError unless benchmark.<name> is a list of different whole numbers in a range."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise ValueError(f"benchmark.{name}={_short(values)}: give a list of at least one number")
+    for value in values:
+        whole(name, value, least, most)
+    if len(set(values)) < len(values):
+        raise ValueError(f"benchmark.{name}={_short(list(values))}: give each value once")
 
 
 def check_path(name: str, value: Any) -> None:
     """Raise ValueError unless benchmark.<name> is null or a text that may name a folder."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f"benchmark.{name}={value!r}: name a folder, or null")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,78 +1,110 @@
-"""Where a needle goes: cut the haystack at a token count, step back to the end of a sentence, insert.
+"""The place of a needle: cut the haystack at a token count, step back to the end of a sentence, insert.
 
 This is the construction of the original needle test (gkamradt, LLMTest_NeedleInAHaystack), which PyramidKV
-(arXiv 2406.02069) and its successors inherited, here with the essays in sorted order.
+(arXiv 2406.02069) and its successors inherited, here with the essays in sorted order. It knows a sentence by the token
+of its full stop. In texts without such tokens, such as Chinese or code, it would put every needle at the beginning.
+There the needle goes to the last sentence or line end shortly before its depth, or else to a token border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
-from kvbench.benchmarks.base import Tokenizer
+from kvbench.benchmarks.base import Tokenizer, encode
+
+Decode = Callable[[Sequence[int]], str]
+
+_SPARSE = 250  # tokens per full stop above which full stops do not mark the sentences of a text; prose has 10 to 60
+_REACH = 0.05  # share of the context that a needle may lie before its depth, where full stops do not decide
+_LEAST_REACH = 8  # tokens
+_WINDOW = 8  # tokens decoded to look at a border; no character has more
+# The sentence ends of Chinese, Japanese, Arabic, Urdu, Hindi, Burmese, Ethiopic, Armenian, Khmer and the Latin ones.
+_SENTENCE_END = re.compile("(?:[.!?…。！？．｡؟۔।॥။።։។][\"'”’」』）)]*\\s*|\\n\\s*)\\Z")
+_BROKEN = "\ufffd"  # what half of a character decodes to
 
 
-def insert_needle(
-    tokenizer: Tokenizer,
-    haystack: str,
-    needle: str,
-    length: int,
-    depth: int,
-    *,
-    buffer: int = 200,
-    period_ids: Collection[int] | None = None,
-) -> tuple[str, int | None]:
-    """A context of at most `length - buffer` tokens with the needle at `depth` percent.
+@dataclass(frozen=True)
+class Placement:
+    """A context with its needle.
 
-    Returns the context and the token index of the needle, None for depth 100, where the needle comes last.
-    period_ids: tokens that end a sentence, by default those of "."; a merged one such as ".\\n" does not.
-    A haystack shorter than `length` is repeated.
+    token: index of the needle's first token, None at depth 100. depth: the percent that was reached.
     """
-    period_ids = encode(tokenizer, ".") if period_ids is None else period_ids
-    ids = trimmed(tokenizer, haystack_ids(tokenizer, haystack, length), length)
-    return insert_ids(tokenizer, ids, encode(tokenizer, needle), length - buffer, depth, period_ids)
+
+    text: str
+    token: int | None
+    depth: float
 
 
-def haystack_ids(tokenizer: Tokenizer, haystack: str, length: int) -> list[int]:
-    """At least `length` tokens of the haystack, which is repeated as text where it is too short."""
-    ids = encode(tokenizer, haystack)
-    if not ids:
-        raise ValueError("benchmark.haystack: the text is empty")
-    repeats = 1
-    while len(ids) < length:  # once, unless joining the copies merged tokens
-        repeats = max(repeats + 1, -(-length * repeats // len(ids)))
-        ids = encode(tokenizer, haystack * repeats)
-    return ids
+def trimmed(tokenizer: Tokenizer, decode: Decode, ids: Sequence[int], length: int) -> list[int]:
+    """Return the first `length` tokens, encoded again from their text: a cut word may be split differently."""
+    return encode(tokenizer, decode(ids[:length]))
 
 
-def trimmed(tokenizer: Tokenizer, ids: Sequence[int], length: int) -> list[int]:
-    """The first `length` tokens, encoded anew from their text: a cut word may be split differently."""
-    return encode(tokenizer, tokenizer.decode(list(ids[:length])))
+def stops_mark_sentences(ids: Sequence[int], stop_ids: Collection[int]) -> bool:
+    """Return True if full stops are frequent enough in a haystack to be the ends of its sentences."""
+    stops = sum(i in stop_ids for i in ids)
+    return stops > 0 and len(ids) / stops <= _SPARSE
 
 
-def insert_ids(
-    tokenizer: Tokenizer,
+def insert(
+    decode: Decode,
     context_ids: Sequence[int],
     needle_ids: Sequence[int],
     limit: int,
     depth: int,
-    period_ids: Collection[int],
-) -> tuple[str, int | None]:
-    """Insert at token level: `limit` tokens at most, the needle included. Returns as `insert_needle` does."""
+    stop_ids: Collection[int] | None,
+) -> Placement:
+    """Return a context of at most `limit` tokens with the needle at `depth` percent.
+
+    stop_ids: tokens that end a sentence, such as those of "."; a merged token such as ".\\n" does not. None: look for
+    the ends of sentences and lines in the text. Raises ValueError for a needle that does not fit.
+    """
     room = limit - len(needle_ids)
     if room < 1:
         raise ValueError(
-            f"benchmark.lengths: {limit} tokens (a length minus benchmark.buffer) leave no room beside "
+            f"benchmark.lengths: {limit} tokens (a length minus benchmark.buffer) leave no room next to "
             f"a needle of {len(needle_ids)} tokens"
         )
     context = list(context_ids[:room])
+    if stop_ids is None:
+        context = _whole_characters(decode, context)
     if depth == 100:
-        return tokenizer.decode([*context, *needle_ids]), None
+        return Placement(decode([*context, *needle_ids]), None, 100.0)
     index = int(len(context) * (depth / 100))  # in this order, as the original
-    while index > 0 and context[index - 1] not in period_ids:
+    index = _border_near(decode, context, index) if stop_ids is None else _after_stop(context, index, stop_ids)
+    reached = round(100 * index / len(context), 1)
+    return Placement(decode([*context[:index], *needle_ids, *context[index:]]), index, reached)
+
+
+def _after_stop(context: Sequence[int], index: int, stop_ids: Collection[int]) -> int:
+    """Return the last place at or before `index` that follows a full stop; 0 if there is none."""
+    while index > 0 and context[index - 1] not in stop_ids:
         index -= 1
-    return tokenizer.decode([*context[:index], *needle_ids, *context[index:]]), index
+    return index
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids without special tokens."""
-    return tokenizer.encode(text, add_special_tokens=False)
+def _border_near(decode: Decode, context: Sequence[int], index: int) -> int:
+    """Return the last end of a sentence or line shortly before `index`, else the nearest token border before it."""
+    reach = max(_LEAST_REACH, int(_REACH * len(context)))
+    borders = [place for place in range(index, max(0, index - reach), -1) if _is_border(decode, context, place)]
+    for place in borders:
+        if _SENTENCE_END.search(decode(context[max(0, place - _WINDOW) : place])):
+            return place
+    return borders[0] if borders else index
+
+
+def _whole_characters(decode: Decode, context: list[int]) -> list[int]:
+    """Return a context without the bytes of half a character at its end."""
+    for cut in range(min(_WINDOW, len(context))):
+        kept = context[: len(context) - cut]
+        if not decode(kept[-_WINDOW:]).endswith(_BROKEN):
+            return kept
+    return context
+
+
+def _is_border(decode: Decode, context: Sequence[int], place: int) -> bool:
+    """Return True if no character lies across this place: byte tokens can be a part of one."""
+    before, after = decode(context[max(0, place - _WINDOW) : place]), decode(context[place : place + _WINDOW])
+    return not before.endswith(_BROKEN) and not after.startswith(_BROKEN)

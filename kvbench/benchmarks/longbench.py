@@ -75,7 +75,7 @@ class LongBench:
             chosen |= set(SETS.get(name, (name,)))
         return tuple(name for name in known if name in chosen)
 
-    def parts(self, model: ModelFacts) -> list[LongBenchDataset]:
+    def benchmarks(self, model: ModelFacts) -> list[LongBenchDataset]:
         """One benchmark per chosen dataset."""
         return [LongBenchDataset(self, name, model) for name in self.names]
 
@@ -89,7 +89,7 @@ class LongBenchDataset:
         self._preset: Preset = PRESETS[suite.protocol]
         self.name = f"{suite.name}-{dataset}"
         self.headline = METRIC_OF[self._plain]
-        self.part = place(suite.name, dataset)
+        self.column = place(suite.name, dataset)
         self.question = suite.question or self._preset.question
         self.rendering: Rendering = self._preset.rendering_for(model, self._plain)
         if suite.max_length is not None:
@@ -99,12 +99,14 @@ class LongBenchDataset:
 
     def protocol(self) -> dict[str, Any]:
         """All that changes an answer. Raises ValueError for data that is missing or damaged."""
-        unknown = [name for name in self._preset.own_wrapper if self._model.called(name)]
+        unknown = [name for name in self._preset.own_wrapper if self._model.is_called(name)]
         if unknown and self._suite.wrapper is None:
             raise ValueError(
                 f"benchmark.wrapper=null: {self._suite.protocol} has a wrapper for {unknown[0]} that kvbench does not; "
                 "give it as a text with {prompt}, or chat, or none"
             )
+        if self._suite.wrapper is None:
+            _say_wrapper(self._suite.protocol, self._model)
         folder = data.find(self._suite.path)
         if self._suite.samples is None and not folder.complete(self._dataset):
             _warn_incomplete(self._dataset, folder.check(self._dataset), LONGBENCH_ROWS[self._dataset])
@@ -214,6 +216,16 @@ class LongBenchDataset:
             file = f"{name}_split.json" if name else "dataset2prompt.json"
             raise ValueError(f"{folder.root}: {file} has no {error} for {plain}; get it anew from upstream") from None
         return before + border, after, ""
+
+
+@cache
+def _say_reasons(protocol: str, names: tuple[str, ...], reasons: str) -> None:
+    log.info("%s, model %s: %s; benchmark.wrapper and benchmark.max_length change it", protocol, names[0], reasons)
+
+
+def _say_wrapper(protocol: str, model: ModelFacts) -> None:
+    """Say once per process which wrapper and length the model's name has chosen."""
+    _say_reasons(protocol, model.names, PRESETS[protocol].reasons(model))
 
 
 @cache

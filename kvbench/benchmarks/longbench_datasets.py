@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvbench.benchmarks.base import Part
+from kvbench.benchmarks.base import SuiteColumn
 from kvbench.data.sources import LONGBENCH_ROWS
 
 # category, language; the order of the official table
@@ -34,13 +34,13 @@ E = tuple(name for name in ENGLISH if name not in ("narrativeqa", "musique", "qm
 SETS = {"en16": ENGLISH, "all21": tuple(DATASETS), "e13": tuple(f"{name}_e" for name in E)}
 
 
-def place(suite: str, dataset: str) -> Part:
+def place(suite: str, dataset: str) -> SuiteColumn:
     """A dataset's place in the tables of a suite; Chinese has an overall score of its own."""
     plain = dataset.removesuffix("_e")
     category, language = DATASETS[plain]
     order = list(DATASETS).index(plain)
     if dataset != plain:
-        return Part(
+        return SuiteColumn(
             f"{suite}-e",
             dataset,
             order,
@@ -51,7 +51,7 @@ def place(suite: str, dataset: str) -> Part:
         )
     means = {"avg-21": 21} | ({"avg-16": 16} if language == "en" else {})
     categories = len({kind for kind, tongue in DATASETS.values() if tongue == language})
-    return Part(
+    return SuiteColumn(
         suite,
         dataset,
         order,

@@ -1,23 +1,34 @@
 """The protocols that published LongBench tables were made with, as data.
 
-Between them they differ by up to ten points on the same model: in truncation, chat wrapper, BOS, stop tokens and the
-metric of the code tasks. A rule that depends on the model is a list of (part of the model's name, value); the last
-that fits counts, as in the original scripts. Sources: LongBench (arXiv 2308.14508), Ada-KV (2407.11550), PyramidKV
-(2406.02069, December 2024, and its successor KVCache-Factory, 2026), WindowKV (2503.17922), NVIDIA kvpress, and the
-question-agnostic runs of Ada-KV's authors (FFY0/DefensiveKV).
+They differ in truncation, chat wrapper, BOS, stop tokens and the metric of the code tasks. A rule that depends on the
+model is a pair of words and a value: it holds if all words occur in the model's name. The last rule that holds counts,
+as in the original scripts. Sources: LongBench (arXiv 2308.14508), Ada-KV (2407.11550), PyramidKV (2406.02069, December
+2024, and its successor KVCache-Factory, 2026), WindowKV (2503.17922), NVIDIA kvpress, and the question-agnostic runs of
+Ada-KV's authors (FFY0/DefensiveKV). docs/benchmarks.md says what no source proves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kvbench.benchmarks.base import ModelFacts, Rendering
 
-VERSION = 1  # raise when a preset changes what is generated
+VERSION = 2  # raise when a preset changes what is generated
 
 UNWRAPPED = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")  # continued, not answered
 _LLAMA3 = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
 _LLAMA3 += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+Words = tuple[str, ...]
+Value = TypeVar("Value")
+
+
+def last_rule(rules: Iterable[tuple[Words, Value]], model: ModelFacts) -> tuple[Words, Value] | None:
+    """Return the last rule whose words all occur in one of the model's names; None if there is none."""
+    holding = [rule for rule in rules if model.is_called(*rule[0])]
+    return holding[-1] if holding else None
 
 
 @dataclass(frozen=True)
@@ -27,21 +38,21 @@ class Preset:
     Attributes:
         rendering: what is the same for every model and dataset.
         lengths, wrappers: rules by model name, which replace the rendering's max_length and wrapper.
-        early: names of models that are wrapped before truncation, on every dataset.
-        own_wrapper: names of models with a wrapper or a post-processing that is not here.
+        early: rules for models that are wrapped before truncation, on every dataset.
+        own_wrapper: words in the names of models with a wrapper or a post-processing that is not here.
         wraps_all: the chat wrapper also around the six datasets that LongBench leaves bare.
-        newline: samsum ends at a newline. samsum_stops: and besides at these (see `Rendering.stops`).
+        newline: samsum ends at a newline. samsum_stops: and in addition at these (see `Rendering.stops`).
         never_empty: datasets whose first new token cannot be a stop: "none", "samsum" or "all".
         extra_tokens: added to every dataset's number of new tokens.
         split: the file that cuts the prompts into context and question; "" cuts after the context.
         question: "aware" or "agnostic".
-        scoring: switches of `kvbench.metrics.longbench_score`.
+        code_backend, strip: switches of `kvbench.metrics.longbench_score`.
     """
 
     rendering: Rendering
-    lengths: tuple[tuple[str, int], ...] = ()
-    wrappers: tuple[tuple[str, str], ...] = ()
-    early: tuple[str, ...] = ()
+    lengths: tuple[tuple[Words, int], ...] = ()
+    wrappers: tuple[tuple[Words, str], ...] = ()
+    early: tuple[Words, ...] = ()
     own_wrapper: tuple[str, ...] = ()
     wraps_all: bool = False
     newline: bool = True
@@ -54,63 +65,86 @@ class Preset:
     strip: str = "none"
 
     def rendering_for(self, model: ModelFacts, dataset: str) -> Rendering:
-        """The rendering with the rules of a model and a dataset applied."""
-        made = self.rendering
-        for name, length in self.lengths:
-            if model.called(name):
-                made = replace(made, max_length=length)
-        for name, wrapper in self.wrappers:
-            if model.called(name):
-                made = replace(made, wrapper=wrapper)
-        if any(map(model.called, self.early)):
-            made = replace(made, wrap_first=True)
+        """Return the rendering with the rules of a model and a dataset applied."""
+        rendering = self.rendering
+        if length := last_rule(self.lengths, model):
+            rendering = replace(rendering, max_length=length[1])
+        if wrapper := last_rule(self.wrappers, model):
+            rendering = replace(rendering, wrapper=wrapper[1])
+        if self._wraps_early(model):
+            rendering = replace(rendering, wrap_first=True)
         if dataset == "samsum" and self.samsum_stops:
-            made = replace(made, stops=self.samsum_stops)
-        return made
+            rendering = replace(rendering, stops=self.samsum_stops)
+        return rendering
 
     def chat(self, model: ModelFacts, dataset: str) -> bool:
-        """Whether a dataset's prompts are wrapped."""
-        return self.wraps_all or dataset not in UNWRAPPED or any(map(model.called, self.early))
+        """Return True if a dataset's prompts are wrapped."""
+        return self.wraps_all or dataset not in UNWRAPPED or self._wraps_early(model)
+
+    def _wraps_early(self, model: ModelFacts) -> bool:
+        return any(model.is_called(*words) for words in self.early)
 
     def min_new_tokens(self, dataset: str) -> int:
-        """1 where an empty answer is impossible."""
+        """Return 1 where an empty answer is impossible, else 0."""
         return int(self.never_empty in ("all", dataset))
 
+    def reasons(self, model: ModelFacts) -> str:
+        """Return in words which wrapper and length the model's name has chosen."""
+        shown = " and ".join(model.names)
+        chosen = []
+        for what, rules in (("wrapper", self.wrappers), ("length", self.lengths)):
+            rule = last_rule(rules, model)
+            if rule is not None:
+                chosen.append(f"{what} {rule[1]!r}, as the model's name has {' and '.join(rule[0])}")
+            elif rules:
+                value = self.rendering.wrapper if what == "wrapper" else self.rendering.max_length
+                known = "; ".join(" and ".join(words) for words, _ in rules)
+                chosen.append(f"{what} {value!r}, as the model's name {shown} has none of: {known}")
+        return ". ".join(chosen) or f"wrapper {self.rendering.wrapper!r} for every model"
 
-_MIDDLE = Rendering(style="upstream", max_length="auto", truncation="middle")
+
+def _any_of(value: Value, *names: str) -> tuple[tuple[Words, Value], ...]:
+    """Return one rule per name, with the same value."""
+    return tuple(((name,), value) for name in names)
+
+
+# clean_up_spaces: LongBench, Ada-KV and PyramidKV used transformers before 4.45, the others 4.46 to 5.2.
+_MIDDLE = Rendering(style="upstream", max_length="auto", truncation="middle", clean_up_spaces="unless_false")
 _APART = Rendering(
-    style="upstream", wrapper="native", truncation="context", stops="model", first_may_stop=False, span="context"
+    style="upstream",
+    wrapper="native",
+    truncation="context",
+    clean_up_spaces="when_true",
+    stops="model",
+    first_may_stop=False,
+    span="context",
 )
-_PYRAMIDKV_LENGTHS = (("llama2", 3950), ("llama-2", 3950), ("mistral", 31500))
+_LLAMA2_NAMES = ("llama2", "llama-2")
+_LLAMA3_NAMES = ("llama3", "llama-3")
 
 PRESETS: dict[str, Preset] = {
     "longbench-original": Preset(
         replace(_MIDDLE, stops="model"),
         lengths=(
-            ("llama2-7b-chat", 3500),
-            ("llama-2-7b-chat", 3500),
-            ("longchat", 31500),
-            ("xgen", 7500),
-            ("internlm", 7500),
-            ("chatglm", 31500),
-            ("vicuna", 15500),
+            *_any_of(3500, "llama2-7b-chat", "llama-2-7b-chat"),
+            *_any_of(31500, "longchat"),
+            *_any_of(7500, "xgen", "internlm"),
+            *_any_of(31500, "chatglm"),
+            *_any_of(15500, "vicuna"),
         ),
-        wrappers=(
-            ("llama2", "[INST]{prompt}[/INST]"),
-            ("llama-2", "[INST]{prompt}[/INST]"),
-        ),
+        wrappers=_any_of("[INST]{prompt}[/INST]", *_LLAMA2_NAMES),
         own_wrapper=("longchat", "xgen", "internlm", "chatglm", "vicuna"),
         samsum_stops="tokenizer",
     ),
     "adakv-2024": Preset(
         replace(_MIDDLE, stops="tokenizer", wrapper="none", bos="added"),
-        lengths=(("mistral", 31500),),
-        wrappers=(("llama3", "native"), ("llama-3", "native"), ("llama2", "[INST]{prompt}[/INST]")),
+        lengths=_any_of(31500, "mistral"),
+        wrappers=((("llama-3", "instruct"), "native"), *_any_of("[INST]{prompt}[/INST]", "llama2")),
     ),
     "pyramidkv-2024": Preset(
         replace(_MIDDLE, stops="tokenizer", wrapper="none", wrap_first=True),
-        lengths=(*_PYRAMIDKV_LENGTHS[:2], ("llama3", 7950), ("llama-3", 7950), _PYRAMIDKV_LENGTHS[2]),
-        wrappers=(("llama2", "[INST] {prompt} [/INST]"),),
+        lengths=(*_any_of(3950, *_LLAMA2_NAMES), *_any_of(7950, *_LLAMA3_NAMES), *_any_of(31500, "mistral")),
+        wrappers=_any_of("[INST] {prompt} [/INST]", "llama2"),
         wraps_all=True,
         newline=False,
         never_empty="all",
@@ -118,19 +152,15 @@ PRESETS: dict[str, Preset] = {
     ),
     "kvcf-2026": Preset(
         replace(_MIDDLE, wrapper="none"),
-        lengths=(*_PYRAMIDKV_LENGTHS[:2], ("llama3", 7500), ("llama-3", 7500), _PYRAMIDKV_LENGTHS[2]),
-        wrappers=(
-            ("llama3", _LLAMA3),
-            ("llama-3", _LLAMA3),
-            ("llama2", "[INST] {prompt} [/INST]"),
-        ),
-        early=("llama2",),
+        lengths=(*_any_of(3950, *_LLAMA2_NAMES), *_any_of(7500, *_LLAMA3_NAMES), *_any_of(31500, "mistral")),
+        wrappers=(*_any_of(_LLAMA3, *_LLAMA3_NAMES), *_any_of("[INST] {prompt} [/INST]", "llama2")),
+        early=(("llama2",),),
         never_empty="all",
         code_backend="indel",
     ),
     "windowkv": Preset(
-        replace(_MIDDLE, truncation="middle_ids", wrapper="none", stops="model"),
-        lengths=(("llama3", 7950), ("llama-3", 7950), ("qwen2.5-1.5b", 15500), ("qwen25_1.5b", 15500)),
+        replace(_MIDDLE, truncation="middle_ids", clean_up_spaces="when_true", wrapper="none", stops="model"),
+        lengths=(*_any_of(7950, *_LLAMA3_NAMES), *_any_of(15500, "qwen2.5-1.5b", "qwen25_1.5b")),
         wraps_all=True,
         newline=False,
         never_empty="none",

@@ -1,15 +1,18 @@
-"""The one place where text becomes token ids: chat template, BOS, the border of the context, truncation, stop ids.
+"""From text to token ids, in one place: chat template, BOS, the border of the context, truncation, stop ids.
 
-python -m kvbench.prompts model=tiny benchmark=needle show=3
+kvbench prompts model=tiny benchmark=needle show=3
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Rendering, Sample
+from kvbench.encoding import cleaned_up, frame, has_template
 from kvbench.prompts import upstream
 from kvbench.prompts.prompt import VERSION, Ends, Prompt, show
 from kvbench.prompts.strict import native_bos, render
@@ -17,15 +20,31 @@ from kvbench.prompts.strict import native_bos, render
 if TYPE_CHECKING:
     from kvbench.models import ModelSpec
 
-__all__ = ["VERSION", "Ends", "Prompt", "facts", "native_bos", "render", "renderer", "resolve", "show", "span_of"]
+__all__ = [
+    "VERSION",
+    "Ends",
+    "Prompt",
+    "answer_text",
+    "facts",
+    "frame_hash",
+    "native_bos",
+    "render",
+    "renderer",
+    "resolve",
+    "show",
+    "span_of",
+]
+
+log = logging.getLogger(__name__)
 
 # LongBench's own limits for models of a known length leave room for the answer and the wrapper; the rest by analogy.
 _ROOM = {4096: 3500, 8192: 7500, 16384: 15500, 32768: 31500}
 _ANSWER_AND_WRAPPER = 1024
+_frames: dict[str, str | None] = {}
 
 
 def facts(spec: ModelSpec) -> ModelFacts:
-    """Return what published protocols may ask of a model. Loads no weights."""
+    """Return the facts of a model that published protocols may depend on. Loads no weights."""
     from kvbench import models
 
     return ModelFacts(
@@ -37,8 +56,41 @@ def facts(spec: ModelSpec) -> ModelFacts:
     )
 
 
+def frame_hash(spec: ModelSpec) -> str | None:
+    """Return a hash of everything that a model's chat template writes around words, for the identity.
+
+    None where no template is used. The console says once per model if the template writes today's date. Raises
+    ValueError for a template that cannot be rendered. Loads the tokenizer, but no weights.
+    """
+    from kvbench import models
+
+    key = repr(spec)
+    if key not in _frames:
+        tokenizer = None if spec.chat_template == "never" else models.load_tokenizer(spec)
+        if tokenizer is None or not has_template(tokenizer, spec.chat_template):
+            _frames[key] = None
+        else:
+            text, is_dated = frame(tokenizer, spec.chat_kwargs)
+            if is_dated:
+                _say_dated(spec.name, str(tokenizer.chat_template))
+            _frames[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _frames[key]
+
+
+def _say_dated(name: str, template: str) -> None:
+    remedy = "set model.chat_template=never for prompts without it"
+    if "date_string" in template:
+        remedy = "fix it with +model.chat_kwargs.date_string='26 Jul 2024'"
+    log.warning(
+        "model.chat_template: the template of %s writes today's date, so tomorrow's runs have other prompts and are "
+        "other runs; %s",
+        name,
+        remedy,
+    )
+
+
 def resolve(rendering: Rendering, limit: int | None) -> Rendering:
-    """The rendering with its length in numbers: "auto" becomes what the model's limit leaves for a prompt."""
+    """Return the rendering with its length in numbers: "auto" becomes what the model's limit leaves for a prompt."""
     if rendering.max_length != "auto":
         return rendering
     if limit is None:
@@ -47,10 +99,15 @@ def resolve(rendering: Rendering, limit: int | None) -> Rendering:
 
 
 def span_of(benchmark: Benchmark) -> str:
-    """What is compressed: "prompt" or "context"."""
+    """Return what is compressed: "prompt" or "context"."""
     if benchmark.question not in ("aware", "agnostic"):
         raise ValueError(f"benchmark.question={benchmark.question}: choose aware or agnostic")
     return benchmark.rendering.span or ("context" if benchmark.question == "agnostic" else "prompt")
+
+
+def answer_text(prompt: Prompt, text: str) -> str:
+    """Return the text of an answer as the protocol of its prompt decodes it."""
+    return cleaned_up(text) if prompt.clean_up_spaces else text
 
 
 def renderer(spec: ModelSpec, tokenizer: Any, benchmark: Benchmark) -> Callable[[Sample], Prompt]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.common.command import Parser, command
+from kvbench.benchmarks.base import benchmarks_of
 from kvbench.prompts import facts, renderer, show
 
 
@@ -52,9 +53,8 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     spec = models.ModelSpec.from_node(node)
     tokenizer = models.load_tokenizer(spec)
     made = hydra.utils.instantiate(cfg.benchmark)
-    parts = made.parts(facts(spec)) if hasattr(made, "parts") else [made]
     seen = 0
-    for part in parts:
+    for part in benchmarks_of(made, facts(spec)):
         samples = part.samples(tokenizer)
         if number < seen + len(samples):
             return show(renderer(spec, tokenizer, part)(samples[number - seen]), tokenizer)

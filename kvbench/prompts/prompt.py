@@ -7,28 +7,31 @@ from typing import Any
 
 from kvbench.encoding import encoder
 
-VERSION = 1  # of the rendering rules; part of every protocol, raised when ids change
+VERSION = 2  # of the rendering rules; part of every protocol, raised when ids change
 
 
 @dataclass(frozen=True)
 class Prompt:
     """Token ids ready for a model. `ids[:context_len]` is BOS, chat prefix and context.
 
-    min_new_tokens: before so many tokens are generated, no stop token can be chosen. first_may_stop: False: the first
-    token does not end the answer, whichever it is.
+    text: the same for the human eye, special tokens written out.
+    min_new_tokens: no stop token can be chosen before this many tokens are generated.
+    first_may_stop: False: the first token does not end the answer, whichever it is.
+    clean_up_spaces: remove the spaces before punctuation from the answer, as transformers 4 did.
     """
 
     ids: tuple[int, ...]
     context_len: int
     stop_ids: frozenset[int]
-    text: str  # the same for the human eye, special tokens written out
+    text: str
     min_new_tokens: int = 0
     first_may_stop: bool = True
+    clean_up_spaces: bool = False
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Ids that end an answer: all that the model's files name, those of its generation config, the tokenizer's one."""
+    """Ids that end an answer: all that the model's files name, those of its generation config, the tokenizer's only."""
 
     all: frozenset[int] = frozenset()
     model: frozenset[int] = frozenset()
@@ -36,7 +39,7 @@ class Ends:
 
 
 def show(prompt: Prompt, tokenizer: Any) -> str:
-    """A prompt for the human eye, from its ids: specials in ⟦⟧, the context's end, the stop ids named."""
+    """Return a prompt for the human eye, from its ids: specials in ⟦⟧, the context's end, the stop ids named."""
     special = set(encoder(tokenizer).specials.values())
     parts: list[str] = []
     plain: list[int] = []

@@ -1,9 +1,8 @@
 """kvbench's own way from text to token ids: text stays text, and control tokens come from templates only.
 
-A prompt is: [BOS] chat prefix, context, question, chat suffix, answer prefix. The template is rendered around
-a placeholder, so what stands before and after the user's words is known and the words themselves stay
-verbatim (a template that trims them does not get the chance). Ids are never turned into text and tokenised
-again.
+A prompt is: [BOS] chat prefix, context, question, chat suffix, answer prefix. The template is rendered around a
+placeholder, so the text before and after the user's words is known and the words themselves stay verbatim: a template
+cannot trim them. Ids are never turned into text and tokenised again.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kvbench.encoding import MARK, PLACEHOLDER, Encoder, around_user, encoder
+from kvbench.encoding import MARK, Encoder, around_user, encoder, has_template
+from kvbench.encoding.template import after_assistant
 from kvbench.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -30,18 +30,18 @@ def render(
 ) -> Prompt:
     """Turn a sample into token ids.
 
-    question: "aware" encodes the whole text at once; "agnostic" encodes the part up to the end of the context
-    by itself, so that it does not depend on the question. chat_template: "auto" uses the tokenizer's template
-    when it has one, "always" demands one, "never" ignores it; a sample with chat=False is never wrapped.
-    eos_ids: the model's own ends. max_length: limit of the prompt in tokens. Raises ValueError for settings
-    and samples that cannot be rendered.
+    question: "aware" encodes the whole text at once; "agnostic" encodes the part up to the end of the context by
+    itself, so that it does not depend on the question. chat_template: "auto" uses the tokenizer's template when it has
+    one, "always" demands one, "never" ignores it; a sample with chat=False is never wrapped. eos_ids: the model's own
+    ends. max_length: limit of prompt and answer in tokens. Raises ValueError for settings and samples that cannot be
+    rendered.
     """
     if question not in ("aware", "agnostic"):
         raise ValueError(f"benchmark.question={question}: choose aware or agnostic")
     if MARK in sample.context + sample.question + sample.answer_prefix:
         raise ValueError(f"benchmark: sample {sample.id} holds the private character U+10FFFD; remove it there")
     enc, kwargs = encoder(tokenizer), dict(chat_kwargs or {})
-    templated = uses_template(tokenizer, chat_template)
+    templated = has_template(tokenizer, chat_template)
     prefix, suffix = around_user(tokenizer, kwargs) if templated and sample.chat else ("", "")
 
     head = enc.template(prefix) + sample.context
@@ -67,41 +67,50 @@ def render(
 
 
 def native_bos(tokenizer: Any) -> int | None:
-    """The BOS id that the tokenizer puts before any text by itself, or None."""
+    """Return the BOS id that the tokenizer puts before any text by itself, or that its configuration asks for."""
+    return tokenizer.bos_token_id if _adds_bos(tokenizer) else missing_bos(tokenizer)
+
+
+def missing_bos(tokenizer: Any) -> int | None:
+    """Return the BOS id that the configuration asks for (`add_bos_token`) and the tokenizer leaves out, or None.
+
+    transformers 4 rebuilt the tokenizer's post-processor from this setting. Version 5 does not for tokenizers such as
+    DeepSeek-V3's, whose file has no post-processor that adds it.
+    """
+    asked = getattr(tokenizer, "init_kwargs", {}).get("add_bos_token") is True
+    return tokenizer.bos_token_id if asked and not _adds_bos(tokenizer) else None
+
+
+def _adds_bos(tokenizer: Any) -> bool:
     ids = tokenizer("a").input_ids
-    return ids[0] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else None
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def check_length(sample: Sample, tokens: int, max_length: int | None) -> None:
-    """Raise ValueError for a prompt that the model cannot take."""
-    if max_length is not None and tokens > max_length:
+def check_length(sample: Sample, tokens: int, max_length: int | None, *, answer: int | None = None) -> None:
+    """Raise ValueError for a prompt that leaves the model no room for the answer.
+
+    answer: tokens of the answer that have to fit, by default `sample.max_new_tokens`.
+    """
+    answer = sample.max_new_tokens if answer is None else answer
+    if max_length is not None and tokens + max(0, answer - 1) > max_length:  # the last token is never read again
+        also = f", and its answer may have {answer}" if answer else ""
         raise ValueError(
-            f"model.max_length={max_length}: the prompt of sample {sample.id} has {tokens} tokens; "
+            f"model.max_length={max_length}: the prompt of sample {sample.id} has {tokens} tokens{also}; "
             "shorten the benchmark's lengths or raise model.max_length"
         )
 
 
-def uses_template(tokenizer: Any, policy: str) -> bool:
-    """Whether the tokenizer's chat template is used under a policy. Raises ValueError as `render` does."""
-    if policy not in ("auto", "never", "always"):
-        raise ValueError(f"model.chat_template={policy}: choose auto, never or always")
-    if policy == "always" and not tokenizer.chat_template:
-        raise ValueError("model.chat_template=always: this tokenizer has no chat template; use auto or never")
-    return policy != "never" and bool(tokenizer.chat_template)
-
-
 def end_of_turn(tokenizer: Any, enc: Encoder, kwargs: dict[str, Any]) -> set[int]:
-    """The special tokens that directly follow an assistant's words in the template, such as <|im_end|>."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, **kwargs)
-    return set(enc.leading_specials(text.rpartition(PLACEHOLDER)[2]))
+    """Return the special tokens that directly follow an assistant's words in the template, such as <|im_end|>."""
+    return set(enc.leading_specials(after_assistant(tokenizer, kwargs)))
 
 
 def _stop_id(tokenizer: Any, enc: Encoder, stop: str) -> int:
-    """The one token of a task's stop string: a special token, or plain text as spelled after other text."""
+    """Return the one token of a task's stop string: a special token, or plain text as spelled after other text."""
     if stop in enc.specials:
         return enc.specials[stop]
     ids, _ = enc.encode(stop, inner=True)
     if len(ids) != 1:
-        raise ValueError(f"benchmark.stop={stop!r}: must be one token for this tokenizer, not {len(ids)}")
+        hint = "; a shell does not turn \\n into a line break" if "\\n" in stop else ""
+        raise ValueError(f"benchmark.stop={stop!r}: must be one token for this tokenizer, not {len(ids)}{hint}")
     return ids[0]

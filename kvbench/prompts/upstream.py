@@ -8,15 +8,20 @@ projects that changed it; `Rendering` says which.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from kvbench.encoding import PLACEHOLDER, around_user, encoder
+from kvbench.encoding import PLACEHOLDER, around_user, cleaned_up, decoder, encoder, has_template, rendered
+from kvbench.encoding.decoding import cleans_up
 from kvbench.prompts.prompt import Ends, Prompt
-from kvbench.prompts.strict import check_length, end_of_turn, uses_template
+from kvbench.prompts.strict import check_length, end_of_turn, missing_bos
 
 if TYPE_CHECKING:
     from kvbench.benchmarks.base import Rendering, Sample
+
+log = logging.getLogger(__name__)
 
 _LLAMA3_ENDS = ("<|eot_id|>", "<|end_of_text|>")  # also of its base model, which has no template
 
@@ -35,22 +40,28 @@ def render(
     """Turn a sample into token ids the way `rendering` says.
 
     span: "prompt" compresses and encodes the whole; "context" the part before the question, by itself. max_length: the
-    model's limit. Raises ValueError for a prompt that stays longer than it.
+    model's limit. Raises ValueError for a prompt that stays longer than the limit.
     """
     wrap = _Wrapper(tokenizer, rendering, chat_template, dict(chat_kwargs or {}), sample.chat)
     if span == "context" and rendering.truncation == "context":
         ids, context_len, text = _apart(tokenizer, sample, rendering, wrap, max_length)
     else:
         ids, context_len, text = _whole(tokenizer, sample, rendering, wrap, span)
-    check_length(sample, len(ids), max_length)
-    stops = {tokenizer.encode(stop, add_special_tokens=False)[-1] for stop in sample.stop}
+    _check_positions(sample, rendering, len(ids), max_length)
+    stops = {_stop_id(tokenizer, stop) for stop in sample.stop}
     stops |= {"all": ends.all, "model": ends.model, "tokenizer": ends.tokenizer}[rendering.stops]
     if rendering.stops == "all":
         stops |= {i for token, i in encoder(tokenizer).specials.items() if token in _LLAMA3_ENDS}
-    if rendering.stops == "all" and uses_template(tokenizer, chat_template):
+    if rendering.stops == "all" and has_template(tokenizer, chat_template):
         stops |= end_of_turn(tokenizer, encoder(tokenizer), dict(chat_kwargs or {}))
     return Prompt(
-        tuple(ids), context_len, frozenset(stops), text, sample.min_new_tokens, first_may_stop=rendering.first_may_stop
+        tuple(ids),
+        context_len,
+        frozenset(stops),
+        text,
+        sample.min_new_tokens,
+        first_may_stop=rendering.first_may_stop,
+        clean_up_spaces=cleans_up(tokenizer, rendering.clean_up_spaces),
     )
 
 
@@ -60,11 +71,11 @@ class _Wrapper:
     def __init__(self, tokenizer: Any, rendering: Rendering, policy: str, kwargs: dict[str, Any], chat: bool) -> None:
         self._tokenizer, self._kwargs = tokenizer, kwargs
         self.kind = rendering.wrapper if chat else "none"
-        if self.kind in ("chat", "native") and not uses_template(tokenizer, policy):
+        if self.kind in ("chat", "native") and not has_template(tokenizer, policy):
             self.kind = "none"
 
     def around(self, text: str) -> str:
-        """The wrapped prompt."""
+        """Return the wrapped prompt."""
         if self.kind == "none":
             return text
         if self.kind == "native":
@@ -73,7 +84,7 @@ class _Wrapper:
         return before + text + after
 
     def split(self, context: str) -> tuple[str, str]:
-        """The template with the context before the border, and what it writes after the border."""
+        """Return the template with the context before the border, and what it writes after the border."""
         if self.kind == "native":
             before, _, after = self._native(context + PLACEHOLDER).partition(PLACEHOLDER)
             return before, after
@@ -81,9 +92,7 @@ class _Wrapper:
         return before + context, after
 
     def _native(self, text: str) -> str:
-        turns = [{"role": "user", "content": text}]
-        made = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self._kwargs)
-        return str(made)
+        return rendered(self._tokenizer, [{"role": "user", "content": text}], self._kwargs)
 
     def _sides(self) -> tuple[str, str]:
         if self.kind == "none":
@@ -97,24 +106,27 @@ class _Wrapper:
 def _whole(
     tokenizer: Any, sample: Sample, rendering: Rendering, wrap: _Wrapper, span: str
 ) -> tuple[list[int], int, str]:
-    """Ids, tokens of the context, and the text, of a prompt that is truncated and wrapped as one string."""
+    """Return ids, tokens of the context, and the text, of a prompt that is truncated and wrapped as one string."""
     text = sample.context + sample.question + sample.answer_prefix
     if rendering.wrap_first:
         text = wrap.around(text)
     tails = [sample.question + sample.answer_prefix]
     ids, ends = _encode(tokenizer, text)
-    cut = rendering.max_length is not None and len(ids) > int(rendering.max_length)
-    if cut and rendering.truncation == "refuse":
+    is_cut = rendering.max_length is not None and len(ids) > int(rendering.max_length)
+    if is_cut and rendering.truncation == "refuse":
         raise ValueError(
             f"benchmark.max_length={rendering.max_length}: the prompt of sample {sample.id} has {len(ids)} tokens"
         )
-    if cut:
+    if is_cut:
         half = int(int(rendering.max_length or 0) / 2)
         border, ends = _border(text, tails), ends[:half] + ends[-half:]
-        first, last = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:half], ids[-half:]))
+        decode = decoder(tokenizer, rendering.clean_up_spaces, skip_special_tokens=True)
+        first, last = (decode(part) for part in (ids[:half], ids[-half:]))
         text, ids = first + last, ids[:half] + ids[-half:]
+        if cleans_up(tokenizer, rendering.clean_up_spaces):
+            tails.append(cleaned_up(tails[0]))
         tails.append(last)  # all that is left of a question that was cut itself
-        if rendering.truncation == "middle_ids":  # ids stay as they are: no wrapper, and nothing encoded anew
+        if rendering.truncation == "middle_ids":  # ids stay as they are: no wrapper, nothing is encoded again
             return ids, _tokens_before(ends, border), text
     if not rendering.wrap_first:
         text = wrap.around(text)
@@ -130,7 +142,7 @@ def _whole(
 def _apart(
     tokenizer: Any, sample: Sample, rendering: Rendering, wrap: _Wrapper, max_length: int | None
 ) -> tuple[list[int], int, str]:
-    """The same where context and question are encoded apart, and only the context's end can be cut."""
+    """Return the same where context and question are encoded apart, and only the context's end can be cut."""
     if not sample.chat:
         before, after = sample.context, ""
     elif wrap.kind == "none":  # no template where one was expected
@@ -141,31 +153,70 @@ def _apart(
     tail = tokenizer.encode(sample.question + after + sample.answer_prefix, add_special_tokens=False)
     room = rendering.max_length if rendering.max_length is not None else max_length
     if room is not None:
-        # a published run has no such care: it would go past the positions that the model knows
+        # published code does not check this: it goes past the positions that the model knows
         inside = max_length - len(tail) - sample.max_new_tokens if max_length is not None else int(room)
         head = head[: max(1, min(int(room), inside))]
     return head + tail, len(head), before + sample.question + after + sample.answer_prefix
 
 
 def _encode(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[int]]:
-    """Ids and, for each, the place in the text where it ends."""
-    made = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    return list(made["input_ids"]), [end for _, end in made["offset_mapping"]]
+    """Return ids and, for each, the place in the text where it ends."""
+    encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    ids, ends = list(encoding["input_ids"]), [end for _, end in encoding["offset_mapping"]]
+    bos = missing_bos(tokenizer) if special else None
+    return (ids, ends) if bos is None else ([bos, *ids], [0, *ends])
 
 
 def _adds_bos(tokenizer: Any, text: str, rendering: Rendering, wrap: _Wrapper) -> bool:
-    """Whether the tokenizer puts its own BOS (and the like) before a finished text."""
+    """Return True if the tokenizer puts its own BOS (and the like) before a finished text."""
     begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     by_wrapper = begins and wrap.kind != "none"
     return not {"added": False, "once": by_wrapper, "missing": begins}[rendering.bos]
 
 
 def _border(text: str, tails: Sequence[str]) -> int:
-    """Where the question begins in the finished text, whose end a template may have trimmed: the first tail found."""
+    """Return where the question begins in the finished text: at the first tail that occurs in it.
+
+    A template may have trimmed the end of the text.
+    """
     places = [text.rfind(tail.rstrip()) for tail in tails if tail.strip()]
     return next((place for place in places if place >= 0), len(text))
 
 
 def _tokens_before(ends: Sequence[int], border: int) -> int:
-    """Tokens that end at or before a place of the text; one across the border belongs to the question."""
+    """Return the number of tokens that end before a place of the text; one across it belongs to the question."""
     return next((index for index, end in enumerate(ends) if end > border), len(ends))
+
+
+def _stop_id(tokenizer: Any, stop: str) -> int:
+    """Return the last token of a stop string, as LongBench's script does. Raises ValueError where there is none."""
+    ids = tokenizer.encode(stop, add_special_tokens=False)
+    if not ids or ids[-1] == tokenizer.unk_token_id:
+        raise ValueError(
+            f"benchmark: this tokenizer has no token for {stop!r}, which ends the answers of this dataset; "
+            "leave the dataset out, or take another benchmark.protocol"
+        )
+    return int(ids[-1])
+
+
+def _check_positions(sample: Sample, rendering: Rendering, tokens: int, max_length: int | None) -> None:
+    """Raise ValueError for a prompt and an answer that the model's positions do not hold.
+
+    A published protocol that cuts at a length of its own may go past them with its answer, as its authors did.
+    """
+    if rendering.truncation in ("middle", "middle_ids"):
+        check_length(sample, tokens, max_length, answer=0)
+        if max_length is not None and tokens + sample.max_new_tokens - 1 > max_length:
+            _say_beyond(max_length, rendering.max_length)
+    else:
+        check_length(sample, tokens, max_length)
+
+
+@cache
+def _say_beyond(max_length: int, cut: int | str | None) -> None:
+    log.warning(
+        "prompts of %s tokens and their answers go past the model's %s positions, as in the published runs; "
+        "benchmark.max_length=N cuts further",
+        cut,
+        max_length,
+    )

@@ -189,6 +189,8 @@ def _record(
     for one, variant, generation in zip(work.runs, variants, generations, strict=True):
         if one.error is not None:
             continue
+        if generation is not None:
+            generation = replace(generation, text=prompts.answer_text(work.prompt, generation.text))
         try:
             made = record(work.sample, generation, one.job.benchmark, error, device)
         except Exception as problem:  # scoring is the benchmark's; the other runs go on

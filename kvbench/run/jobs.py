@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config, models, prompts, store
-from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite
+from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite, benchmarks_of
 from kvbench.engine.variant import Variant
 from kvbench.methods.dials import split_dials
 from kvbench.methods.load import build, load, method_identity
@@ -87,12 +87,12 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
         log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
     facts, weights = prompts.facts(spec), spec.identity()
     jobs = []
-    for benchmark in _parts(made, facts):
+    for benchmark in benchmarks_of(made, facts):
         identity = {
             "method": method_identity(plain["method"]),
             "budget": budget,
             "model": {"name": spec.name, "weights": weights},
-            "protocol": _protocol(benchmark, facts),
+            "protocol": _protocol(benchmark, facts) | {"frame": prompts.frame_hash(spec)},
             "seed": plain["seed"],
             "dtype": spec.dtype,
             "backend": f"{plain['kernel']}-{plain['engine']['cache']}",
@@ -126,8 +126,8 @@ def settle(
 
 
 def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:
-    """The benchmarks of a `benchmark` node: itself, or the parts of a suite. Raises ValueError for bad settings."""
-    return _parts(_instantiate(node), facts)
+    """Return the benchmarks of a `benchmark` node: itself, or those of a suite. Raises ValueError for bad settings."""
+    return benchmarks_of(_instantiate(node), facts)
 
 
 def _instantiate(node: DictConfig) -> Benchmark | Suite:
@@ -138,10 +138,6 @@ def _instantiate(node: DictConfig) -> Benchmark | Suite:
             raise error.__cause__ from None
         raise
     return made
-
-
-def _parts(made: Benchmark | Suite, facts: ModelFacts) -> Sequence[Benchmark]:
-    return made.parts(facts) if hasattr(made, "parts") else [made]
 
 
 def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:

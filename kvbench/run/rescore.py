@@ -20,7 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kvbench import store
-from kvbench.benchmarks.base import Benchmark, ModelFacts
+from kvbench.benchmarks.base import Benchmark, ModelFacts, benchmarks_of
 from kvbench.common.command import Parser, command
 from kvbench.common.files import write_atomic
 from kvbench.config import defaults
@@ -73,13 +73,13 @@ def benchmark_of(stored: StoredRun) -> Benchmark:
     try:
         built: Any = getattr(import_module(module), name)(**node)
         facts = ModelFacts(str(model["name"]), str(model.get("path") or ""))
-        parts: Sequence[Benchmark] = built.parts(facts) if hasattr(built, "parts") else [built]
+        candidates = benchmarks_of(built, facts)
     except Exception as error:  # settings of another version, or changed by hand: any error is possible
         raise ValueError(f"{stored.path}: recorded with other settings of benchmark {node['name']} ({error})") from None
-    found = [part for part in parts if part.name == label]
-    if not found:
+    matching = [candidate for candidate in candidates if candidate.name == label]
+    if not matching:
         raise ValueError(f"{stored.path}: benchmark {node['name']} has no part {label}")
-    return found[0]
+    return matching[0]
 
 
 def score_folders(folders: Sequence[Path], *, workers: int | None = None, progress: bool = True) -> list[Path]:

@@ -168,7 +168,7 @@ def _open(job: Job, num_samples: int) -> store.Run:
         num_samples=num_samples,
         versions=versions(job.variant.method),
         device=models.device(job.model),
-        part=None if job.benchmark.part is None else asdict(job.benchmark.part),
+        part=None if job.benchmark.column is None else asdict(job.benchmark.column),
         scoring=job.benchmark.scoring(),
         retry_oom=job.cfg["retry_oom"],
         shard=shard_of(job.cfg["shard"]),

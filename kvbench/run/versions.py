@@ -13,7 +13,7 @@ from kvbench.run.source_hash import hash_sources, imported_files
 from kvbench_kernels.build import csrc
 
 _PACKAGES = ("torch", "transformers", "hydra-core", "rouge", "rouge_score", "jieba", "fuzzywuzzy", "rapidfuzz")
-_SHARED = ("cache", "engine", "benchmarks", "data", "metrics", "models", "prompts")
+_SHARED = ("cache", "engine", "benchmarks", "data", "metrics", "encoding", "models", "prompts")
 _METHODS = "kvbench.methods"
 
 
@@ -42,7 +42,6 @@ def _code_hash() -> str:
     files = [path for room in _SHARED for path in sorted((package / room).rglob("*.py"))]
     files += [
         *_shared_method_files(),
-        package / "encoding.py",
         *sorted(Path(kvbench_kernels.__file__).parent.rglob("*.py")),
         *sorted(file for file in csrc().rglob("*") if file.is_file()),
     ]

@@ -37,7 +37,7 @@ def suite(**changes) -> LongBench:
 
 
 def dataset(name: str, path: Path, model: ModelFacts = TINY, **changes):
-    (made,) = suite(datasets=[name], path=str(path), **changes).parts(model)
+    (made,) = suite(datasets=[name], path=str(path), **changes).benchmarks(model)
     return made
 
 
@@ -125,9 +125,9 @@ def test_only_the_shortest_samples(bundle):
     [
         (
             {"protocol": "longbench"},
-            "benchmark.protocol=longbench: did you mean 'longbench-original'?",
+            "benchmark.protocol=longbench: not known. Did you mean 'longbench-original'?",
         ),
-        ({"datasets": ["qaspar"]}, "benchmark.datasets=qaspar: did you mean 'qasper'?"),
+        ({"datasets": ["qaspar"]}, "benchmark.datasets=qaspar: not known. Did you mean 'qasper'?"),
         ({"datasets": []}, "benchmark.datasets=[]"),
         ({"max_length": 1}, "benchmark.max_length=1"),
         ({"samples": 0}, "benchmark.samples=0"),

@@ -12,9 +12,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kvbench.benchmarks.insertion import insert_needle
+from kvbench.benchmarks import needle_checks
+from kvbench.benchmarks.base import ModelFacts, encode
+from kvbench.benchmarks.insertion import Placement, insert, trimmed
 from kvbench.benchmarks.needle import Needle
 from tests.helpers.needle_forms import CONF, ToyTokenizer, make
+from tests.helpers.tokenizers_for_tests import gpt_style
 
 YAML = CONF / "needle.yaml"
 
@@ -22,38 +25,74 @@ YAML = CONF / "needle.yaml"
 # ---- insertion -----------------------------------------------------------------------------------
 
 
+def placed(haystack: str, needle: str, length: int, depth: int, buffer: int = 0, stop: str = ".") -> Placement:
+    """Place a needle as the published code does; sentences end at the tokens of `stop`."""
+    tokenizer = ToyTokenizer()
+    stop_ids = encode(tokenizer, stop)
+    ids = encode(tokenizer, haystack * (length // len(encode(tokenizer, haystack)) + 1))
+    context = trimmed(tokenizer, tokenizer.decode, ids, length)
+    return insert(tokenizer.decode, context, encode(tokenizer, needle), length - buffer, depth, stop_ids)
+
+
 @pytest.mark.parametrize(
-    ("depth", "text", "index"),
+    ("depth", "text", "index", "reached"),
     [
-        (0, "X.Aa bb. Cc dd. Ee", 0),
-        (30, "X.Aa bb. Cc dd. Ee", 0),  # token 3 of 11 has no full stop before it
-        (40, "Aa bb.X. Cc dd. Ee", 4),  # token 4 follows one
-        (80, "Aa bb.X. Cc dd. Ee", 4),  # token 8 steps back from " "
-        (90, "Aa bb. Cc dd.X. Ee", 9),
-        (100, "Aa bb. Cc dd. EeX.", None),
+        (0, "X.Aa bb. Cc dd. Ee", 0, 0.0),
+        (30, "X.Aa bb. Cc dd. Ee", 0, 0.0),  # token 3 of 11 has no full stop before it
+        (40, "Aa bb.X. Cc dd. Ee", 4, 36.4),  # token 4 follows a full stop
+        (80, "Aa bb.X. Cc dd. Ee", 4, 36.4),  # token 8 steps back from " "
+        (90, "Aa bb. Cc dd.X. Ee", 9, 81.8),
+        (100, "Aa bb. Cc dd. EeX.", None, 100.0),
     ],
 )
-def test_insertion_steps_back_to_the_end_of_a_sentence(depth: int, text: str, index: int | None) -> None:
+def test_insertion_steps_back_to_the_end_of_a_sentence(
+    depth: int, text: str, index: int | None, reached: float
+) -> None:
     # Tokens: Aa _ bb . _ Cc _ dd . _ Ee ...; a length of 16 less a buffer of 3 less a needle of 2: 11.
-    haystack = "Aa bb. Cc dd. Ee ff. Gg hh."
-    assert insert_needle(ToyTokenizer(), haystack, "X.", 16, depth, buffer=3) == (text, index)
+    assert placed("Aa bb. Cc dd. Ee ff. Gg hh.", "X.", 16, depth, buffer=3) == Placement(text, index, reached)
 
 
-def test_a_short_haystack_is_repeated() -> None:
-    text, index = insert_needle(ToyTokenizer(), "Aa bb.", "X.", 12, 100, buffer=0)
-    assert (text, index) == ("Aa bb.Aa bb.Aa X.", None)
-
-
-def test_period_ids_can_be_given() -> None:
-    tokenizer = ToyTokenizer()
-    space = tokenizer.encode(" ", add_special_tokens=False)
-    text, index = insert_needle(tokenizer, "Aa bb cc dd ee", "X", 8, 80, buffer=0, period_ids=space)
-    assert (text, index) == ("Aa bb Xcc dd", 4)
+def test_other_tokens_can_end_sentences() -> None:
+    assert placed("Aa bb cc dd ee", "X", 8, 80, stop=" ").text == "Aa bb Xcc dd"
 
 
 def test_a_needle_longer_than_the_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^benchmark\.lengths: 3 tokens .* needle of 5 tokens$"):
-        insert_needle(ToyTokenizer(), "Aa bb.", "a b c", 3, 50, buffer=0)
+        placed("Aa bb.", "a b c", 3, 50)
+
+
+# ---- haystacks of other languages ------------------------------------------------------------------
+
+CHINESE = "".join(f"第{i}天下了雨，人们都在家里读书。" for i in range(400))
+CODE = "".join(f"def area_{i}(a, b):\n    return a * b + {i}\n\n" for i in range(400))
+ONE_LINE = "0123456789 abcdef " * 900  # no sentence at all
+RARE = "Version 2. " + ONE_LINE  # one full stop at the very beginning
+
+
+@pytest.mark.parametrize("text", [CHINESE, CODE, ONE_LINE, RARE], ids=["chinese", "code", "one line", "rare"])
+def test_needles_reach_their_depth_in_texts_without_full_stops(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    tokenizer = gpt_style()  # a token for every byte, so a character can be cut
+    for sample in make(haystack=str(tmp_path), lengths=[1500], depths=[0, 25, 50, 75, 100]).samples(tokenizer):
+        depth, reached = sample.meta["depth"], sample.meta["depth_reached"]
+        assert depth - 5.1 <= reached <= depth, (depth, reached)
+        before, _, after = sample.context.partition(" One of the special magic numbers")
+        before = before.partition("afterwards.\n")[2]
+        assert "\ufffd" not in before and "\ufffd" not in after[:200]
+        if depth == 50 and text is CHINESE:
+            assert before.endswith("。")
+        if depth == 50 and text is CODE:
+            assert before.rstrip(" ").endswith("\n")  # a border within the indentation counts
+
+
+def test_the_depth_reached_is_recorded_in_prose_too() -> None:
+    for sample in make(lengths=[1000]).samples(ToyTokenizer()):
+        assert sample.meta["depth"] - 8 <= sample.meta["depth_reached"] <= sample.meta["depth"]
+
+
+def test_period_ids_of_another_tokenizer_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^benchmark\.period_ids=\[999999\]: none of these tokens occurs"):
+        make(period_ids=[999999]).samples(ToyTokenizer())
 
 
 # ---- samples -------------------------------------------------------------------------------------
@@ -145,6 +184,20 @@ def test_lengths_in_steps_are_the_same_protocol_as_lengths_listed() -> None:
     assert steps.protocol() == listed.protocol() != make().protocol()
 
 
+def test_lengths_that_a_model_does_not_take_are_refused_before_any_text_is_made() -> None:
+    benchmark = make(lengths=[1000, 8192, 9000])
+    with pytest.raises(ValueError, match=r"^benchmark\.lengths=\[8192, 9000\]: some takes 8192 tokens with question"):
+        benchmark.benchmarks(ModelFacts("some", max_length=8192))
+    assert benchmark.benchmarks(ModelFacts("some", max_length=20_000)) == [benchmark]
+
+
+def test_a_backslash_and_an_n_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    needle_checks.tell_escapes.cache_clear()
+    for _ in range(2):
+        make(question_text="\\nWhat is {key}?")
+    assert caplog.text.count("benchmark.question_text holds a backslash and an n") == 1
+
+
 CHANGES: dict[str, Any] = {
     "question": "agnostic", "lengths": [600], "depths": [1], "seed": 5, "num_seeds": 2, "buffer": 9,
     "preamble": "P",
@@ -169,38 +222,45 @@ def test_every_key_of_the_yaml_is_covered_by_the_protocol_tests() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depths": [50, 120]}, r"benchmark\.depths=\[50, 120\]: depths are percent, 0 to 100"),
-        ({"depths": [-1]}, r"benchmark\.depths=\[-1\]: depths are percent"),
-        ({"depths": [33.3]}, r"benchmark\.depths=\[33\.3\]: whole numbers"),
-        ({"depths": []}, r"benchmark\.depths=\[\]: give at least one"),
-        ({"depths": [5, 5]}, r"benchmark\.depths=\[5, 5\]: each value once"),
-        ({"lengths": [500, 500]}, r"benchmark\.lengths=\[500, 500\]: each value once"),
-        ({"lengths": [-500]}, r"benchmark\.lengths=\[-500\]: each must exceed benchmark\.buffer=0"),
+        ({"depths": [50, 120]}, r"benchmark\.depths=120: give a whole number from 0 to 100"),
+        ({"depths": [-1]}, r"benchmark\.depths=-1: give a whole number from 0 to 100"),
+        ({"depths": [33.3]}, r"benchmark\.depths=33\.3: give a whole number"),
+        ({"depths": []}, r"benchmark\.depths=\[\]: give a list of at least one"),
+        ({"depths": [5, 5]}, r"benchmark\.depths=\[5, 5\]: give each value once"),
+        ({"lengths": [500, 500]}, r"benchmark\.lengths=\[500, 500\]: give each value once"),
+        ({"lengths": [-500]}, r"benchmark\.lengths=-500: give a whole number from 1 to 10000000"),
         (
             {"lengths": [200], "buffer": 200},
             r"benchmark\.lengths=\[200\]: each must exceed benchmark\.buffer=200",
         ),
         ({"buffer": -1}, r"benchmark\.buffer=-1"),
-        ({"seed": "x"}, r"benchmark\.seed='x': a whole number"),
-        ({"seed": -1}, r"benchmark\.seed=-1: 0 or more"),
+        ({"seed": "x"}, r"benchmark\.seed=x: give a whole number"),
+        ({"seed": -1}, r"benchmark\.seed=-1: give a whole number of at least 0"),
         ({"start": 500, "step": 5}, r"benchmark\.lengths=.*: give .*; add benchmark\.start=null benchmark\.step=null$"),
-        ({"lengths": None}, r"benchmark\.start=None: a whole number of tokens, .* as benchmark\.lengths is null"),
-        ({"lengths": None, "start": 5, "end": 9, "step": 0}, r"benchmark\.step=0: a whole number of tokens, 1 or more"),
+        ({"lengths": None}, r"benchmark\.start=null: benchmark\.lengths is null, so give start, end and step"),
+        ({"lengths": None, "start": 5, "end": 9, "step": 0}, r"benchmark\.step=0: give a whole number from 1"),
         ({"lengths": None, "start": 9, "end": 8, "step": 1}, r"benchmark\.end=8: at least benchmark\.start=9"),
-        ({"lengths": 1000}, r"benchmark\.lengths=1000: must be a list, or null"),
-        ({"period_ids": 13}, r"benchmark\.period_ids=13: must be a list, or null"),
-        ({"period_ids": []}, r"benchmark\.period_ids=\[\]: token ids, or null"),
-        ({"buffer": 0.5}, r"benchmark\.buffer=0\.5: a whole number"),
-        ({"num_seeds": 0}, r"benchmark\.num_seeds=0: at least 1"),
-        ({"max_new_tokens": 0}, r"benchmark\.max_new_tokens=0: at least 1"),
+        ({"lengths": 1000}, r"benchmark\.lengths=1000: give a list"),
+        ({"period_ids": 13}, r"benchmark\.period_ids=13: give a list"),
+        ({"period_ids": []}, r"benchmark\.period_ids=\[\]: give a list of at least one"),
+        ({"buffer": 0.5}, r"benchmark\.buffer=0\.5: give a whole number"),
+        ({"num_seeds": 0}, r"benchmark\.num_seeds=0: give a whole number from 1"),
+        ({"max_new_tokens": 0}, r"benchmark\.max_new_tokens=0: give a whole number from 1"),
         ({"raw": True}, r"benchmark\.raw=true: a raw prompt has no chat template; set benchmark\.chat=false"),
-        ({"question": "both"}, r"benchmark\.question=both: aware or agnostic"),
-        ({"scores": ["bleu"]}, r"benchmark\.scores=\['bleu'\]: choose from recall, rouge1, overlap"),
+        ({"question": "both"}, r"benchmark\.question=both: not known\. Known: agnostic, aware"),
+        ({"scores": ["bleu"]}, r"benchmark\.scores=bleu: not known\. Known: overlap, recall, rouge1"),
         ({"headline": "overlap"}, r"benchmark\.headline=overlap: must be one of"),
         ({"needle": "The {thing}."}, r"benchmark\.needle='The \{thing\}\.': the only placeholders"),
         ({"answer": "{value"}, r"benchmark\.answer='\{value': "),
         ({"needle": "No slots."}, r"benchmark\.question_text asks for \{key\}, which benchmark\.needle"),
         ({"answer": " "}, r"benchmark\.needle and benchmark\.answer must not be empty"),
+        ({"lengths": [10**40]}, r"benchmark\.lengths=10{40}: give a whole number from 1 to 10000000"),
+        ({"lengths": [1e40]}, r"benchmark\.lengths=1e\+40: give a whole number"),
+        ({"num_seeds": 10**9}, r"benchmark\.num_seeds=1000000000: give a whole number from 1 to 100000"),
+        ({"num_seeds": 50_000}, r"benchmark\.num_seeds=50000: with 28 cells .* more than 100000 samples"),
+        ({"num_seeds": 90_000, "depths": [1], "lengths": [999]}, r"benchmark\.num_seeds=90000: the haystacks would"),
+        ({"lengths": None, "start": 1, "end": 10**7, "step": 1}, r"benchmark\.step=1: that is 10000000 lengths"),
+        ({"stop": ["a", 5]}, r"benchmark\.stop=\['a', 5\]: give a list of texts"),
         ({"haystack": "no/such/folder"}, r"benchmark\.haystack=no/such/folder: no such folder"),
     ],
 )

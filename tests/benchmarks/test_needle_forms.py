@@ -35,7 +35,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_essay_that_changed_is_an_error(prepared: Path) -> None:
     (prepared / "a.txt").write_text("Short.")
-    with pytest.raises(ValueError, match=r"a\.txt: was changed after it was prepared; get it anew"):
+    with pytest.raises(ValueError, match=r"a\.txt: was changed after it was prepared; fetch it again"):
         make("needle_classic").protocol()
 
 
@@ -76,7 +76,7 @@ def test_every_option_has_every_key_and_its_own_name(option: str, prepared: Path
     assert keys[option] == keys["needle"]
     benchmark = make(option)
     assert benchmark.name == option == benchmark.protocol()["name"]
-    assert benchmark.part is None and benchmark.rendering.style == (
+    assert benchmark.column is None and benchmark.rendering.style == (
         "upstream" if option == "needle_pyramidkv" else "strict"
     )
 
@@ -85,7 +85,7 @@ def test_essays_are_the_prepared_folder_or_the_command_that_makes_it(prepared: P
     benchmark = make("needle_classic")
     assert benchmark.protocol() == make("needle_classic", haystack=str(prepared)).protocol()
     (prepared.parent / "manifest.json").unlink()  # written last: without it the folder may be half there
-    with pytest.raises(ValueError, match=r"^benchmark\.haystack=essays: .*python -m kvbench\.data needle") as error:
+    with pytest.raises(ValueError, match=r"^benchmark\.haystack=essays: .*kvbench data needle") as error:
         make("needle_classic").protocol()
     assert "benchmark.haystack=generated" in str(error.value) and "\n" not in str(error.value)
 

@@ -33,7 +33,7 @@ def suite(**changes) -> Ruler:
 
 
 def parts(**changes):
-    return suite(**changes).parts(ModelFacts("tiny"))
+    return suite(**changes).benchmarks(ModelFacts("tiny"))
 
 
 def node(**changes) -> dict:
@@ -52,7 +52,7 @@ def test_prompts_fit_the_length_and_read_as_generated(wrapper):
     for part in parts(wrapper=wrapper):
         render = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)
         template = before + "{task_template}" + after
-        records = generate(part.part.name, LENGTH, tokenizer, num_samples=2, template=template)
+        records = generate(part.column.name, LENGTH, tokenizer, num_samples=2, template=template)
         for sample, record in zip(part.samples(tokenizer), records, strict=True):
             prompt = render(sample)
             assert prompt.text == record["input"] + record["answer_prefix"]
@@ -92,9 +92,9 @@ def test_protocols_differ():
 
 def test_table_places():
     made = parts(tasks=["all"], lengths=[LENGTH, 4096])
-    assert [p.part.name for p in made] == [*TASKS, *TASKS] and len({p.name for p in made}) == 26
-    assert made[0].part.suite == f"ruler-{LENGTH}" and made[-1].part.means == {"avg-13": 13}
-    assert made[0].part.means == {"avg-13": 13, "avg-11": 11} and len(SYNTHETIC) == 11
+    assert [p.column.name for p in made] == [*TASKS, *TASKS] and len({p.name for p in made}) == 26
+    assert made[0].column.suite == f"ruler-{LENGTH}" and made[-1].column.means == {"avg-13": 13}
+    assert made[0].column.means == {"avg-13": 13, "avg-11": 11} and len(SYNTHETIC) == 11
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_data_set_of_the_hub(monkeypatch):
 
 
 def test_a_length_beyond_the_model_is_told_before_anything_runs():
-    (part,) = suite(tasks=["vt"], lengths=[9000]).parts(ModelFacts("tiny", max_length=8192))
+    (part,) = suite(tasks=["vt"], lengths=[9000]).benchmarks(ModelFacts("tiny", max_length=8192))
     with pytest.raises(ValueError, match="more than the 8192 tokens that the model takes"):
         part.protocol()
 

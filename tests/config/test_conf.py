@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import kvbench
 from kvbench import config, models, prompts
-from kvbench.benchmarks.base import ModelFacts
+from kvbench.benchmarks.base import ModelFacts, benchmarks_of
 from kvbench.methods.dials import PARTS
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
@@ -76,7 +76,7 @@ def test_every_model_composes(name, compose):
 def test_every_benchmark_composes_and_builds(name, compose):
     made = hydra.utils.instantiate(compose(f"benchmark={name}").benchmark)
     assert made.name == name
-    parts = made.parts(ModelFacts("tiny")) if hasattr(made, "parts") else [made]
+    parts = benchmarks_of(made, ModelFacts("tiny"))
     for part in parts:
         assert part.name.startswith(name) and prompts.span_of(part) in ("prompt", "context")
         assert part.headline in str(part.scoring()["metrics"])

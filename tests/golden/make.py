@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.benchmarks.base import ModelFacts
-from kvbench.benchmarks.haystack import generated
 from kvbench.benchmarks.longbench import LongBench
 from kvbench.benchmarks.longbench_datasets import DATASETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
+from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler import TASKS, Sources, generate
 from kvbench.data import longbench as longbench_data
 from kvbench.metrics import longbench_scores
@@ -197,7 +197,7 @@ def prompt_hashes(name: str) -> dict[str, str]:
                 ("question", "max_length", "wrapper", "code_backend", "samples", "max_new_tokens")
             )
             suite = LongBench("longbench", protocol, ["qasper", "trec", "samsum", "lcc"], str(path), **settings)
-            for benchmark in suite.parts(model):
+            for benchmark in suite.benchmarks(model):
                 for limit in (41, 2000):
                     rendering = replace(benchmark.rendering, max_length=limit)
                     digest = hashlib.sha256()

@@ -173,9 +173,12 @@ def test_a_template_that_drops_or_repeats_the_user_turn_is_told():
             render(tiny_tokenizer(template), sample())
 
 
-def test_a_prompt_of_exactly_max_length_is_fine():
+def test_prompt_and_answer_of_exactly_max_length_are_fine() -> None:
     prompt = render(tiny_tokenizer(), sample())
-    assert render(tiny_tokenizer(), sample(), max_length=len(prompt.ids)) == prompt
+    limit = len(prompt.ids) + sample().max_new_tokens - 1  # the last new token is never read again
+    assert render(tiny_tokenizer(), sample(), max_length=limit) == prompt
+    with pytest.raises(ValueError, match=f"^model.max_length={limit - 1}: .* tokens, and its answer may have 8; "):
+        render(tiny_tokenizer(), sample(), max_length=limit - 1)
 
 
 def test_show_marks_specials_border_and_stops():

@@ -157,7 +157,7 @@ def test_only_the_end_of_the_context_is_cut():
     whole = render(tokenizer, sample(), PRESETS["kvpress"].rendering, span="context")
     made = render(tokenizer, sample(), rendering, span="context")
     assert made.context_len == 10 and made.ids == whole.ids[:10] + whole.ids[whole.context_len :]
-    limit = len(whole.ids)  # the model's own limit leaves room for the answer
+    limit = len(whole.ids)  # the model's own limit leaves room for the answer, too
     made = render(tokenizer, sample(), PRESETS["kvpress"].rendering, span="context", max_length=limit)
     assert len(made.ids) + sample().max_new_tokens == limit
 

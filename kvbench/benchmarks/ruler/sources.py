@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.haystack import generated
+from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler import sentences, words
 from kvbench.benchmarks.ruler.documents import Questions, hotpotqa, squad
 from kvbench.benchmarks.ruler.tasks import find_task

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.base import ModelFacts, Part, Rendering, Sample, Tokenizer, check_path, choice
+from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, SuiteColumn, Tokenizer, check_path, choice
 from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, VERSION, Sources, cached, load_records, records_file, split
 from kvbench.data.ruler_hub import hub_file
 from kvbench.encoding import around_user
@@ -87,7 +87,7 @@ class Ruler:
         """Word lists, essays and question sets. Raises ValueError for a folder that lacks them."""
         return Sources.load(self.path)
 
-    def parts(self, model: ModelFacts) -> list[RulerTask]:
+    def benchmarks(self, model: ModelFacts) -> list[RulerTask]:
         """One benchmark per length and task."""
         return [RulerTask(self, task, length, model) for length in self.lengths for task in self.names]
 
@@ -104,7 +104,7 @@ class RulerTask:
         self.question = suite.question
         means = {"avg-13": len(TASKS)} | ({"avg-11": len(SYNTHETIC)} if task in SYNTHETIC else {})
         order = list(TASKS).index(task)
-        self.part = Part(f"{suite.name}-{length}", task, order, CATEGORIES[task.split("_")[0]], means=means)
+        self.column = SuiteColumn(f"{suite.name}-{length}", task, order, CATEGORIES[task.split("_")[0]], means=means)
 
     def protocol(self) -> dict[str, Any]:
         """All that changes an answer. Raises ValueError for missing or damaged data."""

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 MARK = "\U0010fffd"  # the last private-use character: stands around the private names
-PLACEHOLDER = "kvbenchplaceholder"  # letters only: survives trimming and is in no template
 
 
 class Encoder:
@@ -96,16 +95,6 @@ def encoder(tokenizer: Any) -> Encoder:
 
 
 _encoders: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
-
-
-def around_user(tokenizer: Any, kwargs: dict[str, Any]) -> tuple[str, str]:
-    """What the template writes before and after the words of a single user turn."""
-    turns = [{"role": "user", "content": PLACEHOLDER}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **kwargs)
-    if text.count(PLACEHOLDER) != 1:
-        raise ValueError("model.chat_template: the template must write the user turn exactly once")
-    prefix, _, suffix = text.partition(PLACEHOLDER)
-    return prefix, suffix
 
 
 def _private(token_id: int) -> str:
