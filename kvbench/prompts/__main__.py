@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench.common.command import Parser, command
 from kvbench.benchmarks.base import benchmarks_of
+from kvbench.common.command import Parser, command
 from kvbench.prompts import facts, renderer, show
 
 
@@ -51,7 +51,7 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
         config.check(cfg)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     spec = models.ModelSpec.from_node(node)
-    tokenizer = models.load_tokenizer(spec)
+    tokenizer: Any = models.load_tokenizer(spec)
     made = hydra.utils.instantiate(cfg.benchmark)
     seen = 0
     for part in benchmarks_of(made, facts(spec)):
