@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cache as remember
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from kvbench.engine.plain import Compressed
     from kvbench.models import Loaded
 
-VariantLike = Variant | tuple[str | Method, int | float | None]
+Budget = int | float | None
+VariantLike = Variant | tuple[str | Method, Budget]
+PromptLike = Any  # str | Prompt | ids: a sequence, tensor or array of integers, or what a tokenizer returns
 
 __all__ = ["Generation", "Variant", "compressed", "generate", "load_method", "load_model"]
 
 
 def load_method(name: str, **overrides: Any) -> Method:
-    """The method of conf/method/<name>.yaml with its dials set to `overrides`.
+    """Return the method of conf/method/<name>.yaml with its dials set to `overrides`.
 
     A model's hints are applied on the command line, where the model is known; here pass them yourself, e.g.
     `kernel_size=21` for SmolLM2 (`load_model(...).hints`).
@@ -37,10 +40,10 @@ def load_method(name: str, **overrides: Any) -> Method:
 
 
 def load_model(name: str, **overrides: Any) -> Loaded:
-    """The model of conf/model/<name>.yaml: `.model`, `.tokenizer` and how it was loaded.
+    """Return the model of conf/model/<name>.yaml: `.model`, `.tokenizer` and how it was loaded.
 
     Raises:
-        ValueError: unknown model or setting, or weights that cannot be had; one line with the remedy.
+        ValueError: unknown model or setting, or weights that are not available; one line with the remedy.
     """
     from omegaconf import OmegaConf
 
@@ -61,27 +64,44 @@ def load_model(name: str, **overrides: Any) -> Loaded:
 
 
 def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method) -> Variant:
-    """A variant from a pair (method or its name, budget)."""
+    """Return a variant from a pair (method or its name, budget).
+
+    Raises:
+        ValueError: no such method, or a budget for a method that keeps every token.
+    """
     if isinstance(variant, Variant):
-        return variant
+        return Variant(variant.method, _plain_number(variant.budget))
     method, budget = variant
     return _variant(load(method) if isinstance(method, str) else method, budget)
 
 
-def _variant(method: Method, budget: int | float | None) -> Variant:
+def _variant(method: Method, budget: Budget) -> Variant:
     if budget is not None and not method.evicts:
         raise ValueError(f"budget={budget}: {method.name} keeps every token, give None")
-    return Variant(method, budget)
+    return Variant(method, _plain_number(budget))
+
+
+def _plain_number(budget: Any) -> Budget:
+    """Return a number of numpy as Python's; anything else as it is, for the method to judge."""
+    plain: Budget = budget
+    if isinstance(budget, bool):
+        return plain
+    if isinstance(budget, numbers.Integral):
+        plain = int(budget)
+    elif isinstance(budget, numbers.Real):
+        plain = float(budget)
+    return plain
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Iterable[str | Sequence[int] | Prompt],
+    prompts: Iterable[PromptLike] | Mapping[str, Any],
     variants: Sequence[VariantLike],
     *,
     max_new_tokens: int = 64,
     stop_ids: Iterable[int] | None = None,
+    max_length: int | None = None,
     question: str = "aware",
     cache: str = "ragged",
     kernel: str = "auto",
@@ -90,15 +110,19 @@ def generate(
     max_prompts: int = 1,
     progress: bool = False,
 ) -> list[list[Generation]]:
-    """Greedy generation of every prompt under every variant, with one prefill per prompt.
+    """Generate greedily, every prompt under every variant, with one prefill per prompt.
+
+    Before the first prompt, the model's answers to a short text are compared with those of the engine, once per
+    process. Layers with a sliding window or chunks keep them whole; budgets count over the other layers.
 
     Args:
-        model, tokenizer: a causal language model of transformers with full attention, and its tokenizer.
-        prompts: strings are encoded as they are, with the tokenizer's special tokens and without a chat template;
-            sequences of ids are taken as they are; `kvbench.prompts.render` makes chat prompts with a context to
-            compress and a question.
+        model, tokenizer: a causal language model of transformers, and its tokenizer.
+        prompts: strings are encoded as they are, with the tokenizer's special tokens and without a chat template. Ids
+            are taken as they are: as a list, a tensor, an array, or as the tokenizer returns them; padding is
+            removed. `kvbench.prompts.render` makes chat prompts with a context to compress and a question.
         variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None).
         stop_ids: for prompts that bring none of their own; the model's end-of-sequence ids by default.
+        max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
         cache: "ragged" saves memory, "masked" simulates.
         kernel: what attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
@@ -109,39 +133,48 @@ def generate(
         progress: show a progress bar over prompts.
 
     Returns:
-        A list per prompt with one `Generation` per variant.
+        A list per prompt with one `Generation` per variant. A row whose logits are no finite numbers has an `error`.
 
     Raises:
-        ValueError: an impossible budget on a prompt, an unknown method, no variants, a kernel that cannot run here.
+        ValueError: a model that the engine cannot run, a prompt that it cannot answer, an impossible budget on a
+            prompt, an unknown method, no variants, a kernel that cannot run here. One line; nothing was computed,
+            unless a budget is impossible on a later prompt only.
     """
     from tqdm.auto import tqdm
 
     from kvbench.engine.decode import stream
+    from kvbench.engine.limits import RequestLimits
+    from kvbench.engine.probe import checked_plan
     from kvbench.engine.variant import Request
 
-    if isinstance(prompts, str):
-        raise ValueError("prompts: give a list of prompts, not one string")
     once = remember(load_method)  # a name stands in many variants
-    made = [as_variant(v, once) for v in variants]
-    if not made or max_rows < 1 or max_prompts < 1:
+    asked = [as_variant(v, once) for v in variants]
+    if not asked or max_rows < 1 or max_prompts < 1:
         raise ValueError("generate needs at least one variant, max_rows=1 and max_prompts=1")
     stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
-    rendered = [_as_prompt(p, tokenizer, stops) for p in prompts]
-    parts = [range(len(made))[i : i + max_rows] for i in range(0, len(made), max_rows)]
+    rendered = [_as_prompt(p, tokenizer, stops, number) for number, p in enumerate(_each_prompt(prompts))]
+    limits = RequestLimits(model, checked_plan(model), max_length)
+    for number, prompt in enumerate(rendered):
+        error = limits.error(prompt.ids, max_new_tokens)
+        if error is not None:
+            raise ValueError(f"prompts[{number}]: {error}")
+    parts = [range(len(asked))[i : i + max_rows] for i in range(0, len(asked), max_rows)]
     place = {
-        Request(prompt, [made[v] for v in part], max_new_tokens): (p, part)
+        Request(prompt, [asked[v] for v in part], max_new_tokens): (p, part)
         for p, prompt in enumerate(rendered)
         for part in parts
     }
     queue = list(reversed(place))
 
-    def draw(in_flight: Sequence[Request]) -> Request | None:
-        rows = sum(len(r.variants) for r in in_flight)
-        fits = queue and len(in_flight) < max_prompts and rows + len(queue[-1].variants) <= max_rows
+    def draw(under_way: Sequence[Request]) -> Request | None:
+        rows = sum(len(r.variants) for r in under_way)
+        fits = queue and len(under_way) < max_prompts and rows + len(queue[-1].variants) <= max_rows
         return queue.pop() if fits else None
 
-    outs: list[list[Any]] = [[None] * len(made) for _ in rendered]
-    answers = stream(model, tokenizer, draw, cache=cache, kernel=kernel, graph=graph, question=question)
+    outs: list[list[Any]] = [[None] * len(asked) for _ in rendered]
+    answers = stream(
+        model, tokenizer, draw, cache=cache, kernel=kernel, graph=graph, question=question, max_length=max_length
+    )
     with closing(answers), tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
         for request, generations in answers:
             p, part = place[request]
@@ -153,25 +186,29 @@ def generate(
 def compressed(
     model: PreTrainedModel,
     method: str | Method,
-    budget: int | float | None = None,
+    budget: Budget = None,
     *,
     cache: str = "ragged",
     kernel: str = "auto",
     **dials: Any,
 ) -> AbstractContextManager[Compressed]:
-    """Plain transformers code on a compressed cache.
+    """Run plain transformers code on a compressed cache.
 
         with kvbench.compressed(model, "snapkv", budget=128):
             model.generate(**inputs, max_new_tokens=32)
 
-    One unpadded sequence at a time, prefilled in one piece (no `prefill_chunk_size`). Each `generate` call starts a
-    new prompt; the handle's `.cache.kept` tells what
-    was kept of the latest. Everything is as before when the block ends.
+    One unpadded sequence at a time, prefilled in one piece (no `prefill_chunk_size`), without beams and assisted
+    decoding. Each `generate` call starts a new prompt; the handle's `.cache.kept` says what was kept of the latest.
+    Everything is as before when the block ends.
+
+    Raises:
+        ValueError: a model that the engine cannot run, an unknown method, an impossible budget, or a block that
+            never called the model.
     """
     from kvbench.engine.plain import compressed as compressed_
 
-    made = load_method(method, **dials) if isinstance(method, str) else method
-    return compressed_(model, _variant(made, budget), cache=cache, kernel=kernel)
+    loaded = load_method(method, **dials) if isinstance(method, str) else method
+    return compressed_(model, _variant(loaded, budget), cache=cache, kernel=kernel)
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -180,12 +217,48 @@ def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
 
+def _each_prompt(prompts: Iterable[PromptLike] | Mapping[str, Any]) -> Iterable[PromptLike]:
+    """Return the prompts of a list, or the rows of what a tokenizer returned for several texts."""
+    if isinstance(prompts, str):
+        raise ValueError("prompts: give a list of prompts, not one string")
+    if not isinstance(prompts, Mapping):
+        return prompts
+    rows = _listed(prompts["input_ids"])
+    if rows and not isinstance(rows[0], Sequence):
+        return [prompts]
+    mask = prompts.get("attention_mask")
+    masks = [None] * len(rows) if mask is None else _listed(mask)
+    return [{"input_ids": ids, "attention_mask": row} for ids, row in zip(rows, masks, strict=True)]
+
+
 def _as_prompt(
-    prompt: str | Sequence[int] | Prompt, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]
+    prompt: PromptLike, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], number: int = 0
 ) -> Prompt:
+    """Return a prompt from text, ids or what a tokenizer returned. Raises ValueError for an empty or unclear one."""
     if isinstance(prompt, Prompt):
         return prompt
-    ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-    ids = tuple(int(i) for i in ids)
-    text = prompt if isinstance(prompt, str) else str(tokenizer.decode(list(ids)))
-    return Prompt(ids=ids, context_len=len(ids), stop_ids=stops, text=text)
+    encoded = tokenizer(prompt) if isinstance(prompt, str) else prompt
+    mask = None
+    if isinstance(encoded, Mapping):
+        mask, encoded = encoded.get("attention_mask"), encoded["input_ids"]
+    ids, shown = _one_row(_listed(encoded)), None if mask is None else _one_row(_listed(mask))
+    if shown is not None:
+        ids = [i for i, seen in zip(ids, shown, strict=True) if seen]
+    if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"prompts[{number}]: must be text or integer token ids, one row of them")
+    if not ids:
+        raise ValueError(f"prompts[{number}]: has no tokens")
+    ids = [int(i) for i in ids]
+    text = prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))
+    return Prompt(ids=tuple(ids), context_len=len(ids), stop_ids=stops, text=text)
+
+
+def _listed(values: Any) -> list[Any]:
+    """Return a sequence, tensor or array as a list."""
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    return list(plain) if isinstance(plain, Iterable) else [plain]
+
+
+def _one_row(rows: list[Any]) -> list[Any]:
+    """Return the only row of a batch of one; ids that are no batch stay as they are."""
+    return list(rows[0]) if len(rows) == 1 and isinstance(rows[0], Sequence) else rows

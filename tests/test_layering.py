@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"common", "paths"},
     "config": {"common", "methods", "paths"},
     "report": {"common", "store"},
-    "cache": {"kvbench_kernels"},
+    "cache": {"kvbench_kernels", "methods"},
     "status": {"common", "config", "methods", "store"},
     "benchmarks": {"common", "data", "encoding", "metrics", "paths"},
     "engine": {"cache", "common", "kvbench_kernels", "methods"},

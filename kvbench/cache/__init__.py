@@ -1,1 +1,1 @@
-"""KV caches: ragged (memory really saved) and masked (the simulation and oracle)."""
+"""KV caches: ragged (saves memory), masked (the simulation and oracle), and the recent tokens of local layers."""

@@ -1,9 +1,9 @@
-"""An arena: the flat key and value buffers of one layer, and the segments that live in them.
+"""An arena: the flat key and value buffers of one layer, and the segments that lie in them.
 
 Shape suffixes: U KV heads, S segments (row x KV head), R slots, T tokens, D head dimension.
 
-A segment's capacity is the tokens it will hold, and neighbours in size share the capacity of the largest, at most an
-eighth above the smallest (or 16 slots), so that they can be attended to together (a `Slab`).
+A segment's capacity is the number of tokens it will hold. Neighbours in size share the capacity of the largest of them,
+at most an eighth above the smallest (or 16 slots), so that they can be attended to together (a `Slab`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvbench_kernels.backends import Backend, Buffers, Slab
 
 @dataclass
 class Segment:
-    """One row's tokens in one KV head: slots start .. start + capacity, of which the first `length` are alive."""
+    """The tokens of one row in one KV head: slots start .. start + capacity, of which the first `length` are alive."""
 
     row: int
     head: int
@@ -42,9 +42,9 @@ class Arena:
 
 
 def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Backend) -> Arena:
-    """What the entries keep of a prompt, each token written once, to the place where it stays.
+    """Return an arena with what the entries keep of a prompt. Each token is written once, to the place where it stays.
 
-    Without kernels, slots behind a segment's length hold copies of the first token: they are masked, but have to be
+    Without kernels, slots after a segment's length hold copies of the first token: they are masked, but have to be
     finite.
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
@@ -74,7 +74,7 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Back
 
 
 def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Arena | None:
-    """The living segments of several arenas in one, `dead` rows left out; None if none is left."""
+    """Return the living segments of several arenas in one, without `dead` rows; None if none is left."""
     alive = [[s for s in arena.segments if s.row not in dead] for arena in arenas]
     segments = [s for of_arena in alive for s in of_arena]
     if not segments:
@@ -82,16 +82,24 @@ def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Ar
     like = arenas[0].buffers.k_RD
     device = like.device
     old_slots = [live_slots(of_arena, device) for of_arena in alive] if len(arenas) > 1 or not backend.prompt else []
-    for segment in segments:  # it may have grown into what it was levelled up to
+    for segment in segments:  # it may have grown into the capacity that it shares with its neighbours
         segment.need = max(segment.need, segment.length)
     place = {id(s): index for index, s in enumerate(arenas[0].segments)}
     in_layout = list(segments)
     slabs, slots = lay_out(in_layout)
     start_S1 = _starts(in_layout, slots, device)
     if len(arenas) == 1 and backend.prompt is not None:
-        was = arenas[0].buffers
+        old_buffers = arenas[0].buffers
         source_S = torch.tensor([place[id(s)] for s in in_layout], dtype=torch.int32, device=device)
-        k_RD, v_RD = backend.prompt.relayout(was.k_RD, was.v_RD, was.start_S1, was.length_S, source_S, start_S1, slots)
+        k_RD, v_RD = backend.prompt.relayout(
+            old_buffers.k_RD,
+            old_buffers.v_RD,
+            old_buffers.start_S1,
+            old_buffers.length_S,
+            source_S,
+            start_S1,
+            slots,
+        )
         return _arena(in_layout, slabs, k_RD, v_RD, start_S1)
     new_slots = live_slots(segments, device).split([len(x) for x in old_slots])
     k_RD, v_RD = like.new_zeros(slots, like.shape[1]), like.new_zeros(slots, like.shape[1])
@@ -102,7 +110,11 @@ def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Ar
 
 
 def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
-    """Sort segments by need, level neighbours up to a common capacity, give each its slots; slabs, and slots in all."""
+    """Sort segments by need, give neighbours a common capacity and each its slots.
+
+    Returns:
+        The slabs, and the number of slots in all.
+    """
     segments.sort(key=lambda s: (-s.need, s.row, s.head))
     slabs, begin, slot = [], 0, 0
     while begin < len(segments):
@@ -120,7 +132,7 @@ def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
 
 
 def live_slots(segments: Sequence[Segment], device: torch.device) -> Tensor:
-    """Live slots of the segments, one after the other."""
+    """Return the live slots of the segments, one after the other."""
     lengths = torch.tensor([s.length for s in segments], dtype=torch.long, device=device)  # there may be none
     starts = torch.tensor([s.start for s in segments], dtype=torch.long, device=device)
     first = lengths.cumsum(0) - lengths
@@ -140,7 +152,7 @@ def _arena(
     start_S1: Tensor,
     live_N: Tensor | None = None,
 ) -> Arena:
-    """An arena; with a bias if the live slots are given."""
+    """Return an arena; with a bias if the live slots are given."""
     bias_R = None
     if live_N is not None:
         bias_R = k_RD.new_full((len(k_RD),), -torch.inf)

@@ -1,57 +1,61 @@
-"""What the engine asks of a cache.
+"""The interface between the engine and a cache.
 
 Shape suffixes: B rows of the decode batch, H query heads, U KV heads, T tokens, D head dimension.
-A row is one generation: a prompt under one variant. Logical position and stored length are different things:
-the engine counts tokens seen, the cache counts tokens kept.
+A row is one generation: a prompt under one variant. Logical position and stored length are different things: the
+engine counts the tokens that were seen, the cache counts the tokens that were kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from kvbench.methods.base import DecodePolicy, Store
+from kvbench.methods.context import Kernels
+
+Counts = list[tuple[int, int]]
+"""Per layer, what a cache counts on the host: free tokens of every active segment, and appended tokens."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one row keeps of one layer's prompt.
+    """The part of one layer's prompt that one row keeps.
 
     Args:
         row: id of the row.
         keep_UT: bool mask of kept tokens.
         reserve: tokens that will be appended, for which room is made at once.
-        store: storage part of the method, or None for plain rows.
-        policy: decode part of the method, or None.
+        store: storage part of the method; None for plain rows.
+        policy: decode part of the method; None for rows that evict nothing while generating.
         score_UT: the method's scores, where a policy starts from them.
-        tokens: budget per KV head, where a policy holds it.
+        limit_U: tokens that a policy holds in each KV head: the head's share of the budget.
     """
 
     row: int
     keep_UT: Tensor
     reserve: int
-    store: Any = None
-    policy: Any = None
+    store: Store | None = None
+    policy: DecodePolicy | None = None
     score_UT: Tensor | None = None
-    tokens: int | None = None
+    limit_U: Sequence[int] | None = None
 
 
 class KVCache(Protocol):
-    """All layers' keys and values of all rows.
+    """The keys and values of all layers and rows.
 
     Attributes:
-        kernel: names what attends to them.
-        prompt: kernels for prompts, where there are some (`kvbench_kernels.ops.prompt`).
+        kernel: name of what attends to them.
+        prompt: kernels for prompts (`kvbench_kernels.ops.prompt`); None where there are none.
     """
 
-    kernel: str
-    prompt: Any
+    @property
+    def kernel(self) -> str: ...
 
     @property
-    def moves(self) -> int:
-        """How many times something was moved in memory."""
-        ...
+    def prompt(self) -> Kernels | None: ...
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         """Store what the rows keep of a prompt's keys and values."""
@@ -67,32 +71,48 @@ class KVCache(Protocol):
         """Forget finished rows and free their memory."""
         ...
 
-    def room(self, rows: Sequence[int]) -> int:
-        """Tokens that steps of these rows can append with nothing but work on the device; 0 if more is needed."""
-        ...
-
-    def advance(self, rows: Sequence[int], tokens: int) -> None:
-        """Count tokens that were appended to `rows` by a recorded step."""
-        ...
-
-    def counts(self) -> Any:
-        """What is counted on the host, for `reset_counts` after a step that was recorded in vain."""
-        ...
-
-    def reset_counts(self, counts: Any) -> None: ...
-
     def lengths(self, row: int) -> list[list[int]]:
-        """Stored tokens per layer and KV head."""
+        """Return the stored tokens per layer and KV head."""
         ...
 
     def used_bytes(self, row: int) -> int:
-        """Bytes of the stored tokens of a row."""
+        """Return the bytes of the stored tokens of a row."""
         ...
 
     def slack_bytes(self, row: int) -> int:
-        """Bytes a row holds beyond its stored tokens, for tokens to come."""
+        """Return the bytes that a row holds in addition to its stored tokens, for tokens to come."""
         ...
 
     def bytes(self) -> int:
-        """Bytes allocated for all rows."""
+        """Return the bytes allocated for all rows."""
+        ...
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """A cache whose decode steps can be recorded as a CUDA graph.
+
+    A recorded step does its work on the device alone. The cache's counts on the host are brought up to date by
+    `advance`, once per replay.
+    """
+
+    @property
+    def moves(self) -> int:
+        """How often something was moved in memory; a graph is valid as long as this stays the same."""
+        ...
+
+    def room(self, rows: Sequence[int]) -> int:
+        """Return how many tokens these rows can append with work on the device alone; 0 if more is needed."""
+        ...
+
+    def advance(self, rows: Sequence[int], tokens: int) -> None:
+        """Count tokens that a recorded step appended to `rows`."""
+        ...
+
+    def counts(self) -> Counts:
+        """Return the counts on the host, for `reset_counts` after a recording that failed."""
+        ...
+
+    def reset_counts(self, counts: Counts) -> None:
+        """Restore the counts on the host."""
         ...

@@ -1,9 +1,9 @@
-"""`MaskedCache`: everything stays, what a method evicts is masked. The simulation, and the oracle of the ragged cache.
+"""`MaskedCache`: every token stays, and what a method evicts is masked. The simulation, and the oracle of the tests.
 
-Deliberately naive: one row at a time, full-length keys and values, explicit softmax. It saves no memory; its bytes
-are what it holds, its lengths what a ragged cache would hold.
+Deliberately naive: one row at a time, full-length keys and values, explicit softmax. It saves no memory. Its bytes are
+what it holds, its lengths are what a ragged cache would hold.
 
-Shape suffixes: B rows, H query heads, U KV heads, G = H / U, T new tokens, N tokens seen, S tokens visible,
+Shape suffixes: B rows, H query heads, U KV heads, G = H / U, T new tokens, N tokens seen, S stored tokens,
 D head dimension.
 """
 
@@ -11,12 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
+from kvbench.cache.rows import equal_heads
+
+
+@dataclass
+class _Group:
+    """KV heads that evict together: they store equally many tokens, under the same limit."""
+
+    heads: Tensor
+    limit: int
+    state_US: Tensor
 
 
 @dataclass
@@ -25,26 +34,21 @@ class _Row:
     k_UND: Tensor
     v_UND: Tensor
     keep_UN: Tensor
-    state: list[Any]
+    groups: list[_Group]
 
 
 class MaskedCache:
-    """Same interface as `RaggedCache`."""
+    """The same interface as `RaggedCache`, without its savings."""
 
     kernel = "torch"
     prompt = None
-    moves = 0  # for nothing is recorded
 
     def __init__(self, num_layers: int) -> None:
         self._layers: list[dict[int, _Row]] = [{} for _ in range(num_layers)]
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         for entry in entries:
-            state = []
-            if entry.policy is not None:
-                assert entry.score_UT is not None
-                state = [entry.policy.start(s[m]) for s, m in zip(entry.score_UT, entry.keep_UT, strict=True)]
-            self._layers[layer][entry.row] = _Row(entry, k_UTD, v_UTD, entry.keep_UT.clone(), state)
+            self._layers[layer][entry.row] = _Row(entry, k_UTD, v_UTD, entry.keep_UT.clone(), _groups(entry))
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
@@ -68,13 +72,12 @@ class MaskedCache:
         logits = torch.einsum("ugtd,und->ugtn", q_UGTD.float(), k_UND.float()) * scaling
         attention = logits.masked_fill(~visible_UTN[:, None], -torch.inf).softmax(-1)
         out_UGTD = torch.einsum("ugtn,und->ugtd", attention.to(v_UND.dtype), v_UND)
-        if row.entry.policy is not None:
-            self._evict(row, attention)
+        self._evict(row, attention)
         return out_UGTD.flatten(0, 1)
 
     @staticmethod
     def _as_stored(row: _Row, k_UTD: Tensor, v_UTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values as a step's attention sees them: through the storage part, the new tokens as they are."""
+        """Return keys and values as a step sees them: old ones through the storage part, new ones as they are."""
         store = row.entry.store
         k_UND, v_UND = row.k_UND, row.v_UND
         if store is not None:
@@ -93,29 +96,22 @@ class MaskedCache:
 
     @staticmethod
     def _evict(row: _Row, attention_UGTN: Tensor) -> None:
-        for head, keep_N in enumerate(row.keep_UN):
-            slots = keep_N.nonzero().flatten()
-            received = attention_UGTN[head][:, :, slots]
-            row.state[head], keep = row.entry.policy.step(row.state[head], received, row.entry.tokens)
-            if keep is not None:
-                keep_N[:] = False
-                keep_N[slots[keep]] = True
+        policy = row.entry.policy
+        for group in row.groups:
+            assert policy is not None
+            slots_US = torch.stack([row.keep_UN[head].nonzero().flatten() for head in group.heads])
+            received_UGTS = torch.stack(
+                [attention_UGTN[head][:, :, slots] for head, slots in zip(group.heads, slots_US, strict=True)]
+            )
+            group.state_US, keep_US = policy.step(group.state_US, received_UGTS, group.limit)
+            if keep_US is not None:
+                row.keep_UN[group.heads] = False
+                row.keep_UN[group.heads[:, None], slots_US.gather(1, keep_US)] = True
 
     def release(self, rows: Sequence[int]) -> None:
         for layer in self._layers:
             for row in rows:
                 layer.pop(row, None)
-
-    def room(self, rows: Sequence[int]) -> int:
-        return 0  # every step makes new tensors
-
-    def advance(self, rows: Sequence[int], tokens: int) -> None:
-        raise AssertionError("there is no room")
-
-    def counts(self) -> Any:
-        return None
-
-    def reset_counts(self, counts: Any) -> None: ...
 
     def lengths(self, row: int) -> list[list[int]]:
         return [layer[row].keep_UN.sum(1).tolist() for layer in self._layers]
@@ -129,3 +125,15 @@ class MaskedCache:
     def bytes(self) -> int:
         held = {id(x): x.nbytes for layer in self._layers for row in layer.values() for x in (row.k_UND, row.v_UND)}
         return sum(held.values())
+
+
+def _groups(entry: Entry) -> list[_Group]:
+    if entry.policy is None:
+        return []
+    assert entry.score_UT is not None
+    groups = []
+    for heads, limit in equal_heads(entry):
+        assert limit is not None
+        score_US = torch.stack([entry.score_UT[head][entry.keep_UT[head]] for head in heads])
+        groups.append(_Group(heads, limit, entry.policy.start(score_US)))
+    return groups

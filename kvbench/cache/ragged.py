@@ -10,24 +10,34 @@ steps), growth beyond the reserve, and the release of half the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.arena import Arena, Segment, gather, merge
-from kvbench.cache.base import Entry
+from kvbench.cache.base import Counts, Entry
 from kvbench.cache.rows import SpecialRow, special_row
 from kvbench_kernels.backends import Backend, Lanes, make_backend
 
 
-class _Layer:
-    """The plain rows of one layer: an arena, and those of prompts that joined since the last step."""
+@dataclass(frozen=True)
+class _ActiveRows:
+    """The rows that step together, and where their segments lie in the arena: one index per row and KV head."""
+
+    rows: tuple[int, ...]
+    segments: list[int]
+    lanes: Lanes
+
+
+class _ArenaLayer:
+    """The plain rows of one layer: an arena, and further arenas of prompts that joined since the last step."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._arenas: list[Arena] = []
         self._dead: set[int] = set()  # released rows whose slots are still there
-        self._active: tuple[int, ...] | None = None
+        self._active: _ActiveRows | None = None
         self._room = 0  # tokens that fit into every active segment
         self._appended = 0  # tokens of each active segment that its length on the host does not count yet
         self.moves = 0
@@ -39,18 +49,20 @@ class _Layer:
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
-        arena = self._activate(rows, kv_heads)
+        active = self._activate(rows, kv_heads)
         if self._room < tokens:
             self._grow(tokens)
-            arena = self._activate(rows, kv_heads)
+            active = self._activate(rows, kv_heads)
         self.advance(tokens)
-        return self._backend.append_and_attend(
-            q_BHTD, k_BUTD, v_BUTD, arena.buffers, self._lanes, scaling, self._lengths
-        )
+        buffers = self._arenas[0].buffers
+        return self._backend.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths)
 
     def room(self, rows: tuple[int, ...]) -> int:
-        """Tokens that a step of `rows` finds room for where all is, if the last step was theirs as well."""
-        return self._room if self._active == rows and len(self._arenas) == 1 else 0
+        """Return how many tokens fit without a move, if these rows made the last step as well; 0 otherwise."""
+        return self._room if self._is_active(rows) and len(self._arenas) == 1 else 0
+
+    def _is_active(self, rows: tuple[int, ...]) -> bool:
+        return self._active is not None and self._active.rows == rows
 
     def advance(self, tokens: int) -> None:
         """Count tokens that are appended to the active rows."""
@@ -73,16 +85,16 @@ class _Layer:
             self._rebuild()
 
     def of(self, row: int) -> list[Segment]:
-        """The segments of a row, by head."""
+        """Return the segments of a row, by head."""
         self._count()
-        found = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
-        return sorted(found, key=lambda s: s.head)
+        segments = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
+        return sorted(segments, key=lambda s: s.head)
 
     def nbytes(self) -> int:
         return sum(arena.nbytes() for arena in self._arenas)
 
     def token_bytes(self) -> int:
-        """Bytes of one token's key and value in one head."""
+        """Return the bytes of one token's key and value in one head."""
         if not self._arenas:
             return 0
         k_RD = self._arenas[0].buffers.k_RD  # of no slots, where rows keep nothing
@@ -93,41 +105,42 @@ class _Layer:
         if len(self._arenas) > 1:
             self._rebuild()
 
-    def _activate(self, rows: tuple[int, ...], kv_heads: int) -> Arena:
+    def _activate(self, rows: tuple[int, ...], kv_heads: int) -> _ActiveRows:
         """Find the segment of each (row, head) of the batch."""
         self.settle()
         (arena,) = self._arenas
-        if self._active == rows:
-            return arena
+        if self._active is not None and self._active.rows == rows:
+            return self._active
         self._count()
         position = {(s.row, s.head): index for index, s in enumerate(arena.segments)}
-        self._mine = [position[row, head] for row in rows for head in range(kv_heads)]
-        self._room = min(arena.segments[i].capacity - arena.segments[i].length for i in self._mine)
-        self._lanes = Lanes(self._mine, len(arena.segments), arena.buffers.k_RD.device)
-        self._active = rows
-        return arena
+        indices = [position[row, head] for row in rows for head in range(kv_heads)]
+        self._room = min(arena.segments[i].capacity - arena.segments[i].length for i in indices)
+        lanes = Lanes(indices, len(arena.segments), arena.buffers.k_RD.device)
+        self._active = _ActiveRows(rows, indices, lanes)
+        return self._active
 
     def _lengths(self) -> list[int]:
-        """Live slots of every segment."""
+        """Return the live slots of every segment."""
         self._count()
         return [segment.length for segment in self._arenas[0].segments]
 
     def _count(self) -> None:
         """Bring the lengths on the host up to date with what was appended."""
         if self._appended:
-            for index in self._mine:
+            assert self._active is not None
+            for index in self._active.segments:
                 self._arenas[0].segments[index].length += self._appended
             self._appended = 0
 
     def _grow(self, tokens: int) -> None:
-        """Room for half as many tokens again, once the reserve is used up."""
+        """Make room for half as many tokens again, once the reserve is used up."""
         self._count()
         for segment in self._arenas[0].segments:
             segment.need = max(segment.need, segment.length + max(tokens, 64, segment.length // 2))
         self._rebuild()
 
     def _rebuild(self) -> None:
-        """Living segments only, laid out anew in one arena."""
+        """Lay out the living segments again, in one arena."""
         self._count()
         merged = merge(self._arenas, frozenset(self._dead), self._backend)
         self._arenas = [] if merged is None else [merged]
@@ -146,7 +159,7 @@ class RaggedCache:
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt = chosen.name, chosen.prompt
-        self._layers = [_Layer(chosen) for _ in range(num_layers)]
+        self._layers = [_ArenaLayer(chosen) for _ in range(num_layers)]
         self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
@@ -167,8 +180,8 @@ class RaggedCache:
         out_BHTD = torch.empty_like(q_BHTD)
         if plain:
             at = torch.tensor(plain, device=q_BHTD.device)
-            mine = tuple(rows[index] for index in plain)
-            out_BHTD[at] = self._layers[layer].attend(mine, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
+            plain_rows = tuple(rows[index] for index in plain)
+            out_BHTD[at] = self._layers[layer].attend(plain_rows, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
         for index, row in enumerate(rows):
             if row in special:
                 out_BHTD[index] = special[row].attend(q_BHTD[index], k_BUTD[index], v_BUTD[index], scaling)
@@ -194,10 +207,10 @@ class RaggedCache:
             assert layer.room(tuple(rows)) >= tokens
             layer.advance(tokens)
 
-    def counts(self) -> list[tuple[int, int]]:
+    def counts(self) -> Counts:
         return [layer.counts() for layer in self._layers]
 
-    def reset_counts(self, counts: list[tuple[int, int]]) -> None:
+    def reset_counts(self, counts: Counts) -> None:
         for layer, of_layer in zip(self._layers, counts, strict=True):
             layer.reset_counts(of_layer)
 

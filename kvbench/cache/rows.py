@@ -1,60 +1,76 @@
 """Rows that are more than plain segments: encoded storage, and eviction while decoding.
 
 Shape suffixes: H query heads, U KV heads, G = H / U, T new tokens, S stored tokens, N tokens, D head dimension.
-KV heads of a row that store equally many tokens are handled together; they go on being equal.
+KV heads of a row that store equally many tokens are handled together; they stay equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.base import Entry
+from kvbench.methods.base import Encoded
 
 
 class SpecialRow(Protocol):
     """One row of one layer."""
 
-    def attend(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor: ...
-    def lengths(self) -> list[int]: ...
-    def used_bytes(self) -> int: ...
-    def bytes(self) -> int: ...
+    def attend(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
+        """Append T new tokens and attend causally: [H, T, D]."""
+        ...
+
+    def lengths(self) -> list[int]:
+        """Return the stored tokens per KV head."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the stored tokens."""
+        ...
+
+    def bytes(self) -> int:
+        """Return the bytes allocated."""
+        ...
 
 
 def special_row(entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> SpecialRow:
-    """The row an entry with a storage part or a decode policy wants."""
+    """Return the row for an entry with a storage part or a decode policy."""
     if entry.policy is not None:
         return EvictingRow(entry, k_UTD, v_UTD)
     return EncodedRow(entry, k_UTD, v_UTD)
 
 
 def causal_mask(tokens: int, stored: int, device: torch.device) -> Tensor:
-    """[T, S] visibility of the T newest of S stored tokens."""
+    """Return which of S stored tokens the T newest of them see: [T, S]."""
     return torch.ones(tokens, stored, dtype=torch.bool, device=device).tril_(stored - tokens)
 
 
-def equal_heads(keep_UT: Tensor) -> list[Tensor]:
-    """KV heads that keep equally many tokens, as index tensors."""
-    kept_U = keep_UT.sum(1)
-    return [(kept_U == n).nonzero().flatten() for n in kept_U.unique()]
+def equal_heads(entry: Entry) -> list[tuple[Tensor, int | None]]:
+    """Return groups of KV heads that keep equally many tokens under the same limit: their indices, and the limit."""
+    kept = entry.keep_UT.sum(1).tolist()
+    limits: Sequence[int | None] = [None] * len(kept) if entry.limit_U is None else entry.limit_U
+    groups: dict[tuple[int, int | None], list[int]] = {}
+    for head, key in enumerate(zip(kept, limits, strict=True)):
+        groups.setdefault(key, []).append(head)
+    device = entry.keep_UT.device
+    return [(torch.tensor(heads, device=device), limit) for (_, limit), heads in groups.items()]
 
 
 def kept_tokens(x_UTD: Tensor, keep_UT: Tensor, heads: Tensor) -> Tensor:
-    """[U, S, D] kept rows of heads that keep equally many."""
+    """Return the kept tokens of heads that keep equally many: [U, S, D]."""
     kept: Tensor = x_UTD[heads][keep_UT[heads]].unflatten(0, (len(heads), -1))
     return kept
 
 
 class EvictingRow:
-    """A decode policy cuts the row back to its budget after the attention of every step."""
+    """A row that a decode policy cuts back to its budget after the attention of every step."""
 
     def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
-        keep_UT = entry.keep_UT
-        self._groups = [_Evicting(entry, heads, k_UTD, v_UTD) for heads in equal_heads(keep_UT)]
+        self._groups = [_EvictingHeads(entry, heads, limit, k_UTD, v_UTD) for heads, limit in equal_heads(entry)]
         self._order = torch.cat([g.heads for g in self._groups]).argsort()
 
     def attend(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
@@ -73,23 +89,23 @@ class EvictingRow:
         return sum(x.nbytes for g in self._groups for x in (g.k, g.v, g.state))
 
 
-class _Evicting:
+class _EvictingHeads:
     """Heads of an evicting row that store equally many tokens."""
 
-    def __init__(self, entry: Entry, heads: Tensor, k_UTD: Tensor, v_UTD: Tensor) -> None:
-        assert entry.score_UT is not None and entry.tokens is not None
-        self.heads, self._policy, self._tokens = heads, entry.policy, entry.tokens
+    def __init__(self, entry: Entry, heads: Tensor, limit: int | None, k_UTD: Tensor, v_UTD: Tensor) -> None:
+        assert entry.policy is not None and entry.score_UT is not None and limit is not None
+        self.heads, self._policy, self._limit = heads, entry.policy, limit
         self.length = int(entry.keep_UT[heads[0]].sum())
         self.state = self._policy.start(kept_tokens(entry.score_UT[..., None], entry.keep_UT, heads)[..., 0])
-        # above the budget only a step's own new tokens are ever held; below it the row may still grow to it
-        room = max(self.length, min(self._tokens, self.length + entry.reserve)) + 1 - self.length
+        # above the limit only a step's own new tokens are ever held; below it the row may still grow to it
+        room = max(self.length, min(limit, self.length + entry.reserve)) + 1 - self.length
         self.k, self.v = (F.pad(kept_tokens(x, entry.keep_UT, heads), (0, 0, 0, room)) for x in (k_UTD, v_UTD))
 
     def attend(self, q_UGTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
         tokens = k_UTD.shape[1]
         stored = self.length + tokens
         if stored > self.k.shape[1]:
-            room = max(stored, min(self._tokens + 1, stored + max(64, stored // 2))) - self.k.shape[1]
+            room = max(stored, min(self._limit + 1, stored + max(64, stored // 2))) - self.k.shape[1]
             self.k, self.v = (F.pad(x, (0, 0, 0, room)) for x in (self.k, self.v))
         self.k[:, self.length : stored], self.v[:, self.length : stored] = k_UTD, v_UTD
         k_USD, v_USD = self.k[:, None, :stored], self.v[:, None, :stored]
@@ -99,27 +115,30 @@ class _Evicting:
             logits_UGTS.masked_fill_(~causal_mask(tokens, stored, k_UTD.device), -torch.inf)
         attention_UGTS = logits_UGTS.softmax(-1)
         out_UGTD = attention_UGTS.to(v_USD.dtype) @ v_USD
-        self.state, keep_US = self._policy.step(self.state, attention_UGTS, self._tokens)
+        self.state, keep_US = self._policy.step(self.state, attention_UGTS, self._limit)
         self.length = stored
         if keep_US is not None:
             self.length = keep_US.shape[1]
             at = keep_US[..., None].expand(-1, -1, k_UTD.shape[-1])
             for buffer in (self.k, self.v):
                 buffer[:, : self.length] = buffer.gather(1, at)
-            if self.k.shape[1] > self._tokens + 1:  # a long question is over
-                self.k, self.v = (x[:, : self._tokens + 1].clone() for x in (self.k, self.v))
+            # after a long question the buffer shrinks, but never below what the policy chose to hold
+            capacity = max(self.length, self._limit) + 1
+            if self.k.shape[1] > capacity:
+                self.k, self.v = (x[:, :capacity].clone() for x in (self.k, self.v))
         return out_UGTD
 
 
-class _Encoded:
+class _EncodedTokens:
     """Encoded tokens, in buffers with room for `capacity` tokens."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity, self._tokens = capacity, 0
         self._buffers: list[Tensor] = []
+        self._rows_per_token: list[float] = []
 
     def append(self, encoded: Sequence[Tensor], tokens: int) -> None:
-        """`encoded` tensors hold `tokens` tokens in a leading dimension proportional to them."""
+        """Append `tokens` tokens; each of the tensors has a leading dimension in proportion to them."""
         if not self._buffers or self._tokens + tokens > self._capacity:
             self._capacity = max(self._capacity, 2 * self._tokens, self._tokens + tokens)
             grown = [x.new_zeros(-(-self._capacity * len(x) // tokens), *x.shape[1:]) for x in encoded]
@@ -148,23 +167,24 @@ class _Encoded:
 
 
 class EncodedRow:
-    """Older tokens encoded by a storage part, the newest as they came."""
+    """A row whose older tokens are encoded by a storage part; the newest stay as they came."""
 
     def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
         store = entry.store
+        assert store is not None
         store.check(k_UTD.shape[-1])
-        self._heads = equal_heads(entry.keep_UT)
+        self._heads = [heads for heads, _ in equal_heads(entry)]
         self._order = torch.cat(self._heads).argsort()
         self._groups = [
             (
-                _Half(
+                _EncodedHalf(
                     kept_tokens(k_UTD, entry.keep_UT, heads).transpose(0, 1),
                     entry.reserve,
                     store.encoded_keys,
                     store.encode_keys,
                     store.decode_keys,
                 ),
-                _Half(
+                _EncodedHalf(
                     kept_tokens(v_UTD, entry.keep_UT, heads).transpose(0, 1),
                     entry.reserve,
                     store.encoded_values,
@@ -203,13 +223,20 @@ class EncodedRow:
         return sum(half.bytes() for pair in self._groups for half in pair)
 
 
-class _Half:
-    """Keys or values of equal heads, tokens leading [N, U, D]: an encoded prefix and a plain tail."""
+class _EncodedHalf:
+    """The keys or the values of equal heads, tokens leading [N, U, D]: an encoded prefix and a plain tail."""
 
-    def __init__(self, x_NUD: Tensor, reserve: int, encoded: Any, encode: Any, decode: Any) -> None:
+    def __init__(
+        self,
+        x_NUD: Tensor,
+        reserve: int,
+        encoded: Callable[[int], int],
+        encode: Callable[[Tensor], Encoded],
+        decode: Callable[[Encoded], Tensor],
+    ) -> None:
         self._encoded_of, self._encode, self._decode = encoded, encode, decode
         self.length = 0
-        self._encoded = _Encoded(max(encoded(n) for n in range(len(x_NUD), len(x_NUD) + reserve + 1)))
+        self._encoded = _EncodedTokens(max(encoded(n) for n in range(len(x_NUD), len(x_NUD) + reserve + 1)))
         self._plain_NUD = x_NUD[:0]
         self.append(x_NUD)
 
@@ -225,7 +252,7 @@ class _Half:
         self._plain_NUD = plain_NUD.clone()
 
     def read(self, x_TUD: Tensor) -> Tensor:
-        """All tokens decoded, and the new ones behind them."""
+        """Return all tokens, decoded, and after them the new ones."""
         encoded = self._encoded.read()
         parts = [self._plain_NUD, x_TUD]
         return torch.cat(parts if encoded is None else [self._decode(encoded).to(x_TUD.dtype), *parts])

@@ -1,1 +1,1 @@
-"""The engine: one prefill, many variants, one batched decode."""
+"""The engine: one prefill, many variants, one batch that decodes."""

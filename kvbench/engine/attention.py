@@ -1,32 +1,55 @@
 """The one seam to transformers: an attention function registered under the name "kvbench".
 
-transformers hands it post-RoPE queries, keys and values of every layer. What to do with them travels as the keyword
-argument `kvbench` of the model's forward call: no state on modules, nothing patched. Because no mask function is
-registered under the name, transformers builds no mask, which is right for whole prompts and for ragged decoding.
+transformers hands it the queries, keys and values of every layer, after RoPE. What to do with them travels as the
+keyword argument `kvbench` of the model's forward call, so modules carry no state and nothing is patched. No mask
+function is registered under the name. transformers therefore builds no mask, which is right for whole prompts and for
+ragged decoding; `kvbench.engine.survey` finds out which masks the layers would have had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "kvbench"
 
+# Keywords that transformers hands to every attention function, and that change nothing in ours: positions are in the
+# queries and keys already, the rest only concerns what a forward call returns or how flash attention packs rows.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+
 
 class AttentionPass(Protocol):
-    """What one forward call does in every layer.
+    """The attention of one forward call.
 
     Shape suffixes: B batch, H query heads, U KV heads, T tokens of the call, D head dimension.
     """
 
-    seen: int  # tokens of the sequence before this call
+    def begin(self) -> None:
+        """Start the forward call."""
+        ...
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        """Attention output [B, H, T, D]."""
+        """Return the attention output [B, H, T, D]."""
+        ...
+
+    def finish(self) -> None:
+        """End the forward call. Raises ValueError if a layer did not attend, or attended twice."""
         ...
 
 
@@ -35,28 +58,19 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: object,
     scaling: float | None = None,
     dropout: float = 0.0,
     kvbench: AttentionPass | None = None,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     if kvbench is None:
         raise ValueError('attention "kvbench" only works inside kvbench.generate or kvbench.compressed')
-    if softcap is not None or s_aux is not None:
-        raise ValueError(
-            f"model: {type(module).__name__} caps its logits or has attention sinks of its own; choose another"
-        )
-    if sliding_window is not None and kvbench.seen + query.shape[2] > sliding_window:
-        raise ValueError(
-            f"model: {type(module).__name__} looks back {sliding_window} tokens only; choose a model with full "
-            "attention, or keep prompt and answer shorter"
-        )
-    layer = module.layer_idx
-    assert isinstance(layer, int)
+    if attention_mask is not None:
+        raise ValueError(f"model: {type(module).__name__} builds an attention mask of its own; choose another model")
+    layer = layer_index(module)
+    refuse_unknown(module, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return kvbench.attend(layer, query, key, value, scale).transpose(1, 2).contiguous(), None
 
@@ -64,18 +78,69 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
+def layer_index(module: nn.Module) -> int:
+    """Return the decoder layer an attention module belongs to.
+
+    Raises:
+        ValueError: the module does not say.
+    """
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise ValueError(f"model: {type(module).__name__} does not say which layer it is; choose another model")
+    return layer
+
+
+def refuse_unknown(module: nn.Module, keywords: Mapping[str, object]) -> None:
+    """Raise ValueError if the attention call asks for something that our attention does not do.
+
+    Keywords that are None ask for nothing. Soft-capped logits (`softcap`), attention sinks (`s_aux`), position biases
+    and attention in both directions are examples of what is refused.
+    """
+    if keywords.get("is_causal", getattr(module, "is_causal", True)) is False:
+        raise ValueError(f"model: {type(module).__name__} attends in both directions; choose a causal language model")
+    for name, value in keywords.items():
+        if value is not None and name != "is_causal" and name not in _WITHOUT_EFFECT:
+            raise ValueError(
+                f"model: {type(module).__name__} calls its attention with {name}=..., which kvbench cannot do; "
+                "choose another model"
+            )
+
+
 @contextmanager
-def kvbench_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model with our attention function; what it had before returns on exit."""
+def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run the model with the attention registered under `name`; restore what it had before on exit."""
     before = model.config._attn_implementation
-    if before == NAME:
-        raise ValueError("kvbench.generate and kvbench.compressed cannot run inside kvbench.compressed")
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ValueError(
-            f"model: {type(model).__name__} does not use transformers' attention interface; choose another"
-        )
+    model.set_attn_implementation(name)
     try:
+        if model.config._attn_implementation != name:
+            raise ValueError(
+                f"model: {type(model).__name__} does not use transformers' attention interface; choose another model"
+            )
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def one_line(model: PreTrainedModel) -> Iterator[None]:
+    """Turn what a model's forward call raises for want of something we do not give it into a ValueError of one line."""
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, IndexError, NotImplementedError, AssertionError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"model: {type(model).__name__} cannot run in kvbench ({type(error).__name__}: {first}); choose another"
+        ) from error
+
+
+@contextmanager
+def kvbench_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Run the model with our attention; restore what it had before on exit."""
+    if model.config._attn_implementation == NAME:
+        raise ValueError("kvbench.generate and kvbench.compressed cannot run inside kvbench.compressed")
+    with attention_named(model, NAME):
+        yield
+
+
+Forward = Callable[[Tensor, Tensor, "AttentionPass"], Tensor]
+"""(ids [B, T], positions [B, T], attention) to the logits [B, V] of each row's last token."""

@@ -1,64 +1,103 @@
-"""Which cache a model's rows live in, and what computes the attention over it."""
+"""The caches of a model's rows, and what computes the attention over them."""
 
 from __future__ import annotations
 
 import logging
-from functools import cache as remember
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.base import KVCache
+from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.common.suggest import did_you_mean
+from kvbench.engine.survey import AttentionPlan, survey
 from kvbench_kernels import backends
 
 log = logging.getLogger(__name__)
 
 CACHES = ("ragged", "masked")
+_logged: set[backends.Choice] = set()
+
+
+class LayerCaches:
+    """The caches of all layers: one compressed cache for the full layers, and one each for the local ones.
+
+    Attributes:
+        plan: which layers are which.
+        kv: the compressed cache; its layer 0 is the first full layer.
+        local: the recent keys and values of each local layer.
+    """
+
+    def __init__(self, plan: AttentionPlan, kv: KVCache) -> None:
+        self.plan, self.kv = plan, kv
+        self.local = {layer: LocalLayer(mask) for layer, mask in plan.local.items()}
+
+    def attend(
+        self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+    ) -> Tensor:
+        """Append T new tokens to `rows` in one of the model's layers, attend causally. Returns [B, H, T, D]."""
+        if layer in self.local:
+            return self.local[layer].attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        return self.kv.attend(self.plan.index(layer), rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Forget finished rows and free their memory."""
+        self.kv.release(rows)
+        for layer in self.local.values():
+            layer.release(rows)
 
 
 def make_cache(model: PreTrainedModel, cache: str = "ragged", kernel: str = "auto") -> KVCache:
-    """An empty cache for a model.
+    """Return an empty cache for the layers of a model that are compressed.
 
     Args:
         cache: "ragged" saves memory, "masked" simulates.
-        kernel: who attends to a ragged cache: auto, or one of `kvbench_kernels.backends.NAMES`.
+        kernel: what attends to a ragged cache: auto, or one of `kvbench_kernels.backends.NAMES`.
 
     Raises:
         ValueError: no such cache or kernel, or the kernel cannot run here; says what is missing.
     """
     if cache not in CACHES:
         raise ValueError(f"engine.cache={cache}: no such cache.{did_you_mean(cache, CACHES)}")
+    layers = num_layers(model)
     if cache == "masked":
         if kernel not in ("auto", "torch"):
             raise ValueError(f"kernel={kernel}: engine.cache=masked attends by torch alone; choose kernel=auto")
-        return MaskedCache(num_layers(model))
-    return RaggedCache(num_layers(model), backends.make_backend(choose(model, kernel).name))
+        return MaskedCache(layers)
+    return RaggedCache(layers, backends.make_backend(choose(model, kernel).name))
 
 
 def choose(model: PreTrainedModel, kernel: str) -> backends.Choice:
-    """The backend for a model's attention, and why; said once on the console."""
-    config = model.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    """Return the backend for a model's attention, and the reason. It is logged once per process.
+
+    Raises:
+        ValueError: no such kernel, or it cannot run here; or the engine cannot run the model.
+    """
+    plan = survey(model)
     choice = backends.choose_backend(
         kernel,
         backends.AttentionSpec(
-            device=next(model.get_input_embeddings().parameters()).device,
+            device=device_of(model),
             dtype=model.dtype,
-            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-            group=heads // int(getattr(config, "num_key_value_heads", None) or heads),
+            head_dim=plan.head_dim,
+            group=plan.heads // plan.kv_heads,
         ),
     )
-    _say(choice)
+    if choice not in _logged:
+        _logged.add(choice)
+        log.info("kernel: %s (%s)", choice.name, choice.reason)
     return choice
 
 
 def num_layers(model: PreTrainedModel) -> int:
-    """Decoder layers of the model."""
-    return int(model.config.get_text_config().num_hidden_layers)
+    """Return the number of layers that are compressed."""
+    return len(survey(model).full)
 
 
-@remember
-def _say(choice: backends.Choice) -> None:
-    log.info("kernel: %s (%s)", choice.name, choice.reason)
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Return where the model's input goes."""
+    return next(model.get_input_embeddings().parameters()).device

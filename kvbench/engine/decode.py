@@ -1,7 +1,7 @@
 """The engine's loop: prompts go in once, every variant generates greedily, all rows decode in one batch.
 
-Rows of different prompts share the batch: a ragged cache does not mind. Prompts join when half of the batch has left,
-several at once, because joining lays the cache out anew.
+Rows of different prompts share the batch; a ragged cache does not mind. Prompts join when half of the batch has left,
+several at once, because each time the cache has to be laid out again.
 
 Shape suffixes: B rows, T tokens, V vocabulary.
 """
@@ -16,15 +16,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbench.cache.base import KVCache
-from kvbench.engine.attention import AttentionPass, kvbench_attention
-from kvbench.engine.caches import make_cache, num_layers
-from kvbench.engine.graph import Cuda, Steps, wanted
+from kvbench.engine.attention import kvbench_attention
+from kvbench.engine.caches import LayerCaches, device_of, make_cache
+from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
+from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
+from kvbench.engine.probe import checked_plan, last_logits
+from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.variant import Generation, Request, Timings
 
 Draw = Callable[[Sequence[Request]], Request | None]
-"""The next request that may join those in flight; None if none may, or none is left."""
+"""Returns the next request that may join those under way; None if none may, or none is left."""
+
+Answer = tuple[Request, list[Generation]]
+_NOT_FINITE = -1  # in the place of a token's id
 
 
 @torch.inference_mode()
@@ -37,78 +42,81 @@ def stream(
     kernel: str = "auto",
     graph: str = "auto",
     question: str = "aware",
+    max_length: int | None = None,
     on_step: Callable[[float, bool], None] | None = None,
-) -> Generator[tuple[Request, list[Generation]], None, None]:
+) -> Generator[Answer, None, None]:
     """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
 
+    A request that the model cannot answer, and a row whose logits are no finite numbers, gives failed generations
+    with an error; the other rows of the batch go on.
+
     Args:
-        draw: gives the next request that may join those in flight, or None; asked when half of the rows have stopped,
-            again and again until it says None. When it says so to an empty batch, the stream ends.
+        draw: returns the next request that may join those under way, or None. It is asked when half of the rows have
+            stopped, again and again until it returns None. When it does so for an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
-        graph: whether decode steps are recorded as CUDA graphs: "auto" where that can be done, "true", "false".
+        graph: whether decode steps are recorded as CUDA graphs: "auto" (where that can be done), "true", "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
-        on_step: called after every decode step with its seconds, and whether a recorded graph did it.
+        max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
+        on_step: called after every decode step with its seconds, and whether a recorded graph ran it.
 
     Raises:
-        ValueError: no variants, an impossible budget on a prompt, an empty prompt, a kernel that cannot run here.
+        ValueError: a model that the engine cannot run, no variants, an impossible budget on a prompt, an empty
+            prompt, a kernel that cannot run here.
     """
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
-    apart = _mixes_rows(model)
-    batch = _Batch(model, tokenizer, make_cache(model, cache, kernel), question, graph)
-    with kvbench_attention(model):
-        while True:
-            joining: list[Request] = []
-            while (batch.half_empty or joining) and not (apart and (batch.in_flight or joining)):
-                request = draw([*batch.in_flight, *joining])
-                if request is None:
-                    break
-                joining.append(request)
-            if joining:
-                yield from batch.join(joining)
-            elif batch.in_flight:
-                seconds, replayed, landed = batch.step()
-                if on_step is not None:
-                    on_step(seconds, replayed)
-                yield from landed
-            else:
-                return
+    plan = checked_plan(model)
+    caches = LayerCaches(plan, make_cache(model, cache, kernel))
+    batch = _Batch(model, tokenizer, caches, RequestLimits(model, plan, max_length), question, graph)
+    one_prompt = depends_on_length(model)
+    try:
+        with kvbench_attention(model):
+            while True:
+                joining: list[Request] = []
+                while (batch.half_empty or joining) and not (one_prompt and (batch.requests or joining)):
+                    request = draw([*batch.requests, *joining])
+                    if request is None:
+                        break
+                    joining.append(request)
+                if joining:
+                    yield from batch.join(joining)
+                elif batch.requests:
+                    seconds, replayed, answers = batch.step()
+                    if on_step is not None:
+                        on_step(seconds, replayed)
+                    yield from answers
+                else:
+                    return
+    finally:
+        forget_lengths(model)
 
 
-def _mixes_rows(model: PreTrainedModel) -> bool:
-    """Whether the rotary frequencies of a forward call depend on its longest row (Phi-3 128k, dynamic NTK scaling).
-
-    Prompts of such a model must not share a batch: a short one would be answered with a long one's frequencies.
-    """
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
-    return bool(kinds & {"dynamic", "longrope"})
-
-
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """One generation on its way. `id` is its row in the cache, `seen` the tokens of its sequence so far."""
+    """One generation under way. `id` is its row in the cache, `seen` the tokens of its sequence so far."""
 
     id: int
     request: Request
     seen: int
     ids: list[int] = field(default_factory=list)
     finish: str | None = None
+    error: str | None = None
     kept_max: int = 0
-    clock: float = 0.0  # of the batch's decode steps: at the first token, then what passed until the last
+    clock: float = 0.0  # the batch's decode seconds: at the first token, then from there to the last
 
 
-@dataclass
-class _Prefilled:
-    """What is known of a request once its prompt is in the cache."""
+@dataclass(eq=False)
+class _OpenRequest:
+    """A request whose prompt is in the cache, and its rows."""
 
     request: Request
     rows: list[_Row]
     prefill: PrefillPass
     prefill_s: float
-    ttft_s: float
     logits_BV: Tensor | None
+    first_token_s: float = 0.0
+    layout_s: float = 0.0
     measured: list[tuple[list[list[int]], int, int]] = field(default_factory=list)  # kept, used and slack bytes
     together: int = 0
 
@@ -120,58 +128,66 @@ class _Batch:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        cache: KVCache,
+        caches: LayerCaches,
+        limits: RequestLimits,
         question: str,
         graph: str,
     ) -> None:
-        self._model, self._tokenizer, self._cache, self._question = model, tokenizer, cache, question
-        self._device = next(model.get_input_embeddings().parameters()).device
-        self._flying: list[_Prefilled] = []
+        self._model, self._tokenizer, self._limits, self._question = model, tokenizer, limits, question
+        self._caches, self._cache = caches, caches.kv
+        self._device = device_of(model)
+        self._open: list[_OpenRequest] = []
         self._active: list[_Row] = []
-        self._rows_made = self._full = 0
+        self._next_row = self._full = 0
         self._clock = 0.0
-        self._call = partial(_logits, model)  # no method of this: nothing is to wait for the garbage collector
-        self._steps = None
-        if wanted(model, cache, graph):
-            self._steps = Steps(self._call, cache, Cuda(), must=graph.lower() == "true")
+        self._call = partial(last_logits, model)  # no bound method: a cycle would wait for the garbage collector
+        self._steps: GraphedSteps | None = None
+        recorded = recordable(model, caches.kv, graph)
+        if recorded is not None:
+            self._steps = GraphedSteps(self._call, recorded, CudaRecorder(), must=str(graph).lower() == "true")
 
     @property
     def _replayed(self) -> int:
         return 0 if self._steps is None else self._steps.replayed
 
     @property
-    def in_flight(self) -> list[Request]:
-        return [one.request for one in self._flying]
+    def requests(self) -> list[Request]:
+        """The requests under way."""
+        return [entry.request for entry in self._open]
 
     @property
     def half_empty(self) -> bool:
-        """Whether it is time to let requests join: each time costs a new layout of the cache."""
+        """Return True if it is time to let requests join: each time costs a new layout of the cache."""
         return 2 * len(self._active) <= self._full
 
-    def join(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[Generation]]]:
+    def join(self, requests: Sequence[Request]) -> Iterator[Answer]:
         """Prefill the requests one after the other; their rows have their first token afterwards."""
-        new = [self._prefill(request) for request in requests]
+        new: list[_OpenRequest] = []
+        for request in requests:
+            error = self._error(request)
+            if error is None:
+                new.append(self._prefill(request))
+            else:
+                yield request, [self._failed(request, error) for _ in request.variants]
         begin = now(self._device)
-        for one in new:  # the cache lays out its rows now, once for all
-            one.measured = [
+        for entry in new:  # the cache lays out its rows now, once for all
+            entry.measured = [
                 (self._cache.lengths(row.id), self._cache.used_bytes(row.id), self._cache.slack_bytes(row.id))
-                for row in one.rows
+                for row in entry.rows
             ]
-        share = (now(self._device) - begin) / len(new)
-        for one in new:
-            one.prefill.compress_s += share
-            one.ttft_s += share
-        self._full = len(self._active) + sum(len(one.rows) for one in new)
-        for one in new:
-            self._flying.append(one)
-            self._active += one.rows
-            one.together = self._full
-        for one in new:
-            self._first_tokens(one)
-        yield from self._landed()
+        rows = sum(len(entry.rows) for entry in new)
+        layout_s = (now(self._device) - begin) / max(1, rows)
+        self._full = len(self._active) + rows
+        for entry in new:
+            self._open.append(entry)
+            self._active += entry.rows
+            entry.together, entry.layout_s = self._full, layout_s
+        for entry in new:
+            self._first_tokens(entry)
+        yield from self._answers()
 
-    def step(self) -> tuple[float, bool, list[tuple[Request, list[Generation]]]]:
-        """One more token for every active row: the seconds, whether a graph did it, and the requests that are done."""
+    def step(self) -> tuple[float, bool, list[Answer]]:
+        """Add one token to every active row: the seconds, whether a graph ran it, and the requests that are done."""
         begin, before = now(self._device), self._replayed
         rows = self._active
         ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
@@ -180,87 +196,102 @@ class _Batch:
         seconds = now(self._device) - begin
         self._clock += seconds
         self._take(rows, tokens)
-        return seconds, self._replayed > before, list(self._landed())
+        return seconds, self._replayed > before, list(self._answers())
 
-    def _prefill(self, request: Request) -> _Prefilled:
+    def _error(self, request: Request) -> str | None:
+        """Return why the model cannot answer a request; None if it can. Raises ValueError for no request at all."""
         prompt = request.prompt
         if not request.variants or not prompt.ids or request.max_new_tokens < 1:
             raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
-        agnostic = self._question == "agnostic"
-        if agnostic and not 0 < prompt.context_len < len(prompt.ids):
+        if self._question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
             raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
+        return self._limits.error(prompt.ids, request.max_new_tokens)
+
+    def _prefill(self, request: Request) -> _OpenRequest:
+        prompt = request.prompt
+        forget_lengths(self._model)
         begin = now(self._device)
-        span = prompt.context_len if agnostic else len(prompt.ids)
+        span = prompt.context_len if self._question == "agnostic" else len(prompt.ids)
         ids_T = torch.tensor(list(prompt.ids[:span]), device=self._device)
-        rows = [_Row(self._rows_made + i, request, span) for i in range(len(request.variants))]
-        self._rows_made += len(rows)
+        rows = [_Row(self._next_row + i, request, span) for i in range(len(request.variants))]
+        self._next_row += len(rows)
         prefill = PrefillPass(
             request.variants,
-            self._cache,
+            self._caches,
             first_row=rows[0].id,
-            num_layers=num_layers(self._model),
             token_ids=ids_T,
             reserve=len(prompt.ids) - span + request.max_new_tokens,
         )
         logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
-        prefill.finish()
         seconds = now(self._device) - begin
-        return _Prefilled(request, rows, prefill, seconds - prefill.compress_s, seconds, logits_BV)
+        return _OpenRequest(request, rows, prefill, seconds - prefill.total_s, logits_BV)
 
-    def _first_tokens(self, one: _Prefilled) -> None:
+    def _first_tokens(self, entry: _OpenRequest) -> None:
         begin = now(self._device)
-        logits_BV, rows = one.logits_BV, one.rows
+        logits_BV, rows = entry.logits_BV, entry.rows
         assert logits_BV is not None
-        one.logits_BV = None
-        question = list(one.request.prompt.ids[rows[0].seen :])
+        entry.logits_BV = None
+        question = list(entry.request.prompt.ids[rows[0].seen :])
         if question:
             logits_BV = self._forward(torch.tensor([question] * len(rows), device=self._device), rows)
         tokens = self._choose(rows, logits_BV.expand(len(rows), -1))
-        one.ttft_s += now(self._device) - begin
+        entry.first_token_s = now(self._device) - begin
         for row in rows:
             row.clock = self._clock
         self._take(rows, tokens)
 
     def _choose(self, rows: Sequence[_Row], logits_BV: Tensor) -> list[int]:
-        """The greedy token of every row; a stop is out of the question below the least number of new tokens."""
-        held = [i for i, row in enumerate(rows) if len(row.ids) < row.request.prompt.min_new_tokens]
-        if held:
+        """Return the greedy token of every row, `_NOT_FINITE` for one without any; the one wait for the device.
+
+        A stop cannot be chosen before a row has its least number of new tokens.
+        """
+        short = [i for i, row in enumerate(rows) if len(row.ids) < row.request.prompt.min_new_tokens]
+        if short:
             logits_BV = logits_BV.clone()
-            for i in held:
+            for i in short:
                 logits_BV[i, sorted(rows[i].request.prompt.stop_ids)] = -torch.inf
-        chosen: list[int] = logits_BV.argmax(-1).tolist()
+        best_B = logits_BV.argmax(-1)  # the place of a NaN, if there is one
+        finite_B = logits_BV.gather(1, best_B[:, None])[:, 0].isfinite()
+        chosen: list[int] = torch.where(finite_B, best_B, _NOT_FINITE).tolist()
         return chosen
 
     def _take(self, rows: Sequence[_Row], tokens: Sequence[int]) -> None:
         """Add one token to each row; those that stop leave the batch."""
         done = []
         for row, token in zip(rows, tokens, strict=True):
-            row.ids.append(token)
             prompt = row.request.prompt
-            if token in prompt.stop_ids and (len(row.ids) > 1 or prompt.first_may_stop):
-                row.finish = "stop"
-            elif len(row.ids) == row.request.max_new_tokens:
-                row.finish = "length"
+            if token == _NOT_FINITE:
+                row.finish = "failed"
+                row.error = (
+                    f"the logits of token {len(row.ids) + 1} are not finite numbers: {self._model.dtype} may be too "
+                    "narrow for this model; try model.dtype=bfloat16 or float32"
+                )
+            else:
+                row.ids.append(token)
+                if token in prompt.stop_ids and (len(row.ids) > 1 or prompt.first_may_stop):
+                    row.finish = "stop"
+                elif len(row.ids) == row.request.max_new_tokens:
+                    row.finish = "length"
             if row.finish is not None:
                 row.clock = self._clock - row.clock
                 row.kept_max = max(map(max, self._cache.lengths(row.id)))
                 done.append(row.id)
         if done:
-            self._cache.release(done)
+            self._caches.release(done)
             self._active = [row for row in self._active if row.finish is None]
 
-    def _landed(self) -> Iterator[tuple[Request, list[Generation]]]:
-        """The requests whose rows have all stopped."""
-        landed = [one for one in self._flying if all(row.finish is not None for row in one.rows)]
-        self._flying = [one for one in self._flying if one not in landed]
-        for one in landed:
-            yield one.request, [self._generation(one, i) for i in range(len(one.rows))]
+    def _answers(self) -> Iterator[Answer]:
+        """Yield the requests whose rows have all stopped."""
+        done = [entry for entry in self._open if all(row.finish is not None for row in entry.rows)]
+        self._open = [entry for entry in self._open if entry not in done]
+        for entry in done:
+            yield entry.request, [self._generation(entry, i) for i in range(len(entry.rows))]
 
     def _forward(self, ids_BT: Tensor, rows: Sequence[_Row]) -> Tensor:
-        """Logits [B, V] after T more tokens of each row."""
+        """Return the logits [B, V] after T more tokens of each row."""
         tokens = ids_BT.shape[1]
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
-        attention = ContinuePass(self._cache, [row.id for row in rows], max(row.seen for row in rows))
+        attention = ContinuePass(self._caches, [row.id for row in rows])
         position_BT = seen_B1 + torch.arange(tokens, device=self._device)
         forward = self._call if self._steps is None or tokens > 1 else self._steps
         logits_BV = forward(ids_BT, position_BT, attention)
@@ -268,30 +299,49 @@ class _Batch:
             row.seen += tokens
         return logits_BV
 
-    def _generation(self, one: _Prefilled, index: int) -> Generation:
-        row, (kept, used, slack) = one.rows[index], one.measured[index]
+    def _generation(self, entry: _OpenRequest, index: int) -> Generation:
+        row, (kept, used, slack) = entry.rows[index], entry.measured[index]
         ids = row.ids[:-1] if row.finish == "stop" else row.ids
         steps = len(row.ids) - 1
+        compress_s = entry.prefill.compress_s[index] + entry.layout_s
         return Generation(
             text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
             token_ids=row.ids,
             finish_reason=row.finish or "length",
             prompt_tokens=len(row.request.prompt.ids),
-            span=one.prefill.span,
-            budget_tokens=one.prefill.tokens[index],
+            span=entry.prefill.span,
+            budget_tokens=entry.prefill.tokens[index],
             kept=kept,
             kept_max=max(row.kept_max, max(map(max, kept))),
             kv_bytes=used,
             slack_bytes=slack,
-            kv_bytes_full=one.prefill.full_bytes,
-            rows=one.together,
+            kv_bytes_full=entry.prefill.full_bytes,
+            rows=entry.together,
             kernel=self._cache.kernel,
-            timings=Timings(one.prefill_s, one.prefill.compress_s, one.ttft_s, row.clock / steps if steps else None),
+            timings=Timings(
+                entry.prefill_s,
+                compress_s,
+                entry.prefill_s + compress_s + entry.first_token_s,
+                row.clock / steps if steps > 0 else None,
+            ),
+            error=row.error,
         )
 
-
-def _logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
-    """Of the last token of each row: [B, V]."""
-    out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
-    logits: Tensor = out.logits[:, -1]
-    return logits
+    def _failed(self, request: Request, error: str) -> Generation:
+        """Return the generation of a row for which nothing was computed."""
+        return Generation(
+            text="",
+            token_ids=[],
+            finish_reason="failed",
+            prompt_tokens=len(request.prompt.ids),
+            span=request.prompt.context_len if self._question == "agnostic" else len(request.prompt.ids),
+            budget_tokens=None,
+            kept=[],
+            kept_max=0,
+            kv_bytes=0,
+            slack_bytes=0,
+            kv_bytes_full=0,
+            rows=0,
+            kernel=self._cache.kernel,
+            error=error,
+        )

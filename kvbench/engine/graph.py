@@ -3,7 +3,7 @@
 A model's decode step is hundreds of small kernels, and launching them from Python takes longer than running them. In a
 graph they are one launch. What changes from step to step lies in tensors: the tokens, their positions, and the lengths
 of the segments, which the kernels themselves count up. When rows leave or join, or the cache moves, the next steps are
-eager again, and the graph is recorded anew once the batch has been the same for a while.
+eager again. The graph is recorded again once the batch has been the same for a while.
 
 Shape suffixes: B rows, V vocabulary.
 """
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.cache.base import KVCache
+from kvbench.cache.base import KVCache, Recordable
 from kvbench.engine.prefill import ContinuePass
+from kvbench.engine.survey import survey
 
 log = logging.getLogger(__name__)
 
@@ -27,45 +29,47 @@ CHOICES = ("auto", "true", "false")
 
 Forward = Callable[[Tensor, Tensor, ContinuePass], Tensor]
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
-"""Records a function's work on the device without doing it; gives the tensor of its result, and what does the work."""
+"""Records a function's work on the device without doing it. Returns the result's tensor and what does the work."""
 
 
-def wanted(model: PreTrainedModel, cache: KVCache, graph: str) -> bool:
-    """Whether decode steps are to be recorded.
+def recordable(model: PreTrainedModel, cache: KVCache, graph: str) -> Recordable | None:
+    """Return the cache if decode steps over it are to be recorded, None if not.
 
     Args:
-        graph: "auto" where it can be done, "true", "false".
+        graph: "auto" (where it can be done), "true" or "false".
 
     Raises:
-        ValueError: "true" where it cannot be done; says what is in the way.
+        ValueError: "true" where it cannot be done; says why.
     """
     choice = str(graph).lower()  # a configuration's true is True
     if choice not in CHOICES:
         raise ValueError(f"engine.graph={graph}: must be one of {', '.join(CHOICES)}")
-    lack = missing(model, cache)
-    if choice == "true" and lack is not None:
-        raise ValueError(f"engine.graph=true: {lack}")
-    return choice != "false" and lack is None
+    reason = obstacle(model, cache)
+    if choice == "true" and reason is not None:
+        raise ValueError(f"engine.graph=true: {reason}")
+    return cache if choice != "false" and reason is None and isinstance(cache, Recordable) else None
 
 
-def missing(model: PreTrainedModel, cache: KVCache) -> str | None:
-    """What is in the way of recording steps; None if nothing."""
+def obstacle(model: PreTrainedModel, cache: KVCache) -> str | None:
+    """Return why decode steps cannot be recorded; None if they can."""
     devices = {p.device for p in model.parameters()}
     if {d.type for d in devices} != {"cuda"}:
         return "CUDA graphs need a model on a GPU"
     if len(devices) > 1 or getattr(model, "hf_device_map", None) is not None:
         return "the model is spread over devices"
+    if not isinstance(cache, Recordable):
+        return "engine.cache=masked makes new tensors in every step; choose engine.cache=ragged"
     if cache.kernel not in ("cuda", "flash_attn"):
-        return f"kernel={cache.kernel} wants the lengths on the host in every step; choose kernel=cuda or flash_attn"
-    if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
-        return "the model has a sliding window, whose length is watched in every step"
+        return f"kernel={cache.kernel} needs the lengths on the host in every step; choose kernel=cuda or flash_attn"
+    if survey(model).local:
+        return "some layers look back a limited number of tokens, which the host counts in every step"
     return None
 
 
-class Cuda:
-    """Records on a GPU. Graphs follow each other, so they can all use one pool of memory.
+class CudaRecorder:
+    """Records work on a GPU. Graphs follow each other, so they can all use one pool of memory.
 
-    The last one is held until the next one is recorded: a pool that no graph uses any more cannot be recorded into as
+    The last graph is held until the next one is recorded: a pool that no graph uses any more cannot be recorded into as
     long as some tensor of it lives, such as the last result (`use_count > 0 INTERNAL ASSERT FAILED`).
     """
 
@@ -79,62 +83,75 @@ class Cuda:
             with torch.cuda.graph(graph, pool=self._pool):
                 out = work()
         finally:
-            torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+            torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream set
         self._last = graph
         return out, graph.replay
 
 
-class Steps:
-    """Runs steps of one token a row: by a graph if there is one for these rows, else eagerly."""
+@dataclass(frozen=True)
+class _Recording:
+    """A recorded step: tensors to fill with tokens and positions, the logits it writes, and what runs it."""
 
-    def __init__(self, forward: Forward, cache: KVCache, record: Record, must: bool = False) -> None:
-        """What runs the steps.
+    ids_B1: Tensor
+    position_B1: Tensor
+    logits_BV: Tensor
+    replay: Callable[[], None]
 
-        Args:
-            must: a step that cannot be recorded is an error.
-        """
+
+class GraphedSteps:
+    """Decode steps of one token a row: by a graph if there is one for these rows, else eagerly.
+
+    Args:
+        forward: runs a step eagerly.
+        cache: the cache that the steps append to.
+        record: records a step.
+        must: raise an error for a step that cannot be recorded.
+
+    Attributes:
+        replayed: steps that a graph ran.
+    """
+
+    def __init__(self, forward: Forward, cache: Recordable, record: Record, must: bool = False) -> None:
         self._forward, self._cache, self._record, self._must = forward, cache, record, must
         self._key: tuple[object, ...] = ()
         self._steady = 0
-        self._replay: Callable[[], None] | None = None
+        self._recording: _Recording | None = None
         self._works = True
-        self.replayed = 0  # steps that were
+        self.replayed = 0
 
     def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
-        """Logits [B, V] of one more token of each row. They are overwritten by the next step."""
+        """Return the logits [B, V] after one more token of each row. The next step overwrites them."""
         rows = attention.rows
         key = (*rows, self._cache.moves)
         if key != self._key:
-            self._key, self._steady, self._replay = key, 0, None
+            self._key, self._steady, self._recording = key, 0, None
         self._steady += 1
         # without room the cache moves in this step, and rows that are more than segments cannot be recorded
         if self._steady <= _STEADY or not self._works or self._cache.room(rows) < 1:
             return self._forward(ids_B1, position_B1, attention)
-        if self._replay is None:
-            if not self._recorded(ids_B1, position_B1, attention):
+        if self._recording is None:
+            self._recording = self._recorded(ids_B1, position_B1, attention)
+            if self._recording is None:
                 return self._forward(ids_B1, position_B1, attention)
         else:
             self._cache.advance(rows, 1)
-        assert self._replay is not None
-        self._ids_B1.copy_(ids_B1)
-        self._position_B1.copy_(position_B1)
-        self._replay()
+        self._recording.ids_B1.copy_(ids_B1)
+        self._recording.position_B1.copy_(position_B1)
+        self._recording.replay()
         self.replayed += 1
-        return self._logits_BV
+        return self._recording.logits_BV
 
-    def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> bool:
-        """Record a step. The cache counts it as done: the replay that follows does it."""
-        self._ids_B1, self._position_B1 = ids_B1.clone(), position_B1.clone()
+    def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> _Recording | None:
+        """Record a step; None if that fails. The cache counts it as done: the replay that follows does it."""
+        ids_B1, position_B1 = ids_B1.clone(), position_B1.clone()
         before = self._cache.counts()
         try:
-            self._logits_BV, self._replay = self._record(
-                lambda: self._forward(self._ids_B1, self._position_B1, attention)
-            )
+            logits_BV, replay = self._record(lambda: self._forward(ids_B1, position_B1, attention))
         except RuntimeError as error:  # what the model does cannot be recorded: a wait for the device, say
             if self._must:
                 raise ValueError(f"engine.graph=true: {str(error).splitlines()[0]}") from error
             self._cache.reset_counts(before)
             self._works = False
             log.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
-            return False
-        return True
+            return None
+        return _Recording(ids_B1, position_B1, logits_BV, replay)

@@ -3,33 +3,42 @@
     with kvbench.compressed(model, "snapkv", budget=128):
         model.generate(**inputs)
 
-A forward hook of the model, removed on exit, hands our attention pass to the layers and puts a cache in place of the
-empty one that `generate` makes. That cache stores nothing itself: it answers how many tokens were seen, which is
-what positions need. What is kept lies in our ragged cache.
+Forward hooks of the model, removed on exit, hand our attention to the layers and put a cache in the place of the empty
+one that `generate` makes. That cache stores nothing itself. It answers how many tokens were seen, which is what
+positions need; the kept tokens lie in our caches.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.cache.base import KVCache
-from kvbench.engine.attention import kvbench_attention
-from kvbench.engine.caches import make_cache, num_layers
+from kvbench.engine.attention import AttentionPass, kvbench_attention
+from kvbench.engine.caches import LayerCaches, make_cache
+from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, PrefillPass
+from kvbench.engine.probe import checked_plan
+from kvbench.engine.rope import forget_lengths
 from kvbench.engine.variant import Variant
 
 _RESERVE = 64  # `generate` does not say how many tokens will come; beyond this the cache grows by half its length
+_CACHE_KEYWORDS = ("cache", "past_key_values")  # transformers 5.24 renamed the second to the first
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _SeenLayer(CacheLayerMixin):
-    """Counts tokens and passes keys and values through to the attention function."""
+    """A layer that counts tokens and passes keys and values through to the attention function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,28 +64,61 @@ class _SeenLayer(CacheLayerMixin):
 
 
 class CompressedCache(Cache):
-    """What `generate` holds; `kv` is the cache that stores the kept keys and values."""
+    """The cache that `generate` holds; `kv` stores the kept keys and values.
 
-    def __init__(self, kv: KVCache, layers: int) -> None:
-        super().__init__(layers=[_SeenLayer() for _ in range(layers)])
-        self.kv = kv
+    Tokens cannot be taken back once they are compressed, so beam search and assisted decoding are refused.
+    """
+
+    def __init__(self, caches: LayerCaches) -> None:
+        super().__init__(layers=[_SeenLayer() for _ in range(len(caches.plan.full) + len(caches.plan.local))])
+        self.caches = caches
+
+    @property
+    def kv(self) -> KVCache:
+        """The compressed cache."""
+        return self.caches.kv
 
     @property
     def kept(self) -> list[list[int]]:
-        """Stored tokens per layer and KV head."""
+        """Stored tokens per compressed layer and KV head."""
         return self.kv.lengths(0)
+
+    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise ValueError: assisted and prompt-lookup decoding take tokens back."""
+        raise ValueError(
+            "kvbench.compressed cannot take tokens back, as assisted and prompt-lookup decoding do; "
+            "generate without assistant_model and prompt_lookup_num_tokens"
+        )
+
+    def _no_beams(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise ValueError: beams copy rows."""
+        raise ValueError("kvbench.compressed generates one sequence; use num_beams=1 and num_return_sequences=1")
+
+    reorder_cache = batch_repeat_interleave = batch_select_indices = _no_beams
 
 
 class Compressed:
-    """Handle of a `compressed` block; `cache` is that of the latest prompt, None before the first."""
+    """The handle of a `compressed` block.
+
+    Attributes:
+        cache: the cache of the latest prompt; None before the first.
+        calls: forward calls of the model inside the block.
+    """
 
     def __init__(self, model: PreTrainedModel, variant: Variant, cache: str, kernel: str) -> None:
         self._model, self._variant, self._kind, self._kernel = model, variant, cache, kernel
+        self._plan = checked_plan(model)
+        self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
+        self._keyword = _cache_keyword(model)
+        self._replaced: object = None  # the caller's cache that ours stands for
+        self._attention: AttentionPass | None = None
+        self._prompt = self._expected = 0
         self.cache: CompressedCache | None = None
-        self._replaced: Any = None  # the caller's cache that ours stands for
+        self.calls = 0
 
-    def hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before the model's forward: a new prompt gets a new cache, a running one goes on."""
+    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Give a new prompt a new cache, and let a running one go on."""
+        self.calls += 1
         ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else next(iter(args), None)
         if ids_BT is None or kwargs.get("use_cache") is False:
             raise ValueError("kvbench.compressed needs input_ids and use_cache=True")
@@ -85,43 +127,78 @@ class Compressed:
             raise ValueError(
                 "kvbench.compressed takes one unpadded sequence at a time; use kvbench.generate for batches"
             )
-        past = kwargs.get("past_key_values")
+        given = [cache for name in _CACHE_KEYWORDS if (cache := kwargs.pop(name, None)) is not None]
+        past = given[0] if given else None
         if past is not None and past is self._replaced:
-            past = kwargs["past_key_values"] = self.cache
+            past = self.cache
         if isinstance(past, CompressedCache):
-            kwargs["kvbench"] = ContinuePass(past.kv, [0], past.get_seq_length())
-            return args, kwargs
-        if past is not None and past.get_seq_length() > 0:
+            self.cache, attention = past, self._continue(past, ids_BT)
+        elif past is not None and past.get_seq_length() > 0:
             raise ValueError("kvbench.compressed cannot take over a cache that already holds tokens")
-        layers = num_layers(self._model)
-        self.cache = CompressedCache(make_cache(self._model, self._kind, self._kernel), layers)
-        self._replaced = past
-        kwargs["past_key_values"] = self.cache
-        kwargs["kvbench"] = _FinishingPrefill(
-            [self._variant], self.cache.kv, num_layers=layers, token_ids=ids_BT[0], reserve=_RESERVE
-        )
-        return args, kwargs
+        else:
+            self._replaced = past
+            self.cache, attention = self._start(ids_BT)
+        self._attention = attention
+        attention.begin()
+        return args, {**kwargs, self._keyword: self.cache, "kvbench": attention}
 
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """Check that the model used our attention and our cache."""
+        assert self._attention is not None and self.cache is not None
+        self._attention.finish()
+        if self.cache.get_seq_length() != self._expected:
+            raise ValueError(
+                f"kvbench.compressed: {type(self._model).__name__} of transformers {transformers.__version__} did not "
+                "use the cache it was given, so nothing would be compressed; use kvbench.generate"
+            )
 
-class _FinishingPrefill(PrefillPass):
-    """A prefill that ends by itself after the last layer: nobody calls `finish` here."""
+    def _start(self, ids_BT: Tensor) -> tuple[CompressedCache, AttentionPass]:
+        self._prompt = self._expected = ids_BT.shape[1]
+        self._refuse(self._limits.length_error(self._prompt, 0))
+        forget_lengths(self._model)
+        cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
+        return cache, PrefillPass([self._variant], cache.caches, token_ids=ids_BT[0], reserve=_RESERVE)
 
-    def attend(self, layer: int, *args: Any) -> Tensor:
-        out = super().attend(layer, *args)
-        if layer == self._num_layers - 1:
-            self.finish()
-        return out
+    def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
+        self._expected = cache.get_seq_length() + ids_BT.shape[1]
+        self._refuse(self._limits.length_error(self._prompt, self._expected - self._prompt))
+        return ContinuePass(cache.caches, [0])
+
+    @staticmethod
+    def _refuse(error: str | None) -> None:
+        if error is not None:
+            raise ValueError(error)
 
 
 @contextmanager
 def compressed(
     model: PreTrainedModel, variant: Variant, *, cache: str = "ragged", kernel: str = "auto"
 ) -> Iterator[Compressed]:
-    """Inside the block, `model(...)` and `model.generate(...)` compress each prompt once and decode from the rest."""
+    """Run a block in which `model(...)` and `model.generate(...)` compress each prompt once and decode from the rest.
+
+    Raises:
+        ValueError: the engine cannot run the model, or the block never called it.
+    """
     handle = Compressed(model, variant, cache, kernel)
-    remove = model.register_forward_pre_hook(handle.hook, with_kwargs=True)
+    hooks = [
+        model.register_forward_pre_hook(handle.before_forward, with_kwargs=True),
+        model.register_forward_hook(handle.after_forward),
+    ]
     try:
         with kvbench_attention(model), torch.no_grad():
             yield handle
     finally:
-        remove.remove()
+        for hook in hooks:
+            hook.remove()
+        forget_lengths(model)
+    if handle.calls == 0:
+        raise ValueError(
+            "kvbench.compressed: the block did not call the model it was given, so nothing was compressed; call that "
+            "model inside the block"
+        )
+
+
+def _cache_keyword(model: PreTrainedModel) -> str:
+    """Return the keyword by which a model takes its cache."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHE_KEYWORDS if name in parameters), _CACHE_KEYWORDS[-1])

@@ -1,42 +1,54 @@
-"""The shared prefill: full attention, and in every layer each variant takes what it keeps.
+"""The attention of the prompt, and of the tokens that follow it.
 
-Compression happens inside the layer, while the prefill proceeds: at any time one layer's full keys and values are
-held, and what has been kept. Only variants whose layer budgets need all layers' statistics wait for the end.
+In the shared prefill every layer attends to the whole prompt, and each variant takes from it what it keeps.
+Compression happens inside the layer, while the prefill proceeds. At any time only one layer's full keys and values are
+held, and what has been kept. Variants whose layer budgets need the statistics of all layers wait for the end.
 
-Shape suffixes: B batch (1), H query heads, U KV heads, T tokens of the prompt, D head dimension.
+Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of the call, D head dimension.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvbench.cache.base import Entry, KVCache
+from kvbench.cache.base import Entry
+from kvbench.cache.local import attend_prompt
+from kvbench.engine.caches import LayerCaches
+from kvbench.engine.guard import LayerGuard
 from kvbench.engine.variant import Variant
 from kvbench.methods.context import LayerContext
 
 
 def now(device: torch.device) -> float:
-    """Wall clock after everything queued on the device has finished."""
+    """Return the wall clock in seconds, after everything queued on the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class PrefillPass:
-    """Attends causally over the prompt and fills the cache, row `first_row + i` with what variant i keeps.
+    """The causal attention over a prompt, which fills the cache: row `first_row + i` with what variant i keeps.
 
     Args:
         variants: one row each.
-        cache: where kept keys and values go.
-        num_layers: layers of the model.
-        token_ids: [T] ids of the span.
+        caches: where kept keys and values go.
+        token_ids: [T] ids of the compressed span.
         reserve: tokens that will be appended to each row.
         first_row: the cache's row of the first variant; the others follow.
+
+    Attributes:
+        span: tokens that are compressed.
+        tokens: per variant, the tokens per KV head that its budget allows; None where none applies.
+        full_bytes: bytes of the span in a full cache, over the layers that are compressed.
+        total_s: seconds of the call that were spent on compression.
+        compress_s: per variant, the seconds that its own compression would have taken without the others.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -45,64 +57,101 @@ class PrefillPass:
     def __init__(
         self,
         variants: Sequence[Variant],
-        cache: KVCache,
+        caches: LayerCaches,
         *,
-        num_layers: int,
         token_ids: Tensor,
         reserve: int,
         first_row: int = 0,
     ) -> None:
-        self.seen = 0
-        self._variants, self._cache = variants, cache
-        self._num_layers, self._reserve, self._first_row = num_layers, reserve, first_row
+        self._variants, self._caches = variants, caches
+        self._guard = LayerGuard(caches.plan)
+        self._num_layers, self._reserve, self._first_row = len(caches.plan.full), reserve, first_row
         self.span = len(token_ids)
         self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
         self.full_bytes = 0
-        self.compress_s = 0.0
+        self.total_s = 0.0
+        self.compress_s = [0.0] * len(variants)
         self._totals: dict[int, list[int]] = {}
         self._waiting: list[LayerContext] = []
 
+    def begin(self) -> None:
+        """Start the forward call."""
+        self._guard.begin()
+
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Attend in one of the model's layers, and compress it: [B, H, T, D]."""
+        self._guard.enter(layer)
+        if layer in self._caches.local:
+            local = self._caches.local[layer]
+            local.add(range(self._first_row, self._first_row + len(self._variants)), k_BUTD[0], v_BUTD[0])
+            return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
         out_BHTD = F.scaled_dot_product_attention(
             q_BHTD, k_BUTD, v_BUTD, is_causal=q_BHTD.shape[2] > 1, scale=scaling, enable_gqa=True
         )
-        begin = now(k_BUTD.device)
+        device = k_BUTD.device
+        begin = now(device)
         ctx = LayerContext(
             q_BHTD[0],
             k_BUTD[0],
             v_BUTD[0],
             scaling=scaling,
-            layer=layer,
+            layer=self._caches.plan.index(layer),
             num_layers=self._num_layers,
-            kernels=self._cache.prompt,
+            kernels=self._caches.kv.prompt,
+            clock=partial(now, device),
         )
         self._compress(ctx)
         self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes
-        self.compress_s += now(k_BUTD.device) - begin
+        self.total_s += now(device) - begin
         return out_BHTD
 
     def finish(self) -> None:
-        """Let the variants choose that needed all layers."""
+        """End the forward call: variants that need the statistics of all layers choose now."""
+        self._guard.finish()
         if not self._waiting:
             return
-        begin = now(self._waiting[0].k.device)
-        for row in self._late_rows():
+        device = self._waiting[0].k.device
+        begin, late = now(device), self._late_rows()
+        for row in late:
             method = self._variants[row].method
-            statistics = [method.statistic(ctx) for ctx in self._waiting]
-            self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
+            statistics = []
+            for ctx in self._waiting:
+                with self._charged([row], ctx):
+                    statistics.append(method.statistic(ctx))
+            with self._charged([row], self._waiting[0]):
+                self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
         while self._waiting:
-            ctx = self._waiting.pop(0)
-            self._cache.add(ctx.layer, [self._entry(row, ctx) for row in self._late_rows()], ctx.k, ctx.v)
-        self.compress_s += now(ctx.k.device) - begin
+            self._store(late, self._waiting.pop(0))
+        self.total_s += now(device) - begin
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late_rows()
-        entries = [self._entry(row, ctx) for row in range(len(self._variants)) if row not in late]
-        self._cache.add(ctx.layer, entries, ctx.k, ctx.v)
+        self._store([row for row in range(len(self._variants)) if row not in late], ctx)
         if late:
+            for row in late:
+                with self._charged([row], ctx):
+                    self._variants[row].method.scores(ctx)
             evictions = (self._variants[row].method.eviction for row in late)
             ctx.keep_scores(eviction.score for eviction in evictions if eviction is not None)
             self._waiting.append(ctx)
+
+    def _store(self, rows: Sequence[int], ctx: LayerContext) -> None:
+        """Choose what the rows keep of a layer, and store it."""
+        entries = []
+        for row in rows:
+            with self._charged([row], ctx):
+                entries.append(self._entry(row, ctx))
+        with self._charged(rows, ctx):
+            self._caches.kv.add(ctx.layer, entries, ctx.k, ctx.v)
+
+    @contextmanager
+    def _charged(self, rows: Sequence[int], ctx: LayerContext) -> Iterator[None]:
+        """Charge the rows, in equal parts, for a block: its seconds, and those of the results that it reuses."""
+        begin, reused_s = now(ctx.k.device), ctx.reused_s
+        yield
+        seconds = now(ctx.k.device) - begin + ctx.reused_s - reused_s
+        for row in rows:
+            self.compress_s[row] += seconds / len(rows)
 
     def _late_rows(self) -> list[int]:
         return [
@@ -130,15 +179,21 @@ class PrefillPass:
             store=method.store,
             policy=method.decode,
             score_UT=None if method.decode is None else method.scores(ctx),
-            tokens=self._held(row),
+            limit_U=None if method.decode is None else self._limits(row, keep_UT),
         )
 
-    def _held(self, row: int) -> int | None:
-        """The budget a decode policy holds: as asked for, also where the prompt was shorter."""
-        variant = self._variants[row]
-        if isinstance(variant.budget, int):
-            return variant.budget
-        return self.tokens[row]
+    def _limits(self, row: int, keep_UT: Tensor) -> list[int]:
+        """Return the tokens that a decode policy holds in each KV head.
+
+        Where the prompt was compressed, that is what layer and head budgets gave the head. A prompt shorter than the
+        budget leaves room to grow: every head may then hold the budget as it was asked for.
+        """
+        if self._evicts(row):
+            kept: list[int] = keep_UT.sum(1).tolist()
+            return kept
+        budget, tokens = self._variants[row].budget, self.tokens[row]
+        assert tokens is not None
+        return [budget if isinstance(budget, int) else tokens] * len(keep_UT)
 
     def _layer_totals(self, row: int, heads: int, statistics: list[Tensor] | None) -> list[int]:
         tokens = self.tokens[row]
@@ -149,10 +204,25 @@ class PrefillPass:
 
 
 class ContinuePass:
-    """Appends the call's tokens to the rows and attends to what they hold."""
+    """The attention of a decode step or of a question: appends the tokens to the rows and attends to what they hold.
 
-    def __init__(self, cache: KVCache, rows: Sequence[int], seen: int) -> None:
-        self._cache, self.rows, self.seen = cache, tuple(rows), seen
+    Attributes:
+        rows: the cache's rows, one per row of the batch.
+    """
+
+    def __init__(self, caches: LayerCaches, rows: Iterable[int]) -> None:
+        self._caches, self.rows = caches, tuple(rows)
+        self._guard = LayerGuard(caches.plan)
+
+    def begin(self) -> None:
+        """Start the forward call."""
+        self._guard.begin()
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        return self._cache.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        """Attend in one of the model's layers: [B, H, T, D]."""
+        self._guard.enter(layer)
+        return self._caches.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+
+    def finish(self) -> None:
+        """End the forward call."""
+        self._guard.finish()

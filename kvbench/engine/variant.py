@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out."""
+"""The input and the output of the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvbench.methods.method import Method
 
 
 class PromptLike(Protocol):
-    """A rendered prompt, see `kvbench.prompts.Prompt`."""
+    """A rendered prompt; `kvbench.prompts.Prompt` is one."""
 
     @property
     def ids(self) -> Sequence[int]: ...
@@ -26,7 +26,7 @@ class PromptLike(Protocol):
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under a budget: tokens per KV head as int, share of the prompt as float, None where none applies."""
+    """A method under a budget: tokens per KV head as an int, a share of the prompt as a float, None for no budget."""
 
     method: Method
     budget: int | float | None = None
@@ -37,7 +37,7 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt and the variants that shall answer it, with one prefill for all of them."""
+    """A prompt and the variants that answer it, with one prefill for all of them."""
 
     prompt: PromptLike
     variants: Sequence[Variant]
@@ -46,14 +46,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. Prefill, compression and the first token are shared by all variants of the prompt.
+    """Seconds of one row. The prompt's forward pass is shared by all variants; nothing else of other rows is in here.
 
     Attributes:
         prefill_s: forward pass over the prompt without compression.
-        compress_s: scoring, selecting and storing for all variants.
+        compress_s: scoring, selecting and storing for this variant, as if it were alone. A score that several variants
+            share is computed once and counted for each of them.
         ttft_s: time to first token: prefill, compression and, question-agnostic, the question's tokens.
         tpot_s: time per output token after the first, with the whole batch decoding; None for a single token.
-            Prefills of prompts that join the batch meanwhile do not count.
+            Prefills of prompts that join the batch in between do not count.
     """
 
     prefill_s: float
@@ -64,21 +65,25 @@ class Timings:
 
 @dataclass
 class Generation:
-    """One row: what a variant made of a prompt, and what it kept.
+    """One row: the answer of a variant to a prompt, and what it kept.
+
+    Kept tokens and bytes count over the layers that attend to the whole prompt. Layers with a window keep it whole and
+    do not count.
 
     Attributes:
         text: decoded tokens without the stop token.
         token_ids: generated ids, the stop token included.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop", "length" or "failed".
         prompt_tokens: tokens of the whole prompt; span: of the part that was compressed.
         budget_tokens: tokens per KV head that the budget allowed, None where none applies.
-        kept: stored tokens per layer and KV head right after compression.
+        kept: stored tokens per layer and KV head right after compression; empty if nothing was computed.
         kept_max: most tokens any head stored, prefill and decoding included.
         kv_bytes: bytes of the kept keys and values right after compression.
-        slack_bytes: bytes reserved beside them for tokens to come.
+        slack_bytes: further bytes reserved for tokens to come.
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
-        kernel: what attended to the cache, one of `kvbench_kernels.backends.NAMES`.
+        kernel: name of what attended to the cache, one of `kvbench_kernels.backends.NAMES`.
+        error: why the row failed, in one line; None otherwise. Its tokens up to then are in `token_ids`.
     """
 
     text: str
@@ -95,12 +100,14 @@ class Generation:
     rows: int
     kernel: str
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0, 0.0, None))
+    error: str | None = None
 
     @property
     def kept_total(self) -> int:
+        """Stored tokens over all layers and KV heads."""
         return sum(map(sum, self.kept))
 
     @property
     def kept_mean(self) -> float:
-        """Stored tokens per KV head, averaged over layers and heads."""
-        return self.kept_total / sum(map(len, self.kept))
+        """Stored tokens per KV head, averaged over layers and heads; 0 if nothing was computed."""
+        return self.kept_total / max(1, sum(map(len, self.kept)))

@@ -169,7 +169,7 @@ class Store(Protocol):
 class DecodePolicy(Protocol):
     """A rule for what leaves the cache after a decode step. It is pure: the cache holds the state.
 
-    Shape suffixes: U heads of equal length (or no such dimension), G query heads per KV head, T new tokens of the
+    Shape suffixes: U heads of equal length, G query heads per KV head, T new tokens of the
     step, S slots after appending them, R slots before. Slots are a head's stored tokens by ascending position.
     """
 

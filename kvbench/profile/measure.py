@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from kvbench.engine.decode import stream
+from kvbench.engine.probe import checked_plan
 from kvbench.engine.variant import Generation, Request
 from kvbench.models import Loaded
 from kvbench.profile.cells import Cell, Profile
@@ -54,6 +55,7 @@ def measure(loaded: Loaded, cell: Cell, profile: Profile, cfg: Mapping[str, Any]
         RuntimeError: what was kept is not what the budget promises, or another kernel was at work; and what the
             engine raises, out of memory included.
     """
+    checked_plan(loaded.model)  # its forward calls are not to be counted
     prompts = random_prompts(cell, loaded.model.config.get_text_config().vocab_size, int(cfg["seed"]))
     for _ in range(profile.warmup):
         run(loaded, cell, prompts[:1], _WARM_UP_TOKENS, cfg, meter)

@@ -29,8 +29,10 @@ import kvbench
 from kvbench.cache.base import Entry, KVCache
 from kvbench.engine import graph
 from kvbench.engine.attention import kvbench_attention
-from kvbench.engine.caches import make_cache, num_layers
+from kvbench.engine.caches import LayerCaches, make_cache, num_layers
 from kvbench.engine.prefill import ContinuePass, now
+from kvbench.engine.probe import last_logits
+from kvbench.engine.survey import survey
 from kvbench.profile.measure import weights_read
 
 _EAGER, _GRAPHED, _RESERVE = 12, 48, 96
@@ -80,23 +82,19 @@ class Decoding:
     """Greedy decoding of a batch, a step at a time. `seen` counts the tokens of a row, as positions do."""
 
     def __init__(self, model: Any, cache: KVCache, case: Case, device: torch.device) -> None:
-        self._model, self._cache, self._device = model, cache, device
+        self._model, self._caches, self._device = model, LayerCaches(survey(model), cache), device
         self._rows, self.seen = list(range(case.batch)), case.context
         self._tokens = [7] * case.batch
 
     def call(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
-        out = self._model(
-            input_ids=ids_B1, position_ids=position_B1, use_cache=False, logits_to_keep=1, kvbench=attention
-        )
-        logits_BV: Tensor = out.logits[:, -1]
-        return logits_BV
+        return last_logits(self._model, ids_B1, position_B1, attention)
 
     def step(self, forward: graph.Forward) -> float:
         """One token for every row; seconds."""
         begun = now(self._device)
         ids_B1 = torch.tensor([[token] for token in self._tokens], device=self._device)
         position_B1 = torch.full_like(ids_B1, self.seen)
-        logits_BV = forward(ids_B1, position_B1, ContinuePass(self._cache, self._rows, self.seen))
+        logits_BV = forward(ids_B1, position_B1, ContinuePass(self._caches, self._rows))
         self._tokens = logits_BV.argmax(-1).tolist()
         self.seen += 1
         return now(self._device) - begun
@@ -119,9 +117,9 @@ def measure(model: Any, case: Case, bench: Bench, bandwidth: float, record: Call
     kept = sum(cache.used_bytes(row) for row in range(case.batch))
     decoding = Decoding(model, cache, case, bench.device)
     forwards: dict[str, graph.Forward] = {"eager": decoding.call}
-    lack = graph.missing(model, cache)
-    if lack is None:
-        forwards["graph"] = graph.Steps(decoding.call, cache, graph.Cuda())
+    recordable = graph.recordable(model, cache, "auto")
+    if recordable is not None:
+        forwards["graph"] = graph.GraphedSteps(decoding.call, recordable, graph.CudaRecorder())
     read = weights_read(model) + kept
     for mode, forward in forwards.items():
         with kvbench_attention(model):
@@ -143,8 +141,8 @@ def measure(model: Any, case: Case, bench: Bench, bandwidth: float, record: Call
             reserved_bytes=torch.cuda.max_memory_reserved() if bench.device.type == "cuda" else None,
             took_s=time.monotonic() - begun,
         )
-    if lack is not None:
-        record(mode="graph", kernel=cache.kernel, missing=lack)
+    if recordable is None:
+        record(mode="graph", kernel=cache.kernel, missing=graph.obstacle(model, cache))
 
 
 def _reset_peak(bench: Bench) -> None:

@@ -38,7 +38,7 @@ def random_entries(generator, rows, heads, tokens, reserve, special):
         keep_UT = torch.rand(heads, tokens, generator=generator) < torch.rand(1, generator=generator)
         keep_UT[:, -1] = True
         kind = row % 3 if special else 0
-        budget = int(keep_UT.sum(1).max()) if kind == 2 else None
+        limits = [int(kept) + (row + head) % 3 for head, kept in enumerate(keep_UT.sum(1))]  # each head its own
         entries.append(
             Entry(
                 row,
@@ -47,7 +47,7 @@ def random_entries(generator, rows, heads, tokens, reserve, special):
                 store=Kivi(bits=4, group_size=4, residual=8) if kind == 1 else None,
                 policy=AccumulateAndEvict(window=1) if kind == 2 else None,
                 score_UT=torch.rand(heads, tokens, generator=generator) if kind == 2 else None,
-                tokens=budget,
+                limit_U=limits if kind == 2 else None,
             )
         )
     return entries
@@ -267,7 +267,7 @@ def test_policy_holds_the_budget_at_every_step():
     keep_UT = torch.zeros(2, 30, dtype=torch.bool)
     keep_UT[:, -10:] = True
     policy = AccumulateAndEvict(window=0.5)
-    entry = Entry(0, keep_UT, 50, policy=policy, score_UT=score_UT, tokens=10)
+    entry = Entry(0, keep_UT, 50, policy=policy, score_UT=score_UT, limit_U=[10, 10])
     cache.add(0, [entry], *torch.randn(2, 2, 30, DIM, generator=g).unbind())
     for new in (1, 5, 1, 1, 12, 1):
         q, k = torch.randn(1, 4, new, DIM, generator=g), torch.randn(1, 2, new, DIM, generator=g)
@@ -286,7 +286,7 @@ def test_half_precision_keeps_large_logits_exact(kind, policy):
     new_k, new_v = (torch.randn(1, 2, 1, 128, generator=g).bfloat16() for _ in range(2))
     keep_UT, score_UT = torch.ones(2, 200, dtype=torch.bool), torch.rand(2, 200, generator=g)
     cache = kind(1)
-    cache.add(0, [Entry(0, keep_UT, 1, policy=policy, score_UT=score_UT, tokens=300)], k, v)
+    cache.add(0, [Entry(0, keep_UT, 1, policy=policy, score_UT=score_UT, limit_U=[300, 300])], k, v)
     out = cache.attend(0, [0], q, new_k, new_v, 128**-0.5)[0].double()
     exact = full_attention(q[0].double(), torch.cat([k, new_k[0]], 1), torch.cat([v, new_v[0]], 1), 128**-0.5)
     assert (out - exact).norm() < 1e-2 * exact.norm()

@@ -124,7 +124,8 @@ def test_a_long_neighbour_changes_no_frequencies(tiny, kind):
         model = Phi3ForCausalLM(config).eval()
     else:
         rope |= {"factor": 4.0} if kind == "dynamic" else {}
-        model = LlamaForCausalLM(LlamaConfig(**common, max_position_embeddings=128, rope_parameters=rope)).eval()
+        positions = 128 if kind == "dynamic" else 256
+        model = LlamaForCausalLM(LlamaConfig(**common, max_position_embeddings=positions, rope_parameters=rope)).eval()
     short, long = prompt(60, seed=1), prompt(200, seed=2)
     mask = torch.ones(1, 60, dtype=torch.long)
     wanted = model.generate(torch.tensor([short]), attention_mask=mask, max_new_tokens=NEW, do_sample=False)

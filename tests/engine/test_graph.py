@@ -21,6 +21,7 @@ import kvbench
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine import decode, graph
 from kvbench.engine.caches import num_layers
+from kvbench.engine.probe import checked_plan
 from kvbench.paths import conf_dir
 from kvbench_kernels import backends
 
@@ -52,7 +53,7 @@ class Tape(TorchDispatchMode):
 
 
 class Recorder:
-    """As `graph.Cuda`, on a CPU."""
+    """A stand-in for `graph.CudaRecorder` on a CPU."""
 
     def __call__(self, work):
         tape = Tape()
@@ -84,16 +85,16 @@ def recorded(tiny, monkeypatch):
     """Generates with recorded steps by a backend without host work; also gives the `Steps` that were made."""
     made = []
 
-    class Steps(graph.Steps):
+    class Steps(graph.GraphedSteps):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
             made.append(self)
 
     def generate(prompts=PROMPTS, variants=VARIANTS, steps=Steps, **settings):
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "wanted", lambda model, cache, graph: True)
-            patch.setattr(decode, "Cuda", Recorder)
-            patch.setattr(decode, "Steps", steps)
+            patch.setattr(decode, "recordable", lambda model, cache, graph: cache)
+            patch.setattr(decode, "CudaRecorder", Recorder)
+            patch.setattr(decode, "GraphedSteps", steps)
             # on a CPU the op of this backend is the reference
             cache = RaggedCache(num_layers(tiny.model), backends.make_backend("cuda"))
             patch.setattr(decode, "make_cache", lambda *_: cache)
@@ -181,11 +182,12 @@ def test_a_batch_is_gone_when_its_rows_are(tiny, recorded, monkeypatch):
         held.append(weakref.ref(self))
         real(self, *arguments)
 
+    checked_plan(tiny.model)  # with a cache of its own
     monkeypatch.setattr(RaggedCache, "__init__", noted)
     gc.collect()
     gc.disable()
     try:
-        recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=8, steps=graph.Steps)
+        recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=8, steps=graph.GraphedSteps)
     finally:
         gc.enable()
     assert len(held) == 1 and held[0]() is None
@@ -234,7 +236,7 @@ class Graph:
 def test_recordings_of_one_pool_follow_each_other(monkeypatch):
     """Of the one before, the result alone is still held."""
     pools = Pools(monkeypatch)
-    record = graph.Cuda()
+    record = graph.CudaRecorder()
     out, replay = record(pools.result)
     del replay
     for _ in range(3):
@@ -251,13 +253,13 @@ def test_a_recording_that_fails_leaves_the_stream_alone(monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        graph.Cuda()(fails)
+        graph.CudaRecorder()(fails)
     assert pools.stream == "stream of before"
 
 
 def test_graph_true_says_what_is_missing(tiny):
     cache = RaggedCache(num_layers(tiny.model))
-    assert not graph.wanted(tiny.model, cache, "auto") and not graph.wanted(tiny.model, cache, "False")
+    assert graph.recordable(tiny.model, cache, "auto") is graph.recordable(tiny.model, cache, "False") is None
     for choice in ("true", "True"):
         with pytest.raises(ValueError, match="engine.graph=true: CUDA graphs need a model on a GPU"):
             kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, graph=choice)
@@ -275,8 +277,8 @@ def test_graphs_on_the_gpu(tiny, kernel, monkeypatch, caplog):
     settings = {"max_new_tokens": 48, "max_prompts": 2, "stop_ids": [], "kernel": kernel}
     eager = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="false", **settings)
     recorded = []
-    real = graph.Cuda.__call__
-    monkeypatch.setattr(graph.Cuda, "__call__", lambda self, work: recorded.append(1) or real(self, work))
+    real = graph.CudaRecorder.__call__
+    monkeypatch.setattr(graph.CudaRecorder, "__call__", lambda self, work: recorded.append(1) or real(self, work))
     outs = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="true", **settings)
     assert tokens(outs) == tokens(eager)
     assert len(recorded) > 1 and not [r for r in caplog.records if "without CUDA graphs" in r.message]

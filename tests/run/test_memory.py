@@ -13,6 +13,7 @@ from kvbench import models
 from kvbench.cache.ragged import RaggedCache
 from kvbench.config import defaults, options
 from kvbench.engine import decode
+from kvbench.engine.caches import num_layers
 from kvbench.engine.variant import Request
 from kvbench.prompts import Prompt
 from kvbench.run import memory
@@ -59,7 +60,7 @@ def test_the_cache_estimate_is_a_close_upper_bound(tiny, method, monkeypatch):
     peak, caches = 0, []
 
     def make(model, cache, kernel):
-        caches.append(RaggedCache(decode.num_layers(model)))
+        caches.append(RaggedCache(num_layers(model)))
         return caches[-1]
 
     real = RaggedCache.attend

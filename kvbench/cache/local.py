@@ -1,0 +1,125 @@
+"""Layers that look back a limited number of tokens: sliding windows and chunks. They are kept whole, never compressed.
+
+Shape suffixes: B rows of the call, R rows of the layer, H query heads, U KV heads, T tokens of the call, S keys,
+W slots (the window), D head dimension.
+
+The token at position p lies in slot p mod W of its row, so a new token replaces the one that just left the window.
+Attention does not depend on the order of the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LocalMask:
+    """The keys that a query of a local layer sees: the last `size` positions, itself included.
+
+    A chunked layer in addition sees its own chunk of `size` positions only (Llama 4).
+    """
+
+    size: int
+    chunked: bool = False
+
+    def visible(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Return which keys each query sees; both arguments broadcast. Negative key positions are empty slots."""
+        back = query_positions - key_positions
+        seen = (back >= 0) & (back < self.size) & (key_positions >= 0)
+        if self.chunked:
+            seen &= query_positions // self.size == key_positions // self.size
+        return seen
+
+
+def attend_prompt(q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float, mask: LocalMask) -> Tensor:
+    """Return the attention of a whole prompt under a local mask, in blocks of queries: [B, H, T, D]."""
+    tokens, block = q_BHTD.shape[2], max(mask.size, 256)
+    position_T = torch.arange(tokens, device=q_BHTD.device)
+    outs = []
+    for begin in range(0, tokens, block):
+        end, first = min(begin + block, tokens), max(0, begin - mask.size + 1)
+        visible_TS = mask.visible(position_T[begin:end, None], position_T[None, first:end])
+        outs.append(
+            F.scaled_dot_product_attention(
+                q_BHTD[:, :, begin:end],
+                k_BUTD[:, :, first:end],
+                v_BUTD[:, :, first:end],
+                attn_mask=visible_TS,
+                scale=scaling,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(outs, 2)
+
+
+class LocalLayer:
+    """The recent keys and values of all rows in one local layer."""
+
+    def __init__(self, mask: LocalMask) -> None:
+        self.mask = mask
+        self._rows: list[int] = []
+        self._seen: dict[int, int] = {}
+        self._kv: tuple[Tensor, Tensor] | None = None  # [R, U, W, D] each
+
+    def add(self, rows: Sequence[int], k_UTD: Tensor, v_UTD: Tensor) -> None:
+        """Store the end of one prompt for each of its rows."""
+        size, tokens = self.mask.size, k_UTD.shape[1]
+        first = max(0, tokens - size)
+        slot_T = torch.arange(first, tokens, device=k_UTD.device) % size
+        new = []
+        for x_UTD in (k_UTD, v_UTD):
+            ring_UWD = x_UTD.new_zeros(x_UTD.shape[0], size, x_UTD.shape[2])
+            ring_UWD[:, slot_T] = x_UTD[:, first:]
+            new.append(ring_UWD.expand(len(rows), -1, -1, -1))
+        old = self._kv
+        k_RUWD, v_RUWD = (x.contiguous() if old is None else torch.cat([old[i], x]) for i, x in enumerate(new))
+        self._kv = k_RUWD, v_RUWD
+        self._rows += rows
+        self._seen |= dict.fromkeys(rows, tokens)
+
+    def attend(self, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Append T new tokens to `rows` and attend to what each of them sees: [B, H, T, D]."""
+        assert self._kv is not None
+        k_RUWD, v_RUWD = self._kv
+        device, size = q_BHTD.device, self.mask.size
+        everyone = list(rows) == self._rows
+        place = {row: index for index, row in enumerate(self._rows)}
+        row_B = torch.tensor([place[row] for row in rows], device=device)
+        seen_B = torch.tensor([self._seen[row] for row in rows], device=device)
+        slot_W = torch.arange(size, device=device)
+        outs = []
+        for t in range(q_BHTD.shape[2]):
+            position_B1 = (seen_B + t)[:, None]
+            k_RUWD[row_B, :, position_B1[:, 0] % size] = k_BUTD[:, :, t]
+            v_RUWD[row_B, :, position_B1[:, 0] % size] = v_BUTD[:, :, t]
+            key_position_BW = position_B1 - (position_B1 - slot_W) % size
+            outs.append(
+                F.scaled_dot_product_attention(
+                    q_BHTD[:, :, t : t + 1],
+                    k_RUWD if everyone else k_RUWD[row_B],
+                    v_RUWD if everyone else v_RUWD[row_B],
+                    attn_mask=self.mask.visible(position_B1, key_position_BW)[:, None, None],
+                    scale=scaling,
+                    enable_gqa=True,
+                )
+            )
+        for row in rows:
+            self._seen[row] += q_BHTD.shape[2]
+        return torch.cat(outs, 2)
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Forget finished rows and free their memory."""
+        gone = set(rows)
+        stay = [index for index, row in enumerate(self._rows) if row not in gone]
+        if self._kv is None or len(stay) == len(self._rows):
+            return
+        k_RUWD, v_RUWD = (x[torch.tensor(stay, dtype=torch.long, device=x.device)] for x in self._kv)
+        self._kv = (k_RUWD, v_RUWD) if stay else None
+        self._rows = [self._rows[index] for index in stay]
+        for row in gone:
+            self._seen.pop(row, None)

@@ -1,0 +1,59 @@
+"""The requests that a model cannot answer: too long for its positions, or with ids that it does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from kvbench.engine.rope import grows_with_length, switch_length
+from kvbench.engine.survey import AttentionPlan
+
+
+class RequestLimits:
+    """The limits of a model.
+
+    Args:
+        plan: how its layers attend.
+        max_length: tokens of prompt and answer together; by default the model's own limit. A model with learned
+            positions never goes beyond its own.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: AttentionPlan, max_length: int | None = None) -> None:
+        config = model.config.get_text_config()
+        own = getattr(config, "max_position_embeddings", None)
+        own = int(own) if isinstance(own, int) and own > 0 else None
+        learned = getattr(config, "rope_parameters", None) is None
+        lengths = [] if max_length is None else [(max_length, f"model.max_length is {max_length}")]
+        if own is not None and (learned or (max_length is None and not grows_with_length(model))):
+            lengths.append((own, f"the model has {own} positions"))
+        if plan.limit is not None:
+            lengths.append((plan.limit, plan.reason))
+        self._limit = min(lengths, default=None, key=lambda pair: pair[0])
+        self._switch = switch_length(model)
+        embedding = next(model.get_input_embeddings().parameters())
+        self._vocab = int(embedding.shape[0])
+
+    def error(self, ids: Sequence[int], max_new_tokens: int) -> str | None:
+        """Return one line that says why a request cannot be answered; None if it can."""
+        if not 0 <= min(ids) <= max(ids) < self._vocab:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            return f"token id {wrong} is not in the model's vocabulary of {self._vocab}; use the model's own tokenizer"
+        return self.length_error(len(ids), max_new_tokens)
+
+    def length_error(self, prompt: int, max_new_tokens: int) -> str | None:
+        """Return one line that says why a prompt and an answer of these lengths cannot be; None if they can."""
+        total = prompt + max_new_tokens
+        if self._limit is not None and total > self._limit[0]:
+            limit, reason = self._limit
+            return (
+                f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens} are {total} tokens, but {reason}; "
+                + (f"give max_new_tokens={limit - prompt} at most" if prompt < limit else "shorten the prompt")
+            )
+        if self._switch is not None and prompt <= self._switch < total:
+            return (
+                f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens} cross the {self._switch} tokens at "
+                "which the model changes its rotary frequencies (longrope), and no cache can follow; "
+                + (f"give max_new_tokens={self._switch - prompt} at most" if prompt < self._switch else "add a token")
+            )
+        return None

@@ -1,0 +1,112 @@
+"""A probe of a loaded model: the engine's logits must be the model's own.
+
+The survey refuses what it sees. What it cannot see, such as a state next to the keys and values, or positions that
+come from elsewhere, shows in the answers. So the engine answers a short prompt and takes three decode steps, and the
+model computes the same logits by itself in one forward call. Runs once per model and process.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.ragged import RaggedCache
+from kvbench.engine.attention import AttentionPass, kvbench_attention, one_line
+from kvbench.engine.caches import LayerCaches, device_of
+from kvbench.engine.prefill import ContinuePass, PrefillPass
+from kvbench.engine.survey import AttentionPlan, survey
+from kvbench.engine.variant import Variant
+from kvbench.methods.method import Method
+
+log = logging.getLogger(__name__)
+
+_STEPS = 3
+_PROMPT = 29  # tokens: more than the kernel of any convolution, and no multiple of a chunk
+_LONGEST = 300  # a probe longer than a window tries the window as well; beyond this it would take too long
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}  # of the logits' spread; half precisions: 0.1
+_probed: WeakSet[PreTrainedModel] = WeakSet()
+
+
+def checked_plan(model: PreTrainedModel) -> AttentionPlan:
+    """Return how the layers of a model attend, after a survey and a probe, each once per model and process.
+
+    Raises:
+        ValueError: the engine cannot run the model, or not exactly; one line.
+    """
+    plan = survey(model)
+    if model not in _probed:
+        _probe(model, plan)
+        _probed.add(model)
+        if plan.local:
+            log.info(
+                "model: %d of %d layers attend to the whole prompt; budgets and kept tokens count over these, the "
+                "others keep their window",
+                len(plan.full),
+                len(plan.full) + len(plan.local),
+            )
+    return plan
+
+
+def last_logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
+    """Return the logits [B, V] of each row's last token after a forward call through our attention."""
+    attention.begin()
+    out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
+    attention.finish()
+    logits_BTV: Tensor = out.logits
+    return logits_BTV[:, -1]
+
+
+@torch.inference_mode()
+def _probe(model: PreTrainedModel, plan: AttentionPlan) -> None:
+    device = device_of(model)
+    prompt = _length(plan)
+    ids_1T = _ids(model, prompt + _STEPS).to(device)
+    with one_line(model):
+        own_TV = model(input_ids=ids_1T, use_cache=False).logits[0, prompt - 1 :]
+        with kvbench_attention(model):
+            engine_TV = _engine_logits(model, plan, ids_1T, prompt)
+    own_TV, engine_TV = own_TV.float(), engine_TV.to(own_TV.device).float()
+    if not bool(own_TV.isfinite().all()):
+        return  # nothing can be compared; rows with such logits fail later, each by itself
+    spread_T1 = (own_TV - own_TV.mean(-1, keepdim=True)).norm(dim=-1)
+    error_T = ((engine_TV - own_TV).norm(dim=-1) / spread_T1.clamp_min(1e-12)).sort().values
+    # in half precision, a rounding error can send a token to another expert: one of the four may differ
+    exact = model.dtype in _TOLERANCE
+    worst = float(error_T[-1 if exact else -2])
+    if not worst <= _TOLERANCE.get(model.dtype, 0.1):
+        raise ValueError(
+            f"model: kvbench's logits for {type(model).__name__} differ from the model's own by {worst:.2g} of their "
+            "spread: it holds a state, or uses positions, that kvbench does not know; choose another model"
+        )
+
+
+def _engine_logits(model: PreTrainedModel, plan: AttentionPlan, ids_1T: Tensor, prompt: int) -> Tensor:
+    """Return the logits of a full-cache prefill and of the decode steps after it: [1 + steps, V]."""
+    caches = LayerCaches(plan, RaggedCache(len(plan.full)))
+    call = partial(last_logits, model)
+    position_1T = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None]
+    everything = Variant(Method("fullkv"))
+    prefill = PrefillPass([everything], caches, token_ids=ids_1T[0, :prompt], reserve=_STEPS)
+    logits = [call(ids_1T[:, :prompt], position_1T[:, :prompt], prefill)]
+    for step in range(prompt, ids_1T.shape[1]):
+        at = slice(step, step + 1)
+        logits.append(call(ids_1T[:, at], position_1T[:, at], ContinuePass(caches, [0])))
+    return torch.cat(logits)
+
+
+def _length(plan: AttentionPlan) -> int:
+    """Return the tokens of the probe's prompt: beyond every window that is short enough, within the model's limit."""
+    windows = [mask.size for mask in plan.local.values() if mask.size + 5 + _STEPS <= _LONGEST]
+    length = max([_PROMPT, *(size + 5 for size in windows)])
+    return length if plan.limit is None else max(1, min(length, plan.limit - _STEPS))
+
+
+def _ids(model: PreTrainedModel, tokens: int) -> Tensor:
+    """Return [1, T] ids spread over the vocabulary, always the same ones, without those at its ends."""
+    vocab = int(model.config.get_text_config().vocab_size)
+    return (torch.arange(1, tokens + 1) * 7919 % max(1, vocab - 8) + min(4, vocab - 1))[None]

@@ -1,0 +1,188 @@
+"""A survey of a loaded model: which layers attend to the whole prompt, and which only to recent tokens.
+
+The model itself is asked, not its config: it runs two tokens with a second attention function, under whose name a mask
+function is registered. transformers hands that mask function the rule of every layer's mask. What the engine cannot
+do shows here, before anything is computed, and is refused in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function
+
+from kvbench.cache.local import LocalMask
+from kvbench.engine.attention import attention_named, layer_index, one_line, refuse_unknown
+
+NAME = "kvbench_survey"
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The layers of a model, as the engine treats them.
+
+    Attributes:
+        full: indices of the layers that attend to everything before them. These are compressed; budgets and kept
+            tokens count over them, in this order.
+        local: masks of the other layers, which are kept whole.
+        heads, kv_heads, head_dim: shape of the full layers.
+        limit: tokens of prompt and answer up to which the model's attention is what the engine does; None without one.
+        reason: why there is a limit.
+    """
+
+    full: tuple[int, ...]
+    local: Mapping[int, LocalMask]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    limit: int | None = None
+    reason: str = ""
+
+    def index(self, layer: int) -> int:
+        """Return the place of a model's layer among the full layers."""
+        return self.full.index(layer)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What the mask function was told: the rule of a mask, and how far back it looks, if that is limited."""
+
+    visible: Callable[..., Tensor | bool]
+    size: int | None
+
+
+@dataclass
+class _Notes:
+    """What the attention calls of one forward looked like."""
+
+    masks: dict[int, LocalMask | None] = field(default_factory=dict)
+    shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # query heads, KV heads, head dimension
+
+
+_plans: WeakKeyDictionary[PreTrainedModel, AttentionPlan] = WeakKeyDictionary()
+
+
+def survey(model: PreTrainedModel) -> AttentionPlan:
+    """Return how the layers of a model attend. A model is asked once per process.
+
+    Raises:
+        ValueError: the model needs something that the engine does not do; one line.
+    """
+    if model not in _plans:
+        _plans[model] = _survey(model)
+    return _plans[model]
+
+
+def _survey(model: PreTrainedModel) -> AttentionPlan:
+    notes = _Notes()
+    device = next(model.get_input_embeddings().parameters()).device
+    ids_1T = torch.ones(1, 2, dtype=torch.long, device=device)
+    with torch.inference_mode(), attention_named(model, NAME), one_line(model):
+        model(input_ids=ids_1T, use_cache=False, kvbench=notes)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    layers = int(config.num_hidden_layers)
+    if kinds or len(notes.masks) != layers:
+        which = f" ({', '.join(sorted(map(str, kinds)))})" if kinds else ""
+        raise ValueError(
+            f"model: {len(notes.masks)} of the {layers} layers of {type(model).__name__} attend, and others hold a "
+            f"state of their own{which}, which kvbench cannot keep for a batch; choose a model in which every layer "
+            "attends"
+        )
+    return _plan(model, notes)
+
+
+def _plan(model: PreTrainedModel, notes: _Notes) -> AttentionPlan:
+    local = {layer: mask for layer, mask in sorted(notes.masks.items()) if mask is not None}
+    full = tuple(layer for layer in sorted(notes.masks) if layer not in local)
+    limits = _limits(model)
+    if not full:  # as long as everything fits into the window, every layer attends to everything
+        size = min(mask.size for mask in local.values())
+        limits.append((size, f"every layer looks back {size} tokens only"))
+        full, local = tuple(sorted(notes.masks)), {}
+    shapes = {notes.shapes[layer] for layer in full}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"model: the layers of {type(model).__name__} differ in heads or head dimension; choose another model"
+        )
+    limit, reason = min(limits, default=(None, ""), key=lambda pair: pair[0])
+    return AttentionPlan(full, local, *shapes.pop(), limit=limit, reason=reason)
+
+
+def _limits(model: PreTrainedModel) -> list[tuple[int, str]]:
+    """Return lengths beyond which a layer reads its position from a cache that the engine does not have."""
+    config = model.config.get_text_config()
+    if getattr(config, "attn_temperature_tuning", None):
+        floor = int(config.floor_scale)
+        return [(floor - 1, f"beyond {floor} tokens its attention has a temperature that depends on the position")]
+    return []
+
+
+def _survey_mask(mask_function: Callable[..., Tensor | bool], local_size: int | None = None, **_: object) -> object:
+    """Stand in for transformers' mask functions: pass the rule on in the place of a mask; None for a causal mask."""
+    return None if mask_function is causal_mask_function else _Rule(mask_function, local_size)
+
+
+def _survey_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: object,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    kvbench: _Notes | None = None,
+    sliding_window: int | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    name, layer = type(module).__name__, layer_index(module)
+    if kvbench is None:
+        raise ValueError(f"model: {name} does not pass keywords on to its attention; choose another model")
+    refuse_unknown(module, kwargs)
+    if layer in kvbench.masks:
+        raise ValueError(f"model: {name} attends twice in layer {layer}; choose another model")
+    if key.shape != value.shape:
+        raise ValueError(
+            f"model: the keys of {name} are {key.shape[-1]} numbers wide and its values {value.shape[-1]}; choose a "
+            "model in which both are the same"
+        )
+    if key.shape[2] != query.shape[2] or query.shape[1] % key.shape[1]:
+        raise ValueError(f"model: {name} attends to something other than its own tokens; choose another model")
+    kvbench.masks[layer] = _local_mask(name, attention_mask, sliding_window, query.device)
+    kvbench.shapes[layer] = query.shape[1], key.shape[1], key.shape[3]
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _survey_attention)
+AttentionMaskInterface.register(NAME, _survey_mask)
+
+
+def _local_mask(name: str, rule: object, sliding_window: int | None, device: torch.device) -> LocalMask | None:
+    """Return what limits a layer's view, from its mask's rule and from the window that its attention is told."""
+    if rule is None:
+        return None if sliding_window is None else LocalMask(int(sliding_window))
+    if isinstance(rule, _Rule) and rule.size is not None:
+        candidates = [LocalMask(int(rule.size)), LocalMask(int(rule.size), chunked=True)]
+        for mask in candidates:
+            if _agrees(rule, mask, device) and sliding_window in (None, mask.size):
+                return mask
+    raise ValueError(
+        f"model: the attention mask of {name} is neither causal nor a sliding window nor chunks; choose another model"
+    )
+
+
+def _agrees(rule: _Rule, mask: LocalMask, device: torch.device) -> bool:
+    """Return True if a rule shows the same keys as a mask, tried at the positions where the two could differ."""
+    size, zero = mask.size, torch.tensor(0, device=device)
+    tried = [0, 1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 3 * size + 1]
+    query_T1, key_S = torch.tensor(tried, device=device)[:, None], torch.arange(max(tried) + 1, device=device)
+    told = torch.as_tensor(rule.visible(zero, zero, query_T1, key_S)).expand(len(query_T1), len(key_S))
+    return torch.equal(told.bool(), mask.visible(query_T1, key_S))
