@@ -7,134 +7,178 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from kvbench_kernels import backends, build, ops, parity
+from kvbench_kernels.build import recipes
 
+_DTYPES = ("bfloat16", "float16", "float32")
 _EPILOG = """\
-The kernels are compiled when they are first needed, too. They are kept in the folder `kernels` of KVBENCH_CACHE
-(~/.cache/kvbench), and compiled again when a source, a compiler or a setting changes.
+The kernels are also compiled when they are first needed. They are kept in the folder `kernels` of KVBENCH_CACHE
+(~/.cache/kvbench), and compiled again when a source, a compiler or a setting changes, or a file is damaged.
 
-exit status: 0 if all is well, 1 if a check failed, 2 for a mistake or what is missing.
+exit status: 0 if all is well, 1 if a check or the compilation failed, 2 for a mistake or if something is missing.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is a ValueError of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint. Raises ValueError."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run as `python -m kvbench_kernels`: print an error as one line. Returns the exit status."""
     try:
-        status: int = arguments.run(arguments)
-        return status
-    except BrokenPipeError:  # the reader has seen enough
+        return main(argv)
+    except BrokenPipeError:  # the reader needs no more
         sys.stderr.close()
-        return 1
+        return 141
     except KeyboardInterrupt:
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"kvbench: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        _say(error)
         return 2
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments ask for. Returns the exit status.
+
+    Raises:
+        ValueError: a mistake of the user, or something is missing on this machine.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except RuntimeError as error:  # of a compiler, of CUDA, or while loading
+        _say(error)
+        return 1
+    return status
+
+
+def _say(error: Exception) -> None:
+    """Print an error on stderr as one line."""
+    print(f"kvbench: {' '.join(str(error).split())}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench_kernels",
-        description="The CUDA kernels of the ragged cache.",
+    parser = _Parser(
+        prog="kvbench kernels",
+        description="Compile, list and check the kernels of the ragged cache.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("build", help="compile the kernels", description="Compile the kernels with nvcc.")
-    one.add_argument(
+    command = commands.add_parser("build", help="compile the kernels", description="Compile the kernels with nvcc.")
+    command.add_argument(
         "--arch",
         action="append",
         metavar="ARCH",
-        help=f"sm_<number>: machine code, compute_<number>: PTX; again for more (default: {' '.join(build.ARCHS)})",
+        help=f"sm_<number> for machine code, compute_<number> for PTX; may be repeated "
+        f"(default: {' '.join(build.ARCHS)})",
     )
-    one.add_argument("--force", action="store_true", help="compile although it has been done")
-    one.set_defaults(run=_build)
-    one = commands.add_parser("list", help="which backends can run here, and why the others cannot")
-    one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    one.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
-    one.add_argument("--head-dim", type=int, default=128, metavar="D", help="of the model (default: 128)")
-    one.set_defaults(run=_list)
-    one = commands.add_parser(
+    command.add_argument("--force", action="store_true", help="compile even if the cache has the kernels")
+    command.set_defaults(run=_build)
+    command = commands.add_parser("list", help="which backends can run here, and why the others cannot")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    command.add_argument("--dtype", default="bfloat16", help="dtype of the model (default: bfloat16)")
+    command.add_argument(
+        "--head-dim", type=int, default=128, metavar="D", help="head dimension of the model (default: 128)"
+    )
+    command.set_defaults(run=_list)
+    command = commands.add_parser(
         "check",
         help="compare every op with the reference in double precision",
         description="Compare every op with the reference in double precision: the kernels on a GPU, torch on a CPU.",
     )
-    one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    one.add_argument("--emulated", action="store_true", help="run the kernels on the CPU, compiled by g++; slow")
-    one.add_argument("--op", action="append", choices=sorted(ops.SCHEMAS), help="only this op; again for more")
-    one.add_argument("--seed", type=int, help="of the inputs (default: another one each time)")
-    one.set_defaults(run=_check)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    command.add_argument("--emulated", action="store_true", help="run the kernels on the CPU, compiled by g++; slow")
+    command.add_argument(
+        "--op", action="append", choices=sorted(ops.SCHEMAS), help="check only this op; may be repeated"
+    )
+    command.add_argument("--seed", type=int, help="seed of the inputs (default: a new one each time)")
+    command.set_defaults(run=_check)
     return parser
 
 
 def _build(arguments: argparse.Namespace) -> int:
     archs = tuple(arguments.arch or build.ARCHS)
-    begun = time.monotonic()
-    made = build.cuda(archs, arguments.force, lambda said: print(f"{time.monotonic() - begun:6.1f} s  {said}"))
+    recipes.check_archs(archs)
+    begin = time.monotonic()
+    library = build.cuda(archs, arguments.force, lambda line: print(f"{time.monotonic() - begin:6.1f} s  {line}"))
     rows = [
         [_short(k["name"]), k["arch"], k["registers"], k["spill_stores"] + k["spill_loads"], k["shared"]]
-        for k in build.report(made)
+        for k in build.report(library)
     ]
     print(tabulate(rows, ["kernel", "arch", "registers", "spilled bytes", "shared bytes"]))
-    print(f"{made} ({time.monotonic() - begun:.1f} s)")
+    print(f"{library} ({time.monotonic() - begin:.1f} s)")
     return 0
 
 
 def _short(name: str) -> str:
-    """A kernel's name without its namespaces and parameters."""
+    """Return a kernel's name without its namespaces and parameters."""
     name = name.removeprefix("void ").replace("(anonymous namespace)::", "").replace("kvb::", "")
     return name.partition("(")[0]
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    dtype = getattr(torch, arguments.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"--dtype {arguments.dtype}: no such dtype, choose bfloat16, float16 or float32")
-    use = backends.AttentionSpec(_device(arguments.device), dtype, arguments.head_dim, 1)
-    lacks = {name: backends.unmet_requirement(name, use) for name in backends.NAMES}
-    first = next(name for name in backends.preferred(use.device) if lacks[name] is None)
+    if arguments.dtype not in _DTYPES:
+        raise ValueError(f"--dtype {arguments.dtype}: must be one of {', '.join(_DTYPES)}")
+    if arguments.head_dim < 1:
+        raise ValueError(f"--head-dim {arguments.head_dim}: must be at least 1")
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    spec = backends.AttentionSpec(_device(arguments.device), dtype, arguments.head_dim, 1)
+    lacks = {name: backends.unmet_requirement(name, spec) for name in backends.NAMES}
+    first = next(name for name in backends.preferred(spec.device) if lacks[name] is None)
     rows = [
-        [name, "yes" if lack is None else "no", lack or ("what kernel=auto takes" if name == first else "")]
+        [name, "yes" if lack is None else "no", lack or ("kernel=auto chooses this" if name == first else "")]
         for name, lack in lacks.items()
     ]
-    print(f"device={use.device} dtype={arguments.dtype} head dimension {use.head_dim}")
+    print(f"device={spec.device} dtype={arguments.dtype} head dimension {spec.head_dim}")
     print(tabulate(rows, ["kernel", "runs", ""]))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.emulated and arguments.device not in (None, "cpu"):
+        raise ValueError(f"--device {arguments.device}: --emulated runs on the CPU; leave --device out")
     device = torch.device("cpu") if arguments.emulated else _device(arguments.device)
     seed = int(time.time()) if arguments.seed is None else arguments.seed
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed}: must be from 0 to {2**63 - 1}")
     library = build.host() if arguments.emulated else None
     what = "kernels on the CPU" if arguments.emulated else "kernels" if device.type == "cuda" else "reference in torch"
     if device.type == "cuda":
         ops.prepare(device)
     print(f"{what}, device={device}, --seed {seed}")
-    failed = run_checks(device, seed, library, arguments.op)
-    return 1 if failed else 0
+    return 1 if run_checks(device, seed, library, arguments.op) else 0
 
 
 def run_checks(device: torch.device, seed: int, library: Path | None, only: Sequence[str] | None) -> int:
-    """Run and print the cases; how many failed. `library`: what to emulate the kernels with on a CPU."""
+    """Run and print the cases of the ops in `only`, or all. Returns how many cases failed.
+
+    Args:
+        library: on a CPU, the compiled kernels to emulate; None for the reference.
+    """
     chosen = [case for case in parity.cases(large=device.type == "cuda") if not only or case.op in only]
     rows = []
     for case in tqdm(chosen, unit="case", leave=False):
-        began = time.monotonic()
+        begin = time.monotonic()
         if library is None:
             error = case.run(device, seed)
         else:
             with ops.emulated(library):
                 error = case.run(device, seed)
-        good = error <= case.bound  # a NaN is not
-        took = time.monotonic() - began
+        is_right = error <= case.bound  # False for NaN
+        seconds = time.monotonic() - begin
         rows.append(
-            [case.op, case.title, f"{error:.1e}", f"{case.bound:.0e}", "ok" if good else "WRONG", f"{took:.2f}"]
+            [case.op, case.title, f"{error:.1e}", f"{case.bound:.0e}", "ok" if is_right else "WRONG", f"{seconds:.2f}"]
         )
     print(tabulate(rows, ["op", "case", "error", "bound", "", "s"], disable_numparse=True))
     failed = sum(row[4] != "ok" for row in rows)
@@ -143,16 +187,21 @@ def run_checks(device: torch.device, seed: int, library: Path | None, only: Sequ
 
 
 def _device(name: str | None) -> torch.device:
+    """Return the device of this name, by default the GPU if there is one. Raises ValueError if it does not exist."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: no such device, choose cpu or cuda") from None
+        raise ValueError(f"--device {name}: no such device; choose cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: the kernels run on cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch finds no GPU")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

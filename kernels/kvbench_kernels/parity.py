@@ -1,7 +1,7 @@
-"""Every op against the reference in double precision, on inputs made to break it.
+"""Comparison of every op with the reference in double precision, on inputs that are meant to break it.
 
-Slots that are not alive hold NaN, outputs are NaN before, segments lie in another order than the lanes and some belong
-to nobody, queries are transposed views. Shape suffixes as in kvbench_kernels.ops.reference.
+Slots that are not live hold NaN, and so do outputs before the call. Segments are in another order than the lanes, some
+belong to no lane, and queries are transposed views. Shape suffixes as in kvbench_kernels.ops.reference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from kvbench_kernels import ops
 from kvbench_kernels.ops import reference
 
-# ‖out - exact‖ / ‖exact‖: half a unit in the last place of the output; what is computed in float32 has a tenth of it
+# ‖out - exact‖ / ‖exact‖: half a unit in the last place of the output; computing in float32 adds a tenth of it
 BOUND = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
 SCORE_BOUND = 1e-4
 NAN = float("nan")
@@ -25,7 +25,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Case:
-    """An op on one kind of input. `run(device, seed)` gives the error; above `bound`, or not a number, is wrong."""
+    """An op on one kind of input. `run(device, seed)` returns the error; it must be at most `bound` and not NaN."""
 
     op: str
     title: str
@@ -34,7 +34,7 @@ class Case:
 
 
 def cases(large: bool) -> Iterator[Case]:
-    """All cases; `large` ones have the sizes of models and are for a GPU."""
+    """Yield all cases; with `large` also those of a real model's size, which are for a GPU."""
     for dtype in (torch.bfloat16, torch.float16):
         for dim in (64, 80, 96, 128, 256):
             yield _decode_case("ragged_decode", dtype, dim, 4, 1, 200)
@@ -64,7 +64,7 @@ def cases(large: bool) -> Iterator[Case]:
 
 @dataclass
 class Arena:
-    """Buffers of `S` segments, of which `segment_N` are in the call. On the host, in double precision."""
+    """Buffers of S segments, of which `segment_N` are in the call; on the host, in double precision."""
 
     k_RD: Tensor
     v_RD: Tensor
@@ -73,7 +73,7 @@ class Arena:
     segment_N: Tensor
 
     def on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Copies of the five, in the order of the ops' arguments."""
+        """Copy the five tensors to a device, in the order of the ops' arguments."""
         k_RD, v_RD = (x.to(device, dtype, copy=True) for x in (self.k_RD, self.v_RD))
         start_S1, length_S, segment_N = (
             x.to(device, copy=True) for x in (self.start_S1, self.length_S, self.segment_N)
@@ -82,10 +82,10 @@ class Arena:
 
 
 def arena(g: torch.Generator, lanes: int, dim: int, longest: int, room: int, dtype: torch.dtype) -> Arena:
-    """An arena with `room` free slots or a few more in each segment, and 3 segments of nobody."""
+    """Draw an arena with at least `room` free slots in each segment, and 3 segments that belong to no lane."""
     segments = lanes + 3
     length_S = torch.randint(0, longest + 1, (segments,), generator=g, dtype=torch.int32)
-    length_S[0], length_S[1] = longest, 64  # one long, one at the edge of a tile
+    length_S[0], length_S[1] = longest, 64  # one long segment, and one at the edge of a tile
     capacity_S = length_S + room + torch.randint(0, 9, (segments,), generator=g, dtype=torch.int32)
     start_S1 = torch.cat([capacity_S.new_zeros(1), capacity_S.cumsum(0, dtype=torch.int32)])
     slots = int(start_S1[-1])
@@ -109,45 +109,45 @@ def decode(
     rows: int = 2,
     kv_heads: int = 3,
 ) -> float:
-    """`ragged_decode`, or `ragged_append_decode` and what it wrote."""
+    """Compare `ragged_decode`, or with `fused` `ragged_append_decode` and the tokens it writes."""
     g = torch.Generator().manual_seed(seed)
-    made = arena(g, rows * kv_heads, dim, longest, tokens if fused else 0, dtype)
+    drawn = arena(g, rows * kv_heads, dim, longest, tokens if fused else 0, dtype)
     q_BTHD = normal(g, rows, tokens, kv_heads * group, dim, dtype=dtype) * 2
     k_BTUD, v_BTUD = (normal(g, rows, tokens, kv_heads, dim, dtype=dtype) for _ in range(2))
     scaling = 1 / math.sqrt(dim)
-    mine, exact = made.on(device, dtype), made.on(torch.device("cpu"), torch.float64)
+    actual, exact = drawn.on(device, dtype), drawn.on(torch.device("cpu"), torch.float64)
     out, expected = torch.full_like(q_BTHD, NAN, dtype=dtype, device=device), torch.empty_like(q_BTHD)
     scratch, status = ops.workspace(dim, device), torch.zeros(1, dtype=torch.int32, device=device)
     q, k, v = (x.to(device, dtype).transpose(1, 2) for x in (q_BTHD, k_BTUD, v_BTUD))
     if fused:
-        torch.ops.kvb.ragged_append_decode(q, k, v, *mine, scaling, out.transpose(1, 2), scratch, status)
+        torch.ops.kvb.ragged_append_decode(q, k, v, *actual, scaling, out.transpose(1, 2), scratch, status)
         reference.ragged_append(*exact, k_BTUD.transpose(1, 2), v_BTUD.transpose(1, 2), status.cpu())
     else:
-        torch.ops.kvb.ragged_decode(q, *mine, scaling, out.transpose(1, 2), scratch)
+        torch.ops.kvb.ragged_decode(q, *actual, scaling, out.transpose(1, 2), scratch)
     reference.ragged_decode(q_BTHD.transpose(1, 2), *exact, scaling, expected.transpose(1, 2))
-    if fused and not (int(status) == 0 and all(same(x, y) for x, y in zip(mine, exact, strict=True))):
+    if fused and not (int(status) == 0 and all(same(x, y) for x, y in zip(actual, exact, strict=True))):
         return math.inf
     return error(out, expected)
 
 
 def append(device: torch.device, seed: int, dtype: torch.dtype, tokens: int) -> float:
-    """`ragged_append`, with one segment that has no room: it stays as it is, and the status names it."""
+    """Compare `ragged_append`. One segment has no room: it must stay as it is, and the status must name it."""
     g = torch.Generator().manual_seed(seed)
-    made = arena(g, 6, 80, 70, tokens, dtype)
-    full = int(made.segment_N[4])
-    made.length_S[full] = made.start_S1[full + 1] - made.start_S1[full] - tokens + 1
+    drawn = arena(g, 6, 80, 70, tokens, dtype)
+    full = int(drawn.segment_N[4])
+    drawn.length_S[full] = drawn.start_S1[full + 1] - drawn.start_S1[full] - tokens + 1
     k, v = (normal(g, 2, tokens, 3, 80, dtype=dtype).transpose(1, 2) for _ in range(2))
-    mine, exact = made.on(device, dtype), made.on(torch.device("cpu"), torch.float64)
+    actual, exact = drawn.on(device, dtype), drawn.on(torch.device("cpu"), torch.float64)
     status, expected = (torch.zeros(1, dtype=torch.int32, device=where) for where in (device, "cpu"))
-    torch.ops.kvb.ragged_append(*mine, k.to(device, dtype), v.to(device, dtype), status)
+    torch.ops.kvb.ragged_append(*actual, k.to(device, dtype), v.to(device, dtype), status)
     reference.ragged_append(*exact, k, v, expected)
-    return float(not (same(status, expected) and all(same(x, y) for x, y in zip(mine, exact, strict=True))))
+    return float(not (same(status, expected) and all(same(x, y) for x, y in zip(actual, exact, strict=True))))
 
 
 def window_score(
     device: torch.device, seed: int, dtype: torch.dtype, group: str, pool: str, known: bool, tokens: int = 203
 ) -> float:
-    """`window_score`, with the log-sum-exp given (`known`) or not."""
+    """Compare `window_score`, with the log-sum-exp given (`known`) or not."""
     g = torch.Generator().manual_seed(seed)
     q_HTD, k_UTD = _prompt(g, tokens, dtype)
     q_HWD, scaling = q_HTD[:, -24:], 1 / math.sqrt(q_HTD.shape[2])
@@ -158,12 +158,14 @@ def window_score(
 
 
 def row_lse(device: torch.device, seed: int, dtype: torch.dtype) -> float:
+    """Compare `row_lse`."""
     q_HTD, k_UTD = _prompt(torch.Generator().manual_seed(seed), 203, dtype)
     out = torch.ops.kvb.row_lse(q_HTD.to(device, dtype), k_UTD.to(device, dtype), 0.125)
     return error(out, reference.row_lse(q_HTD, k_UTD, 0.125))
 
 
 def column_sums(device: torch.device, seed: int, dtype: torch.dtype) -> float:
+    """Compare `column_sums`."""
     q_HTD, k_UTD = _prompt(torch.Generator().manual_seed(seed), 203, dtype)
     lse_HT = reference.row_lse(q_HTD, k_UTD, 0.125)
     out = torch.ops.kvb.column_sums(q_HTD.to(device, dtype), k_UTD.to(device, dtype), lse_HT.to(device).float(), 0.125)
@@ -171,7 +173,7 @@ def column_sums(device: torch.device, seed: int, dtype: torch.dtype) -> float:
 
 
 def select(device: torch.device, seed: int, scope: str, ties: bool) -> float:
-    """`select`: the number of tokens chosen otherwise than the reference does."""
+    """Compare `select`: the number of tokens and counts that differ from the reference."""
     g = torch.Generator().manual_seed(seed)
     score_UN = torch.rand(5, 611, generator=g)
     if ties:
@@ -183,7 +185,7 @@ def select(device: torch.device, seed: int, scope: str, ties: bool) -> float:
 
 
 def gather(device: torch.device, seed: int, dtype: torch.dtype) -> float:
-    """`ragged_gather`, of heads out of order, into an arena with free slots."""
+    """Compare `ragged_gather`, from heads in any order, into an arena with free slots."""
     g = torch.Generator().manual_seed(seed)
     k_TUD, v_TUD = (normal(g, 300, 4, 80, dtype=dtype) for _ in range(2))
     keep_ST = torch.rand(6, 300, generator=g) < torch.rand(6, 1, generator=g)
@@ -191,53 +193,53 @@ def gather(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     capacity_S = keep_ST.sum(1, dtype=torch.int32) + torch.randint(0, 9, (6,), generator=g, dtype=torch.int32)
     start_S1 = torch.cat([capacity_S.new_zeros(1), capacity_S.cumsum(0, dtype=torch.int32)])
     expected = _nan(int(start_S1[-1]), 80)
-    mine = [x.to(device, dtype) for x in expected]
+    actual = [x.to(device, dtype) for x in expected]
     k, v = (x.transpose(0, 1) for x in (k_TUD, v_TUD))
     where = [x.to(device) for x in (keep_ST, head_S, start_S1)]
-    torch.ops.kvb.ragged_gather(k.to(device, dtype), v.to(device, dtype), *where, *mine)
+    torch.ops.kvb.ragged_gather(k.to(device, dtype), v.to(device, dtype), *where, *actual)
     reference.ragged_gather(k, v, keep_ST, head_S, start_S1, *expected)
-    return float(not all(same(x, y) for x, y in zip(mine, expected, strict=True)))
+    return float(not all(same(x, y) for x, y in zip(actual, expected, strict=True)))
 
 
 def relayout(device: torch.device, seed: int, dtype: torch.dtype) -> float:
-    """`ragged_relayout`: some segments, in another order, with other capacities."""
+    """Compare `ragged_relayout` of some segments, in another order, with other capacities."""
     g = torch.Generator().manual_seed(seed)
-    made = arena(g, 6, 96, 130, 2, dtype)
+    drawn = arena(g, 6, 96, 130, 2, dtype)
     source_M = torch.randperm(9, generator=g)[:5].to(torch.int32)
-    capacity_M = made.length_S[source_M.long()] + torch.randint(0, 40, (5,), generator=g, dtype=torch.int32)
+    capacity_M = drawn.length_S[source_M.long()] + torch.randint(0, 40, (5,), generator=g, dtype=torch.int32)
     start_M1 = torch.cat([capacity_M.new_zeros(1), capacity_M.cumsum(0, dtype=torch.int32)])
     expected = _nan(int(start_M1[-1]), 96)
     new = [x.to(device, dtype) for x in expected]
-    old = made.on(device, dtype)[:4]
+    old = drawn.on(device, dtype)[:4]
     torch.ops.kvb.ragged_relayout(*old, source_M.to(device), start_M1.to(device), *new)
-    exact = made.on(torch.device("cpu"), torch.float64)[:4]
+    exact = drawn.on(torch.device("cpu"), torch.float64)[:4]
     reference.ragged_relayout(*exact, source_M, start_M1, *expected)
     return float(not all(same(x, y) for x, y in zip(new, expected, strict=True)))
 
 
 def error(out: Tensor, exact: Tensor) -> float:
-    """‖out - exact‖ / ‖exact‖; NaN where `out` has one."""
+    """Return ‖out - exact‖ / ‖exact‖; NaN if `out` contains NaN."""
     return float((out.cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
-def same(mine: Tensor, exact: Tensor) -> bool:
-    """Equal, NaN included."""
-    return torch.equal(mine.cpu().double().nan_to_num(nan=1e30), exact.double().nan_to_num(nan=1e30))
+def same(out: Tensor, exact: Tensor) -> bool:
+    """Return True if the tensors are equal; NaN equals NaN."""
+    return torch.equal(out.cpu().double().nan_to_num(nan=1e30), exact.double().nan_to_num(nan=1e30))
 
 
 def normal(g: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
-    """Normal numbers that `dtype` holds exactly, in double precision."""
+    """Draw normal numbers that `dtype` holds exactly, in double precision."""
     return torch.randn(shape, generator=g).to(dtype).double()
 
 
 def _nan(slots: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Buffers for keys and values."""
+    """Return buffers for keys and values, full of NaN."""
     k_RD, v_RD = torch.full((2, slots, dim), NAN, dtype=torch.float64).unbind()
     return k_RD, v_RD
 
 
 def _prompt(g: torch.Generator, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Queries and keys of a prompt: transposed views."""
+    """Draw queries and keys of a prompt, as transposed views."""
     q_THD, k_TUD = normal(g, tokens, 6, 64, dtype=dtype), normal(g, tokens, 2, 64, dtype=dtype)
     return q_THD.transpose(0, 1), k_TUD.transpose(0, 1)
 

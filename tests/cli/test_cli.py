@@ -75,7 +75,7 @@ def test_a_mistake_is_one_line(args, message, tmp_path):
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("kernel=cuda", "kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"),
+        ("kernel=cuda", "kernel=cuda: needs an NVIDIA GPU, but the model is on device=cpu"),
         ("engine.graph=true", "engine.graph=true: CUDA graphs need a GPU, and the model is on device=cpu"),
     ],
 )

@@ -156,7 +156,7 @@ def test_auto_on_the_gpu():
     chosen = backends.choose_backend("auto", AttentionSpec(torch.device("cuda"), torch.bfloat16, 128, 4))
     assert chosen.name == "cuda" and chosen.reason.startswith("the fastest on ")
     chosen = backends.choose_backend("auto", AttentionSpec(torch.device("cuda"), torch.float32, 128, 4))
-    assert chosen.name == "sdpa" and "not cuda: dtype float32: takes bfloat16 and float16" in chosen.reason
+    assert chosen.name == "sdpa" and "not cuda: dtype float32: needs bfloat16 or float16" in chosen.reason
 
 
 def package(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:

@@ -103,7 +103,7 @@ def test_a_compiler_that_does_not_start_is_named(tmp_path: Path) -> None:
 def test_an_architecture_is_checked(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilers, "nvcc", lambda: Path("nvcc"))
     monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
-    with pytest.raises(ValueError, match=f"arch={arch}: must be sm_<number> or compute_<number>"):
+    with pytest.raises(ValueError, match=f"--arch {arch}: must be sm_<number> or compute_<number>"):
         build.cuda((arch,))
 
 

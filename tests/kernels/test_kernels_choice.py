@@ -57,7 +57,7 @@ def test_auto_takes_the_fastest_that_can_run(gpu):
     assert backends.choose_backend("auto", gpu.use(torch.float32)).name == "sdpa"
     gpu.patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
     chosen = backends.choose_backend("auto", gpu.use())
-    assert chosen.name == "sdpa" and "not flash_attn: no flash-attn that takes live lengths, and " in chosen.reason
+    assert chosen.name == "sdpa" and "not flash_attn: no flash-attn that accepts live lengths, and " in chosen.reason
     assert backends.make_backend("sdpa").name == "sdpa"
 
 
@@ -65,7 +65,7 @@ def test_auto_on_a_cpu(monkeypatch):
     monkeypatch.setattr(cpu, "library", lambda: None)
     assert backends.choose_backend("auto", MODEL) == backends.Choice("cpu", "the fastest on a CPU")
     chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.bfloat16, 128, 4))
-    assert chosen == backends.Choice("torch", "not cpu: dtype bfloat16: takes float32")
+    assert chosen == backends.Choice("torch", "not cpu: dtype bfloat16: needs float32")
     chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.float32, 72, 4))
     assert chosen.name == "torch" and chosen.reason.startswith("not cpu: head dimension 72: compiled for ")
     monkeypatch.setattr(cpu, "library", compilers.gxx)
@@ -77,10 +77,10 @@ def test_auto_on_a_cpu(monkeypatch):
 @pytest.mark.parametrize(
     ("kernel", "changes", "message"),
     [
-        ("cuda", {"dtype": torch.float32}, "kernel=cuda: dtype float32: takes bfloat16 and float16"),
-        ("flash_attn", {"dtype": torch.float32}, "kernel=flash_attn: dtype float32: takes bfloat16 and float16"),
+        ("cuda", {"dtype": torch.float32}, "kernel=cuda: dtype float32: needs bfloat16 or float16"),
+        ("flash_attn", {"dtype": torch.float32}, "kernel=flash_attn: dtype float32: needs bfloat16 or float16"),
         ("cuda", {"head_dim": 72}, "kernel=cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"),
-        ("flash_attn", {"head_dim": 260}, "kernel=flash_attn: head dimension 260: flash-attention takes multiples of"),
+        ("flash_attn", {"head_dim": 260}, "kernel=flash_attn: head dimension 260: flash-attention needs a multiple of"),
         ("paged", {}, f"kernel=paged: must be one of auto, {', '.join(backends.NAMES)}"),
     ],
 )
@@ -95,15 +95,15 @@ def test_a_kernel_on_the_wrong_machine_says_what_is_missing(gpu):
     with pytest.raises(ValueError, match="kernel=cuda: compiling decode.cu failed"):
         backends.choose_backend("cuda", gpu.use())
     gpu.capability(7, 5)
-    with pytest.raises(ValueError, match="kernel=cuda: NVIDIA H200 has compute capability 7.5, 8.0 is needed"):
+    with pytest.raises(ValueError, match="kernel=cuda: NVIDIA H200 has compute capability 7.5; 8.0 is needed"):
         backends.choose_backend("cuda", gpu.use())
     gpu.patch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.patch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(ValueError, match="kernel=flash_attn: torch finds no GPU"):
         backends.choose_backend("flash_attn", gpu.use())
-    with pytest.raises(ValueError, match="kernel=cpu: runs on a CPU, and the model is on device=cuda"):
+    with pytest.raises(ValueError, match="kernel=cpu: needs a CPU, but the model is on device=cuda"):
         backends.choose_backend("cpu", gpu.use())
-    with pytest.raises(ValueError, match="kernel=cuda: runs on a GPU of NVIDIA, and the model is on device=cpu"):
+    with pytest.raises(ValueError, match="kernel=cuda: needs an NVIDIA GPU, but the model is on device=cpu"):
         backends.choose_backend("cuda", MODEL)
     assert backends.choose_backend("sdpa", MODEL) == backends.Choice("sdpa", "as configured")
 

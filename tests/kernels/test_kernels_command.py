@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from kvbench_kernels import build, parity
-from kvbench_kernels.__main__ import main
+from kvbench_kernels.__main__ import run as main
 from kvbench_kernels.build import compilers, ptxas
+from kvbench_kernels.build.compilers import CompilerError
 from kvbench_kernels.ops import library, registration
 
 
@@ -82,19 +85,31 @@ def test_list_says_who_runs_and_why_the_others_do_not(capsys, monkeypatch):
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
-    assert re.search(r"(?m)^cuda +no +runs on a GPU of NVIDIA, and the model is on device=cpu$", said)
-    assert re.search(r"(?m)^torch +yes +what kernel=auto takes$", said)
+    assert re.search(r"(?m)^cuda +no +needs an NVIDIA GPU, but the model is on device=cpu$", said)
+    assert re.search(r"(?m)^torch +yes +kernel=auto chooses this$", said)
     assert main(["list", "--dtype", "float32", "--head-dim", "64"]) == 0
-    assert re.search(r"(?m)^cpu +yes +what kernel=auto takes$", capsys.readouterr().out)
+    assert re.search(r"(?m)^cpu +yes +kernel=auto chooses this$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["list", "--device", "gpu"], "--device gpu: no such device, choose cpu or cuda"),
+        (["list", "--device", "gpu"], "--device gpu: no such device; choose cpu or cuda"),
         (["list", "--device", "cuda"], "--device cuda: torch finds no GPU"),
-        (["list", "--dtype", "bf16"], "--dtype bf16: no such dtype, choose bfloat16, float16 or float32"),
-        (["build", "--arch", "hopper"], "arch=hopper: must be sm_<number> or compute_<number>"),
+        (["list", "--dtype", "bf16"], "--dtype bf16: must be one of bfloat16, float16, float32"),
+        (["list", "--dtype", "int8"], "--dtype int8: must be one of bfloat16, float16, float32"),
+        (["list", "--device", "meta"], "--device meta: the kernels run on cpu or cuda"),
+        (["list", "--head-dim", "0"], "--head-dim 0: must be at least 1"),
+        (
+            ["list", "--head-dim", "many"],
+            "argument --head-dim: invalid int value: 'many'; see kvbench kernels list --help",
+        ),
+        (["check", "--seed", "-1"], "--seed -1: must be from 0 to"),
+        (["check", "--op", "attend"], "argument --op: invalid choice: 'attend'"),
+        (["check", "--emulated", "--device", "cuda"], "--device cuda: --emulated runs on the CPU; leave --device out"),
+        ([], "the following arguments are required: COMMAND; see kvbench kernels --help"),
+        (["bild"], "argument COMMAND: invalid choice: 'bild'"),
+        (["build", "--arch", "hopper"], "--arch hopper: must be sm_<number> or compute_<number>"),
     ],
 )
 def test_mistakes_are_one_line(capsys, monkeypatch, words, message):
@@ -104,3 +119,20 @@ def test_mistakes_are_one_line(capsys, monkeypatch, words, message):
     assert main(words) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"kvbench: {message}") and said.count("\n") == 1
+
+
+def test_a_compilation_that_fails_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Path:
+        raise CompilerError("compiling one.cu failed: one.cu:3: error: expected ;", "a long output")
+
+    monkeypatch.setattr(build, "cuda", fails)
+    assert main(["build"]) == 1
+    assert capsys.readouterr().err == "kvbench: compiling one.cu failed: one.cu:3: error: expected ;\n"
+
+
+def test_a_missing_reader_is_not_an_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m kvbench_kernels check --device cpu --op select --seed 1; echo $? >{tmp_path}/status"
+    done = subprocess.run(f"({command}) | head -c 1", shell=True, capture_output=True, text=True)
+    assert done.stderr == "" or "Traceback" not in done.stderr

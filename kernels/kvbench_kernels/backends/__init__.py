@@ -1,4 +1,7 @@
-"""Who computes ragged attention: `choose_backend` says which backend serves a model here, `make_backend` creates it."""
+"""Backends: the ways to compute ragged attention.
+
+`choose_backend` says which one serves a model on this machine, and `make_backend` creates it.
+"""
 
 from kvbench_kernels.backends.base import Backend, Buffers, Lanes
 from kvbench_kernels.backends.choice import (

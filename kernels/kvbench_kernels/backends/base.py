@@ -1,4 +1,4 @@
-"""What a backend is: it appends the new tokens of some lanes to an arena in place, and attends to what is alive.
+"""The interface of a backend: it appends new tokens to an arena in place, and attends to the live slots.
 
 Shape suffixes, here and in the other files of this package: B batch rows, H query heads, U KV heads, G = H / U, T new
 tokens, S segments of the arena (row x KV head), S1 = S + 1, R slots, N lanes of the call (lane b * U + u), D head dim.
@@ -19,44 +19,47 @@ from kvbench_kernels.ops.prompt import PromptKernels
 
 @dataclass
 class Buffers:
-    """One layer's arena, as the backends see it. All tensors on one device.
+    """One layer's arena, as the backends see it. All tensors are on one device.
 
-    `cuda` and `flash_attn` read lengths from `length_S` alone, so that a step is the same work for the host whatever
-    the lengths are; `sdpa` and `torch` go by slabs and by the lengths on the host. These need finite values in all
-    slots: what is masked is multiplied by 0.
+    `cuda` and `flash_attn` read the lengths from `length_S`, so the host does the same work in every step. `sdpa` and
+    `torch` use the slabs and the lengths on the host. They need finite values in all slots, because masked values are
+    multiplied by 0.
     """
 
     k_RD: Tensor
     v_RD: Tensor
     start_S1: Tensor  # int32, first slot of each segment, ascending; the difference is the capacity
-    length_S: Tensor  # int32, live slots; the backends add the new tokens
+    length_S: Tensor  # int32, live slots; a backend adds the new tokens
     capacity: int  # of the largest segment
     slabs: Sequence[Slab] = ()
-    bias_R: Tensor | None = None  # 0 on live slots, -inf on the others; for `sdpa` and `torch`, which keep it up
+    bias_R: Tensor | None = None  # 0 on live slots, else -inf; `sdpa` and `torch` read it and keep it up to date
     status: Tensor = field(init=False)  # int32 [1]: 0, or 1 + the segment that had no room
 
     def __post_init__(self) -> None:
         self.status = torch.zeros(1, dtype=torch.int32, device=self.k_RD.device)
 
     def check(self) -> None:
-        """Wait for the device and see whether every append had room.
+        """Wait for the device and check that every append had room.
 
         Raises:
-            RuntimeError: one had not; nothing was written for it, so that what came after is wrong.
+            RuntimeError: a segment had no room. Its new tokens were not written, so later results are wrong.
         """
         if code := int(self.status.item()):
             raise RuntimeError(f"segment {code - 1} of a ragged cache had no room for the new tokens")
 
 
 class Lanes:
-    """Which segment belongs to each (row, KV head) of a call, in that order. Made once for a set of rows."""
+    """The segment of each (row, KV head) of a call, in that order. One object serves all calls with the same rows."""
 
     def __init__(self, segments: Sequence[int], total: int, device: torch.device) -> None:
-        """What a call needs to know of its lanes.
+        """Prepare the indices that a call needs.
 
         Args:
-            segments: the segment of each lane, no segment twice.
-            total: segments of the arena.
+            segments: the segment of each lane, all different.
+            total: number of segments in the arena.
+
+        Raises:
+            ValueError: two lanes have the same segment.
         """
         source = [-1] * total
         for lane, segment in enumerate(segments):
@@ -66,20 +69,20 @@ class Lanes:
         self.wanted = None if len(segments) == total else [lane >= 0 for lane in source]
         self.segment_N = torch.tensor(segments, dtype=torch.int32, device=device)
         self.index_N = self.segment_N.long()
-        # segments outside the call get the queries of lane 0, and their output is not read
+        # Segments outside the call get the queries of lane 0; their output is not read.
         self.query_S = torch.tensor([max(lane, 0) for lane in source], device=device)
         self.live_S = torch.tensor([lane >= 0 for lane in source], dtype=torch.int32, device=device)
 
 
 class Backend(Protocol):
-    """Ragged attention by one way of computing it."""
+    """One way to compute ragged attention."""
 
     name: str
     needs_bias: bool  # reads `Buffers.bias_R`
 
     @property
     def prompt(self) -> PromptKernels | None:
-        """Does with prompts what torch does otherwise."""
+        """The kernels for prompts; None if torch does that work."""
         ...
 
     def append_and_attend(
@@ -92,25 +95,25 @@ class Backend(Protocol):
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
     ) -> Tensor:
-        """Append T tokens to every lane's segment, then attend to it, causal among the new tokens: [B, H, T, D].
+        """Append T tokens to every lane's segment, then attend to it, causally among the new tokens: [B, H, T, D].
 
-        Keys, values, bias and `length_S` of the buffers change in place. There has to be room.
+        Keys, values, bias and `length_S` of the buffers change in place. The segments must have room.
 
         Args:
-            lengths: gives the live slots of every segment on the host, the new tokens included; `sdpa` and `torch`
-                ask for them.
+            lengths: returns the live slots of every segment on the host, the new tokens included. `sdpa` and `torch`
+                call it.
         """
         ...
 
 
 def queries(lanes: Lanes, q_BHTD: Tensor, group: int) -> Tensor:
-    """The queries in the arena's order: [S, G, T, D]."""
+    """Return the queries in the order of the arena's segments: [S, G, T, D]."""
     by_group: Tensor = q_BHTD.unflatten(1, (-1, group))
     return by_group.flatten(0, 1)[lanes.query_S]
 
 
 def append(buffers: Buffers, lanes: Lanes, k_BUTD: Tensor, v_BUTD: Tensor) -> None:
-    """The append of the backends without a kernel for it."""
+    """Append new tokens in torch, for backends without a kernel that does it."""
     tokens = k_BUTD.shape[2]
     slot_N = buffers.start_S1[lanes.index_N] + buffers.length_S[lanes.index_N]
     if tokens > 1:

@@ -1,4 +1,4 @@
-"""Which backends can run here, and why the others cannot."""
+"""The choice of a backend: which can run on this machine, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("cuda", "flash_attn", "cpu", "sdpa", "torch")
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What a backend is to serve."""
+    """The attention that a backend has to compute."""
 
     device: torch.device
     dtype: torch.dtype
@@ -30,43 +30,45 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend's name, and why it is the one, for the console and the run record."""
+    """The chosen backend's name and the reason, for the console and the run record."""
 
     name: str
     reason: str
 
 
-def choose_backend(kernel: str, use: AttentionSpec) -> Choice:
-    """The backend for `kernel`, a name or "auto": the fastest that can run. Compiles the kernels if need be.
+def choose_backend(kernel: str, spec: AttentionSpec) -> Choice:
+    """Choose the backend for `kernel`: the one of that name, or with "auto" the fastest that can run here.
+
+    This compiles kernels if that is necessary.
 
     Raises:
-        ValueError: no such kernel, or the one that was named cannot run here; says what is missing.
+        ValueError: there is no such kernel, or it cannot run here; the message says what is missing.
     """
     if kernel != "auto":
         if kernel not in NAMES:
             raise ValueError(f"kernel={kernel}: must be one of auto, {', '.join(NAMES)}")
-        if (lack := unmet_requirement(kernel, use, compile_now=True)) is not None:
-            raise ValueError(f"kernel={kernel}: {lack}")
+        if (lack := unmet_requirement(kernel, spec, compile_now=True)) is not None:
+            raise ValueError(f"kernel={kernel}: {lack}; kernel=auto chooses what can run")
         return Choice(kernel, "as configured")
     lacks: list[str] = []
-    for name in preferred(use.device):
-        lack = unmet_requirement(name, use, compile_now=True)
+    for name in preferred(spec.device):
+        lack = unmet_requirement(name, spec, compile_now=True)
         if lack is None:
-            return Choice(name, "; ".join(lacks) or f"the fastest on {_device_name(use.device)}")
+            return Choice(name, "; ".join(lacks) or f"the fastest on {_device_name(spec.device)}")
         lacks.append(f"not {name}: {lack}")
     raise AssertionError("sdpa and torch run everywhere")
 
 
 def preferred(device: torch.device) -> tuple[str, ...]:
-    """What "auto" tries, the fastest first; the last one can run everywhere."""
+    """Return the names that "auto" tries, the fastest first. The last one runs everywhere."""
     return ("cuda", "flash_attn", "sdpa") if device.type == "cuda" else ("cpu", "torch")
 
 
 def make_backend(name: str) -> Backend:
-    """The backend that `choose_backend` chose.
+    """Create the backend that `choose_backend` chose.
 
     Raises:
-        ValueError: flash_attn, and there is none; cpu, and no compiler.
+        ValueError, RuntimeError: it cannot run here.
     """
     if name == "cuda":
         return CudaBackend()
@@ -77,46 +79,46 @@ def make_backend(name: str) -> Backend:
     return SlabBackend(name, {"sdpa": sdpa, "torch": products}[name])
 
 
-def unmet_requirement(name: str, use: AttentionSpec, compile_now: bool = False) -> str | None:
-    """What a backend lacks to serve `use`; None if nothing.
+def unmet_requirement(name: str, spec: AttentionSpec, compile_now: bool = False) -> str | None:
+    """Return why a backend cannot compute `spec`; None if it can.
 
     Args:
-        compile_now: compile the CUDA kernels if they are not; else a compiler is enough.
+        compile_now: compile the kernels if the cache has none; otherwise it is enough that there is a compiler.
     """
     if name in ("sdpa", "torch"):
         return None
     if name == "cpu":
-        return _unfit_for_cpu_kernel(use, compile_now)
-    lack = _unfit_for_gpu_kernels(use)
+        return _unfit_for_cpu_kernel(spec, compile_now)
+    lack = _unfit_for_gpu_kernels(spec)
     if name == "flash_attn":
-        if lack is None and (use.head_dim % 8 or use.head_dim > 256):
-            lack = f"head dimension {use.head_dim}: flash-attention takes multiples of 8 up to 256"
+        if lack is None and (spec.head_dim % 8 or spec.head_dim > 256):
+            lack = f"head dimension {spec.head_dim}: flash-attention needs a multiple of 8, at most 256"
         return lack or _no_flash()
-    if lack is None and use.head_dim not in ops.HEAD_DIMS:
-        lack = f"head dimension {use.head_dim}: compiled for {', '.join(map(str, ops.HEAD_DIMS))}"
-    return lack or _no_library(use.device, compile_now)
+    if lack is None and spec.head_dim not in ops.HEAD_DIMS:
+        lack = f"head dimension {spec.head_dim}: compiled for {', '.join(map(str, ops.HEAD_DIMS))}"
+    return lack or _no_library(spec.device, compile_now)
 
 
-def _unfit_for_gpu_kernels(use: AttentionSpec) -> str | None:
-    if use.device.type != "cuda":
-        return f"runs on a GPU of NVIDIA, and the model is on device={use.device}"
+def _unfit_for_gpu_kernels(spec: AttentionSpec) -> str | None:
+    if spec.device.type != "cuda":
+        return f"needs an NVIDIA GPU, but the model is on device={spec.device}"
     if not torch.cuda.is_available():
         return "torch finds no GPU" if torch.version.cuda else "this torch was built without CUDA"
-    capability = torch.cuda.get_device_capability(use.device)
+    capability = torch.cuda.get_device_capability(spec.device)
     if capability < (8, 0):
-        return f"{_device_name(use.device)} has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
-    if use.dtype not in ops.DTYPES:
-        return f"dtype {str(use.dtype).removeprefix('torch.')}: takes bfloat16 and float16"
+        return f"{_device_name(spec.device)} has compute capability {capability[0]}.{capability[1]}; 8.0 is needed"
+    if spec.dtype not in ops.DTYPES:
+        return f"dtype {str(spec.dtype).removeprefix('torch.')}: needs bfloat16 or float16"
     return None
 
 
-def _unfit_for_cpu_kernel(use: AttentionSpec, compile_now: bool) -> str | None:
-    if use.device.type != "cpu":
-        return f"runs on a CPU, and the model is on device={use.device}"
-    if use.dtype != torch.float32:
-        return f"dtype {str(use.dtype).removeprefix('torch.')}: takes float32"
-    if use.head_dim not in cpu.HEAD_DIMS:
-        return f"head dimension {use.head_dim}: compiled for {', '.join(map(str, cpu.HEAD_DIMS))}"
+def _unfit_for_cpu_kernel(spec: AttentionSpec, compile_now: bool) -> str | None:
+    if spec.device.type != "cpu":
+        return f"needs a CPU, but the model is on device={spec.device}"
+    if spec.dtype != torch.float32:
+        return f"dtype {str(spec.dtype).removeprefix('torch.')}: needs float32"
+    if spec.head_dim not in cpu.HEAD_DIMS:
+        return f"head dimension {spec.head_dim}: compiled for {', '.join(map(str, cpu.HEAD_DIMS))}"
     try:
         cpu.library() if compile_now else compilers.gxx()
     except (ValueError, RuntimeError, OSError) as error:  # a full disk, too

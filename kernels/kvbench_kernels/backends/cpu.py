@@ -1,4 +1,4 @@
-"""`cpu`: append and attention in one pass of our own C++, in float32 (csrc/cpu_attend.cpp)."""
+"""Backend `cpu`: append and attention in one call of our own C++ in float32 (csrc/decode/cpu_attend.cpp)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kvbench_kernels.backends.slabs import SlabBackend, products
 from kvbench_kernels.ops.library import open_shared
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
-MAX_QUERIES = 64  # of a KV head: group x tokens; a longer question is work for matrix products
+MAX_QUERIES = 64  # of a KV head, group x tokens; for more of them matrix products are faster
 
 
 class CpuBackend:
-    """Reads every live slot once, whatever the lengths. A row's result does not depend on the rows beside it."""
+    """Attention that reads every live slot once. A row's result does not depend on the other rows of the batch."""
 
     name = "cpu"
     needs_bias = False
@@ -79,11 +79,11 @@ class CpuBackend:
 
 @cache
 def library() -> Any:
-    """The compiled functions; made by g++ on first use.
+    """Load the compiled functions; g++ compiles them at the first use.
 
     Raises:
-        ValueError: no g++, or the cache cannot be written.
-        RuntimeError: it does not compile, or its OpenMP functions are not those of this torch.
+        ValueError: there is no g++, or the cache cannot be written.
+        RuntimeError: they do not compile, or do not find the OpenMP functions of this torch.
     """
     opened = open_shared(build.cpu())
     pointer, number = ctypes.c_void_p, ctypes.c_int64

@@ -1,4 +1,4 @@
-"""`cuda`: append and attention in one launch of our own kernel."""
+"""Backend `cuda`: append and attention in one launch of our own kernel."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kvbench_kernels.ops.prompt import PromptKernels
 
 
 class CudaBackend:
-    """kvb::ragged_append_decode. A step can be captured in a CUDA graph after one that was not captured.
+    """Attention by `ragged_append_decode`. A step can be captured in a CUDA graph after one outside a capture.
 
-    Its calls share a workspace, so that none may run beside another: they belong to one stream, or follow each other.
+    The calls share a workspace, so no two may run at the same time: use one stream, or let one call finish first.
     """
 
     name = "cuda"

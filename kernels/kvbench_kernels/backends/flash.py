@@ -1,8 +1,8 @@
-"""`flash_attn`: every segment is a sequence of its own to flash-attention's function for sequences of several lengths.
+"""Backend `flash_attn`: flash-attention's function for sequences of different lengths, one sequence per segment.
 
-The starts of the segments are its boundaries of the keys, and the live lengths say how much of each it reads
-(`seqused_k`), so that the arena is read where it lies. The function is that of an installed flash-attn where it takes
-live lengths, else the one inside torch.
+The starts of the segments are the boundaries of the keys, and the live lengths say how much of each sequence is read
+(`seqused_k`). So the arena is read in place. The function comes from an installed flash-attn if that accepts live
+lengths, else from torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
 
-# flash-attention 3, then 2; of the latter only the inner function takes live lengths.
+# flash-attention 3, then 2; of version 2 only the inner function accepts live lengths.
 _PACKAGES = (
     ("flash_attn_interface", "flash_attn_varlen_func"),
     ("flash_attn", "flash_attn_varlen_func"),
@@ -30,7 +30,7 @@ _GIVEN = {
 
 
 class Varlen(Protocol):
-    """Attention of S sequences; causal is aligned to the last query and key. `q` [S * T, G, D], `k`, `v` [R, 1, D]."""
+    """Attention of S sequences, causal up to the last query and key. `q` [S * T, G, D], `k` and `v` [R, 1, D]."""
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
@@ -39,7 +39,7 @@ class Varlen(Protocol):
 
 
 class FlashBackend:
-    """One call for all segments, the same whatever their lengths: a step can be captured in a CUDA graph."""
+    """Attention in one call for all segments. The lengths do not change the call, so a CUDA graph can capture it."""
 
     name = "flash_attn"
     needs_bias = False
@@ -61,8 +61,8 @@ class FlashBackend:
         append(buffers, lanes, k_BUTD, v_BUTD)
         q_SGTD = queries(lanes, q_BHTD, q_BHTD.shape[1] // k_BUTD.shape[1])
         segments, group, tokens, dim = q_SGTD.shape
-        # a segment outside the call has queries too, for with a single token the function wants one of every sequence,
-        # but nothing to read
+        # With a single token the function needs a query of every sequence. Segments outside the call have a query too,
+        # but no keys.
         used_S = buffers.length_S if lanes.wanted is None else buffers.length_S * lanes.live_S
         first_S1 = torch.arange(0, (segments + 1) * tokens, tokens, dtype=torch.int32, device=q_BHTD.device)
         out = self._varlen(
@@ -79,20 +79,20 @@ class FlashBackend:
 
 
 def find() -> tuple[Varlen, str]:
-    """The function to use, and where it is from.
+    """Find the function to use, and say where it comes from.
 
     Raises:
-        ValueError: neither a flash-attn that takes live lengths nor a torch that does.
+        ValueError: neither an installed flash-attn nor this torch accepts live lengths.
     """
     for module, name in _PACKAGES:
         try:
             function = getattr(importlib.import_module(module), name, None)
-        except (ImportError, OSError, RuntimeError):  # not there, or built for another torch
+        except (ImportError, OSError, RuntimeError):  # not installed, or built for another torch
             continue
         if function is not None and {"seqused_k", "cu_seqlens_k"} <= _parameters(function):
             return _of_package(function), f"{module}.{name}"
     if (reason := _missing_in_torch()) is not None:
-        raise ValueError(f"no flash-attn that takes live lengths, and {reason}")
+        raise ValueError(f"no flash-attn that accepts live lengths, and {reason}")
     return _of_torch, f"torch {torch.__version__}"
 
 
@@ -133,7 +133,7 @@ def _of_torch(
     q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
     scaling: float,
 ) -> Tensor:  # fmt: skip
-    # a private op: torch's public functions take live lengths from 2.12 on
+    # A private op: torch's public functions accept live lengths from 2.12 on.
     out: Tensor = torch.ops.aten._flash_attention_forward(
         q, k, v, *starts, *most, 0.0, most[0] > 1, False, scale=scaling, seqused_k=used_S
     )[0]

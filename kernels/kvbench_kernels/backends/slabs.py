@@ -1,4 +1,4 @@
-"""`sdpa` and `torch`: one call per slab, a run of segments of the same capacity."""
+"""Backends `sdpa` and `torch`: one call per slab, a run of segments of the same capacity."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 
 def sdpa(q_S1QD: Tensor, k_S1LD: Tensor, v_S1LD: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Attention of a few queries per segment."""
+    """Attend with a few queries per segment."""
     return F.scaled_dot_product_attention(q_S1QD, k_S1LD, v_S1LD, attn_mask=mask, scale=scaling)
 
 
 def products(q_S1QD: Tensor, k_S1LD: Tensor, v_S1LD: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The same by two matrix products, which read the cache up to a third faster than SDPA on a CPU.
+    """Attend by two matrix products, which read the cache up to a third faster than SDPA on a CPU.
 
-    Of 16-bit types they would round the logits, and a mask of booleans belongs to several tokens: those go to SDPA.
+    16-bit types go to SDPA, because a matrix product would round their logits. A mask of booleans goes there too: it
+    belongs to a call with several tokens.
     """
     if q_S1QD.dtype not in (torch.float32, torch.float64) or (mask is not None and mask.dtype == torch.bool):
         return sdpa(q_S1QD, k_S1LD, v_S1LD, mask, scaling)
@@ -34,7 +35,7 @@ def products(q_S1QD: Tensor, k_S1LD: Tensor, v_S1LD: Tensor, mask: Tensor | None
 
 
 class SlabBackend:
-    """Every slab by one call of `attend`. Needs the lengths on the host."""
+    """Attention with one call of `attend` per slab. It needs the lengths on the host."""
 
     needs_bias = True
     prompt = None
@@ -69,17 +70,17 @@ def attend_to_slabs(
     scaling: float,
     wanted: Sequence[bool] | None = None,
 ) -> Tensor:
-    """Attention of the T newest tokens of every segment: [S, G, T, D], in the arena's order.
+    """Attend with the T newest tokens of every segment: [S, G, T, D], in the order of the arena.
 
     Args:
         lengths: live slots on the host, the new tokens included.
-        wanted: segments whose output is read, where not all are; that of the others is undefined.
+        wanted: True for segments whose output is read; None for all. The other outputs are undefined.
     """
     _, group, tokens, _ = q_SGTD.shape
     q_S1QD = q_SGTD.flatten(1, 2)[:, None]  # Q = G x T, G-major
     if tokens > 1 or buffers.bias_R is None:
         slot = torch.arange(max(lengths), device=q_SGTD.device)
-        # token t of T sees the slots before itself: slot < length - T + t + 1
+        # Token t of T sees the slots up to itself: slot < length - T + t + 1.
         visible_ST = buffers.length_S[:, None] + torch.arange(1 - tokens, 1, device=q_SGTD.device)
     outs = []
     for slab in buffers.slabs:
@@ -89,15 +90,15 @@ def attend_to_slabs(
             outs.append(torch.zeros_like(q_S1QD[all_of]))
             continue
         few = wanted is not None and 2 * len(some) <= slab.end - slab.begin
-        mine = [lengths[i] for i in some] if few else lengths[all_of]
-        longest, shortest = max(mine), min(mine)
+        used = [lengths[i] for i in some] if few else lengths[all_of]
+        longest, shortest = max(used), min(used)
         k, v = slab.view(buffers.k_RD, longest), slab.view(buffers.v_RD, longest)
         mask = None
         if tokens == 1 and shortest < longest and buffers.bias_R is not None:
             mask = slab.bias(buffers.bias_R, longest)
         elif tokens > 1 or shortest < longest:
             mask = (slot[:longest] < visible_ST[all_of, :, None])[:, None].repeat(1, 1, group, 1)
-        if few:  # copying the few costs less than attending to all
+        if few:  # copying a few costs less than attending to all
             at = torch.tensor(some, device=q_SGTD.device)
             near = at - slab.begin
             out = torch.zeros_like(q_S1QD[all_of])

@@ -1,4 +1,4 @@
-"""Where the compilers are, what to install if they are missing, and how they are run."""
+"""Finding and running the compilers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each kind of library is compiled: compiler, flags and architectures."""
+"""Recipes of the libraries: compiler, flags and architectures of each kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEVELS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to compile one library. Two recipes with the same key give the same library.
+    """Instructions for compiling one library. Two recipes with the same key give the same library.
 
     Attributes:
         kind: "cuda", "host" or "cpu".
@@ -77,16 +77,21 @@ def cuda(archs: Sequence[str]) -> Recipe:
     Raises:
         ValueError: there is no nvcc or g++, or an architecture has no such name.
     """
+    check_archs(archs)
     compilers.gxx()  # nvcc needs it, but its complaint does not say what to install
     compiler = compilers.nvcc()
     codes: list[str] = []
     for arch in archs:
-        kind, _, number = arch.partition("_")
-        if kind not in ("sm", "compute") or re.fullmatch(r"\d{2,3}[af]?", number) is None:
-            raise ValueError(f"arch={arch}: must be sm_<number> or compute_<number>, such as {', '.join(ARCHS)}")
-        codes += ["-gencode", f"arch=compute_{number},code={arch}"]
+        codes += ["-gencode", f"arch=compute_{arch.partition('_')[2]},code={arch}"]
     link = ("-shared", "--cudart", "static", *codes, *compilers.library_folders(compiler))
     return Recipe("cuda", compiler, (*_CUDA, *codes), link, tuple(archs))
+
+
+def check_archs(archs: Sequence[str]) -> None:
+    """Check the form of architectures, such as sm_90. Raises ValueError."""
+    for arch in archs:
+        if re.fullmatch(r"(sm|compute)_\d{2,3}[af]?", arch) is None:
+            raise ValueError(f"--arch {arch}: must be sm_<number> or compute_<number>, such as {', '.join(ARCHS)}")
 
 
 def arch_for(capability: tuple[int, int]) -> str:

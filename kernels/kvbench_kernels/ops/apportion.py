@@ -1,6 +1,6 @@
-"""From real-valued weights to integers whose sum is exact: what `select` does with a layer's budget.
+"""Apportionment: a layer's budget is split over its heads in integers whose sum is exact. `select` uses it.
 
-The rule is that of the methods (kvbench/methods/rounding.py), which this package cannot import; the tests compare.
+The rule is the one in kvbench/methods/rounding.py, which this package must not import. A test compares the two.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from operator import add
 
 
 def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
-    """Split `total` in proportion to `weights`, nobody above `limit`; what a full one cannot take goes to the others.
+    """Split `total` in proportion to `weights`, with at most `limit` for each head.
 
-    With no weight left to go by, the rest is split evenly.
+    What a full head cannot take goes to the others. If the others all have weight 0, the rest is split evenly.
 
     Raises:
-        ValueError: there is not room for `total`.
+        ValueError: `total` is negative, or does not fit.
     """
     if not 0 <= total <= limit * len(weights):
-        raise ValueError(f"total={total}: {len(weights)} heads with room for {limit} each")
+        raise ValueError(
+            f"total={total}: must be from 0 to {limit * len(weights)}, {limit} for each of {len(weights)} heads"
+        )
     shares = [float(limit)] * len(weights)
     open_ = list(range(len(weights)))
     rest = float(total)
@@ -52,5 +54,5 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
 
 
 def _sum(values: Iterable[float]) -> float:
-    """Added one by one, as the kernel does: `sum` compensates its rounding from Python 3.12 on."""
+    """Add in order, as the kernel does. From Python 3.12 on, `sum` compensates its rounding errors."""
     return reduce(add, values, 0.0)

@@ -1,7 +1,7 @@
-"""What each op asks of its arguments, which it is called with as they are. A ValueError names the argument.
+"""The checks of each op's arguments, one function per op. A ValueError names the argument.
 
-Shape suffixes as in `reference`. The compiled kernels ask more than the reference in torch (`compiled`): a 16-bit
-dtype, a head dimension they are made for, and rows that can be read 16 bytes at a time.
+Shape suffixes as in `reference`. With `compiled`, the check is that of the compiled kernels, which need more than the
+reference: a 16-bit dtype, a head dimension they are compiled for, and rows that can be read 16 bytes at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of what the ops return, for tracing (torch.compile). Shape suffixes as in `reference_ops`."""
+"""Shapes and dtypes of what the ops return, for tracing (torch.compile). Shape suffixes as in `reference`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def select(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tens
 
 
 def in_place(*arguments: object) -> None:
-    """The other ops return nothing."""
+    """Return nothing, as all other ops do."""
 
 
 ragged_append = ragged_decode = ragged_append_decode = ragged_gather = ragged_relayout = in_place

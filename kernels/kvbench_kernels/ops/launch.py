@@ -1,6 +1,6 @@
-"""The ops by a compiled library: pointers, sizes and strides (in elements) out of checked arguments.
+"""Calls of the compiled functions: pointers, sizes and strides (in elements) from checked arguments.
 
-Each takes the library, the stream (None on the host) and the op's arguments. Shape suffixes as in `reference`.
+Each function takes the library, the stream (None on the host) and the op's arguments. Shape suffixes as in `reference`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def ragged_append_decode(
 
 
 def workspace(library: Library | None, dim: int, device: torch.device) -> Tensor:
-    """Zeroed scratch for the decode ops at a head dimension; empty where nothing compiled runs."""
+    """Return a workspace of zeros for the decode ops at a head dimension; empty if the reference runs."""
     if library is None:
         return torch.empty(0, dtype=torch.uint8, device=device)
     most = max(
@@ -96,10 +96,10 @@ def workspace(library: Library | None, dim: int, device: torch.device) -> Tensor
 
 @cache
 def decode_blocks(library: Library, number: int | None, dim: int, dtype: int, fused: int) -> tuple[int, int]:
-    """Blocks that fill the device `number`, which is the current one, and the bytes of workspace for them.
+    """Return how many blocks fill the device `number`, which is the current one, and their bytes of workspace.
 
     Raises:
-        RuntimeError: the device cannot be asked.
+        RuntimeError: CUDA reports an error.
     """
     blocks = library.size("decode_ctas", dim, dtype, fused)
     if blocks < 1:
@@ -217,24 +217,24 @@ def ragged_relayout(
 def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, fused: bool) -> int:
     blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, q_BHTD.shape[3], _DTYPE[q_BHTD.dtype], int(fused))
     if workspace.numel() < bytes_:
-        raise ValueError(f"workspace: has {workspace.numel()} bytes, {bytes_} are needed; make it by ops.workspace")
+        raise ValueError(f"workspace: has {workspace.numel()} bytes, {bytes_} are needed; create it with ops.workspace")
     return blocks
 
 
 def _sizes(q_BHTD: Tensor, segment_N: Tensor) -> tuple[int, int, int, int, int]:
-    """Rows, KV heads, query heads per KV head, tokens, head dimension."""
+    """Return the numbers of rows, KV heads, query heads per KV head and tokens, and the head dimension."""
     batch, heads, tokens, dim = q_BHTD.shape
     kv_heads = segment_N.numel() // batch
     return batch, kv_heads, heads // kv_heads, tokens, dim
 
 
 def _strided(x: Tensor) -> tuple[int, int, int, int]:
-    """Pointer and the three outer strides of a tensor of four dimensions."""
+    """Return the pointer and the three outer strides of a tensor of four dimensions."""
     batch, head, token, _ = x.stride()
     return x.data_ptr(), batch, head, token
 
 
 def _rows(x: Tensor) -> tuple[int, int, int]:
-    """Pointer and the two outer strides of a tensor of three dimensions."""
+    """Return the pointer and the two outer strides of a tensor of three dimensions."""
     outer, inner, _ = x.stride()
     return x.data_ptr(), outer, inner

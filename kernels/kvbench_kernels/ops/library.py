@@ -1,4 +1,4 @@
-"""A compiled library's C functions, bound by ctypes; what they take is the table of `signatures`."""
+"""The C functions of a compiled library, bound by ctypes. Their arguments are listed in `signatures`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES
 
-UNSUPPORTED = -1  # the C functions' answer to a dtype, head dimension or group that they are not made for
+UNSUPPORTED = -1  # what the C functions return for a dtype, head dimension or group that was not compiled
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}
-# The errors that a user can do something about; the others go by their number.
+# Errors that a user can do something about. Other errors are reported by number.
 _CUDA_ERRORS = {
     2: "out of memory",
     35: "the driver is older than the CUDA toolkit that compiled the kernels",
@@ -23,7 +23,11 @@ _CUDA_ERRORS = {
 
 
 class Library:
-    """The functions of one library. `call` returns when the work is queued (CUDA) or done (host)."""
+    """The functions of one library. `call` returns when the work is queued (CUDA) or finished (host).
+
+    Raises:
+        RuntimeError: the library cannot be loaded.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +45,7 @@ class Library:
         """Call kvb_<op>.
 
         Raises:
-            RuntimeError: it returned an error, or there is none; names the op and the error.
+            RuntimeError: it returns an error, or the library has no such function.
         """
         code = self._function(op)(*arguments)
         if code == UNSUPPORTED:
@@ -50,7 +54,7 @@ class Library:
             raise RuntimeError(f"kvb::{op}: CUDA error {code} ({_CUDA_ERRORS.get(code, 'see cudaError_t')})")
 
     def size(self, name: str, *arguments: int) -> int:
-        """Call kvb_<name>, which says how many bytes of workspace an op wants, or how many blocks it is to launch."""
+        """Call kvb_<name>, which returns the bytes of workspace that an op needs, or the number of blocks to launch."""
         size: int = self._function(name)(*arguments)
         return size
 
@@ -64,7 +68,7 @@ def open_shared(path: Path) -> ctypes.CDLL:
     """Load a shared library.
 
     Raises:
-        RuntimeError: it cannot be loaded, for instance because its folder forbids execution; says why, in one line.
+        RuntimeError: it cannot be loaded, for instance because its file system forbids execution. One line says why.
     """
     try:
         return ctypes.CDLL(str(path))
@@ -75,7 +79,7 @@ def open_shared(path: Path) -> ctypes.CDLL:
 
 @cache
 def load(path: Path) -> Library:
-    """A library made by `build.host` or `build.cuda`.
+    """Load a library from `build.host` or `build.cuda`; the same object for the same path.
 
     Raises:
         RuntimeError: it cannot be loaded.

@@ -4,9 +4,9 @@ Shape suffixes: B batch rows, H query heads, U KV heads, G = H / U query heads p
 arena, S1 = S + 1, R and Q slots of two arenas, M segments of the second, N lanes = B * U (lane b * U + u) or, in
 scores, candidate tokens, D head dimension, W window queries, C columns a query may see.
 
-A segment lives in slots start_S1[s] .. start_S1[s + 1], of which the first length_S[s] are alive; the others hold
-anything and are never read. Arguments are those of the ops, in their order. Whatever is computed is computed in
-float32, or in float64 where the inputs are.
+Segment s has the slots start_S1[s] .. start_S1[s + 1]. The first length_S[s] of them are live; the others hold
+arbitrary values and are never read. The functions take the ops' arguments in the same order. They compute in float32,
+or in float64 if the inputs are float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kvbench_kernels.ops.apportion import apportion
 
-QUERY_BLOCK = 256  # queries whose logits are held at a time by what looks at all of them
+QUERY_BLOCK = 256  # queries whose logits are in memory at a time, where all queries of a prompt are needed
 
 
 def ragged_append(
@@ -32,9 +32,9 @@ def ragged_append(
     v_BUTD: Tensor,
     status: Tensor,
 ) -> None:
-    """Write the T new tokens of every lane behind its segment's live slots, in place; length_S grows by T.
+    """Write the T new tokens of every lane after its segment's live slots, in place; length_S grows by T.
 
-    A segment without room for all of them is left as it is, and status[0] becomes 1 + its index unless it is set.
+    A segment without room for all of them stays as it is. status[0] becomes 1 + its index, unless it is set already.
     """
     tokens = k_BUTD.shape[2]
     starts, lengths = start_S1.tolist(), length_S.tolist()
@@ -61,10 +61,10 @@ def ragged_decode(
     out_BHTD: Tensor,
     workspace: Tensor | None = None,
 ) -> None:
-    """Attention of the T newest tokens of every lane over its live slots, causal among the new ones, into `out_BHTD`.
+    """Attend with the T newest tokens of every lane to its live slots, causally among the new ones; fill `out_BHTD`.
 
-    Token t sees the slots before length - T + t + 1; one that sees none gives 0. `workspace` is scratch of the
-    kernels, not used here.
+    Token t sees the slots before length - T + t + 1. The output of a token that sees none is 0. The kernels use
+    `workspace`; the reference does not.
     """
     batch, heads, tokens, _ = q_BHTD.shape
     kv_heads = len(segment_N) // batch
@@ -78,7 +78,7 @@ def ragged_decode(
         visible_T = lengths[segment] - tokens + 1 + torch.arange(tokens, device=q_GTD.device)
         hidden_TC = torch.arange(lengths[segment], device=q_GTD.device) >= visible_T[:, None]
         logits_GTC = (q_GTD @ k_RD[live].to(dtype).T * scaling).masked_fill(hidden_TC, -torch.inf)
-        # a row of -inf alone has no softmax: its token sees nothing
+        # The softmax of a row of -inf is NaN: such a token sees nothing.
         weight_GTC = logits_GTC.softmax(-1).masked_fill(hidden_TC, 0)
         out_BHTD[row, first : first + group] = (weight_GTC @ v_RD[live].to(dtype)).to(out_BHTD.dtype)
 
@@ -97,7 +97,7 @@ def ragged_append_decode(
     workspace: Tensor | None,
     status: Tensor,
 ) -> None:
-    """`ragged_append`, then `ragged_decode` of the tokens appended."""
+    """Run `ragged_append`, then `ragged_decode` for the appended tokens."""
     ragged_append(k_RD, v_RD, start_S1, length_S, segment_N, k_BUTD, v_BUTD, status)
     ragged_decode(q_BHTD, k_RD, v_RD, start_S1, length_S, segment_N, scaling, out_BHTD, workspace)
 
@@ -105,15 +105,16 @@ def ragged_append_decode(
 def window_score(
     q_HWD: Tensor, k_UTD: Tensor, lse_HW: Tensor | None, scaling: float, group: str, pool: str, kernel_size: int
 ) -> Tensor:
-    """What the attention of the last W of T tokens makes of every token before them: [U, T - W].
+    """Score every token before the window by the attention of the window's W tokens, the last of T: [U, T - W].
 
-    Softmax over all T keys, causal inside the window; mean over W, then `group` over G, then `pool` along tokens.
+    The softmax is over all T keys, causal inside the window. The attention is averaged over W, then reduced over the
+    group of G query heads, then pooled along the tokens.
 
     Args:
-        lse_HW: log-sum-exp (natural) of each query's scaled logits over the keys it sees, where it is known.
-        group: mean, max or sum.
-        pool: max, avg (divides by `kernel_size` also at the borders) or none.
-        kernel_size: odd.
+        lse_HW: log-sum-exp (natural) of each query's scaled logits over the keys it sees; None if it is not known.
+        group: reduction over the group: mean, max or sum.
+        pool: max, avg (it divides by `kernel_size` at the borders too) or none.
+        kernel_size: width of the pooling, odd.
     """
     window, past = q_HWD.shape[1], k_UTD.shape[1] - q_HWD.shape[1]
     logits_UGWT = _logits(q_HWD, k_UTD, past, scaling)
@@ -131,13 +132,13 @@ def window_score(
 
 
 def row_lse(q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
-    """Log-sum-exp (natural) of every query's scaled logits over the keys up to itself: [H, T]."""
+    """Return the log-sum-exp (natural) of every query's scaled logits over the keys up to itself: [H, T]."""
     lse = [logits.logsumexp(-1).flatten(0, 1) for _, logits in _query_blocks(q_HTD, k_UTD, scaling)]
     return torch.cat(lse, 1) if lse else q_HTD.new_zeros(q_HTD.shape[:2], dtype=_wide(q_HTD.dtype))
 
 
 def column_sums(q_HTD: Tensor, k_UTD: Tensor, lse_HT: Tensor, scaling: float) -> Tensor:
-    """Attention every key receives from all queries, causal: [H, T]. `lse_HT` as `row_lse` gives it."""
+    """Return the causal attention that every key receives from all queries: [H, T]. `lse_HT` is that of `row_lse`."""
     dtype = _wide(q_HTD.dtype)
     sums_HT = torch.zeros(q_HTD.shape[:2], dtype=dtype, device=q_HTD.device)
     for begin, logits_UGTC in _query_blocks(q_HTD, k_UTD, scaling):
@@ -148,18 +149,18 @@ def column_sums(q_HTD: Tensor, k_UTD: Tensor, lse_HT: Tensor, scaling: float) ->
 
 
 def select(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tensor, Tensor]:
-    """The keep mask [U, N] and the number kept of each head, int32 [U]; `total` of them are kept in all.
+    """Return the keep mask of the best `total` tokens, bool [U, N], and the number kept per head, int32 [U].
 
-    A better score wins, then the lower head (in the order over a layer), then the lower position. NaN is the best
-    score, and -0 equals 0, as in torch's sort.
+    A higher score wins, then the lower head (when a layer is ranked as a whole), then the lower position. NaN is the
+    highest score, and -0 equals 0, as in torch's sort.
 
     Args:
-        floor: share of `total` that is split evenly, in [0, 1]; scope "layer" alone has it.
-        scope: "head" splits `total` evenly, an odd token to the lower head; "layer" gives heads what they hold of the
-            layer's best `total`, mixed with the even split (Ada-KV, Feng et al. 2024, arXiv 2407.11550).
+        floor: share of `total` that is split evenly, in [0, 1]; only scope "layer" uses it.
+        scope: "head" splits `total` evenly, with remaining tokens to the lower heads. "layer" gives each head as many
+            as it holds of the layer's best `total`, mixed with the even split (Ada-KV, arXiv 2407.11550).
 
     Raises:
-        ValueError: there are not `total` tokens.
+        ValueError: there are fewer than `total` tokens.
     """
     heads, candidates = score_UN.shape
     if not 0 <= total <= heads * candidates:
@@ -181,7 +182,7 @@ def select(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tens
 def ragged_gather(
     k_UTD: Tensor, v_UTD: Tensor, keep_ST: Tensor, head_S: Tensor, start_S1: Tensor, k_RD: Tensor, v_RD: Tensor
 ) -> None:
-    """Write the kept tokens of segment s, of KV head head_S[s], to its slots, in order. What has no room is dropped."""
+    """Write the kept tokens of KV head head_S[s] to the slots of segment s, in order; drop what does not fit."""
     starts = start_S1.tolist()
     for segment, head in enumerate(head_S.tolist()):
         begin, capacity = starts[segment], starts[segment + 1] - starts[segment]
@@ -200,7 +201,7 @@ def ragged_relayout(
     k_QD: Tensor,
     v_QD: Tensor,
 ) -> None:
-    """Write the live slots of segment source_M[m] to place m of another arena. What has no room is dropped."""
+    """Write the live slots of segment source_M[m] to place m of another arena; drop what does not fit."""
     old_starts, lengths, starts = start_S1.tolist(), length_S.tolist(), start_M1.tolist()
     for place, segment in enumerate(source_M.tolist()):
         live = min(lengths[segment], starts[place + 1] - starts[place])
@@ -214,7 +215,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _logits(q_HTD: Tensor, k_UCD: Tensor, first: int, scaling: float) -> Tensor:
-    """Scaled logits [U, G, T, C] of queries at positions first .. first + T over keys 0 .. C, -inf for later keys."""
+    """Return scaled logits [U, G, T, C] of queries at first .. first + T over keys 0 .. C; -inf for later keys."""
     (heads, tokens, dim), kv_heads, seen = q_HTD.shape, k_UCD.shape[0], k_UCD.shape[1]
     dtype = _wide(q_HTD.dtype)
     q_UQD = q_HTD.to(dtype).reshape(kv_heads, heads // kv_heads * tokens, dim)
@@ -225,7 +226,7 @@ def _logits(q_HTD: Tensor, k_UCD: Tensor, first: int, scaling: float) -> Tensor:
 
 
 def _query_blocks(q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Iterator[tuple[int, Tensor]]:
-    """The first query of each block, and the block's logits."""
+    """Yield the first query of each block, and the block's logits."""
     tokens = q_HTD.shape[1]
     for begin in range(0, tokens, QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, tokens)
@@ -233,7 +234,7 @@ def _query_blocks(q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Iterator[tupl
 
 
 def _add_up(x: Tensor, dim: int) -> Tensor:
-    """Sum in the same order for every element, so that equal keys get equal scores; `x.sum` does not promise that."""
+    """Sum in the same order for every element, so that equal keys get equal scores; `x.sum` does not guarantee that."""
     first, *rest = x.unbind(dim)
     total = first.clone()
     for part in rest:

@@ -44,11 +44,11 @@ _emulation: library.Library | None = None
 
 
 def prepare(device: torch.device) -> library.Library:
-    """The kernels for a GPU, compiled if need be.
+    """Load the kernels for a GPU; compile them first if the cache has none.
 
     Raises:
-        ValueError: no compiler, or too old a GPU.
-        RuntimeError: they do not compile, or cannot be loaded.
+        ValueError: there is no compiler, the GPU is too old, or the cache cannot be written.
+        RuntimeError: the kernels do not compile, or cannot be loaded.
     """
     number = device.index if device.index is not None else torch.cuda.current_device()
     if number not in _on_gpu:
@@ -58,7 +58,10 @@ def prepare(device: torch.device) -> library.Library:
 
 @contextmanager
 def emulated(path: Path) -> Iterator[None]:
-    """Inside, the ops on a CPU run the kernels themselves, compiled by `build.host`. For tests: it is very slow."""
+    """Run the kernels themselves on the CPU inside this context, from a library of `build.host`.
+
+    This is for tests: it is very slow.
+    """
     global _emulation
     before, _emulation = _emulation, library.load(path)
     try:
@@ -68,14 +71,17 @@ def emulated(path: Path) -> Iterator[None]:
 
 
 def workspace(dim: int, device: torch.device) -> Tensor:
-    """Scratch for `ragged_decode` and `ragged_append_decode` at a head dimension, whatever the other sizes.
+    """Return a workspace for `ragged_decode` and `ragged_append_decode` at a head dimension; the other sizes are free.
 
-    They leave it as they need it next time. Launches that may run at the same time need one each.
+    The ops leave it ready for the next call. Calls that may run at the same time need a workspace each.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured.
     """
     if device.type != "cuda":
         return launch.workspace(_emulation, dim, device)
-    if torch.cuda.is_current_stream_capturing():  # its zeros would be recorded, not there
-        raise RuntimeError("kvb: make the workspace before a CUDA graph is captured, by a call that is not")
+    if torch.cuda.is_current_stream_capturing():  # the zeros would be recorded and not written
+        raise RuntimeError("kvb: create the workspace before capturing a CUDA graph, by a call outside the capture")
     kernels = prepare(device)
     with torch.cuda.device(device):
         return launch.workspace(kernels, dim, torch.device("cuda", torch.cuda.current_device()))

@@ -1,7 +1,7 @@
-"""What is asked of the arguments of an op: the parts of `checks`. A ValueError names the argument.
+"""Requirements on tensors, from which `checks` is built. A ValueError names the argument.
 
-Shape suffixes as in `reference_ops`. The compiled kernels ask more than the reference in torch (`compiled=True`): a
-16-bit dtype, a head dimension they are made for, and rows of 16-byte steps.
+Shape suffixes as in `reference`. The compiled kernels need more than the reference (`compiled=True`): a 16-bit dtype, a
+head dimension they are compiled for, and rows that can be read 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _STEP = 8  # elements of 16 bytes
 
 
 def rows(x: Tensor) -> Tensor:
-    """`x`, or a copy where its rows are no runs of 16-byte steps, as the kernels read them."""
+    """Return `x`, or a contiguous copy if the kernels cannot read its rows 16 bytes at a time."""
     return x if _in_steps(x) else x.contiguous()
 
 
 def arena(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor | None, compiled: bool) -> None:
-    """The buffers of an arena and the int32 arrays that describe it."""
+    """Require the buffers of an arena and the int32 arrays that describe it."""
     if k_RD.dim() != 2 or not k_RD.is_contiguous():
         raise ValueError("k_RD: must be contiguous, [slots, head dimension]")
     if v_RD.shape != k_RD.shape or not v_RD.is_contiguous():
@@ -38,7 +38,7 @@ def arena(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor | None,
 
 
 def new_tokens(k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, segment_N: Tensor, compiled: bool) -> None:
-    """Keys and values to append."""
+    """Require keys and values that can be appended."""
     if k_BUTD.dim() != 4 or k_BUTD.shape[3] != k_RD.shape[1]:
         raise ValueError("k_BUTD: must be [rows, KV heads, tokens, head dimension of k_RD]")
     if v_BUTD.shape != k_BUTD.shape:
@@ -54,7 +54,7 @@ def new_tokens(k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, segment_N: Tensor, 
 
 
 def decoding(q_BHTD: Tensor, k_RD: Tensor, segment_N: Tensor, out_BHTD: Tensor, compiled: bool) -> None:
-    """Queries and the output for them."""
+    """Require queries and an output that fits them."""
     if q_BHTD.dim() != 4 or q_BHTD.shape[3] != k_RD.shape[1]:
         raise ValueError("q_BHTD: must be [rows, query heads, tokens, head dimension of k_RD]")
     if out_BHTD.shape != q_BHTD.shape:
@@ -72,7 +72,7 @@ def decoding(q_BHTD: Tensor, k_RD: Tensor, segment_N: Tensor, out_BHTD: Tensor, 
 
 
 def prompt(q_HTD: Tensor, k_UTD: Tensor, q_name: str, compiled: bool) -> None:
-    """Queries and keys of a prompt."""
+    """Require queries and keys of a prompt."""
     if k_UTD.dim() != 3:
         raise ValueError("k_UTD: must be [KV heads, tokens, head dimension]")
     if q_HTD.dim() != 3 or q_HTD.shape[2] != k_UTD.shape[2] or q_HTD.shape[0] % k_UTD.shape[0]:
@@ -88,7 +88,7 @@ def prompt(q_HTD: Tensor, k_UTD: Tensor, q_name: str, compiled: bool) -> None:
 
 
 def alike(name: str, x: Tensor, like: Tensor) -> None:
-    """Same dtype, same device."""
+    """Require the dtype and device of `like`."""
     if x.dtype != like.dtype:
         raise ValueError(f"{name}: is {x.dtype}, the keys are {like.dtype}")
     if x.device != like.device:
@@ -96,25 +96,25 @@ def alike(name: str, x: Tensor, like: Tensor) -> None:
 
 
 def index(name: str, x: Tensor, like: Tensor) -> None:
-    """An int32 array on the device of `like`."""
+    """Require a contiguous int32 vector on the device of `like`."""
     if x.dtype != torch.int32 or x.dim() != 1 or not x.is_contiguous() or x.device != like.device:
         raise ValueError(f"{name}: must be a contiguous int32 vector on {like.device}")
 
 
 def shaped(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> None:
-    """A contiguous tensor of one shape and dtype on the device of `like`."""
+    """Require a contiguous tensor of this shape and dtype on the device of `like`."""
     if x.shape != shape or x.dtype != dtype or not x.is_contiguous() or x.device != like.device:
         raise ValueError(f"{name}: must be contiguous, {dtype}, {list(shape)}, on {like.device}")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """A word out of a few."""
+    """Require one of the known words."""
     if value not in known:
         raise ValueError(f"{name}={value}: must be one of {', '.join(known)}")
 
 
 def sixteen_bit(name: str, x: Tensor) -> None:
-    """A dtype that the kernels read, and rows of 16-byte steps."""
+    """Require a dtype that the kernels read, and a head dimension of whole 16-byte steps."""
     if x.dtype not in DTYPES:
         raise ValueError(f"{name}: is {x.dtype}; the kernels take bfloat16 and float16")
     if x.shape[-1] % _STEP:
@@ -122,14 +122,14 @@ def sixteen_bit(name: str, x: Tensor) -> None:
 
 
 def head_dim(name: str, x: Tensor) -> None:
-    """A head dimension that the kernels that compute are compiled for."""
+    """Require a head dimension that the kernels are compiled for."""
     if x.shape[-1] not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         raise ValueError(f"{name}: has head dimension {x.shape[-1]}; the kernels are compiled for {known}")
 
 
 def steps(name: str, x: Tensor) -> None:
-    """Rows that can be read 16 bytes at a time."""
+    """Require rows that can be read 16 bytes at a time."""
     if not _in_steps(x):
         raise ValueError(f"{name}: rows must be contiguous and aligned to 16 bytes")
 
@@ -144,6 +144,6 @@ def _in_steps(x: Tensor) -> bool:
 
 
 def scratch(workspace: Tensor, like: Tensor) -> None:
-    """What `ops.workspace` gave."""
+    """Require a workspace from `ops.workspace`."""
     if workspace.dtype != torch.uint8 or not workspace.is_contiguous() or workspace.device != like.device:
         raise ValueError(f"workspace: must be what ops.workspace gives for {like.device}")

@@ -1,7 +1,7 @@
-"""What the C functions kvb_<op> take: p a pointer (or the stream), l an int64, i an int, f a float, d a double.
+"""Argument types of the C functions kvb_<op>, a letter each.
 
-Those of SIGNATURES return an error code, those of SIZES bytes of workspace, as an int64, and those of COUNTS a number,
-as an int.
+p is a pointer (or the stream), l an int64, i an int, f a float, d a double. The functions in SIGNATURES return an error
+code, those in SIZES the bytes of workspace as an int64, those in COUNTS a number as an int.
 """
 
 from __future__ import annotations
