@@ -28,7 +28,6 @@ PENDING: set[str] = {
     "docs/kernels.md",
     "docs/profile.md",
     "hydra_plugins",
-    "kernels",
     "kvbench/__main__.py",
     "kvbench/api.py",
     "kvbench/benchmarks",
