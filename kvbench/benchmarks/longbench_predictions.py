@@ -140,18 +140,28 @@ def score_predictions(
 
 def _means(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Category means over what is there, and the averages that are complete."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[tuple[str, str], list[float]] = {}
     for name, score in scores.items():
-        groups.setdefault(DATASETS[name.removesuffix("_e")][0], []).append(score)
-    categories = {name: round(sum(values) / len(values), 2) for name, values in groups.items()}
+        kind, language = DATASETS[name.removesuffix("_e")]
+        tag = "LongBench-E" if name.endswith("_e") else language
+        groups.setdefault((kind, tag), []).append(score)
+    categories = {
+        _category(kind, tag, groups): round(sum(values) / len(values), 2) for (kind, tag), values in groups.items()
+    }
     averages = {}
     for name, members in (("avg-16", ENGLISH), ("avg-21", tuple(DATASETS))):
         if all(member in scores for member in members):
             averages[name] = round(sum(scores[member] for member in members) / len(members), 2)
     if "avg-16" in averages:
-        english = [[scores[m] for m in ENGLISH if DATASETS[m][0] == kind] for kind in categories]
+        kinds = dict.fromkeys(DATASETS[member][0] for member in ENGLISH)
+        english = [[scores[m] for m in ENGLISH if DATASETS[m][0] == kind] for kind in kinds]
         averages["macro-en"] = round(sum(sum(v) / len(v) for v in english) / len(english), 2)
     return {"categories": categories, "averages": averages}
+
+
+def _category(kind: str, tag: str, groups: Mapping[tuple[str, str], object]) -> str:
+    """Return the name of a mean: those of other languages, and of LongBench-E next to LongBench, say so."""
+    return kind if tag == "en" or (tag == "LongBench-E" and (kind, "en") not in groups) else f"{kind} ({tag})"
 
 
 def _lines(file: Path) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvbench.common.text import one_line
 from kvbench.report import figure
 from kvbench.report.figure import FAINT, INK
+from kvbench.report.suite import SuiteRow, SuiteTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,10 +31,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _PANEL = (4.6, 3.4)  # inches
 
 
-def curve(table: Mapping[str, Any], heading: str, details: str, path: Path) -> Path | None:
-    """Write the figure of a `suite_table` as a PNG; None, and no file, where there are fewer than two budgets.
+def curve(table: SuiteTable, heading: str, details: str, path: Path) -> Path | None:
+    """Write the figure of a `suite_table` as a PNG and return its path; None where there are fewer than two budgets.
 
-    `details` stand below the heading. Rows that miss datasets which others have are left out, and that is said: their
+    `details` stand below the heading. Rows that miss datasets which others have are left out, and a note says so: their
     average is of something else.
     """
     shown, left_out = _comparable(table)
@@ -60,25 +62,27 @@ def curve(table: Mapping[str, Any], heading: str, details: str, path: Path) -> P
             f"{axes[0].get_xlabel()}\n({number} left out, as datasets are missing)", fontsize=10, color=INK
         )
     handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
     axes[-1].legend(handles.values(), handles.keys(), frameon=False, fontsize=9, **place)
     return figure.save(picture, path, stamp)
 
 
-def _comparable(table: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int]:
+def _comparable(table: SuiteTable) -> tuple[list[SuiteRow], int]:
     """The rows with as many datasets as the fullest one, and the number of those with some, but fewer."""
     counts = [row["means"][table["lead"]]["n"] for row in table["rows"]]
     shown = [row for row, count in zip(table["rows"], counts, strict=True) if count and count == max(counts)]
     return shown, sum(0 < count < max(counts) for count in counts)
 
 
-def _average(table: Mapping[str, Any], row: Mapping[str, Any]) -> float:
-    return float(row["means"][table["lead"]]["score"])
+def _average(table: SuiteTable, row: SuiteRow) -> float:
+    score = row["means"][table["lead"]]["score"]
+    assert score is not None, "rows without any dataset are left out"
+    return score
 
 
-def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _panels(rows: Sequence[SuiteRow]) -> dict[str, list[SuiteRow]]:
     """Rows with a budget by its kind: tokens and shares have no common axis."""
-    panels: dict[str, list[Mapping[str, Any]]] = {}
+    panels: dict[str, list[SuiteRow]] = {}
     for row in rows:
         if row["budget"] != "full":
             kind = "Tokens per KV head" if row["budget"].isdigit() else "Share of the cache (%)"
@@ -86,7 +90,7 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     return dict(sorted(panels.items()))
 
 
-def _lines(axes: Axes, table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
+def _lines(axes: Axes, table: SuiteTable, rows: Sequence[SuiteRow], methods: Sequence[str]) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
         points = sorted((float(row["budget"]), _average(table, row)) for row in rows if row["method"] == method)
         style = methods.index(method)
@@ -95,11 +99,10 @@ def _lines(axes: Axes, table: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         axes.plot(x, y, color=colour, marker=marker, ms=5, mec="white", mew=0.6, lw=1.6, label=method)
 
 
-def _horizontals(axes: Axes, table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _horizontals(axes: Axes, table: SuiteTable, rows: Sequence[SuiteRow]) -> None:
     """The full cache, dashed; other methods without a budget, dotted."""
     for row in rows:
-        full = row["method"].split()[0] == "fullkv"
-        colour, line = (INK, "--") if full else (FAINT, ":")
+        colour, line = (INK, "--") if row["is_full_cache"] else (FAINT, ":")
         axes.axhline(_average(table, row), color=colour, ls=line, lw=1.2, label=row["method"], zorder=1)
 
 
@@ -117,6 +120,6 @@ def _dress(axes: Axes, kind: str, budgets: Sequence[str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label(table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def _label(table: SuiteTable, rows: Sequence[SuiteRow]) -> str:
     lead, mean = table["lead"], rows[0]["means"][table["lead"]]
-    return f"{lead}" + ("" if mean["n"] == mean["of"] else f" ({mean['n']} of {mean['of']} datasets)")
+    return one_line(lead) + ("" if mean["n"] == mean["of"] else f" ({mean['n']} of {mean['of']} datasets)")

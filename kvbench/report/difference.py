@@ -1,62 +1,94 @@
-"""Differences to the full cache: paired by sample, with a 95% interval from the bootstrap."""
+"""Differences to the full cache: paired by sample, with a 95% interval by Student's t.
+
+The interval of an average over datasets takes its spread from the samples within each dataset (a stratified mean) and
+its degrees of freedom from Satterthwaite (Biometrics Bulletin 2, 1946). Where the spread is unknown there is no
+interval: resampling a dataset of one sample would make it look certain.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvbench.report.runs import Run, answered
 
-_RESAMPLES = 10_000
+ONE_SAMPLE, NO_SPREAD = "1 sample", "no spread"  # why there is no interval
+_SIGNS = 6  # so many differences of one sign happen by chance in less than 5% of cases
+# 97.5% quantiles of Student's t by degrees of freedom; between them, interpolation in 1 / degrees of freedom
+_QUANTILES = {
+    1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 10: 2.2281, 12: 2.1788,
+    15: 2.1314, 20: 2.0860, 30: 2.0423, 60: 2.0003, 120: 1.9799, np.inf: 1.9600,
+}  # fmt: skip
+
+
+class Difference(TypedDict):
+    """A mean difference with its interval.
+
+    Attributes:
+        mean: of the differences; of an average over datasets, the mean of their means.
+        low, high: 95% interval; None where it is unknown.
+        reason: why it is unknown, one of `ONE_SAMPLE` and `NO_SPREAD`.
+        n: samples.
+        significant: the interval excludes 0; without spread, at least six differences have one sign and none the other.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    reason: str | None
+    n: int
+    significant: bool
 
 
 def deltas(run: Run, baseline: Run, metric: str) -> NDArray[np.float64]:
-    """run - baseline for each sample that both answered, by sample id."""
+    """Return run - baseline for each sample that both answered, by sample id."""
     ours, theirs = (
-        {sample["id"]: sample["scores"][metric] for sample in answered(one) if metric in sample["scores"]}
-        for one in (run, baseline)
+        {sample["id"]: sample["scores"][metric] for sample in answered(side) if metric in sample["scores"]}
+        for side in (run, baseline)
     )
     return np.array([ours[name] - theirs[name] for name in sorted(ours.keys() & theirs.keys())], dtype=np.float64)
 
 
-def paired_difference(run: Run, baseline: Run, metric: str, seed: int = 0) -> dict[str, Any] | None:
-    """Mean of (run - baseline) over common samples, with a 95% percentile bootstrap interval.
-
-    `significant` says that the interval excludes 0. One common sample gives no interval; none gives None.
-    """
-    return stratified_difference([deltas(run, baseline, metric)], seed)
+def paired_difference(run: Run, baseline: Run, metric: str) -> Difference | None:
+    """Return the mean of (run - baseline) over common samples, with its interval; None without common samples."""
+    return stratified_difference([deltas(run, baseline, metric)])
 
 
-def stratified_difference(strata: Sequence[NDArray[np.float64]], seed: int = 0) -> dict[str, Any] | None:
-    """Mean over strata of their mean difference, with a 95% interval; strata are the datasets of a suite.
+def stratified_difference(strata: Sequence[NDArray[np.float64]]) -> Difference | None:
+    """Return the mean over strata of their mean difference, with its interval; strata are the datasets of a suite.
 
-    Samples are drawn anew within each stratum, and strata count alike however many samples they have. Empty ones do
-    not count. Returns as `paired_difference`; `n` counts samples.
+    Strata count alike however many samples they have. Empty ones do not count; None without any sample.
     """
     strata = [stratum for stratum in strata if len(stratum)]
     if not strata:
         return None
-    n = sum(map(len, strata))
-    result: dict[str, Any] = {
+    result: Difference = {
         "mean": float(np.mean([stratum.mean() for stratum in strata])),
         "low": None,
         "high": None,
-        "n": n,
+        "reason": None,
+        "n": sum(map(len, strata)),
         "significant": False,
     }
-    if n > len(strata):
-        rng = np.random.default_rng(seed)
-        draws = np.mean([_resampled_means(stratum, rng) for stratum in strata], axis=0)
-        low, high = (float(value) for value in np.percentile(draws, [2.5, 97.5]))
-        result |= {"low": low, "high": high, "significant": not low <= 0 <= high}
-    return result
+    if any(len(stratum) == 1 for stratum in strata):
+        return result | {"reason": ONE_SAMPLE}
+    squares = np.array([stratum.var(ddof=1) / len(stratum) for stratum in strata])  # squared standard errors
+    if squares.sum() <= 1e-24:  # the differences within a dataset are equal, but for rounding
+        return result | {"reason": NO_SPREAD, "significant": _all_of_one_sign(np.concatenate(strata))}
+    freedom = squares.sum() ** 2 / sum(squares**2 / np.array([len(stratum) - 1 for stratum in strata]))
+    half = _quantile(freedom) * float(np.sqrt(squares.sum())) / len(strata)
+    low, high = result["mean"] - half, result["mean"] + half
+    return result | {"low": low, "high": high, "significant": not low <= 0 <= high}
 
 
-def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means of as many draws with replacement as there are values, `_RESAMPLES` times."""
-    # in pieces, so that thousands of samples do not make a matrix of gigabytes
-    sizes = [(_RESAMPLES // 10, len(values))] * 10
-    return np.concatenate([values[rng.integers(len(values), size=size)].mean(axis=1) for size in sizes])
+def _all_of_one_sign(differences: NDArray[np.float64]) -> bool:
+    up, down = int((differences > 0).sum()), int((differences < 0).sum())
+    return max(up, down) >= _SIGNS and not min(up, down)
+
+
+def _quantile(freedom: float) -> float:
+    inverse = [1 / known for known in _QUANTILES]
+    return float(np.interp(1 / freedom, inverse[::-1], list(_QUANTILES.values())[::-1]))

@@ -1,4 +1,8 @@
-"""From numbers to text: cells of tables, and tables as Markdown, LaTeX and CSV."""
+"""From numbers to text: cells of tables, and tables as Markdown, LaTeX and CSV.
+
+Texts come from stored files, which may come from anywhere. Each format escapes what it would obey: control characters,
+Markdown and HTML, LaTeX commands, and formulas of spreadsheets.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,31 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from kvbench.common.text import one_line
+from kvbench.report.difference import Difference
 
 FORMATS = ("table", "csv", "json", "latex")
-_LATEX = {"Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "·": r"$\cdot$"}  # what plain LaTeX fonts lack
+# what plain LaTeX fonts lack
+_LATEX = {"Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}"}
 
 Cells = Mapping[str, str]  # one row: column → text
 _NARROW = 10  # characters of a line in a broken header
 _LEFT = ("method", "budget", "dataset", "bucket")
+_MARKUP = re.compile(r"[|<>`\\]|(?<!\w)[*_]|!?\[(?=[^\]]*\]\()")  # what Markdown or HTML would obey
+_FORMULA = re.compile(r"[=+\-@\t\r]")  # with which a formula begins in a spreadsheet
 
 
 def markdown(rows: Sequence[Cells], headers: Sequence[str] | None = None, narrow: bool = False) -> str:
-    """Rows as a Markdown table. `headers` stand in for the columns' names, which are unique.
+    """Return rows as a Markdown table. `headers` stand in for the columns' names, which are unique.
 
     narrow: long headers are broken into lines; that is for the eye, Markdown knows headers of one line only.
     """
     columns = list(rows[0])
-    heads = [_lines(head) if narrow else [head] for head in headers or columns]
+    heads = [_lines(escaped(head)) if narrow else [escaped(head)] for head in headers or columns]
     depth = max(map(len, heads))
     lines = [[head[i] if i < len(head) else "" for head in heads] for i in range(depth)]
-    lines += [[row[column] for column in columns] for row in rows]
+    lines += [[escaped(row[column]) for column in columns] for row in rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     left = [column in _LEFT for column in columns]
     rule = ["-" * (width + 2) if at else "-" * (width + 1) + ":" for width, at in zip(widths, left, strict=True)]
@@ -39,6 +48,11 @@ def markdown(rows: Sequence[Cells], headers: Sequence[str] | None = None, narrow
     return "\n".join([*texts[:depth], f"|{'|'.join(rule)}|", *texts[depth:]])
 
 
+def escaped(text: str) -> str:
+    """Return a text as one line of Markdown that shows it as it is; HTML would show it, too."""
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", one_line(text))
+
+
 def _lines(head: str) -> list[str]:
     """A header broken after "_", "-" and spaces into lines of about a number's width."""
     lines = [""]
@@ -50,40 +64,55 @@ def _lines(head: str) -> list[str]:
 
 
 def latex(rows: Sequence[Cells]) -> str:
-    """Rows as a LaTeX table for the package booktabs."""
+    """Return rows as a LaTeX table for the package booktabs."""
     from tabulate import tabulate
 
     align = ["left" if name in _LEFT else "right" for name in rows[0]]
-    text = tabulate(rows, headers="keys", tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
+    clean = [{one_line(name): one_line(text) for name, text in row.items()} for row in rows]
+    text = tabulate(clean, headers="keys", tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
     for character, command in _LATEX.items():
         text = text.replace(character, command)
     return text
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a header; None is an empty cell."""
+def latex_comment(text: str) -> str:
+    """Return a text as one LaTeX comment."""
+    return f"% {one_line(text)}"
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows as CSV with a header; None is an empty cell. A text never begins as a formula does."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    clean = one_line(value)
+    return f"'{clean}" if _FORMULA.match(clean) else clean
+
+
 def number(value: float | None, form: str) -> str:
-    """A number, or a dash where nothing was measured."""
+    """Return a number, or a dash where nothing was measured."""
     return "–" if value is None else form.format(value)
 
 
 def percent(share: float | None) -> str:
-    """A share in brackets after a number; nothing where it is unknown."""
+    """Return a share in brackets, to follow a number; nothing where it is unknown."""
     return "" if share is None else f" ({100 * share:.0f}%)"
 
 
-def interval(difference: Mapping[str, Any] | None) -> str:
-    """A difference as of `kvbench.report.difference`: mean, interval, and n.s. unless the interval excludes 0."""
+def interval(difference: Difference | None) -> str:
+    """Return a difference in words: mean, interval or why there is none, and n.s. unless it is significant."""
     if difference is None:
         return "–"
     text = f"{difference['mean']:+.2f}"
-    if difference["low"] is not None:
+    if difference["low"] is not None and difference["high"] is not None:
         text += f" [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+    elif difference["reason"]:
+        text += f" [{difference['reason']}]"
     return text if difference["significant"] else text + " n.s."

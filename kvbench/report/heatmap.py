@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvbench.common.text import one_line
 from kvbench.report import figure
 from kvbench.report.figure import FAINT, INK, LINE
 from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, order, title
+from kvbench.store import Record
+from kvbench.store.schema import HUGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +24,13 @@ if TYPE_CHECKING:
 _COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
 _MISSING, _OOM = "#F2F2F2", "#D0D0D0"
 _DENSE = 20  # rows or columns from which on a grid is drawn as published: thin lines, no numbers
+_LONGEST = 2000  # rows or columns of a grid that is drawn
 _TICKS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One run: the mean score of each (length, depth), and where a sample ran out of memory."""
+    """One run: the mean score of each (length, depth), and where a sample has no answer (out of memory, failed)."""
 
     lengths: Sequence[int]
     depths: Sequence[int]
@@ -35,18 +39,26 @@ class Grid:
 
 
 def has_grid(run: Run) -> bool:
-    """Whether the samples carry a length and a depth."""
-    return bool(run.samples) and all({"length", "depth"} <= sample["meta"].keys() for sample in run.samples)
+    """Return True if all samples carry a length and a depth."""
+    return bool(run.samples) and all(
+        isinstance(value, int) and 0 <= value <= HUGE
+        for sample in run.samples
+        for value in (sample["meta"].get("length"), sample["meta"].get("depth"))
+    )
 
 
 def grid(run: Run, metric: str) -> Grid:
-    """Scores of a run by cell. The axes are the protocol's, so that cells not run yet show as missing."""
+    """Return the scores of a run by cell. The axes are the protocol's, so that cells not run yet show as missing.
+
+    Raises ValueError for a run without a grid.
+    """
     if not has_grid(run):
         raise ValueError(f"{title(run)}: its samples carry no length and depth, so there is no heatmap to draw")
     values: dict[tuple[int, int], list[float]] = {}
     for sample in answered(run):
-        values.setdefault(_cell(sample), []).append(sample["scores"][metric])
-    oom = frozenset(_cell(sample) for sample in run.samples if sample["status"] == "oom")
+        if metric in sample["scores"]:
+            values.setdefault(_cell(sample), []).append(sample["scores"][metric])
+    oom = frozenset(_cell(sample) for sample in run.samples if sample["status"] != "ok")
     cells = values.keys() | oom
     return Grid(
         lengths=sorted({*_axis(run, "lengths"), *(length for length, _ in cells)}),
@@ -57,13 +69,17 @@ def grid(run: Run, metric: str) -> Grid:
 
 
 def _axis(run: Run, key: str) -> list[int]:
-    """The values of an axis in the protocol, if it has any."""
+    """The values of an axis in the protocol, if it has any that can be drawn."""
     values = run.manifest["identity"]["protocol"].get(key)
-    return [value for value in values if type(value) is int] if isinstance(values, list) else []
+    if not isinstance(values, list) or len(values) > _LONGEST:
+        return []
+    return [value for value in values if isinstance(value, int) and 0 <= value <= HUGE]
 
 
-def _cell(sample: Mapping[str, Any]) -> tuple[int, int]:
-    return sample["meta"]["length"], sample["meta"]["depth"]
+def _cell(sample: Record) -> tuple[int, int]:
+    length, depth = sample["meta"]["length"], sample["meta"]["depth"]
+    assert isinstance(length, int) and isinstance(depth, int), "checked by has_grid"
+    return length, depth
 
 
 def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
@@ -209,7 +225,7 @@ def _step(number: int, room: float) -> int:
 def _titles(axes: Axes, run: Run, heading: str, cells: Grid, metric: str, size: float) -> None:
     """Method and requested budget in bold; below, smaller, what was measured."""
     label = run.manifest["label"]
-    facts = [f"mean {metric} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
+    facts = [f"mean {one_line(metric)} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
     share = kept_share(run)
     if share is not None:
         facts.append(f"kept {100 * share:.0f}%")
@@ -233,7 +249,7 @@ def _colour_bar(picture: Figure, metric: str, **place: Any) -> None:
 
     scale = ScalarMappable(Normalize(0, 1), _colour_map())
     bar = picture.colorbar(scale, **place)
-    bar.set_label(metric, fontsize=10, color=INK)
+    bar.set_label(one_line(metric), fontsize=10, color=INK)
     bar.ax.tick_params(labelsize=8, length=2, colors=INK)
     bar.outline.set_visible(False)
 

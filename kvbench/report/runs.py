@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
+from kvbench.common.text import one_line
 from kvbench.store import AnsweredRecord, Manifest, Record, Status
+
+_DIAL = 60  # characters of a dial and its value in a name
 
 
 class Run(Protocol):
@@ -121,7 +124,7 @@ def name(run: Run, runs: Sequence[Run] = ()) -> str:
     ]
     own, others = _settings(run), [_settings(other) for other in same]
     differ = [key for key in own if any(other.get(key) != own[key] for other in others)]
-    words = [f"{key}={own[key]}" for key in differ]
+    words = [one_line(f"{key}={own[key]}")[:_DIAL] for key in differ]
     alike = sum(all(other.get(key) == own[key] for key in differ) for other in others)
     return " ".join([label["method"], *words, *([run.manifest["hash"][:8]] if alike > 1 else [])])
 

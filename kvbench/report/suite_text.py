@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from kvbench.report.formats import Cells, interval, markdown, number, percent
-from kvbench.report.suite import BUCKETS
+from kvbench.report.suite import BUCKETS, DatasetCell, MacroCell, MeanCell, SuiteRow, SuiteTable
 
+_BOUNDS = ("Δ full", "95% from", "95% to")
 _BUCKET_LINES = 60  # of a bucket table on the console; a longer one is in the files, its means are printed
 
 
-def wide(table: Mapping[str, Any]) -> list[Cells]:
-    """A row per method and budget: datasets, flat means, difference, what was kept."""
+def wide(table: SuiteTable) -> list[Cells]:
+    """Return a row per method and budget: datasets, flat means, difference, what was kept."""
     names = [column["name"] for column in table["columns"]]
     return [
         {
@@ -25,22 +25,25 @@ def wide(table: Mapping[str, Any]) -> list[Cells]:
     ]
 
 
-def summary(table: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
-    """What stands behind the datasets of a row."""
+def summary(table: SuiteTable, row: SuiteRow) -> dict[str, str]:
+    """Return the columns that follow the datasets of a row."""
     oom = any(other["oom"] for other in table["rows"])
-    done = row["n"] + row["oom"]
+    failed = any(other["failed"] for other in table["rows"])
+    done = row["n"] + row["oom"] + row["failed"]
+    kv_percent = None if row["kv_share"] is None else 100 * row["kv_share"]
     return {
         **{name: mean(row["means"][name]) for name in shown_means(table)},
         "Δ full [95%]": interval(row["difference"]),
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
         **({"oom": str(row["oom"])} if oom else {}),
+        **({"failed": str(row["failed"])} if failed else {}),
         "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),
-        "KV": number(row["kv_share"] and 100 * row["kv_share"], "{:.0f}%"),
+        "KV": number(kv_percent, "{:.0f}%"),
     }
 
 
-def shown_means(table: Mapping[str, Any]) -> list[str]:
-    """The leading mean, and those of other columns than it has here: with 16 datasets, a mean of 21 says no more."""
+def shown_means(table: SuiteTable) -> list[str]:
+    """Return the leading mean, and those of other columns: with 16 datasets, a mean of 21 says no more."""
     members = {
         name: [column["name"] for column in table["columns"] if name in column["means"]]
         for name in table["rows"][0]["means"]
@@ -49,22 +52,22 @@ def shown_means(table: Mapping[str, Any]) -> list[str]:
     return [table["lead"], *others]
 
 
-def mean(cell: Mapping[str, Any]) -> str:
-    """A flat mean; where datasets are missing, how many there are."""
+def mean(cell: MeanCell) -> str:
+    """Return a flat mean; where datasets are missing, how many there are."""
     if cell["score"] is None or cell["n"] == cell["of"]:
         return number(cell["score"], "{:.2f}")
     return f"{cell['score']:.2f} ({cell['n']}/{cell['of']})"
 
 
-def _dataset(cell: Mapping[str, Any] | None) -> str:
+def _dataset(cell: DatasetCell | None) -> str:
     """A dataset's score; a star where samples are missing or ran out of memory."""
     if cell is None or cell["score"] is None:
         return "–"
     return f"{cell['score']:.2f}" + ("" if cell["n"] == cell["num_samples"] else "*")
 
 
-def categories(table: Mapping[str, Any]) -> list[list[Cells]]:
-    """A small table per macro average: the means of its categories, and their mean."""
+def categories(table: SuiteTable) -> list[list[Cells]]:
+    """Return a small table per macro average: the means of its categories, and their mean."""
     return [
         [
             {
@@ -79,7 +82,7 @@ def categories(table: Mapping[str, Any]) -> list[list[Cells]]:
     ]
 
 
-def _macro(cell: Mapping[str, Any]) -> str:
+def _macro(cell: MacroCell) -> str:
     text = number(cell["score"], "{:.2f}")
     if cell["score"] is None or cell["complete"]:
         return text
@@ -87,8 +90,8 @@ def _macro(cell: Mapping[str, Any]) -> str:
     return f"{text} ({missing})"
 
 
-def buckets(table: Mapping[str, Any]) -> list[Cells]:
-    """Scores by dataset and length bucket, then their means over datasets; [] where samples carry no buckets."""
+def buckets(table: SuiteTable) -> list[Cells]:
+    """Return scores by dataset and length bucket, then their means over datasets; [] where samples carry no buckets."""
     lines: list[Cells] = []
     for row in table["rows"]:
         head = {"method": row["method"], "budget": row["budget"]}
@@ -99,18 +102,19 @@ def buckets(table: Mapping[str, Any]) -> list[Cells]:
     return lines
 
 
-def _bucket_means(row: Mapping[str, Any]) -> dict[str, str]:
-    found = {key: [cells[key] for cells in row["buckets"].values() if cells[key] is not None] for key in BUCKETS}
-    return {key: number(sum(v) / len(v) if v else None, "{:.2f}") for key, v in found.items()}
+def _bucket_means(row: SuiteRow) -> dict[str, str]:
+    columns = {key: [cells[key] for cells in row["buckets"].values()] for key in BUCKETS}
+    known = {key: [score for score in scores if score is not None] for key, scores in columns.items()}
+    return {key: number(sum(v) / len(v) if v else None, "{:.2f}") for key, v in known.items()}
 
 
-def tables(table: Mapping[str, Any]) -> list[list[Cells]]:
-    """All of it: the wide table, the categories, the buckets."""
+def tables(table: SuiteTable) -> list[list[Cells]]:
+    """Return all of it: the wide table, the categories, the buckets."""
     return [part for part in (wide(table), *categories(table), buckets(table)) if part]
 
 
-def terminal(table: Mapping[str, Any], width: int) -> str:
-    """The most readable form that fits: a row per method; a column per method; else a row per method in pieces."""
+def terminal(table: SuiteTable, width: int) -> str:
+    """Return the most readable form that fits: rows are methods, columns are methods, or else rows in pieces."""
     extra = [_for_terminal(buckets(table))] if table["suite"].endswith("-e") else []
     small = [text for text in (*map(markdown, categories(table)), *extra) if text]
     whole = [markdown(wide(table)), *small]
@@ -140,11 +144,11 @@ def _width(text: str) -> int:
     return max(map(len, text.splitlines()), default=0)
 
 
-def transposed(table: Mapping[str, Any]) -> str:
-    """A column per method and budget. The datasets of a category stand together, their mean below them."""
+def transposed(table: SuiteTable) -> str:
+    """Return a column per method and budget. The datasets of a category stand together, their mean below them."""
     rows, columns = table["rows"], table["columns"]
-    macros: Mapping[str, Any] = rows[0]["macros"]
-    lines: list[tuple[str, list[str]]] = [("budget", [row["budget"] for row in rows])]
+    macros = rows[0]["macros"]
+    lines: list[tuple[str, Sequence[str]]] = [("budget", [row["budget"] for row in rows])]
     for category in dict.fromkeys(column["category"] for column in columns):
         names = [column["name"] for column in columns if column["category"] == category]
         lines += [(name, [_dataset(row["datasets"].get(name)) for row in rows]) for name in names]
@@ -156,20 +160,25 @@ def transposed(table: Mapping[str, Any]) -> str:
     last = [summary(table, row) for row in rows]
     for name in last[0]:
         if name.startswith("Δ"):
-            for label, bound in (("Δ full", "mean"), ("95% from", "low"), ("95% to", "high")):
-                lines.append((label, [_bound(row["difference"], bound) for row in rows]))
+            bounds = [_bounds(row) for row in rows]
+            lines += [(label, [texts[i] for texts in bounds]) for i, label in enumerate(_BOUNDS)]
         elif name == "kept/head":
             lines.append((name, [number(row["kept_tokens"], "{:.0f}") for row in rows]))
-            lines.append(("kept", [number(row["kept_share"] and 100 * row["kept_share"], "{:.0f}%") for row in rows]))
+            lines.append(("kept", [percent(row["kept_share"]).strip(" ()") or "–" for row in rows]))
         else:
             label = f"= {name}" if name in rows[0]["means"] else name
-            lines.append((label, [one[name] for one in last]))
+            lines.append((label, [texts[name] for texts in last]))
     cells = [{"dataset": label, **{str(i): text for i, text in enumerate(texts)}} for label, texts in lines]
     return markdown(cells, ["dataset", *(row["method"] for row in rows)], narrow=True)
 
 
-def _bound(difference: Mapping[str, Any] | None, which: str) -> str:
-    return number(None if difference is None else difference[which], "{:+.2f}")
+def _bounds(row: SuiteRow) -> tuple[str, str, str]:
+    """Difference and interval of a row; where there is no interval, the reason stands in place of its lower end."""
+    difference = row["difference"]
+    if difference is None:
+        return "–", "–", "–"
+    low = difference["reason"] or number(difference["low"], "{:+.2f}")
+    return f"{difference['mean']:+.2f}", low, number(difference["high"], "{:+.2f}")
 
 
 def _pieces(rows: Sequence[Cells], width: int) -> list[str]:

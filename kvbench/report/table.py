@@ -6,11 +6,11 @@ Rows share a table only if benchmark, model, dtype, device and protocol are equa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import numpy as np
 
-from kvbench.report.difference import paired_difference
+from kvbench.report.difference import Difference, paired_difference
 from kvbench.report.formats import interval, number, percent
 from kvbench.report.runs import (
     Run,
@@ -29,11 +29,39 @@ from kvbench.store import AnsweredRecord
 _MIB = 2**20
 
 
-def table(runs: Sequence[Run], metric: str | None = None) -> list[dict[str, Any]]:
-    """Rows as plain numbers, JSON-able, None where nothing was measured; the full cache comes first.
+class Row(TypedDict):
+    """One run as plain numbers, None where nothing was measured.
 
-    Means are over the samples that got an answer; `oom` counts the others. `difference` is the mean
-    difference in `metric` to the full cache over the samples both answered, with its 95% interval.
+    Attributes:
+        n, oom, failed: samples with an answer, out of memory, and with an output that was not finite.
+        scores: mean by name, the metric that is shown first.
+        difference: to the full cache, in the metric that is shown.
+        kept_tokens, kept_share: per KV head after compression; share of what was compressed.
+        kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
+    """
+
+    method: str
+    budget: str
+    status: str | None
+    n: int
+    oom: int
+    failed: int
+    num_samples: int
+    scores: dict[str, float | None]
+    difference: Difference | None
+    kept_tokens: float | None
+    kept_share: float | None
+    kv_mib: float | None
+    kv_share: float | None
+    prefill_s: float | None
+    compress_s: float | None
+    ttft_s: float | None
+    tpot_s: float | None
+
+
+def table(runs: Sequence[Run], metric: str | None = None) -> list[Row]:
+    """Return one row per run, the full cache first. Means are over the samples that got an answer.
+
     Raises ValueError for runs that cannot be compared and for an unknown metric.
     """
     check_comparable(runs)
@@ -44,7 +72,7 @@ def table(runs: Sequence[Run], metric: str | None = None) -> list[dict[str, Any]
     return [_row(run, names, baseline if baseline is not run else None, name(run, runs)) for run in runs]
 
 
-def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> dict[str, Any]:
+def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> Row:
     samples = answered(run)
 
     def mean(read: Callable[[AnsweredRecord], float | None]) -> float | None:
@@ -78,15 +106,16 @@ def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> d
     }
 
 
-def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of `table` in words, by column."""
+def cells(row: Row) -> dict[str, str]:
+    """Return a row of `table` in words, by column."""
     metric, *others = row["scores"] or ["score"]
-    done = row["n"] + row["oom"]
-    oom = f" (oom {row['oom']}/{done})" if row["oom"] else ""
+    done = row["n"] + row["oom"] + row["failed"]
+    lost = "".join(f" ({word} {n}/{done})" for word, n in (("oom", row["oom"]), ("failed", row["failed"])) if n)
+    tpot_ms = None if row["tpot_s"] is None else 1000 * row["tpot_s"]
     return {
         "method": row["method"],
         "budget": row["budget"],
-        metric: number(row["scores"].get(metric), "{:.2f}") + oom,
+        metric: number(row["scores"].get(metric), "{:.2f}") + lost,
         "Δ full [95%]": interval(row["difference"]),
         **{name: number(row["scores"][name], "{:.2f}") for name in others},
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
@@ -95,5 +124,5 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         "prefill s": number(row["prefill_s"], "{:.2f}"),
         "compress s": number(row["compress_s"], "{:.3f}"),
         "TTFT s": number(row["ttft_s"], "{:.2f}"),
-        "TPOT ms": number(row["tpot_s"] and 1000 * row["tpot_s"], "{:.1f}"),
+        "TPOT ms": number(tpot_ms, "{:.1f}"),
     }

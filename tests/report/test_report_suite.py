@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kvbench.report.difference import stratified_difference
-from kvbench.report.suite import suite_groups, suite_table
+from kvbench.report.suite import suite_table
+from kvbench.report.suite_groups import suite_groups
 from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_suite, out_of_memory
 from tests.helpers.outside import DATA, golden
 
@@ -173,7 +174,38 @@ def test_strata_count_alike_and_the_interval_is_of_draws_within_them() -> None:
     assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
     assert result == stratified_difference(strata) and result["n"] == 850
     assert stratified_difference([np.array([])]) is None
-    assert stratified_difference([np.array([1.0]), np.array([2.0])])["low"] is None
+
+
+def test_without_a_spread_there_is_no_interval_but_a_reason() -> None:
+    alone = stratified_difference([np.array([1.0, 2.0, 3.0]), np.array([2.0])])
+    assert alone is not None and (alone["mean"], alone["low"], alone["reason"]) == (2.0, None, "1 sample")
+    assert not alone["significant"], "a dataset of one sample is not certain"
+    for value, number, significant in ((0.0, 500, False), (-1.0, 5, False), (-1.0, 6, True)):
+        equal = stratified_difference([np.full(number, value)])
+        assert equal is not None and (equal["low"], equal["reason"]) == (None, "no spread")
+        assert equal["significant"] == significant
+    both = stratified_difference([np.full(6, -1.0), np.full(6, 1.0)])
+    assert both is not None and not both["significant"], "of two signs"
+
+
+def draws(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Differences whose true mean is -0.1."""
+    if kind == "normal":
+        return rng.normal(-0.1, 0.3, size)
+    if kind == "skewed":
+        return -rng.exponential(0.1, size)
+    return rng.choice([-1.0, 0.0, 1.0], size, p=[0.15, 0.8, 0.05])  # an answer is right or wrong
+
+
+@pytest.mark.parametrize("kind", ["normal", "skewed", "right or wrong"])
+@pytest.mark.parametrize(("datasets", "samples"), [(16, 2), (6, 2), (3, 2), (16, 10), (1, 5), (1, 50)])
+def test_the_interval_covers_the_true_difference(kind: str, datasets: int, samples: int) -> None:
+    """At least as often as it says, but for single datasets of a few skewed samples."""
+    rng = np.random.default_rng(7)
+    trials = (stratified_difference([draws(kind, rng, samples) for _ in range(datasets)]) for _ in range(500))
+    intervals = [(trial["low"], trial["high"]) for trial in trials if trial and trial["low"] is not None]
+    coverage = np.mean([low <= -0.1 <= high for low, high in intervals])
+    assert coverage >= (0.86 if kind == "skewed" and datasets == 1 else 0.92), coverage
 
 
 # ---- published tables ----------------------------------------------------------------------------
