@@ -23,7 +23,7 @@ from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
 from kvbench.engine.probe import checked_plan, last_logits
 from kvbench.engine.rope import depends_on_length, forget_lengths
-from kvbench.engine.variant import Generation, Request, Timings
+from kvbench.engine.variant import Generation, Request, Timings, span_tokens
 
 Draw = Callable[[Sequence[Request]], Request | None]
 """Returns the next request that may join those under way; None if none may, or none is left."""
@@ -211,7 +211,7 @@ class _Batch:
         prompt = request.prompt
         forget_lengths(self._model)
         begin = now(self._device)
-        span = prompt.context_len if self._question == "agnostic" else len(prompt.ids)
+        span = span_tokens(prompt, self._question)
         ids_T = torch.tensor(list(prompt.ids[:span]), device=self._device)
         rows = [_Row(self._next_row + i, request, span) for i in range(len(request.variants))]
         self._next_row += len(rows)

@@ -24,6 +24,11 @@ class PromptLike(Protocol):
     def first_may_stop(self) -> bool: ...
 
 
+def span_tokens(prompt: PromptLike, question: str) -> int:
+    """Return how many tokens of a prompt are compressed: all (question aware), or its context alone (agnostic)."""
+    return prompt.context_len if question == "agnostic" else len(prompt.ids)
+
+
 @dataclass(frozen=True)
 class Variant:
     """A method under a budget: tokens per KV head as an int, a share of the prompt as a float, None for no budget."""

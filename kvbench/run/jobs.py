@@ -1,15 +1,15 @@
 """Jobs: what a composed configuration asks for, checked and identified without loading any weights.
 
-A configuration is one job, or, where its benchmark is a suite, one per part of it.
+A configuration is one job or, where its benchmark is a suite, one job per part of the suite.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,31 @@ log = logging.getLogger(__name__)
 _NOT_SHARED = ("method", "budget")
 
 
-@dataclass
+@dataclass(frozen=True)
+class CheckedConfig:
+    """A configuration without mistakes, as far as that can be told without the files of its model and benchmark.
+
+    Attributes:
+        cfg: the configuration as plain data.
+        model, method, benchmark: what its nodes describe.
+    """
+
+    cfg: dict[str, Any]
+    model: models.ModelSpec
+    method: Method
+    benchmark: Benchmark | Suite
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One method under one budget on one benchmark, checked, and what it is in the store."""
+    """One method under one budget on one benchmark.
+
+    Attributes:
+        cfg: the configuration as plain data.
+        variant: the method with its budget.
+        label: names of benchmark, model, method and budget, for folders and tables.
+        identity: everything that the numbers depend on.
+    """
 
     cfg: dict[str, Any]
     model: models.ModelSpec
@@ -41,22 +63,32 @@ class Job:
     label: dict[str, str]
     identity: dict[str, Any]
 
-    @property
+    @cached_property
     def group(self) -> str:
-        """Jobs of equal group share one plan: they differ only in method and budget."""
+        """Equal for jobs that share their prefills: they differ in method and budget alone."""
         shared = {k: v for k, v in self.cfg.items() if k not in _NOT_SHARED}
         return json.dumps([self.benchmark.name, shared], sort_keys=True, default=str)
 
-    @property
+    @cached_property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return store.run_folder(self.cfg["paths"]["outputs"] + "/runs", self.label, self.identity)
+
+    @cached_property
     def key(self) -> tuple[str, Path]:
         """Equal for jobs that are the same work: the same run, and the same shard of it."""
         return self.group, self.folder
 
+    @cached_property
+    def question(self) -> str:
+        """`aware` if the whole prompt is compressed, `agnostic` if its context alone is."""
+        return "agnostic" if prompts.span_of(self.benchmark) == "context" else "aware"
+
     def variant_for(self, span: int) -> Variant:
-        """The variant on a prompt of `span` tokens.
+        """Return the variant for a prompt of which `span` tokens are compressed.
 
         A share of a very short prompt may be less than the sinks and window that the method always keeps. Then the
-        prompt is answered from so many most recent tokens: the budget holds, and no sample is lost.
+        prompt is answered from that many of its most recent tokens: the budget holds, and no sample is lost.
 
         Raises:
             ValueError: the budget is impossible on this prompt even so.
@@ -70,49 +102,31 @@ class Job:
             return Variant(_most_recent(), tokens)
         return self.variant
 
-    @property
-    def folder(self) -> Path:
-        return store.run_folder(self.cfg["paths"]["outputs"] + "/runs", self.label, self.identity)
+
+@cache
+def _most_recent() -> Method:
+    return load(conf_dir() / "method", "streaming_llm", sinks=0)
 
 
 def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[Job]:
-    """Check a composed configuration and say what it asks for, without loading weights. The data is read and checked.
+    """Check a composed configuration and return its jobs. No weights are loaded; the data is read and checked.
+
+    Args:
+        choices: as `kvbench.config.check` takes them.
 
     Raises:
         ValueError: one line naming the override to change.
     """
-    plain, spec, method, made = settle(cfg, choices)
-    budget = cfg.budget if method.evicts else None
-    if not method.evicts:
-        log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg.budget)
-    facts, weights = prompts.facts(spec), spec.identity()
-    jobs = []
-    for benchmark in benchmarks_of(made, facts):
-        identity = {
-            "method": method_identity(plain["method"]),
-            "budget": budget,
-            "model": {"name": spec.name, "weights": weights},
-            "protocol": _protocol(benchmark, facts) | {"frame": prompts.frame_hash(spec)},
-            "seed": plain["seed"],
-            "dtype": spec.dtype,
-            "backend": f"{plain['kernel']}-{plain['engine']['cache']}",
-        }
-        label = {
-            "benchmark": benchmark.name,
-            "model": spec.label,
-            "method": method.name,
-            "budget": "full" if budget is None else str(budget),
-        }
-        jobs.append(Job(plain, spec, Variant(method, budget), benchmark, label, identity))
-    return jobs
+    return jobs_of(settle(cfg, choices))
 
 
-def settle(
-    cfg: DictConfig, choices: Mapping[str, str] | None = None
-) -> tuple[dict[str, Any], models.ModelSpec, Method, Benchmark | Suite]:
-    """All of `prepare` that needs no file of a model or benchmark, so that mistakes come before anything is fetched.
+def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> CheckedConfig:
+    """Check a composed configuration without any file of its model or benchmark.
 
-    Returns the configuration as plain data, the model's spec, the method, and the benchmark.
+    A sweep does this for all its configurations first: a mistake comes before anything is fetched.
+
+    Raises:
+        ValueError: one line naming the override to change.
     """
     config.check(cfg, choices)
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -122,29 +136,56 @@ def settle(
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
     if method.evicts and isinstance(cfg.budget, int):
         method.check_room(cfg.budget)
-    return {str(k): v for k, v in plain.items()}, spec, method, _instantiate(cfg.benchmark)
+    return CheckedConfig({str(k): v for k, v in plain.items()}, spec, method, _build_benchmark(cfg.benchmark))
 
 
-def benchmarks(node: DictConfig, facts: ModelFacts) -> Sequence[Benchmark]:
-    """Return the benchmarks of a `benchmark` node: itself, or those of a suite. Raises ValueError for bad settings."""
-    return benchmarks_of(_instantiate(node), facts)
+def jobs_of(checked: CheckedConfig) -> list[Job]:
+    """Return the jobs of a checked configuration. The data is read and checked.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    cfg, spec, method = checked.cfg, checked.model, checked.method
+    budget = cfg["budget"] if method.evicts else None
+    if not method.evicts:
+        log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg["budget"])
+    facts, weights = prompts.facts(spec), spec.identity()
+    jobs = []
+    for benchmark in benchmarks_of(checked.benchmark, facts):
+        identity = {
+            "method": method_identity(cfg["method"]),
+            "budget": budget,
+            "model": {"name": spec.name, "weights": weights},
+            "protocol": _protocol(benchmark, facts) | {"frame": prompts.frame_hash(spec)},
+            "seed": cfg["seed"],
+            "dtype": spec.dtype,
+            "backend": f"{cfg['kernel']}-{cfg['engine']['cache']}",
+        }
+        label = {
+            "benchmark": benchmark.name,
+            "model": spec.label,
+            "method": method.name,
+            "budget": "full" if budget is None else str(budget),
+        }
+        jobs.append(Job(cfg, spec, Variant(method, budget), benchmark, label, identity))
+    return jobs
 
 
-def _instantiate(node: DictConfig) -> Benchmark | Suite:
+def _build_benchmark(node: DictConfig) -> Benchmark | Suite:
     try:
-        made: Benchmark | Suite = hydra.utils.instantiate(node)
+        benchmark: Benchmark | Suite = hydra.utils.instantiate(node)
     except InstantiationException as error:  # the benchmark's own message says which setting is wrong
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
-    return made
+    return benchmark
 
 
 def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:
-    """The benchmark's protocol with the way its text becomes ids."""
+    """Return the benchmark's protocol together with how its text becomes ids."""
     protocol = dict(benchmark.protocol())
     rendering = asdict(prompts.resolve(benchmark.rendering, facts.max_length))
-    if "dataset" in protocol:  # a suite's parts may end their answers in different ways and still share a table
+    if "dataset" in protocol:  # the parts of a suite may end their answers in different ways and still share a table
         protocol["dataset"] = protocol["dataset"] | {"stops": rendering.pop("stops")}
     return protocol | {
         "rendering": rendering,
@@ -152,8 +193,3 @@ def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:
         "chat_template": facts.chat_template,
         "chat_kwargs": dict(facts.chat_kwargs),
     }
-
-
-@cache
-def _most_recent() -> Method:
-    return load(conf_dir() / "method", "streaming_llm", sinks=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from kvbench.engine.variant import Request
+from kvbench.engine.variant import Request, span_tokens
 from kvbench.models import Shape
 
 FRACTION = 0.9  # of the free memory: the rest is for what the estimate does not know
@@ -78,7 +78,7 @@ class Limits:
 
     def total(self, requests: Sequence[Request]) -> int:
         """Peak beside the weights when requests decode together; their prompts are prefilled one after the other."""
-        spans = [r.prompt.context_len if self.question == "agnostic" else len(r.prompt.ids) for r in requests]
+        spans = [span_tokens(request.prompt, self.question) for request in requests]
         kept = sum(cache_bytes(self.shape, r, n, self.masked) for r, n in zip(requests, spans, strict=True))
         peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
         rows = sum(len(r.variants) for r in requests)

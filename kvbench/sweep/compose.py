@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kvbench import store
 from kvbench.cli.arguments import shell_command
 from kvbench.run.finish import result
-from kvbench.run.jobs import Job, prepare, settle
+from kvbench.run.jobs import Job, jobs_of, settle
 from kvbench.run.runner import Outcome
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,9 @@ def compose(
 
 def check(sweep: Sequence[Composed]) -> None:
     """Check every configuration and say which runs it asks for. Raises ValueError naming the override to change."""
-    for one in sweep:  # before the first model file is asked for, which may have to be fetched
-        settle(one.task, one.choices)
-    for one in sweep:
-        one.jobs = prepare(one.task, one.choices)
+    checked = [settle(one.task, one.choices) for one in sweep]  # before a model's first file, which may be fetched
+    for one, config in zip(sweep, checked, strict=True):
+        one.jobs = jobs_of(config)
     number = len({job.group for one in sweep for job in one.jobs})
     log.info("%d jobs in %d group(s) that share a model and its prefills", len(sweep), number)
 

@@ -1,0 +1,115 @@
+"""Checks before weights are loaded: room in the budget, kernel, graph, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from kvbench import models
+from kvbench.engine.variant import Request
+from kvbench.run import memory
+from kvbench.run.jobs import Job
+from kvbench.run.samples import GroupSamples
+from kvbench_kernels.backends import AttentionSpec, unmet_requirement
+
+log = logging.getLogger(__name__)
+
+
+def check_budget(job: Job, samples: GroupSamples) -> None:
+    """Check that the budget leaves the method room on the prompts.
+
+    Where it does so on some prompts only, the others are answered from the most recent tokens (`Job.variant_for`).
+
+    Raises:
+        ValueError: the budget is too small on every prompt of the run, or smaller than one token on some.
+    """
+    spans = samples.spans()
+    errors = [error for span in spans if (error := _no_room(job, span)) is not None]
+    if not errors:
+        return
+    is_fresh = len(spans) == len(samples.own)  # no sample of the run is recorded
+    if is_fresh and len(errors) == len(spans) and all(_no_room(job, span) for span in samples.other_spans()):
+        raise errors[-1]
+    for span in spans:
+        job.variant_for(span)
+    log.warning(
+        "%s: on %d of %d prompts the budget is below what the method always keeps; there it keeps the most recent "
+        "tokens alone",
+        job.folder.name,
+        len(errors),
+        len(spans),
+    )
+
+
+def _no_room(job: Job, span: int) -> ValueError | None:
+    """Return the error of a budget that leaves the method no room on a prompt; None if there is room."""
+    try:
+        job.variant.method.tokens(job.variant.budget, span)
+    except ValueError as error:
+        return error
+    return None
+
+
+def check_kernel(cfg: Mapping[str, Any], device: str, shape: models.Shape) -> None:
+    """Raise ValueError if the kernel or the graph that the user asked for cannot run."""
+    if str(cfg["engine"]["graph"]).lower() == "true" and not device.startswith("cuda"):
+        raise ValueError(f"engine.graph=true: CUDA graphs need a GPU, and the model is on device={device}")
+    if cfg["kernel"] != "auto":
+        dtype = torch.float32 if shape.itemsize == 4 else torch.bfloat16  # no kernel tells the half precisions apart
+        use = AttentionSpec(torch.device(device), dtype, shape.head_dim, shape.heads // shape.kv_heads)
+        lack = unmet_requirement(cfg["kernel"], use)
+        if lack is not None:
+            raise ValueError(f"kernel={cfg['kernel']}: {lack}")
+
+
+def memory_limits(job: Job, requests: Sequence[Request], model_cache: models.ModelCache) -> memory.Limits:
+    """Return what may decode together, and log what memory the requests of a group will take.
+
+    A model of another job is freed first.
+    """
+    spec, engine = job.model, job.cfg["engine"]
+    shape = models.shape(spec)
+    model_cache.drop_others(spec)
+    weights = 0 if model_cache.holds(spec) else shape.weight_bytes
+    free = free_bytes(job)
+    limits = memory.Limits(
+        max_rows=engine["max_rows"],
+        max_prompts=engine["max_prompts"],
+        free=max(0, free - weights),
+        shape=shape,
+        question=job.question,
+        masked=engine["cache"] == "masked",
+    )
+    largest = max(requests, key=lambda request: limits.total([request]))
+    part = limits.part(largest)
+    need = limits.total([part])
+    gib = memory.GIB
+    log.info(
+        "%s: %d row(s) of %d sample(s) to compute; memory: weights %.2f GiB, the largest prompt (%d tokens, %d of %d "
+        "row(s) at once) about %.2f GiB, of %.1f GiB free on %s",
+        job.benchmark.name,
+        sum(len(request.variants) for request in requests),
+        len(requests),
+        shape.weight_bytes / gib,
+        len(largest.prompt.ids),
+        len(part.variants),
+        len(largest.variants),
+        need / gib,
+        free / gib,
+        models.device(spec),
+    )
+    if need > limits.free:
+        log.warning(
+            "that may be more than there is: samples that do not fit are recorded as out of memory; choose a smaller "
+            "model, model.dtype=bfloat16, model.device_map=auto or a smaller model.max_length"
+        )
+    return limits
+
+
+def free_bytes(job: Job) -> int:
+    """Return the bytes that a job may use now."""
+    all_gpus = job.model.device_map is not None
+    return int(memory.FRACTION * memory.free_bytes(models.device(job.model), all_gpus=all_gpus))
