@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"paths"},
     "store": {"common"},
     "data": {"common", "paths"},
-    "config": {"common", "methods", "paths"},
+    "config": {"common", "methods", "models", "paths"},
     "report": {"common", "store"},
     "cache": {"kvbench_kernels", "methods"},
     "status": {"common", "config", "methods", "store"},
@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
         "store",
     },
     "cli": {"common", "config", "methods", "paths", "run", "store"},
-    "sweep": {"cli", "common", "run", "store"},
+    "sweep": {"cli", "common", "config", "run", "store"},
     "__main__": {"cli"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from omegaconf import DictConfig, OmegaConf
+
 from kvbench.common.command import Parser
 
 _SHORT = re.compile(r"(~|\+{0,2})launcher([=.])")
@@ -31,10 +33,12 @@ class Arguments:
         """All arguments, flags first: Hydra's parser cannot take overrides on both sides of a flag."""
         return [*self.flags, *self.overrides]
 
+    package: str | None = None
+
     @property
-    def computes(self) -> bool:
-        """Return True if this is a run or a sweep, not a request for help or for the configuration."""
-        return set(self.flags) <= {"-m", "--run"}
+    def composes(self) -> bool:
+        """Return True if Hydra will compose the configuration: for a run, a sweep, or to print it."""
+        return not {"--help", "--hydra-help", "--shell-completion"} & set(self.flags)
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -59,7 +63,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     for name, value in options.items():
         flag = _SPELLING.get(name, f"--{name.replace('_', '-')}")
         flags += [] if value in (None, False) else [flag] if value is True else [flag, value]
-    return Arguments(flags, overrides)
+    return Arguments(flags, overrides, options["package"])
 
 
 def _parser() -> Parser:
@@ -89,6 +93,13 @@ def _long(match: re.Match[str]) -> str:
 def shell_command(argv: Sequence[str]) -> str:
     """Return what a user types to issue these arguments again."""
     return shlex.join(["python", "-m", "kvbench", *argv])
+
+
+def check_package(cfg: DictConfig, arguments: Arguments) -> None:
+    """Raise ValueError if `--package` names no node of the configuration."""
+    package = arguments.package
+    if package not in (None, "_global_") and OmegaConf.select(cfg, package) is None:
+        raise ValueError(f"--package {package}: no such node; choose one of {', '.join(map(str, cfg))}")
 
 
 def check_mode(sweeping: bool, overrides: Sequence[str]) -> None:

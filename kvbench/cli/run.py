@@ -9,16 +9,18 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kvbench.cli.arguments import check_mode, parse, shell_command
+from kvbench.cli.arguments import check_mode, check_package, parse, shell_command
 from kvbench.cli.signals import Preempted, preemptible
-from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, say
+from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, message_of, say
 from kvbench.config import check, register
+from kvbench.config.compose import inspect
 from kvbench.config.messages import one_line
 from kvbench.paths import conf_dir
 
@@ -32,7 +34,7 @@ def _task(cfg: DictConfig) -> float | None:
     except Exception as error:
         if WANTS_TRACEBACK or not is_mistake(error):
             raise
-        say(_explained(error, sys.argv[1:]))
+        say(_explained(error, sys.argv[1:], str(cfg.paths.outputs)))
         sys.exit(2)  # passes through Hydra, which would print more about the error itself
 
 
@@ -62,13 +64,18 @@ def _compute(cfg: DictConfig) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or sweep as the arguments say. Returns the exit code, see `kvbench.common.command`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    register()
     logging.raiseExceptions = WANTS_TRACEBACK  # a log file on a full disk: what matters is on the console, too
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing, so that we can say it in one line
+    register()
+    outputs: str | None = None
     before = sys.argv
-    sys.argv = [before[0], *arguments.words]  # which is where Hydra reads them
     try:
         with preemptible():
+            if arguments.composes:
+                composed = inspect(arguments.overrides)
+                check_package(composed, arguments)
+                outputs = str(composed.paths.outputs)
+            sys.argv = [before[0], *arguments.words]  # which is where Hydra reads them
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
     except Preempted as stop:
         say(f"preempted, {stop}; {_RESUME}")
@@ -79,14 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if WANTS_TRACEBACK or not is_mistake(error):
             raise
-        raise ValueError(_explained(error, arguments.overrides)) from None
+        raise ValueError(_explained(error, arguments.overrides, outputs)) from None
     finally:
         sys.argv = before
     return 0
 
 
-def _explained(error: Exception, overrides: Sequence[str]) -> str:
-    """Return the message of a mistake, naming the override to change."""
-    if isinstance(error, OSError) and error.strerror:  # some errors of Hydra count as one, too
+def _explained(error: Exception, overrides: Sequence[str], outputs: str | None) -> str:
+    """Return the message of a mistake, naming the override to change.
+
+    An OSError without a file comes from a full disk, so it is about the outputs, too.
+    """
+    if not isinstance(error, OSError) or not error.strerror:  # some errors of Hydra count as one
+        return one_line(error, overrides)
+    file = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
+    if outputs is not None and (file is None or file.is_relative_to(Path(outputs).absolute())):
         return f"paths.outputs: cannot write {error.filename or 'there'} ({error.strerror})"
-    return one_line(error, overrides)
+    return message_of(error)

@@ -1,18 +1,10 @@
 """The configuration: its types, its checks, and the one-line messages about a mistake in it."""
 
-from kvbench.config.checks import (
-    CACHES,
-    GROUPS,
-    HOST_KERNELS,
-    KERNELS,
-    Config,
-    check,
-    defaults,
-    has_budget,
-    options,
-    register,
-    shard_of,
-)
+from __future__ import annotations
+
+from kvbench.config.checks import check, has_budget, shard_of
+from kvbench.config.options import defaults, options
+from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
 
 __all__ = [
     "CACHES",

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.common.suggest import did_you_mean
-from kvbench.config import GROUPS, Config, defaults, options
+from kvbench.config.options import defaults, options
+from kvbench.config.schema import GROUPS, Config
 from kvbench.methods.dials import PARTS
 from kvbench.paths import conf_dir
 
@@ -33,6 +34,9 @@ def plain_mistakes(overrides: Sequence[str]) -> Iterator[None]:
 def one_line(error: BaseException, argv: Sequence[str]) -> str:
     """The message of a configuration error, from the command line that caused it."""
     text = str(error).strip()
+    reference = re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", text)
+    if reference:
+        return f"{_said(reference[2], argv)}: refers to ${{{reference[1]}}}, which is no setting"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1], argv)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench import store
 from kvbench.cli.arguments import shell_command
+from kvbench.config.compose import composing
 from kvbench.run.finish import result
 from kvbench.run.jobs import Job, jobs_of, settle
 from kvbench.run.runner import Outcome
@@ -55,7 +56,8 @@ def compose(
     """Compose the configuration of every job, numbered from `first`."""
     made = []
     for number, overrides in enumerate(job_overrides, start=first):
-        composed = loader.load_sweep_config(master, list(overrides))
+        with composing(overrides):
+            composed = loader.load_sweep_config(master, list(overrides))
         with open_dict(composed):
             composed.hydra.job.id = str(number)
             composed.hydra.job.num = number
@@ -71,16 +73,6 @@ def check(sweep: Sequence[Composed]) -> None:
         one.jobs = jobs_of(config)
     number = len({job.group for one in sweep for job in one.jobs})
     log.info("%d jobs in %d group(s) that share a model and its prefills", len(sweep), number)
-
-
-def scrub_multirun(sweep: Sequence[Composed]) -> None:
-    """Take secrets out of the file in which Hydra noted the sweep's configuration."""
-    file = Path(sweep[0].config.hydra.sweep.dir) / "multirun.yaml"
-    if file.is_file():
-        text = file.read_text(encoding="utf-8")
-        clean = store.scrub_text(text)
-        if clean != text:
-            file.write_text(clean, encoding="utf-8")
 
 
 def plan(sweep: Sequence[Composed]) -> None:

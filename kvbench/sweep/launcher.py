@@ -31,7 +31,7 @@ class FusedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from kvbench.run.finish import present
-        from kvbench.sweep.compose import check, compose, plan, returned, scrub_multirun
+        from kvbench.sweep.compose import check, compose, plan, returned
 
         setup_globals()
         state = Singleton.get_state()
@@ -39,7 +39,6 @@ class FusedLauncher(Launcher):
             sweep = compose(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
             HydraConfig.instance().set_config(sweep[0].config)
             configure_log(sweep[0].config.hydra.job_logging, self.config.hydra.verbose)
-            scrub_multirun(sweep)
             check(sweep)
             plan(sweep)
             outcomes = self.compute(sweep)

@@ -51,7 +51,7 @@ def records(root: Path) -> dict[str, list[dict]]:
         (["method.name=h2o"], "kvbench: method.name=h2o: must be ada_pyramidkv"),
         (["method.score.window=3"], "kvbench: method.score: parts are set by the dials"),
         (["method.select=null"], "kvbench: method.select: parts are set by the dials"),
-        (["model.max_length=abc", "model=tiny"], "kvbench: model.max_length=abc: must be an integer, or null"),
+        (["model.max_length=abc", "model=tiny"], "kvbench: model.max_length=abc: must be an integer"),
         (["paths.outputs=/dev/null"], "kvbench: paths.outputs: cannot write /dev/null"),
         (["-m", "method=snapkv,h2o", "method.kernel_size=5"], "kvbench: method.kernel_size=5: h2o has no setting"),
         (["~method"], "kvbench: "),

@@ -113,7 +113,7 @@ def test_the_seed_reaches_the_benchmark(compose):
         (["+modle.dtype=x"], "modle={'dtype': 'x'}: no such setting. Did you mean 'model'?"),
         (["+benchmark.depth=[1]"], "benchmark.depth=[1]: no such setting. Did you mean 'depths'?"),
         (["benchmark.lengths=1000"], "benchmark.lengths=1000: must be a list"),
-        (["model.trust_remote_code=3"], "model.trust_remote_code=3: must be true or false"),
+        (["model.trust_remote_code=3"], "model.trust_remote_code=3: model.kind=embedded has no trust_remote_code"),
         (["+model.hints.kernel=5"], "model.hints.kernel=5: no method reads it. Did you mean 'kernel_size'?"),
         (["engine.cache=paged"], "engine.cache=paged: must be one of ragged, masked"),
         (["kernel=cuad"], "kernel=cuad: no such kernel. Did you mean 'cuda'?"),

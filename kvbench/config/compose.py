@@ -1,0 +1,103 @@
+"""Composing a configuration from overrides, with every mistake in it as one line.
+
+Nothing that the configuration names is imported or called here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kvbench.config.hydra_node import check_hydra, check_override
+from kvbench.config.messages import one_line
+from kvbench.paths import conf_dir
+
+_LONGEST = 10_000  # characters of an override; longer ones are files by mistake, and take minutes to parse
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def inspect(overrides: Sequence[str]) -> DictConfig:
+    """Return what a command composes, lists of values left out, after checking what it tells Hydra itself.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    for folder in (os.getcwd(), str(conf_dir())):
+        if "${" in folder:
+            raise ValueError(f"{folder}: a folder with ${{ in its name cannot be used, Hydra reads it as a reference")
+    with composing(overrides), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = parse(overrides, loader)
+        for override in parsed:
+            check_override(override)
+        composed = loader.load_configuration(
+            "config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+        check_hydra(composed, loader, {override.key_or_group for override in parsed})
+        if "${" in str(composed.paths.outputs):
+            raise ValueError(f"paths.outputs={composed.paths.outputs}: a folder with ${{ in its name cannot be used")
+        return composed
+
+
+def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Return the overrides as Hydra reads them.
+
+    Raises:
+        ValueError: one of them cannot be read; the message shows how to quote it.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    found = []
+    for text in overrides:
+        if len(text) > _LONGEST:
+            raise ValueError(f"{text[:40]}…: an override of {len(text)} characters; the longest is {_LONGEST}")
+        if _CONTROL.search(text):
+            raise ValueError(f"{text!r}: an override may not hold control characters")
+        try:
+            found += parser.parse_overrides([text])
+        except (HydraException, RecursionError):
+            raise ValueError(_unreadable(text, parser)) from None
+        key = found[-1].key_or_group
+        if not re.fullmatch(r"[\w./@:-]+", key) or ".." in key or key.startswith((".", "/")):
+            raise ValueError(f"{text}: {key!r} is no name of a setting")
+    return found
+
+
+@contextmanager
+def composing(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn whatever goes wrong while composing into a ValueError that names the overrides."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except RecursionError:
+        raise ValueError(f"{shlex.join(overrides)}: a file includes itself, or nests too deep") from None
+    except Exception as error:  # nothing but the configuration is at work here
+        text = one_line(error, overrides) or type(error).__name__
+        raise ValueError(text) from None
+
+
+def _unreadable(text: str, parser: OverridesParser) -> str:
+    """Return the complaint about an override that Hydra cannot read, with the quotes that would help."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text}: an override is key=value"
+    quoted = key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    try:
+        parser.parse_overrides([quoted])
+    except (HydraException, RecursionError):
+        return f"{text}: cannot be read as key=value"
+    is_plain = not re.search(r'["$`!\\]', quoted)  # then a shell takes it in double quotes, which are easier to read
+    shown = f'"{quoted}"' if is_plain else shlex.quote(quoted)
+    return f"{text}: Hydra cannot read this value as it stands; quote it: {shown}"

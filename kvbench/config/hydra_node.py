@@ -1,0 +1,101 @@
+"""What a configuration may tell Hydra itself, checked before Hydra acts on it.
+
+Hydra calls what its own node names: callbacks, launchers, sweepers, handlers of log messages. An experiment file from
+elsewhere must not run code by that. So the node is composed without acting on it and compared with the one that
+kvbench ships. Only the settings in `_FREE` and those of a launcher may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kvbench.common.kinds import is_integer
+from kvbench.config.interpolations import check_interpolations
+
+_LOGGING = ("kvbench", "default", "disabled", "none", "stdout")  # ours and Hydra's own
+_GROUPS = {
+    "launcher": ("fused", "fused_slurm", "basic"),
+    "job_logging": _LOGGING,
+    "hydra_logging": _LOGGING,
+    "sweeper": ("fused",),
+}
+_FREE = ("mode", "verbose", "run.dir", "sweep.dir", "sweeper.params", "sweeper.max_batch_size")
+_BY_HYDRA = ("overrides", "runtime", "job.override_dirname", "job.config_name", "job.id", "job.num")
+_TYPED = ("run.dir", "sweep.dir", "launcher.setup", "launcher.extra", "launcher.folder")
+
+
+def check_override(override: Override) -> None:
+    """Refuse an override of Hydra's node that sets nothing kvbench knows; Hydra reads some even before it composes.
+
+    Raises:
+        ValueError: one line naming the override.
+    """
+    key = override.key_or_group.replace("/", ".")
+    if key != "hydra" and not key.startswith("hydra."):
+        return
+    path = key.removeprefix("hydra").removeprefix(".")
+    known = path in _GROUPS or _is_below(path, (*_FREE, "launcher"))
+    if not known or path.endswith("_") or override.package is not None:
+        raise ValueError(f"{override.input_line}: kvbench does not use this setting of Hydra; leave it out")
+
+
+def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[str] = ()) -> None:
+    """Check the `hydra` node of a composed configuration.
+
+    Args:
+        typed: keys that the command line sets. A folder or a shell line may be typed; a file may not bring it along.
+
+    Raises:
+        ValueError: one line naming the setting that must stay as it is shipped.
+    """
+    node = composed.hydra
+    choices = {group: node.runtime.choices.get(f"hydra/{group}") for group in _GROUPS}
+    for group, option in choices.items():
+        if option not in _GROUPS[group]:
+            raise ValueError(f"hydra/{group}={option}: choose one of {', '.join(_GROUPS[group])}")
+    reference = loader.load_configuration(
+        "config", [f"hydra/{group}={option}" for group, option in choices.items()], RunMode.MULTIRUN
+    )
+    is_typed = {key.replace("/", ".").removeprefix("hydra.") for key in typed}
+    given, ours = dict(_leaves(_plain(node))), dict(_leaves(_plain(reference.hydra)))
+    for path in sorted(given.keys() | ours.keys()):
+        if given.get(path) == ours.get(path) or _is_below(path, _BY_HYDRA):
+            continue
+        free = _is_below(path, _FREE) or (path.startswith("launcher.") and not path.endswith("_"))
+        if not free:
+            raise ValueError(
+                f"hydra.{path}={given.get(path)}: kvbench does not use this setting of Hydra; leave it out"
+            )
+        if _is_below(path, _TYPED) and not any(_is_below(path, (key,)) for key in is_typed):
+            raise ValueError(
+                f"hydra.{path}={given.get(path)}: not from an experiment file; type it on the command line"
+            )
+    batch = node.sweeper.max_batch_size
+    if batch is not None and (not is_integer(batch) or batch < 1):
+        raise ValueError(f"hydra.sweeper.max_batch_size={batch}: must be an integer of at least 1, or null")
+    check_interpolations(_plain(node.sweeper).get("params"), "hydra.sweeper.params")
+
+
+def _is_below(path: str, nodes: Collection[str]) -> bool:
+    return any(path == node or path.startswith(f"{node}.") for node in nodes)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(node, resolve=False, enum_to_str=True)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a nested dictionary with its dotted path; an empty dictionary counts as no value."""
+    for key, value in node.items():
+        below = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, below)
+        else:
+            yield below, value

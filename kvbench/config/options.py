@@ -1,0 +1,48 @@
+"""The options of a group: the YAML files in conf/<group>/."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kvbench.common.suggest import did_you_mean
+from kvbench.paths import conf_dir
+
+
+def options(group: str) -> dict[str, Path]:
+    """Return what a group offers, name → YAML file; in a sub-group, its name comes first (`shape/llama31_8b`)."""
+    folder = conf_dir() / group
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def defaults(group: str, name: str) -> DictConfig:
+    """Return an option as shipped, read-only.
+
+    Raises:
+        ValueError: the group has no such option; the message names the nearest.
+    """
+    known = options(group)
+    if name not in known:
+        raise ValueError(f"{group}={name}: no such {group}.{did_you_mean(name, known)}")
+    return _load(known[name], known[name].stat().st_mtime_ns)
+
+
+def shipped(group: str, name: str) -> dict[str, Any]:
+    """Return an option as plain data, with its interpolations as written. Raises ValueError as `defaults` does."""
+    node = OmegaConf.to_container(defaults(group, name), resolve=False)
+    if not isinstance(node, dict):
+        raise ValueError(f"{group}={name}: conf/{group}/{name}.yaml must hold settings, key: value")
+    return {str(key): value for key, value in node.items()}
+
+
+@cache
+def _load(path: Path, stamp: int) -> DictConfig:
+    """Parse a file once per process, as long as it stays as it is: a sweep asks for it hundreds of times."""
+    node = OmegaConf.load(path)
+    if not isinstance(node, DictConfig):
+        raise ValueError(f"{path}: must hold settings, key: value")
+    OmegaConf.set_readonly(node, True)
+    return node
