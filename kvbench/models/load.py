@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvbench.models import layers
 from kvbench.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -48,14 +49,15 @@ def load(spec: ModelSpec) -> Loaded:
     Raises:
         ValueError: a missing GPU, weights that are out of reach or damaged; one line naming the override.
     """
-    place = device(spec)
+    place, config = device(spec), checked_config(spec)
     tokenizer = spec.source.tokenizer()
+    _check_vocabulary(spec, config, tokenizer)
     model = spec.source.model(spec.dtype, place, spec.device_map)
     if spec.device_map is None:
         model = model.to(place)  # type: ignore[arg-type]
     model.eval()
     model.requires_grad_(False)
-    limit = spec.max_length if spec.max_length is not None else _own_length(model.config)
+    limit = _length(spec, model.config)
     ends = _end_ids(model.generation_config, tokenizer).all
     return Loaded(model, tokenizer, spec.name, str(model.device), ends, limit, spec.hints)
 
@@ -63,12 +65,32 @@ def load(spec: ModelSpec) -> Loaded:
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone. Raises ValueError as `load` does, and for a model that has none."""
     spec.check_answers()
-    return spec.source.tokenizer()
+    tokenizer = spec.source.tokenizer()
+    _check_vocabulary(spec, checked_config(spec), tokenizer)
+    return tokenizer
+
+
+def checked_config(spec: ModelSpec) -> PreTrainedConfig:
+    """Return the model's config. Loads no weights.
+
+    Raises:
+        ValueError: config.json is out of reach or damaged, or describes layers that kvbench cannot compress.
+    """
+    config = spec.source.config()
+    try:
+        layers.check(config)
+    except ValueError as error:
+        raise ValueError(f"{spec.setting}: {error}") from None
+    return config
 
 
 def max_length(spec: ModelSpec) -> int | None:
-    """Return the longest prompt with its answer in tokens: model.max_length, else what the model's config says."""
-    return spec.max_length if spec.max_length is not None else _own_length(spec.source.config())
+    """Return the longest prompt with its answer in tokens: model.max_length, else what the model's config says.
+
+    Raises:
+        ValueError: model.max_length is beyond what the model can do at all, or its config cannot be used.
+    """
+    return _length(spec, checked_config(spec))
 
 
 def end_ids(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> EndIds:
@@ -88,9 +110,31 @@ def device(spec: ModelSpec) -> str:
     return spec.device
 
 
-def _own_length(config: PreTrainedConfig) -> int | None:
-    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length
+def _length(spec: ModelSpec, config: PreTrainedConfig) -> int | None:
+    own: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    window = layers.window_limit(config)
+    limits = [(window, "no layer looks back further")] if window is not None else []
+    if own is not None and layers.has_learned_positions(config):
+        limits.append((own, "it has learned positions, and no more of them"))
+    wanted = spec.max_length
+    for most, reason in limits:
+        if wanted is not None and wanted > most:
+            raise ValueError(f"model.max_length={wanted}: {spec.label} takes at most {most} tokens, {reason}")
+    lengths = [wanted if wanted is not None else own, *(most for most, _ in limits)]
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def _check_vocabulary(spec: ModelSpec, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if the tokenizer has tokens that the model has no embedding for, except one for padding."""
+    if not spec.source.answers:
+        return
+    size = max(layers.sizes(config, "vocab_size"), default=0)
+    beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= size and i != tokenizer.pad_token_id)
+    if size and beyond:
+        raise ValueError(
+            f"{spec.setting}: config.json says vocab_size={size}, and the tokenizer has {len(beyond)} token(s) beyond "
+            f"it, such as {beyond[0]!r}; use the tokenizer files of this checkpoint"
+        )
 
 
 def _end_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> EndIds:

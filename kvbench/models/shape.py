@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from kvbench.models import layers
+from kvbench.models.load import checked_config
+from kvbench.models.pretrained import skeleton
 from kvbench.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -36,23 +43,31 @@ class Shape:
 def shape(spec: ModelSpec) -> Shape:
     """Return the sizes of a model from its config alone. Raises ValueError when the config is out of reach."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    config = spec.source.config()
+    config = checked_config(spec)
     declared = getattr(config, "dtype", None) or torch.float32
     dtype = declared if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    with torch.device("meta"):  # parameters without memory: the count is exact for any architecture
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.source.trust_remote_code)
-    text = config.get_text_config()
-    heads = int(text.num_attention_heads)
-    return Shape(
-        layers=int(text.num_hidden_layers),
-        heads=heads,
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-        hidden=int(text.hidden_size),
-        intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
-        vocab=int(text.vocab_size),
-        itemsize=dtype.itemsize,
-        weight_bytes=sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize,
-    )
+    try:
+        parameters = list(skeleton(config, spec.source.trust_remote_code).parameters())
+        hidden, heads = _largest(config, "hidden_size"), _largest(config, "num_attention_heads")
+        return Shape(
+            layers=_largest(config, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=_largest(config, "num_key_value_heads", heads),
+            head_dim=_largest(config, "head_dim", hidden // heads),
+            hidden=hidden,
+            intermediate=_largest(config, "intermediate_size", 4 * hidden),
+            vocab=_largest(config, "vocab_size"),
+            itemsize=dtype.itemsize,
+            weight_bytes=sum(p.numel() for p in parameters) * dtype.itemsize,
+        )
+    except ValueError as error:
+        raise ValueError(f"{spec.setting}: {error}") from error
+
+
+def _largest(config: PreTrainedConfig, name: str, default: int | None = None) -> int:
+    """Return a size, the largest where layers differ."""
+    found = layers.sizes(config, name)
+    if not found and default is None:
+        raise ValueError(f"config.json does not say {name}")
+    return max(found, default=default or 0)

@@ -77,6 +77,11 @@ class ModelSpec:
         name = self.source.own_name() if self.name in kinds() else None
         return re.sub(r"[^\w.+-]+", "_", name).strip("._")[:100] if name else self.name
 
+    @property
+    def setting(self) -> str:
+        """Return the override that chose the model; messages about it begin with this."""
+        return f"model={self.name}" if self.source.path is None else f"model.path={self.source.path}"
+
     def check_answers(self) -> None:
         """Raise ValueError for a model whose answers mean nothing: it has no tokenizer."""
         if not self.source.answers:

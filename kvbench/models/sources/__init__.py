@@ -28,6 +28,11 @@ class Source(Protocol):
         ...
 
     @property
+    def path(self) -> str | None:
+        """Return the folder or hub id that the user gave; None for a kind without one."""
+        ...
+
+    @property
     def trust_remote_code(self) -> bool:
         """Return True if the user allowed code that comes with the model to run."""
         ...

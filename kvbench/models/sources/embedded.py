@@ -38,6 +38,7 @@ class Source(Pretrained):
     """The converted model in the cache."""
 
     trust_remote_code: ClassVar[bool] = False
+    path: ClassVar[str | None] = None
 
     def own_name(self) -> str | None:
         return None
@@ -48,7 +49,14 @@ class Source(Pretrained):
 
     def files(self) -> Files:
         place = folder()
-        return Files(str(place), None, False, "model=smollm2_135m", f"delete {place}, it will be converted again")
+        return Files(
+            location=str(place),
+            revision=None,
+            trust_remote_code=False,
+            setting="model=smollm2_135m",
+            remedy=f"delete {place}, it will be converted again",
+            config_json=place / "config.json",
+        )
 
 
 def folder() -> Path:

@@ -40,7 +40,15 @@ class Source(Pretrained):
             f"on a machine with network and access run `hf download {self.path} --local-dir FOLDER`, "
             "then model=local model.path=FOLDER"
         )
-        return Files(str(self.path), self.commit(), self.trust_remote_code, f"model.path={self.path}", remedy)
+        cached = self._config_json()
+        return Files(
+            location=str(self.path),
+            revision=self.commit(),
+            trust_remote_code=self.trust_remote_code,
+            setting=f"model.path={self.path}",
+            remedy=remedy,
+            config_json=cached,
+        )
 
     def commit(self) -> str | None:
         """Return the commit of the local snapshot, else `revision`.
@@ -48,6 +56,11 @@ class Source(Pretrained):
         A run is resumed on the weights it began with even when the branch has moved on. Without a snapshot the small
         config.json is fetched first, which settles the commit.
         """
+        cached = self._config_json()
+        return self.revision if cached is None else cached.parent.name
+
+    def _config_json(self) -> Path | None:
+        """Return config.json in the local cache, fetched if necessary; None when it is out of reach."""
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         cached = try_to_load_from_cache(str(self.path), "config.json", revision=self.revision)
@@ -55,4 +68,4 @@ class Source(Pretrained):
             # out of reach: loading will say so, with the remedy; planning and dry runs go on
             with contextlib.suppress(Exception):
                 cached = hf_hub_download(str(self.path), "config.json", revision=self.revision)
-        return Path(cached).parent.name if isinstance(cached, str) else self.revision
+        return Path(cached) if isinstance(cached, str) else None

@@ -63,6 +63,7 @@ class Source:
 
     answers: ClassVar[bool] = False
     trust_remote_code: ClassVar[bool] = False
+    path: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         settings.choice("model.architecture", self.architecture, ARCHITECTURES)

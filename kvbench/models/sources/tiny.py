@@ -50,6 +50,7 @@ class Source:
 
     answers: ClassVar[bool] = True
     trust_remote_code: ClassVar[bool] = False
+    path: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         settings.integer("model.seed", self.seed, least=0, most=settings.LARGEST_SEED)

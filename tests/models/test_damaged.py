@@ -1,0 +1,50 @@
+"""A damaged model folder is one line that names the folder and the file or key, before memory is taken."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from kvbench import models
+from kvbench.models import ModelSpec
+from tests.helpers import damaged_models
+from tests.helpers.damaged_models import CASES
+from tests.helpers.model_specs import node, spec
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "model"
+    damaged_models.sound(folder)
+    return folder
+
+
+def use(model: ModelSpec) -> None:
+    """Do with a model what a run does, in its order."""
+    model.identity()
+    models.max_length(model)
+    tokenizer = models.load_tokenizer(model)
+    models.end_ids(model, tokenizer)
+    models.shape(model)
+    models.load(model)
+
+
+def test_the_sound_folder_loads(sound: Path) -> None:
+    use(spec("local", path=str(sound), device="cpu"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_damaged_folder_is_one_line(name: str, sound: Path, tmp_path: Path) -> None:
+    damage, message = CASES[name]
+    folder = damaged_models.copy(sound, tmp_path / "model")
+    damage(folder)
+    start, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message) as caught:
+        use(ModelSpec.from_node(node("local", path=str(folder), device="cpu")))
+    text = str(caught.value)
+    assert text.startswith(f"model.path={folder}: ") and "\n" not in text and len(text) < 600
+    assert time.monotonic() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000, "memory was taken first"
