@@ -7,6 +7,7 @@ output are limited, and today's date is the same for the whole life of the proce
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -18,6 +19,7 @@ SECONDS = 10.0  # for one rendering; real templates take milliseconds
 _LARGEST = 1_000_000  # characters of a template, and of what it writes in addition to the messages
 _HUGE = 10_000_000  # a number in a template from which on its text would not fit into memory
 _STARTED = datetime.now()  # the date of all prompts of this process
+_TODAY = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")
 
 Turns = Sequence[Mapping[str, str]]
 
@@ -48,12 +50,11 @@ def after_assistant(tokenizer: Any, kwargs: Mapping[str, Any]) -> str:
 
 def frame(tokenizer: Any, kwargs: Mapping[str, Any]) -> tuple[str, bool]:
     """Return all that the template writes around words, and True if it depends on today's date. Raises ValueError."""
-    probe = {"strftime_now": lambda pattern: f"date {pattern}"}  # hides the function of the same name
-    frames = [
-        "\0".join([*around_user(tokenizer, given), after_assistant(tokenizer, given)])
-        for given in (kwargs, {**kwargs, **probe})
+    other_day = {**kwargs, "chat_template": _with_date(_chosen(tokenizer, kwargs), datetime(1970, 1, 1))}
+    texts = [
+        "\0".join([*around_user(tokenizer, given), after_assistant(tokenizer, given)]) for given in (kwargs, other_day)
     ]
-    return frames[0], frames[0] != frames[1]
+    return texts[0], texts[0] != texts[1]
 
 
 def rendered(tokenizer: Any, turns: Turns, kwargs: Mapping[str, Any], *, answer_follows: bool = True) -> str:
@@ -61,14 +62,16 @@ def rendered(tokenizer: Any, turns: Turns, kwargs: Mapping[str, Any], *, answer_
 
     Raises ValueError, in one line, for a template that fails, takes more than `SECONDS`, or writes far too much.
     """
-    _check(tokenizer.chat_template, kwargs)
+    template = _with_date(_chosen(tokenizer, kwargs), _STARTED)
+    _check(template)
+    given = {**kwargs, "chat_template": template}
     outcome: list[Any] = []
 
     def render() -> None:
         try:
             outcome.append(
                 tokenizer.apply_chat_template(
-                    list(turns), tokenize=False, add_generation_prompt=answer_follows, **_dated(kwargs)
+                    list(turns), tokenize=False, add_generation_prompt=answer_follows, **given
                 )
             )
         except Exception as error:  # a template can raise anything: Jinja's own errors, TypeError, RecursionError
@@ -92,26 +95,30 @@ def rendered(tokenizer: Any, turns: Turns, kwargs: Mapping[str, Any], *, answer_
 _REMEDY = "mend the tokenizer's template, or set model.chat_template=never"
 
 
-def _dated(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"strftime_now": _STARTED.strftime, **kwargs}
-
-
-def _check(template: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError for a template that must not be rendered, or for several with none chosen."""
-    if isinstance(template, Mapping):
+def _chosen(tokenizer: Any, kwargs: Mapping[str, Any]) -> str:
+    """Return the text of the template. Raises ValueError where there are several and none is chosen."""
+    template, chosen = tokenizer.chat_template, kwargs.get("chat_template", "default")
+    if not isinstance(template, Mapping):
+        return str(kwargs.get("chat_template", template))
+    if chosen not in template:
+        if "{" in str(chosen):  # a template itself
+            return str(chosen)
         names = sorted(map(str, template))
-        chosen = kwargs.get("chat_template", "default")
-        if chosen not in template:
-            raise ValueError(
-                f"model.chat_kwargs: the tokenizer has several chat templates ({', '.join(names)}) and none called "
-                f"{chosen}; choose one with +model.chat_kwargs.chat_template={names[0]}"
-            )
-        template = template[chosen]
-    _check_text(str(template))
+        raise ValueError(
+            f"model.chat_kwargs: the tokenizer has several chat templates ({', '.join(names)}) and none called "
+            f"{chosen}; choose one with +model.chat_kwargs.chat_template={names[0]}"
+        )
+    return str(template[chosen])
+
+
+def _with_date(template: str, moment: datetime) -> str:
+    """Return a template with a fixed date in place of its calls of `strftime_now`."""
+    return _TODAY.sub(lambda call: repr(moment.strftime(call[2])), template)
 
 
 @lru_cache(maxsize=16)
-def _check_text(template: str) -> None:
+def _check(template: str) -> None:
+    """Raise ValueError for a template that must not be rendered."""
     if len(template) > _LARGEST:
         raise ValueError(f"model.chat_template: the template has {len(template)} characters; {_REMEDY}")
     from jinja2 import Environment, TemplateSyntaxError, nodes

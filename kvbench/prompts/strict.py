@@ -7,7 +7,10 @@ cannot trim them. Ids are never turned into text and tokenised again.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.encoding import MARK, Encoder, around_user, encoder, has_template
@@ -77,8 +80,31 @@ def missing_bos(tokenizer: Any) -> int | None:
     transformers 4 rebuilt the tokenizer's post-processor from this setting. Version 5 does not for tokenizers such as
     DeepSeek-V3's, whose file has no post-processor that adds it.
     """
-    asked = getattr(tokenizer, "init_kwargs", {}).get("add_bos_token") is True
-    return tokenizer.bos_token_id if asked and not _adds_bos(tokenizer) else None
+    if tokenizer.bos_token_id is None or _adds_bos(tokenizer):
+        return None
+    return tokenizer.bos_token_id if _configuration(tokenizer).get("add_bos_token") is True else None
+
+
+def _configuration(tokenizer: Any) -> dict[str, Any]:
+    """Return the content of tokenizer_config.json: transformers keeps only a part of it."""
+    place = str(getattr(tokenizer, "name_or_path", ""))
+    if place not in _configurations:
+        file = Path(place) / "tokenizer_config.json"
+        if place and not file.is_file():
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(place, "tokenizer_config.json") if re.fullmatch(_HUB_ID, place) else None
+            file = Path(cached) if isinstance(cached, str) else file
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # no file: nothing is asked; a damaged one has stopped the tokenizer already
+            content = {}
+        _configurations[place] = content if isinstance(content, dict) else {}
+    return _configurations[place]
+
+
+_configurations: dict[str, dict[str, Any]] = {}
+_HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 
 
 def _adds_bos(tokenizer: Any) -> bool:
