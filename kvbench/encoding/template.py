@@ -74,6 +74,8 @@ def rendered(tokenizer: Any, turns: Turns, kwargs: Mapping[str, Any], *, answer_
                     list(turns), tokenize=False, add_generation_prompt=answer_follows, **given
                 )
             )
+        except SystemExit:  # the time is over, see below
+            return
         except Exception as error:  # a template can raise anything: Jinja's own errors, TypeError, RecursionError
             outcome.append(error)
 
