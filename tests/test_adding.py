@@ -1,0 +1,81 @@
+"""The examples of docs/adding.md: their files go into a copy of the repository, and their commands run there.
+
+A code block follows a comment that says what it is: `file: PATH`, `append to PATH`, `after "LINE" in PATH`,
+`before "LINE" in PATH` (LINE is how the line begins), or `run`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
+_BLOCK = re.compile(r"^<!-- (.+?) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PLACE = re.compile(r'(after|before) "(.+)" in (\S+)')
+
+
+def apply(folder: Path, what: str, body: str) -> None:
+    """Do with a code block what its comment says."""
+    if (place := _PLACE.fullmatch(what)) is not None:
+        side, begin, name = place.groups()
+        file = folder / name
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        [number] = [n for n, line in enumerate(lines) if line.startswith(begin)]
+        lines.insert(number + (side == "after"), body)
+        file.write_text("".join(lines), encoding="utf-8")
+    elif what.startswith("append to "):
+        with (folder / what.removeprefix("append to ")).open("a", encoding="utf-8") as file_end:
+            file_end.write(body)
+    else:
+        file = folder / what.removeprefix("file: ")
+        assert what.startswith("file: ") and not file.exists(), what
+        file.write_text(body, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with the files of all examples."""
+    folder = tmp_path_factory.mktemp("adding") / "kvbench"
+    folder.mkdir()
+    for name in ("conf", "hydra_plugins", "kernels", "kvbench", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for what, body in _BLOCK.findall(TEXT):
+        if not what.startswith("run"):
+            apply(folder, what, body)
+    return folder
+
+
+def commands(section: str) -> list[str]:
+    return [
+        line for what, body in _BLOCK.findall(SECTIONS[section]) if what.startswith("run") for line in body.splitlines()
+    ]
+
+
+def test_every_code_block_is_used() -> None:
+    assert set(SECTIONS) == {"A method", "A benchmark", "A model", "A figure", "A kernel"}
+    assert len(_BLOCK.findall(TEXT)) == TEXT.count("\n```") // 2
+    assert all(commands(section) for section in SECTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "section", [*sorted(set(SECTIONS) - {"A kernel"}), pytest.param("A kernel", marks=pytest.mark.gxx)]
+)
+def test_an_example_works(repository: Path, section: str) -> None:
+    path = os.pathsep.join([str(repository), str(repository / "kernels")])
+    bin_dir = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command in commands(section):
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=repository, env={**os.environ, "PYTHONPATH": path, "PATH": bin_dir},
+            capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
