@@ -33,7 +33,7 @@ def apply(folder: Path, what: str, body: str) -> None:
         file.write_text("".join(lines), encoding="utf-8")
     elif what.startswith("append to "):
         with (folder / what.removeprefix("append to ")).open("a", encoding="utf-8") as file_end:
-            file_end.write(body)
+            file_end.write(f"\n\n{body}")
     else:
         file = folder / what.removeprefix("file: ")
         assert what.startswith("file: ") and not file.exists(), what
