@@ -36,7 +36,7 @@ PENDING: set[str] = {
     "kvbench/common",
     "kvbench/config",
     "kvbench/data",
-    "kvbench/encoding.py",
+    "kvbench/encoding",
     "kvbench/engine",
     "kvbench/methods",
     "kvbench/metrics",
