@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, closing
 from functools import cache as remember
 from typing import TYPE_CHECKING, Any
 
+from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Generation, Variant
 from kvbench.methods.load import load
 from kvbench.methods.method import Method
-from kvbench.paths import conf_dir
 from kvbench.prompts import Prompt
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def compose() -> Callable[..., DictConfig]:
     from hydra.core.global_hydra import GlobalHydra
 
     from kvbench import config
-    from kvbench.paths import conf_dir
+    from kvbench.common.paths import conf_dir
 
     def compose(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()

@@ -41,7 +41,6 @@ PENDING: set[str] = {
     "kvbench/methods",
     "kvbench/metrics",
     "kvbench/models",
-    "kvbench/paths.py",
     "kvbench/profile",
     "kvbench/prompts",
     "kvbench/report",

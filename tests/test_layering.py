@@ -20,38 +20,37 @@ SOURCES = {"kvbench": ROOT / "kvbench", "kvbench_kernels": ROOT / "kernels" / "k
 # `from kvbench import __version__` is allowed everywhere.
 ARROWS: dict[str, set[str]] = {
     "common": set(),
-    "paths": set(),
     "encoding": set(),
     "metrics": set(),
     "kvbench_kernels": set(),
     "methods": {"common"},
-    "models": {"paths"},
+    "models": {"common"},
     "store": {"common"},
-    "data": {"common", "paths"},
-    "config": {"common", "methods", "models", "paths"},
+    "data": {"common"},
+    "config": {"common", "methods", "models"},
     "report": {"common", "store"},
     "cache": {"kvbench_kernels", "methods"},
     "status": {"common", "config", "methods", "store"},
-    "benchmarks": {"common", "data", "encoding", "metrics", "paths"},
+    "benchmarks": {"common", "data", "encoding", "metrics"},
     "engine": {"cache", "common", "kvbench_kernels", "methods"},
-    "prompts": {"benchmarks", "common", "config", "encoding", "models", "paths"},
-    "api": {"common", "config", "engine", "methods", "models", "paths", "prompts"},
+    "prompts": {"benchmarks", "common", "config", "encoding", "models"},
+    "api": {"common", "config", "engine", "methods", "models", "prompts"},
     "__init__": {"api"},
     "run": {
-        "benchmarks", "common", "config", "engine", "kvbench_kernels", "methods", "models", "paths", "prompts",
+        "benchmarks", "common", "config", "engine", "kvbench_kernels", "methods", "models", "prompts",
         "report", "store",
     },
     "profile": {
-        "common", "config", "engine", "kvbench_kernels", "methods", "models", "paths", "prompts", "report", "run",
+        "common", "config", "engine", "kvbench_kernels", "methods", "models", "prompts", "report", "run",
         "store",
     },
-    "cli": {"common", "config", "methods", "paths", "run", "store"},
+    "cli": {"common", "config", "methods", "run", "store"},
     "sweep": {"cli", "common", "config", "run", "store"},
     "__main__": {"cli"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}
 _LIGHT = (
-    "__init__", "common", "paths", "config", "encoding", "metrics", "data", "benchmarks", "store", "report", "status",
+    "__init__", "common", "config", "encoding", "metrics", "data", "benchmarks", "store", "report", "status",
 )  # fmt: skip
 FORBIDDEN = {
     **dict.fromkeys(_LIGHT, HEAVY),
@@ -152,7 +151,7 @@ def test_imports_go_downwards(module: str) -> None:
         ("metrics", "kvbench.metrics.rouge", "def f():\n    from torch import nn"),
         ("report", "kvbench.report.table", "from kvbench.run.runner import run"),
         ("report", "kvbench.report.table", "import kvbench_kernels"),
-        ("kvbench_kernels", "kvbench_kernels.load", "import kvbench.paths"),
+        ("kvbench_kernels", "kvbench_kernels.load", "import kvbench.common.paths"),
     ],
 )
 def test_the_walk_sees_forbidden_imports(part: str, module: str, line: str) -> None:

@@ -19,10 +19,10 @@ from omegaconf import DictConfig
 from kvbench.cli.arguments import check_mode, check_package, parse, shell_command
 from kvbench.cli.signals import Preempted, preemptible
 from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, message_of, say
+from kvbench.common.paths import conf_dir
 from kvbench.config import check, register
 from kvbench.config.compose import inspect
 from kvbench.config.messages import one_line
-from kvbench.paths import conf_dir
 
 _RESUME = "issue the same command again to resume"
 

@@ -20,9 +20,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from kvbench.common.paths import conf_dir
 from kvbench.config.hydra_node import check_hydra, check_override
 from kvbench.config.messages import one_line
-from kvbench.paths import conf_dir
 
 _LONGEST = 10_000  # characters of an override; longer ones are files by mistake, and take minutes to parse
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

@@ -13,11 +13,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.options import defaults, options
 from kvbench.config.schema import GROUPS, Config
 from kvbench.methods.dials import PARTS
-from kvbench.paths import conf_dir
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
-from kvbench.paths import conf_dir
 
 
 def options(group: str) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.common.files import write_atomic
-from kvbench.paths import cache_dir
+from kvbench.common.paths import cache_dir
 
 NAME = "manifest.json"
 CHUNK = 1 << 20

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from kvbench.paths import cache_dir
+from kvbench.common.paths import cache_dir
 
 DATASET = "simonjegou/ruler"
 

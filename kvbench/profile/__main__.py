@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from kvbench.common.command import Parser, command
-from kvbench.paths import conf_dir
+from kvbench.common.paths import conf_dir
 from kvbench.report.formats import FORMATS
 
 _EPILOG = """\

@@ -17,12 +17,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config
+from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.variant import Variant
 from kvbench.methods.dials import split_dials
 from kvbench.methods.load import build, load
 from kvbench.models import ModelSpec
-from kvbench.paths import conf_dir
 from kvbench.profile.cells import REFERENCE, Cell, Group, Profile, group_key
 
 AXES = ("context", "batch")

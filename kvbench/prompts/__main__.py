@@ -38,7 +38,8 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     import hydra
     from omegaconf import OmegaConf
 
-    from kvbench import config, models, paths
+    from kvbench import config, models
+    from kvbench.common import paths
 
     config.register()
     wanted = [item.partition("=")[2] for item in overrides if item.startswith("show=")] or ["0"]

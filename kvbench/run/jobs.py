@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config, models, prompts, store
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite, benchmarks_of
+from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Variant
 from kvbench.methods.dials import split_dials
 from kvbench.methods.load import build, load, method_identity
 from kvbench.methods.method import Method
-from kvbench.paths import conf_dir
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.longbench import LongBench
 from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
-from kvbench.paths import conf_dir
+from kvbench.common.paths import conf_dir
 from kvbench.run import runner
 from kvbench.run.finish import present
 from kvbench.run.jobs import prepare

@@ -12,8 +12,8 @@ from kvbench import prompts, store
 from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.ruler import TASKS, generate
 from kvbench.benchmarks.ruler.suite import SYNTHETIC, Ruler
+from kvbench.common.paths import conf_dir
 from kvbench.models import ModelSpec
-from kvbench.paths import conf_dir
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
 from tests.helpers.tokenizers_for_tests import CHATML, gpt_style

@@ -34,7 +34,7 @@ def smollm2() -> Any:
     import yaml
 
     from kvbench import models
-    from kvbench.paths import conf_dir
+    from kvbench.common.paths import conf_dir
 
     node = yaml.safe_load((conf_dir() / "model" / "smollm2_135m.yaml").read_text())
     return models.load_tokenizer(models.ModelSpec.from_node(node))

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_flatten
 
 import kvbench
 from kvbench.cache.ragged import RaggedCache
+from kvbench.common.paths import conf_dir
 from kvbench.engine import decode, graph
 from kvbench.engine.caches import num_layers
 from kvbench.engine.probe import checked_plan
-from kvbench.paths import conf_dir
 from kvbench_kernels import backends
 
 PROMPTS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]

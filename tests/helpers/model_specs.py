@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from kvbench.common.paths import conf_dir
 from kvbench.models import ModelSpec
-from kvbench.paths import conf_dir
 
 
 def node(name: str, /, **changes: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 import kvbench
 from kvbench.cache.ragged import RaggedCache
+from kvbench.common.paths import conf_dir
 from kvbench.config import options
 from kvbench.engine import decode
 from kvbench.engine.caches import num_layers
-from kvbench.paths import conf_dir
 from kvbench_kernels import backends, build, ops
 from kvbench_kernels.ops.prompt import PromptKernels
 from tests.helpers.methods import with_parts

@@ -10,8 +10,8 @@ import torch
 
 from kvbench import models
 from kvbench.benchmarks.base import Sample
+from kvbench.common.paths import cache_dir
 from kvbench.models.sources import embedded, tiny
-from kvbench.paths import cache_dir
 from kvbench.prompts import render
 from tests.helpers.model_specs import spec
 

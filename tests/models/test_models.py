@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from kvbench import models
+from kvbench.common.paths import conf_dir
 from kvbench.models import ModelSpec
 from kvbench.models.sources import embedded, kinds, tiny
-from kvbench.paths import conf_dir
 from tests.helpers.model_specs import node, spec, tiny_spec
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))

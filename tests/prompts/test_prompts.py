@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kvbench import models
 from kvbench.benchmarks.base import Rendering, Sample
+from kvbench.common.paths import conf_dir
 from kvbench.models.sources import tiny
-from kvbench.paths import conf_dir
 from kvbench.prompts import __main__ as command
 from kvbench.prompts import render, show
 from tests.helpers.model_specs import spec

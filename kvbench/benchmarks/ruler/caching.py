@@ -12,7 +12,7 @@ from kvbench.benchmarks.ruler.generation import VERSION, generate
 from kvbench.benchmarks.ruler.records import load_records, save_records
 from kvbench.benchmarks.ruler.sources import Sources
 from kvbench.benchmarks.ruler.tasks import TEMPLATES, find_task
-from kvbench.paths import cache_dir
+from kvbench.common.paths import cache_dir
 
 
 def cached(

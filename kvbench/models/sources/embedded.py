@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from kvbench.common.paths import cache_dir
 from kvbench.models.pretrained import Files, Pretrained
-from kvbench.paths import cache_dir
 
 log = logging.getLogger(__name__)
 

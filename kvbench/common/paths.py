@@ -9,7 +9,7 @@ from pathlib import Path
 
 def conf_dir() -> Path:
     """The folder with the YAML groups: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if folder.is_dir():
             return folder
