@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "config": {"common", "methods", "models"},
     "report": {"common", "store"},
     "cache": {"kvbench_kernels", "methods"},
-    "status": {"common", "config", "methods", "store"},
+    "status": {"common", "config", "store"},
     "benchmarks": {"common", "data", "encoding", "metrics"},
     "engine": {"cache", "common", "kvbench_kernels", "methods"},
     "prompts": {"benchmarks", "common", "config", "encoding", "models"},
@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
         "common", "config", "engine", "kvbench_kernels", "methods", "models", "prompts", "report", "run",
         "store",
     },
-    "cli": {"common", "config", "methods", "run", "store"},
+    "cli": {"common", "config", "run", "store"},
     "sweep": {"cli", "common", "config", "run", "store"},
     "__main__": {"cli"},
 }  # fmt: skip

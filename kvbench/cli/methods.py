@@ -10,8 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.command import Parser, command
-from kvbench.config import defaults, has_budget, options
-from kvbench.methods.dials import PARTS
+from kvbench.config import PARTS, defaults, has_budget, options
 
 _PAPER = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
 _DIAL = re.compile(r"(\w+): *(.*?)(?: +# *(.*))?")

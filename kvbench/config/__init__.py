@@ -5,12 +5,14 @@ from __future__ import annotations
 from kvbench.config.checks import check, has_budget, shard_of
 from kvbench.config.options import defaults, options
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
+from kvbench.methods.dials import PARTS
 
 __all__ = [
     "CACHES",
     "GROUPS",
     "HOST_KERNELS",
     "KERNELS",
+    "PARTS",
     "Config",
     "check",
     "defaults",

@@ -12,8 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvbench.config import GROUPS, defaults
-from kvbench.methods.dials import PARTS
+from kvbench.config import GROUPS, PARTS, defaults
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FIXED = ("name", "_target_", *PARTS)  # follow from the option's name
