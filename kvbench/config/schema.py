@@ -45,6 +45,7 @@ class Config:
     shard: str | None = None
     kernel: str = "auto"
     retry_oom: bool = False
+    retry_failed: bool = False
     threads: int | None = None
     progress: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)

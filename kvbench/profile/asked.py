@@ -34,6 +34,7 @@ _REFUSED = {
     "shard": _NO_SAMPLES,
     "engine.max_rows": "profile.batch says how many rows decode together; leave it out",
     "engine.max_prompts": "profile.batch says how many prompts decode together; leave it out",
+    "retry_failed": "a cell that failed is not recorded, so it is always tried again; leave it out",
     "hydra": "the profile runs here, in one process; leave it out",
     "launcher": "the profile runs here, in one process; leave it out",
 }

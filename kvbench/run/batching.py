@@ -26,7 +26,7 @@ from kvbench.run import memory
 from kvbench.run.jobs import Job
 from kvbench.run.open_run import OpenRun
 from kvbench.run.preflight import free_bytes, memory_limits
-from kvbench.run.record import broken_promise, record
+from kvbench.run.record import answered, broken_promise, unanswered
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _after_failure(
         return [replace(task, isolated=True)], limits
     log.warning("%s: out of memory with a single row; recorded", task.sample.id)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    _record(task, task.request(limits.question).variants, [None], device, reason)
+    _write(task.runs[0], task, unanswered(task.sample, "oom", reason, device))
     bar.update()
     return [], limits
 
@@ -198,35 +198,30 @@ def _one_run_at_a_time(failed: Sequence[SampleTask], error: Exception) -> list[S
     return [replace(task, runs=[run], isolated=True) for run in runs for task in failed if run in task.runs]
 
 
-def _record(
-    task: SampleTask,
-    variants: Sequence[Variant],
-    generations: Sequence[Generation | None],
-    device: str,
-    error: str | None = None,
-) -> None:
-    """Write the records of a task, one per run, in the order of its runs.
-
-    Args:
-        generations: what the engine returned; None for a row that ran out of memory, with the reason in `error`.
-    """
+def _record(task: SampleTask, variants: Sequence[Variant], generations: Sequence[Generation], device: str) -> None:
+    """Write the records of a task, one per run, in the order of its runs."""
     for run, variant, generation in zip(task.runs, variants, generations, strict=True):
         if run.error is not None:
             continue
-        if generation is not None:
-            generation = replace(generation, text=answer_text(task.prompt, generation.text))
+        if generation.error is not None:
+            log.warning("%s: %s: %s; recorded as failed", run.job.folder.name, task.sample.id, generation.error)
+            _write(run, task, unanswered(task.sample, "failed", generation.error, device))
+            continue
+        generation = replace(generation, text=answer_text(task.prompt, generation.text))
         try:
-            line = record(task.sample, generation, run.job.benchmark, error, device)
+            line = answered(task.sample, generation, run.job.benchmark, device)
         except Exception as problem:  # the benchmark failed to score; other runs go on
             log.error("%s: cannot be scored", task.sample.id, exc_info=problem)
             run.error = problem
             continue
-        if generation is not None:
-            line["fallback"] = None if variant is run.job.variant else "recent"
-            run.error = broken_promise(variant, generation)
+        run.error = broken_promise(variant, generation)
         if run.error is None:
-            run.writer.append(line)
-            run.missing.discard(task.sample.id)
+            _write(run, task, line | {"fallback": None if variant is run.job.variant else "recent"})
+
+
+def _write(run: OpenRun, task: SampleTask, line: Mapping[str, object]) -> None:
+    run.writer.append(line)
+    run.missing.discard(task.sample.id)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

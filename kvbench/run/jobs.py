@@ -80,6 +80,11 @@ class Job:
         return self.group, self.folder
 
     @cached_property
+    def retry(self) -> frozenset[str]:
+        """Statuses of samples without an answer that are computed again."""
+        return frozenset(status for status in ("oom", "failed") if self.cfg[f"retry_{status}"])
+
+    @cached_property
     def question(self) -> str:
         """`aware` if the whole prompt is compressed, `agnostic` if its context alone is."""
         return "agnostic" if prompts.span_of(self.benchmark) == "context" else "aware"

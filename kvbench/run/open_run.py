@@ -54,7 +54,7 @@ def open_run(job: Job, num_samples: int, wanted: Iterable[str]) -> Iterator[Open
         device=models.device(job.model),
         part=None if job.benchmark.column is None else asdict(job.benchmark.column),
         scoring=job.benchmark.scoring(),
-        retry_oom=job.cfg["retry_oom"],
+        retry=job.retry,
         shard=shard_of(job.cfg["shard"]),
         info=slurm_task(),
     ) as writer:

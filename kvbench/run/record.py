@@ -1,8 +1,6 @@
-"""What is stored of a generated sample, and whether it is what the budget promised."""
+"""The record of a sample: what is stored of it, and the check of the budget's promise."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from kvbench.benchmarks.base import Benchmark, Sample
 from kvbench.common import clock
@@ -10,37 +8,26 @@ from kvbench.engine.variant import Generation, Variant
 
 
 def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | None:
-    """The error of a generation whose measured budget is not what was asked for; None if it is."""
+    """Return the error of a generation that did not keep as many tokens as its budget says; None if it did."""
     heads = sum(map(len, generation.kept))
     kept, span = generation.kept_total, generation.span
     tokens = generation.budget_tokens
     if tokens is None or tokens >= span:
-        wanted = heads * span
+        expected = heads * span
     else:
-        wanted = heads * tokens
+        expected = heads * tokens
         if not variant.method.exact and kept < heads * span:
             return None  # a reference's rounding: it drifts, and the record shows by how much
-    if kept == wanted:
+    if kept == expected:
         return None
-    return RuntimeError(f"{variant} kept {kept} tokens of {heads * span} over all layers and heads instead of {wanted}")
+    return RuntimeError(
+        f"{variant} kept {kept} tokens of {heads * span} over all layers and heads instead of {expected}"
+    )
 
 
-def record(
-    sample: Sample, generation: Generation | None, benchmark: Benchmark, error: str | None, device: str
-) -> dict[str, Any]:
-    """The line of samples.jsonl for a sample; without a generation it says why there is none."""
-    common = {
-        "id": sample.id,
-        "status": "ok" if generation is not None else "oom",
-        "error": error,
-        "answers": list(sample.answers),
-        "meta": dict(sample.meta),
-        "device": device,
-        "time": clock.now(),
-    }
-    if generation is None:
-        return common
-    return common | {
+def answered(sample: Sample, generation: Generation, benchmark: Benchmark, device: str) -> dict[str, object]:
+    """Return the record of a sample with an answer: a line of samples.jsonl."""
+    return _common(sample, "ok", None, device) | {
         "prediction": generation.text,
         "token_ids": generation.token_ids,
         "scores": benchmark.score(sample.answers, generation.text, sample.meta),
@@ -59,4 +46,26 @@ def record(
         "timings": dict(vars(generation.timings)),
         "rows": generation.rows,
         "kernel": generation.kernel,
+    }
+
+
+def unanswered(sample: Sample, status: str, error: str, device: str) -> dict[str, object]:
+    """Return the record of a sample without an answer.
+
+    Args:
+        status: "oom" if memory ran out, "failed" if the model's output was not finite or the sample did not fit.
+        error: the reason, in one line.
+    """
+    return _common(sample, status, error, device)
+
+
+def _common(sample: Sample, status: str, error: str | None, device: str) -> dict[str, object]:
+    return {
+        "id": sample.id,
+        "status": status,
+        "error": error,
+        "answers": list(sample.answers),
+        "meta": dict(sample.meta),
+        "device": device,
+        "time": clock.now(),
     }

@@ -79,8 +79,8 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
     if not os.path.lexists(job.folder / "manifest.json"):
         return None
     stored = store.load_run(job.folder, digest=store.identity_hash(job.identity))
-    retry = job.cfg["retry_oom"] and any(record["status"] == "oom" for record in stored.samples)
-    if retry or not stored.progress.is_complete(job.cfg["limit"]):
+    retried = any(record["status"] in job.retry for record in stored.samples)
+    if retried or not stored.progress.is_complete(job.cfg["limit"]):
         return None
     if say:
         where = f"{job.label['benchmark']} {job.folder.name}"

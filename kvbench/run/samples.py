@@ -80,5 +80,6 @@ def _recorded_ids(job: Job) -> set[str]:
     """Return the ids of the samples that a job need not compute again."""
     if not (job.folder / "manifest.json").is_file():
         return set()
-    records = store.load_run(job.folder).samples
-    return {record["id"] for record in records if not (job.cfg["retry_oom"] and record["status"] == "oom")}
+    if not job.retry:
+        return store.recorded_ids(job.folder)
+    return {r["id"] for r in store.load_run(job.folder, bulky=False).samples if r["status"] not in job.retry}

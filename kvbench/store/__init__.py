@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub, scrub_text
 from kvbench.store.plans import write_plan
-from kvbench.store.progress import Progress, progress
+from kvbench.store.progress import Progress, progress, recorded_ids
 from kvbench.store.read import StoredRun, load_manifest, load_run, load_runs, run_folders, write_scores
 from kvbench.store.run import Run, run_folder
 from kvbench.store.schema import STATUSES, AnsweredRecord, Manifest, Record, RunStatus, Status, SuitePlace
@@ -37,6 +37,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "progress",
+    "recorded_ids",
     "run_folder",
     "run_folders",
     "scrub",

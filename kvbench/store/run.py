@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -65,7 +65,7 @@ class Run:
         manifest: Manifest,
         lock: locks.Lock,
         shard: Shard,
-        retry_oom: bool,
+        retry: Collection[str],
         info: Mapping[str, Any],
     ) -> None:
         self.path = path
@@ -74,11 +74,7 @@ class Run:
         self._shard = shard
         self._info = plain(dict(info), "status")
         self._settled = False
-        self._done = {
-            name
-            for name, record in merged(sample_files(path)).items()
-            if not (retry_oom and record.get("status") == "oom")
-        }
+        self._done = {name for name, record in merged(sample_files(path)).items() if record["status"] not in retry}
         self._file = path / f"samples{suffix(shard)}.jsonl"
         _, self._end, torn = read_lines(self._file, as_record)
         self._fd: int | None = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -102,7 +98,7 @@ class Run:
         device: str,
         part: Mapping[str, Any] | None = None,
         scoring: Mapping[str, Any] | None = None,
-        retry_oom: bool = False,
+        retry: Collection[str] = (),
         shard: tuple[int, int] | None = None,
         info: Mapping[str, Any] | None = None,
         wait: bool = True,
@@ -112,7 +108,7 @@ class Run:
 
         `part` says where the run stands in a suite, `scoring` how its answers are scored; neither is part of its
         identity. A run that is done stays done. `label` names benchmark, model, method and budget (the folder names).
-        `retry_oom` runs the samples again that ended out of memory. `shard` (i, n): other processes may write the
+        `retry`: statuses of samples that are to be computed again. `shard` (i, n): other processes may write the
         other shards of n at the same time; which samples it stands for is the caller's choice. `info` is put into
         every status of this opening, e.g. the number of a Slurm job. When another process holds the run: wait
         (at most `timeout` seconds), or refuse with `wait=False`. A caller that opens several runs should open
@@ -141,7 +137,7 @@ class Run:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with locks.opening(path, shard, wait, timeout) as lock:
-                run = cls(path, _settle(path, manifest, config), lock, shard, retry_oom, info or {})
+                run = cls(path, _settle(path, manifest, config), lock, shard, retry, info or {})
                 try:
                     run._begin()
                 except BaseException:
@@ -166,7 +162,7 @@ class Run:
             file.unlink(missing_ok=True)
 
     def done_ids(self) -> set[str]:
-        """Return the ids that need no work: recorded as ok, or as oom unless opened with `retry_oom`."""
+        """Return the ids that need no work: recorded as ok, or with a status that is not in `retry`."""
         return set(self._done)
 
     def append(self, record: Mapping[str, Any]) -> None:

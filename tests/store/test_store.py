@@ -154,12 +154,12 @@ def test_oom_rows_are_retried_only_on_request_and_the_latest_row_counts(tmp_path
         assert run.done_ids() == {"a", "b"}
         with pytest.raises(ValueError, match="already recorded"):
             run.append(record("a"))
-    with open_run(tmp_path, retry_oom=True) as run:
+    with open_run(tmp_path, retry=("oom",)) as run:
         assert run.done_ids() == {"b"}
         run.append(record("a"))
         assert run.done_ids() == {"a", "b"}
     assert {sample["id"]: sample["status"] for sample in load_run(run.path).samples} == {"a": "ok", "b": "ok"}
-    with open_run(tmp_path, retry_oom=True) as run:
+    with open_run(tmp_path, retry=("oom",)) as run:
         assert run.done_ids() == {"a", "b"}
 
 

@@ -202,7 +202,7 @@ def test_finish_counts_an_out_of_memory_row_as_a_result(tmp_path: Path) -> None:
     with open_run(tmp_path, num_samples=2) as run:
         run.append(record("a", "oom"))
         run.append(record("b"))
-    with open_run(tmp_path, num_samples=2, retry_oom=True) as run:
+    with open_run(tmp_path, num_samples=2, retry=("oom",)) as run:
         assert run.done_ids() == {"b"}
         run.append(record("a", "oom"))
         assert run.finish() == "done"
