@@ -137,8 +137,7 @@ def generate(
 
     Raises:
         ValueError: a model that the engine cannot run, a prompt that it cannot answer, an impossible budget on a
-            prompt, an unknown method, no variants, a kernel that cannot run here. One line; nothing was computed,
-            unless a budget is impossible on a later prompt only.
+            prompt, an unknown method, no variants, a kernel that cannot run here. One line; nothing was computed.
     """
     from tqdm.auto import tqdm
 
@@ -158,6 +157,9 @@ def generate(
         error = limits.error(prompt.ids, max_new_tokens)
         if error is not None:
             raise ValueError(f"prompts[{number}]: {error}")
+        span = prompt.context_len if question == "agnostic" else len(prompt.ids)
+        for variant in asked:
+            variant.method.tokens(variant.budget, span)  # raises if the budget is impossible on this prompt
     parts = [range(len(asked))[i : i + max_rows] for i in range(0, len(asked), max_rows)]
     place = {
         Request(prompt, [asked[v] for v in part], max_new_tokens): (p, part)

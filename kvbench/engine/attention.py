@@ -126,10 +126,13 @@ def one_line(model: PreTrainedModel) -> Iterator[None]:
     """Turn what a model's forward call raises for want of something we do not give it into a ValueError of one line."""
     try:
         yield
-    except (TypeError, AttributeError, KeyError, IndexError, NotImplementedError, AssertionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
+        if str(error).startswith("model: "):
+            raise
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"model: {type(model).__name__} cannot run in kvbench ({type(error).__name__}: {first}); choose another"
+            f"model: {type(model).__name__} cannot run in kvbench ({type(error).__name__}: {first}); choose another "
+            "model"
         ) from error
 
 

@@ -83,9 +83,10 @@ def survey(model: PreTrainedModel) -> AttentionPlan:
 def _survey(model: PreTrainedModel) -> AttentionPlan:
     notes = _Notes()
     device = next(model.get_input_embeddings().parameters()).device
-    ids_1T = torch.ones(1, 2, dtype=torch.long, device=device)
+    ids_1T = torch.tensor([[2, 3]], device=device)
+    position_1T = torch.arange(2, device=device)[None]
     with torch.inference_mode(), attention_named(model, NAME), one_line(model):
-        model(input_ids=ids_1T, use_cache=False, kvbench=notes)
+        model(input_ids=ids_1T, position_ids=position_1T, use_cache=False, kvbench=notes)
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     layers = int(config.num_hidden_layers)
@@ -169,6 +170,8 @@ def _local_mask(name: str, rule: object, sliding_window: int | None, device: tor
     """Return what limits a layer's view, from its mask's rule and from the window that its attention is told."""
     if rule is None:
         return None if sliding_window is None else LocalMask(int(sliding_window))
+    if isinstance(rule, Tensor):
+        raise ValueError(f"model: {name} builds an attention mask of its own; choose another model")
     if isinstance(rule, _Rule) and rule.size is not None:
         candidates = [LocalMask(int(rule.size)), LocalMask(int(rule.size), chunked=True)]
         for mask in candidates:

@@ -1,0 +1,109 @@
+"""Answers depend on the prompt alone: not on prompts before it, and not on prompts next to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM
+
+import kvbench
+from tests.helpers.tiny_engine import NEW, generate, own_answer, prompt, tiny_model
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+TRAINED = 128  # positions, without scaling
+
+
+def scaled(kind: str) -> Any:
+    """Return a model whose rotary frequencies scale with the text beyond `TRAINED` positions."""
+    torch.manual_seed(0)
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]}
+        rope |= {"original_max_position_embeddings": TRAINED}
+        config = Phi3Config(**SIZES, original_max_position_embeddings=TRAINED, rope_parameters=rope)
+        return Phi3ForCausalLM(config).eval()
+    rope |= {"factor": 4.0} if kind == "dynamic" else {}
+    positions = TRAINED if kind == "dynamic" else 2 * TRAINED
+    return LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=positions, rope_parameters=rope)).eval()
+
+
+def tokenizer() -> Any:
+    return tiny_model()[1]
+
+
+@pytest.mark.parametrize("kind", ["default", "dynamic", "longrope"])
+def test_a_long_neighbour_changes_no_frequencies(kind: str) -> None:
+    """Some rotary embeddings take their frequencies from the longest row of a forward call."""
+    model = scaled(kind)
+    short, long = prompt(60, seed=1), prompt(200, seed=2)
+    expected = own_answer(model, short)
+    outs = generate((model, tokenizer()), [short, long], [("fullkv", None)], max_prompts=2)
+    assert outs[0][0].token_ids == expected
+    assert outs[0][0].rows == (2 if kind == "default" else 1)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("length", [60, 150])
+def test_prompts_before_change_nothing(kind: str, length: int) -> None:
+    """transformers keeps the frequencies of the longest text so far on the module."""
+    ids = prompt(length, seed=1)
+    fresh = own_answer(scaled(kind), ids)
+    tiny = scaled(kind), tokenizer()
+    asked = [("fullkv", None), ("snapkv", 50)]
+    (alone,) = generate(tiny, [ids], asked)
+    assert alone[0].token_ids == fresh
+    after = generate(tiny, [prompt(240, seed=2), ids], asked)[1]
+    assert [g.token_ids for g in after] == [g.token_ids for g in alone]
+    own_answer(tiny[0], prompt(240, seed=3))  # plain transformers leaves its frequencies behind as well
+    (again,) = generate(tiny, [ids], asked)
+    assert [g.token_ids for g in again] == [g.token_ids for g in alone]
+    with kvbench.compressed(tiny[0], "fullkv"):
+        own_answer(tiny[0], prompt(240, seed=3))
+        assert own_answer(tiny[0], ids) == fresh
+
+
+def test_dynamic_frequencies_grow_with_the_answer_as_in_generate() -> None:
+    ids = prompt(TRAINED - 4, seed=1)
+    expected = own_answer(scaled("dynamic"), ids)
+    (out,) = generate((scaled("dynamic"), tokenizer()), [ids], [("fullkv", None)])[0]
+    assert out.token_ids == expected
+
+
+def test_an_answer_that_crosses_the_switch_of_longrope_is_refused() -> None:
+    tiny = scaled("longrope"), tokenizer()
+    line = f"cross the {TRAINED} tokens at which .*give max_new_tokens=4 at most"
+    with pytest.raises(ValueError, match=line):
+        generate(tiny, [prompt(TRAINED - 4)], [("fullkv", None)])
+    for length in (TRAINED - NEW, TRAINED + 1):
+        (out,) = generate(tiny, [prompt(length)], [("fullkv", None)])[0]
+        assert out.token_ids == own_answer(scaled("longrope"), prompt(length))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_window_of_all_layers_is_a_limit(compress: bool) -> None:
+    """Within the window the answer is the model's own; beyond it there is an error, not a wrong answer."""
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=32)).eval()
+
+    def answer(length: int) -> list[int]:
+        if not compress:
+            return generate((model, tokenizer()), [prompt(length)], [("fullkv", None)])[0][0].token_ids
+        with kvbench.compressed(model, "fullkv"):
+            return own_answer(model, prompt(length))
+
+    assert answer(32 - NEW) == own_answer(model, prompt(32 - NEW))
+    with pytest.raises(ValueError, match="looks back 32 tokens only"):
+        answer(28)

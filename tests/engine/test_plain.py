@@ -1,0 +1,118 @@
+"""Plain transformers code inside `kvbench.compressed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import kvbench
+from tests.helpers.tiny_engine import NEW, Tiny, generate, own_answer, prompt, tiny_model, variants
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return tiny_model()
+
+
+def test_compressed_runs_plain_transformers_code(tiny: Tiny) -> None:
+    model, _ = tiny
+    tokens = torch.tensor([prompt(290)])
+    settings = {
+        "attention_mask": torch.ones_like(tokens),
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    before = model.generate(tokens, **settings)
+    for variant in variants():
+        budget = variant.budget if variant.method.evicts else None
+        with kvbench.compressed(model, variant.method, budget) as handle:
+            first = model.generate(tokens, **settings)
+            second = model.generate(tokens, **settings)
+        (out,) = generate(tiny, [tokens[0].tolist()], [variant])[0]
+        assert first[0, 290:].tolist() == out.token_ids == second[0, 290:].tolist()
+        if variant.method.decode is None:
+            assert [[n - NEW + 1 for n in layer] for layer in handle.cache.kept] == out.kept
+    assert torch.equal(before, model.generate(tokens, **settings)), "everything is as before"
+
+
+def test_compressed_refuses_what_it_cannot_do(tiny: Tiny) -> None:
+    model, _ = tiny
+    with kvbench.compressed(model, "snapkv", 70):
+        with pytest.raises(ValueError, match="one unpadded sequence"):
+            model(torch.tensor([prompt(80), prompt(80)]))
+        with pytest.raises(ValueError, match="one unpadded sequence"):
+            model(torch.tensor([prompt(80)]), attention_mask=torch.tensor([[0] + [1] * 79]))
+
+
+def test_compressed_takes_over_the_callers_cache(tiny: Tiny) -> None:
+    """A hand-written loop with a cache of its own gives what `generate` gives."""
+    model, _ = tiny
+    tokens = torch.tensor([prompt(100)])
+    (out,) = generate(tiny, [tokens[0].tolist()], [("snapkv", 70)])[0]
+    with kvbench.compressed(model, "snapkv", 70):
+        cache, answer = DynamicCache(), []
+        for _ in range(NEW):
+            tokens = model(tokens, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            answer.append(int(tokens))
+    assert answer == out.token_ids
+
+
+def test_compressed_refuses_to_do_nothing(tiny: Tiny) -> None:
+    model, _ = tiny
+    with kvbench.compressed(model, "snapkv", 70):
+        with pytest.raises(ValueError, match="use_cache=True"):
+            model(torch.tensor([prompt(80)]), use_cache=False)
+        with pytest.raises(ValueError, match="cannot run inside"):
+            generate(tiny, [prompt(80)], [("fullkv", None)])
+
+
+def test_a_block_that_never_calls_the_model_is_an_error(tiny: Tiny) -> None:
+    with (
+        pytest.raises(ValueError, match="the block did not call the model"),
+        kvbench.compressed(tiny[0], "snapkv", 70),
+    ):
+        pass
+    assert not tiny[0]._forward_pre_hooks and not tiny[0]._forward_hooks
+
+
+def test_an_error_inside_the_block_stays_what_it_is(tiny: Tiny) -> None:
+    with pytest.raises(KeyError), kvbench.compressed(tiny[0], "snapkv", 70):
+        raise KeyError
+
+
+def test_a_cache_that_the_model_ignores_is_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes its cache by another keyword would decode without one, and nothing would be compressed."""
+    model = tiny[0]
+    real = model.forward
+
+    def forward(*args: Any, cache: Any = None, past_key_values: Any = None, **kwargs: Any) -> Any:
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    with kvbench.compressed(model, "snapkv", 70), pytest.raises(ValueError, match="did not use the cache it was given"):
+        model(torch.tensor([prompt(80)]))
+
+
+@pytest.mark.parametrize("settings", [{"prompt_lookup_num_tokens": 3}, {"num_beams": 2}])
+def test_decoding_that_takes_tokens_back_is_refused(tiny: Tiny, settings: dict[str, Any]) -> None:
+    tokens = torch.tensor([prompt(40) * 3])
+    with (
+        kvbench.compressed(tiny[0], "snapkv", 70),
+        pytest.raises(ValueError, match="take tokens back|one unpadded sequence") as refused,
+    ):
+        tiny[0].generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, **settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_generate_call_is_a_new_prompt(tiny: Tiny) -> None:
+    ids = [prompt(290, seed=seed) for seed in (1, 2)]
+    answers = []
+    with kvbench.compressed(tiny[0], "snapkv", 70) as handle:
+        for tokens in ids:
+            answers.append(own_answer(tiny[0], tokens))
+            assert handle.cache is not None and handle.cache.kept[0] == [70 + NEW - 1] * 2
+    assert answers == [out.token_ids for (out,) in generate(tiny, ids, [("snapkv", 70)])]
