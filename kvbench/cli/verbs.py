@@ -28,7 +28,7 @@ VERBS = {
     "run": Verb("kvbench.cli.run:main", "compute one run, or a sweep with -m (the default: the word may be left out)"),
     "report": Verb("kvbench.report.__main__:main", "print tables of stored runs, write tables and figures"),
     "status": Verb("kvbench.status.__main__:main", "list what is done and what is missing, and how to resume"),
-    "score": Verb("kvbench.run.rescore:main", "score stored answers again, without a model"),
+    "score": Verb("kvbench.run.score:main", "score stored answers again, without a model"),
     "data": Verb("kvbench.data.__main__:main", "download and check the data of the published benchmarks"),
     "prompts": Verb("kvbench.prompts.__main__:main", "print a prompt as the model reads it"),
     "profile": Verb("kvbench.profile.__main__:main", "measure time and memory over context, budget and batch"),

@@ -1,4 +1,4 @@
-"""Checks of the values that a part is built with.
+"""The checks of the values that a part is built with.
 
 A part names its own field. Whoever builds it from a YAML knows which dial feeds that field and says so to the user.
 """

@@ -1,4 +1,4 @@
-"""From YAML to a method: conf/method/<name>.yaml with the user's dials."""
+"""The composition of a method: conf/method/<name>.yaml with the user's dials."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:
     """Return {(part, field): dial} for the fields that a YAML fills with a dial, as in `window: ${..window}`."""
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    found = {
+    matches = {
         (part, str(field)): _DIAL.fullmatch(value)
         for part in PARTS
         for field, value in (plain.get(part) or {}).items()
         if isinstance(value, str)
     }
-    return {key: match[1] for key, match in found.items() if match}
+    return {key: match[1] for key, match in matches.items() if match}
 
 
 def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], str]) -> Any:

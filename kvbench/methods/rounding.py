@@ -1,4 +1,4 @@
-"""From real-valued shares to integers whose sum is exact."""
+"""Rounding of real-valued shares to integers whose sum is exact."""
 
 from __future__ import annotations
 

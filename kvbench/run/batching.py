@@ -179,7 +179,7 @@ def _after_failure(
         log.warning("out of memory with %d rows; trying half as much at a time", rows)
         return failed, replace(limits, free=queue.planned_bytes // 2)
     task = failed[0]
-    if not task.isolated:  # rows before it may have left their memory behind
+    if not task.isolated:  # rows before it may not have freed their memory yet
         return [replace(task, isolated=True)], limits
     log.warning("%s: out of memory with a single row; recorded", task.sample.id)
     reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""After the runs: their table on the console, their pictures in outputs/reports."""
+"""The end of a command: the table of its runs on the console, files and figures in outputs/reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def result(outcomes: Sequence[Outcome]) -> float | Exception | None:
-    """What a configuration returns: its mean score (over the parts of a suite), or the first error."""
+    """Return the mean score of a configuration (over the parts of a suite), or its first error."""
     errors = [o.error for o in outcomes if o.error is not None]
     scores = [o.score for o in outcomes if o.score is not None]
     return errors[0] if errors else sum(scores) / len(scores) if scores else None

@@ -1,7 +1,7 @@
-"""How much memory a plan needs, estimated before weights are loaded, and what may decode together.
+"""An estimate of the memory that requests need, made before weights are loaded, and a limit on batches by it.
 
-Estimates are upper bounds by arithmetic: they decide how many prompts share a batch. What they get wrong costs a retry
-with half the rows, never a result.
+Estimates are upper bounds by arithmetic. They decide how many prompts share a batch. A wrong one costs a retry with
+half the rows, never a result.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _VERSION_2 = ("memory.max", "memory.current")
 
 
 def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False) -> int:
-    """What the rows of a request keep of `span` tokens, with the room for their answers, as `RaggedCache` stores it.
+    """Return the bytes that the rows of a request keep of `span` tokens, with the room for their answers.
 
-    `MaskedCache` keeps all tokens, and copies a row of a layer to append to it.
+    `RaggedCache` stores what the budget allows. `MaskedCache` (`masked`) stores all tokens, and copies a row of a layer
+    to append to it.
     """
     rest = len(request.prompt.ids) - span + request.max_new_tokens
     tokens = 0
@@ -37,7 +38,10 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
 
 
 def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
-    """What the prompt's forward pass holds beside the cache: activations, scores, or all layers' K and V."""
+    """Return the bytes that the prompt's forward pass needs in addition to the cache.
+
+    These are activations, scores and, where layer budgets need the scores of all layers, the K and V of all layers.
+    """
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     activations = span * shape.itemsize * (3 * shape.hidden + max(2 * qkv, 3 * shape.intermediate))
     queries = max((v.method.queries for v in request.variants), default=0)
@@ -47,18 +51,21 @@ def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
 
 
 def decode_bytes(shape: Shape, rows: int) -> int:
-    """What a decode step of `rows` rows holds beside the cache: the logits, in two copies, and one layer."""
+    """Return the bytes that a decode step needs in addition to the cache: logits twice, and one layer."""
     return rows * (shape.vocab * (shape.itemsize + 4) + shape.itemsize * (4 * shape.hidden + 3 * shape.intermediate))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What may decode together: the engine's `room`.
+    """The limits on what may decode together.
 
     Args:
         max_rows: rows (prompt x variant) of a batch.
-        max_prompts: prompts of a batch: as much work can be lost when the process is killed.
-        free: bytes that a batch may take beside the weights.
+        max_prompts: prompts of a batch; a kill loses at most this many.
+        free: bytes that a batch may take in addition to the weights.
+        shape: sizes of the model.
+        question: aware or agnostic.
+        masked: True if the cache keeps all tokens (engine.cache=masked).
     """
 
     max_rows: int
@@ -69,6 +76,7 @@ class Limits:
     masked: bool = False
 
     def __call__(self, in_flight: Sequence[Request], joining: Request) -> bool:
+        """Return True if a request may join those in flight."""
         together = [*in_flight, joining]
         return (
             len(together) <= self.max_prompts
@@ -77,7 +85,10 @@ class Limits:
         )
 
     def total(self, requests: Sequence[Request]) -> int:
-        """Peak beside the weights when requests decode together; their prompts are prefilled one after the other."""
+        """Return the peak in bytes, without the weights, when requests decode together.
+
+        Their prompts are prefilled one after the other.
+        """
         spans = [span_tokens(request.prompt, self.question) for request in requests]
         kept = sum(cache_bytes(self.shape, r, n, self.masked) for r, n in zip(requests, spans, strict=True))
         peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
@@ -86,21 +97,21 @@ class Limits:
         return kept + kept // self.shape.layers + max(peak, decode_bytes(self.shape, rows))
 
     def part(self, request: Request) -> Request:
-        """As many of the request's first variants as fit alone, one at least."""
+        """Return a request for as many of the first variants as fit by themselves, at least one."""
         count = len(request.variants)
         while count > 1:
-            made = Request(request.prompt, request.variants[:count], request.max_new_tokens)
-            if self([], made):
-                return made
+            part = Request(request.prompt, request.variants[:count], request.max_new_tokens)
+            if self([], part):
+                return part
             count = (count + 1) // 2
         return Request(request.prompt, request.variants[:1], request.max_new_tokens)
 
 
 def free_bytes(device: str, *, all_gpus: bool = False) -> int:
-    """Bytes that this process can still take on a device, or on all GPUs that layers are spread over.
+    """Return the bytes that this process can still take on a device, or on all GPUs that layers are spread over.
 
-    A GPU: what the driver has, and what torch's allocator holds unused. The host: what the system can give, or what
-    the control group (as a Slurm job has one) leaves, whichever is less.
+    On a GPU these are the driver's free bytes and those that torch's allocator holds unused. On the host it is what
+    the system has available or what the control group leaves (a Slurm job has one), whichever is less.
     """
     if device.startswith("cuda"):
         devices = range(torch.cuda.device_count()) if all_gpus else [torch.device(device)]
@@ -112,12 +123,12 @@ def free_bytes(device: str, *, all_gpus: bool = False) -> int:
 
 
 def _group_limits() -> list[int]:
-    """Bytes that the control groups of this process, and those above them, leave below their limits."""
+    """Return the bytes that the control groups of this process, and those above them, leave below their limits."""
     try:
         lines = _PROC.read_text().splitlines()
     except OSError:
         return []
-    found = []
+    bytes_left = []
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if controllers not in ("", "memory"):
             continue
@@ -127,12 +138,12 @@ def _group_limits() -> list[int]:
         for folder in (own, *own.parents):
             left = _left(folder, limit, used) if folder.is_relative_to(root) else None
             if left is not None:
-                found.append(left)
-    return found
+                bytes_left.append(left)
+    return bytes_left
 
 
 def _left(folder: Path, limit: str, used: str) -> int | None:
-    """Bytes that a control group leaves below its limit, the page cache counted as free; None without a limit."""
+    """Return the bytes that a control group leaves below its limit; None without a limit. The page cache is free."""
     try:
         most, taken = (folder / limit).read_text().strip(), int((folder / used).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

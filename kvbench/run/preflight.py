@@ -1,4 +1,4 @@
-"""Checks before weights are loaded: room in the budget, kernel, graph, memory."""
+"""The checks before weights are loaded: room in the budget, kernel, graph, memory."""
 
 from __future__ import annotations
 

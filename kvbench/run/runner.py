@@ -28,7 +28,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """How a job ended: its folder, mean headline score and records without their texts, or the error that ended it."""
+    """The end of a job: with a score, or with an error.
+
+    Attributes:
+        folder: the run folder.
+        score: mean headline score of the samples with an answer; None without any.
+        samples: number of recorded samples.
+        error: what ended the job; None if nothing did.
+        stored: the run without its texts; None after an error.
+    """
 
     job: Job
     folder: Path

@@ -35,18 +35,18 @@ def hash_sources(files: Iterable[Path]) -> str:
 
 def imported_files(module: str, *packages: str) -> dict[str, Path]:
     """Return {module name: file} of `module` and all modules of `packages` that it imports, directly or not."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         file = _module_file(name)
-        if name in found or file is None:
+        if name in files or file is None:
             continue
-        found[name] = file
+        files[name] = file
         parent = name.rpartition(".")[0]
         names = [parent, *_imported_names(file, name if file.name == "__init__.py" else parent)]
         waiting += [other for other in names if any(_is_inside(other, package) for package in packages)]
-    return found
+    return files
 
 
 @cache

@@ -28,13 +28,13 @@ def versions(method: Method | None = None) -> dict[str, str]:
 
 @cache
 def _shared_versions() -> dict[str, str]:
-    found = {"kvbench": __version__, "code": _code_hash()}
+    numbers = {"kvbench": __version__, "code": _code_hash()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            numbers[package] = "absent"
+    return numbers
 
 
 def _code_hash() -> str:

@@ -12,7 +12,8 @@ from kvbench.benchmarks import needle
 from kvbench.metrics import needle as metrics
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
-from kvbench.run.rescore import benchmark_of, main
+from kvbench.run.rescore import benchmark_of
+from kvbench.run.score import main
 from tests.helpers.longbench_made_up import ANSWERS, CLASSES
 
 

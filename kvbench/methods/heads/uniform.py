@@ -1,4 +1,4 @@
-"""The same budget for every KV head of a layer."""
+"""Equal budgets for the KV heads of a layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvbench.methods.candidates import Candidates, HeadSplit
 
 @dataclass(frozen=True)
 class Uniform(Heads):
-    """The same budget for every KV head; odd tokens go to the lower heads."""
+    """Equal budgets for all KV heads of a layer; odd tokens go to the lower heads."""
 
     def __call__(self, candidates: Candidates, total: int) -> HeadSplit:
         """Return the candidates to keep per KV head, as a rule."""

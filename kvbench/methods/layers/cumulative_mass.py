@@ -1,4 +1,4 @@
-"""The same share of accumulated attention in every layer: PrefixKV's layer budgets.
+"""Layer budgets by accumulated attention: PrefixKV.
 
 Shape suffixes: L layers, T tokens, U KV heads.
 """

@@ -1,4 +1,4 @@
-"""The same budget for every layer."""
+"""Equal budgets for all layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvbench.methods.base import LayerBudget, Layers
 
 @dataclass(frozen=True)
 class Uniform(Layers):
-    """The same budget for every layer."""
+    """Equal budgets for all layers."""
 
     def __call__(self, budget: LayerBudget) -> list[int]:
         """Return the tokens of each layer, summed over its KV heads."""

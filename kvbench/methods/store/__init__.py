@@ -1,1 +1,1 @@
-"""Stores: the form in which kept tokens are held."""
+"""The forms in which kept tokens are held."""
