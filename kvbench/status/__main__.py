@@ -53,20 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.watch is not None and arguments.watch <= 0:
         raise ValueError(f"--watch {arguments.watch:g}: name seconds above 0")
     while True:
-        made = survey(arguments.paths)
+        state = survey(arguments.paths)
         if arguments.watch and sys.stdout.isatty():
             print("\033[H\033[J", end="")
-        _print(made, only, arguments)
-        if arguments.watch is None or made.complete:
-            return 0 if made.complete else 1
+        _print(state, only, arguments)
+        if arguments.watch is None or state.complete:
+            return 0 if state.complete else 1
         time.sleep(arguments.watch)
 
 
-def _print(made: Survey, only: Sequence[str], arguments: argparse.Namespace) -> None:
+def _print(state: Survey, only: Sequence[str], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        print(json.dumps(as_json(made, only), indent=2), flush=True)
-    elif made.plans or made.others or made.damaged:
-        print(text(made, only), flush=True)
+        print(json.dumps(as_json(state, only), indent=2), flush=True)
+    elif state.plans or state.others or state.damaged:
+        print(text(state, only), flush=True)
     else:
         print(f"{', '.join(map(str, arguments.paths))}: no plans and no runs", flush=True)
 

@@ -1,4 +1,4 @@
-"""The command line that makes a stored run, from its config.yaml."""
+"""The command line that computes a stored run, from its config.yaml."""
 
 from __future__ import annotations
 
@@ -6,57 +6,80 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.config import GROUPS, PARTS, defaults
+from kvbench.store.stored_config import read_config
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FIXED = ("name", "_target_", *PARTS)  # follow from the option's name
+_TRUST = "trust_remote_code"  # whether a model may bring code: never suggested, each user decides
 _WORD = re.compile(r"[A-Za-z_./][\w./+@-]*")
 _LITERALS = re.compile(r"(?i)null|true|false|nan|inf")
+_ELSEWHERE = ".../"  # a path of the machine that recorded the run, see `kvbench.store.identity.without_places`
+
+Node = Mapping[str, object]
 
 
 def command_of(folder: Path, outputs: Path) -> str | None:
-    """A command that makes the run in `folder`; None where its config.yaml does not tell.
+    """Return a command that computes the run in `folder`; None if its config.yaml does not tell.
 
-    Of a suite, it makes the other parts, too.
+    Of a suite, it computes the other parts, too. It never allows a model to run code of its own.
     """
     try:
-        stored = yaml.load((folder / "config.yaml").read_bytes(), Loader=_LOADER)
-        words = list(_words(stored))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, OmegaConfBaseException):
-        return None  # made by another version, or by hand
+        words = list(_words(read_config(folder)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OmegaConfBaseException):
+        return None  # written by another version, or by hand
+    if any(_ELSEWHERE in word for word in words):
+        return None
     if outputs != Path.cwd() / "outputs":
         near = outputs.is_relative_to(Path.cwd())
         words.append(f"paths.outputs={_value(str(outputs.relative_to(Path.cwd()) if near else outputs))}")
     return "python -m kvbench " + shlex.join(words)
 
 
-def _words(stored: Mapping[str, Any]) -> Iterator[str]:
+def without_trust(command: str) -> str:
+    """Return a command without the words that let a model run code of its own."""
+    if _TRUST not in command:
+        return command
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command.replace(_TRUST, "...")
+    return shlex.join(word for word in words if _TRUST not in word)
+
+
+def _words(stored: Node) -> Iterator[str]:
     """The overrides: the options, and what differs from their YAML."""
-    shipped = {group: defaults(group, stored[group]["name"]) for group in GROUPS}
+    nodes = {group: _node(stored, group) for group in GROUPS}
+    shipped = {group: defaults(group, str(nodes[group]["name"])) for group in GROUPS}
     base = {key: value for key, value in stored.items() if key != "model"}
-    made = OmegaConf.to_container(OmegaConf.create(base | shipped | {"model": stored["model"]}), resolve=True)
-    assert isinstance(made, dict)
-    made["model"] = OmegaConf.to_container(shipped["model"])
+    composed = OmegaConf.to_container(OmegaConf.create(base | shipped | {"model": nodes["model"]}), resolve=True)
+    assert isinstance(composed, dict)
+    composed["model"] = OmegaConf.to_container(shipped["model"])
     for group in GROUPS:
-        yield f"{group}={stored[group]['name']}"
+        yield f"{group}={_value(str(nodes[group]['name']))}"
     yield f"budget={_value(stored['budget'])}"
     if stored.get("seed"):
-        yield f"seed={stored['seed']}"
-    if stored["engine"]["cache"] != "ragged":
-        yield f"engine.cache={stored['engine']['cache']}"
+        yield f"seed={_value(stored['seed'])}"
+    cache = _node(stored, "engine")["cache"]
+    if cache != "ragged":
+        yield f"engine.cache={_value(cache)}"
     for group in GROUPS:
-        yield from _differences(group, stored[group], made[group], top=True)
+        yield from _differences(group, nodes[group], composed[group], top=True)
 
 
-def _differences(path: str, stored: Mapping[str, Any], shipped: Mapping[str, Any], top: bool = False) -> Iterator[str]:
+def _node(stored: Node, key: str) -> Node:
+    node = stored[key]
+    if not isinstance(node, Mapping):
+        raise TypeError(f"{key} is not a group")
+    return node
+
+
+def _differences(path: str, stored: Node, shipped: Node, top: bool = False) -> Iterator[str]:
     for key, value in stored.items():
-        if top and key in _FIXED:
+        if (top and key in _FIXED) or key == _TRUST:
             continue
         known = shipped.get(key)
         if isinstance(value, Mapping) and isinstance(known, Mapping):
@@ -67,12 +90,12 @@ def _differences(path: str, stored: Mapping[str, Any], shipped: Mapping[str, Any
             yield f"{path}.{key}={_value(value)}"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """A value as Hydra's command line reads it back."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_value(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_value, value)) + "]"
     if not isinstance(value, str):

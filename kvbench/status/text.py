@@ -1,4 +1,4 @@
-"""The survey in words, and as JSON."""
+"""The survey in words, and as JSON. Texts from files are escaped before a terminal sees them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,47 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from kvbench.common.text import one_line, printable
+from kvbench.status.commands import without_trust
 from kvbench.status.runs import COMPLETE, STATES, RunState
 from kvbench.status.survey import PlanState, Survey, outputs_of
 
 _NOTE = 100  # characters of an error in the table; the JSON has all of it
-_COMMANDS = 10  # of runs in no plan
+_COMMANDS = 10  # for runs in no plan
 
 
-def text(made: Survey, only: Collection[str] = STATES) -> str:
-    """Plans and their runs, the command that resumes each, then the runs of no plan."""
-    blocks = [_plan(plan, only) for plan in made.plans]
-    if made.others:
-        title = "Runs in no plan" if made.plans else "Runs"
-        unfinished = [run for run in made.others if run.state not in COMPLETE]
-        commands = dict.fromkeys(made.commands[run.folder] for run in unfinished if run.folder in made.commands)
-        lines = [f"{title}: {_counts(made.others)}", *_table(made.others, only)]
+def text(survey: Survey, only: Collection[str] = STATES) -> str:
+    """Return plans and their runs, the command that resumes each, then the runs in no plan."""
+    blocks = [_plan(plan, only) for plan in survey.plans]
+    if survey.others:
+        title = "Runs in no plan" if survey.plans else "Runs"
+        unfinished = [run for run in survey.others if run.state not in COMPLETE]
+        commands = dict.fromkeys(survey.commands[run.folder] for run in unfinished if run.folder in survey.commands)
+        lines = [f"{title}: {_counts(survey.others)}", *_table(survey.others, only)]
         if unfinished:
             lines += ["", "  To resume, issue the command that made them again" + (", or" if commands else "")]
-            lines += [f"    {command}" for command in list(commands)[:_COMMANDS]]
+            lines += [f"    {printable(command)}" for command in list(commands)[:_COMMANDS]]
             left = len(commands) - _COMMANDS
             lines += [f"    ... and {left} more: see --json"] if left > 0 else []
         blocks.append("\n".join(lines))
-    blocks += [f"Skipped: {copy}: a copy of the run in {original}" for copy, original in made.copies.items()]
-    blocks += [f"Skipped: {line}" for line in made.damaged]
+    skipped = [f"{copy}: a copy of the run in {original}" for copy, original in survey.copies.items()]
+    blocks += [f"Skipped: {one_line(line)}" for line in [*skipped, *survey.damaged]]
     return "\n\n".join(blocks)
 
 
-def _plan(made: PlanState, only: Collection[str]) -> str:
-    plan = made.plan
-    where = "" if not plan.cwd or Path(plan.cwd) == Path.cwd() else f"   (in {plan.cwd})"
-    lines = [f"Plan {plan.path.stem}, {_day(plan.created)}: {_counts(made.runs)}", f"  $ {plan.command}{where}"]
-    lines += _table(made.runs, only)
-    if not made.complete:
-        at_work = any(run.state == "running" for run in made.runs)
+def _plan(state: PlanState, only: Collection[str]) -> str:
+    plan = state.plan
+    command = printable(without_trust(plan.command))
+    where = "" if not plan.cwd or Path(plan.cwd) == Path.cwd() else f"   (in {one_line(plan.cwd)})"
+    lines = [f"Plan {one_line(plan.path.stem)}, {_day(plan.created)}: {_counts(state.runs)}", f"  $ {command}{where}"]
+    lines += _table(state.runs, only)
+    if not state.complete:
+        at_work = any(run.state == "running" for run in state.runs)
         lines += ["", "  At work; should it stop, resume with" if at_work else "  Resume with"]
-        lines += [f"    {plan.command}{where}"]
+        lines += [f"    {command}{where}"]
+        if command != printable(plan.command):
+            lines += ["    (and, if you trust the model's own code, with the trust_remote_code that was left out here)"]
     return "\n".join(lines)
 
 
@@ -62,13 +66,14 @@ def _table(runs: Sequence[RunState], only: Collection[str]) -> list[str]:
     rows += [[run.state, name(run), _samples(run), age(run), run.slurm or "", _note(run)] for run in shown]
     if not any(run.slurm for run in shown):
         rows = [[*row[:4], row[5]] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return ["", *(f"  {line}".rstrip() for line in lines)]
 
 
 def name(run: RunState) -> str:
-    """A run's folder below `runs`, else below where the user stands."""
+    """Return a run's folder below `runs`, else relative to the working folder."""
     runs = outputs_of(run.folder) / "runs"
     return str(run.folder.relative_to(runs)) if run.folder.is_relative_to(runs) else os.path.relpath(run.folder)
 
@@ -78,7 +83,7 @@ def _samples(run: RunState) -> str:
 
 
 def age(run: RunState) -> str:
-    """How long ago the run wrote something, in the largest unit that fits."""
+    """Return how long ago the run wrote something, in the largest unit that fits."""
     if run.last is None:
         return ""
     seconds = max(0.0, time.time() - run.last)
@@ -94,31 +99,33 @@ def _note(run: RunState) -> str:
 
 
 def _day(created: str) -> str:
-    return created.replace("T", " ").replace("Z", " UTC") or "of unknown age"
+    return one_line(created.replace("T", " ").replace("Z", " UTC")) or "of unknown age"
 
 
-def as_json(made: Survey, only: Collection[str] = STATES) -> dict[str, Any]:
-    """The same for programs."""
+def as_json(survey: Survey, only: Collection[str] = STATES) -> dict[str, object]:
+    """Return the survey for programs."""
     return {
-        "complete": made.complete,
+        "complete": survey.complete,
         "plans": [
             {
-                "file": str(one.plan.path),
-                "command": one.plan.command,
-                "cwd": one.plan.cwd,
-                "created": one.plan.created,
-                "complete": one.complete,
-                "runs": [_run(run) for run in one.runs if run.state in only],
+                "file": str(state.plan.path),
+                "command": without_trust(state.plan.command),
+                "cwd": state.plan.cwd,
+                "created": state.plan.created,
+                "complete": state.complete,
+                "runs": [_run(run) for run in state.runs if run.state in only],
             }
-            for one in made.plans
+            for state in survey.plans
         ],
-        "runs": [_run(r) | {"command": made.commands.get(r.folder)} for r in made.others if r.state in only],
-        "copies": {str(copy): str(original) for copy, original in made.copies.items()},
-        "damaged": made.damaged,
+        "runs": [
+            _run(run) | {"command": survey.commands.get(run.folder)} for run in survey.others if run.state in only
+        ],
+        "copies": {str(copy): str(original) for copy, original in survey.copies.items()},
+        "damaged": survey.damaged,
     }
 
 
-def _run(run: RunState) -> dict[str, Any]:
+def _run(run: RunState) -> dict[str, object]:
     last = None if run.last is None else datetime.fromtimestamp(run.last, UTC).isoformat(timespec="seconds")
     content = {key: value for key, value in vars(run).items() if key not in ("progress", "hash")}
     return content | {"folder": str(run.folder), "recorded": run.recorded, "samples": run.total, "last": last}

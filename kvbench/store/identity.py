@@ -1,30 +1,38 @@
-"""What a run is (its hash) and what must never be written down (its secrets)."""
+"""The identity of a run (its hash), and what must never be written down: secrets, and who and where the user is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
-_SECRET = re.compile(r"(^|[._-])(token|secret|passwd|password|credentials?|auth|(api|access|private|secret)[_-]?key)$")
-_ASSIGNED = re.compile(r"([\w.-]+)(=|:\s?)([^\s,\"'\]}{\[=:]+)")
+_SECRET = re.compile(
+    r"(^|[._-])((secret|passwd|password|passphrase|pwd|credential|bearer|cookie|authorization"
+    r"|(api|access|private|secret|auth)[_-]?key)s?($|[._-])|(token|auth)$)"
+)
 _NOT_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|image)_token$")
+_NAME = re.compile(r"([\w.-]+)(?:=|:\s?)")
+_VALUE = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s,"'\]}]+""")
+_PATH = re.compile(r"(?<![\w./:~-])(?:~|/[^\s/'\":,;]+)(?:/[^\s/'\":,;]+)+")  # of two parts at least
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
     """Return the sha256 (hex) of `identity` as canonical JSON: sorted keys, no spaces, floats by `repr`.
 
-    1 and 1.0 differ; a tuple counts as a list. Raises ValueError naming the entry that JSON cannot hold.
+    1 and 1.0 differ; a tuple counts as a list. Secrets do not count: they are not stored. Raises ValueError that names
+    the entry which JSON cannot hold.
     """
-    text = json.dumps(plain(identity, "identity"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    content = scrub(plain(identity, "identity"))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(value: Any, where: str) -> Any:
-    """Return a copy of `value` in plain JSON types; raises ValueError saying where that cannot be done."""
+    """Return a copy of `value` in plain JSON types; raises ValueError that says where that cannot be done."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: {value} is not a JSON number")
     if value is None or isinstance(value, str | bool | int | float):
@@ -56,7 +64,32 @@ def scrub(value: Any) -> Any:
 
 def scrub_text(text: str) -> str:
     """Return `text` without the values of `NAME=value` and `NAME: value` whose name looks like a secret's."""
-    return _ASSIGNED.sub(lambda found: found[0] if not _is_secret(found[1]) else found[1] + found[2] + "...", text)
+    pieces, end = [], 0
+    for name in _NAME.finditer(text):
+        value = _VALUE.match(text, name.end())
+        if value and name.start() >= end and _is_secret(name[1]):
+            pieces += [text[end : name.end()], "..."]
+            end = value.end()
+    return "".join(pieces) + text[end:]
+
+
+def without_places(value: Any) -> Any:
+    """Return a copy of a plain configuration whose absolute paths are cut to their last part: ".../my-model".
+
+    A run folder is for others to read. They need no path of this machine, which often holds a user's name.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~")) and value.count("/") > 1 and "\n" not in value:
+        return f".../{os.path.basename(value.rstrip('/'))}"
+    return value
+
+
+def without_paths(text: str) -> str:
+    """Return a text, such as an error, whose absolute paths are cut to their last part: ".../samples.jsonl"."""
+    return _PATH.sub(lambda match: f".../{match[0].rpartition('/')[2]}", text)
 
 
 def _is_secret(key: Any) -> bool:

@@ -1,8 +1,11 @@
-"""Who may write a run folder: one process, or one process per shard of the same division.
+"""Locks of a run folder: one process may write it, or one process per shard of the same division.
 
 Every writer holds `flock` on a file of its own (.lock, .lock-<i>of<n>), which the system releases when the process
-dies, however it dies. Looking at the others' locks and taking one's own is a single step: it is done under a short
-lock (.lock-open) that everybody takes who opens the folder. The files stay, empty; unlinking them would part waiters.
+dies, however it dies. Looking at the others' locks and taking one's own is a single step, under a short lock
+(.lock-open) that every opener takes. The files stay, empty; unlinking them would separate waiters.
+
+No call waits inside the system: locks are asked for again and again, with pauses. So a process that is suspended while
+it holds the short lock, or a wake-up that a file system loses, makes nobody wait longer than they agreed to.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +29,9 @@ _GATE = ".lock-open"
 _LOCK = re.compile(r"\.lock(-\d+of(\d+))?")
 _BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 1.0  # seconds between two tries
+_OPENING = 30.0  # seconds that another process may need for opening a folder
+_LOOKING = 5.0  # seconds that a reader waits for openers
 _held: set[str] = set()  # real paths of the lock files that this process holds
 
 
@@ -48,14 +55,18 @@ class Lock:
 def opening(folder: Path, shard: Shard, wait: bool, timeout: float | None) -> Iterator[Lock]:
     """Take the folder's lock for `shard` (None: for all samples); nobody else opens the folder inside the block.
 
-    An exception in the block releases the lock. Raises ValueError when the folder is held and `wait` is False, when
-    it is still held after `timeout` seconds, when this very process holds it, and where there are no locks.
+    An exception in the block releases the lock.
+
+    Raises:
+        ValueError: the folder is held and `wait` is False; it is still held after `timeout` seconds; this very process
+            holds it; the file system has no locks.
     """
-    end = None if timeout is None else time.monotonic() + timeout
-    pause, told = 0.02, False
+    limit = timeout if wait else _OPENING
+    deadline = None if limit is None else time.monotonic() + limit
+    pause, has_told = _FIRST_PAUSE, False
     while True:
-        with _gate(folder):
-            lock = _take(folder, shard)
+        with _gate(folder, deadline) as is_alone:
+            lock = _take(folder, shard) if is_alone else None
             if lock is not None:
                 try:
                     yield lock
@@ -65,23 +76,24 @@ def opening(folder: Path, shard: Shard, wait: bool, timeout: float | None) -> It
                 return
         if not wait:
             raise ValueError(f"{folder}: another process is writing this run")
-        if not told:
+        if not has_told:
             log.warning("waiting for another process that is writing %s", folder)
-            told = True
-        if end is not None and time.monotonic() >= end:
+            has_told = True
+        if deadline is not None and time.monotonic() >= deadline:
             raise ValueError(f"{folder}: another process still writes this run after {timeout} s")
-        time.sleep(pause if end is None else max(0.0, min(pause, end - time.monotonic())))
-        pause = min(1.5 * pause, 1.0)
+        pause = _sleep(pause, deadline)
 
 
 def writers(folder: Path) -> list[str] | None:
-    """The writers at work in a folder now: "" for all samples, "1of4" for a shard; None where that cannot be known.
+    """Return the writers at work in a folder now: "" for all samples, "1of4" for a shard; None if that is unknown.
 
-    Writes nothing and disturbs nobody: an opener may have to wait for it, for microseconds.
+    Writes nothing. An opener may have to wait for it, for microseconds.
     """
     try:
-        with _gate(folder, only_look=True):
-            return [file.name[6:] for file in _lock_files(folder) if _busy(file, os.O_RDONLY, fcntl.LOCK_SH)]
+        with _gate(folder, time.monotonic() + _LOOKING, only_look=True) as is_quiet:
+            if not is_quiet:
+                return None
+            return [file.name[6:] for file in _lock_files(folder) if _is_held(file, os.O_RDONLY, fcntl.LOCK_SH)]
     except (OSError, ValueError):
         return None
 
@@ -91,60 +103,87 @@ def _lock_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _gate(folder: Path, only_look: bool = False) -> Iterator[None]:
-    """Inside the block, nobody opens this folder. A looker makes no file: without one, nobody ever opened it."""
+def _gate(folder: Path, deadline: float | None, only_look: bool = False) -> Iterator[bool]:
+    """Inside the block, nobody else opens this folder; False if that was not so until the deadline.
+
+    A reader makes no file: without one, nobody ever opened the folder.
+    """
     try:
-        fd = os.open(folder / _GATE, os.O_RDONLY if only_look else os.O_RDWR | os.O_CREAT, 0o644)
+        fd = _open(folder / _GATE, os.O_RDONLY if only_look else os.O_RDWR | os.O_CREAT)
     except FileNotFoundError:
         if not only_look:
             raise
-        yield
+        yield True
         return
     try:
-        _flock(fd, fcntl.LOCK_SH if only_look else fcntl.LOCK_EX, folder)
-        yield
+        kind, pause = fcntl.LOCK_SH if only_look else fcntl.LOCK_EX, _FIRST_PAUSE
+        while not (is_taken := _flock(fd, kind, folder)):
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            pause = min(_sleep(pause, deadline), 0.05)
+        yield is_taken
     finally:
         os.close(fd)
 
 
+def _sleep(pause: float, deadline: float | None) -> float:
+    """Sleep, at most until the deadline. Return the next pause."""
+    time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
+    return min(1.5 * pause, _LONGEST_PAUSE)
+
+
 def _take(folder: Path, shard: Shard) -> Lock | None:
-    """The lock for `shard`, or None when a rival is at work; the caller is alone at the gate."""
-    mine = folder / f".lock{suffix(shard)}"
+    """Take the lock for `shard`; None when a rival is at work. The caller is alone at the gate."""
+    own = folder / f".lock{suffix(shard)}"
     for file in _lock_files(folder):
         division = _LOCK.fullmatch(file.name)
         assert division is not None
-        beside = shard is not None and division[2] == str(shard[1])  # another shard of the same division
-        if file != mine and not beside and _busy(file, os.O_RDWR, fcntl.LOCK_EX):
+        is_sibling = shard is not None and division[2] == str(shard[1])  # another shard of the same division
+        if file != own and not is_sibling and _is_held(file, os.O_RDWR, fcntl.LOCK_EX):
             return None
-    if os.path.realpath(mine) in _held:
+    if os.path.realpath(own) in _held:
         raise ValueError(f"{folder}: this process is already writing this run")
-    fd = os.open(mine, os.O_RDWR | os.O_CREAT, 0o644)
+    fd = _open(own, os.O_RDWR | os.O_CREAT)
     try:
-        free = _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
+        is_free = _flock(fd, fcntl.LOCK_EX, folder)
     except BaseException:
         os.close(fd)
         raise
-    if free:
-        return Lock(mine, fd)
+    if is_free:
+        return Lock(own, fd)
     os.close(fd)
     return None
 
 
-def _busy(file: Path, access: int, kind: int) -> bool:
-    """Whether another process holds a lock file. Raises ValueError when it is this one: waiting would never end."""
+def _is_held(file: Path, access: int, kind: int) -> bool:
+    """Return True if another process holds a lock file. Raises ValueError when this one does: waiting would not end."""
     if access == os.O_RDWR and os.path.realpath(file) in _held:
         raise ValueError(f"{file.parent}: this process is already writing this run")
-    fd = os.open(file, access)
+    fd = _open(file, access)
     try:
-        return not _flock(fd, kind | fcntl.LOCK_NB, file.parent)
+        return not _flock(fd, kind, file.parent)
     finally:
         os.close(fd)
 
 
-def _flock(fd: int, kind: int, folder: Path) -> bool:
-    """Lock; False if it is held. Raises ValueError on a file system without locks, where no writer would be safe."""
+def _open(file: Path, flags: int) -> int:
+    """Open a lock file. Raises ValueError for a link, a pipe or a folder in its place, which nobody of us made."""
     try:
-        fcntl.flock(fd, kind)
+        fd = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise ValueError(f"{file}: not a lock file; delete it") from None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise ValueError(f"{file}: not a lock file; delete it")
+
+
+def _flock(fd: int, kind: int, folder: Path) -> bool:
+    """Lock without waiting; False if it is held. Raises ValueError on a file system without locks."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _BUSY:
             return False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from kvbench.common.files import write_atomic
+from kvbench.common.text import one_line
 from kvbench.store.files import DELETE, read_json, without_bulk
 from kvbench.store.identity import plain
 from kvbench.store.manifest import read_manifest
@@ -149,7 +150,7 @@ def load_runs(
 
 
 def _skip(text: str) -> None:
-    log.warning("%s; skipped", text)
+    log.warning("%s; skipped", one_line(text))
 
 
 def copies(manifests: Mapping[Path, Manifest]) -> dict[Path, Path]:

@@ -19,7 +19,7 @@ from kvbench.common import clock
 from kvbench.common.files import sync_folder, write_atomic
 from kvbench.store import locks
 from kvbench.store.files import as_record, read_lines
-from kvbench.store.identity import identity_hash, plain, scrub
+from kvbench.store.identity import identity_hash, plain, scrub, scrub_text, without_paths, without_places
 from kvbench.store.manifest import read_manifest
 from kvbench.store.schema import SCHEMA, STATUSES, Manifest, RecordStatus, RunStatus
 from kvbench.store.shards import (
@@ -32,6 +32,7 @@ from kvbench.store.shards import (
     status_files,
     suffix,
 )
+from kvbench.store.validate import check
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class Run:
         self._done = {name for name, record in merged(sample_files(path)).items() if record["status"] not in retry}
         self._file = path / f"samples{suffix(shard)}.jsonl"
         _, self._end, torn = read_lines(self._file, as_record)
-        self._fd: int | None = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self._fd: int | None = os.open(self._file, flags, 0o644)
         if torn:
             log.warning("%s: dropped a torn last line of %d bytes from %s", path, torn, self._file.name)
             os.ftruncate(self._fd, self._end)
@@ -119,7 +121,7 @@ class Run:
         manifest: Manifest = {
             "schema": SCHEMA,
             "hash": digest,
-            "identity": plain(dict(identity), "identity"),
+            "identity": scrub(plain(dict(identity), "identity")),
             "label": {
                 "benchmark": str(label["benchmark"]),
                 "model": str(label["model"]),
@@ -134,6 +136,7 @@ class Run:
             "scoring": plain(dict(scoring or {}), "scoring"),
             "created": clock.now(),
         }
+        check(manifest, Manifest)  # what cannot be read again must not be written
         try:
             path.mkdir(parents=True, exist_ok=True)
             with locks.opening(path, shard, wait, timeout) as lock:
@@ -149,17 +152,21 @@ class Run:
         return run
 
     def _begin(self) -> None:
-        """Set the run running, unless it is done, and put away what writers of another division left behind."""
-        if read_status(self.path).get("status") != "done":
+        """Set the run running, unless it is done, and delete the status files of a different sharding."""
+        is_done = read_status(self.path).get("status") == "done" and self._has_all()
+        if not is_done:
             self.set_status("running")
         elsewhere = "" if self._shard is None else f"of{self._shard[1]}"
         stale = [file for name, file in status_files(self.path).items() if not (elsewhere and name.endswith(elsewhere))]
         if self._shard is None:
             stale += self.path.glob(".*.tmp")  # of killed writers; nobody else is at work
-        elif read_status(self.path).get("status") != "done":
+        elif not is_done:
             stale.append(self.path / "status.json")
         for file in stale:
             file.unlink(missing_ok=True)
+
+    def _has_all(self) -> bool:
+        return len(merged(sample_files(self.path))) >= self.manifest["num_samples"]
 
     def done_ids(self) -> set[str]:
         """Return the ids that need no work: recorded as ok, or with a status that is not in `retry`."""
@@ -168,8 +175,9 @@ class Run:
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record as one line; it is on disk when this returns.
 
-        Raises ValueError for an id already recorded and for what JSON cannot hold, and OSError naming the
-        file when the line cannot be written; the file then ends with its last whole line, as before.
+        Raises ValueError for an id already recorded, for what JSON cannot hold and for what is not a record, and
+        OSError that names the file when the line cannot be written; the file then ends with its last whole line, as
+        before. Absolute paths and secrets are cut out of `error`.
         """
         sample = record.get("id")
         if not isinstance(sample, str) or record.get("status") not in _RECORD_STATUSES:
@@ -178,7 +186,10 @@ class Run:
             raise ValueError(f"{self.path}: the sample {sample} is already recorded")
         if self._fd is None:
             raise ValueError(f"{self.path}: the run is closed")
-        line = json.dumps(plain(dict(record), sample)).encode() + b"\n"
+        content = plain(dict(record), sample)
+        if isinstance(content.get("error"), str):
+            content["error"] = without_paths(scrub_text(content["error"]))
+        line = json.dumps(as_record(content)).encode() + b"\n"
         try:
             rest = line
             while rest:  # a full disk takes a part first and refuses only the remainder
@@ -212,6 +223,8 @@ class Run:
         if status not in STATUSES:
             raise ValueError(f"status {status!r}: one of {', '.join(STATUSES)}")
         head = {"status": status, "time": clock.now(), "recorded": len(self._done)}
+        if isinstance(info.get("error"), str):
+            info["error"] = without_paths(scrub_text(info["error"]))
         content = head | self._info | plain(info, "status")
         write_atomic(self.path / f"status{suffix(shard)}.json", json.dumps(content, indent=2) + "\n")
         self._settled = status != "running"
@@ -263,6 +276,7 @@ def _settle(path: Path, manifest: Manifest, config: Mapping[str, Any] | DictConf
     if merged(sample_files(path)):
         raise ValueError(f"{path}: has samples but no manifest.json; move the folder away to compute the run again")
     content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    write_atomic(path / "config.yaml", yaml.safe_dump(scrub(content), sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(without_places(scrub(content)), sort_keys=False, allow_unicode=True)
+    write_atomic(path / "config.yaml", text)
     write_atomic(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return manifest

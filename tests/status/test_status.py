@@ -277,7 +277,7 @@ def test_watching_ends_when_all_is_done(tmp_path: Path) -> None:
         ["model=tiny", "method=snapkv", "budget=96", "method.window=8", "+model.hints.kernel_size=9", "limit=2"],
         ["benchmark=needle_agnostic", "benchmark.lengths=[300,400]", "benchmark.stop=['\\n',\"a'b\"]"],
         ["model=tiny", r'benchmark.needle=" Say \"{key}\", \\ or: {value}\\"', "benchmark.answer_prefix='null'"],
-        ["model=local", "model.path=/a b/c", "+model.chat_kwargs.x=1", "budget=1.0", "benchmark=ruler"],
+        ["model=local", "model.path=a b/c", "+model.chat_kwargs.x=1", "budget=1.0", "benchmark=ruler"],
     ],
 )
 def test_the_command_of_a_run_makes_that_run(tmp_path: Path, compose: Any, words: list[str], monkeypatch: Any) -> None:

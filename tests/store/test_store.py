@@ -140,10 +140,15 @@ def test_reopening_keeps_config_and_manifest(tmp_path: Path, caplog: pytest.LogC
 
 def test_a_done_run_stays_done_when_it_is_opened_again(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        run.set_status("done")
+        for name in ("a", "b", "c"):
+            run.append(record(name))
+        run.finish()
     with open_run(tmp_path):
         assert load_run(run.path).status["status"] == "done"
     assert load_run(run.path).status["status"] == "done"
+    (run.path / "samples.jsonl").write_text("")  # but not when its samples are gone
+    with open_run(tmp_path):
+        assert load_run(run.path).status["status"] == "running"
 
 
 def test_oom_rows_are_retried_only_on_request_and_the_latest_row_counts(tmp_path: Path) -> None:

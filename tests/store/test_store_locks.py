@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kvbench.store import load_runs, locks
 from kvbench.store.locks import writers
 from tests.helpers.store_runs import child, open_run
 
@@ -69,8 +71,9 @@ def test_no_two_rivals_ever_work_at_the_same_time(tmp_path: Path) -> None:
         import logging, random, time
         from kvbench.store import locks
         logging.disable(logging.WARNING)
-        busy = locks._busy
-        locks._busy = lambda *a: (busy(*a), time.sleep(0.005))[0]  # time for rivals between the looks and the taking
+        is_held = locks._is_held
+        # time for rivals between the looks and the taking
+        locks._is_held = lambda *a: (is_held(*a), time.sleep(0.005))[0]
         marks = Path(sys.argv[1]) / "marks"
         random.seed(int(sys.argv[2]))
         for _ in range(25):
@@ -134,3 +137,77 @@ def test_looking_for_writers_disturbs_none_and_makes_nothing(tmp_path: Path) -> 
         looker.kill()
         looker.communicate()
     assert opened > 5
+
+
+def test_two_shards_and_a_whole_on_two_folders_all_come_to_an_end(tmp_path: Path) -> None:
+    """All three open both folders before they record, as the runner does; nothing is lost or recorded twice."""
+    code = """
+        import logging, random, time
+        from contextlib import ExitStack
+        logging.disable(logging.WARNING)
+        root, shard = Path(sys.argv[1]), None if sys.argv[2] == "0" else (int(sys.argv[2]), 2)
+        names = [f"s{i}" for i in range(6)][slice(None) if shard is None else slice(shard[0] - 1, None, 2)]
+        with ExitStack() as stack:
+            runs = [
+                stack.enter_context(open_run(root, **budgeted(budget), shard=shard, num_samples=6))
+                for budget in ("1", "2")
+            ]
+            for name in names:
+                for run in runs:
+                    if name not in run.done_ids():
+                        run.append(record(name))
+                time.sleep(random.random() / 100)
+            for run in runs:
+                run.finish()
+    """
+    for turn in range(3):
+        workers = [child(code, tmp_path / str(turn), shard) for shard in (1, 2, 0)]
+        assert [worker.communicate(timeout=60)[1] for worker in workers] == ["", "", ""]
+        for run in load_runs(tmp_path / str(turn)):
+            assert run.progress.is_done and run.progress.recorded == 6
+            assert sum(file.read_bytes().count(b"\n") for file in run.path.glob("samples*.jsonl")) == 6
+
+
+def test_a_process_suspended_while_it_opens_a_folder_makes_nobody_wait_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(tmp_path)
+    run.close()
+    opener = child(
+        """
+        import time
+        from kvbench.store import locks
+        with locks._gate(Path(sys.argv[1]), None):
+            print("inside", flush=True)
+            time.sleep(60)
+        """,
+        run.path,
+    )
+    try:
+        assert opener.stdout is not None and opener.stdout.readline() == "inside\n"
+        opener.send_signal(signal.SIGSTOP)
+        with pytest.raises(ValueError, match=r"another process still writes this run after 0\.2 s"):
+            open_run(tmp_path, timeout=0.2)
+        monkeypatch.setattr(locks, "_OPENING", 0.2)
+        with pytest.raises(ValueError, match="another process is writing this run"):
+            open_run(tmp_path, wait=False)
+        monkeypatch.setattr(locks, "_LOOKING", 0.2)
+        assert writers(run.path) is None, "unknown"
+    finally:
+        opener.kill()
+        opener.communicate()
+    open_run(tmp_path, timeout=5).close()
+
+
+@pytest.mark.parametrize("name", [".lock-open", ".lock", ".lock-1of2"])
+def test_what_is_no_lock_file_is_named(tmp_path: Path, name: str) -> None:
+    """A pipe would block whoever opens it, and a link could point outside."""
+    run = open_run(tmp_path)
+    run.close()
+    (run.path / name).unlink(missing_ok=True)
+    for put in (os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/hostname", path)):
+        put(run.path / name)
+        with pytest.raises(ValueError, match=rf"{name}: not a lock file; delete it"):
+            open_run(tmp_path, wait=False)
+        assert writers(run.path) is None
+        (run.path / name).rmdir() if (run.path / name).is_dir() else (run.path / name).unlink()
