@@ -1,4 +1,4 @@
-"""Where things live: the configuration folder and the cache."""
+"""Paths of the configuration folder and of the cache."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 
 def conf_dir() -> Path:
-    """The folder with the YAML groups: inside the package when installed, beside it in a checkout."""
+    """Return the folder with the YAML groups: inside the package when installed, next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if folder.is_dir():
             return folder
-    raise ValueError(f"no conf/ folder in {package} or beside it: reinstall kvbench")
+    raise ValueError(f"no conf/ folder in {package} or next to it: install kvbench again")
 
 
 def cache_dir() -> Path:
-    """The cache root, made when missing: the environment variable KVBENCH_CACHE, else ~/.cache/kvbench.
+    """Return the cache root, created if necessary: the environment variable KVBENCH_CACHE, else ~/.cache/kvbench.
 
-    Raises ValueError when the folder cannot be made or written.
+    Raises ValueError when the folder cannot be created or written.
     """
     root = Path(os.environ.get("KVBENCH_CACHE") or Path.home() / ".cache" / "kvbench").expanduser()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvbench.models.load import EndIds, Loaded, device, end_ids, load, load_tokenizer, max_length
+from kvbench.models.load import EndIds, Loaded, decoding_of, device, end_ids, load, load_tokenizer, max_length
 from kvbench.models.shape import Shape, shape
 from kvbench.models.spec import ModelSpec
 
@@ -14,6 +14,7 @@ __all__ = [
     "ModelCache",
     "ModelSpec",
     "Shape",
+    "decoding_of",
     "device",
     "end_ids",
     "load",

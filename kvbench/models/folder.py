@@ -1,6 +1,6 @@
 """The files of a model folder: what identifies them, and whether they are complete. Needs no torch.
 
-Everything is found out from names, sizes and headers, fast for a model of any size.
+Everything is learned from names, sizes and headers, fast for a model of any size.
 """
 
 from __future__ import annotations
@@ -117,15 +117,15 @@ def tensors(folder: Path) -> dict[str, Stored]:
         raise ValueError(f"{INDEX} has no metadata, which transformers wants to read")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise ValueError(f"{INDEX} has no weight_map that gives the file of each tensor")
-    found: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for file in sorted(set(where.values())):
         if Path(file).name != file or file in ("", ".", ".."):
             raise ValueError(f"{INDEX} names {file!r}, which is not a file of this folder")
-        found |= _header(folder / file)
-    lost = sorted(name for name, file in where.items() if name not in found or found[name].file != file)
+        stored |= _header(folder / file)
+    lost = sorted(name for name, file in where.items() if name not in stored or stored[name].file != file)
     if lost:
         raise ValueError(f"{where[lost[0]]} does not hold {listing(lost)}, which {INDEX} says is there")
-    return found
+    return stored
 
 
 def listing(names: list[str], most: int = 3) -> str:
@@ -189,7 +189,7 @@ def _header(path: Path) -> dict[str, Stored]:
     if not isinstance(header, dict):
         raise ValueError(f"{path.name} is damaged: its header is not a dictionary")
     header.pop("__metadata__", None)
-    last, found = 0, {}
+    last, stored = 0, {}
     for name, entry in header.items():
         try:
             shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
@@ -204,12 +204,12 @@ def _header(path: Path) -> dict[str, Stored]:
         if stop > size - end:
             raise ValueError(f"{path.name} is cut short: {name} ends beyond the end of the file")
         last = max(last, stop)
-        found[name] = Stored(path.name, shape, dtype)
+        stored[name] = Stored(path.name, shape, dtype)
     if last < size - end:
         raise ValueError(f"{path.name} is damaged: {size - end - last} bytes follow the last tensor")
-    if not found:
+    if not stored:
         raise ValueError(f"{path.name} holds no tensors")
-    return found
+    return stored
 
 
 def _add(digest: _Hash, name: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What the layers of a model are, by its config, and whether kvbench can compress them.
+"""The types of a model's layers, read from its config, and a check that kvbench can compress their cache.
 
 The engine looks again at the loaded model and compares its answers with the model's own. This check comes before the
 weights are loaded, so that nobody waits for 100 GB to read that the model is not supported.
@@ -141,5 +141,6 @@ def _value(text: PreTrainedConfig, name: str) -> object:
 
 
 def _number(text: PreTrainedConfig, name: str) -> int | None:
+    """Return a number above 0; None for anything else (a window of 0 or -1 is none)."""
     value = _value(text, name) if name else None
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None

@@ -1,19 +1,22 @@
-"""From a `ModelSpec` to a model ready for inference, or to what is known of it without its weights.
+"""The loading of a `ModelSpec`: the model ready for inference, or what is known of it without its weights.
 
 torch and transformers are imported inside functions only, so that planning a sweep stays fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvbench.models import layers
+from kvbench.models import decoding, layers
 from kvbench.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,6 +62,7 @@ def load(spec: ModelSpec) -> Loaded:
     model.requires_grad_(False)
     limit = _length(spec, model.config)
     ends = _end_ids(model.generation_config, tokenizer).all
+    _say_ignored(spec, decoding.ignored(spec.source.generation_config()))
     return Loaded(model, tokenizer, spec.name, str(model.device), ends, limit, spec.hints)
 
 
@@ -98,6 +102,11 @@ def end_ids(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> EndIds:
     return _end_ids(spec.source.generation_config(), tokenizer)
 
 
+def decoding_of(spec: ModelSpec) -> dict[str, object]:
+    """Return how answers are decoded, for the identity: the rule, and what the generation config asks for in vain."""
+    return {"rule": decoding.RULE, "ignored": decoding.ignored(spec.source.generation_config())}
+
+
 def device(spec: ModelSpec) -> str:
     """Return where `load` will put the model: cpu, cuda or cuda:N. Raises ValueError for a GPU that is not there."""
     import torch
@@ -108,6 +117,12 @@ def device(spec: ModelSpec) -> str:
     if spec.device.startswith("cuda") and int(spec.device.partition(":")[2] or 0) >= count:
         raise ValueError(f"model.device={spec.device}: torch sees {count} GPUs here; use model.device=cpu or auto")
     return spec.device
+
+
+def _say_ignored(spec: ModelSpec, ignored: Mapping[str, object]) -> None:
+    if ignored:
+        shown = ", ".join(f"{key}={value}" for key, value in ignored.items())
+        log.info("%s: decoded greedily; these settings of its generation config are not used: %s", spec.label, shown)
 
 
 def _length(spec: ModelSpec, config: PreTrainedConfig) -> int | None:

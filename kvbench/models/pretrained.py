@@ -26,7 +26,7 @@ _COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.
 
 @dataclass(frozen=True)
 class Files:
-    """What `from_pretrained` needs, and how an error names it.
+    """The arguments of `from_pretrained`, and how an error names the model.
 
     Attributes:
         location: a folder or a hub id.

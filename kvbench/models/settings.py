@@ -1,4 +1,4 @@
-"""Checks of single settings of a `model` node. Every error is one line that names the override to change."""
+"""One function per type of setting in a `model` node. An error is one line that names the override to change."""
 
 from __future__ import annotations
 

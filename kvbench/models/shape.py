@@ -67,7 +67,7 @@ def shape(spec: ModelSpec) -> Shape:
 
 def _largest(config: PreTrainedConfig, name: str, default: int | None = None) -> int:
     """Return a size, the largest where layers differ."""
-    found = layers.sizes(config, name)
-    if not found and default is None:
+    values = layers.sizes(config, name)
+    if not values and default is None:
         raise ValueError(f"config.json does not say {name}")
-    return max(found, default=default or 0)
+    return max(values, default=default or 0)

@@ -161,7 +161,8 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
             "method": method_identity(cfg["method"]),
             "budget": budget,
             "model": {"name": spec.name, "weights": weights},
-            "protocol": _protocol(benchmark, facts) | {"frame": prompts.frame_hash(spec)},
+            "protocol": _protocol(benchmark, facts)
+            | {"frame": prompts.frame_hash(spec), "decoding": models.decoding_of(spec)},
             "seed": cfg["seed"],
             "dtype": spec.dtype,
             "backend": f"{cfg['kernel']}-{cfg['engine']['cache']}",

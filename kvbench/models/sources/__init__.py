@@ -1,4 +1,4 @@
-"""Where models come from: one file per kind, `model.kind` names the file.
+"""Sources of models, one file per kind: `model.kind` names the file.
 
 A file defines a frozen dataclass `Source` whose fields are the settings of that kind. Creating the object checks
 them, without importing torch and without reading weights. A new kind is a new file here and a YAML in conf/model/.
