@@ -18,6 +18,7 @@ _LIMITS = (
     (re.compile(r"expert"), 100_000),
     (re.compile(r"head(s)?$"), 100_000),
     (re.compile(r"size$|dim$|rank$|n_embd|n_inner|d_model"), 2**31 - 1),
+    (re.compile(r"position(s|_embeddings)$|window$|ctx$"), 2**40),
 )
 
 
