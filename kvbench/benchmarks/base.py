@@ -1,4 +1,4 @@
-"""What every benchmark has in common: text in, text out. No torch, no model, no chat template."""
+"""The interface of every benchmark: text in, text out. No torch, no model, no chat template."""
 
 from __future__ import annotations
 

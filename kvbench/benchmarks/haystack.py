@@ -13,7 +13,7 @@ from typing import Protocol
 
 from kvbench.benchmarks.base import Tokenizer, encode
 from kvbench.benchmarks.prose import generated
-from kvbench.data import manifest
+from kvbench.data import inventory
 from kvbench.data.needle import essays_folder
 
 _BLOCK = 1 << 20  # characters
@@ -147,6 +147,6 @@ def _prepared() -> Path:
             "benchmark.haystack=essays: not there yet; run `kvbench data needle`, or set "
             "benchmark.haystack=generated or a folder of .txt files"
         )
-    if problems := manifest.verify(folder.parent):
+    if problems := inventory.verify(folder.parent):
         raise ValueError(f"{folder.parent}/{problems[0]}; fetch it again: kvbench data needle --force")
     return folder

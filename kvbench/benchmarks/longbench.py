@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LongBench:
-    """The suite. Every field is a key of conf/benchmark/longbench.yaml, which explains it; None: as the protocol says.
+    """The suite. Every field is a key of conf/benchmark/longbench.yaml, where it is explained.
 
-    Raises ValueError for settings that cannot work, before any data is read.
+    None means: as the protocol says. Raises ValueError for settings that cannot work, before any data is read.
     """
 
     name: str
@@ -66,7 +66,7 @@ class LongBench:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The chosen datasets in the order of the official table, sets spelled out."""
+        """The chosen datasets in the order of the official table, with sets spelled out."""
         chosen: set[str] = set()
         known = [*DATASETS, *SETS["e13"]]
         for name in self.datasets:
@@ -76,12 +76,12 @@ class LongBench:
         return tuple(name for name in known if name in chosen)
 
     def benchmarks(self, model: ModelFacts) -> list[LongBenchDataset]:
-        """One benchmark per chosen dataset."""
+        """Return one benchmark per chosen dataset."""
         return [LongBenchDataset(self, name, model) for name in self.names]
 
 
 class LongBenchDataset:
-    """One dataset of LongBench as a suite's settings want it."""
+    """One dataset of LongBench under the settings of a suite."""
 
     def __init__(self, suite: LongBench, dataset: str, model: ModelFacts) -> None:
         self._suite, self._dataset, self._model = suite, dataset, model
@@ -98,7 +98,7 @@ class LongBenchDataset:
             self.rendering = replace(self.rendering, wrapper=suite.wrapper)
 
     def protocol(self) -> dict[str, Any]:
-        """All that changes an answer. Raises ValueError for data that is missing or damaged."""
+        """Return all that changes an answer. Raises ValueError for data that is missing or damaged."""
         unknown = [name for name in self._preset.own_wrapper if self._model.is_called(name)]
         if unknown and self._suite.wrapper is None:
             raise ValueError(
@@ -131,13 +131,13 @@ class LongBenchDataset:
         }
 
     def scoring(self) -> dict[str, Any]:
-        """The metric, its version and switches."""
+        """Return the metric, its version and switches."""
         names = [name for name in VERSIONS if name.startswith("code_sim")] if self.headline == "code_sim" else []
         metrics = {name: VERSIONS[name] for name in names or [self.headline]}
         return {"metrics": metrics, "switches": self._switches}
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """All rows in the order of the file, or the shortest ones where `samples` limits them."""
+        """Return all rows in the order of the file, or the shortest ones where `samples` limits them."""
         folder = data.find(self._suite.path)
         rows = list(enumerate(folder.rows(self._dataset)))
         before, after, prefix = self._texts(folder)
@@ -169,7 +169,7 @@ class LongBenchDataset:
         ]
 
     def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
-        """The dataset's official metric; for code with both published backends beside it."""
+        """Return the dataset's official score; for code also that of each published backend."""
         return longbench_scores(
             self._dataset, prediction, list(sample_answers), meta.get("all_classes"), **self._switches
         )
@@ -186,19 +186,19 @@ class LongBenchDataset:
 
     def _max_new_tokens(self, folder: data.Folder) -> int:
         if self._plain not in folder.max_new_tokens:
-            raise ValueError(f"{folder.root}: dataset2maxlen.json has no {self._plain}; get it anew from upstream")
+            raise ValueError(f"{folder.root}: dataset2maxlen.json has no {self._plain}; copy it again from upstream")
         tokens = folder.max_new_tokens[self._plain] + self._preset.extra_tokens
         return min(tokens, self._suite.max_new_tokens or tokens)
 
     def _cue(self, folder: data.Folder) -> str:
-        """The cue at the end of an input that kvpress moves into the answer prefix."""
+        """Return the cue at the end of an input that kvpress moves into the answer prefix."""
         if self._preset.split != "kvpress":
             return ""
         notes = folder.splits("kvpress").get("_notes", {})
         return str(notes.get("input_suffix_removed", {}).get(self._plain, ""))
 
     def _texts(self, folder: data.Folder) -> tuple[str, str, str]:
-        """Templates of the context, of the question, and the answer prefix."""
+        """Return the templates of the context and of the question, and the answer prefix."""
         name, plain = self._preset.split, self._plain
         try:
             if name == "kvpress":
@@ -214,7 +214,7 @@ class LongBenchDataset:
             before, border, after = folder.prompts[plain].partition("{context}")
         except KeyError as error:
             file = f"{name}_split.json" if name else "dataset2prompt.json"
-            raise ValueError(f"{folder.root}: {file} has no {error} for {plain}; get it anew from upstream") from None
+            raise ValueError(f"{folder.root}: {file} has no {error} for {plain}; copy it again from upstream") from None
         return before + border, after, ""
 
 
@@ -230,7 +230,7 @@ def _say_wrapper(protocol: str, model: ModelFacts) -> None:
 
 @cache
 def _warn_incomplete(dataset: str, rows: int, complete: int) -> None:
-    """Once per process, as a sweep asks again and again."""
+    """Warn once per process, as a sweep asks for every run."""
     log.warning(
-        "%s: %d of the %d published rows; its score is none to compare with published ones", dataset, rows, complete
+        "%s: %d of the %d published rows; the score is not comparable with published ones", dataset, rows, complete
     )

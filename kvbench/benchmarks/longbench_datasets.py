@@ -35,7 +35,7 @@ SETS = {"en16": ENGLISH, "all21": tuple(DATASETS), "e13": tuple(f"{name}_e" for 
 
 
 def place(suite: str, dataset: str) -> SuiteColumn:
-    """A dataset's place in the tables of a suite; Chinese has an overall score of its own."""
+    """Return a dataset's column in the tables of a suite; Chinese has an overall score of its own."""
     plain = dataset.removesuffix("_e")
     category, language = DATASETS[plain]
     order = list(DATASETS).index(plain)

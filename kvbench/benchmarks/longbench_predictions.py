@@ -7,7 +7,6 @@ truth, which has one <dataset>.jsonl of {"answers", "all_classes", "length"} in 
 
 from __future__ import annotations
 
-import json
 import logging
 import lzma
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from kvbench.benchmarks.longbench_datasets import DATASETS, ENGLISH
 from kvbench.data.sources import LONGBENCH_ROWS
+from kvbench.data.text import parse_json, read_lines
 from kvbench.metrics.longbench import BUCKETS, METRIC_OF, bucket, dataset_score, metric_of
 from kvbench.metrics.many import score_many
 
@@ -25,13 +25,13 @@ _SUFFIXES = (".jsonl", ".jsonl.xz")
 
 
 def prediction_files(path: Path) -> list[Path]:
-    """The prediction files at or in `path`; [] when there is none."""
+    """Return the prediction files at or in `path`; [] when there are none."""
     files = [path] if path.is_file() else sorted(file for file in path.glob("*.jsonl*"))
     return [file for file in files if file.name.endswith(_SUFFIXES)]
 
 
 def read_predictions(files: Iterable[Path], answers: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Rows with everything that scoring needs, by dataset.
+    """Return rows with everything that scoring needs, by dataset.
 
     Raises:
         ValueError: a row without prediction or answers, an unknown dataset, invalid JSON; names file and line.
@@ -45,10 +45,7 @@ def read_predictions(files: Iterable[Path], answers: Path | None = None) -> dict
             raise ValueError(f"{file}: empty")
         for number, line in enumerate(lines, start=1):
             where = f"{file}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where}: not valid JSON ({error})") from None
+            row = parse_json(line, where)
             if not isinstance(row, dict) or not isinstance(row.get("pred"), str):
                 raise ValueError(f'{where}: no text under "pred"')
             dataset = str(row.get("dataset", named))
@@ -57,21 +54,21 @@ def read_predictions(files: Iterable[Path], answers: Path | None = None) -> dict
             try:
                 metric_of(dataset)
             except ValueError:
-                reason = f"{where}: {dataset!r} is no dataset of LongBench; name the file <dataset>.jsonl"
+                reason = f"{where}: {dataset!r} is not a dataset of LongBench; name the file <dataset>.jsonl"
                 raise ValueError(reason) from None
             rows.setdefault(dataset, []).append(row | {"where": where})
-    return {dataset: _complete(dataset, found, answers) for dataset, found in rows.items()}
+    return {dataset: _complete(dataset, entries, answers) for dataset, entries in rows.items()}
 
 
 def _complete(dataset: str, rows: list[dict[str, Any]], answers: Path | None) -> list[dict[str, Any]]:
-    """The rows with answers, from the ground truth where they bring none, and the classes of the last row."""
+    """Return the rows with answers, from the ground truth where they have none, and the classes of the last row."""
     truth: list[dict[str, Any]] = []
     if any("answers" not in row for row in rows):
         file = None if answers is None else answers / f"{dataset}.jsonl"
         if file is None or not file.is_file():
             raise ValueError(f"{rows[0]['where']}: no answers; give --answers FOLDER with {dataset}.jsonl")
-        truth = [json.loads(line) for line in _lines(file)]
-    made = []
+        truth = [_truth(line, f"{file}, line {number}") for number, line in enumerate(_lines(file), start=1)]
+    complete = []
     seen: set[int] = set()
     for position, row in enumerate(rows):
         index = row.get("index", position)
@@ -89,7 +86,7 @@ def _complete(dataset: str, rows: list[dict[str, Any]], answers: Path | None) ->
             raise ValueError(f'{row["where"]}: no "length", which says the bucket')
         if METRIC_OF[dataset.removesuffix("_e")] == "classification" and not classes:
             raise ValueError(f'{row["where"]}: no "all_classes", by which {dataset} is scored')
-        made.append(
+        complete.append(
             {
                 "dataset": dataset,
                 "prediction": row["pred"],
@@ -98,9 +95,9 @@ def _complete(dataset: str, rows: list[dict[str, Any]], answers: Path | None) ->
                 "length": length,
             }
         )
-    if len(made) != LONGBENCH_ROWS[dataset]:
-        log.warning("%s: %d of the %d published rows", dataset, len(made), LONGBENCH_ROWS[dataset])
-    return [row | {"all_classes": made[-1]["all_classes"]} for row in made]
+    if len(complete) != LONGBENCH_ROWS[dataset]:
+        log.warning("%s: %d of the %d published rows", dataset, len(complete), LONGBENCH_ROWS[dataset])
+    return [row | {"all_classes": complete[-1]["all_classes"]} for row in complete]
 
 
 def score_predictions(
@@ -110,7 +107,7 @@ def score_predictions(
     progress: bool = False,
     **switches: Any,
 ) -> dict[str, Any]:
-    """Dataset scores as LongBench prints them, category means and averages.
+    """Return dataset scores as LongBench prints them, category means and averages.
 
     Returns:
         {"datasets": {name: {"n", "score", and for code both backends}}, "buckets": {name: {bucket: score}},
@@ -119,27 +116,29 @@ def score_predictions(
     Raises:
         ValueError: an unknown switch.
     """
-    flat = [row for found in rows.values() for row in found]
+    flat = [row for entries in rows.values() for row in entries]
     scores = iter(score_many(flat, workers=workers, detail=True, progress=progress, **switches))
-    by_dataset = {dataset: [next(scores) for _ in found] for dataset, found in rows.items()}
+    by_dataset = {dataset: [next(scores) for _ in entries] for dataset, entries in rows.items()}
     order = sorted(rows, key=lambda name: list(DATASETS).index(name.removesuffix("_e")))
     datasets: dict[str, dict[str, float]] = {}
     buckets: dict[str, dict[str, float]] = {}
     for dataset in order:
-        found, metric = by_dataset[dataset], metric_of(dataset)
-        datasets[dataset] = {"n": len(found), "score": dataset_score(s[metric] for s in found)}
-        datasets[dataset] |= {name: dataset_score(s[name] for s in found) for name in found[0] if name != metric}
+        scored, metric = by_dataset[dataset], metric_of(dataset)
+        datasets[dataset] = {"n": len(scored), "score": dataset_score(s[metric] for s in scored)}
+        datasets[dataset] |= {name: dataset_score(s[name] for s in scored) for name in scored[0] if name != metric}
         if dataset.endswith("_e"):
             lengths = [row["length"] for row in rows[dataset]]
             buckets[dataset] = {
-                name: dataset_score(s[metric] for s, n in zip(found, lengths, strict=True) if bucket(n) == name)
+                name: dataset_score(s[metric] for s, n in zip(scored, lengths, strict=True) if bucket(n) == name)
                 for name in BUCKETS
             }
-    return {"datasets": datasets, "buckets": buckets} | _means({name: made["score"] for name, made in datasets.items()})
+    return {"datasets": datasets, "buckets": buckets} | _means(
+        {name: scored["score"] for name, scored in datasets.items()}
+    )
 
 
 def _means(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Category means over what is there, and the averages that are complete."""
+    """Return category means over the given datasets, and the averages that are complete."""
     groups: dict[tuple[str, str], list[float]] = {}
     for name, score in scores.items():
         kind, language = DATASETS[name.removesuffix("_e")]
@@ -164,9 +163,18 @@ def _category(kind: str, tag: str, groups: Mapping[tuple[str, str], object]) -> 
     return kind if tag == "en" or (tag == "LongBench-E" and (kind, "en") not in groups) else f"{kind} ({tag})"
 
 
+def _truth(line: str, where: str) -> dict[str, Any]:
+    row = parse_json(line, where)
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return row
+
+
 def _lines(file: Path) -> list[str]:
+    if file.suffix != ".xz":
+        return [line for line in read_lines(file)[0] if line.strip()]
     try:
-        with lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else file.open(encoding="utf-8") as stream:
+        with lzma.open(file, "rt", encoding="utf-8") as stream:
             return [line for line in stream if line.strip()]
     except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"{file}: cannot be read as text ({error})") from None

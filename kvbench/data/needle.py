@@ -1,16 +1,16 @@
-"""The essays that published needle tests hide their needle in."""
+"""The essays of the published needle tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kvbench.data import manifest
+from kvbench.data import inventory
 
 
 def essays_folder() -> Path | None:
-    """The folder of .txt files that `python -m kvbench.data needle` prepared, or None.
+    """Return the folder of .txt files that `kvbench data needle` prepared, or None.
 
-    Raises ValueError for a manifest that cannot be read.
+    Raises ValueError for an inventory that cannot be read.
     """
-    root = manifest.prepared("needle")
+    root = inventory.prepared("needle")
     return root / "PaulGrahamEssays" if root else None

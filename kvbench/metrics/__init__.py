@@ -1,4 +1,4 @@
-"""Scores of a predicted text: pure functions of strings, each in [0, 1]. Nothing is loaded before it is asked for."""
+"""Scores of a predicted text: pure functions of strings, each in [0, 1]. Modules are imported on first use."""
 
 from __future__ import annotations
 

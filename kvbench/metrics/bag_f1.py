@@ -20,17 +20,17 @@ _ASCII_AND_CJK = str.maketrans("", "", string.punctuation + _CJK)
 
 
 def qa_f1(prediction: str, answer: str) -> float:
-    """Bag F1 of lower-cased English words without ASCII punctuation and articles."""
+    """Return the bag F1 of lower-cased English words without ASCII punctuation and articles."""
     return bag_f1(_words_en(prediction), _words_en(answer))
 
 
 def qa_f1_zh(prediction: str, answer: str) -> float:
-    """Bag F1 of jieba's words, lower-cased, without ASCII and Chinese punctuation."""
+    """Return the bag F1 of jieba's words, lower-cased, without ASCII and Chinese punctuation."""
     return bag_f1(_words_zh(prediction), _words_zh(answer))
 
 
 def bag_f1(prediction: Counter[str], answer: Counter[str]) -> float:
-    """Harmonic mean of precision and recall of the common words, each as often as both hold it; 0.0 if none."""
+    """Return the F1 of two bags: common words count as often as both bags hold them; 0.0 without any."""
     common = sum(min(count, answer[word]) for word, count in prediction.items() if word in answer)
     if not common:
         return 0.0
@@ -40,12 +40,12 @@ def bag_f1(prediction: Counter[str], answer: Counter[str]) -> float:
 
 @lru_cache(maxsize=32)  # a prediction is scored against several answers
 def _words_en(text: str) -> Counter[str]:
-    # Punctuation first: "U.S.A" becomes one word, and "a-b" is no article.
+    # Punctuation first: "U.S.A" becomes one word, and "a-b" is not an article.
     return Counter(_ARTICLE.sub(" ", text.lower().translate(_ASCII)).split())
 
 
 @lru_cache(maxsize=32)
 def _words_zh(text: str) -> Counter[str]:
-    # Segmented as it stands, then cleaned: punctuation helps jieba to find words.
+    # Segmented first, then cleaned: punctuation helps jieba to find words.
     words = ("".join(token.lower().translate(_ASCII_AND_CJK).split()) for token in tokens_zh(text))
     return Counter(word for word in words if word)

@@ -3,10 +3,10 @@
 The switches name what code bases do differently on the same predictions; the defaults are LongBench's own.
 
     code_backend     "difflib", or "indel": with python-Levenshtein, as PyramidKV and WindowKV require it
-    strip            "none", or "leading": white space before the prediction goes, as in kvpress's scores of the 21
-                     datasets (not of LongBench-E)
+    strip            "none", or "leading": white space before the prediction is removed, as in kvpress's scores of the
+                     21 datasets (not of LongBench-E)
     recursion_limit  "off", or "emulate": a ROUGE-L that exceeds Python's recursion limit in LongBench's script is 0, as
-                     there; False and True say the same
+                     there; False and True mean the same
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ IN_LONGBENCH_E = (
 )  # fmt: skip
 BUCKETS = ("0-4k", "4-8k", "8k+")
 
-# Raise a number when its function changes a score: runs record it beside their scores.
+# Raise a number when its function changes a score: runs record it with their scores.
 VERSIONS = dict.fromkeys([*METRIC_OF.values(), "code_sim_difflib", "code_sim_indel"], 1)
 
 # The first choice of a switch is its default.
@@ -67,7 +67,7 @@ _FIRST_LINE_ONLY = ("trec", "triviaqa", "samsum", "lsht")
 def longbench_score(
     dataset: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None, **switches: Any
 ) -> float:
-    """LongBench's score of one prediction: the best over the answers, in [0, 1]; 0.0 without answers.
+    """Return LongBench's score of one prediction: the best over the answers, in [0, 1]; 0.0 without answers.
 
     Raises:
         ValueError: unknown dataset or switch; a classification without `all_classes`; an answer that names no
@@ -79,7 +79,7 @@ def longbench_score(
 def longbench_scores(
     dataset: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None, **switches: Any
 ) -> dict[str, float]:
-    """What a record stores: the score under its metric's name.
+    """Return the score under its metric's name, as a record stores it.
 
     Code has the score of the chosen backend as "code_sim", and that of each backend under its own name.
 
@@ -98,20 +98,20 @@ def longbench_scores(
 
 
 def dataset_score(values: Iterable[float]) -> float:
-    """100 * mean, rounded to two decimals, as LongBench prints a dataset or a bucket; NaN without values."""
+    """Return 100 * mean, rounded to two decimals, as LongBench prints a dataset or a bucket; NaN without values."""
     total, number = 0.0, 0
-    for value in values:  # added one by one: `sum` rounds otherwise from Python 3.12 on
+    for value in values:  # added value by value: `sum` rounds otherwise from Python 3.12 on
         total, number = total + value, number + 1
     return round(100 * total / number, 2) if number else float("nan")
 
 
 def bucket(length: float) -> str:
-    """LongBench-E's bucket of a sample by its field `length` (words): "0-4k", "4-8k" or "8k+"."""
+    """Return LongBench-E's bucket of a sample by its field `length` (words): "0-4k", "4-8k" or "8k+"."""
     return BUCKETS[(length >= 4000) + (length >= 8000)]
 
 
 def metric_of(dataset: str) -> str:
-    """The name of the metric of a dataset of LongBench or, with the ending `_e`, of LongBench-E.
+    """Return the metric of a dataset of LongBench or, with the ending `_e`, of LongBench-E.
 
     Raises:
         ValueError: there is no such dataset.
@@ -124,7 +124,7 @@ def metric_of(dataset: str) -> str:
 
 
 def check_switches(**switches: Any) -> dict[str, Any]:
-    """All switches, those not given at their defaults; the recursion limit as True or False.
+    """Return all switches, with defaults for those not given; the recursion limit as True or False.
 
     Raises:
         ValueError: a switch that does not exist, or a choice that it does not have.

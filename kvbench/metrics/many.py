@@ -25,7 +25,7 @@ def score_many(
     progress: bool = False,
     **switches: Any,
 ) -> list[Any]:
-    """`longbench_score` of each row, in order; with `detail` the dict of `longbench_scores` instead.
+    """Return `longbench_score` of each row, in order; with `detail` the dict of `longbench_scores` instead.
 
     A row has `dataset`, `prediction`, `answers` and, for a classification, `all_classes` (LongBench takes those of a
     dataset's last row for all of its rows; in its data they are the same in every row). `workers` are processes: by
@@ -33,7 +33,7 @@ def score_many(
 
     Raises:
         ValueError: as `longbench_score`; `workers` below 1.
-        RuntimeError: worker processes could not be started, mostly for want of a `__main__` guard.
+        RuntimeError: worker processes could not be started, mostly because a `__main__` guard is missing.
     """
     rows = list(rows)
     check_switches(**switches)
@@ -46,7 +46,7 @@ def score_many(
     chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
     if count == 1:
         return list(chain.from_iterable(_shown(map(score, chunks), len(chunks), progress)))
-    # Started afresh, not forked: the caller may hold threads of torch or a CUDA context.
+    # Spawned, not forked: the caller may hold threads of torch or a CUDA context.
     try:
         with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
             return list(chain.from_iterable(_shown(pool.map(score, chunks), len(chunks), progress)))
@@ -73,7 +73,7 @@ def _shown(done: Iterator[list[Any]], total: int, progress: bool) -> Iterable[li
 
 
 def _cores() -> int:
-    """Cores this process may use: a job's share, where the system tells."""
+    """Return the number of cores that this process may use: a job's share, where the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

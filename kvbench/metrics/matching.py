@@ -9,22 +9,22 @@ _NUMBER = re.compile(r"\d+")  # Unicode digits: "１２" is a number too, though
 
 
 def classification(prediction: str, answer: str, all_classes: Sequence[str]) -> float:
-    """1/n if the answer is among the n class names found in the prediction, else 0.0.
+    """Return 1/n if the answer is among the n class names in the prediction, else 0.0.
 
-    Names that are part of the answer's name do not count. LongBench deletes them from the list it is walking over,
-    and so passes over the one behind each; published scores have that in them.
+    Names that are part of the answer's name do not count. LongBench deletes them from the list that it iterates over,
+    and so skips the name after each; published scores include this.
     """
-    found = [name for name in all_classes if name in prediction]
+    present = [name for name in all_classes if name in prediction]
     place = 0
-    while place < len(found):
-        if found[place] in answer and found[place] != answer:
-            found.remove(found[place])
+    while place < len(present):
+        if present[place] in answer and present[place] != answer:
+            present.remove(present[place])
         place += 1
-    return 1 / len(found) if answer in found else 0.0
+    return 1 / len(present) if answer in present else 0.0
 
 
 def retrieval(prediction: str, answer: str, word: str) -> float:
-    """Share of the prediction's numbers that name the answer's paragraph: `word` "Paragraph " or "段落".
+    """Return the share of the prediction's numbers that name the answer's paragraph: `word` "Paragraph " or "段落".
 
     Raises:
         ValueError: the answer names no paragraph.
@@ -36,6 +36,9 @@ def retrieval(prediction: str, answer: str, word: str) -> float:
 
 
 def count(prediction: str, answer: str) -> float:
-    """Share of the prediction's numbers that are written as the answer is: "07" is not "7". 0.0 without a number."""
+    """Return the share of the prediction's numbers that are written like the answer: "07" is not "7".
+
+    0.0 without a number.
+    """
     numbers = _NUMBER.findall(prediction)
     return numbers.count(answer) / len(numbers) if numbers else 0.0

@@ -16,7 +16,7 @@ VERSIONS = {"recall": 1, "rouge1": 1, "overlap": 1}
 
 
 def exact_recall(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if every answer occurs in the prediction, else 0.0.
+    """Return 1.0 if every answer occurs in the prediction, else 0.0.
 
     Case, runs of white space and an answer's final full stop do not count. An answer that starts or ends
     with a digit must not continue into a longer number: "12345678" does not contain "1234567".
@@ -38,7 +38,7 @@ def _occurs(answer: str, text: str) -> bool:
 
 
 def needle_rouge(prediction: str, answer: str) -> float:
-    """ROUGE-1 F1 (package `rouge_score`, Porter stemmer) of the stripped prediction; 0.0 for an empty one.
+    """Return ROUGE-1 F1 (package `rouge_score`, Porter stemmer) of the stripped prediction; 0.0 for an empty one.
 
     PyramidKV and HeadKV store ten times this value, with the whole needle as the reference.
     """
@@ -48,13 +48,13 @@ def needle_rouge(prediction: str, answer: str) -> float:
 
 @lru_cache(maxsize=1)
 def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # imports nltk: a second that only scoring should pay
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes a second; only scoring needs it
 
     return RougeScorer(["rouge1"], use_stemmer=True)
 
 
 def needle_overlap(prediction: str, answer: str) -> float:
-    """Share of the answer's distinct lower-cased words, split at white space, that the prediction holds.
+    """Return the share of the answer's distinct lower-cased words, split at white space, that the prediction holds.
 
     The score of the published PyramidKV heatmaps. Punctuation belongs to its word: "day." is not "day".
     """

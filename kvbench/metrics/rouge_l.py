@@ -16,7 +16,7 @@ WALK_LIMIT = 990
 
 
 def rouge_l(prediction: str, answer: str, walk_limit: int | None = None) -> float:
-    """ROUGE-L F of the two texts; 0.0 if one of them has no sentence, that is, nothing but full stops.
+    """Return ROUGE-L F of the two texts; 0.0 if one of them has no sentence, that is, nothing but full stops.
 
     With a `walk_limit` the score is 0.0 as soon as the walk through one pair of sentences takes more moves.
     """
@@ -55,7 +55,7 @@ def _distinct(sentences: list[Sentence]) -> int:
 
 
 def _walk(ref_words: list[str], hyp_words: list[str], places: dict[str, int]) -> tuple[set[str], int]:
-    """Words on the one LCS the package finds for a pair of sentences, and the number of moves to find it.
+    """Return the words on the LCS that the package takes for a pair of sentences, and the number of its moves.
 
     Row i of the LCS table is kept as its horizontal differences (Hyyrö 2004): bit j is 0 where column j+1 is one
     larger than column j. At two different words, larger-above-than-left is just that: a 0 bit means up, a 1 bit left.

@@ -34,7 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def post_process(prediction: str, *, kvpress: bool = False) -> str:
-    """What is compared: stripped, control characters turned into newlines, stripped again.
+    """Return the text that is compared: stripped, control characters turned into newlines, stripped again.
 
     kvpress: NVIDIA/kvpress deletes the control characters instead, which joins the words around them.
     """
@@ -42,7 +42,7 @@ def post_process(prediction: str, *, kvpress: bool = False) -> str:
 
 
 def ruler_sample_score(task: str, prediction: str, references: Sequence[str], *, kvpress: bool = False) -> float:
-    """The score of one sample, in [0, 1].
+    """Return the score of one sample, in [0, 1].
 
     Share of the references that the prediction holds; for qa_1 and qa_2 1.0 as soon as it holds one of them. Raises
     ValueError for an unknown task, or without references.
@@ -52,14 +52,14 @@ def ruler_sample_score(task: str, prediction: str, references: Sequence[str], *,
     if not references:
         raise ValueError(f"{task}: a sample without reference answers cannot be scored")
     text = post_process(prediction, kvpress=kvpress).lower()
-    found = [reference.lower() in text for reference in references]
-    return float(any(found)) if METRICS[task] == "string_match_part" else sum(found) / len(found)
+    occurs = [reference.lower() in text for reference in references]
+    return float(any(occurs)) if METRICS[task] == "string_match_part" else sum(occurs) / len(occurs)
 
 
 def ruler_score(
     task: str, predictions: Sequence[str], references: Sequence[Sequence[str]], *, kvpress: bool = False
 ) -> float:
-    """The score of a task in [0, 100]: the mean over its samples, rounded to two decimals as upstream prints it.
+    """Return the score of a task in [0, 100]: the mean over its samples, rounded to two decimals as upstream prints it.
 
     Raises ValueError without samples, or if there are not as many references as predictions.
     """

@@ -9,16 +9,16 @@ from typing import Any
 
 @lru_cache(maxsize=32)  # a prediction is scored against several answers
 def tokens_zh(text: str) -> tuple[str, ...]:
-    """jieba's words of a text (default dictionary, exact mode, HMM on), white space included."""
+    """Return jieba's words of a text (default dictionary, exact mode, HMM on), white space included."""
     return tuple(_tokenizer().cut(text))
 
 
 @cache
 def _tokenizer() -> Any:
-    """A tokenizer of our own: half a second, once per process.
+    """Return a tokenizer of our own, which takes half a second once per process.
 
-    jieba's own start reads a cache of the dictionary from the shared temporary folder, where anybody may have put
-    one, and talks on stderr. A dictionary that other code has added words to would change scores.
+    jieba's own start reads a cache of the dictionary from the shared temporary folder, where any user can put
+    one, and prints to stderr. A dictionary to which other code has added words would change scores.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pkg_resources is deprecated; escape sequences of an old source

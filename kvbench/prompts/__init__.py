@@ -1,4 +1,4 @@
-"""From text to token ids, in one place: chat template, BOS, the border of the context, truncation, stop ids.
+"""The way from text to token ids: chat template, BOS, the border of the context, truncation, stop ids.
 
 kvbench prompts model=tiny benchmark=needle show=3
 """

@@ -1,4 +1,4 @@
-"""`python -m kvbench.prompts model=tiny benchmark=needle show=3`: print what the model really reads."""
+"""The command `kvbench prompts model=tiny benchmark=needle show=3`: print exactly what a model reads."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     spec = models.ModelSpec.from_node(node)
     tokenizer: Any = models.load_tokenizer(spec)
-    made = hydra.utils.instantiate(cfg.benchmark)
+    benchmark = hydra.utils.instantiate(cfg.benchmark)
     seen = 0
-    for part in benchmarks_of(made, facts(spec)):
+    for part in benchmarks_of(benchmark, facts(spec)):
         samples = part.samples(tokenizer)
         if number < seen + len(samples):
             return show(renderer(spec, tokenizer, part)(samples[number - seen]), tokenizer)

@@ -21,7 +21,7 @@ OPTIONS = sorted(path.stem for path in CONF.glob("needle*.yaml"))
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with essays as `python -m kvbench.data needle` leaves them."""
+    """A cache with essays as `kvbench data needle` leaves them."""
     folder = tmp_path / "data" / "needle" / "PaulGrahamEssays"
     folder.mkdir(parents=True)
     (folder / "b.txt").write_text("This was written last, on a long and rainy day. " * 400)

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvbench.benchmarks.ruler import TASKS, TEMPLATES, Sources, generate
+from kvbench.benchmarks.ruler import TASKS, TEMPLATES, Sources
 from kvbench.benchmarks.ruler.counting import counter, fingerprint
 from kvbench.benchmarks.ruler.niah import DEPTHS
 from kvbench.benchmarks.ruler.words import WordPairs
-from tests.helpers.ruler_sources import write_sources
+from tests.helpers.ruler_sources import generate, write_sources
 from tests.helpers.tokenizers_for_tests import gpt_style
 
 SINGULAR = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3")

@@ -1,4 +1,4 @@
-"""RULER beside generation: reading and splitting files, the cache, the command line."""
+"""RULER apart from generation: reading and splitting files, the cache, the command line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from kvbench.benchmarks.ruler import TASKS, Sources, cached, caching, generate, load_records, records_file, split
+from kvbench.benchmarks import ruler
+from kvbench.benchmarks.ruler import TASKS, RulerRequest, Sources, caching, load_records, records_file, split
 from kvbench.benchmarks.ruler.__main__ import main
 from tests.helpers.outside import DATA, golden, read_rows
-from tests.helpers.ruler_sources import write_sources
+from tests.helpers.ruler_sources import generate, write_sources
 from tests.helpers.tokenizers_for_tests import gpt_style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def test_a_split_keeps_the_wrapper_where_it_is(sources: Sources) -> None:
 def test_a_split_refuses_what_is_no_such_task(sources: Sources) -> None:
     record = generate("vt", 2000, "words", num_samples=1, sources=sources)[0]
     for style in ("kvpress", "upstream"):
-        with pytest.raises(ValueError, match=r"benchmark.tasks=\[cwe\]: a record has not the question"):
+        with pytest.raises(ValueError, match=r"benchmark.tasks=\[cwe\]: a record lacks the question"):
             split("cwe", record, style=style)
     with pytest.raises(ValueError, match="style=other: one of kvpress, upstream"):
         split("vt", record, style="other")
@@ -122,26 +123,45 @@ def test_rows_of_the_hugging_face_data_set_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"input": "a", "outputs": ["b"]}', '{"input": "a", "outp'], r"vt.jsonl:2: no whole JSON object \(.*"),
-        (['{"input": "a"}'], r"vt.jsonl:1: the field 'outputs' is missing"),
-        (["", '{"outputs": ["b"]}'], r"vt.jsonl:2: the field 'input' is missing"),
-        (['{"context": "a", "question": "b", "answer": ["c"]}'], r"vt.jsonl:1: the field 'answer_prefix' is missing"),
-        (['{"input": "a", "outputs": []}'], r"vt.jsonl:1: the answers must be a list of texts"),
-        (['{"input": "a", "outputs": [1]}'], r"vt.jsonl:1: the answers must be a list of texts"),
-        (['{"input": 1, "outputs": ["b"]}'], r"vt.jsonl:1: the field 'input' must be a text"),
-        (["[1]"], r"vt.jsonl:1: a JSON object was expected, not list"),
-        ([], r"vt.jsonl: no records of vt in it"),
+        (['{"input": "a", "outputs": ["b"]}', '{"input": "a", "outp'], r"line 2: cut off or not JSON \(.*"),
+        (['{"input": "a"}'], r"line 1: the field 'outputs' is missing"),
+        (["", '{"outputs": ["b"]}'], r"line 2: the field 'input' is missing"),
+        (
+            ['{"context": "a", "question": "b", "answer": ["c"]}'],
+            r"line 1: the field 'answer_prefix' is missing",
+        ),
+        (
+            ['{"input": "a", "outputs": []}'],
+            r"line 1: the answers must be a list of texts that are not empty",
+        ),
+        (
+            ['{"input": "a", "outputs": [1]}'],
+            r"line 1: the answers must be a list of texts that are not empty",
+        ),
+        (['{"input": 1, "outputs": ["b"]}'], r"line 1: the field 'input' must be a text"),
+        (["[" * 100_000], r"line 1: cut off or not JSON \(nested too deeply\)"),
+        (['{"input": "a \\ud800", "outputs": ["b"]}'], r"line 1: holds half of a character.*"),
+        (
+            ['{"input": "a", "outputs": ["b"], "length": [1]}'],
+            r"line 1: the field 'length' must be a whole.*",
+        ),
+        (
+            ['{"input": "a", "outputs": [""]}'],
+            r"line 1: the answers must be a list of texts that are not empty",
+        ),
+        (["[1]"], r"line 1: a JSON object was expected, not list"),
+        ([], r"no records of vt in it"),
     ],
 )
 def test_damaged_files_are_named_with_their_line(tmp_path: Path, lines: list[str], message: str) -> None:
     (tmp_path / "vt.jsonl").write_text("\n".join(lines))
     with pytest.raises(ValueError) as caught:
         load_records(tmp_path, "vt")
-    assert re.fullmatch(f".*/{message}", str(caught.value)), str(caught.value)
+    assert re.fullmatch(rf".*/vt\.jsonl[:,] {message}", str(caught.value)), str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^benchmark.files=.*: no file, and no folder with vt.jsonl or vt/valid"):
+    with pytest.raises(ValueError, match=r"^benchmark.files=.*: not a file, and no folder with vt.jsonl or vt/valid"):
         load_records(tmp_path, "vt")
     with pytest.raises(ValueError, match=r"^benchmark.tasks=\[vtt\]"):
         load_records(tmp_path, "vtt")
@@ -154,14 +174,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """An empty cache; and the tasks that were really generated."""
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
-    made: list[str] = []
+    generated: list[str] = []
 
-    def counted(task: str, *arguments: Any, **more: Any) -> list[dict[str, Any]]:
-        made.append(task)
-        return generate(task, *arguments, **more)
+    def counted(request: RulerRequest) -> list[dict[str, Any]]:
+        generated.append(request.task)
+        return ruler.generate(request)
 
     monkeypatch.setattr(caching, "generate", counted)
-    return made
+    return generated
+
+
+def cached(task: str, length: int, tokenizer: Any, **settings: Any) -> list[dict[str, Any]]:
+    return ruler.cached(RulerRequest(task, length, tokenizer, **settings))
 
 
 def test_the_same_request_is_generated_once(calls: list[str], sources: Sources, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbench.benchmarks.ruler import TASKS, Sources, generate
-from tests.helpers.ruler_sources import write_sources
+from kvbench.benchmarks.ruler import TASKS, Sources
+from tests.helpers.ruler_sources import generate, write_sources
 
 GENERATED = [name for name in TASKS if not name.startswith("qa")]
 
@@ -32,7 +32,7 @@ def test_without_files_our_own_words_and_prose_serve() -> None:
         assert sources.checksums(task) == {}
     assert len(sources.sentences(5000)) > 250
     for task in ("qa_1", "qa_2"):
-        with pytest.raises(ValueError, match=rf"^benchmark.tasks=\[{task}\]: .*`python -m kvbench.data ruler`$"):
+        with pytest.raises(ValueError, match=rf"^benchmark.tasks=\[{task}\]: .*`kvbench data ruler`$"):
             sources.require(task)
 
 
@@ -78,7 +78,7 @@ def test_missing_and_damaged_sources(tmp_path: Path, name: str, text: str | None
     file.unlink()
     if text is not None:
         file.write_text(text)
-    said = rf"^benchmark\..*{message}.*; get it with `python -m kvbench.data ruler`$"
+    said = rf"^benchmark\..*{message}.*; get it with `kvbench data ruler`$"
     with pytest.raises(ValueError, match=said):
         Sources.load(tmp_path / "some").require(task)
     with pytest.raises(ValueError, match=said):

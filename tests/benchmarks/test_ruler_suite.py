@@ -10,12 +10,13 @@ from omegaconf import OmegaConf
 
 from kvbench import prompts, store
 from kvbench.benchmarks.base import ModelFacts
-from kvbench.benchmarks.ruler import TASKS, generate
+from kvbench.benchmarks.ruler import TASKS
 from kvbench.benchmarks.ruler.suite import SYNTHETIC, Ruler
 from kvbench.common.paths import conf_dir
 from kvbench.models import ModelSpec
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
+from tests.helpers.ruler_sources import generate
 from tests.helpers.tokenizers_for_tests import CHATML, gpt_style
 
 LENGTH = 2600  # the tokenizers here make a token of every letter
@@ -120,7 +121,7 @@ def test_mistakes(changes, message):
 
 def test_questions_need_their_source(tmp_path):
     (part,) = parts(tasks=["qa_1"], path="embedded")
-    with pytest.raises(ValueError, match="python -m kvbench.data ruler"):
+    with pytest.raises(ValueError, match="kvbench data ruler"):
         part.protocol()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from kvbench.benchmarks.ruler import TASKS, Sources, generate, rows
+from kvbench.benchmarks.ruler import TASKS, Sources, rows
 from tests.golden import make
 from tests.helpers.outside import DATA, golden, read_rows
-from tests.helpers.ruler_sources import write_sources
+from tests.helpers.ruler_sources import generate, write_sources
 
 STORED = json.loads((make.HERE / "ruler.json").read_text())
 WORDS = [("words", length, number) for tokenizer, length, number in make.UPSTREAM if tokenizer == "words"]
@@ -96,14 +96,10 @@ def test_rows_are_upstreams_with_a_real_tokenizer(length: int, task: str, upstre
 def test_linear2024_is_a_published_file_of_2024(upstream: Sources) -> None:
     # its tokenizer is not here, but this count stops at the same 50 needles; they need no word lists either
     expected = read_rows(OLD)
-    count = 500
-    records = rows(
-        "niah_multikey_3",
-        4096,
-        lambda text: int(len(text) / 2.2),
-        num_samples=count,
-        sources=upstream,
-        fit="linear2024",
-    )
-    for record, row in zip(records, expected, strict=True):
+
+    def count(text: str) -> int:
+        return int(len(text) / 2.2)
+
+    request = RulerRequest("niah_multikey_3", 4096, count, num_samples=500, sources=upstream, fit="linear2024")
+    for record, row in zip(rows(request), expected, strict=True):
         assert {**record, "length": row["length"]} == row

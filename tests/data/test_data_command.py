@@ -1,4 +1,4 @@
-"""`python -m kvbench.data`: what it prints, its exit status, and what the benchmarks find afterwards."""
+"""The command `kvbench data`: its output, its exit status, and the data that benchmarks find afterwards."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kvbench.data import longbench, manifest, needle, sources
+from kvbench.data import inventory, longbench, needle, sources
 from kvbench.data.__main__ import main
-from kvbench.data.sources import LONGBENCH_DATA, PARTS, Source
+from kvbench.data.sources import BUNDLES, LONGBENCH_DATA, Source
 from tests.helpers import longbench_bundle as bundle
 from tests.helpers.data_server import running
 from tests.helpers.data_world import SQUAD, World
@@ -49,7 +49,7 @@ def made_up_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     """LongBench without the checksums of the real templates."""
     config = sources.LONGBENCH_CONFIG
     free = Source(config.kind, config.addresses, config.members, config.remedy, config.local, needed=True)
-    monkeypatch.setitem(PARTS, "longbench", (free, LONGBENCH_DATA))
+    monkeypatch.setitem(BUNDLES, "longbench", (free, LONGBENCH_DATA))
 
 
 @pytest.mark.usefixtures("made_up_templates")
@@ -62,13 +62,12 @@ def test_longbench_from_a_folder_is_ready_for_use(tmp_path: Path, run: Run) -> N
     folder = longbench.find(None)
     assert folder.available() == ["qasper", "lcc"] and folder.check("qasper") == 3
     assert folder.splits("kvpress")["answer_prefix"]["qasper"] == "Answer:"
-    assert folder.splits("ffy0")["max_new_tokens"] == bundle.LENGTHS
     assert run("longbench", "--check")[0] == 0
     status, out, err = run("longbench", "--from", origin)
     assert status == 0 and "already there: 6 files" in out
     (tmp_path / "cache" / "data" / "longbench" / "data" / "lcc.jsonl").write_text("{}")
     status, out, err = run("longbench", "--check")
-    assert status == 1 and "data/lcc.jsonl: was changed after it was prepared; get it anew: python -m kvbench" in err
+    assert status == 1 and "data/lcc.jsonl: was changed after it was prepared; fetch it again: kvbench data" in err
 
 
 @pytest.mark.usefixtures("made_up_templates")
@@ -111,7 +110,7 @@ def test_templates_of_another_version_are_refused(tmp_path: Path, run: Run) -> N
 
 def test_all_parts_from_one_folder(world: World, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("longbench", "ruler", "needle"):
-        monkeypatch.setitem(PARTS, part, tuple(world.sources[:1]))
+        monkeypatch.setitem(BUNDLES, part, tuple(world.sources[:1]))
         (tmp_path / "got" / part).mkdir(parents=True)
         (tmp_path / "got" / part / "words.txt").write_text("noun\nword\n")
     status, out, err = run("all", "--from", tmp_path / "got", "--to", tmp_path / "to")
@@ -121,7 +120,7 @@ def test_all_parts_from_one_folder(world: World, tmp_path: Path, run: Run, monke
 
 
 def test_the_network_on_the_command_line(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PARTS, "ruler", tuple(world.sources[:3]))
+    monkeypatch.setitem(BUNDLES, "ruler", tuple(world.sources[:3]))
     world.server.files.pop("/dev.json")
     status, out, err = run("ruler")
     assert status == 1 and "2 files new" in out and "recorded" not in out
@@ -159,8 +158,8 @@ def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
 
 def test_the_table_of_sources_is_consistent() -> None:
     assert sum(sources.LONGBENCH_ROWS[name] for name in sources.LONGBENCH_ROWS if not name.endswith("_e")) == 4750
-    assert len(sources.LONGBENCH_ROWS) == 34 and len(PARTS["needle"][0].members) == 49
-    for part in PARTS.values():
+    assert len(sources.LONGBENCH_ROWS) == 34 and len(BUNDLES["needle"][0].members) == 49
+    for part in BUNDLES.values():
         for source in part:
             assert set(source.sha256) <= set(source.members)
             assert all(len(value) == 64 for value in source.sha256.values())
@@ -172,7 +171,7 @@ def test_the_table_of_sources_is_consistent() -> None:
 @pytest.mark.parametrize(
     ("part", "kinds"),
     [
-        pytest.param("longbench", {"known", "recorded", "derived"}, marks=golden("longbench")),
+        pytest.param("longbench", {"known", "recorded"}, marks=golden("longbench")),
         pytest.param("ruler", {"known", "differs"}, marks=golden("ruler")),
         pytest.param("needle", {"known"}, marks=golden("needle")),
     ],
@@ -180,7 +179,7 @@ def test_the_table_of_sources_is_consistent() -> None:
 def test_the_shared_data_is_the_known_data(part: str, kinds: set[str], run: Run) -> None:
     status, _, err = run(part, "--from", DATA / part)
     assert (status, err) == (0, "")
-    files = manifest.read(manifest.home(part))["files"]
+    files = inventory.read(inventory.home(part))["files"]
     assert {entry["checked"] for entry in files.values()} == kinds
     if part == "needle":
         folder = needle.essays_folder()

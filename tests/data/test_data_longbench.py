@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvbench.benchmarks.longbench_datasets import DATASETS
-from kvbench.data import longbench, manifest, needle, rows, splits
+from kvbench.data import inventory, longbench, needle, rows, splits
 from kvbench.data.sources import LONGBENCH_ROWS
 from tests.helpers import longbench_bundle as bundle
 from tests.helpers.outside import DATA, golden
@@ -84,7 +84,7 @@ def changed(dataset: str = "qasper", **fields: Any) -> str:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "qasper.jsonl: the file is empty; get the file anew"),
+        ("", "qasper.jsonl: the file is empty; fetch the file again"),
         ("\n \n", "qasper.jsonl: the file is empty"),
         (GOOD + GOOD[:60], "qasper.jsonl, line 2: cut off or not JSON"),
         (GOOD + "\n" + GOOD, "line 2: cut off or not JSON"),
@@ -128,11 +128,11 @@ def test_classified_datasets_need_their_classes(root: Path) -> None:
 
 def test_names_that_do_not_exist_or_have_no_file(root: Path) -> None:
     folder = longbench.find(str(root))
-    with pytest.raises(ValueError, match="benchmark.datasets: 'qaspr' is not a dataset of LongBench; did you mean qas"):
+    with pytest.raises(ValueError, match="benchmark.datasets=qaspr: not a dataset of LongBench. Did you mean 'qas"):
         folder.rows("qaspr")
-    with pytest.raises(ValueError, match="'zzz' is not a dataset of LongBench; known are narrativeqa, "):
+    with pytest.raises(ValueError, match="benchmark.datasets=zzz: not a dataset of LongBench. Known: 2wikimqa, "):
         folder.check("zzz")
-    with pytest.raises(ValueError, match=r"no lcc.jsonl in .*; run `python -m kvbench.data longbench`"):
+    with pytest.raises(ValueError, match=r"no lcc.jsonl in .*; run `kvbench data longbench`"):
         folder.checksum("lcc")
 
 
@@ -156,11 +156,13 @@ def test_a_file_is_checked_once_per_process(root: Path, monkeypatch: pytest.Monk
 
 def test_a_manifest_is_held_to(root: Path) -> None:
     path = root / "data" / "qasper.jsonl"
-    entry = {"sha256": manifest.sha256(path), "bytes": path.stat().st_size}
-    manifest.write(root, {"files": {"data/qasper.jsonl": entry}})
+    entry = {"sha256": inventory.sha256(path), "bytes": path.stat().st_size}
+    inventory.write(root, {"files": {"data/qasper.jsonl": entry}})
     assert longbench.find(str(root)).check("qasper") == 3
     path.write_text(bundle.text([bundle.row("qasper", number) for number in range(2)]), encoding="utf-8")
-    with pytest.raises(ValueError, match="qasper.jsonl: changed since it was prepared; get the file anew: python -m"):
+    with pytest.raises(
+        ValueError, match="qasper.jsonl: changed since it was prepared; fetch the file again"
+    ):
         longbench.find(str(root)).rows("qasper")
 
 
@@ -169,13 +171,13 @@ def test_a_manifest_is_held_to(root: Path) -> None:
 
 def test_nothing_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"benchmark.path=null: LongBench is not there in .*; run `python -m kvbench"):
+    with pytest.raises(ValueError, match=r"benchmark.path=null: LongBench is not there in .*; run `kvbench data"):
         longbench.find(None)
-    assert needle.essays_folder() is None and manifest.prepared("ruler") is None
+    assert needle.essays_folder() is None and inventory.prepared("ruler") is None
     bundle.write(tmp_path / "data" / "longbench", qasper=1)
     with pytest.raises(ValueError, match="LongBench was not finished in"):
         longbench.find(None)
-    manifest.write(tmp_path / "data" / "longbench", {"files": {"data/qasper.jsonl": {}}})
+    inventory.write(tmp_path / "data" / "longbench", {"files": {"data/qasper.jsonl": {}}})
     assert longbench.find(None).available() == ["qasper"]
 
 
@@ -193,7 +195,7 @@ def test_a_path_that_leads_nowhere(tmp_path: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("dataset2prompt", "{", "not readable as JSON"),
+        ("dataset2prompt", "{", "cut off or not JSON"),
         ("dataset2prompt", "[]", "not a JSON object"),
         ("dataset2prompt", '{"qasper": "Answer {input}"}', "the template of qasper has no {context}"),
         ("dataset2prompt", '{"qasper": "{context} {question}"}', "asks for {question}, which no row has"),
@@ -224,7 +226,7 @@ def test_the_splits_follow_their_rules() -> None:
         "{input}",
     )
     assert made["question_template"]["lcc"] == "{input}"
-    agnostic = splits.ffy0(bundle.PROMPTS, bundle.LENGTHS)
+    agnostic = splits.ffy0(bundle.PROMPTS)
     assert agnostic["context_prompt"]["qasper"] == "Read this.\n\nText: {context}\n\n"
     assert agnostic["question_prompt"]["qasper"] == "Now answer.\n\nQuestion: {input}\n\nAnswer:"  # without its space
     assert agnostic["_concatenation_equals_upstream_template"] == {"qasper": False} | dict.fromkeys(
@@ -235,30 +237,24 @@ def test_the_splits_follow_their_rules() -> None:
     assert odd["question_template"] == {"a": "", "b": ""} and odd["answer_prefix"] == {}
 
 
-def test_splits_are_written_once_and_read_back(root: Path) -> None:
+def test_a_folder_derives_the_splits_of_its_templates(root: Path) -> None:
     folder = longbench.find(str(root))
-    for name, preset in (("kvpress", "kvpress"), ("ffy0", "ffy0-agnostic")):
-        with pytest.raises(ValueError, match=f"benchmark.protocol={preset}: needs config/{name}_split.json"):
-            folder.splits(name)
-    assert longbench.write_splits(root) == ["config/kvpress_split.json", "config/ffy0_split.json"]
     assert folder.splits("kvpress") == splits.kvpress(bundle.PROMPTS)
-    before = (root / "config" / "ffy0_split.json").stat().st_mtime_ns
-    longbench.write_splits(root)
-    assert (root / "config" / "ffy0_split.json").stat().st_mtime_ns == before
+    assert folder.splits("ffy0") == splits.ffy0(bundle.PROMPTS)
 
 
 # ---- the real data -------------------------------------------------------------------------------
 
 
 @golden("longbench/config")
-@pytest.mark.parametrize("name", splits.NAMES)
+@pytest.mark.parametrize("name", ["kvpress", "ffy0"])
 def test_derived_splits_are_the_published_ones(name: str) -> None:
     config = SHARED / "config"
     prompts = longbench.read_prompts(config / "dataset2prompt.json")
-    lengths = longbench.read_max_new_tokens(config / "dataset2maxlen.json")
-    derived = splits.kvpress(prompts) if name == "kvpress" else splits.ffy0(prompts, lengths)
-    published = longbench.find(str(SHARED)).splits(name)
-    for key in set(published) - {"_notes"}:
+    derived = longbench.find(str(SHARED)).splits(name)
+    assert derived == (splits.kvpress(prompts) if name == "kvpress" else splits.ffy0(prompts))
+    published = json.loads((config / f"{name}_split.json").read_text(encoding="utf-8"))
+    for key in set(published) - {"_notes", "max_new_tokens"}:
         assert derived[key] == published[key]
     notes = ("_notes", "input_suffix_removed")
     if name == "kvpress":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from kvbench.data import fetch, manifest
+from kvbench.data import fetch, inventory
 from tests.helpers.data_server import running
 from tests.helpers.data_world import HOTPOT, SQUAD, World, digest
 
@@ -31,11 +31,11 @@ def test_everything_there(world: World) -> None:
     done = world.prepare()
     assert (done.problems, done.missing, sorted(done.new)) == ([], [], sorted(set(NAMES) - {"manifest.json"}))
     assert sorted(world.state()) == NAMES
-    value = manifest.read(world.folder)
+    value = inventory.read(world.folder)
     assert value["part"] == "made-up" and value["missing"] == []
     assert value["files"]["words.txt"] == {"sha256": digest("noun\nword\n"), "bytes": 10, "checked": "known"}
     assert value["files"]["squad.json"]["checked"] == "recorded"
-    assert manifest.verify(world.folder) == []
+    assert inventory.verify(world.folder) == []
 
 
 def test_the_second_call_asks_nobody_and_changes_nothing(world: World) -> None:
@@ -50,7 +50,7 @@ def test_what_cannot_be_had_is_named_and_the_rest_prepared(world: World) -> None
     dev = world.server.files.pop("/dev.json")
     done = world.prepare()
     assert done.problems == [f"squad.json: {world.server.url}/dev.json answers 404 Not Found; get it elsewhere"]
-    assert done.missing == ["squad.json"] == manifest.read(world.folder)["missing"]
+    assert done.missing == ["squad.json"] == inventory.read(world.folder)["missing"]
     world.server.files["/dev.json"] = dev
     done = world.prepare()
     assert (done.problems, done.new, world.asked()) == ([], ["squad.json"], ["/dev.json"])
@@ -73,24 +73,24 @@ def test_wrong_content_does_not_count(world: World, path: str, content: bytes, s
     right, world.server.files[path] = world.server.files[path], content
     done = world.prepare()
     assert len(done.problems) == 1 and done.problems[0].startswith(says) and "\n" not in done.problems[0]
-    assert manifest.verify(world.folder) == []
+    assert inventory.verify(world.folder) == []
     world.server.files[path] = right
     assert world.prepare().missing == []
 
 
-def test_changed_files_are_found_and_got_anew(world: World) -> None:
+def test_changed_files_are_noticed_and_fetched_again(world: World) -> None:
     world.prepare()
     (world.folder / "words.txt").write_text("NOUN\nword\n")  # of the same size
     (world.folder / "squad.json").write_text("{}")
     (world.folder / "hotpotqa.json").unlink()
-    assert manifest.verify(world.folder) == [
+    assert inventory.verify(world.folder) == [
         "hotpotqa.json: is gone",
         "squad.json: was changed after it was prepared",
         "words.txt: was changed after it was prepared",
     ]
     assert sorted(world.prepare().new) == ["hotpotqa.json", "squad.json"]
     assert world.prepare(force=True).new == ["words.txt"]
-    assert manifest.verify(world.folder) == []
+    assert inventory.verify(world.folder) == []
 
 
 def test_force_fetches_all_and_puts_only_news_in_place(world: World) -> None:
@@ -108,7 +108,7 @@ def test_files_without_a_manifest_are_taken_over_when_they_are_good(world: World
     (world.folder / "squad.json").write_text("{")
     done = world.prepare()
     assert sorted(done.new) == ["squad.json", "words.txt", "x/a.txt", "x/b.txt"]
-    assert "/hp.json" not in world.asked() and manifest.verify(world.folder) == []
+    assert "/hp.json" not in world.asked() and inventory.verify(world.folder) == []
 
 
 def test_no_manifest_while_files_are_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +124,8 @@ def test_no_manifest_while_files_are_replaced(world: World, monkeypatch: pytest.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", crash)
         world.prepare(force=True)
-    assert manifest.read(world.folder) == {}
-    assert world.prepare().missing == [] and manifest.verify(world.folder) == []
+    assert inventory.read(world.folder) == {}
+    assert world.prepare().missing == [] and inventory.verify(world.folder) == []
 
 
 def test_an_interrupted_transfer_goes_on_in_the_next_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_one_at_a_time(world: World) -> None:
         thread.join(0.5)
         assert thread.is_alive() and "waiting" in world.said[0] and not (world.folder / "words.txt").exists()
     thread.join(10)
-    assert manifest.verify(world.folder) == []
+    assert inventory.verify(world.folder) == []
 
 
 # ---- from a folder -------------------------------------------------------------------------------
@@ -197,6 +197,6 @@ def test_an_unsuitable_folder(world: World, origin: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     done = world.prepare(origin=tmp_path / "empty")
     assert done.problems == [f"--from {tmp_path}/empty: holds no file of made-up, such as a.txt"]
-    assert manifest.read(world.folder) == {}
+    assert inventory.read(world.folder) == {}
     with pytest.raises(ValueError, match="this is the folder to fill"):
         world.prepare(origin=world.folder)

@@ -19,8 +19,7 @@ from kvbench.benchmarks.longbench import LongBench
 from kvbench.benchmarks.longbench_datasets import DATASETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
 from kvbench.benchmarks.prose import generated
-from kvbench.benchmarks.ruler import TASKS, Sources, generate
-from kvbench.data import longbench as longbench_data
+from kvbench.benchmarks.ruler import TASKS, Sources
 from kvbench.metrics import longbench_scores
 from kvbench.metrics.needle import needle_overlap, needle_rouge
 from kvbench.metrics.ruler import ruler_sample_score
@@ -28,7 +27,7 @@ from kvbench.prompts import Ends, span_of, upstream
 from tests.helpers import longbench_made_up
 from tests.helpers.needle_forms import ToyTokenizer, make
 from tests.helpers.outside import DATA
-from tests.helpers.ruler_sources import write_sources
+from tests.helpers.ruler_sources import generate, write_sources
 from tests.helpers.tokenizers_for_tests import ALL
 
 HERE = Path(__file__).resolve().parent
@@ -191,7 +190,6 @@ def prompt_hashes(name: str) -> dict[str, str]:
     hashes = {}
     with tempfile.TemporaryDirectory() as folder:
         path = longbench_made_up.write_bundle(Path(folder) / "bundle")
-        longbench_data.write_splits(path)
         for protocol in PRESETS:
             settings: dict[str, Any] = dict.fromkeys(
                 ("question", "max_length", "wrapper", "code_backend", "samples", "max_new_tokens")

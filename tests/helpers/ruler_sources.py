@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+from kvbench.benchmarks import ruler
 from kvbench.benchmarks.ruler.words import ADJECTIVES, NOUNS, VERBS
 
 _TOPICS = ("harbour", "orchard", "railway", "library", "mountain")
@@ -38,6 +40,11 @@ def write_sources(folder: Path) -> Path:
     (folder / "squad.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
     (folder / "hotpotqa_some.json").write_text(json.dumps([_hotpot(i, rng) for i in range(20)]))
     return folder
+
+
+def generate(task: str, length: int, tokenizer: Any, **settings: Any) -> list[dict[str, Any]]:
+    """Return the rows of a request."""
+    return ruler.generate(ruler.RulerRequest(task, length, tokenizer, **settings))
 
 
 def _sentence(rng: random.Random) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, Sources, rows, save_records
+from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, RulerRequest, Sources, rows, save_records
 from kvbench.benchmarks.ruler.tasks import find_task
 from kvbench.common.command import Parser, command, say
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sources",
         help="folder with the essays, word lists and questions; embedded for kvbench's own texts; "
-        "without it the folder that `python -m kvbench.data ruler` prepares, or else the embedded ones",
+        "without it the folder that `kvbench data ruler` prepares, or else the embedded ones",
     )
     parser.add_argument(
         "--template", default="base", help=f"wrapper: {', '.join(TEMPLATES)}, or a text with {{task_template}}"
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(name: str, tokenizer: Any, sources: Sources, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    made = rows(
+    request = RulerRequest(
         name,
         args.length,
         tokenizer,
@@ -64,11 +64,11 @@ def _write(name: str, tokenizer: Any, sources: Sources, args: argparse.Namespace
         template=args.template,
         fit=args.fit,
     )
-    save_records(args.out / f"{name}.jsonl", tqdm(made, total=args.num, desc=name))
+    save_records(args.out / f"{name}.jsonl", tqdm(rows(request), total=args.num, desc=name))
 
 
 def _tokenizer(name: str) -> Any:
-    """A tokenizer by the light library `tokenizers`: counting needs no transformers."""
+    """Load a tokenizer with the light library `tokenizers`: counting needs no transformers."""
     if name == "words":
         return name
     path = Path(name).expanduser()

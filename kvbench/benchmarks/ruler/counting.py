@@ -1,4 +1,4 @@
-"""How long a text is: token counts of the tokenizers that come along, and a fingerprint of them."""
+"""The length of a text: token counts for every kind of tokenizer, and the tokenizer's fingerprint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Counter = Callable[[str], int]
 
 
 def counter(tokenizer: Any) -> Counter:
-    """A function text -> number of tokens, without special tokens added.
+    """Return a function from text to number of tokens, without special tokens.
 
     tokenizer: a Hugging Face tokenizer (the count is len(tokenizer.tokenize(text))), a `tokenizers.Tokenizer`, an
     object with encode(text, add_special_tokens=False), a function text -> int, or "words" for len(text.split()).
@@ -39,10 +39,10 @@ def _fast(tokenizer: Any, text: str) -> int:
 
 
 def fingerprint(tokenizer: Any) -> str | None:
-    """A checksum of what decides token counts; None for a tokenizer that cannot be described.
+    """Return a checksum of what decides token counts; None for a tokenizer that cannot be described.
 
-    Of a fast tokenizer it is the checksum of its description, without truncation and padding: a use of the tokenizer
-    may switch these on, and they do not count.
+    For a fast tokenizer it is the checksum of its description, without truncation and padding: using the tokenizer
+    can switch these on, and they do not change the counts.
     """
     if tokenizer == "words":
         return "words"

@@ -14,7 +14,7 @@ SHORT = 4096  # below this length fewer repetitions leave room for more words
 
 
 class CommonWords:
-    """Draws samples of cwe. A unit is a different word.
+    """Samples of cwe. A unit is a different word.
 
     year2024: the answer follows the example's prefix without a space, and trials count the answers too.
     """
@@ -47,20 +47,20 @@ class CommonWords:
         self.first = min(4096, self.most)  # units of the trial that head_size estimates from
 
     def slack(self, length: int, per_unit: float) -> int:
-        """The largest number of words that head_size tries: twice the estimate."""
+        """Return the largest number of words that head_size tries: twice the estimate."""
         return int(length // per_unit) * 2
 
     def floor(self, row: int) -> int:
-        """One word."""
+        """Return 1: a single word."""
         return 1
 
     def trial(self, size: int) -> int:
-        """Tokens of one sample."""
+        """Return the tokens of one sample."""
         text, answers = self._sample(size)
         return self.count(f"{text} {_numbered(answers)}" if self.year2024 else text)
 
     def draw(self, size: int, row: int) -> Draft:
-        """A sample; rows differ by the random stream alone."""
+        """Return a sample; rows differ by the random stream alone."""
         text, answers = self._sample(size)
         return Draft(text, answers, self.count(text) + self.reserve)
 

@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """gold: the documents that hold the answer; related: further ones of the same article. Indices of documents."""
+    """A question with its documents, given as indices.
+
+    gold: the documents that hold the answer. related: other documents of the same article.
+    """
 
     text: str
     answers: list[str]
@@ -25,7 +28,7 @@ class Questions:
 
 
 def squad(data: Any) -> Questions:
-    """Dev set v2.0 in its official layout. Questions without an answer are left out; answers may repeat."""
+    """Return the questions of dev set v2.0. Those without an answer are left out; answers may repeat."""
     articles = [article["paragraphs"] for article in data["data"]]
     documents, number = _numbered(paragraph["context"] for article in articles for paragraph in article)
     questions = []
@@ -41,7 +44,7 @@ def squad(data: Any) -> Questions:
 
 
 def hotpotqa(data: Any) -> Questions:
-    """Dev set (distractor) in its official layout: a document is a title, a newline, and its sentences."""
+    """Return the questions of the dev set (distractor): a document is a title, a newline, and its sentences."""
     texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in entry["context"]] for entry in data]
     documents, number = _numbered(text for entry in texts for text in entry)
     questions = [

@@ -1,4 +1,4 @@
-"""How big a sample may be: RULER's two ways to find the number of haystack units for a length.
+"""The size of samples: RULER's two ways to find the number of haystack units for a length.
 
 Both measure trial samples, and every trial takes numbers from the random stream of the task. So the order of trials
 is part of the data: these functions follow upstream step by step.
@@ -13,7 +13,7 @@ from typing import Protocol
 # Redraws at the smallest size before a smaller one is tried. Upstream redraws for ever, so a row that it finds after
 # fewer draws than this is found here as well.
 PATIENCE = 1000
-# The same text so many times in a row: nothing is random about it.
+# The same text this many times in a row: nothing in it is random.
 _SAME = 20
 
 
@@ -27,7 +27,7 @@ class Draft:
 
 
 class Family(Protocol):
-    """What draws the samples of one task.
+    """The samples of one task, drawn with a given number of units.
 
     step: units that are added or taken away at once. reserve: tokens to keep free for answer and example.
     most: the largest number of units there is, or None.
@@ -38,22 +38,22 @@ class Family(Protocol):
     most: int | None
 
     def trial(self, size: int) -> int:
-        """Tokens of a sample with that many units, drawn only to be measured, without the reserve."""
+        """Return the tokens of a sample with that many units, drawn only to be measured, without the reserve."""
         ...
 
     def draw(self, size: int, row: int) -> Draft:
-        """The sample of a row with that many units."""
+        """Return the sample of a row with that many units."""
         ...
 
     def floor(self, row: int) -> int:
-        """The fewest units that this row can have."""
+        """Return the fewest units that this row can have."""
         ...
 
 
 def head_size(
     family: Family, length: int, first: int | None = None, slack: Callable[[float], int] | None = None
 ) -> int:
-    """The size that NVIDIA/RULER c3f5e3b4 finds by binary search, between one step and three times an estimate.
+    """Return the size that NVIDIA/RULER c3f5e3b4 finds by binary search, between one step and three estimates.
 
     first: the size of the sample that the estimate comes from (one step). slack: tokens per unit -> largest size.
     One trial decides for each size, so the largest size whose trial was small enough need not fit every row.
@@ -76,7 +76,7 @@ def head_size(
 
 
 def linear_size(family: Family, length: int) -> int:
-    """The size that the generator of 2024 finds: one step more each time, and one step back after the first overflow.
+    """Return the size that the generator of 2024 finds: step by step up, and one step back after the first overflow.
 
     A trial that ends exactly on the length lets the size grow once more, as upstream.
     """
@@ -94,7 +94,7 @@ def linear_size(family: Family, length: int) -> int:
 
 
 class Fitter:
-    """Draws rows that fit. A row that is too long is drawn again with one step less, as upstream.
+    """Rows that fit. A row that is too long is drawn again with one step less, as upstream.
 
     Upstream goes on for ever once no further step can be taken away. Here smaller sizes follow after PATIENCE draws,
     down to the family's floor, and then a ValueError.
@@ -105,14 +105,14 @@ class Fitter:
         self.patience = PATIENCE
 
     def row(self, row: int) -> Draft:
-        """The sample of a row. Raises ValueError if it does not fit at any size."""
+        """Return the sample of a row. Raises ValueError if it does not fit at any size."""
         draft = self.attempt(row)
         if draft.length > self.length:
             raise does_not_fit(self.name, self.length, f"row {row} needs {draft.length} tokens at its smallest")
         return draft
 
     def attempt(self, row: int) -> Draft:
-        """As `row`, but at the floor the last draft is returned even if it is too long."""
+        """Return the same as `row`, but at the floor the last draft even if it is too long."""
         family, floor = self.family, self.family.floor(row)
         size = max(self.size, floor)
         draws = same = 0
@@ -130,11 +130,11 @@ class Fitter:
                 continue
             if size <= floor:
                 return draft
-            # from here on there is no upstream row to be equal to, neither for this row nor for later ones
+            # from here on upstream has no row to be equal to, neither for this row nor for later ones
             size, self.patience = max(size * 3 // 4, floor), 3
             draws = same = 0
 
 
 def does_not_fit(name: str, length: int, reason: str) -> ValueError:
-    """The error for a length that is too short for a task."""
+    """Return the error for a length that is too short for a task."""
     return ValueError(f"benchmark.lengths=[{length}]: {name} does not fit this length ({reason}); take a longer one")

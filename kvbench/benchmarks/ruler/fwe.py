@@ -17,7 +17,7 @@ ZETA_2 = 1.6449340668482264  # the sum of 1 / rank^2
 
 
 class FrequentWords:
-    """Draws samples of fwe. It has its own way to fit: words are added until the text is full.
+    """Samples of fwe, which fit in a way of their own: words are added until the text is full.
 
     year2024: the text alone may fill the length, the answer comes on top.
     """
@@ -36,7 +36,7 @@ class FrequentWords:
         self.words = self._grow(self._vocabulary())
 
     def row(self, row: int) -> Draft:
-        """The sample of a row. Raises ValueError if a text with all answers in it does not fit."""
+        """Return the sample of a row. Raises ValueError if a text with all answers in it does not fit."""
         vocabulary = self._vocabulary()
         words = self.words if self.words > 0 else self._grow(vocabulary)
         text = self._text(vocabulary, words)

@@ -15,19 +15,19 @@ DEPTHS = [round(100 * step / 39) for step in range(40)]
 
 
 def has_one_answer(task: Task) -> bool:
-    """Whether a sample asks for one value, so that its words are in the singular."""
+    """Return True if a sample asks for one value, so that its words are in the singular."""
     return bool(task.args["queries"] * task.args["values"] == 1)
 
 
 def singular(text: str) -> str:
-    """A prompt in the singular. Upstream does this to the words of the wrapper as well: "You is a helpful ..."."""
+    """Return a prompt in the singular. Upstream does so with the words of the wrapper too: "You is a helpful ..."."""
     for old, new in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
         text = text.replace(old, new)
     return text
 
 
 class Niah:
-    """Draws samples of one niah task. A unit is an essay word, a line of noise, or a distracting needle.
+    """Samples of one niah task. A unit is an essay word, a line of noise, or a distracting needle.
 
     measure_answers: trials count the answers too, as the generator of 2024 did.
     """
@@ -58,16 +58,16 @@ class Niah:
         self.label = self.args["value"][:-1] if has_one_answer(task) else self.args["value"]
 
     def floor(self, row: int) -> int:
-        """One unit; lines of noise must be as many as needles, which go in front of different lines."""
+        """Return one unit, or as many lines as needles: these go in front of different lines."""
         return 1 if self.args["haystack"] == "essay" else self.keys * self.args["values"]
 
     def trial(self, size: int) -> int:
-        """Tokens of one sample."""
+        """Return the tokens of one sample."""
         text, answers = self._sample(size)
         return self.count(text + " ".join(answers) if self.measure_answers else text)
 
     def draw(self, size: int, row: int) -> Draft:
-        """A sample; rows differ by the random stream alone."""
+        """Return a sample; rows differ by the random stream alone."""
         text, answers = self._sample(size)
         return Draft(text, answers, self.count(text) + self.reserve)
 

@@ -11,7 +11,7 @@ from kvbench.benchmarks.ruler.tasks import DOCUMENT, Task
 
 
 class Documents:
-    """Draws samples of one qa task. A unit is a document; row i asks question start + i, trials ask question 0.
+    """Samples of one qa task. A unit is a document; row i asks question start + i, trials ask question 0.
 
     year2024: trials count the answers too, and the set of documents is not repeated when it is used up.
     """
@@ -36,16 +36,16 @@ class Documents:
         self.most = len(self.documents) if year2024 else None
 
     def floor(self, row: int) -> int:
-        """The documents that hold the answer: one of SQuAD, about ten of HotpotQA."""
+        """Return the number of documents that hold the answer: 1 in SQuAD, about 10 in HotpotQA."""
         return len(self.questions[self.start + row].gold)
 
     def trial(self, size: int) -> int:
-        """Tokens of one sample of the first question."""
+        """Return the tokens of one sample of the first question."""
         text, answers = self._sample(0, max(size, len(self.questions[0].gold)))
         return self.count(f"{text} {answers}" if self.year2024 else text)
 
     def draw(self, size: int, row: int) -> Draft:
-        """The question of a row among `size` documents."""
+        """Return the question of a row among `size` documents."""
         text, answers = self._sample(self.start + row, size)
         return Draft(text, answers, self.count(text) + self.reserve)
 

@@ -1,9 +1,8 @@
-"""The texts that RULER is made of: upstream's files when they are there, kvbench's own otherwise."""
+"""The texts that RULER's samples consist of: upstream's files when they are there, kvbench's own otherwise."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,10 +14,11 @@ from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler import sentences, words
 from kvbench.benchmarks.ruler.documents import Questions, hotpotqa, squad
 from kvbench.benchmarks.ruler.tasks import find_task
+from kvbench.data import inventory
+from kvbench.data.text import read_bytes, read_json, read_lines
 from kvbench.common.paths import cache_dir
-from kvbench.data import manifest
 
-GET = "get it with `python -m kvbench.data ruler`"
+GET = "get it with `kvbench data ruler`"
 EMBEDDED_VERSION = "embedded-1"  # raise when kvbench's own words, prose or splitter change
 _WORDS = "wonderwords-2.2.0"  # another version of the package gives other needles for the same seed
 _PUNKT = "nltk_data/tokenizers/punkt_tab/english"
@@ -26,7 +26,7 @@ _ESSAYS = "PaulGrahamEssays.json"
 
 
 class Sources:
-    """Word lists, essays, sentence splitter and question sets. Every file is read when a task first needs it.
+    """Word lists, essays, sentence splitter and question sets. Each file is read when a task first needs it.
 
     version: "upstream" for files, "embedded-1" for kvbench's own texts. Scores on one do not compare with the other.
     """
@@ -38,7 +38,7 @@ class Sources:
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> Sources:
-        """The sources in a folder; None: the prepared <KVBENCH_CACHE>/data/ruler if it is whole, else the embedded.
+        """Open the sources in a folder; None: the prepared <KVBENCH_CACHE>/data/ruler if complete, else the embedded.
 
         "embedded" asks for the embedded ones. Raises ValueError if there is no such folder; a file that is missing in
         it is an error when a task needs it.
@@ -54,23 +54,23 @@ class Sources:
         return cls(path)
 
     def checksums(self, task: str) -> dict[str, str]:
-        """sha256 of the files that a task is made of, by name: what belongs into a protocol beside `version`."""
+        """Return the sha256 of a task's files by name: with `version`, the part of the sources in a protocol."""
         return {name: self._sha256(name) for name in self._files(task)} if self.folder else {}
 
     def require(self, task: str) -> None:
-        """Raise ValueError if a file that a task is made of is missing or damaged. What is read here is kept."""
+        """Raise ValueError if a file that a task needs is missing or damaged. What is read here is kept."""
         self.checksums(task)
-        found = find_task(task)
-        if found.family.name == "qa":
-            self.questions(found.args["dataset"])
-        elif found.family.name == "cwe":
+        spec = find_task(task)
+        if spec.family.name == "qa":
+            self.questions(spec.args["dataset"])
+        elif spec.family.name == "cwe":
             _ = self.nouns, self.adjectives, self.verbs, self.more_words
-        elif found.args.get("haystack") == "essay":
+        elif spec.args.get("haystack") == "essay":
             self.sentences(1)
 
     def _files(self, task: str) -> list[str]:
-        found = find_task(task)
-        family, args = found.family.name, found.args
+        spec = find_task(task)
+        family, args = spec.family.name, spec.args
         if family == "qa":
             return [self._question_file(args["dataset"])]
         names = []
@@ -93,27 +93,28 @@ class Sources:
         return self._path(name)
 
     def _sha256(self, name: str) -> str:
-        found = hashlib.sha256(self._existing(name).read_bytes()).hexdigest()
+        checksum = hashlib.sha256(read_bytes(self._existing(name))).hexdigest()
         assert self.folder is not None
-        if manifest.read(self.folder).get("files", {}).get(name, {}).get("sha256", found) != found:
-            raise ValueError(f"{self._path(name)}: changed since it was prepared; python -m kvbench.data ruler --force")
-        return found
+        if inventory.read(self.folder).get("files", {}).get(name, {}).get("sha256", checksum) != checksum:
+            raise ValueError(f"{self._path(name)}: changed since it was prepared; kvbench data ruler --force")
+        return checksum
 
     def _json(self, name: str) -> Any:
+        path = self._existing(name)
         try:
-            return json.loads(self._existing(name).read_text(encoding="utf-8"))
+            return read_json(path)
         except ValueError as error:
-            if not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
-                raise
-            raise ValueError(f"benchmark.path={self.folder}: {name} is damaged ({error}); {GET}") from error
+            raise ValueError(f"benchmark.path={self.folder}: {name} is damaged ({error}); {GET}") from None
 
     def _words(self, kind: str) -> list[str]:
-        # an empty line counts as a word: so does upstream
-        with self._existing(f"{_WORDS}/{kind}list.txt").open(encoding="utf-8") as file:
-            found = [line.rstrip() for line in file]
-        if not any(found):
+        path = self._existing(f"{_WORDS}/{kind}list.txt")
+        try:
+            lines, _ = read_lines(path)
+        except ValueError as error:
+            raise ValueError(f"benchmark.path={self.folder}: {error}; {GET}") from None
+        if not lines:
             raise ValueError(f"benchmark.path={self.folder}: {_WORDS}/{kind}list.txt is empty; {GET}")
-        return found
+        return [line.rstrip() for line in lines]  # an empty line counts as a word, as upstream
 
     @cached_property
     def nouns(self) -> list[str]:
@@ -137,14 +138,17 @@ class Sources:
 
     @cached_property
     def more_words(self) -> Sequence[str]:
-        """Where cwe takes its words when it needs more than the three lists hold; empty if there is nothing.
+        """The words that cwe takes when it needs more than the three lists hold; empty if there are none.
 
         Upstream's english_words.json is optional: it only matters around 128k tokens and above.
         """
         if self.folder is None:
             return self.pairs
         if self._path("english_words.json").is_file():
-            return list(self._json("english_words.json").values())
+            words = self._json("english_words.json")
+            if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+                raise ValueError(f"benchmark.path={self.folder}: english_words.json is not a list of words; {GET}")
+            return list(words.values())
         return []
 
     @cached_property
@@ -152,8 +156,8 @@ class Sources:
         """The essays, split at white space."""
         if self.folder is None:
             return re.sub(r"\s+", " ", generated(seed=0, min_chars=2_000_000).strip()).split(" ")
-        made = self._json(_ESSAYS)
-        text = made.get("text") if isinstance(made, dict) else None
+        content = self._json(_ESSAYS)
+        text = content.get("text") if isinstance(content, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"benchmark.path={self.folder}: {_ESSAYS} holds no text; {GET}")
         return re.sub(r"\s+", " ", text).split(" ")
@@ -167,18 +171,18 @@ class Sources:
         return sentences.punkt(self._path(_PUNKT))
 
     def _sentences(self, number: int) -> list[str]:
-        """The first `number` essay words as sentences; the essays start again when they are used up."""
+        """Return the first `number` essay words as sentences; the essays start again when they are used up."""
         repeats = -(-number // len(self.essay_words))
         return self._splitter(" ".join((self.essay_words * repeats)[:number]).strip())
 
     def questions(self, dataset: str) -> Questions:
-        """The question set "squad" or "hotpotqa". Raises ValueError without its file."""
+        """Return the question set "squad" or "hotpotqa". Raises ValueError without its file."""
         if dataset not in self._questions:
             name = self._question_file(dataset)
             data = self._json(name)
             try:
                 self._questions[dataset] = squad(data) if dataset == "squad" else hotpotqa(data)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 layout = f"not in the layout of {dataset} ({error!r})"
                 raise ValueError(f"benchmark.path={self.folder}: {name} is {layout}; {GET}") from error
         return self._questions[dataset]
@@ -191,10 +195,10 @@ class Sources:
         task = {"squad": "qa_1", "hotpotqa": "qa_2"}[dataset]
         if self.folder is None:
             raise ValueError(f"benchmark.tasks=[{task}]: its questions are not here; {GET}")
-        # a part of hotpotqa goes by another name, such as hotpotqa_first100.json
-        found = sorted(self.folder.glob("hotpotqa*.json")) if dataset == "hotpotqa" else []
+        # a part of hotpotqa has another name, such as hotpotqa_first100.json
+        parts = sorted(self.folder.glob("hotpotqa*.json")) if dataset == "hotpotqa" else []
         exact = f"{dataset}.json"
-        name = found[0].name if found and not self._path(exact).is_file() else exact
+        name = parts[0].name if parts and not self._path(exact).is_file() else exact
         if not self._path(name).is_file():
             raise ValueError(f"benchmark.tasks=[{task}]: no {name} in {self.folder}; {GET}")
         return name

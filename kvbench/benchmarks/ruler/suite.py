@@ -13,10 +13,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, SuiteColumn, Tokenizer, check_path, choice
-from kvbench.benchmarks.ruler import FITS, TASKS, TEMPLATES, VERSION, Sources, cached, load_records, records_file, split
+from kvbench.benchmarks.base import (
+    LONGEST,
+    MOST_SAMPLES,
+    ModelFacts,
+    Rendering,
+    Sample,
+    SuiteColumn,
+    Tokenizer,
+    check_path,
+    choice,
+    distinct,
+    whole,
+)
+from kvbench.benchmarks.ruler import (
+    FITS,
+    TASKS,
+    TEMPLATES,
+    VERSION,
+    RulerRequest,
+    Sources,
+    cached,
+    load_records,
+    records_file,
+    split,
+)
 from kvbench.data.ruler_hub import hub_file
-from kvbench.encoding import around_user
+from kvbench.encoding import around_user, has_template
 from kvbench.metrics.ruler import METRIC_VERSION, ruler_sample_score
 
 CATEGORIES = {"niah": "retrieval", "vt": "multi-hop tracing", "cwe": "aggregation", "fwe": "aggregation", "qa": "QA"}
@@ -27,7 +50,7 @@ _RENDERING = Rendering(style="upstream", wrapper="none", bos="missing")
 
 @dataclass
 class Ruler:
-    """The suite. Every field is a key of conf/benchmark/ruler.yaml, which explains it.
+    """The suite. Every field is a key of conf/benchmark/ruler.yaml, where it is explained.
 
     Raises ValueError for settings that cannot work, before anything is generated.
     """
@@ -50,16 +73,11 @@ class Ruler:
         if self.wrapper not in ("chat", "none", *TEMPLATES) and self.wrapper.count("{task_template}") != 1:
             known = ", ".join(("chat", "none", *TEMPLATES))
             raise ValueError(f"benchmark.wrapper={self.wrapper}: {known}, or a text with one {{task_template}}")
-        if self.samples < 1:
-            raise ValueError(f"benchmark.samples={self.samples}: at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"benchmark.seed={self.seed}: from 0 to 2**32 - 1")
+        whole("samples", self.samples, 1, MOST_SAMPLES)
+        whole("seed", self.seed, 0, 2**32 - 1)
         check_path("path", self.path)
         check_path("files", self.files)
-        if not self.lengths or not all(type(n) is int and n > 0 for n in self.lengths):
-            raise ValueError(f"benchmark.lengths={list(self.lengths)}: give token counts, e.g. [4096, 8192]")
-        if len(set(self.lengths)) < len(self.lengths):
-            raise ValueError(f"benchmark.lengths={list(self.lengths)}: each value once")
+        distinct("lengths", self.lengths, 1, LONGEST)
         if self.files is not None:
             unused = (("seed", self.seed, 42), ("path", self.path, None), ("protocol", self.protocol, "head"))
             for name, value, default in unused:
@@ -74,7 +92,7 @@ class Ruler:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The chosen tasks in RULER's order, sets spelled out."""
+        """The chosen tasks in RULER's order, with sets spelled out."""
         chosen: set[str] = set()
         for name in self.tasks:
             if name not in SETS:
@@ -88,7 +106,10 @@ class Ruler:
         return Sources.load(self.path)
 
     def benchmarks(self, model: ModelFacts) -> list[RulerTask]:
-        """One benchmark per length and task."""
+        """Return one benchmark per length and task. Raises ValueError for lengths that the model does not take."""
+        limit = model.max_length
+        if limit is not None and (too_long := [length for length in self.lengths if length > limit]):
+            raise ValueError(f"benchmark.lengths={too_long}: more than the {limit} tokens that {model.name} takes")
         return [RulerTask(self, task, length, model) for length in self.lengths for task in self.names]
 
 
@@ -107,23 +128,21 @@ class RulerTask:
         self.column = SuiteColumn(f"{suite.name}-{length}", task, order, CATEGORIES[task.split("_")[0]], means=means)
 
     def protocol(self) -> dict[str, Any]:
-        """All that changes an answer. Raises ValueError for missing or damaged data."""
-        suite, limit = self._suite, self._model.max_length
-        if limit is not None and self._length > limit:
-            raise ValueError(f"benchmark.lengths=[{self._length}]: more than the {limit} tokens that the model takes")
+        """Return all that changes an answer. Raises ValueError for missing or damaged data."""
+        suite = self._suite
         dataset: dict[str, Any] = {"name": self._task, "max_new_tokens": TASKS[self._task].tokens_to_generate}
         if suite.files is None:
             suite.sources.require(self._task)
             dataset["sources"] = suite.sources.checksums(self._task)
-            made: dict[str, Any] = {"seed": suite.seed, "sources": suite.sources.version, "generator": VERSION}
+            origin: dict[str, Any] = {"seed": suite.seed, "sources": suite.sources.version, "generator": VERSION}
         else:
             file = records_file(self._files(), self._task)
             self._check_length(load_records(file, self._task))
             dataset["data_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-            made = {"files": True, "protocol": "files"}
+            origin = {"files": True, "protocol": "files"}
         return (
             {"protocol": suite.protocol}
-            | made
+            | origin
             | {
                 "benchmark": "ruler",
                 "question": suite.question,
@@ -135,11 +154,11 @@ class RulerTask:
         )
 
     def scoring(self) -> dict[str, Any]:
-        """The metric and its version."""
+        """Return the metric and its version."""
         return {"metrics": {self.headline: METRIC_VERSION}}
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """Generated, or read from the files of another generator."""
+        """Return the samples, generated or read from the files of another generator."""
         suite, spec = self._suite, TASKS[self._task]
         before, after = self._wrapper(tokenizer)
         # upstream turns "are" into "is" for a single answer, in the wrapper too; a model's own wrapper is left alone
@@ -147,7 +166,7 @@ class RulerTask:
         if suite.files is not None:
             records = load_records(self._files(), self._task)[: suite.samples]
         else:
-            records = cached(
+            request = RulerRequest(
                 self._task,
                 self._length,
                 tokenizer,
@@ -158,6 +177,7 @@ class RulerTask:
                 edit_wrapper=not own,
                 fit=suite.protocol,
             )
+            records = cached(request)
             before, after = "", ""  # they are in the records already
         samples = []
         for index, record in enumerate(records):
@@ -177,37 +197,37 @@ class RulerTask:
         return samples
 
     def score(self, sample_answers: Sequence[str], prediction: str, meta: Mapping[str, Any]) -> dict[str, float]:
-        """Share of the answers found, or for qa whether any is."""
+        """Return the share of the answers that occur in the prediction; for qa, 1.0 if any does."""
         return {self.headline: ruler_sample_score(self._task, prediction, list(sample_answers))}
 
     def _check_length(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Raise ValueError for records that were made for another length."""
-        longest = max((int(record.get("length", 0)) for record in records), default=0)
+        """Raise ValueError for records that were generated for another length."""
+        longest = max((record.get("length", 0) for record in records), default=0)
         if longest and not self._length / 2 < longest <= self._length:
             raise ValueError(
                 f"benchmark.lengths=[{self._length}]: the longest record of {self._task} in benchmark.files has "
-                f"{longest} tokens; give the length that they were made for"
+                f"{longest} tokens; give the length for which they were generated"
             )
 
     def _files(self) -> Path:
-        """Where the records of another generator are."""
+        """Return the place of the records of another generator."""
         return hub_file(self._length) if self._suite.files == "hub" else Path(str(self._suite.files))
 
     def _wrapper(self, tokenizer: Any) -> tuple[str, str]:
-        """What stands before and after the user's words."""
+        """Return the text before and after the user's words."""
         if self._suite.wrapper == "chat":
-            if self._model.chat_template == "never" or not getattr(tokenizer, "chat_template", None):
+            if not has_template(tokenizer, self._model.chat_template):
                 return "", ""
             return around_user(tokenizer, dict(self._model.chat_kwargs))
         before, _, after = self._template().partition("{task_template}")
         return before, after
 
     def _template(self) -> str:
-        """A wrapper of RULER's, or the user's, with {task_template} in it."""
+        """Return a wrapper of RULER's, or the user's, with {task_template} in it."""
         wrapper = self._suite.wrapper
         return "{task_template}" if wrapper == "none" else TEMPLATES.get(wrapper, wrapper)
 
 
 def _escaped(text: str) -> str:
-    """Text that stays what it is in a template."""
+    """Return text that a template reproduces unchanged."""
     return text.replace("{", "{{").replace("}", "}}")

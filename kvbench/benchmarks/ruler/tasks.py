@@ -20,7 +20,7 @@ DOCUMENT = "Document {i}:\n{document}"
 
 @dataclass(frozen=True)
 class Family:
-    """What tasks of one kind share: the prompt, the start of the answer, and how many tokens an answer may have."""
+    """The common part of tasks of one kind: prompt, start of the answer, and the longest answer in tokens."""
 
     name: str
     template: str
@@ -149,14 +149,14 @@ TEMPLATES: dict[str, str] = {
 
 
 def find_task(name: str) -> Task:
-    """The task of that name. Raises ValueError for another name."""
+    """Return the task of that name. Raises ValueError for an unknown name."""
     if name not in TASKS:
         raise ValueError(f"benchmark.tasks=[{name}]: no such task; RULER has {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def wrapped(template: str, body: str, prefix: str) -> str:
-    """A whole prompt: the wrapper around a task's own template `body`, then the answer prefix.
+    """Return a whole prompt: the wrapper around a task's own template `body`, then the answer prefix.
 
     template: a name in TEMPLATES, or a text that holds {task_template}; {{ and }} in it stand for braces. The prefix
     follows the wrapper: it starts the assistant's turn. Raises ValueError for a wrapper with no place for the task, or

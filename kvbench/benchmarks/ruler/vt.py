@@ -17,7 +17,7 @@ EXAMPLE_VALUE = "12345"
 
 
 def draw_names(rng: random.Random, number: int, letters: int) -> list[str]:
-    """Different names of capitals. A repetition, at which upstream's generator fails, is left out."""
+    """Draw different names of capitals. A repetition, at which upstream's generator fails, is left out."""
     names = [_name(rng, letters) for _ in range(number)]
     while len(set(names)) < number:
         names.append(_name(rng, letters))
@@ -29,7 +29,7 @@ def _name(rng: random.Random, letters: int) -> str:
 
 
 def chain_of(names: list[str], value: str) -> list[str]:
-    """The assignments: the first name gets the value, every other name its predecessor. Mind the trailing spaces."""
+    """Return the assignments: the first name gets the value, every other name its predecessor, with trailing spaces."""
     return [f"VAR {names[0]} = {value}"] + [f"VAR {name} = VAR {before} " for before, name in pairwise(names)]
 
 
@@ -40,9 +40,9 @@ def insert_chain(rng: random.Random, lines: list[str], chain: list[str]) -> None
 
 
 class VariableTracking:
-    """Draws samples of vt with one chain. A unit is a line of noise.
+    """Samples of vt with one chain. A unit is a line of noise.
 
-    The worked example is made when the object is, from the same random stream, and fitted to 500 tokens.
+    The worked example is drawn first, from the same random stream, and fitted to 500 tokens.
     """
 
     most: int | None = None
@@ -62,28 +62,28 @@ class VariableTracking:
         self.reserve = task.tokens_to_generate + count(self.example)
 
     def floor(self, row: int) -> int:
-        """As many lines as statements: these go in front of different lines."""
+        """Return as many lines as statements: these go in front of different lines."""
         return self.hops + 1
 
     def trial(self, size: int) -> int:
-        """Tokens of one sample without the example."""
+        """Return the tokens of one sample without the example."""
         return self.count(self.sample(size)[0])
 
     def draw(self, size: int, row: int) -> Draft:
-        """A sample with the example, whose names and number are new each time."""
+        """Return a sample with the example, whose names and number are new each time."""
         text, names = self.sample(size)
         place = text.index(self.opening)
         text = f"{text[:place]}{self._fresh_example()}\n{text[place:]}"
         return Draft(text, names, self.count(text) + self.tokens_to_generate)
 
     def sample(self, size: int) -> tuple[str, list[str]]:
-        """Text and names, with names of five letters and a value of five digits."""
+        """Return text and names, with names of five letters and a value of five digits."""
         names = draw_names(self.rng, self.hops + 1, 5)
         value = str(self.numbers.randint(10000, 99999))
         return self.fill(self.prompt, names, value, size)
 
     def fill(self, prompt: str, names: list[str], value: str, size: int) -> tuple[str, list[str]]:
-        """A prompt around `size` lines of noise and the chain."""
+        """Return a prompt around `size` lines of noise and the chain, with the names."""
         lines = [NOISE] * size
         insert_chain(self.rng, lines, chain_of(names, value))
         context = "\n".join(lines).replace(". \n", ".\n")

@@ -1,4 +1,4 @@
-"""Variable tracking as the generator of 2024 made it: other line breaks, and the same worked example in every row."""
+"""Variable tracking as the generator of 2024 wrote it: other line breaks, and the same worked example in every row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvbench.benchmarks.ruler.vt import EXAMPLE_LENGTH, chain_of, draw_names, in
 
 
 class VariableTracking2024:
-    """Draws samples of vt with one chain. A unit is a line of noise.
+    """Samples of vt with one chain. A unit is a line of noise.
 
     Lines end in a newline and are joined by spaces. The example has a random value too, counts the answer it ends
     with, and stands in all rows between blank lines.
@@ -35,16 +35,16 @@ class VariableTracking2024:
         self.reserve = task.tokens_to_generate + count(self.example)
 
     def floor(self, row: int) -> int:
-        """As many lines as statements."""
+        """Return as many lines as statements."""
         return self.hops + 1
 
     def trial(self, size: int) -> int:
-        """Tokens of one sample and, as upstream, of the list of its answers as Python prints it."""
+        """Return the tokens of one sample and, as upstream, of the list of its answers as Python prints it."""
         text, names = self.sample(self.prompt, size, 5)
         return self.count(f"{text} {names}")
 
     def draw(self, size: int, row: int) -> Draft:
-        """A sample with the example. Its length is the sum of the two, as upstream."""
+        """Return a sample with the example. Its length is the sum of the two, as upstream."""
         text, names = self.sample(self.prompt, size, 5)
         length = self.count(text) + self.reserve
         place = text.index(self.opening)
@@ -54,7 +54,7 @@ class VariableTracking2024:
         return Draft(text, names, length if real <= self.length else real)
 
     def sample(self, prompt: str, size: int, letters: int) -> tuple[str, list[str]]:
-        """Text and names."""
+        """Return text and names."""
         names = draw_names(self.rng, self.hops + 1, letters)
         value = str(self.numbers.randint(10000, 99999))
         lines = [f"{NOISE}\n"] * size
@@ -89,7 +89,10 @@ class _Example2024:
 
 
 def _bare(prompt: str, task: Task) -> str:
-    """A prompt without its wrapper. As upstream, white space collapses and the last word before the prefix goes."""
+    """Return a prompt without its wrapper.
+
+    As upstream, white space collapses and the last word before the prefix is lost.
+    """
     if prompt == task.template + VT_PREFIX_2024:
         return prompt
     first, last = prompt.index(task.template[:20]), prompt.index(VT_PREFIX_2024[:10])

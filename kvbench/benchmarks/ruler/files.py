@@ -1,19 +1,20 @@
-"""RULER files: reading and writing them, and splitting a prompt into context, question and start of the answer."""
+"""RULER's files: how they are read, written, and split into context, question and start of the answer."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kvbench.benchmarks.ruler.tasks import find_task
+from kvbench.common.files import replacing
+from kvbench.data.text import is_whole_text, parse_json, read_lines
 
 # NVIDIA/kvpress 8bb29b9c: the context ends before the LAST match of the first pattern; the answer prefix starts at the
-# FIRST match of the second one behind it.
+# FIRST match of the second pattern after it.
 QUESTION = {
     "niah": r"What (?:is|are all) the special magic",
     "vt": r"Question: Find all variables that are assigned the value",
@@ -26,12 +27,12 @@ STYLES = ("kvpress", "upstream")
 
 
 def split(task: str, record: Mapping[str, Any], *, style: str = "kvpress") -> tuple[str, str, str]:
-    """(context, question, answer prefix) of a record. Joined, they are its input and answer prefix, byte for byte.
+    """Return (context, question, answer prefix) of a record. Joined, they are its input and answer prefix.
 
     style: "kvpress" puts the space before the answer into the question, as the data set of NVIDIA/kvpress does;
     "upstream" leaves it in the answer prefix, which is where RULER writes the end of the user's turn. The context is
-    the same. Records of 2024, with the prefix inside their input, and rows that are split already will do. Raises
-    ValueError if the text does not look like the task.
+    the same. The record can also be one of 2024, with the prefix inside its input, or a row that is split already.
+    Raises ValueError if the text does not look like the task.
     """
     family = find_task(task).family
     if style not in STYLES:
@@ -43,53 +44,50 @@ def split(task: str, record: Mapping[str, Any], *, style: str = "kvpress") -> tu
         questions = list(re.finditer(QUESTION[family.name], text))
         start = questions[-1].start() if questions else -1
     if style == "kvpress":
-        found = re.search(ANSWER[family.name], text[start:]) if start >= 0 else None
-        end = start + found.start() if found else -1
+        answer = re.search(ANSWER[family.name], text[start:]) if start >= 0 else None
+        end = start + answer.start() if answer else -1
     else:
         end = text.rfind(family.answer_prefix[:10])
     if start < 0 or end < start:
-        raise ValueError(f"benchmark.tasks=[{task}]: a record has not the question and the answer prefix of this task")
+        raise ValueError(f"benchmark.tasks=[{task}]: a record lacks the question or the answer prefix of this task")
     return text[:start], text[start:end], text[end:]
 
 
 def load_records(path: str | Path, task: str) -> list[dict[str, Any]]:
-    """Records of a task from a JSONL file, or from a folder with <task>/validation.jsonl or <task>.jsonl.
+    """Return the records of a task from a JSONL file, or a folder with <task>/validation.jsonl or <task>.jsonl.
 
     Lines are upstream's, of any year, or rows of the Hugging Face data set simonjegou/ruler (context, question,
-    answer_prefix, answer, task, max_new_tokens); these become records that keep their context and question, and rows of
+    answer_prefix, answer, task, max_new_tokens). These become records that keep their context and question; rows of
     other tasks are left out. Raises ValueError, with file and line, for a damaged line or a missing field.
     """
     find_task(task)
     file = records_file(path, task)
     records = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                record = _parsed(line, f"{file}:{number}")
-                if record.pop("task", task) == task:
-                    records.append(record)
+    for number, line in enumerate(read_lines(file)[0], 1):
+        if line.strip():
+            record = _parsed(line, f"{file}, line {number}")
+            if record.pop("task", task) == task:
+                records.append(record)
     if not records:
         raise ValueError(f"{file}: no records of {task} in it")
     return records
 
 
 def records_file(path: str | Path, task: str) -> Path:
-    """The file with a task's records: `path` itself, or <task>/validation.jsonl or <task>.jsonl in that folder.
+    """Return the file with a task's records: `path` itself, or <task>/validation.jsonl or <task>.jsonl in it.
 
     Raises ValueError if there is none.
     """
     folder = Path(path).expanduser()
-    for file in (folder, folder / task / "validation.jsonl", folder / f"{task}.jsonl"):
-        if file.is_file():
-            return file
-    raise ValueError(f"benchmark.files={path}: no file, and no folder with {task}.jsonl or {task}/validation.jsonl")
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        for file in (folder, folder / task / "validation.jsonl", folder / f"{task}.jsonl"):
+            if file.is_file():
+                return file
+    raise ValueError(f"benchmark.files={path}: not a file, and no folder with {task}.jsonl or {task}/validation.jsonl")
 
 
 def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no whole JSON object ({error.msg}); the file is damaged or cut off") from error
+    row = parse_json(line, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON object was expected, not {type(row).__name__}")
     published = "context" in row
@@ -98,11 +96,15 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: the field {name!r} is missing")
     answers = row.pop("answer") if published else row["outputs"]
     answers = [answers] if isinstance(answers, str) else answers
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{where}: the answers must be a list of texts")
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text for text in answers):
+        raise ValueError(f"{where}: the answers must be a list of texts that are not empty")
+    if type(row.get("length", 0)) is not int:
+        raise ValueError(f"{where}: the field 'length' must be a whole number")
     for name in {"input", "context", "question", "answer_prefix"} & set(row):
         if not isinstance(row[name], str):
             raise ValueError(f"{where}: the field {name!r} must be a text")
+    if "\\ud" in line.lower() and not is_whole_text(row):
+        raise ValueError(f"{where}: holds half of a character, which no tokenizer can read")
     if published:
         row["input"] = row["context"] + row["question"]
     return {**row, "outputs": answers}
@@ -111,13 +113,6 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
 def save_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write JSONL as upstream does. The file appears when it is whole, also if several processes write it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            for record in records:
-                out.write(json.dumps(record) + "\n")
-        os.chmod(name, 0o644)  # mkstemp gives the file to its owner alone
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for record in records:
+            out.write(json.dumps(record) + "\n")
