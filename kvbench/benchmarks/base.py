@@ -210,7 +210,8 @@ def whole(name: str, value: Any, least: int, most: int | None = None, *, optiona
 def distinct(name: str, values: Any, least: int, most: int) -> None:
     """Raise ValueError unless benchmark.<name> is a list of different whole numbers in a range."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise ValueError(f"benchmark.{name}={_short(values)}: give a list of at least one number")
+        shown = list(values) if isinstance(values, tuple) else values
+        raise ValueError(f"benchmark.{name}={_short(shown)}: give a list of at least one number")
     for value in values:
         whole(name, value, least, most)
     if len(set(values)) < len(values):

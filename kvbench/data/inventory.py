@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.common.files import write_atomic
-from kvbench.data.text import read_json
 from kvbench.common.paths import cache_dir
+from kvbench.data.text import read_json
 
 NAME = "manifest.json"
 CHUNK = 1 << 20

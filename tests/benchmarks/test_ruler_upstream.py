@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvbench.benchmarks.ruler import TASKS, Sources, rows
+from kvbench.benchmarks.ruler import TASKS, RulerRequest, Sources, rows
 from tests.golden import make
 from tests.helpers.outside import DATA, golden, read_rows
 from tests.helpers.ruler_sources import generate, write_sources

@@ -160,9 +160,7 @@ def test_a_manifest_is_held_to(root: Path) -> None:
     inventory.write(root, {"files": {"data/qasper.jsonl": entry}})
     assert longbench.find(str(root)).check("qasper") == 3
     path.write_text(bundle.text([bundle.row("qasper", number) for number in range(2)]), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match="qasper.jsonl: changed since it was prepared; fetch the file again"
-    ):
+    with pytest.raises(ValueError, match="qasper.jsonl: changed since it was prepared; fetch the file again"):
         longbench.find(str(root)).rows("qasper")
 
 

@@ -32,7 +32,7 @@ def test_everything_there(world: World) -> None:
     assert (done.problems, done.missing, sorted(done.new)) == ([], [], sorted(set(NAMES) - {"manifest.json"}))
     assert sorted(world.state()) == NAMES
     value = inventory.read(world.folder)
-    assert value["part"] == "made-up" and value["missing"] == []
+    assert value["bundle"] == "made-up" and value["missing"] == []
     assert value["files"]["words.txt"] == {"sha256": digest("noun\nword\n"), "bytes": 10, "checked": "known"}
     assert value["files"]["squad.json"]["checked"] == "recorded"
     assert inventory.verify(world.folder) == []

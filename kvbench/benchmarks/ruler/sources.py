@@ -14,9 +14,9 @@ from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler import sentences, words
 from kvbench.benchmarks.ruler.documents import Questions, hotpotqa, squad
 from kvbench.benchmarks.ruler.tasks import find_task
+from kvbench.common.paths import cache_dir
 from kvbench.data import inventory
 from kvbench.data.text import read_bytes, read_json, read_lines
-from kvbench.common.paths import cache_dir
 
 GET = "get it with `kvbench data ruler`"
 EMBEDDED_VERSION = "embedded-1"  # raise when kvbench's own words, prose or splitter change
