@@ -64,7 +64,7 @@ def test_longbench_from_a_folder_is_ready_for_use(tmp_path: Path, run: Run) -> N
     assert folder.splits("kvpress")["answer_prefix"]["qasper"] == "Answer:"
     assert run("longbench", "--check")[0] == 0
     status, out, err = run("longbench", "--from", origin)
-    assert status == 0 and "already there: 6 files" in out
+    assert status == 0 and "already there: 4 files" in out
     (tmp_path / "cache" / "data" / "longbench" / "data" / "lcc.jsonl").write_text("{}")
     status, out, err = run("longbench", "--check")
     assert status == 1 and "data/lcc.jsonl: was changed after it was prepared; fetch it again: kvbench data" in err
@@ -144,7 +144,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, run: Run) -> None:
     (folder / "manifest.json").write_text("{")
     assert "manifest.json: cut off or not JSON" in run("needle", "--check")[2]
     status, _, err = run("nothing")
-    assert status == 2 and err.startswith("kvbench: argument part: invalid choice: 'nothing'") and err.count("\n") == 1
+    assert status == 2 and err.startswith("kvbench: argument bundle: invalid choice: 'nothing'") and err.count("\n") == 1
 
 
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
