@@ -1,4 +1,4 @@
-"""What tests look at after runs: their records and statuses, and engines that fail on demand."""
+"""Records and statuses of runs, and engines that fail on demand."""
 
 from __future__ import annotations
 

@@ -9,21 +9,19 @@ import pytest
 import torch
 
 import kvbench
+from tests.helpers.methods import evicting, with_dial
 
 TOKENS = 64
 
 
 def message(method: str, budget: Any = 40, tokens: int = TOKENS, **dials: Any) -> str:
-    """The error of loading a method and applying it to a small prompt."""
+    """Return the error of loading a method and applying it to a small prompt."""
     x = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError) as caught:
         kvbench.load_method(method, **dials).keep(x, x, x, budget=budget)
     text = str(caught.value)
     assert text.strip() and "\n" not in text
     return text
-
-
-WINDOWED = ["h2o", "h2o_decode", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_a_method_name_is_not_a_path() -> None:
     assert "method" in message("../method/snapkv")
 
 
-@pytest.mark.parametrize("method", WINDOWED)
+@pytest.mark.parametrize("method", with_dial("window"))
 @pytest.mark.parametrize("window", [40, 41, 1000])
 def test_window_must_be_smaller_than_the_budget(method: str, window: int) -> None:
     text = message(method, budget=40, window=window)
@@ -133,7 +131,7 @@ BAD_BUDGETS = [0, -3, 1.5, 0.0, -0.2, True, False, "abc", "128", None, float("na
 
 
 @pytest.mark.parametrize("budget", BAD_BUDGETS, ids=str)
-@pytest.mark.parametrize("method", ["snapkv", "streaming_llm", "prefixkv"])
+@pytest.mark.parametrize("method", evicting())
 def test_impossible_budget(method: str, budget: Any) -> None:
     assert "budget" in message(method, budget=budget)
 

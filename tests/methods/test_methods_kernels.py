@@ -124,7 +124,7 @@ def test_a_rule_means_the_same_to_torch_and_to_the_kernels(split: tuple[Any, flo
 
 @dataclass
 class Seen:
-    """What a score part saw of every layer."""
+    """The contexts that a score part got, one per layer."""
 
     contexts: list[tuple[int, int, float, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 

@@ -30,7 +30,7 @@ def as_lists(kept: list[torch.Tensor], tokens: int, window: int = 0) -> list[lis
 def check_heads(
     case: Case, kept: list[torch.Tensor], scores_US: np.ndarray, counts: list[int], strict: bool = False
 ) -> None:
-    """Every head keeps the window and its `counts[u]` best tokens before it, up to ties.
+    """Check that every head keeps the window and its `counts[u]` best tokens before it, up to ties.
 
     `strict` also demands the lower index among ties; not for avg pooling, whose sums differ by rounding.
     """
@@ -45,7 +45,7 @@ def check_heads(
 
 
 def clear_cut(scores_US: np.ndarray, picks: int) -> bool:
-    """True if no near-tie in float32 between different heads decides how many tokens each head gets."""
+    """Return True if no near-tie in float32 between different heads decides how many tokens each head gets."""
     ordered = np.sort(scores_US.ravel())[::-1]
     if picks >= len(ordered):
         return True
@@ -54,7 +54,7 @@ def clear_cut(scores_US: np.ndarray, picks: int) -> bool:
 
 
 def lengths(kept: list[list[torch.Tensor]], window: int) -> list[list[int]]:
-    """Tokens selected besides the window, per layer and KV head."""
+    """Return the tokens selected in addition to the window, per layer and KV head."""
     return [[len(head) - window for head in layer] for layer in kept]
 
 
@@ -192,7 +192,7 @@ def test_ada_pyramidkv(seed: int) -> None:
 
 
 def prefix_layer(case: Case, stats: list[np.ndarray], allocation: str, start: int) -> list[list[list[int]]]:
-    """Kept tokens of prefixkv for every layer of a case."""
+    """Return the kept tokens of prefixkv for every layer of a case."""
     method = kvbench.load_method("prefixkv", sinks=start, window=1, allocation=allocation)
     context: dict[str, Any] = {"layer_scores": [torch.tensor(s) for s in stats]} if len(stats) > 1 else {}
     return [as_lists(heads, case.tokens, 1) for heads in case.keep(method, **context)]

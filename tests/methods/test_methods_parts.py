@@ -1,4 +1,4 @@
-"""The parts behind the KV-head API against their naive twins: KIVI's quantiser, H2O's eviction per step."""
+"""The parts that `keep` does not reach, against their naive twins: KIVI's quantiser, H2O's eviction per step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.reference import h2o_decode, kivi, scores
 
 
 def kivi_store(**dials: int) -> Any:
-    """KIVI's storage part."""
+    """Return KIVI's storage part."""
     return kvbench.load_method("kivi", **dials).store
 
 
@@ -78,7 +78,7 @@ def test_h2o_decode_accumulates_and_evicts_like_the_loop(seed: int, reduce: str,
     q_GTD, k_UTD = rng.normal(size=(group, prompt + steps, 8)), rng.normal(size=(1, prompt + steps, 8))
 
     def attention(positions: list[int]) -> np.ndarray:
-        """Softmax of the newest position's queries over the stored positions [G, S]."""
+        """Return the softmax of the newest position's queries over the stored positions [G, S]."""
         logits = q_GTD[:, positions[-1]] @ k_UTD[0, positions].T
         weights = np.exp(logits)
         return weights / weights.sum(axis=1, keepdims=True)

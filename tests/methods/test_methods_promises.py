@@ -1,4 +1,7 @@
-"""What holds for every method: exact totals, short prompts untouched, no memory, ties to the lower index."""
+"""The promises of every method: exact totals, short prompts untouched, no memory, ties to the lower index.
+
+Methods are collected from conf/method/ by what they have: a new one is tested without being listed here.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,45 @@ import pytest
 import torch
 
 import kvbench
+from kvbench.methods.method import Method
+from tests.helpers.methods import evicting, shipped, with_dial
 from tests.reference import allocate, scores, select
 from tests.reference.cases import Case, draw
 
-WINDOWED = ["h2o", "h2o_decode", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv"]
-ALLOCATING = ["pyramidkv", "ada_snapkv", "ada_pyramidkv", "prefixkv"]
-EVICTING = ["streaming_llm", "prefixkv", *WINDOWED]
 
-
-def context_of(method: str, case: Case) -> dict[str, Any]:
-    """What prefixkv needs besides the layer's own tensors."""
-    if method != "prefixkv":
+def context_of(method: Method, case: Case) -> dict[str, Any]:
+    """Return the statistics of all layers, for a method that needs them."""
+    if not method.needs_statistics:
         return {}
-    stats = [scores.layer_column_sums(q, k, case.scaling) for q, k, _ in case.layers]
-    return {"layer_scores": [torch.tensor(s) for s in stats]}
+    layers = [case.torch_layer(layer) for layer in range(len(case.layers))]
+    return {"layer_scores": [method.layer_statistic(*layer, scaling=case.scaling) for layer in layers]}
 
 
-def load(method: str, window: int, **dials: Any) -> Any:
-    """The method with its own defaults, but for a window that fits small prompts."""
-    return kvbench.load_method(method, **({"window": window} if method in WINDOWED else {}), **dials)
+def load(name: str, window: int, **dials: Any) -> Method:
+    """Return the method with its own defaults, but for a window that fits small prompts."""
+    return kvbench.load_method(name, **({"window": window} if name in with_dial("window") else {}), **dials)
+
+
+def protected(method: Method, tokens: int) -> int:
+    """Return how many tokens of each head the method always keeps."""
+    assert method.eviction is not None
+    return method.eviction.select.protected(tokens).total
 
 
 def total(kept: list[list[torch.Tensor]]) -> int:
-    """Kept tokens over all layers and KV heads."""
+    """Count the kept tokens over all layers and KV heads."""
     return sum(len(head) for layer in kept for head in layer)
 
 
-@pytest.mark.parametrize("method", EVICTING)
+@pytest.mark.parametrize("method", evicting())
 @pytest.mark.parametrize("seed", range(8))
 def test_totals_are_exact_for_tokens_and_for_fractions(seed: int, method: str) -> None:
     case = draw(600 + seed, num_layers=seed + 1)
     window = min(case.window, case.tokens - 6)
     rng = np.random.default_rng(seed)
-    budget = int(rng.integers(max(window, 4) + 1, case.tokens))  # beyond the 4 sinks of streaming_llm
-    loaded, context = load(method, window), context_of(method, case)
+    loaded = load(method, window)
+    context = context_of(loaded, case)
+    budget = int(rng.integers(max(window, protected(loaded, 1)) + 1, case.tokens))
     promised = budget * case.heads * len(case.layers)
     assert total(case.keep(loaded, budget, **context)) == promised
     # The same number as a fraction, although budget / tokens * tokens may fall a hair short of it.
@@ -61,11 +69,11 @@ def test_every_percent_of_a_round_length_is_a_whole_number(tokens: int) -> None:
         assert len(method.keep(x, x, x, budget=percent / 100)[0]) == math.floor(percent * tokens / 100)
 
 
-@pytest.mark.parametrize("method", [*EVICTING, "fullkv", "kivi"])
+@pytest.mark.parametrize("method", shipped())
 @pytest.mark.parametrize("tokens", [1, 2, 9, 40])
 def test_a_prompt_within_the_budget_is_left_alone(tokens: int, method: str) -> None:
     x = torch.tensor(np.random.default_rng(tokens).normal(size=(2, tokens, 8)))
-    context: dict[str, Any] = {"layer_scores": [torch.ones(tokens)] * 3} if method == "prefixkv" else {}
+    context: dict[str, Any] = {"layer_scores": [torch.ones(tokens)] * 3} if shipped()[method].needs_statistics else {}
     for budget in (40, 1000, 1.0):
         kept = kvbench.load_method(method).keep(x, x, x, budget=budget, layer=1, num_layers=3, **context)
         assert all(head.dtype == torch.long for head in kept)
@@ -73,13 +81,14 @@ def test_a_prompt_within_the_budget_is_left_alone(tokens: int, method: str) -> N
 
 
 @pytest.mark.parametrize("sinks", [1, 3])
-@pytest.mark.parametrize("method", ["h2o", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv", "prefixkv"])
+@pytest.mark.parametrize("method", with_dial("sinks"))
 def test_sinks_count_in_the_budget_and_stay(method: str, sinks: int) -> None:
     for seed in range(4):
         case = draw(700 + seed, num_layers=3)
         window = min(case.window, case.tokens - 6)
         budget = (window + sinks + case.tokens) // 2
-        kept = case.keep(load(method, window, sinks=sinks), budget, **context_of(method, case))
+        loaded = load(method, window, sinks=sinks)
+        kept = case.keep(loaded, budget, **context_of(loaded, case))
         assert total(kept) == budget * case.heads * 3
         for head in (head for layer in kept for head in layer):
             assert head[:sinks].tolist() == list(range(sinks))
@@ -87,18 +96,18 @@ def test_sinks_count_in_the_budget_and_stay(method: str, sinks: int) -> None:
 
 
 @pytest.mark.parametrize("allocation", ["reference", "exact"])
-@pytest.mark.parametrize("method", ALLOCATING)
+@pytest.mark.parametrize("method", with_dial("allocation"))
 def test_a_prompt_does_not_depend_on_the_one_before(method: str, allocation: str) -> None:
     first, second = draw(7, num_layers=4), draw(13, num_layers=4)
     window = min(first.window, second.window)
     used, fresh = (load(method, window, allocation=allocation) for _ in range(2))
-    first.keep(used, **context_of(method, first))
-    again, alone = (second.keep(m, **context_of(method, second)) for m in (used, fresh))
+    first.keep(used, **context_of(used, first))
+    again, alone = (second.keep(m, **context_of(m, second)) for m in (used, fresh))
     for a, b in zip(again, alone, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("method", EVICTING)
+@pytest.mark.parametrize("method", evicting())
 def test_inputs_are_not_written_to(method: str) -> None:
     case = draw(21)
     q, k, v = case.torch_layer(0)
@@ -108,7 +117,7 @@ def test_inputs_are_not_written_to(method: str) -> None:
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "sum"])
-@pytest.mark.parametrize("method", ["snapkv", "h2o", "ada_snapkv"])
+@pytest.mark.parametrize("method", sorted({*with_dial("reduce")} & {*evicting()}))
 def test_query_heads_score_the_kv_head_of_their_own_group(method: str, reduce: str) -> None:
     # Head h has its one peak at token 2 * h + 1; KV head h // 2 must keep it, and only it.
     heads, tokens, window = 6, 24, 4
@@ -117,7 +126,7 @@ def test_query_heads_score_the_kv_head_of_their_own_group(method: str, reduce: s
     q_HTD = torch.zeros(heads, tokens, tokens)
     for h in range(heads):
         q_HTD[h, :, 2 * h + 1] = 60.0
-    dials = {} if method == "h2o" else {"kernel_size": 1}
+    dials = {"kernel_size": 1} if method in with_dial("kernel_size") else {}
     loaded = kvbench.load_method(method, window=window, reduce=reduce, **dials)
     kept = loaded.keep(q_HTD, k_UTD, k_UTD, budget=window + 2, scaling=1.0)
     for u, head in enumerate(kept):
@@ -128,7 +137,7 @@ def test_query_heads_score_the_kv_head_of_their_own_group(method: str, reduce: s
 
 
 def tied_prompt(kind: str, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """q and k whose logits repeat exactly: no queries, one key for all, or few whole-numbered keys."""
+    """Return q and k whose logits repeat exactly: no queries, one key for all, or few whole-numbered keys."""
     rng = np.random.default_rng(seed)
     heads, group, tokens = int(rng.integers(1, 4)), int(rng.integers(1, 4)), int(rng.integers(30, 90))
     q = rng.integers(-2, 3, size=(heads * group, tokens, 4))

@@ -22,14 +22,14 @@ ROUNDED = 0.6e-6  # the figures are printed with six decimals
 
 
 def keep(method: str, k: np.ndarray, v: np.ndarray, budget: int = tva.BUDGET, **dials: Any) -> list[list[int]]:
-    """Kept tokens on TV-A with its window and kernel, for the heads of `k`."""
+    """Return the kept tokens on TV-A with its window and kernel, for the heads of `k`."""
     loaded = kvbench.load_method(method, **{"window": tva.WINDOW, **dials})
     kept = loaded.keep(torch.tensor(Q_HTD), torch.tensor(k), torch.tensor(v), budget=budget)
     return [head.tolist() for head in kept]
 
 
 def plus_window(*heads: list[int]) -> list[list[int]]:
-    """Sorted selections with TV-A's window appended."""
+    """Return sorted selections with TV-A's window appended."""
     return [[*sorted(head), *tva.WINDOW_TOKENS] for head in heads]
 
 

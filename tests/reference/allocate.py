@@ -13,7 +13,7 @@ import numpy as np
 
 
 def as_fraction(value: float) -> Fraction:
-    """The decimal a person typed: 0.2 is 1/5, not the nearest binary number."""
+    """Return the decimal that a person typed: 0.2 is 1/5, not the nearest binary number."""
     return Fraction(repr(value))
 
 
@@ -27,7 +27,7 @@ def largest_remainder(real: list[Fraction], total: int) -> list[int]:
 
 
 def is_largest_remainder(got: list[int], real: list[Fraction], total: int, slack: float = 1e-9) -> bool:
-    """True if `got` sums to `total` and no unit could move to a share that is owed more.
+    """Return True if `got` sums to `total` and no unit could move to a share that is owed more.
 
     Exact ties may fall either way (`slack`), because decimals such as 0.2 have no exact binary form.
     """
@@ -36,7 +36,7 @@ def is_largest_remainder(got: list[int], real: list[Fraction], total: int, slack
 
 
 def pyramid_ends(base: int, beta: int, scored: int) -> tuple[int, int]:
-    """Tokens selected in the last and in the first layer (min, max); `scored` = tokens outside the window."""
+    """Return the tokens selected in the last and in the first layer (min, max); `scored` = tokens before the window."""
     low = base // beta
     high = 2 * base - low
     if high >= scored:
@@ -46,7 +46,7 @@ def pyramid_ends(base: int, beta: int, scored: int) -> tuple[int, int]:
 
 
 def pyramid_reference(base: int, beta: int, tokens: int, window: int, layers: int, middle: bool = True) -> list[int]:
-    """Selected tokens per layer as KVCache-Factory counts them: floored step, uniform when tokens < 2 * base.
+    """Return selected tokens per layer as KVCache-Factory counts: floored step, uniform when tokens < 2 * base.
 
     `middle=False` leaves that branch out, as the AdaKV code does. One layer gets `base`.
     """
@@ -58,7 +58,7 @@ def pyramid_reference(base: int, beta: int, tokens: int, window: int, layers: in
 
 
 def pyramid_real(base: int, beta: int, tokens: int, window: int, layers: int, middle: bool = True) -> list[Fraction]:
-    """The same line from max to min in exact fractions; its sum is layers * base."""
+    """Return the line from max to min in exact fractions; its sum is layers * base."""
     if layers == 1 or (middle and tokens < 2 * base):
         return [Fraction(base)] * layers
     low, high = pyramid_ends(base, beta, tokens - window)
@@ -66,7 +66,7 @@ def pyramid_real(base: int, beta: int, tokens: int, window: int, layers: int, mi
 
 
 def normalised(scores_US: np.ndarray, base: int) -> np.ndarray:
-    """Ada-KV's option: weight every head by the share of its mass that its best `base` tokens hold."""
+    """Weigh every head by the share of its mass that its best `base` tokens hold: an option of Ada-KV."""
     out = np.array(scores_US, dtype=np.float64)
     for u in range(out.shape[0]):
         best = sorted(scores_US[u], reverse=True)[:base]
@@ -75,7 +75,7 @@ def normalised(scores_US: np.ndarray, base: int) -> np.ndarray:
 
 
 def adaptive_counts(scores_US: np.ndarray, picks: int) -> list[int]:
-    """How many of the `picks` best entries of all heads belong to each head (lower head first in ties)."""
+    """Count how many of the `picks` best entries of all heads each head holds (lower head first in ties)."""
     heads, size = scores_US.shape
     entries = [(-scores_US[u, j], u, j) for u in range(heads) for j in range(size)]
     counts = [0] * heads
@@ -85,20 +85,20 @@ def adaptive_counts(scores_US: np.ndarray, picks: int) -> list[int]:
 
 
 def adaptive_reference(counts: list[int], base: int, floor: float) -> list[int]:
-    """Caps of the AdaKV code: truncated floor, float32 arithmetic, halves rounded to even."""
+    """Return the caps of the AdaKV code: truncated floor, float32 arithmetic, halves rounded to even."""
     kept_floor = int(base * floor)
     shares = np.asarray(counts, dtype=np.float32) * np.float32(1 - floor) + np.float32(kept_floor)
     return [int(x) for x in np.rint(shares)]
 
 
 def adaptive_real(counts: list[int], base: Fraction, floor: float) -> list[Fraction]:
-    """The same mix in exact fractions; its sum is the sum of `counts` when that is heads * base."""
+    """Return the mix in exact fractions; its sum is the sum of `counts` if that is heads * base."""
     alpha = as_fraction(floor)
     return [(1 - alpha) * count + alpha * base for count in counts]
 
 
 def prefix_search(layer_scores: list[np.ndarray], budget: int, start: int) -> tuple[list[int], int, list]:
-    """PrefixKV's binary search: (forget per layer before rescaling, target, trace of (p, forget)).
+    """Search as PrefixKV does. Return (forget per layer before rescaling, target, trace of (p, forget)).
 
     All layers keep the same cumulative share p of their sorted importance; `start` first tokens and the last
     one are protected. Stops when the total is within 5 tokens of the target, at the latest after 60 steps.
@@ -127,11 +127,11 @@ def prefix_search(layer_scores: list[np.ndarray], budget: int, start: int) -> tu
 
 
 def prefix_real(layer_scores: list[np.ndarray], budget: int, start: int) -> list[Fraction]:
-    """Rescaled drops per layer as exact fractions (sum: the target); may exceed what a layer can drop."""
+    """Return rescaled drops per layer as exact fractions (sum: the target); may exceed what a layer can drop."""
     forget, target, _ = prefix_search(layer_scores, budget, start)
     return [Fraction(f * target, max(1, sum(forget))) for f in forget]
 
 
 def prefix_reference(layer_scores: list[np.ndarray], budget: int, start: int) -> list[int]:
-    """Drops per layer with the published truncation."""
+    """Return drops per layer with the published truncation."""
     return [math.floor(x) for x in prefix_real(layer_scores, budget, start)]

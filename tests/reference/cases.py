@@ -29,16 +29,16 @@ class Case:
 
     @property
     def base(self) -> int:
-        """Tokens selected besides the window."""
+        """Tokens selected in addition to the window."""
         return self.budget - self.window
 
     def torch_layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v of a layer as the method receives them."""
+        """Return q, k, v of a layer as the method receives them."""
         q, k, v = (torch.tensor(x, dtype=getattr(torch, self.dtype)) for x in self.layers[layer])
         return q, k, v
 
     def window_scores(self, layer: int) -> np.ndarray:
-        """Naive window scores [U, T - window] of a layer."""
+        """Return naive window scores [U, T - window] of a layer."""
         q, k, _ = self.layers[layer]
         d = self.dials
         return scores.window_scores(
@@ -46,12 +46,12 @@ class Case:
         )
 
     def column_sums(self, layer: int) -> np.ndarray:
-        """Naive column sums [U, T] of a layer."""
+        """Return naive column sums [U, T] of a layer."""
         q, k, _ = self.layers[layer]
         return scores.column_sums(q, k, self.dials["reduce"], scaling=self.scaling)
 
     def keep(self, method: Any, budget: int | float | None = None, **context: Any) -> list[list[torch.Tensor]]:
-        """Kept tokens of every layer and KV head."""
+        """Return the kept tokens of every layer and KV head."""
         return [
             method.keep(
                 *self.torch_layer(layer),
@@ -66,7 +66,7 @@ class Case:
 
 
 def draw(seed: int, num_layers: int = 1, dtype: str = "float64", max_tokens: int = 120) -> Case:
-    """A prompt longer than its budget; every seventh one may have three times `max_tokens`."""
+    """Draw a prompt longer than its budget; every seventh one may have three times `max_tokens`."""
     rng = np.random.default_rng([seed, num_layers, dtype == "float32"])
     heads, group = int(rng.integers(1, 4)), int(rng.integers(1, 5))
     dim = int(rng.choice([4, 7, 16, 32]))

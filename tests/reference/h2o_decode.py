@@ -19,7 +19,7 @@ def evict(kept: list[int], acc: list[float], heavy: int, recent: int) -> tuple[l
 
 
 def prefill(rows: list[list[float]], heavy: int, recent: int) -> tuple[list[int], list[float]]:
-    """Column sums of the causal rows of one head, then one eviction: (positions, accumulated scores)."""
+    """Add up the causal rows of one head, then evict once. Return (positions, accumulated scores)."""
     acc = [sum(row[j] for row in rows if j < len(row)) for j in range(len(rows))]
     return evict(list(range(len(rows))), acc, heavy, recent)
 
@@ -27,7 +27,7 @@ def prefill(rows: list[list[float]], heavy: int, recent: int) -> tuple[list[int]
 def step(
     kept: list[int], acc: list[float], position: int, row: Row, heavy: int, recent: int
 ) -> tuple[list[int], list[float]]:
-    """One token at `position`: `row(positions)` gives its attention over the cache, itself last."""
+    """Add a token at `position`; `row(positions)` gives its attention over the cache, itself last."""
     now = [*kept, position]
     weights = row(now)
     return evict(now, [w + a for w, a in zip(weights, [*acc, 0.0], strict=True)], heavy, recent)
@@ -36,7 +36,7 @@ def step(
 def decode(
     rows: list[list[float]], row: Row, steps: int, heavy: int, recent: int
 ) -> list[tuple[list[int], list[float]]]:
-    """State after the prefill and after each of `steps` tokens."""
+    """Return the state after the prefill and after each of `steps` tokens."""
     states = [prefill(rows, heavy, recent)]
     for i in range(steps):
         states.append(step(*states[-1], len(rows) + i, row, heavy, recent))

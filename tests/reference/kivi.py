@@ -6,7 +6,7 @@ import numpy as np
 
 
 def quantise_group(values: np.ndarray, bits: int) -> tuple[list[int], float, float]:
-    """Codes, scale and minimum of one group; halves round to even, a constant group gets code 0."""
+    """Return codes, scale and minimum of one group; halves round to even, a constant group gets code 0."""
     low, high = min(values), max(values)
     scale = (high - low) / (2**bits - 1)
     codes = []
@@ -17,12 +17,12 @@ def quantise_group(values: np.ndarray, bits: int) -> tuple[list[int], float, flo
 
 
 def restore_group(codes: list[int], scale: float, low: float) -> np.ndarray:
-    """Values that the codes stand for."""
+    """Return the values that the codes stand for."""
     return np.array([code * scale + low for code in codes])
 
 
 def quantise_keys(keys_TD: np.ndarray, bits: int, group: int) -> np.ndarray:
-    """Round trip of keys: groups of `group` consecutive tokens of one channel (T a multiple of `group`)."""
+    """Quantise and restore keys: groups of `group` consecutive tokens of one channel (T a multiple of `group`)."""
     out = np.zeros_like(keys_TD)
     for d in range(keys_TD.shape[1]):
         for t in range(0, keys_TD.shape[0], group):
@@ -31,7 +31,7 @@ def quantise_keys(keys_TD: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 
 def quantise_values(values_TD: np.ndarray, bits: int, group: int) -> np.ndarray:
-    """Round trip of values: groups of `group` channels of one token (D a multiple of `group`)."""
+    """Quantise and restore values: groups of `group` channels of one token (D a multiple of `group`)."""
     out = np.zeros_like(values_TD)
     for t in range(values_TD.shape[0]):
         for d in range(0, values_TD.shape[1], group):
@@ -40,7 +40,7 @@ def quantise_values(values_TD: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 
 def quantised_tokens(prompt: int, seen: int, residual: int) -> tuple[int, int]:
-    """(quantised keys, quantised values) between steps, after `seen` tokens of which `prompt` came at once.
+    """Return (quantised keys, quantised values) between steps, after `seen` tokens of which `prompt` came at once.
 
     Keys leave full precision in blocks of `residual`, values one by one; both oldest first.
     """

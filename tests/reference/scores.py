@@ -13,7 +13,7 @@ import numpy as np
 def attention_rows(
     q_HTD: np.ndarray, k_UTD: np.ndarray, head: int, first_query: int, scaling: float | None = None
 ) -> np.ndarray:
-    """Causal softmax rows [T - first_query, T] of one query head, which reads KV head `head // g`."""
+    """Return causal softmax rows [T - first_query, T] of one query head, which reads KV head `head // g`."""
     num_heads, tokens, dim = q_HTD.shape
     group = num_heads // k_UTD.shape[0]
     keys = k_UTD[head // group].astype(np.float64)
@@ -38,7 +38,7 @@ def reduce_groups(values_HS: np.ndarray, num_kv_heads: int, reduce: str) -> np.n
 
 
 def pool(values_S: np.ndarray, kernel_size: int, pooling: str) -> np.ndarray:
-    """Stride-1 pooling with `kernel_size // 2` padding: avg counts the zeros outside, max ignores them."""
+    """Pool with stride 1 and padding `kernel_size // 2`: avg counts the zeros outside, max ignores them."""
     if pooling == "none":
         return values_S.copy()
     half, size = kernel_size // 2, len(values_S)
@@ -50,7 +50,7 @@ def pool(values_S: np.ndarray, kernel_size: int, pooling: str) -> np.ndarray:
 
 
 def window_means(q_HTD: np.ndarray, k_UTD: np.ndarray, window: int, scaling: float | None = None) -> np.ndarray:
-    """Attention of the last `window` queries to the tokens before them, averaged over queries: [H, S]."""
+    """Return the attention of the last `window` queries to the tokens before them, averaged over queries: [H, S]."""
     tokens = q_HTD.shape[1]
     per_head = [attention_rows(q_HTD, k_UTD, h, tokens - window, scaling) for h in range(q_HTD.shape[0])]
     return np.stack([rows[:, : tokens - window].sum(axis=0) / window for rows in per_head])
@@ -65,21 +65,21 @@ def window_scores(
     reduce: str = "mean",
     scaling: float | None = None,
 ) -> np.ndarray:
-    """Score of the SnapKV family [U, S]: window mean, then the group, then pooling along the keys."""
+    """Return the score of the SnapKV family [U, S]: window mean, then the group, then pooling along the keys."""
     grouped = reduce_groups(window_means(q_HTD, k_UTD, window, scaling), k_UTD.shape[0], reduce)
     return np.stack([pool(row, kernel_size, pooling) for row in grouped])
 
 
 def head_column_sums(q_HTD: np.ndarray, k_UTD: np.ndarray, scaling: float | None = None) -> np.ndarray:
-    """Attention received by every token from all queries that can see it: [H, T], full causal rows."""
+    """Return the attention received by every token from all queries that can see it: [H, T], full causal rows."""
     return np.stack([attention_rows(q_HTD, k_UTD, h, 0, scaling).sum(axis=0) for h in range(q_HTD.shape[0])])
 
 
 def column_sums(q_HTD: np.ndarray, k_UTD: np.ndarray, reduce: str = "mean", scaling: float | None = None) -> np.ndarray:
-    """H2O's score per KV head [U, T]."""
+    """Return H2O's score per KV head [U, T]."""
     return reduce_groups(head_column_sums(q_HTD, k_UTD, scaling), k_UTD.shape[0], reduce)
 
 
 def layer_column_sums(q_HTD: np.ndarray, k_UTD: np.ndarray, scaling: float | None = None) -> np.ndarray:
-    """PrefixKV's score [T]: the mean over all query heads, shared by the layer."""
+    """Return PrefixKV's score [T]: the mean over all query heads, shared by the layer."""
     return head_column_sums(q_HTD, k_UTD, scaling).mean(axis=0)

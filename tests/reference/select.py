@@ -11,34 +11,34 @@ RTOL = {"float64": 1e-9, "float32": 1e-5}
 
 
 def best(scores_S: Sequence[float] | np.ndarray, count: int) -> list[int]:
-    """The `count` largest scores in ascending index order; ties go to the lower index."""
+    """Return the `count` largest scores in ascending index order; ties go to the lower index."""
     order = sorted(range(len(scores_S)), key=lambda j: (-float(scores_S[j]), j))
     return sorted(order[:count])
 
 
 def with_window(selected: list[int], tokens: int, window: int) -> list[int]:
-    """Selected tokens followed by the last `window` ones."""
+    """Return selected tokens followed by the last `window` ones."""
     return selected + list(range(tokens - window, tokens))
 
 
 def snapkv(scores_US: np.ndarray, tokens: int, window: int, count: int) -> list[list[int]]:
-    """The `count` best tokens of every KV head plus the window."""
+    """Return the `count` best tokens of every KV head plus the window."""
     return [with_window(best(row, count), tokens, window) for row in scores_US]
 
 
 def h2o(sums_UT: np.ndarray, window: int, count: int) -> list[list[int]]:
-    """The `count` heaviest tokens before the recent window, plus the window."""
+    """Return the `count` heaviest tokens before the recent window, plus the window."""
     tokens = sums_UT.shape[1]
     return [with_window(best(row[: tokens - window], count), tokens, window) for row in sums_UT]
 
 
 def streaming(tokens: int, budget: int, sinks: int) -> list[int]:
-    """First `sinks` tokens and the most recent ones."""
+    """Return the first `sinks` tokens and the most recent ones."""
     return [j for j in range(tokens) if tokens <= budget or j < sinks or j >= tokens - (budget - sinks)]
 
 
 def adaptive(scores_US: np.ndarray, tokens: int, window: int, caps: list[int]) -> list[list[int]]:
-    """Per-head capacities: the `caps[u]` best tokens of KV head u plus the window."""
+    """Return the `caps[u]` best tokens of every KV head u plus the window."""
     return [with_window(best(row, cap), tokens, window) for row, cap in zip(scores_US, caps, strict=True)]
 
 
@@ -53,7 +53,7 @@ def prefixkv(scores_T: np.ndarray, forget: int, start: int) -> list[int]:
 def explain_mismatch(
     kept: Sequence[int], scores_S: Sequence[float] | np.ndarray, count: int, rtol: float
 ) -> str | None:
-    """None if `kept` is a valid choice of the `count` best scores up to ties, otherwise what is wrong.
+    """Explain what is wrong with `kept` as a choice of the `count` best scores up to ties; None if nothing is.
 
     Every score above the threshold (the count-th largest) must be kept, all others kept must equal it.
     """
@@ -73,7 +73,7 @@ def explain_mismatch(
 def explain_tie_order(
     kept: Sequence[int], scores_S: Sequence[float] | np.ndarray, count: int, rtol: float
 ) -> str | None:
-    """None if, among the scores tied at the threshold, exactly the lowest indices are kept."""
+    """Explain which tied scores are kept in place of lower indices; None if the lowest are kept."""
     problem = explain_mismatch(kept, scores_S, count, rtol)
     if problem or count == 0:
         return problem

@@ -100,7 +100,7 @@ def test_a_row_is_out_of_memory_only_if_it_is_so_by_itself(jobs: Jobs, monkeypat
     def fails_after_company(requests: list[Request]) -> BaseException | None:
         sizes.append(len(requests))
         before = sizes[-2] if len(sizes) > 1 else 0
-        return MemoryError() if sizes[-1] > 1 or before > 1 else None  # memory left behind by the batch before
+        return MemoryError() if sizes[-1] > 1 or before > 1 else None  # the batch before has not freed its memory yet
 
     let_engine_fail(monkeypatch, fails_after_company)
     (outcome,) = runner.run_jobs(jobs(H2O))

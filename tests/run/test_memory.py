@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import kvbench
 from kvbench import models
@@ -27,16 +30,16 @@ def prompt(length: int, context: int | None = None) -> Prompt:
 
 
 def request(length: int, *variants: tuple[str, float | int | None], new: int = 8) -> Request:
-    made = [kvbench.Variant(kvbench.load_method(name), budget) for name, budget in variants]
-    return Request(prompt(length), made, new)
+    asked = [kvbench.Variant(kvbench.load_method(name), budget) for name, budget in variants]
+    return Request(prompt(length), asked, new)
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny() -> models.Loaded:
     return kvbench.load_model("tiny")
 
 
-def test_a_shape_is_that_of_the_loaded_model(tiny):
+def test_a_shape_is_that_of_the_loaded_model(tiny: models.Loaded) -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
     config = tiny.model.config
     assert shape.weight_bytes == sum(p.numel() * p.element_size() for p in tiny.model.parameters())
@@ -47,25 +50,27 @@ def test_a_shape_is_that_of_the_loaded_model(tiny):
 
 
 @pytest.mark.smollm2
-def test_the_embedded_models_shape():
+def test_the_embedded_models_shape() -> None:
     shape = models.shape(models.ModelSpec.from_node(OmegaConf.to_container(defaults("model", "smollm2_135m"))))
     assert shape.weight_bytes == 134_515_008 * 4, "the embedding is tied"
     assert shape.token_bytes == 30 * 3 * 2 * 64 * 4
 
 
 @pytest.mark.parametrize("method", sorted(options("method")))
-def test_the_cache_estimate_is_a_close_upper_bound(tiny, method, monkeypatch):
-    """Of what plain rows and encoded ones allocate at their fullest."""
-    made = request(900, (method, None if method in ("fullkv", "kivi") else 0.3), new=20)
+def test_the_cache_estimate_is_a_close_upper_bound(
+    tiny: models.Loaded, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is on what plain and encoded rows allocate at their fullest."""
+    asked = request(900, (method, None if method in ("fullkv", "kivi") else 0.3), new=20)
     peak, caches = 0, []
 
-    def make(model, cache, kernel):
+    def make(model: Any, cache: str, kernel: str) -> RaggedCache:
         caches.append(RaggedCache(num_layers(model)))
         return caches[-1]
 
     real = RaggedCache.attend
 
-    def attend(self, *args):
+    def attend(self: RaggedCache, *args: Any) -> torch.Tensor:
         nonlocal peak
         out = real(self, *args)
         peak = max(peak, self.bytes())
@@ -73,31 +78,31 @@ def test_the_cache_estimate_is_a_close_upper_bound(tiny, method, monkeypatch):
 
     monkeypatch.setattr(decode, "make_cache", make)
     monkeypatch.setattr(RaggedCache, "attend", attend)
-    queue = [made]
+    queue = [asked]
     list(decode.stream(tiny.model, tiny.tokenizer, lambda _: queue.pop() if queue else None))
-    estimate = memory.cache_bytes(models.shape(models.ModelSpec.from_node(NODE)), made, 900)
+    estimate = memory.cache_bytes(models.shape(models.ModelSpec.from_node(NODE)), asked, 900)
     assert 0 < peak <= estimate
     if method != "kivi":  # counted as if it did not encode
         assert estimate <= 1.35 * peak
 
 
-def test_what_may_decode_together():
+def test_what_may_decode_together() -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
-    one = request(400, ("snapkv", 100))
+    single = request(400, ("snapkv", 100))
     two = request(400, ("snapkv", 100), ("h2o", 100))
 
-    def limits(rows=10, prompts=10, free=2**40):
+    def limits(rows: int = 10, prompts: int = 10, free: int = 2**40) -> memory.Limits:
         return memory.Limits(max_rows=rows, max_prompts=prompts, free=free, shape=shape, question="aware")
 
-    assert limits()([one], two)
-    assert limits(rows=3)([one], two) and not limits(rows=2)([one], two)
-    assert limits(prompts=2)([one], two) and not limits(prompts=1)([one], two)
-    both = limits().total([one, two])
-    assert limits(free=both)([one], two) and not limits(free=both - 1)([one], two)
-    assert both < limits().total([one]) + limits().total([two]), "their prompts are prefilled one after the other"
+    assert limits()([single], two)
+    assert limits(rows=3)([single], two) and not limits(rows=2)([single], two)
+    assert limits(prompts=2)([single], two) and not limits(prompts=1)([single], two)
+    both = limits().total([single, two])
+    assert limits(free=both)([single], two) and not limits(free=both - 1)([single], two)
+    assert both < limits().total([single]) + limits().total([two]), "their prompts are prefilled one after the other"
 
 
-def test_a_prompt_with_too_many_rows_goes_in_parts():
+def test_a_prompt_with_too_many_rows_goes_in_parts() -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
     many = request(400, *[("snapkv", 50 + i) for i in range(9)])
     limits = memory.Limits(max_rows=4, max_prompts=8, free=2**40, shape=shape, question="aware")
@@ -107,10 +112,23 @@ def test_a_prompt_with_too_many_rows_goes_in_parts():
     assert len(nothing.part(many).variants) == 1
 
 
-def test_an_agnostic_prompt_counts_its_question():
+def test_scores_are_estimated_by_what_the_score_holds() -> None:
+    """The score part is asked, whatever its dials are called."""
     shape = models.shape(models.ModelSpec.from_node(NODE))
-    made = Request(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
-    assert memory.cache_bytes(shape, made, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
+
+    def prefill(name: str, **dials: Any) -> int:
+        variant = kvbench.Variant(kvbench.load_method(name, **dials), 100)
+        return memory.prefill_bytes(shape, Request(prompt(400), [variant], 8), 400)
+
+    per_query = 4 * 400 * 2 * shape.heads
+    assert prefill("snapkv", window=40) - prefill("snapkv", window=8) == 32 * per_query
+    assert prefill("h2o") - prefill("streaming_llm") == 63 * per_query, "a block of 64 queries against none"
+
+
+def test_an_agnostic_prompt_counts_its_question() -> None:
+    shape = models.shape(models.ModelSpec.from_node(NODE))
+    asked = Request(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
+    assert memory.cache_bytes(shape, asked, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
 
 
 @pytest.mark.parametrize(
@@ -120,8 +138,10 @@ def test_an_agnostic_prompt_counts_its_question():
         ("5:memory:/a", "memory/a", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
     ],
 )
-def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path, line, folder, names):
-    """Of either version, also that of a folder above; file pages can be dropped and count as free."""
+def test_free_memory_heeds_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, folder: str, names: tuple[str, str, str]
+) -> None:
+    """Groups of both versions count, and those of folders above. File pages can be dropped and count as free."""
     (tmp_path / "proc").write_text(f"3:cpu:/x\n{line}\n")
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
@@ -138,13 +158,15 @@ def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path, line, folder
         assert memory.free_bytes("cpu") > 2**22
 
 
-def test_a_masked_cache_counts_every_token():
+def test_a_masked_cache_counts_every_token() -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
-    made = request(400, ("snapkv", 100))
-    assert memory.cache_bytes(shape, made, 400, masked=True) == (408 + 408 // 8) * shape.token_bytes
+    asked = request(400, ("snapkv", 100))
+    assert memory.cache_bytes(shape, asked, 400, masked=True) == (408 + 408 // 8) * shape.token_bytes
 
 
-def test_the_preflight_says_what_it_takes(tmp_path, caplog, compose):
+def test_the_preflight_says_what_it_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, compose: Callable[..., DictConfig]
+) -> None:
     """Before weights are loaded, and with a warning where it may be too much."""
     from kvbench.run import runner
     from kvbench.run.jobs import prepare
@@ -152,6 +174,6 @@ def test_the_preflight_says_what_it_takes(tmp_path, caplog, compose):
     grid = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0]", "benchmark.max_new_tokens=4"]
     with caplog.at_level(logging.INFO):
         runner.run_jobs(prepare(compose(*grid, "budget=100", f"paths.outputs={tmp_path}", "progress=false")))
-    said = next(r.getMessage() for r in caplog.records if "memory: weights" in r.getMessage())
-    assert "1 row(s) of 1 sample(s) to compute" in said and "1 of 1 row(s) at once" in said
+    line = next(r.getMessage() for r in caplog.records if "memory: weights" in r.getMessage())
+    assert "1 row(s) of 1 sample(s) to compute" in line and "1 of 1 row(s) at once" in line
     assert "more than there is" not in caplog.text

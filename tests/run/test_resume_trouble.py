@@ -44,7 +44,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
 
 
 def work(outputs: Path) -> dict[str, Any]:
-    """What was computed, without clock times and the batch that a row was in."""
+    """Return the records without clock times and the batch that a row was in."""
     lines = [(file.parent.name, json.loads(line)) for file in samples(outputs) for line in file.open()]
     assert len({(run, record["id"]) for run, record in lines}) == len(lines), "a sample is recorded twice"
     volatile = {"time", "timings", "rows", "slack_bytes"}
@@ -61,9 +61,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("calm")
     status, _, err = end(start(folder))
     assert status == 0, err
-    found = work(folder / "outputs")
-    assert len(found) == 2 * 10
-    return found
+    records = work(folder / "outputs")
+    assert len(records) == 2 * 10
+    return records
 
 
 def test_a_full_disk(tmp_path: Path, calm: dict[str, Any]) -> None:

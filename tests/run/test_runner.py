@@ -128,7 +128,7 @@ def test_a_limit_is_about_the_first_samples_whatever_else_is_recorded(jobs: Jobs
 
 
 def test_samples_share_a_batch(jobs: Jobs, tmp_path: Path) -> None:
-    """As many as max_rows and max_prompts allow; the tokens are those of samples computed one by one."""
+    """Batches are as large as max_rows and max_prompts allow. The tokens are those of samples computed one by one."""
     grid = [SNAP, ["method=h2o_decode", "budget=100"], ["method=kivi"]]
 
     def run(name: str, setting: str) -> list[runner.Outcome]:

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from kvbench import models, store
 from kvbench.benchmarks import needle
 from kvbench.metrics import needle as metrics
 from kvbench.run import runner
-from kvbench.run.jobs import prepare
+from kvbench.run.jobs import Job, prepare
 from kvbench.run.rescore import benchmark_of
 from kvbench.run.score import main
 from tests.helpers.longbench_made_up import ANSWERS, CLASSES
 
 
 @pytest.fixture
-def job(tmp_path, compose):
-    """A needle job of two samples for the tiny model, composed anew at every call."""
+def job(tmp_path: Path, compose: Callable[..., DictConfig]) -> Callable[[], Job]:
+    """A needle job of two samples for the tiny model, composed again at every call."""
 
-    def make():
+    def compose_job() -> Job:
         shared = ["model=tiny", "benchmark=needle", "benchmark.lengths=[300]", "benchmark.depths=[0,50]"]
         shared += ["method=snapkv", "budget=100", f"paths.outputs={tmp_path}", "progress=false"]
-        (made,) = prepare(compose(*shared))
-        return made
+        (prepared,) = prepare(compose(*shared))
+        return prepared
 
-    return make
+    return compose_job
 
 
-def test_a_new_metric_scores_old_answers_without_a_model(job, monkeypatch):
+def test_a_new_metric_scores_old_answers_without_a_model(
+    job: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (outcome,) = runner.run_jobs([job()])
     recorded = (outcome.folder / "samples.jsonl").read_bytes()
     assert outcome.score == 0.0 and not (outcome.folder / "scores.json").exists()
@@ -46,7 +50,7 @@ def test_a_new_metric_scores_old_answers_without_a_model(job, monkeypatch):
     assert (outcome.folder / "samples.jsonl").read_bytes() == recorded
 
 
-def test_the_command_scores_runs(job, capsys):
+def test_the_command_scores_runs(job: Callable[[], Job], capsys: pytest.CaptureFixture[str]) -> None:
     (outcome,) = runner.run_jobs([job()])
     before = store.load_run(outcome.folder)
     assert main([str(outcome.folder.parent), "--quiet", "--workers", "1"]) == 0
@@ -56,7 +60,7 @@ def test_the_command_scores_runs(job, capsys):
     assert main([str(outcome.folder), "--quiet", "--workers", "2"]) == 0
 
 
-def test_a_run_folder_names_no_code(job, tmp_path):
+def test_a_run_folder_names_no_code(job: Callable[[], Job], tmp_path: Path) -> None:
     (outcome,) = runner.run_jobs([job()])
     file = outcome.folder / "config.yaml"
     file.write_text(file.read_text().replace("kvbench.benchmarks.needle.Needle", "os.system"))
@@ -67,7 +71,7 @@ def test_a_run_folder_names_no_code(job, tmp_path):
 
 
 def predictions(folder: Path, with_answers: bool = True) -> Path:
-    """Files as LongBench's own script writes them: one right and one wrong answer."""
+    """Write files as LongBench's own script does: one right and one wrong answer."""
     folder.mkdir()
     for dataset, classes in (("trec", CLASSES), ("lcc", None), ("qasper_e", None)):
         answer = ANSWERS.get(dataset, "a small mat")
@@ -78,21 +82,21 @@ def predictions(folder: Path, with_answers: bool = True) -> Path:
     return folder
 
 
-def test_predictions_of_another_harness(tmp_path, capsys):
+def test_predictions_of_another_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = predictions(tmp_path / "pred")
-    assert main([str(folder), "--quiet", "--json", str(tmp_path / "made.json")]) == 0
-    made = json.loads((tmp_path / "made.json").read_text())
-    assert {name: row["score"] for name, row in made["datasets"].items()} == {"qasper_e": 50, "trec": 50, "lcc": 50}
-    assert made["datasets"]["lcc"]["code_sim_indel"] == 50 and made["datasets"]["lcc"]["n"] == 2
-    assert made["buckets"]["qasper_e"]["0-4k"] == 100 and made["buckets"]["qasper_e"]["8k+"] == 0
-    assert made["categories"] == {"single-doc QA": 50, "few-shot": 50, "code": 50} and made["averages"] == {}
+    assert main([str(folder), "--quiet", "--json", str(tmp_path / "scores.json")]) == 0
+    scored = json.loads((tmp_path / "scores.json").read_text())
+    assert {name: row["score"] for name, row in scored["datasets"].items()} == {"qasper_e": 50, "trec": 50, "lcc": 50}
+    assert scored["datasets"]["lcc"]["code_sim_indel"] == 50 and scored["datasets"]["lcc"]["n"] == 2
+    assert scored["buckets"]["qasper_e"]["0-4k"] == 100 and scored["buckets"]["qasper_e"]["8k+"] == 0
+    assert scored["categories"] == {"single-doc QA": 50, "few-shot": 50, "code": 50} and scored["averages"] == {}
     assert "few-shot" in capsys.readouterr().out
 
 
-def test_answers_from_a_folder(tmp_path):
+def test_answers_from_a_folder(tmp_path: Path) -> None:
     folder, truth = predictions(tmp_path / "pred", with_answers=False), predictions(tmp_path / "truth")
-    assert main([str(folder), "--quiet", "--answers", str(truth), "--json", str(tmp_path / "made.json")]) == 0
-    assert json.loads((tmp_path / "made.json").read_text())["datasets"]["trec"]["score"] == 50
+    assert main([str(folder), "--quiet", "--answers", str(truth), "--json", str(tmp_path / "scores.json")]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["datasets"]["trec"]["score"] == 50
 
 
 @pytest.mark.parametrize(
@@ -104,14 +108,16 @@ def test_answers_from_a_folder(tmp_path):
         ('{"pred": "a", "dataset": "trek"}\n', "'trek' is no dataset"),
     ],
 )
-def test_mistakes_in_predictions(tmp_path, capsys, text, message):
+def test_mistakes_in_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     (tmp_path / "trec.jsonl").write_text(text)
     assert main([str(tmp_path), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_what_would_be_ignored_or_counted_twice_is_refused(job, tmp_path, capsys):
+def test_what_would_be_ignored_or_counted_twice_is_refused(
+    job: Callable[[], Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (outcome,) = runner.run_jobs([job()])
     folder, more = predictions(tmp_path / "pred"), predictions(tmp_path / "more")
     capsys.readouterr()
@@ -125,7 +131,7 @@ def test_what_would_be_ignored_or_counted_twice_is_refused(job, tmp_path, capsys
         assert message in capsys.readouterr().err
 
 
-def test_a_damaged_run_is_skipped(job, tmp_path, caplog):
+def test_a_damaged_run_is_skipped(job: Callable[[], Job], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (outcome,) = runner.run_jobs([job()])
     damaged = outcome.folder.with_name("damaged-b1-00000000")
     damaged.mkdir()
@@ -139,6 +145,6 @@ def test_a_damaged_run_is_skipped(job, tmp_path, caplog):
         store.load_run(outcome.folder)
 
 
-def test_nothing_to_score(tmp_path, capsys):
+def test_nothing_to_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--quiet"]) == 2
     assert "neither run folders nor" in capsys.readouterr().err

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from omegaconf import DictConfig
 
 from kvbench import config, store
 from kvbench.benchmarks.longbench_datasets import DATASETS
@@ -17,7 +21,9 @@ SHARED = DATA / "longbench"
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_every_dataset_with_every_method(tmp_path, capsys, compose):
+def test_every_dataset_with_every_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], compose: Callable[..., DictConfig]
+) -> None:
     path = SHARED if (SHARED / "dev").is_dir() else write_bundle(tmp_path / "bundle", rows=6)
     shared = ["benchmark=smoke", f"benchmark.path={path}", "benchmark.max_length=300", "benchmark.max_new_tokens=4"]
     shared += [f"paths.outputs={tmp_path}/out", "progress=false", "budget=0.6"]

@@ -133,11 +133,11 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def test_imports_are_followed_inside_a_package(own_package: Path) -> None:
-    found = imported_files("own_methods.chosen", "own_methods")
-    assert set(found) == {"own_methods", "own_methods.chosen", "own_methods.helper"}
-    assert found["own_methods.helper"] == own_package / "helper.py"
+    files = imported_files("own_methods.chosen", "own_methods")
+    assert set(files) == {"own_methods", "own_methods.chosen", "own_methods.helper"}
+    assert files["own_methods.helper"] == own_package / "helper.py"
     both = imported_files("own_methods.chosen", "own_methods", "kvbench.methods")
-    assert {"kvbench.methods.select.top_k", "kvbench.methods.base"} <= both.keys() - found.keys()
+    assert {"kvbench.methods.select.top_k", "kvbench.methods.base"} <= both.keys() - files.keys()
 
 
 def test_a_method_from_elsewhere_is_hashed_with_its_helpers_alone(own_package: Path) -> None:
