@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvbench.config.checks import check, has_budget, shard_of
-from kvbench.config.options import defaults, options
+from kvbench.config.groups import defaults, options
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
 from kvbench.methods.dials import PARTS
 

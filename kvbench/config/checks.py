@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.annotations import check_value, settings_of
+from kvbench.config.groups import defaults, options, shipped
 from kvbench.config.interpolations import check_interpolations
-from kvbench.config.options import defaults, options, shipped
 from kvbench.config.schema import CACHES, GRAPHS, GROUPS, HOST_KERNELS, KERNELS, NODES, Config
 from kvbench.methods.dials import PARTS, check_budget, check_keys, check_types, split_dials
 from kvbench.models import ModelSpec

@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.common.paths import conf_dir
 from kvbench.config.hydra_node import check_hydra, check_override
@@ -79,6 +80,8 @@ def composing(overrides: Sequence[str]) -> Iterator[None]:
     """Turn whatever goes wrong while composing into a ValueError that names the overrides."""
     try:
         yield
+    except OmegaConfBaseException as error:  # some of them are ValueErrors, of several lines
+        raise ValueError(one_line(error, overrides)) from None
     except ValueError:
         raise
     except RecursionError:

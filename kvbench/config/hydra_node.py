@@ -7,6 +7,7 @@ kvbench ships. Only the settings in `_FREE` and those of a launcher may differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ _GROUPS = {
 _FREE = ("mode", "verbose", "run.dir", "sweep.dir", "sweeper.params", "sweeper.max_batch_size")
 _BY_HYDRA = ("overrides", "runtime", "job.override_dirname", "job.config_name", "job.id", "job.num")
 _TYPED = ("run.dir", "sweep.dir", "launcher.setup", "launcher.extra", "launcher.folder")
+
+_SHIPPED: dict[tuple[tuple[str, str], ...], list[tuple[str, Any]]] = {}
 
 
 def check_override(override: Override) -> None:
@@ -59,11 +62,9 @@ def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[st
     for group, option in choices.items():
         if option not in _GROUPS[group]:
             raise ValueError(f"hydra/{group}={option}: choose one of {', '.join(_GROUPS[group])}")
-    reference = loader.load_configuration(
-        "config", [f"hydra/{group}={option}" for group, option in choices.items()], RunMode.MULTIRUN
-    )
+    reference = _as_shipped(loader, tuple(choices.items()))
     is_typed = {key.replace("/", ".").removeprefix("hydra.") for key in typed}
-    given, ours = dict(_leaves(_plain(node))), dict(_leaves(_plain(reference.hydra)))
+    given, ours = dict(_leaves(_plain(node))), dict(reference)
     for path in sorted(given.keys() | ours.keys()):
         if given.get(path) == ours.get(path) or _is_below(path, _BY_HYDRA):
             continue
@@ -79,7 +80,20 @@ def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[st
     batch = node.sweeper.max_batch_size
     if batch is not None and (not is_integer(batch) or batch < 1):
         raise ValueError(f"hydra.sweeper.max_batch_size={batch}: must be an integer of at least 1, or null")
-    check_interpolations(_plain(node.sweeper).get("params"), "hydra.sweeper.params")
+    params = _plain(node.sweeper).get("params") or {}
+    for key in params:
+        if re.match(r"[~+]*hydra\b", key):
+            raise ValueError(f"hydra.sweeper.params.{key}={params[key]}: Hydra's own settings cannot be swept")
+    check_interpolations(params, "hydra.sweeper.params")
+
+
+def _as_shipped(loader: ConfigLoader, choices: tuple[tuple[str, str], ...]) -> list[tuple[str, Any]]:
+    """Return the values of the `hydra` node without any override but the chosen groups; composed once per process."""
+    if choices not in _SHIPPED:
+        overrides = [f"hydra/{group}={option}" for group, option in choices]
+        composed = loader.load_configuration("config", overrides, RunMode.MULTIRUN)
+        _SHIPPED[choices] = list(_leaves(_plain(composed.hydra)))
+    return _SHIPPED[choices]
 
 
 def _is_below(path: str, nodes: Collection[str]) -> bool:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
-from kvbench.config.options import defaults, options
+from kvbench.config.groups import defaults, options
 from kvbench.config.schema import GROUPS, Config
 from kvbench.methods.dials import PARTS
 

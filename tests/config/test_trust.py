@@ -1,0 +1,143 @@
+"""An experiment file from elsewhere runs no code, reads no secret, and writes nowhere but to the outputs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from kvbench import config
+from kvbench.common import paths
+from kvbench.config.compose import inspect, parse
+from kvbench.sweep.sweeper import MOST_JOBS, combinations
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of conf/ in which a test may write an experiment."""
+    folder = tmp_path / "conf"
+    shutil.copytree(paths.conf_dir(), folder)
+    for module in ("kvbench.config.compose", "kvbench.config.groups"):
+        monkeypatch.setattr(f"{module}.conf_dir", lambda: folder)
+    config.register()
+    GlobalHydra.instance().clear()
+    yield folder
+
+
+CALL = "{_target_: subprocess.check_call, args: [touch, %s]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hydra: {callbacks: {x: CALL}}",
+        "hydra: {launcher: CALL}",
+        "hydra: {sweeper: CALL}",
+        "hydra: {job_logging: {handlers: {x: {'()': subprocess.check_call, args: [touch, FILE]}}}}",
+        "hydra: {hydra_logging: {formatters: {x: {class: antigravity}}}}",
+        "hydra: {job: {env_set: {LD_PRELOAD: FILE}}}",
+        "hydra: {job: {env_copy: [HOME]}}",
+        "hydra: {job: {env_copy: [NO_SUCH_VARIABLE]}}",
+        "hydra: {searchpath: ['pkg://antigravity']}",
+        "hydra: {run: {dir: FILE}}",
+        "hydra: {sweep: {dir: FILE}}",
+        "hydra: {job: {name: ../../FILE}}",
+        "hydra: {job: {chdir: true}}",
+        "hydra: {output_subdir: FILE}",
+        "hydra: {sweeper: {params: {+hydra.callbacks.x: 1}}}",
+        "defaults: [override /hydra/launcher: fused_slurm]\nhydra: {launcher: {setup: ['touch FILE']}}",
+        "defaults: [override /hydra/launcher: fused_slurm]\nhydra: {launcher: {extra: {wrap: 'touch FILE'}}}",
+        "defaults: [evil]",
+    ],
+)
+def test_an_experiment_cannot_tell_hydra_to_run_or_write_anything(text: str, conf: Path, tmp_path: Path) -> None:
+    file = tmp_path / "touched"
+    content = text.replace("CALL", CALL % file).replace("FILE", str(file))
+    (conf / "experiment" / "evil.yaml").write_text(f"# @package _global_\n{content}\n")
+    with pytest.raises(ValueError) as caught:
+        list_jobs(inspect(["experiment=evil", "model=tiny"]))
+    assert "\n" not in str(caught.value)
+    assert not file.exists()
+
+
+def list_jobs(composed: object) -> None:
+    """Read the lists of an experiment as the sweeper does."""
+    params = composed.hydra.sweeper.params or {}  # type: ignore[attr-defined]
+    list(combinations(parse([f"{key}={value}" for key, value in params.items()])))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "benchmark: {_target_: subprocess.check_call}",
+        "benchmark: {stop: [{_target_: subprocess.check_call, args: [touch, FILE]}]}",
+        "benchmark: {haystack: {_target_: subprocess.check_call, args: [touch, FILE]}}",
+        "method: {score: {_target_: subprocess.check_call, args: [touch, FILE]}}",
+        "method: {window: {_target_: subprocess.check_call, args: [touch, FILE]}}",
+        "model: {chat_kwargs: {x: '${oc.env:HOME}'}}",
+        "benchmark: {preamble: '${oc.env:HOME}'}",
+        "benchmark: {haystack: '${oc.env:HF_TOKEN,x}'}",
+        "paths: {outputs: '${oc.env:AWS_SECRET_ACCESS_KEY,x}'}",
+        "seed: '${hydra:runtime.cwd}'",
+        "benchmark: {preamble: '${${oc.select:x,oc.env}:HOME}'}",
+    ],
+)
+def test_an_experiment_cannot_name_code_or_secrets(text: str, conf: Path, tmp_path: Path) -> None:
+    file = tmp_path / "touched"
+    (conf / "experiment" / "evil.yaml").write_text(f"# @package _global_\n{text.replace('FILE', str(file))}\n")
+    with pytest.raises(ValueError) as caught:
+        composed = inspect(["experiment=evil", "model=tiny", "method=snapkv"])
+        choices = {str(key): str(value) for key, value in composed.hydra.runtime.choices.items()}
+        config.check(without_hydra(composed), choices)
+    assert "\n" not in str(caught.value)
+    assert not file.exists()
+
+
+def without_hydra(composed: object) -> object:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])  # type: ignore
+
+
+def test_folders_may_come_from_the_environment(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    composed = inspect(["model=tiny", "paths.outputs=${oc.env:SCRATCH}/out"])
+    config.check(without_hydra(composed))  # type: ignore[arg-type]
+    assert composed.paths.outputs == f"{tmp_path}/out"
+
+
+def test_the_command_refuses_a_callback_before_hydra_calls_it(tmp_path: Path) -> None:
+    file = tmp_path / "touched"
+    node = f"+hydra.callbacks.x={{_target_: subprocess.check_call, args: [touch, {file}]}}"
+    words = [sys.executable, "-m", "kvbench", "model=tiny", node]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not file.exists()
+    assert re.fullmatch(r"kvbench: \+hydra\.callbacks\.x=.*: kvbench does not use this setting.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget=range(5,1)", "stands for no value"),
+        ("budget=range(1,100000000)", f"more than {MOST_JOBS} jobs"),
+        ("budget=shuffle(range(1,100000000))", f"more than {MOST_JOBS} jobs"),
+        ("budget=range(0,1,0)", "a range needs a finite start"),
+        ("budget=interval(0,1)", "give a list of values"),
+        ("budget=range(0,1,1e-9)", f"more than {MOST_JOBS} jobs"),
+    ],
+)
+def test_a_list_is_counted_before_it_is_expanded(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(combinations(parse([override])))
+
+
+def test_every_combination_is_a_job_and_the_last_of_equal_keys_counts() -> None:
+    jobs = list(combinations(parse(["method=a,b", "budget=range(1,3)", "seed=1", "budget=0.5,0.25"])))
+    assert jobs == [[f"method={m}", f"budget={b}", "seed=1"] for m in "ab" for b in ("0.5", "0.25")]
