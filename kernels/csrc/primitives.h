@@ -51,8 +51,8 @@ template <> KVB_DEVICE fp16 from_float<fp16>(float x) { return __float2half(x); 
 
 #ifdef __CUDACC__
 
-// 16 bytes of read-only data that is used once: past L1, L2 fetches the whole 128-byte line. Never for addresses
-// that the same launch writes.
+// Load 16 bytes of read-only data that is used once: around L1, and L2 fetches the whole 128-byte line. Not for
+// addresses that the same launch writes.
 KVB_DEVICE uint4 load_stream(const void* address) {
     uint4 r;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3},[%4];"
@@ -60,13 +60,13 @@ KVB_DEVICE uint4 load_stream(const void* address) {
     return r;
 }
 
-// 16 bytes through the ordinary path.
+// Load 16 bytes through the ordinary path.
 KVB_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 KVB_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
 // C += A B for a 16 x 8 tile over 16, fp32 accumulators. With r = lane / 4 and c = lane % 4, and pairs of neighbours in
-// a register: a0 = A[r][2c, 2c+1], a1 = A[r+8][2c, ..], a2 = A[r][2c+8, ..], a3 = A[r+8][2c+8, ..];
-// b0 = B[2c, 2c+1][r], b1 = B[2c+8, ..][r]; c[0..1] = C[r][2c, 2c+1], c[2..3] = C[r+8][2c, 2c+1]. By the whole warp.
+// a register: a0 = A[r][2c, 2c+1], a1 = A[r+8][2c, ..], a2 = A[r][2c+8, ..], a3 = A[r+8][2c+8, ..]; b0 = B[2c,
+// 2c+1][r], b1 = B[2c+8, ..][r]; c[0..1] = C[r][2c, 2c+1], c[2..3] = C[r+8][2c, 2c+1]. All lanes of the warp call it.
 template <typename T>
 KVB_DEVICE void mma16816(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1);
 template <>
@@ -93,10 +93,10 @@ KVB_DEVICE uint32_t transpose8x8(uint32_t a) {
     return d;
 }
 
-// Bytes of the pair (b, a) picked by the four low nibbles of `selector`: 0..3 from a, 4..7 from b.
+// Four bytes of the pair (b, a), selected by the four low nibbles of `selector`: 0..3 from a, 4..7 from b.
 KVB_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
-// Two floats to two 16-bit ones in a register, `low` in the low half.
+// Round two floats to 16 bits and pack them into a register, `low` in the low half.
 template <typename T> KVB_DEVICE uint32_t pack2(float low, float high);
 template <> KVB_DEVICE uint32_t pack2<bf16>(float low, float high) {
     uint32_t d;
@@ -116,7 +116,7 @@ KVB_DEVICE float exp2_fast(float x) {
     return y;
 }
 
-// CTAs of `kernel` that fill the current device at once; negative: minus a cudaError.
+// Number of CTAs of `kernel` that fill the current device; if negative, minus a cudaError.
 template <typename Kernel>
 inline int resident_ctas(Kernel kernel, int threads) {
     int device = 0, multiprocessors = 0, per_multiprocessor = 0;
@@ -212,12 +212,12 @@ inline float exp2_fast(float x) { return std::exp2(x); }
 
 template <typename Kernel>
 inline int resident_ctas(Kernel, int) {
-    return 3;  // a small odd number: work is cut at other places than on a device
+    return 3;  // small and odd, so that work is split at other places than on a device
 }
 
 #endif
 
-// Largest and sum over the warp, in every lane.
+// Maximum and sum over the warp, in every lane.
 KVB_DEVICE float warp_max(float x) {
     for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, lanes));
     return x;

@@ -26,10 +26,10 @@ inline unsigned __match_any_sync(unsigned mask, unsigned value) {
 
 namespace kvb {
 
-// The larger one; NaN if one is.
+// The larger of the two; NaN if either is NaN.
 KVB_DEVICE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
-// float64 rounded after every operation, never fused.
+// float64 arithmetic that rounds after every operation and is never fused.
 #ifdef __CUDACC__
 KVB_DEVICE double add_rn(double a, double b) { return __dadd_rn(a, b); }
 KVB_DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }

@@ -1,9 +1,9 @@
-// Ragged decode: attention of 8 query columns over a range of a lane's keys, by four warps, each on its own 16 keys.
+// Ragged decode: attention of 8 query columns over a range of a lane's keys, by four warps, 16 keys each.
 //
-// Both products put keys or dims in the 16 rows and query columns in the 8 columns of the mma: S^T = K Q^T and
-// O^T = V^T P^T. A sum does not care in which order its terms come, so the contraction over D takes dims in the order
-// in which 16-byte loads deliver them (the same for K and Q), and the rows of O^T are dims in such an order, too. K and
-// V thus go from global memory straight into fragments; shared memory is not involved.
+// Both products put keys or dims in the 16 rows and query columns in the 8 columns of the mma: S^T = K Q^T and O^T =
+// V^T P^T. The order of the terms of a sum is free. So the contraction over D takes the dims in the order in which
+// 16-byte loads deliver them (the same for K and Q), and the rows of O^T are dims in that order too. K and V therefore
+// go from global memory straight into fragments, without shared memory.
 //
 // With r = lane / 4 and c = lane % 4 of a thread, [chunk] of 32 dims and [block] of 64 dims:
 //   keys[half][chunk]   key r + 8 half, dims 32 chunk + 8 c .. + 7   (A of the first product)
@@ -16,18 +16,18 @@
 
 namespace kvb {
 
-// Probabilities are 2^(score - m) with m not the maximum but a reference that follows it: it moves only when a score
-// exceeds it by 2^(kLead + kLazy), so that rescaling is rare. fp16 wants probabilities well above its smallest numbers.
+// Probabilities are 2^(score - m). m is not the maximum but a reference that follows it: it moves only when a score
+// exceeds it by 2^(kLead + kLazy), so that rescaling is rare. fp16 needs probabilities well above its smallest numbers.
 constexpr float kLazy = 8.f;
 template <typename T> constexpr float kLead = 0.f;
 template <> constexpr float kLead<fp16> = 6.f;
 
-// Keys and values that are not in the buffers yet. Slots are counted from the start of the buffers here.
+// New keys and values, which are not in the buffers yet. Slots count from the start of the buffers.
 struct Fresh {
     const uint16_t* k;  // row of the first new token; null without appending
     const uint16_t* v;
-    int slot;     // where it belongs
-    bool writes;  // who reads it here puts it there
+    int slot;     // slot of the first new token
+    bool writes;  // this CTA writes the rows that it reads into their slots
 };
 
 template <typename T, int D, bool kAppend>
@@ -38,14 +38,14 @@ struct Attention {
 
     uint4 query[kQueryIsShared ? 1 : kChunks];
     float acc[4 * kBlocks][4];
-    float m0, m1, l0, l1;  // of columns 2c and 2c + 1; l of this thread's keys until `finish`
+    float m0, m1, l0, l1;  // for columns 2c and 2c + 1; until `finish`, l is the sum over this thread's keys
     uint4 keys[2][kChunks];
     uint4 values[4][kBlocks];
 
     static KVB_DEVICE int thread_row() { return static_cast<int>(threadIdx.x) % 32 / 4; }
     static KVB_DEVICE int thread_column() { return static_cast<int>(threadIdx.x) % 4; }
 
-    // Whether this thread's 8 dims exist in the last, incomplete chunk or block.
+    // True if this thread's 8 dims exist in the last, incomplete chunk or block.
     static KVB_DEVICE bool has_chunk(int chunk) { return D % 32 == 0 || 32 * chunk + 8 * thread_column() < D; }
     static KVB_DEVICE bool has_block(int block) { return D % 64 == 0 || 64 * block + 8 * thread_row() < D; }
 
@@ -58,7 +58,7 @@ struct Attention {
         l0 = l1 = 0.f;
     }
 
-    // `q_row` is the query of this thread's column, null if that is none. All threads of the CTA.
+    // `q_row` is the query of this thread's column; null if there is none. All threads of the CTA call it.
     KVB_DEVICE void load_query(const uint16_t* q_row, DecodeShared<D>& shared) {
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -87,7 +87,7 @@ struct Attention {
 
     KVB_DEVICE int value_key(int i) const { return 2 * thread_column() + i % 2 + 8 * (i / 2); }
 
-    // Keys of no column have probability 0, but 0 * NaN is NaN: their rows are read from the last live slot instead.
+    // Keys that no column sees have probability 0, but 0 * NaN is NaN. So their rows are read from the last live slot.
     KVB_DEVICE void load_values(const DecodeArguments& args, const Fresh& fresh, int tile, int end) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -128,8 +128,8 @@ struct Attention {
         }
     }
 
-    // Over slots begin .. end - 1; columns 2c and 2c + 1 see those before sees0 and sees1. All threads of the CTA, with
-    // the same begin and end.
+    // Attend to slots begin .. end - 1; columns 2c and 2c + 1 see those before sees0 and sees1. All threads of the CTA
+    // call it, with the same begin and end.
     KVB_DEVICE void run(const DecodeArguments& args, const Fresh& fresh, const uint16_t* q_row,
                         DecodeShared<D>& shared, int begin, int end, int sees0, int sees1) {
         reset();
@@ -138,8 +138,8 @@ struct Attention {
         load_query(q_row, shared);
         if (tile < end) load_values(args, fresh, tile, end);
         for (; tile < end; tile += kUnit) {
-            if (kQueryIsShared) asm volatile("" ::: "memory");  // read it again instead of keeping it in registers
-            __syncwarp();  // lanes that loaded or wrote other rows than their neighbours are back together for the mma
+            if (kQueryIsShared) asm volatile("" ::: "memory");  // load the query again, not keep it in registers
+            __syncwarp();  // lanes may have diverged while they loaded or wrote rows; the mma needs all of them
             float score[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -150,7 +150,7 @@ struct Attention {
             }
             const bool writes = kAppend && fresh.writes && tile + kTile > fresh.slot;
             if (writes) write_new_keys(args.k, fresh.slot, tile, end);
-            if (tile + kUnit < end) load_keys(args, fresh, tile + kUnit, end);  // in flight during all that follows
+            if (tile + kUnit < end) load_keys(args, fresh, tile + kUnit, end);  // overlaps with the rest of the iteration
             const uint2 p = probabilities(score, tile + thread_row(), sees0, sees1, args.scale_log2);
             __syncwarp();
             const uint32_t p0 = transpose8x8(p.x), p1 = transpose8x8(p.y);
@@ -163,13 +163,13 @@ struct Attention {
                 add_values(acc[4 * block + 3], a.w, b.w, c.w, d.w, p0, p1);
             }
             if (writes) write_new_values(args.v, fresh.slot, tile, end);
-            // At the end of the loop, where no instruction that waits for the keys can be moved in front of it.
+            // This is at the end of the loop, so that no instruction that waits for the keys can be moved before it.
             if (tile + kUnit < end) load_values(args, fresh, tile + kUnit, end);
         }
     }
 
-    // Each argument holds two neighbouring dims of a key; an A fragment wants two neighbouring keys of a dim. Row r of
-    // the tile is the lower dim, row r + 8 the upper one.
+    // Each argument holds two neighbouring dims of a key, but an A fragment needs two neighbouring keys of a dim. Row r
+    // of the tile is the lower dim, row r + 8 the upper dim.
     static KVB_DEVICE void add_values(float (&sum)[4], uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t p0,
                                       uint32_t p1) {
         constexpr uint32_t kLower = 0x5410, kUpper = 0x7632;
@@ -177,7 +177,7 @@ struct Attention {
                     byte_permute(c, d, kUpper), p0, p1);
     }
 
-    // Probabilities of keys `key` (x) and key + 8 (y), both columns in a register.
+    // Probabilities of keys `key` (x) and key + 8 (y), with both columns in one register.
     KVB_DEVICE uint2 probabilities(const float (&score)[4], int key, int sees0, int sees1, float scale_log2) {
         const float s00 = key < sees0 ? score[0] * scale_log2 : kNothing;
         const float s01 = key < sees1 ? score[1] * scale_log2 : kNothing;
@@ -216,7 +216,7 @@ struct Attention {
         }
     }
 
-    // This warp's result to shared memory.
+    // Write this warp's result to shared memory.
     KVB_DEVICE void finish(DecodeShared<D>& shared) {
         const int warp = static_cast<int>(threadIdx.x) / 32, column = 2 * thread_column();
 #pragma unroll

@@ -5,15 +5,15 @@
 //   int64 kvb_cpu_scratch(length_S, segment_N, lanes, group, tokens, dim)        bytes that `scratch` needs
 //
 // q [B, H, T, D], k_new and v_new [B, U, T, D] (of equal strides) have strides {b, h, t} in elements; the last is 1.
-// Lane n = b * U + u is segment s = segment_N[n]: its new tokens go to the slots behind its length_S[s] live ones from
-// start_S1[s] on, and length_S[s] grows by T. out is [B, T, H, D], contiguous; scratch is aligned to 64 bytes.
-// Returns 0; -1 where `dim` or `group * tokens` is not supported; 1 + s where segment s has no room. Nothing is changed
-// in the latter cases.
+// Lane n = b * U + u is segment s = segment_N[n]. Its new tokens go to slots start_S1[s] + length_S[s] and following,
+// and length_S[s] grows by T. out is [B, T, H, D], contiguous; scratch is aligned to 64 bytes.
+// Returns 0; -1 if `dim` or `group * tokens` is not supported; 1 + s if segment s has no room. If it does not return 0,
+// nothing has changed.
 //
-// A lane is cut into pieces of PIECE slots, which attend on their own and are put together in order: the result of a
-// lane depends neither on the number of threads nor on the other lanes of the call.
+// A lane is split into pieces of PIECE slots. Each piece is attended to on its own, and the results are merged in
+// order. So the result of a lane depends neither on the number of threads nor on the other lanes of the call.
 //
-// The OpenMP runtime is the one that torch has loaded: this file is compiled, but not linked, with -fopenmp.
+// This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
 #include <cmath>
 #include <cstdint>
@@ -45,11 +45,11 @@ struct Columns {
     int count;
 };
 
-struct Partial {  // of one query over one piece, in base 2
+struct Partial {  // result of one query over one piece, in base 2
     float top, total;
 };
 
-// The sums of 16 vectors, in order: each step halves their number and adds what belongs together.
+// The sums of 16 vectors, in order. Each step adds pairs and halves the number of vectors.
 KVB_INLINE Vec sums(Vec* x) {
     for (int i = 0; i < 8; i++)
         x[i] = __builtin_shufflevector(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -64,7 +64,7 @@ KVB_INLINE Vec sums(Vec* x) {
            __builtin_shufflevector(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
-// 2^x for x <= 0, to a few units in the last place; what is below 2^-126 is 0.
+// 2^x for x <= 0, to a few units in the last place. Results below 2^-126 become 0.
 KVB_INLINE Vec exp2_of(Vec x) {
     x = x < -126.0f ? Vec{} - 127.0f : x;
     const Ints whole = __builtin_convertvector(x - 0.5f, Ints);  // truncates: the nearest integer, as x <= 0
@@ -84,7 +84,7 @@ KVB_INLINE Vec exp2_of(Vec x) {
 
 KVB_INLINE float exp2_of(float x) { return exp2_of(Vec{} + x)[0]; }
 
-// Scores to weights, in place: the first `live` of them; the others, up to a multiple of LANES, become 0.
+// Turn the first `live` scores into weights, in place. The others, up to a multiple of LANES, become 0.
 KVB_INLINE Partial soften(float* score, int live) {
     const float least = -std::numeric_limits<float>::infinity();
     const int padded = (live + LANES - 1) / LANES * LANES;
@@ -107,7 +107,7 @@ KVB_INLINE Partial soften(float* score, int live) {
     return {top, all};
 }
 
-// BLOCK queries over rows [0, rows) of one piece. acc [BLOCK, D] is overwritten.
+// Attend with BLOCK queries to rows [0, rows) of one piece. acc [BLOCK, D] is overwritten.
 template <int VECS, int BLOCK>
 KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const float* k, const float* v, int rows,
                              Partial* partial, float* acc) {
@@ -128,7 +128,7 @@ KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const f
         partial[c] = soften(score[c], live);
         for (int i = live; i < rows; i++) score[c][i] = 0;
     }
-    constexpr int WIDE = VECS % 2 == 0 ? 2 : 1;  // accumulators of more would not fit into 16 registers
+    constexpr int WIDE = VECS % 2 == 0 ? 2 : 1;  // accumulators of a wider block would not fit into 16 registers
     for (int j = 0; j < VECS; j += WIDE) {
         Vec out[BLOCK][WIDE] = {};
         for (int i = 0; i < rows; i++)
@@ -178,14 +178,14 @@ bool supported(int dim, int64_t columns) {
 
 int64_t pieces_of(int64_t slots) { return (slots + PIECE - 1) / PIECE; }
 
-// One query's pieces, in order, into its output.
+// Merge one query's pieces, in order, into its output.
 void combine(const Partial* partial, const float* acc, int64_t pieces, int64_t partial_stride, int dim, float* out) {
     float top = -std::numeric_limits<float>::infinity(), total = 0;
     for (int64_t p = 0; p < pieces; p++) top = std::fmax(top, partial[p * partial_stride].top);
     std::memset(out, 0, sizeof(float) * dim);
     for (int64_t p = 0; p < pieces; p++) {
         const Partial& piece = partial[p * partial_stride];
-        if (piece.total == 0) continue;  // nothing of it is visible
+        if (piece.total == 0) continue;  // no slot of it is visible
         const float weight = exp2_of(piece.top - top);
         total += weight * piece.total;
         for (int d = 0; d < dim; d++) out[d] += weight * acc[p * partial_stride * dim + d];
@@ -213,7 +213,7 @@ extern "C" int kvb_cpu_attend(const float* q, const int64_t* q_strides, const fl
         const int32_t s = segment_N[n];
         if (length_S[s] + tokens > start_S1[s + 1] - start_S1[s]) return 1 + s;
     }
-    // scratch: where each lane's pieces begin, the lane of each piece, and what each piece made of each query
+    // scratch: the first piece of each lane, the lane of each piece, and the result of each piece for each query
     int64_t* begin_N = static_cast<int64_t*>(scratch);
     int64_t pieces = 0;
     for (int64_t n = 0; n < lanes; n++) {

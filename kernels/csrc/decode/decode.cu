@@ -1,10 +1,11 @@
-// Attention of the newest tokens over a ragged KV cache, and the same with appending, each in one launch.
+// Attention of the newest tokens over a ragged KV cache, with or without appending them first, in one launch.
 //
-// A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. Query columns (token, head of
-// the group) of a lane are taken 8 at a time: a (lane, block of 8 columns) is an item. Work is counted in units of 64
-// keys and cut evenly over the CTAs (decode/partition.h), whatever the lengths are; decode/attend.h is the inner loop,
-// decode/merge.h puts pieces together. All of it follows from the lengths on the device: no plan on the host, a fixed
-// grid, so that a captured CUDA graph stays valid while lengths grow. The same inputs give the same bits.
+// A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. The query columns (token, head
+// of the group) of a lane are processed 8 at a time: a (lane, block of 8 columns) is an item. Work is counted in units
+// of 64 keys and split evenly over the CTAs, whatever the lengths are (decode/partition.h). decode/attend.h is the
+// inner loop, decode/merge.h merges the pieces of an item. All of this follows from the lengths on the device. The host
+// makes no plan and the grid is fixed, so a captured CUDA graph stays valid while lengths grow. The same inputs give
+// the same bits.
 //
 // C ABI. Strides are in elements; q, out, k_new and v_new have stride 1 in the head dimension and rows aligned to 16
 // bytes; k and v are contiguous [R, D], aligned to 16 bytes. dtype: 0 bf16, 1 fp16; dim: 64, 80, 96, 128, 256. Returns
@@ -20,7 +21,7 @@
 //       float* lse,                                       nullable; [B, H, T] contiguous, natural log
 //       void* workspace,
 //       int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype, cudaStream_t stream);
-//     Token t of T sees slots < length - T + t + 1. A query that sees nothing gives 0 (lse: minus infinity).
+//     Token t of T sees slots < length - T + t + 1. The output of a query that sees nothing is 0 (lse: -infinity).
 //
 //   int kvb_ragged_append_decode(
 //       const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,
@@ -32,23 +33,24 @@
 //       void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t,
 //       float* lse, void* workspace, int32_t* status,
 //       int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype, cudaStream_t stream);
-//     Appends k_new and v_new at length, adds T to it, and decodes. A segment without room for T keeps its rows and
-//     length, its lanes' output is what a plain decode over them gives, and status becomes 1 + segment if it was 0.
+//     Appends k_new and v_new at length, adds T to length, and decodes. A segment without room for T tokens keeps its
+//     rows and length, its lanes' output is that of a decode without appending, and status becomes 1 + segment if it
+//     was 0.
 //
-//   int64_t kvb_decode_workspace_bytes(int dim, int ctas);      for any call with at most this dim and these ctas
-//   int64_t kvb_decode_counter_bytes(void);                     the first bytes of it: zero before the first launch;
-//                                                               every launch leaves them zero
-//   int kvb_decode_ctas(int dim, int dtype, int append);        CTAs that fill the device; negative: minus a cudaError
+//   int64_t kvb_decode_workspace_bytes(int dim, int ctas);      enough for calls with at most this dim and ctas
+//   int64_t kvb_decode_counter_bytes(void);                     the first bytes of it: must be zero before the first
+//                                                               launch; every launch leaves them zero
+//   int kvb_decode_ctas(int dim, int dtype, int append);        CTAs that fill the device; if negative, minus a cudaError
 #include "decode/attend.h"
 #include "decode/merge.h"
 
 namespace kvb {
 
-// CTAs that a multiprocessor holds at once, which bounds their registers: enough loads in flight for its share of the
-// memory's bandwidth.
+// CTAs that a multiprocessor holds at once. This bounds their registers, and gives enough loads in flight for the
+// multiprocessor's share of the memory bandwidth.
 template <int D> constexpr int kResident = D > 128 ? 2 : D > 64 ? 3 : 4;
 
-// The query row of this thread's column as operand of the first product; null if there is none.
+// The query row of this thread's column, an operand of the first product; null if there is none.
 KVB_DEVICE const uint16_t* query_row(const DecodeArguments& args, const Cursor& at, int column) {
     const int index = at.block * kColumns + column;
     if (index >= args.columns) return nullptr;
@@ -56,7 +58,7 @@ KVB_DEVICE const uint16_t* query_row(const DecodeArguments& args, const Cursor& 
     return args.q + batch * args.q_stride.b + head * args.q_stride.h + index / args.group * args.q_stride.t;
 }
 
-// Slots of the lane before this one are seen by a column.
+// A column sees the lane's slots before this one.
 KVB_DEVICE int sees(const DecodeArguments& args, const Lane& lane, int block, int column) {
     const int token = min(block * kColumns + column, args.columns - 1) / args.group;
     return lane.length - args.tokens + token + 1;
@@ -66,12 +68,12 @@ template <bool kAppend>
 KVB_DEVICE Fresh fresh_rows(const DecodeArguments& args, const Cursor& at, const Lane& lane) {
     if (!kAppend) return Fresh{nullptr, nullptr, 0, false};
     const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads;
-    const bool writes = at.block == args.blocks - 1;  // the block of the last token sees, and so reads, every new row
+    const bool writes = at.block == args.blocks - 1;  // the last token's block sees every new row, so it reads them all
     return Fresh{args.k_new + batch * args.k_stride.b + head * args.k_stride.h,
                  args.v_new + batch * args.v_stride.b + head * args.v_stride.h, lane.start + lane.old_length, writes};
 }
 
-// Lengths advance when no CTA will read them any more.
+// Advance the lengths when no CTA will read them any more.
 template <int D>
 KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& shared) {
     __syncthreads();
@@ -82,7 +84,7 @@ KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& sh
     }
     __syncthreads();
     if (shared.last == 0) return;
-    const bool in_window = args.lanes <= kThreads;  // all of them, and it was never refilled: nothing to wait for
+    const bool in_window = args.lanes <= kThreads;  // the window has all lanes and is never refilled: no need to wait
     for (int number = static_cast<int>(threadIdx.x); number < args.lanes; number += kThreads) {
         const Lane lane = in_window ? shared.window[number] : load_lane<true>(args, number);
         if (lane.length > lane.old_length) args.length[lane.segment] = lane.length;
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArg
             attention.finish(shared);
         }
         __syncthreads();  // the warps' results are there
-        // From shared memory again, instead of in registers during the loop above.
+        // Read them from shared memory again instead of keeping them in registers during the loop above.
         Part part{shared.cursor, units_of(shared.window[shared.cursor.lane - shared.window_lane]), 0};
         const int begin = part.at.unit - part.at.item;
         part.units = min(shared.end - part.at.item, part.each) - begin;
@@ -139,7 +141,7 @@ int ctas_of(bool append) {
 
 constexpr int kUnsupported = -1;
 
-// `call` with the template arguments of a dtype and dim.
+// Call `call` with the template arguments for a dtype and dim.
 template <typename Call>
 int dispatch(int dtype, int dim, Call call) {
 #define KVB_CASE(D)                                                   \
@@ -209,7 +211,7 @@ extern "C" int kvb_ragged_decode(const void* q, int64_t q_stride_b, int64_t q_st
     using namespace kvb;
     DecodeArguments args{};
     args.q = bits(q);
-    args.k = bits(const_cast<void*>(k));  // only read without k_new
+    args.k = bits(const_cast<void*>(k));  // only read if k_new is null
     args.v = bits(const_cast<void*>(v));
     args.out = bits(out);
     args.q_stride = {q_stride_b, q_stride_h, q_stride_t};

@@ -1,15 +1,16 @@
-// Ragged decode: from the warps' results to the output, over CTAs where an item was cut.
+// Ragged decode: merging the warps' results into the output, across CTAs if an item was split.
 //
 // Results are (O, m, l): O unnormalised, with probabilities relative to 2^m, and l their sum. Pieces of an item go to
-// slots of the workspace; a counter tells the CTA that arrives last that it is to merge. It merges in the order of the
-// pieces, not of arrival, so that results are the same in every run. Many pieces are merged in two levels: groups of
-// about a square root of their number by as many CTAs, then the groups. Counters are back at zero afterwards.
+// slots of the workspace, and a counter tells the CTA that arrives last to merge them. It merges in the order of the
+// pieces, not of arrival, so that results are the same in every run. Many pieces are merged in two levels: first in
+// groups whose size is about the square root of their number, each by a CTA, then the groups. The counters are zero
+// again afterwards.
 #pragma once
 #include "decode/partition.h"
 
 namespace kvb {
 
-// What the CTA does at present: units [cursor, cursor + units) of an item of `each` units.
+// The CTA's current work: units [cursor, cursor + units) of an item of `each` units.
 struct Part {
     Cursor at;
     int each, units;
@@ -34,8 +35,7 @@ struct Merge {
         return reinterpret_cast<float2*>(slot_values(slot) + kColumns * D);
     }
 
-    // A CTA has at most two pieces of cut items: one that goes on from the CTA before or starts with its range, and
-    // one that starts later.
+    // A CTA has at most two pieces of split items: one at the beginning of its range, and one that starts later.
     KVB_DEVICE int slot_of(int cta) const {
         return 2 * cta + (first_unit(cta, shared.total, shared.ctas) < part.at.item);
     }
@@ -44,7 +44,7 @@ struct Merge {
         const int index = part.at.block * kColumns + column, token = index / args.group, head = index % args.group;
         const int batch = part.at.lane / args.kv_heads;
         const int query_head = part.at.lane % args.kv_heads * args.group + head;
-        const float by = l == 0.f ? 0.f : 1.f / l;  // a sum of 0: no key is seen
+        const float by = l == 0.f ? 0.f : 1.f / l;  // the sum is 0 if no key is seen
         const Strides& stride = args.out_stride;
         uint16_t* row = args.out + batch * stride.b + query_head * stride.h + token * stride.t;
         *reinterpret_cast<uint2*>(row + dim) =
@@ -61,7 +61,7 @@ struct Merge {
         if (dim == 0) slot_sums(slot)[column] = make_float2(m, l);
     }
 
-    // The four warps' results, in shared memory, to the output or to `slot`.
+    // Merge the four warps' results from shared memory into the output or into `slot`.
     KVB_DEVICE void merge_warps(bool whole, int slot) const {
         for (int i = static_cast<int>(threadIdx.x); i < live_columns() * (D / 4); i += kThreads) {
             const int column = i / (D / 4), dim = i % (D / 4) * 4;
@@ -80,28 +80,29 @@ struct Merge {
         }
     }
 
-    // Whether this CTA is the last of `all` to get here. Whatever they stored before is visible to it afterwards.
-    // Fences are cumulative: one thread's, behind and before a barrier, do for all, and cost less than one of each.
+    // True if this CTA is the last of `all` to arrive. It then sees everything that the others stored before.
+    // Fences are cumulative: those of one thread, after and before a barrier, suffice for all threads and cost less.
     KVB_DEVICE bool last_to_arrive(int counter, int all) const {
         __syncthreads();  // every thread's stores come before the fence
         if (threadIdx.x == 0) {
             __threadfence();
             const bool last = atomicAdd(args.counters + counter, 1) == all - 1;
             if (last) __threadfence();
-            if (last) atomicExch(args.counters + counter, 0);  // nobody else comes
+            if (last) atomicExch(args.counters + counter, 0);  // all CTAs have arrived
             shared.last = last;
         }
         __syncthreads();  // every thread's loads come after the fence
         return shared.last != 0;
     }
 
-    // Some pieces of the item: those of CTAs cta, cta + step, ... Only the first may be another than its CTA's first.
+    // Some pieces of the item: those of CTAs cta, cta + step, ... All are the first of their CTA, except perhaps the
+    // first of them.
     struct Pieces {
         int cta, step, number, first_slot;
         KVB_DEVICE int slot(int i) const { return i == 0 ? first_slot : 2 * (cta + i * step); }
     };
 
-    // To the output (slot < 0) or into a slot, which may be that of the first piece.
+    // Merge into the output (slot < 0) or into a slot, which may be that of the first piece.
     KVB_DEVICE void merge_pieces(const Pieces& pieces, int slot) const {
         const int thread = static_cast<int>(threadIdx.x);
         for (int i = thread; i < pieces.number * kColumns; i += kThreads) {
@@ -118,7 +119,7 @@ struct Merge {
             for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
             for (int begin = 0; begin < pieces.number; begin += kInFlight) {
-                float4 loaded[kInFlight];  // all under way before the first is used; past the end the last one again
+                float4 loaded[kInFlight];  // all loads before the first use; past the end the last piece
 #pragma unroll
                 for (int j = 0; j < kInFlight; ++j) {
                     const float* values = slot_values(pieces.slot(min(begin + j, pieces.number - 1)));
@@ -137,7 +138,7 @@ struct Merge {
         }
     }
 
-    // After this CTA's piece of a cut item is in its slot. All threads; the same branches for all.
+    // Called by all threads, which take the same branches, when this CTA's piece of a split item is in its slot.
     KVB_DEVICE void merge_item() const {
         const int first = cta_of_unit(part.at.item, shared.total, shared.ctas);
         const int number = cta_of_unit(part.at.item + part.each - 1, shared.total, shared.ctas) - first + 1;

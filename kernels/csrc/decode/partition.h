@@ -1,11 +1,11 @@
-// Ragged decode: who does what. All units of all items, in order, are cut into one even range per CTA, so that a long
-// lane is shared by many CTAs and short ones share a CTA. Everything follows from the lengths on the device.
+// Ragged decode: the split of the work over CTAs. All units of all items, in order, are split into one even range per
+// CTA. So many CTAs share a long lane, and short lanes share a CTA. Everything follows from the lengths on the device.
 #pragma once
 #include "decode/types.h"
 
 namespace kvb {
 
-// The first `total % ctas` CTAs take one unit more than the others.
+// The first `total % ctas` CTAs have one unit more than the others.
 KVB_DEVICE int first_unit(int cta, int total, int ctas) {
     return total / ctas * cta + min(cta, total % ctas);
 }
@@ -15,7 +15,7 @@ KVB_DEVICE int cta_of_unit(int unit, int total, int ctas) {
     return unit < units_of_longer ? unit / (few + 1) : longer + (unit - units_of_longer) / few;
 }
 
-// With kAppend the new tokens count as there, if the segment has room for them.
+// With kAppend the length includes the new tokens, if the segment has room for them.
 template <bool kAppend>
 KVB_DEVICE Lane load_lane(const DecodeArguments& args, int lane) {
     Lane found;
@@ -34,11 +34,11 @@ KVB_DEVICE void fill_window(const DecodeArguments& args, DecodeShared<D>& shared
     if (thread == 0) shared.window_lane = lane;
 }
 
-// Set the cursor to this CTA's first unit. Ends with a barrier.
+// Set the cursor to this CTA's first unit. It ends with a barrier.
 template <int D, bool kAppend>
 KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane_of_warp = thread % 32;
-    // A prefix sum over the lanes' units: each thread has a run of neighbouring lanes, one where there are few.
+    // A prefix sum over the lanes' units. Each thread has a run of neighbouring lanes, or one lane if there are few.
     const int run = divide_up(args.lanes, kThreads), first = thread * run, end = min(first + run, args.lanes);
     int units = 0;
     if (run == 1 && first < end) {
@@ -46,7 +46,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
         units = units_of(shared.window[thread]) * args.blocks;
     }
     if (run > 1) {
-        constexpr int kTogether = 4;  // loads of lanes under way at a time: each is two latencies
+        constexpr int kTogether = 4;  // lanes that are loaded at the same time: each load takes two latencies
         for (int lane = first; lane < end; lane += kTogether) {
             Lane found[kTogether];
 #pragma unroll
@@ -93,18 +93,18 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     }
 }
 
-// The lane under the cursor; `args` and the cursor are the same for all threads.
+// The lane at the cursor. `args` and the cursor are the same for all threads.
 template <int D, bool kAppend>
 KVB_DEVICE Lane lane_at(const DecodeArguments& args, DecodeShared<D>& shared, int lane) {
     if (lane >= shared.window_lane + kThreads) {
-        __syncthreads();  // nobody looks at the old window any more
+        __syncthreads();  // no thread reads the old window any more
         fill_window<D, kAppend>(args, shared, lane);
         __syncthreads();
     }
     return shared.window[lane - shared.window_lane];
 }
 
-// Go on to what follows the `units` units that end the CTA's part of an item. One thread.
+// Advance the cursor past the `units` units that end the CTA's part of an item. One thread calls it.
 template <int D>
 KVB_DEVICE void advance(const DecodeArguments& args, DecodeShared<D>& shared, const Cursor& at, int each, int units) {
     const bool lane_done = at.block + 1 == args.blocks;

@@ -1,11 +1,11 @@
 // Thread blocks on the host: one fiber per CUDA thread, barriers, warp-wide operations, shared memory, launches.
 //
-// Blocks run one after another, threads take turns at barriers and warp operations only. What is checked: a barrier or
-// warp operation that not all threads reach (no silent hang), lanes that meet in different operations, shuffles from
-// absent lanes, limits of a launch and of shared memory. Shared memory is filled with NaN (-1 as integer) before each
-// block. Not emulated: memory ordering between blocks, and blocks that wait for one another.
+// Blocks run one after another; threads switch only at barriers and warp operations. The emulator stops the program if
+// not all threads reach a barrier or warp operation, if lanes meet in different operations, if a lane shuffles from an
+// absent lane, or if a launch or its shared memory exceeds the limits. Shared memory is filled with NaN (-1 as an
+// integer) before each block. Memory ordering between blocks, and blocks that wait for one another, are not emulated.
 //
-// Environment: KVB_HOST_SHUFFLE=<seed> lets threads run in random order, KVB_HOST_SHUFFLE_BLOCKS=<seed> blocks.
+// Environment variables: KVB_HOST_SHUFFLE=<seed> runs threads in random order, KVB_HOST_SHUFFLE_BLOCKS=<seed> blocks.
 #pragma once
 #include <algorithm>
 #include <cstdarg>
@@ -31,7 +31,7 @@ namespace kvb_host __attribute__((visibility("hidden"))) {
 constexpr unsigned kWarp = 32;
 constexpr std::size_t kStaticShared = 48 * 1024, kAllShared = 227 * 1024;
 
-// What a lane brings to a warp operation, and what it takes away.
+// A lane's inputs and outputs of a warp operation.
 struct Lane {
     uint32_t in[10] = {};
     uint32_t out[4] = {};
@@ -46,10 +46,10 @@ struct Thread {
     State state = State::done;
     unsigned linear = 0;
     uint3 index{};
-    Collective collective = nullptr;  // of the warp operation it waits in
-    unsigned mask = 0;                // lanes named by it
+    Collective collective = nullptr;  // the warp operation that it waits in
+    unsigned mask = 0;                // the lanes in that operation
     Lane lane;
-    int predicate = 0;  // of a block barrier that counts
+    int predicate = 0;  // input of __syncthreads_count and the like
 };
 
 struct Shared {
@@ -99,7 +99,7 @@ inline void make_ready(Thread& thread) {
     if (&thread != block.current) block.ready.push_back(&thread);
 }
 
-// The current thread stops until another one makes it ready.
+// Stop the current thread until another thread makes it ready.
 inline void wait() { switch_context(block.current->context, block.caller, &block.caller); }
 
 inline void open_barrier_if_complete() {
@@ -113,7 +113,7 @@ inline void open_barrier_if_complete() {
         }
 }
 
-// Returns how many threads came with a predicate that is not zero.
+// Returns how many threads arrived with a predicate that is not zero.
 inline int block_barrier(int predicate) {
     Thread& me = *block.current;
     me.predicate = predicate != 0;
@@ -142,7 +142,7 @@ inline void finish_warp_if_complete(Thread& any) {
         if (warp[lane] != nullptr) make_ready(*block.pool[first + lane]);
 }
 
-// Meet the lanes of `mask`; the last to come computes `collective` for all. Inputs are in `lane.in` of each.
+// Wait for the lanes of `mask`. The last to arrive computes `collective` for all, from their `lane.in`.
 inline const uint32_t* meet(unsigned mask, Collective collective) {
     Thread& me = *block.current;
     if ((mask >> (me.linear % kWarp) & 1) == 0) fail("a lane is not in the mask %#x of its warp operation", mask);
@@ -154,7 +154,7 @@ inline const uint32_t* meet(unsigned mask, Collective collective) {
     return me.lane.out;
 }
 
-// What every fiber runs: the kernel once per block, for ever.
+// The main function of every fiber: it runs the kernel once per block, forever.
 inline void fiber_main() {
     arrived(block.current->context, &block.caller);
     for (;;) {
@@ -162,7 +162,7 @@ inline void fiber_main() {
         Thread& me = *block.current;
         me.state = State::done;
         --block.alive;
-        open_barrier_if_complete();  // threads that have ended are not waited for
+        open_barrier_if_complete();  // no thread waits for threads that have ended
         const unsigned first = me.linear / kWarp * kWarp;
         for (unsigned i = first; i < std::min(first + kWarp, block.threads); ++i)
             if (block.pool[i]->state == State::at_warp_operation) finish_warp_if_complete(*block.pool[i]);
@@ -220,14 +220,14 @@ inline void run_block() {
     block.current = nullptr;
 }
 
-// Shared memory of one declaration (`site`), the same for all threads of the block, poisoned when first asked for.
+// Shared memory of one declaration (`site`), the same for all threads of the block; poisoned at the first request.
 inline void* shared_memory(const void* site, std::size_t bytes, bool dynamic) {
     for (Shared& known : block.shared)
         if (known.site == site) return known.memory.get();
     if (!dynamic) block.static_bytes += bytes;
     if (block.static_bytes > kStaticShared || block.static_bytes + block.dynamic_bytes > kAllShared)
         fail("%zu static and %zu dynamic bytes of shared memory", block.static_bytes, block.dynamic_bytes);
-    void* memory = nullptr;  // an allocation of its own: the sanitizer sees where it ends
+    void* memory = nullptr;  // a separate allocation, so that the sanitizer knows where it ends
     if (posix_memalign(&memory, 128, std::max<std::size_t>(bytes, 1)) != 0) fail("no memory");
     std::memset(memory, 0xff, bytes);
     block.shared.push_back({site, {static_cast<unsigned char*>(memory), std::free}});

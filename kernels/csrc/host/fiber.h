@@ -1,8 +1,8 @@
-// Fibers: functions with a stack of their own that can be left in the middle and resumed. Host builds only.
+// Fibers: functions with their own stack that can be suspended and resumed. Only host builds use them.
 //
-// x86-64 switches in a few instructions; other processors go through ucontext (slower by a system call), which
-// -DKVB_HOST_UCONTEXT forces for tests. Under AddressSanitizer every switch is announced, so that reports name the
-// kernel's own frames and the stacks are no false alarm.
+// On x86-64 a switch takes a few instructions. Other processors use ucontext, which costs a system call;
+// -DKVB_HOST_UCONTEXT selects it for tests. AddressSanitizer is told about every switch, so that its reports name the
+// kernel's own frames and the stacks cause no false alarms.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +20,7 @@
 #include <ucontext.h>
 #else
 extern "C" void kvb_host_switch(void** save_sp, void* load_sp);
-// Callee-saved registers go to the old stack and come from the new one; `ret` continues where the new one left off.
+// Save the callee-saved registers on the old stack and load those of the new stack; `ret` continues there.
 __asm__(
     ".text\n.weak kvb_host_switch\n.hidden kvb_host_switch\n.type kvb_host_switch,@function\nkvb_host_switch:\n"
     "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
@@ -32,14 +32,14 @@ __asm__(
 // Hidden: two builds of the kernels loaded into one process must not share their state.
 namespace kvb_host __attribute__((visibility("hidden"))) {
 
-// Where a stack of execution stopped: a fiber's, or the caller's while fibers run.
+// The point where a fiber stopped, or its caller while fibers run.
 struct Context {
 #ifdef KVB_HOST_UCONTEXT
     ucontext_t registers;
 #else
     void* sp = nullptr;
 #endif
-    void* fake_stack = nullptr;  // AddressSanitizer's, while this context is away
+    void* fake_stack = nullptr;  // AddressSanitizer's, while this context is suspended
     const void* bottom = nullptr;
     std::size_t size = 0;
 };
@@ -52,7 +52,7 @@ inline void raw_switch(Context& from, Context& to) {
 #endif
 }
 
-// After a switch: tell the sanitizer that we run on `here` again; the stack we came from is noted in `came_from`.
+// After a switch: tell the sanitizer that `here` runs again, and note the bounds of the previous stack in `came_from`.
 inline void arrived(Context& here, Context* came_from) {
 #ifdef __SANITIZE_ADDRESS__
     const void* bottom = nullptr;
@@ -68,7 +68,7 @@ inline void arrived(Context& here, Context* came_from) {
 #endif
 }
 
-// Leave `from` for `to`; returns when somebody switches back. `note` gets the bounds of the stack that did.
+// Suspend `from` and resume `to`. It returns when another fiber switches back, whose stack bounds `note` receives.
 inline void switch_context(Context& from, Context& to, Context* note) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.size);
@@ -96,7 +96,7 @@ class Stack {
     Stack& operator=(const Stack&) = delete;
     ~Stack() { munmap(base_, guard_ + kBytes); }
 
-    // Make `context` start `entry` on this stack when it is first switched to. `entry` must never return.
+    // Make `context` start `entry` on this stack at its first switch. `entry` must never return.
     void prepare(Context& context, void (*entry)()) {
         char* bottom = base_ + guard_;
         context.bottom = bottom;
@@ -109,7 +109,7 @@ class Stack {
         makecontext(&context.registers, entry, 0);
 #else
         void** top = reinterpret_cast<void**>(bottom + kBytes);
-        *--top = nullptr;  // where a return address would be: the stack ends here, 16-byte aligned as at any call
+        *--top = nullptr;  // in place of a return address: the stack ends here, aligned to 16 bytes as at any call
         *--top = reinterpret_cast<void*>(entry);
         for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
         context.sp = top;

@@ -1,7 +1,7 @@
 // The part of CUDA C++ that the kernels use, for g++: types, built-in variables, intrinsics. Needs no CUDA headers.
 //
-// A kernel file is compiled by nvcc as it is, and by `g++ -x c++` through this header; only launches, shared memory and
-// what is written as PTX go through macros and functions of primitives.h. How threads run is in host/block.h.
+// nvcc compiles a kernel file directly; `g++ -x c++` compiles it through this header. Only launches, shared memory and
+// PTX go through macros and functions of primitives.h. host/block.h runs the threads.
 #pragma once
 #include <cmath>
 #include <limits>
@@ -33,7 +33,7 @@ inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-// Sixteen-bit floats as bits; conversions round to nearest even, NaN becomes the canonical one, as on the device.
+// 16-bit floats as bits. Conversions round to nearest even and make NaN canonical, as on the device.
 struct __nv_bfloat16 { uint16_t bits; };
 struct __half { uint16_t bits; };
 
@@ -179,8 +179,8 @@ template <class T> T __reduce_add_sync(unsigned mask, T x) { return kvb_host::re
 template <class T> T __reduce_max_sync(unsigned mask, T x) { return kvb_host::reduced<T, kvb_host::Max>(mask, x); }
 template <class T> T __reduce_min_sync(unsigned mask, T x) { return kvb_host::reduced<T, kvb_host::Min>(mask, x); }
 
-// One thread runs at a time, so that plain code is atomic.
-template <class T> using Same = std::common_type_t<T>;  // no deduction from it: atomicAdd(float*, 1) works
+// One thread runs at a time, so ordinary code is atomic.
+template <class T> using Same = std::common_type_t<T>;  // not deduced, so that atomicAdd(float*, 1) compiles
 template <class T> T atomicAdd(T* at, Same<T> value) { const T old = *at; *at = old + value; return old; }
 template <class T> T atomicMax(T* at, Same<T> value) { const T old = *at; if (old < value) *at = value; return old; }
 template <class T> T atomicMin(T* at, Same<T> value) { const T old = *at; if (value < old) *at = value; return old; }

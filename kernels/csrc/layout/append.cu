@@ -1,5 +1,5 @@
-// Appending new tokens to a ragged KV cache, in place, keys and values in one launch, in time that does not depend on
-// what is there.
+// Append new tokens to a ragged KV cache in place: keys and values in one launch. The time does not depend on the
+// cache's lengths.
 //
 // C ABI. Strides are in elements; k_new and v_new have stride 1 in the head dimension; all rows are aligned to 16
 // bytes (so dim is a multiple of 8); k and v are contiguous. dtype: 0 bf16, 1 fp16. Returns 0, a cudaError, or -1 for
@@ -12,15 +12,15 @@
 //       const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
 //       int32_t* status, int batch, int kv_heads, int tokens, int dim, int dtype, cudaStream_t stream);
 //     Token t of lane n = b * kv_heads + u goes to slot start[s] + length[s] + t of s = segment[n]; then length[s] +=
-//     T. No two lanes share a segment. One without room for all T keeps its rows and length, and status becomes 1 + s
-//     if it was 0.
+//     T. No two lanes share a segment. A segment without room for all T keeps its rows and length, and status becomes
+//     1 + s if it was 0.
 #include "primitives.h"
 
 namespace kvb {
 
 constexpr int kMostThreads = 512;
 
-// New rows [B, U, T, D] and where they go; elements are moved as bits.
+// New rows [B, U, T, D] and their destination. Elements are moved as bits.
 struct Side {
     uint16_t* buffer;
     const uint16_t* fresh;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kMostThreads) append(const AppendArguments arg
     const int lane = static_cast<int>(blockIdx.x), batch = lane / args.kv_heads, head = lane % args.kv_heads;
     const int segment = args.segment[lane], first = args.start[segment], length = args.length[segment];
     const bool room = length + args.tokens <= args.start[segment + 1] - first;
-    __syncthreads();  // everybody has read the length
+    __syncthreads();  // all threads have read the length
     if (threadIdx.x == 0) {
         if (room) args.length[segment] = length + args.tokens;
         else atomicCAS(args.status, 0, segment + 1);

@@ -1,5 +1,5 @@
-// kvb_ragged_gather: the kept tokens of a dense prompt to the segments of an arena. kvb_ragged_relayout: the live slots
-// of an arena to another. Both move whole rows of K and V in pieces of 16 bytes and never look at the host.
+// kvb_ragged_gather copies the kept tokens of a dense prompt to the segments of an arena. kvb_ragged_relayout copies
+// the live slots of an arena to another arena. Both move whole rows of K and V, 16 bytes at a time, without the host.
 //
 // Suffixes: U KV heads, T tokens of the prompt, D head dimension, S segments, S1 = S + 1, R slots of the (old) arena,
 // M segments of the new one, Q its slots.
@@ -10,16 +10,16 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 using PerWarp = int[kWarps];
-constexpr int kChunk = 2048;  // tokens of a segment that one block looks at
+constexpr int kChunk = 2048;  // tokens of a segment that one block reads
 using Chunk = int[kChunk];
 
-struct Rows {  // where the rows of K and V are: bytes from one head, and from one token, to the next
+struct Rows {  // layout of the rows of K and V: bytes from one head to the next, and from one token to the next
     const char* k;
     const char* v;
     int64_t k_head, k_token, v_head, v_token;
 };
 
-// Sum over the block, the same for all threads. `part_W` may be written again after it.
+// Sum over the block, the same for all threads. `part_W` may be overwritten afterwards.
 KVB_DEVICE int block_sum(int mine, int* part_W) {
     for (int step = 16; step > 0; step /= 2) mine += __shfl_xor_sync(kvb::kFullWarp, mine, step);
     if (threadIdx.x % 32 == 0) part_W[threadIdx.x / 32] = mine;
@@ -30,8 +30,8 @@ KVB_DEVICE int block_sum(int mine, int* part_W) {
     return sum;
 }
 
-// How many of mask[0 .. end) are set, this thread's share. Bytes are 0 or 1; those before the first address that is a
-// multiple of 16, and behind the last, go one by one.
+// This thread's share of the number of set bytes in mask[0 .. end). Bytes are 0 or 1. Those before the first address
+// that is a multiple of 16, and those after the last, are read one by one.
 KVB_DEVICE int count_set(const unsigned char* mask, int end) {
     const int head = min(end, int(-reinterpret_cast<uintptr_t>(mask) & 15));
     const int pieces = (end - head) / 16, tail = head + 16 * pieces;
@@ -45,7 +45,7 @@ KVB_DEVICE int count_set(const unsigned char* mask, int end) {
     return count;
 }
 
-// Block (chunk, segment): the kept tokens of the chunk, to the slots behind those of the chunks before it.
+// Block (chunk, segment) copies the kept tokens of the chunk to the slots after those of earlier chunks.
 __global__ void __launch_bounds__(kThreads)
 gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const int* head_S, const int* start_S1,
        char* k_RD, char* v_RD) {
@@ -57,7 +57,7 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
     const int first = start_S1[segment], capacity = start_S1[segment + 1] - first;
     const int before = block_sum(count_set(keep_T, begin), part_W);
 
-    // Each warp lists a range of the chunk, behind what the warps before it keep of theirs.
+    // Each warp lists the kept tokens of a range of the chunk, after those of the warps before it.
     constexpr int kRange = kChunk / kWarps;
     unsigned set[kRange / 32];
     int mine = 0;
@@ -80,12 +80,12 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
     }
     __syncthreads();
 
-    kept = min(kept, capacity - before);  // a segment takes what it has room for
+    kept = min(kept, capacity - before);  // a segment takes as many as it has room for
     const int pieces = row_bytes / 16;
     const char* k_TD = from.k + head_S[segment] * from.k_head;
     const char* v_TD = from.v + head_S[segment] * from.v_head;
     const int64_t to = (int64_t(first) + before) * row_bytes;
-    constexpr int kTogether = 4;  // pieces of a thread under way at a time; past the end the last one again
+    constexpr int kTogether = 4;  // loads in flight per thread; past the end, load the last piece again
     for (int begin_piece = threadIdx.x; begin_piece < kept * pieces; begin_piece += kTogether * kThreads) {
         uint4 k[kTogether], v[kTogether];
 #pragma unroll
@@ -105,7 +105,7 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
     }
 }
 
-// Blocks (x, place): together the live slots of segment source_M[place], each block every gridDim.x-th piece.
+// Blocks (x, place) copy the live slots of segment source_M[place]; each block copies every gridDim.x-th piece.
 __global__ void __launch_bounds__(kThreads)
 relayout(const char* k_RD, const char* v_RD, int row_bytes, const int* start_S1, const int* length_S,
          const int* source_M, const int* start_M1, char* k_QD, char* v_QD) {
@@ -122,7 +122,7 @@ relayout(const char* k_RD, const char* v_RD, int row_bytes, const int* start_S1,
 
 }  // namespace
 
-// Strides in elements; rows of K and V are contiguous and lie on multiples of 16 bytes, also in the arena.
+// Strides are in elements. Rows of K and V are contiguous and aligned to 16 bytes, also in the arena.
 extern "C" int kvb_ragged_gather(const void* k_UTD, const void* v_UTD, int64_t k_stride_u, int64_t k_stride_t,
                                  int64_t v_stride_u, int64_t v_stride_t, int64_t tokens, int64_t dim,
                                  const void* keep_ST, const void* head_S, const void* start_S1, int64_t segments,
@@ -145,7 +145,7 @@ extern "C" int kvb_ragged_relayout(const void* k_RD, const void* v_RD, const voi
     constexpr int64_t kElement = 2, kBlocks = 2048;  // enough to keep any GPU's memory busy
     if (dtype < 0 || dtype > 1 || dim % 8 != 0 || places > 65535) return -1;
     if (places == 0) return 0;
-    const int64_t of_place = (kBlocks + places - 1) / places;  // the lengths are known to the GPU alone
+    const int64_t of_place = (kBlocks + places - 1) / places;  // only the GPU knows the lengths
     const dim3 grid(unsigned(of_place < 64 ? of_place : 64), unsigned(places));
     KVB_LAUNCH((relayout), grid, kThreads, 0, stream, static_cast<const char*>(k_RD), static_cast<const char*>(v_RD),
                int(dim * kElement), static_cast<const int*>(start_S1), static_cast<const int*>(length_S),

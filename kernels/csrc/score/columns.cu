@@ -1,8 +1,9 @@
-// kvb_column_sums: the attention every key receives from all queries, causal.
+// kvb_column_sums: the causal attention that every key receives from all queries.
 //
-// A block owns some keys, in registers, and walks over the queries from the first of them on, in stages that go through
-// shared memory. A lane sums what two of eight queries pay, stage by stage, and the four lanes that share a key add up
-// at the end: nobody else writes that key's sum, so there are no atomics and the order is the same in every run.
+// A block has some keys in registers and goes through the queries from the first of these keys on, in stages through
+// shared memory. A lane sums the attention of two of eight queries, stage by stage, and the four lanes that share a key
+// add their sums at the end. No other lane writes that key's sum. So there are no atomics, and the order is the same in
+// every run.
 #include "score/launch.h"
 
 namespace {
@@ -29,7 +30,7 @@ key_sums(Prompt<T> prompt, const float* lse_HT, int64_t lse_head, float* sum_HT)
     typename Tile<kDim>::Keys keys;
     kvb::load_keys<T, kDim>(keys, prompt.k + int64_t(blockIdx.y) / prompt.group * prompt.k_head, prompt.k_token, key,
                             prompt.tokens);
-    float sum[kPairs][2];  // of keys 16 m + r and 16 m + 8 + r, this lane's part
+    float sum[kPairs][2];  // for keys 16 m + r and 16 m + 8 + r, this lane's part
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) sum[m][0] = sum[m][1] = 0.f;
 
@@ -37,12 +38,12 @@ key_sums(Prompt<T> prompt, const float* lse_HT, int64_t lse_head, float* sum_HT)
         const QueryList list{0, 1, first, min(prompt.tokens, first + kStageQueries), kStageTiles};
         __syncthreads();
         kvb::load_queries<T, kDim>(queries, prompt, q_TD, list, 0, kStageTiles);
-        for (int row = threadIdx.x; row < kStageQueries; row += kvb::kThreads)  // what is no query pays 2^-inf
+        for (int row = threadIdx.x; row < kStageQueries; row += kvb::kThreads)  // no query: adds 2^-inf = 0
             lse2[row] = first + row < list.end ? lse_T[first + row] * kvb::kLog2e : INFINITY;
         __syncthreads();
-        if (list.end <= key) continue;  // all before the warp's keys
+        if (list.end <= key) continue;  // all queries come before the warp's keys
         const int tiles = (list.end - first + 7) / 8;
-        float of_stage[kPairs][2];  // added up by stages: sums of many small numbers round less that way
+        float of_stage[kPairs][2];  // summed per stage: sums of many small numbers round less that way
 #pragma unroll
         for (int m = 0; m < kPairs; ++m) of_stage[m][0] = of_stage[m][1] = 0.f;
         for (int tile = max(0, (key - first) / 8); tile < tiles; ++tile) {
@@ -79,8 +80,8 @@ key_sums(Prompt<T> prompt, const float* lse_HT, int64_t lse_head, float* sum_HT)
 
 }  // namespace
 
-// q_HTD, k_UTD with strides in elements, rows contiguous on multiples of 16 bytes. lse_HT: natural, fp32, as
-// kvb_row_lse gives it. out_HT contiguous.
+// q_HTD and k_UTD have strides in elements and contiguous rows aligned to 16 bytes. lse_HT is natural, fp32, from
+// kvb_row_lse. out_HT is contiguous.
 extern "C" int kvb_column_sums(const void* q_HTD, int64_t q_stride_h, int64_t q_stride_t, const void* k_UTD,
                                int64_t k_stride_u, int64_t k_stride_t, const void* lse_HT, int64_t lse_stride_h,
                                int64_t heads, int64_t kv_heads, int64_t tokens, int64_t dim, float scaling,

@@ -1,4 +1,4 @@
-// Host side of the scoring kernels: from runtime dtype and head dimension to templates.
+// Host side of the scoring kernels: the template instance for a dtype and head dimension.
 #pragma once
 #include "score/tile.h"
 
@@ -25,7 +25,7 @@ int for_dim(int64_t dim, F& f) {
     }
 }
 
-// f(TypeTag<T>, DimTag<D>) -> int; -1 where there is no such kernel. dtype 0 is bf16, 1 fp16.
+// Call f(TypeTag<T>, DimTag<D>) -> int; -1 if there is no such kernel. dtype 0 is bf16, 1 fp16.
 template <typename F>
 int for_dtype_and_dim(int dtype, int64_t dim, F f) {
     if (dtype == 0) return for_dim<bf16>(dim, f);
@@ -34,27 +34,27 @@ int for_dtype_and_dim(int dtype, int64_t dim, F f) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Shared memory of a launch; more than 48 KB has to be allowed. Returns a cudaError.
+// Allow a launch more than 48 KB of shared memory. Returns a cudaError.
 template <typename Kernel>
 int allow_shared([[maybe_unused]] Kernel kernel, int64_t bytes) {
     return bytes <= 48 * 1024 ? 0 : int(KVB_ALLOW_SHARED((kernel), bytes));
 }
 
-// Blocks that share the keys of one KV head: two for each multiprocessor of a large GPU. A constant, so that sums over
-// parts of the keys are cut in the same places everywhere.
+// Blocks that share the keys of one KV head: two for each multiprocessor of a large GPU. This is a constant, so that
+// sums over parts of the keys are split at the same places on every GPU.
 inline int64_t parts_of_head(int64_t kv_heads, int64_t tiles) {
     const int64_t parts = ceil_div(264, kv_heads);
     return parts < tiles ? parts : tiles;
 }
 
-// Log-sum-exp (natural) of the scaled logits of the last `queries` of `tokens` tokens over the keys up to each:
-// lse[head * queries + query], fp32. `part` is scratch, used if `split`: 8 * parts_of_head() * heads * queries bytes.
+// Log-sum-exp (natural) of the scaled logits of the last `queries` of `tokens` tokens, over the keys up to each query:
+// lse[head * queries + query], fp32. With `split`, `part` is scratch of 8 * parts_of_head() * heads * queries bytes.
 struct LseCall {
     const void* q;
     const void* k;
     int64_t q_head, q_token, k_head, k_token, heads, kv_heads, queries, tokens, dim;
     float scaling;
-    bool split;  // several blocks for the keys of one head: for few queries
+    bool split;  // several blocks share the keys of one head, for few queries
 };
 int launch_lse(const LseCall& call, float* lse, void* part, int dtype, cudaStream_t stream);
 

@@ -1,8 +1,8 @@
-// kvb_row_lse, and the first pass of kvb_window_score: log-sum-exp of every query's logits, causal.
+// kvb_row_lse, and the first pass of kvb_window_score: log-sum-exp of every query's causal logits.
 //
-// A block holds the queries of some positions, of all query heads of a KV head, in shared memory, and walks over the
-// keys these may see; its warps take different keys. Each warp keeps the running maximum and sum of every query, merged
-// in a fixed order: over the warps of a block, then over the blocks that share the keys of one head.
+// A block has the queries of some positions, of all query heads of a KV head, in shared memory, and goes through the
+// keys that these may see; its warps take different keys. Each warp keeps the running maximum and sum of every query.
+// They are merged in a fixed order: over the warps of a block, then over the blocks that share the keys of one head.
 #include "score/launch.h"
 
 namespace {
@@ -14,8 +14,8 @@ using kvb::Tile;
 
 constexpr int kMerge = 128;  // threads of the merging kernel
 
-// Base-2 logits: the largest of those seen, and the sum of 2^(logit - largest). kNothing stands in for -infinity, whose
-// differences are no numbers.
+// The largest base-2 logit so far, and the sum of 2^(logit - largest). kNothing replaces -infinity, because differences
+// of infinities are NaN.
 constexpr float kNothing = -1e30f;
 
 KVB_DEVICE float2 merge(float2 a, float2 b) {
@@ -26,8 +26,8 @@ KVB_DEVICE float2 merge(float2 a, float2 b) {
 // Natural log-sum-exp.
 KVB_DEVICE float lse_of(float2 state) { return (state.x + log2f(state.y)) * kvb::kLn2; }
 
-// Grid: (parts of the keys, KV heads, query blocks x head blocks). With one part, `lse` gets the result, else `part`
-// [part, H, W] gets largest and sum.
+// Grid: (parts of the keys, KV heads, query blocks x head blocks). With one part, the result goes to `lse`; otherwise
+// largest and sum go to `part` [part, H, W].
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kvb::kThreads, 2)
 row_lse(Prompt<T> prompt, int of_head, int heads_here, float* lse, float2* part) {
@@ -51,7 +51,7 @@ row_lse(Prompt<T> prompt, int of_head, int heads_here, float* lse, float2* part)
     for (int row = lane; row < rows; row += 32) state[row] = make_float2(kNothing, 0.f);
     __syncthreads();
 
-    const int seen = prompt.first() + list.end;  // keys that the last query sees
+    const int seen = prompt.first() + list.end;  // number of keys that the last query sees
     for (int begin = blockIdx.x * Tile<kDim>::kBlockKeys; begin < seen; begin += gridDim.x * Tile<kDim>::kBlockKeys) {
         const int key = begin + warp * Tile<kDim>::kKeys;
         if (key >= seen) continue;
@@ -61,7 +61,7 @@ row_lse(Prompt<T> prompt, int of_head, int heads_here, float* lse, float2* part)
         for (int pair = 0; pair < pairs; ++pair) {
             float logit[Tile<kDim>::kKeyGroups][4];
             kvb::queries_by_keys<T, kDim>(logit, queries + 2 * pair * Tile<kDim>::kChunks * 32, keys);
-            float top[2] = {kNothing, kNothing};  // of queries r and r + 8 of the pair
+            float top[2] = {kNothing, kNothing};  // for queries r and r + 8 of the pair
             const int position[2] = {prompt.first() + list.query_of(16 * pair + r),
                                      prompt.first() + list.query_of(16 * pair + 8 + r)};
 #pragma unroll
@@ -150,7 +150,7 @@ int launch_lse(const LseCall& call, float* lse, void* part, int dtype, cudaStrea
 
 }  // namespace kvb
 
-// q_HTD, k_UTD with strides in elements, rows contiguous on multiples of 16 bytes; lse_HT contiguous.
+// q_HTD and k_UTD have strides in elements and contiguous rows aligned to 16 bytes. lse_HT is contiguous.
 extern "C" int kvb_row_lse(const void* q_HTD, int64_t q_stride_h, int64_t q_stride_t, const void* k_UTD,
                            int64_t k_stride_u, int64_t k_stride_t, int64_t heads, int64_t kv_heads, int64_t tokens,
                            int64_t dim, float scaling, void* lse_HT, int dtype, cudaStream_t stream) {

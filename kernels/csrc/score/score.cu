@@ -1,9 +1,9 @@
-// kvb_window_score: what the attention of the last W tokens makes of every token before them.
+// kvb_window_score: scores of all tokens before a window, by the attention of the window's W tokens, the last ones.
 //
-// A warp holds 64 keys in registers (32 for D = 256) and multiplies them with the queries of all heads of the group,
-// which lie in shared memory; a lane sums the probabilities of two of eight queries in their order, the four lanes that
-// share a key add up at the end of a head. So every key's sum is taken in the same order: equal keys get equal scores.
-// Pooling along tokens is a kernel of its own, the keys' neighbours being other warps'.
+// A warp has 64 keys in registers (32 for D = 256) and multiplies them with the queries of all heads of the group,
+// which are in shared memory. A lane sums the probabilities of two of eight queries in their order, and the four lanes
+// that share a key add their sums at the end of a head. So all keys are summed in the same order, and equal keys get
+// equal scores. Pooling along tokens is a separate kernel, because a key's neighbours belong to other warps.
 #include "score/launch.h"
 
 namespace {
@@ -19,7 +19,7 @@ enum Group { kMean = 0, kMax = 1, kSum = 2 };
 enum Pool { kNoPool = 0, kMaxPool = 1, kAvgPool = 2 };
 
 // Scores of past keys before pooling, [U, N]. Grid: (parts of the keys, KV heads). All queries of the group are in the
-// list; where they do not fit into shared memory they go through it in `stages`, once for each part of the keys.
+// list. If they do not fit into shared memory, they are loaded in `stages`, once for each part of the keys.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kvb::kThreads, 2)
 window_attention(Prompt<T> prompt, const float* lse, int64_t lse_head, int group_by, int stage_tiles, int stages,
@@ -39,7 +39,7 @@ window_attention(Prompt<T> prompt, const float* lse, int64_t lse_head, int group
         for (int row = threadIdx.x; row < 8 * (end - begin); row += kvb::kThreads) {
             const int query = list.query_of(8 * begin + row);
             const int64_t head = head_0 + list.head_of(8 * begin + row);
-            // what is no query has probability 2^-inf, exactly 0
+            // rows without a query have probability 2^-inf, which is exactly 0
             lse2[row] = query < list.end ? lse[head * lse_head + query] * kvb::kLog2e : INFINITY;
         }
     };
@@ -50,10 +50,10 @@ window_attention(Prompt<T> prompt, const float* lse, int64_t lse_head, int group
 
     for (int begin = blockIdx.x * Tile<kDim>::kBlockKeys; begin < past; begin += gridDim.x * Tile<kDim>::kBlockKeys) {
         const int key = begin + warp * Tile<kDim>::kKeys;
-        const bool working = key < past;  // others only help to load
+        const bool working = key < past;  // the other warps only help to load
         typename Tile<kDim>::Keys keys;
         if (working) kvb::load_keys<T, kDim>(keys, k_TD, prompt.k_token, key, prompt.tokens);
-        float of_head[kPairs][2], of_group[kPairs][2];  // of keys 16 m + r and 16 m + 8 + r: this lane's, all four's
+        float of_head[kPairs][2], of_group[kPairs][2];  // keys 16 m + r, 16 m + 8 + r: this lane's, all lanes'
 #pragma unroll
         for (int m = 0; m < kPairs; ++m) of_head[m][0] = of_head[m][1] = of_group[m][0] = of_group[m][1] = 0.f;
         int tile_of_head = 0, head = 0;
@@ -95,14 +95,15 @@ window_attention(Prompt<T> prompt, const float* lse, int64_t lse_head, int group
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int at = key + 16 * m + 8 * half + r;
-                if (c == m % 4 && at < past)  // the four lanes have the same
+                if (c == m % 4 && at < past)  // the four lanes have the same value
                     score_UN[int64_t(blockIdx.y) * past + at] =
                         group_by == kMean ? of_group[m][half] / float(prompt.group) : of_group[m][half];
             }
     }
 }
 
-// Grid: (ceil(N / kPoolThreads), U). Outside of the row there is nothing for a maximum and zeros for an average.
+// Grid: (ceil(N / kPoolThreads), U). Beyond the ends of the row a maximum ignores elements, and an average counts
+// zeros.
 __global__ void __launch_bounds__(kPoolThreads)
 pool_tokens(const float* score_UN, int past, int pool, int kernel_size, float* pooled_UN) {
     const int at = blockIdx.x * kPoolThreads + threadIdx.x;
@@ -114,8 +115,8 @@ pool_tokens(const float* score_UN, int past, int pool, int kernel_size, float* p
     pooled_UN[int64_t(blockIdx.y) * past + at] = pool == kMaxPool ? all : all / float(kernel_size);
 }
 
-// The workspace holds parts of the lse, if it is not given, then the lse, then scores before pooling. float32 of the
-// first; a block has at least 128 keys.
+// The workspace has the parts of the lse and the lse, if it is not given, then the scores before pooling. float32
+// values of the parts; a block has at least 128 keys.
 int64_t lse_scratch(int64_t heads, int64_t kv_heads, int64_t window, int64_t tokens) {
     return 2 * kvb::parts_of_head(kv_heads, kvb::ceil_div(tokens, 128)) * heads * window;
 }
@@ -128,8 +129,8 @@ extern "C" int64_t kvb_window_score_workspace(int64_t heads, int64_t kv_heads, i
     return int64_t(sizeof(float)) * (of_lse + (pool == kNoPool ? 0 : kv_heads * (tokens - window)));
 }
 
-// q_HWD, k_UTD with strides in elements, rows contiguous on multiples of 16 bytes. lse_HW: natural, fp32, or null.
-// group 0 mean, 1 max, 2 sum; pool 0 none, 1 max, 2 avg. out_UN contiguous [U, T - W]. `workspace`:
+// q_HWD and k_UTD have strides in elements and contiguous rows aligned to 16 bytes. lse_HW is natural, fp32, or null.
+// group: 0 mean, 1 max, 2 sum. pool: 0 none, 1 max, 2 avg. out_UN is contiguous, [U, T - W]. `workspace` has
 // kvb_window_score_workspace bytes.
 extern "C" int kvb_window_score(const void* q_HWD, int64_t q_stride_h, int64_t q_stride_w, const void* k_UTD,
                                 int64_t k_stride_u, int64_t k_stride_t, const void* lse_HW, int64_t lse_stride_h,

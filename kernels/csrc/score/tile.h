@@ -1,10 +1,10 @@
-// What the scoring kernels share: keys in registers, queries in shared memory, and the products between them.
+// Shared by the scoring kernels: keys in registers, queries in shared memory, and the products between them.
 //
-// A warp holds 8 * kKeyGroups keys, loaded once, straight from global memory into the operands of mma.m16n8k16: lane
-// (r, c) = (lane / 4, lane % 4) holds of key 8 * group + r, for each 32 columns of D, the eight columns from 8 * c on,
-// as four registers. mma wants columns 2c, 2c+1 and 2c+8, 2c+9 there; but a product over D may take its columns in any
-// order as long as keys and queries take the same, and queries lie in shared memory in the order of the same load. So
-// registers x, y serve one mma, z, w the next, and both keys and queries can be operand A (two groups of 8) or B.
+// A warp has 8 * kKeyGroups keys, loaded once, straight from global memory into the operands of mma.m16n8k16. For each
+// 32 columns of D, lane (r, c) = (lane / 4, lane % 4) has the eight columns of key 8 * group + r that start at 8 * c,
+// in four registers. mma expects columns 2c, 2c+1 and 2c+8, 2c+9 there. But a product over D may take its columns in
+// any order, if keys and queries use the same one, and queries are in shared memory in the order of the same load. So
+// registers x, y serve one mma and z, w the next, and both keys and queries can be operand A (two groups of 8) or B.
 //
 // Suffixes: H query heads, U KV heads, G = H / U, T tokens, D head dimension, W queries, N tokens before the window.
 #pragma once
@@ -17,26 +17,26 @@ constexpr int kQueryBytes = 64 * 1024;  // of shared memory for queries: two blo
 
 template <int kDim>
 struct Tile {
-    static constexpr int kChunks = (kDim + 31) / 32;  // of 32 columns; what is beyond D is zero
+    static constexpr int kChunks = (kDim + 31) / 32;  // of 32 columns; columns beyond D are zero
     static constexpr int kKeyGroups = kDim <= 128 ? 8 : 4;
     static constexpr int kKeys = 8 * kKeyGroups, kBlockKeys = kWarps * kKeys;
     static constexpr int kMaxTiles = kQueryBytes / (kChunks * 512);  // tiles of 8 queries that a block holds
     using Keys = uint4[kKeyGroups][kChunks];
 };
 
-// Keys and queries of a prompt. The queries are those of the last `queries` tokens. Strides in elements.
+// Keys and queries of a prompt. The queries belong to the last `queries` tokens. Strides are in elements.
 template <typename T>
 struct Prompt {
     const T* q;
     const T* k;
     int64_t q_head, q_token, k_head, k_token;
     int group, queries, tokens;
-    float scale;  // of the logits, times log2(e): exponentials are powers of two
+    float scale;  // scaling of the logits, times log2(e): exponentials are powers of two
 
     KVB_DEVICE int first() const { return tokens - queries; }  // position of query 0
 };
 
-// Keys from `first` on; beyond the last token the last one again.
+// Load keys from `first` on; beyond the last token, the last key again.
 template <typename T, int kDim>
 KVB_DEVICE void load_keys(typename Tile<kDim>::Keys& keys, const T* k_TD, int64_t k_token, int first, int tokens) {
     const int r = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
@@ -51,20 +51,20 @@ KVB_DEVICE void load_keys(typename Tile<kDim>::Keys& keys, const T* k_TD, int64_
     }
 }
 
-// Eight queries in a row are a tile; each of `heads` heads has `of_head` of them here. Tile `number` is that of the
-// list of all: head number / of_head, queries from 8 * (number % of_head) on.
+// Eight queries in a row are a tile; each of `heads` heads has `of_head` tiles here. Tile `number` of the list has the
+// queries from 8 * (number % of_head) on of head number / of_head.
 struct QueryList {
-    int head, heads;      // of those of a KV head: the first, and how many
-    int query, end;       // first query of each head, and the end; what is beyond it is zero
-    int of_head;          // tiles
+    int head, heads;      // first query head of the KV head's, and how many
+    int query, end;       // first query of each head, and the end; queries beyond it are zero
+    int of_head;          // tiles per head
 
     KVB_DEVICE int tiles() const { return heads * of_head; }
     KVB_DEVICE int head_of(int row) const { return head + row / 8 / of_head; }
     KVB_DEVICE int query_of(int row) const { return query + row / 8 % of_head * 8 + row % 8; }
 };
 
-// Tiles [begin, end) of the list into shared memory, by all threads; the caller puts barriers around it. `q_GTD` is the
-// first query of the KV head's first query head. Rows of `head_of` beyond the list's heads are zero as well.
+// Load tiles [begin, end) of the list into shared memory, with all threads; the caller puts barriers around the call.
+// `q_GTD` is the first query of the KV head's first query head. Rows of `head_of` beyond the list's heads are zero too.
 template <typename T, int kDim>
 KVB_DEVICE void load_queries(uint4* shared, const Prompt<T>& prompt, const T* q_GTD, const QueryList& list, int begin,
                              int end) {
@@ -80,7 +80,7 @@ KVB_DEVICE void load_queries(uint4* shared, const Prompt<T>& prompt, const T* q_
 
 // Products of all keys of the warp (rows) with one tile of queries (columns): dots[m][0..1] are those of key
 // 16 * m + r with queries 2c and 2c + 1, dots[m][2..3] those of key 16 * m + 8 + r. Each is the sum of two chains of
-// mma, so that a warp has enough of them under way that do not wait for each other.
+// mma, so that a warp has enough independent ones in flight.
 template <typename T, int kDim>
 KVB_DEVICE void keys_by_queries(float (&dots)[Tile<kDim>::kKeyGroups / 2][4], const typename Tile<kDim>::Keys& keys,
                                 const uint4* tile) {
@@ -137,7 +137,7 @@ KVB_DEVICE void queries_by_keys(float (&dots)[Tile<kDim>::kKeyGroups][4], const 
     }
 }
 
-// Sum over the four lanes that share rows: the same order, and the same result, in all of them.
+// Sum over the four lanes that share rows, in the same order and with the same result in all of them.
 KVB_DEVICE float quad_sum(float x) {
     x += __shfl_xor_sync(kFullWarp, x, 1);
     return x + __shfl_xor_sync(kFullWarp, x, 2);

@@ -1,4 +1,4 @@
-// From what heads hold of a layer's best tokens to whole numbers whose sum is exact, in float64 and in the order of
+// Apportionment of a layer's budget over heads, in integers whose sum is exact. It works in float64 and in the order of
 // operations of kvbench_kernels/ops/apportion.py, so that both round alike. All threads of one block call `apportion`.
 #pragma once
 #include "primitives_more.h"
@@ -18,14 +18,14 @@ struct Apportion {
     int open, missing;
 };
 
-// (1 - floor) * held + floor * total / heads. Multiplications and additions are rounded one by one: fused, they would
-// differ from the host's.
+// (1 - floor) * held + floor * total / heads. Every multiplication and addition is rounded: fused operations would give
+// other results than the host.
 KVB_DEVICE double mixed_share(int held, double floor, int total, int heads) {
     const double claimed = mul_rn(1.0 - floor, double(held));
     return add_rn(claimed, div_rn(mul_rn(floor, double(total)), double(heads)));
 }
 
-// x in [-1, 1] to the nearest millionth, as Python's round(x, 6) does: by the exact value of x, halves to even.
+// Round x in [-1, 1] to the nearest millionth like Python's round(x, 6): by the exact value of x, halves to even.
 KVB_DEVICE int millionths(double x) {
     const double near = mul_rn(x, 1e6), error = fma_rn(x, 1e6, -near);  // x * 1e6 is near + error exactly
     const double low = floor(near), half = low + 0.5;
@@ -72,7 +72,7 @@ KVB_DEVICE void apportion(Apportion& work, int heads, int total, int limit) {
         }
         __syncthreads();
     }
-    // The largest remainders get one more each, ties the lower head; 1e-6 absorbs what arithmetic leaves of an integer.
+    // The largest remainders get one more each; ties go to the lower head. 1e-6 absorbs rounding errors of integers.
     if (head < heads) {
         const double share = work.share_U[head], low = floor(add_rn(share, 1e-6));
         work.count_U[head] = int(low);

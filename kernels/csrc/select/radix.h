@@ -7,7 +7,7 @@ namespace kvb {
 constexpr int kDigitBits = 8, kBins = 1 << kDigitBits, kPasses = 32 / kDigitBits;
 using Bins = int[kBins];
 
-// Bits whose unsigned order is that of torch's descending sort turned round: NaN is above all, -0 equals 0.
+// Bits whose unsigned order is the order of torch's sort: NaN is above all others, and -0 equals 0.
 KVB_DEVICE unsigned ordered(float score) {
     if (score != score) return 0xffffffffu;
     const unsigned bits = score == 0.f ? 0u : __float_as_uint(score);
@@ -17,16 +17,16 @@ KVB_DEVICE unsigned ordered(float score) {
 // Digit number `pass`, from the top.
 KVB_DEVICE unsigned digit_of(unsigned key, int pass) { return key >> (32 - kDigitBits * (pass + 1)) & (kBins - 1); }
 
-// Counts digit `pass` of the scores whose digits before it are `prefix` into bins[kBins]; ends with a barrier.
-// Scores lie close together: most lanes of a warp meet in a few bins, so one lane adds for all that meet.
+// Count digit `pass` of the scores whose earlier digits are `prefix`, in bins[kBins]; it ends with a barrier. Scores
+// are close together, so most lanes of a warp hit the same few bins, and one lane adds for all lanes that hit its bin.
 template <int kThreads>
 KVB_DEVICE void count_digits(const float* score_N, int candidates, unsigned prefix, int pass, Bins& bins) {
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) bins[bin] = 0;
     __syncthreads();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    constexpr int kTogether = 8;  // loads under way at a time: their latency is most of the time
+    constexpr int kTogether = 8;  // loads in flight: their latency is most of the time
     for (int first = 32 * kTogether * warp; first < candidates; first += kThreads * kTogether) {
-        float score[kTogether];  // loaded without a branch, behind which the next load would have to wait
+        float score[kTogether];  // loaded without a branch, because the next load would wait for it
 #pragma unroll
         for (int j = 0; j < kTogether; ++j) score[j] = score_N[min(first + 32 * j + lane, candidates - 1)];
 #pragma unroll
@@ -44,11 +44,11 @@ KVB_DEVICE void count_digits(const float* score_N, int candidates, unsigned pref
 
 struct Digit {
     unsigned value;
-    int wanted;  // how many of those with this digit are among the best, after all with a larger one
+    int wanted;  // how many of the scores with this digit are among the best, after all with a larger digit
 };
 
-// The digit of the wanted-th best, from the counts of each digit; the same for all threads. Ends with a barrier after
-// which `bins` may be overwritten. If wanted is 0 the digit is the largest.
+// The digit of the wanted-th best score, from the counts of each digit; the same for all threads. It ends with a
+// barrier, after which `bins` may be overwritten. If wanted is 0, the digit is the largest.
 KVB_DEVICE Digit find_digit(const Bins& bins, int wanted, Digit& found) {
     constexpr int kOfLane = kBins / 32;
     if (threadIdx.x < 32) {
@@ -71,7 +71,7 @@ KVB_DEVICE Digit find_digit(const Bins& bins, int wanted, Digit& found) {
     }
     __syncthreads();
     const Digit digit = found;
-    __syncthreads();  // before `found` is written again
+    __syncthreads();  // before the result is written again
     return digit;
 }
 

@@ -1,12 +1,12 @@
-// kvb_select: which tokens each KV head keeps, without the host looking at a single score.
+// kvb_select: the tokens that each KV head keeps, chosen without the host.
 //
 // Suffixes: U KV heads, N candidate tokens of each, P passes (one per digit), B bins, W warps. The order of tokens is:
 // better score first, then (over a layer) the lower head, then the lower position. Sums are of integers, or serial, so
 // the result is the same in every run.
 //
 // scope "head":   head_top_k, one block per head, finds the k-th best score digit by digit and marks what beats it.
-// scope "layer":  layer_histogram, once per digit, finds the total-th best score of the layer in the same way,
-//                 layer_counts makes of what each head holds of the best the number it keeps, then head_top_k.
+// scope "layer":  layer_histogram, once per digit, finds the total-th best score of the layer in the same way.
+//                 layer_counts computes how many each head keeps from how many of the best it holds. Then head_top_k.
 #include "select/apportion.h"
 #include "select/radix.h"
 
@@ -20,7 +20,7 @@ constexpr int kWarps = kThreads / 32;
 using PerWarp = int[kWarps];
 using PerHead = int[kvb::kMaxHeads];
 
-// What the digits found so far say of the layer's threshold, one per digit, written by the pass after it.
+// The layer's threshold as far as it is known after each digit; the pass after that digit writes it.
 struct Threshold {
     unsigned prefix;  // its leading digits
     int wanted;       // how many of the tokens that share them are among the best
@@ -35,7 +35,7 @@ layer_histogram(const float* score_UN, int candidates, int total, int pass, int*
     KVB_SHARED(kvb::Bins, bins);
     const int head = blockIdx.x, heads = gridDim.x;
     Threshold threshold{0, total};
-    if (pass > 0) {  // every block finds the digit of the pass before by itself
+    if (pass > 0) {  // every block computes the digit of the pass before
         threshold = threshold_P[pass - 1];
         const int* before_UB = histogram_PUB + int64_t(pass - 1) * heads * kBins;
         for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
@@ -53,7 +53,7 @@ layer_histogram(const float* score_UN, int candidates, int total, int pass, int*
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) mine_B[bin] = bins[bin];
 }
 
-// One block: tokens that each head keeps, from what it holds of the layer's best `total`.
+// One block computes how many tokens each head keeps, from how many of the layer's best `total` it holds.
 __global__ void __launch_bounds__(kThreads, 1)
 layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, int candidates, int total, double floor,
              int* count_U) {
@@ -91,7 +91,7 @@ layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, 
     }
     __syncthreads();
     const int head = threadIdx.x;
-    if (head < heads) {  // those that tie with the threshold are among the best from head 0 on, until there are enough
+    if (head < heads) {  // tokens that tie with the threshold are among the best from head 0 on, until there are enough
         int left = last.wanted;
         for (int h = 0; h < head; ++h) left -= tied_U[h];
         const int held = above_U[head] + max(0, min(left, tied_U[head]));
@@ -102,7 +102,8 @@ layer_counts(const int* histogram_PUB, const Threshold* threshold_P, int heads, 
     if (head < heads) count_U[head] = work.count_U[head];
 }
 
-// One block per head: marks its best count_U[head] tokens, or its even part of `total` and writes that to count_U.
+// One block per head marks its best count_U[head] tokens. In scope "head" the count is the even part of `total`, which
+// is written to count_U.
 __global__ void __launch_bounds__(kThreads, 1)
 head_top_k(const float* __restrict__ score_UN, int candidates, int total, bool even, int* count_U,
            unsigned char* __restrict__ keep_UN) {
@@ -123,8 +124,8 @@ head_top_k(const float* __restrict__ score_UN, int candidates, int total, bool e
         threshold = threshold << kvb::kDigitBits | digit.value;
         wanted = digit.wanted;
     }
-    // `wanted` of those that tie with the threshold are kept, the first ones. Each warp takes a range of positions;
-    // how many tie before it follows from the counts of all warps.
+    // The first `wanted` of the tokens that tie with the threshold are kept. Each warp takes a range of positions; the
+    // counts of all warps say how many tie before it.
     const int range = (candidates + kWarps * 32 - 1) / (kWarps * 32) * 32;
     const int begin = min(candidates, warp * range), end = min(candidates, begin + range);
     int tied = 0;
@@ -135,7 +136,7 @@ head_top_k(const float* __restrict__ score_UN, int candidates, int total, bool e
     __syncthreads();
     int before = 0;
     for (int w = 0; w < warp; ++w) before += tied_W[w];
-    constexpr int kTogether = 8;  // loads under way at a time
+    constexpr int kTogether = 8;  // loads in flight
     for (int first = begin; first < end; first += 32 * kTogether) {
         float score[kTogether];
 #pragma unroll
@@ -158,8 +159,8 @@ extern "C" int64_t kvb_select_workspace(int64_t heads) {
     return kPasses * (int64_t(sizeof(Threshold)) + heads * kBins * int64_t(sizeof(int)));
 }
 
-// score_UN contiguous; scope 0 "head", 1 "layer"; keep_UN one byte each; 0 <= total <= heads * candidates.
-// `workspace`: kvb_select_workspace bytes for scope "layer", not used for "head".
+// score_UN is contiguous; scope is 0 for "head", 1 for "layer"; keep_UN has one byte each; 0 <= total <= heads *
+// candidates. `workspace` has kvb_select_workspace bytes for scope "layer"; it is not used for "head".
 extern "C" int kvb_select(const void* score_UN, int64_t heads, int64_t candidates, int64_t total, double floor,
                           int scope, void* keep_UN, void* count_U, void* workspace, cudaStream_t stream) {
     if (heads < 1 || heads > kvb::kMaxHeads || candidates < 0 || heads * candidates > INT32_MAX) return -1;
