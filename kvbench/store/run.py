@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -16,7 +15,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common import clock
-from kvbench.common.files import sync_folder, write_atomic
+from kvbench.common.files import write_atomic
+from kvbench.common.line_file import LineFile
 from kvbench.store import locks
 from kvbench.store.files import as_record, read_lines
 from kvbench.store.identity import identity_hash, plain, scrub, scrub_text, without_paths, without_places
@@ -77,14 +77,8 @@ class Run:
         self._settled = False
         self._done = {name for name, record in merged(sample_files(path)).items() if record["status"] not in retry}
         self._file = path / f"samples{suffix(shard)}.jsonl"
-        _, self._end, torn = read_lines(self._file, as_record)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        self._fd: int | None = os.open(self._file, flags, 0o644)
-        if torn:
-            log.warning("%s: dropped a torn last line of %d bytes from %s", path, torn, self._file.name)
-            os.ftruncate(self._fd, self._end)
-            os.fsync(self._fd)
-        sync_folder(path)
+        _, end, torn = read_lines(self._file, as_record)
+        self._lines = LineFile(self._file, end, torn)
 
     @classmethod
     def open(
@@ -184,36 +178,18 @@ class Run:
             raise ValueError(f"{self.path}: a record needs an id and a status: {', '.join(_RECORD_STATUSES)}")
         if sample in self._done:
             raise ValueError(f"{self.path}: the sample {sample} is already recorded")
-        if self._fd is None:
+        if not self._lines.is_open:
             raise ValueError(f"{self.path}: the run is closed")
         content = plain(dict(record), sample)
         if isinstance(content.get("error"), str):
             content["error"] = without_paths(scrub_text(content["error"]))
         line = json.dumps(as_record(content)).encode() + b"\n"
         try:
-            rest = line
-            while rest:  # a full disk takes a part first and refuses only the remainder
-                rest = rest[os.write(self._fd, rest) :]
-            os.fsync(self._fd)
+            self._lines.append(line)
         except OSError as error:
-            self._roll_back()
             reason = f"{error.strerror}; the sample {sample} is not recorded"
-            raise OSError(error.errno or errno.EIO, reason, str(self._file)) from None
-        except BaseException:  # an interrupt between two parts
-            self._roll_back()
-            raise
-        self._end += len(line)
+            raise OSError(error.errno, reason, error.filename) from None
         self._done.add(sample)
-
-    def _roll_back(self) -> None:
-        """Cut a half-written line off. If that fails too, take no more: they would follow a torn line."""
-        assert self._fd is not None
-        try:
-            os.ftruncate(self._fd, self._end)
-        except OSError:
-            os.close(self._fd)
-            self._fd = None
-            log.error("%s: could not cut off a torn last line; the next start will", self.path)
 
     def set_status(self, status: RunStatus, **info: Any) -> None:
         """Replace this writer's status file by {"status", "time", "recorded": finished samples on file, **info}."""
@@ -244,9 +220,7 @@ class Run:
 
     def close(self) -> None:
         """Release the folder; harmless when repeated."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._lines.close()
         self._lock.release()
 
     def __enter__(self) -> Run:
