@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "profile": {
         "common", "config", "engine", "kvbench_kernels", "methods", "models", "prompts", "report", "run",
-        "store",
+        "store", "sweep",
     },
     "cli": {"common", "config", "run", "store"},
     "sweep": {"cli", "common", "config", "run", "store"},

@@ -1,1 +1,1 @@
-"""Time and memory of methods against the full cache: `python -m kvbench.profile`. Importing this needs no torch."""
+"""Time and memory of methods against the full cache: `kvbench profile`. Importing this needs no torch."""

@@ -1,6 +1,6 @@
-"""`python -m kvbench.profile method=ada_snapkv budget=128,1024 profile.context=4096,32768`: time and memory.
+"""`kvbench profile method=ada_snapkv budget=128,1024 profile.context=4096,32768`: time and memory.
 
-Nothing heavy is imported before the command line is known to ask for something.
+Heavy modules are imported after `--help` has been answered.
 """
 
 from __future__ import annotations
@@ -10,49 +10,41 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from kvbench.common.command import Parser, command
+from kvbench.common.command import Parser, command, say
 from kvbench.common.paths import conf_dir
 from kvbench.report.formats import FORMATS
 
 _EPILOG = """\
-settings of the profile (profile.NAME=VALUE), as shipped:
+settings of the profile (profile.NAME=VALUE) and their defaults:
 
 {settings}
-all others are those of kvbench: model= method= budget= kernel= threads= seed= engine.cache= paths.outputs=
-retry_oom= progress= and what is below them (method.window=16, model.dtype=float32). Commas list values, and every
-combination is measured; the full cache is always measured beside, as what ratios are to.
+The other settings are those of `kvbench run`: model= method= budget= kernel= threads= seed= engine.cache=
+paths.outputs= retry_oom= progress= and those below them (method.window=16, model.dtype=float32). Commas list values,
+and every combination is measured. The full cache is always measured too, because ratios refer to it.
 
 examples:
-  python -m kvbench.profile                                          the embedded model, a few cells
-  python -m kvbench.profile model=shape/llama31_8b method=ada_snapkv,snapkv budget=128,1024 \\
+  kvbench profile                                          the embedded model, a few cells
+  kvbench profile model=shape/llama31_8b method=ada_snapkv,snapkv budget=128,1024 \\
       profile.context=4096,8192,16384,32768 profile.batch=1,16       a published shape with random weights
-  python -m kvbench.profile model=shape/llama31_8b model.layers=2    a part of it, for a quick look
+  kvbench profile model=shape/llama31_8b model.layers=2    two of its layers, for a quick look
 shapes: {shapes}
 
 results: <paths.outputs>/profile/<model>-<device>-<hash>/ with cells.jsonl, table.md, table.csv, table.json and
-latency_memory.png. Issuing a command again measures what is missing only; other settings, devices, versions or code
-have a folder of their own. A cell out of memory is recorded as such; retry_oom=true tries it again.
+latency_memory.png. The same command again measures only what is missing. Other settings, devices, versions or code
+have another folder. A cell that runs out of memory is recorded as such; retry_oom=true tries it again.
 
-exit status: 0; 1 if a cell failed or it was interrupted; 2 for a mistake in the command.
+exit status: 0; 1 if a cell failed; 2 for a mistake in the command; 130 if it was interrupted.
 """
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show. Returns the exit code, see `kvbench.common.command`."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    """Measure what is missing and show it. Returns the exit code, see `kvbench.common.command`."""
+    arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    from kvbench.config.messages import plain_mistakes
-
-    with plain_mistakes(arguments.overrides):
-        return _run(arguments)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from kvbench.profile.asked import composed_text, groups
+    from kvbench.profile.compose import composed_text, groups
 
     if arguments.cfg:
         print(composed_text(arguments.overrides), end="")
@@ -61,11 +53,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from kvbench.profile.present import present
     from kvbench.profile.run import run_groups
 
-    measured = run_groups(asked)
+    try:
+        measured = run_groups(asked)
+    except KeyboardInterrupt:
+        say("interrupted; issue the same command again to resume")
+        return 130
     present(measured, arguments.format)
-    errors = [error for one in measured for error in one.errors]
+    errors = [error for group in measured for error in group.errors]
     for error in errors:
-        print(f"kvbench: {error}", file=sys.stderr)
+        say(error)
     return 1 if errors else 0
 
 
@@ -80,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench; commas list values")
-    parser.add_argument("-m", "--multirun", action="store_true", help="lists need no flag here; taken for habit's sake")
+    parser.add_argument("-m", "--multirun", action="store_true", help="accepted but not needed: lists work without it")
     parser.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="of what is printed")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="format of the output")
     return parser
 
 

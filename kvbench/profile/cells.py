@@ -1,4 +1,4 @@
-"""What is measured: a cell is one method under one budget at one context length, batch size and kernel."""
+"""Cells: a cell is one method under one budget at one context length, batch size and kernel."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from kvbench.engine.variant import Variant
 from kvbench.models import ModelSpec
+from kvbench.profile.settings import ProfileSettings
 from kvbench.store.identity import identity_hash
-
-REFERENCE = "fullkv"  # what ratios are to
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant at a point of the sweep. `kernel` is as asked for: "auto" is a choice of the program's."""
+    """A variant at a point of the sweep. `kernel` is a name, or "auto" as long as no kernel is chosen."""
 
     variant: Variant
     context: int
@@ -25,8 +24,14 @@ class Cell:
     kernel: str
 
     @property
+    def is_full_cache(self) -> bool:
+        """True for a method without parts, which keeps every token as it is; ratios refer to it."""
+        method = self.variant.method
+        return method.eviction is None and method.store is None and method.decode is None
+
+    @property
     def point(self) -> dict[str, Any]:
-        """What tells this cell from others of its folder, JSON-able; stands in its record."""
+        """The values that tell this cell from others in its folder, JSON-able; they are in its record."""
         return {
             "method": self.variant.method.name,
             "dials": dict(self.variant.method.dials),
@@ -38,24 +43,15 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """For the eye, and with a hash of the dials behind it."""
+        """A readable name that ends with a hash of the point."""
         budget = "full" if self.variant.budget is None else self.variant.budget
         where = f"{self.context}x{self.batch}-{self.kernel}"
         return f"{self.variant.method.name}-b{budget}-{where}-{identity_hash(self.point)[:8]}"
 
     @property
     def title(self) -> str:
-        """In a few words, for the progress bar and messages."""
+        """The cell in a few words, for messages."""
         return f"{self.variant}, {self.batch} x {self.context} tokens, {self.kernel}"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The `profile` node without its axes."""
-
-    new_tokens: int
-    warmup: int
-    repeats: int
 
 
 @dataclass(frozen=True)
@@ -63,19 +59,19 @@ class Group:
     """Cells that share everything else: one model, one folder of results.
 
     Attributes:
-        cfg: the composed configuration as plain data; its method and budget are those of the first cell.
+        cfg: the composed configuration as plain data. Its method and budget are those of the first cell.
         model: its checked model.
-        profile: how each cell is measured.
-        cells: by context, batch and kernel, the full cache first.
+        settings: how each cell is measured.
+        cells: sorted by context, batch and kernel, the full cache first.
     """
 
     cfg: Mapping[str, Any]
     model: ModelSpec
-    profile: Profile
+    settings: ProfileSettings
     cells: tuple[Cell, ...]
 
 
 def group_key(cfg: Mapping[str, Any]) -> str:
-    """Equal for configurations whose cells belong into one group."""
+    """Return a text that is equal for configurations whose cells belong to one group."""
     shared = {key: value for key, value in cfg.items() if key not in ("method", "budget", "kernel")}
     return json.dumps(shared, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""The device that is measured: its name, and how fast it copies memory."""
+"""The measured device: its name, and how fast it copies memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-_CUDA_BYTES, _HOST_BYTES = 2**30, 2**28  # far beyond any cache
+_CUDA_BYTES, _HOST_BYTES = 2**30, 2**28  # much larger than any cache
 _COPIES = 15
 
 
 def facts(device: str) -> dict[str, Any]:
-    """Name and size of a device, JSON-able; of a CPU also the threads that torch uses."""
+    """Return name and size of a GPU, or name and torch's threads of a CPU; JSON-able."""
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(torch.device(device))
         return {"type": "cuda", "name": properties.name, "memory": properties.total_memory}
@@ -24,7 +24,7 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per second, read and written together, of a large copy on the device: the median of several."""
+    """Return the bytes per second, read and written together, of a large copy on the device: the median of several."""
     cuda = device.startswith("cuda")
     source = torch.zeros(_CUDA_BYTES if cuda else _HOST_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -43,7 +43,7 @@ def copy_bandwidth(device: str) -> float:
 
 def _cpu_name() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        name = None
+    return name[1].strip() if name else platform.processor() or platform.machine()

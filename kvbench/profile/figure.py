@@ -1,4 +1,4 @@
-"""Decode latency and peak memory against the full cache: two panels per batch size (or context) and kernel."""
+"""The figure: decode latency and peak memory, two panels for each batch size (or context) and kernel."""
 
 from __future__ import annotations
 
@@ -14,49 +14,52 @@ from kvbench.report.figure import FAINT, INK
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DASHES = ("-", "--", ":", "-.")  # the budgets of a method
+_DASHES = ("-", "--", ":", "-.")  # one for each budget of a method
 _PANEL = (4.2, 2.8)  # inches
 _WORDS = {"context": "Context (tokens)", "batch": "Batch (rows)"}
 
 Row = Mapping[str, Any]
-Line = tuple[str, str]  # name of the method, budget
+Line = tuple[str, str, bool]  # name of the method, budget, True for the full cache
 
 
-def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, beside_weights: bool) -> Path | None:
-    """Write the figure of a table's rows as a PNG; None, and no file, where no line would have two points.
+def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, without_base: bool) -> Path | None:
+    """Write the figure of a table's rows as a PNG. Return None, without a file, if no line would have two points.
 
-    Lines run over context lengths, with a column of panels for each batch size; where there is one context alone,
-    over batch sizes. beside_weights: memory is shown without what was there before, as it is measured on a CPU.
+    Lines run over context lengths, with a column of panels for each batch size. If there is only one context, they run
+    over batch sizes.
+
+    Args:
+        without_base: show the memory without what was used before, as it is measured on a CPU.
     """
     contexts, batches = ({row[axis] for row in rows} for axis in ("context", "batch"))
-    across, beside = ("batch", "context") if len(contexts) == 1 and len(batches) > 1 else ("context", "batch")
+    across, column = ("batch", "context") if len(contexts) == 1 and len(batches) > 1 else ("context", "batch")
     panels: dict[tuple[str, int], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row["kernel"], row[beside])):
-        panels.setdefault((row["kernel"], row[beside]), []).append(row)
+    for row in sorted(rows, key=lambda row: (row["kernel"], row[column])):
+        panels.setdefault((row["kernel"], row[column]), []).append(row)
     if max((len({row[across] for row in of_panel}) for of_panel in panels.values()), default=0) < 2:
         return None
-    stamp = figure.stamp([heading, details, beside_weights, list(map(dict, rows))])
+    stamp = figure.stamp([heading, details, without_base, list(map(dict, rows))])
     if figure.is_drawn(path, stamp):
         return path
     styles = _styles(rows)
     width = max(7.6, len(panels) * _PANEL[0] + 1.9)
-    below = textwrap.wrap(details, int(15 * width))  # characters of the small type that an inch holds
+    below = textwrap.wrap(details, int(15 * width))  # an inch holds 15 characters of the small type
     picture = figure.new(width, 2 * _PANEL[1] + 0.55 + 0.15 * len(below))
     grid = picture.subplots(2, len(panels), sharex="col", squeeze=False)
-    peaks = [shown for row in rows if (shown := (_risen if beside_weights else _peak)(row)) is not None]
+    peaks = [shown for row in rows if (shown := (_risen if without_base else _peak)(row)) is not None]
     unit, size = ("GiB", 2**30) if max(peaks, default=0) >= 2**30 else ("MiB", 2**20)
     for (latency, memory), ((kernel, place), of_panel) in zip(grid.T, panels.items(), strict=True):
         _lines(latency, of_panel, across, styles, _step, 1e-3)
-        _lines(memory, of_panel, across, styles, _risen if beside_weights else _peak, size)
+        _lines(memory, of_panel, across, styles, _risen if without_base else _peak, size)
         several = len({key[0] for key in panels}) > 1
-        latency.set_title(f"{beside} {place}" + (f", kernel {kernel}" if several else ""), fontsize=9, color=INK)
+        latency.set_title(f"{column} {place}" + (f", kernel {kernel}" if several else ""), fontsize=9, color=INK)
         for axes in (latency, memory):
             _dress(axes, sorted({row[across] for row in of_panel}))
         memory.set_xlabel(_WORDS[across], fontsize=9.5, color=INK)
     grid[0, 0].set_ylabel("Decode step (ms)", fontsize=9.5, color=INK)
-    said = f"Peak memory ({unit})" + ("\nbeside the weights" if beside_weights else "")
-    grid[1, 0].set_ylabel(said, fontsize=9.5, color=INK)
-    lead = "\n" * len(below)  # the room that the lines below it take
+    label = f"Peak memory ({unit})" + ("\nwithout the weights" if without_base else "")
+    grid[1, 0].set_ylabel(label, fontsize=9.5, color=INK)
+    lead = "\n" * len(below)  # room for the lines below the heading
     picture.suptitle(f"{heading}{lead}", x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK, linespacing=1.1)
     height = picture.get_figheight()
     picture.text(0.012, 1 - 0.3 / height, "\n".join(below), fontsize=8, color=FAINT, va="top", linespacing=1.3)
@@ -83,18 +86,23 @@ def _risen(row: Row) -> float | None:
 
 
 def _styles(rows: Sequence[Row]) -> dict[Line, dict[str, Any]]:
-    """Colour and marker of a method, dashes of its budgets; the full cache in black, below the others."""
-    lines = list(dict.fromkeys((row["name"], row["budget"]) for row in rows))
-    methods = list(dict.fromkeys(name for name, _ in lines if name != "fullkv"))
+    """Return colour and marker for each method, dashes for its budgets; the full cache is black, below the others."""
+    lines = list(dict.fromkeys(map(_line, rows)))
+    methods = list(dict.fromkeys(name for name, _, is_full in lines if not is_full))
     styles: dict[Line, dict[str, Any]] = {}
-    for name, budget in lines:
-        if name == "fullkv":
-            styles[name, budget] = {"color": INK, "marker": "o", "ls": "-", "zorder": 1.9}
+    for line in lines:
+        name, _, is_full = line
+        if is_full:
+            styles[line] = {"color": INK, "marker": "o", "ls": "-", "zorder": 1.9}
             continue
-        place, rank = methods.index(name), [b for n, b in lines if n == name].index(budget)
+        place, rank = methods.index(name), [other for other in lines if other[0] == name].index(line)
         look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[(place + 1) % len(MARKERS)]}
-        styles[name, budget] = look | {"ls": _DASHES[rank % len(_DASHES)]}
+        styles[line] = look | {"ls": _DASHES[rank % len(_DASHES)]}
     return styles
+
+
+def _line(row: Row) -> Line:
+    return row["name"], row["budget"], row["full_cache"]
 
 
 def _label(line: Line) -> str:
@@ -109,14 +117,14 @@ def _lines(
     value: Callable[[Row], float | None],
     unit: float,
 ) -> None:
-    """A line per method and budget, in `unit`s. What ran out of memory has no value: it is a cross at the top."""
+    """Draw a line per method and budget, in multiples of `unit`. A cell out of memory is a cross at the top."""
     for line, style in styles.items():
-        mine = sorted((r for r in rows if (r["name"], r["budget"]) == line), key=lambda r: int(r[across]))
-        points = [(row[across], shown / unit) for row in mine if (shown := value(row)) is not None]
+        of_line = sorted((row for row in rows if _line(row) == line), key=lambda row: int(row[across]))
+        points = [(row[across], shown / unit) for row in of_line if (shown := value(row)) is not None]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, **style, ms=5, mec="white", mew=0.6, lw=1.6, label=_label(line))
-        lost = [row[across] for row in mine if row["status"] == "oom"]
+        lost = [row[across] for row in of_line if row["status"] == "oom"]
         if lost:
             top = axes.get_xaxis_transform()
             axes.plot(lost, [0.97] * len(lost), color=style["color"], marker="x", ls="", ms=6, mew=1.6, transform=top)
@@ -125,7 +133,7 @@ def _lines(
 
 
 def _dress(axes: Axes, places: Sequence[int]) -> None:
-    """Logarithmic places, labelled where they were measured; values from zero on, so that heights compare."""
+    """Make the axes logarithmic, with labels at the measured values; values start at 0, so that heights compare."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [f"{place // 1024}k" if place % 1024 == 0 else str(place) for place in places])
     axes.set_xticks([], minor=True)

@@ -1,4 +1,4 @@
-"""Which kernel a cell is measured with: what "auto" stands for on this device."""
+"""The kernel that a cell is measured with: the name that "auto" stands for on this device."""
 
 from __future__ import annotations
 
@@ -15,28 +15,25 @@ from kvbench_kernels.backends import AttentionSpec, choose_backend
 log = logging.getLogger(__name__)
 
 
-def resolved(cells: Sequence[Cell], setting: Mapping[str, Any], device: str) -> list[Cell]:
-    """The cells with the names of the kernels that will serve them, each once. Compiles a kernel if need be.
+def with_kernels(cells: Sequence[Cell], setting: Mapping[str, Any], device: str) -> list[Cell]:
+    """Replace "auto" by the kernel that it stands for, and drop cells that become equal. Compiles a kernel if needed.
 
     Raises:
-        ValueError: a kernel that was named cannot run here; says what is missing.
+        ValueError: a kernel cannot run here; the message says what is missing.
     """
-    named = {kernel: _name(kernel, setting, device) for kernel in dict.fromkeys(cell.kernel for cell in cells)}
-    made = [replace(cell, kernel=named[cell.kernel]) for cell in cells]
-    return list({cell.id: cell for cell in made}.values())
+    names = {kernel: _name(kernel, setting, device) for kernel in dict.fromkeys(cell.kernel for cell in cells)}
+    named = [replace(cell, kernel=names[cell.kernel]) for cell in cells]
+    return list({cell.id: cell for cell in named}.values())
 
 
 def _name(kernel: str, setting: Mapping[str, Any], device: str) -> str:
-    if setting["engine"]["cache"] == "masked":
-        if kernel not in ("auto", "torch"):
-            raise ValueError(f"kernel={kernel}: engine.cache=masked attends by torch alone; choose kernel=auto")
+    if setting["engine"]["cache"] == "masked":  # attends by torch; config.check allows no other kernel
         return "torch"
-    shape, declared = setting["shape"], setting["model"]["dtype"]
-    if declared == "auto":  # as in the weights' file; no kernel tells the half precisions apart
-        declared = "float32" if shape["itemsize"] == 4 else "bfloat16"
+    shape, dtype = setting["shape"], setting["model"]["dtype"]
+    if dtype == "auto":  # the dtype of the weights' file; all kernels treat the two half precisions alike
+        dtype = "float32" if shape["itemsize"] == 4 else "bfloat16"
     group = shape["heads"] // shape["kv_heads"]
-    chosen = choose_backend(
-        kernel, AttentionSpec(torch.device(device), getattr(torch, declared), shape["head_dim"], group)
-    )
+    spec = AttentionSpec(torch.device(device), getattr(torch, dtype), shape["head_dim"], group)
+    chosen = choose_backend(kernel, spec)
     log.info("kernel=%s: %s (%s)", kernel, chosen.name, chosen.reason)
     return chosen.name

@@ -1,14 +1,14 @@
-"""One cell measured: prompts of random ids through the engine that users run, steps timed from outside.
+"""Measurement of one cell: prompts of random ids run through the engine that users run, and every step is timed.
 
-Timestamps are taken after every decode step. The engine has waited for the device by then, so the time between two of
-them is a whole step: the model, the choice of tokens, and all that Python does around them.
+A timestamp is taken after every decode step. The engine has waited for the device by then, so the time between two
+timestamps is a whole step: the model, the choice of tokens, and the work of Python around them.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,14 @@ from kvbench.engine.decode import stream
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.variant import Generation, Request
 from kvbench.models import Loaded
-from kvbench.profile.cells import Cell, Profile
+from kvbench.profile.cells import Cell
 from kvbench.profile.peaks import Meter, Peak
+from kvbench.profile.settings import ProfileSettings
 from kvbench.prompts import Prompt
 from kvbench.run.record import broken_promise
 
 _WARM_UP_TOKENS = 8
-_SETTLING = 5  # steps of a batch that are not typical: the cache is laid out, a graph is recorded
+_SETTLING = 5  # first steps of a batch, which are not typical: the cache is laid out, a graph is recorded
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Pass:
 
     Attributes:
         generations: one per row.
-        first_step_s: the first decode step, which lays the cache out for the batch; None if there is none.
-        step_s: the steps of the whole batch, without those at its beginning if there are others.
-        replayed: share of those that a recorded graph did.
-        peak: memory, None where it cannot be known.
+        first_step_s: seconds of the first decode step, which lays out the cache for the batch; None if there is none.
+        step_s: seconds of each step of the whole batch, without the first ones if there are others.
+        replayed: share of these steps that a recorded graph ran.
+        peak: memory; None if it is not known.
     """
 
     generations: Sequence[Generation]
@@ -48,29 +49,33 @@ class Pass:
     peak: Peak | None
 
 
-def measure(loaded: Loaded, cell: Cell, profile: Profile, cfg: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
-    """What a record says of a cell that ran: times in seconds, memory in bytes.
+def measure(
+    loaded: Loaded, cell: Cell, settings: ProfileSettings, cfg: Mapping[str, Any], meter: Meter
+) -> dict[str, Any]:
+    """Run a cell and return its part of the record: times in seconds, memory in bytes.
 
     Raises:
-        RuntimeError: what was kept is not what the budget promises, or another kernel was at work; and what the
-            engine raises, out of memory included.
+        RuntimeError: the kept tokens are not those of the budget, a row failed, or another kernel ran; also errors of
+            the engine, out of memory included.
     """
-    checked_plan(loaded.model)  # its forward calls are not to be counted
+    checked_plan(loaded.model)  # its forward calls must not be counted
     prompts = random_prompts(cell, loaded.model.config.get_text_config().vocab_size, int(cfg["seed"]))
-    for _ in range(profile.warmup):
+    for _ in range(settings.warmup):
         run(loaded, cell, prompts[:1], _WARM_UP_TOKENS, cfg, meter)
-    passes = [run(loaded, cell, prompts, profile.new_tokens, cfg, meter) for _ in range(profile.repeats)]
+    passes = [run(loaded, cell, prompts, settings.new_tokens, cfg, meter) for _ in range(settings.repeats)]
     for generation in passes[0].generations:
+        if generation.error is not None:
+            raise RuntimeError(generation.error)
         problem = broken_promise(cell.variant, generation)
         if problem is not None:
             raise problem
         if generation.kernel != cell.kernel:
-            raise RuntimeError(f"kernel={cell.kernel}: the engine decoded by {generation.kernel}")
-    return _times(passes, cell) | _memory(passes, cell, loaded.model, profile)
+            raise RuntimeError(f"kernel={cell.kernel}: the engine used {generation.kernel}")
+    return _times(passes, cell) | _memory(passes, cell, loaded.model, settings)
 
 
 def random_prompts(cell: Cell, vocab: int, seed: int) -> list[Prompt]:
-    """As many different prompts of the cell's length as its batch has rows: the same for every method and budget."""
+    """Draw a prompt of the cell's length for each row. They are the same for every method and budget."""
     prompts = []
     for number in range(cell.batch):
         generator = torch.Generator().manual_seed((seed << 20) + number)
@@ -82,13 +87,15 @@ def random_prompts(cell: Cell, vocab: int, seed: int) -> list[Prompt]:
 def run(
     loaded: Loaded, cell: Cell, prompts: Sequence[Prompt], new_tokens: int, cfg: Mapping[str, Any], meter: Meter
 ) -> Pass:
-    """Every prompt under the cell's variant, all rows in one batch."""
+    """Answer every prompt under the cell's variant, all rows in one batch."""
     queue = [Request(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
     calls, first, stamps, by_graph = 0, None, [], []
 
     def called() -> None:
         nonlocal calls
-        if calls == len(prompts):  # one call per prompt; this is the first step, which no graph does
+        if calls == len(
+            prompts
+        ):  # one call per prompt came before; this is the first step, which never runs as a graph
             meter.prefilled()
         calls += 1
 
@@ -108,7 +115,7 @@ def run(
         graph=str(cfg["engine"]["graph"]).lower(),
         on_step=stepped,
     )
-    with _watching(loaded.model, called), closing(answers):
+    with _forward_calls(loaded.model, called), closing(answers):
         generations = [generation for _, (generation,) in answers]
     peak = meter.read()
     skip = _SETTLING if len(stamps) > 2 * _SETTLING else 1
@@ -117,7 +124,8 @@ def run(
 
 
 @contextmanager
-def _watching(model: Any, called: Any) -> Iterator[None]:
+def _forward_calls(model: Any, called: Callable[[], None]) -> Iterator[None]:
+    """Call `called` before every forward call of the model, inside this context."""
     handle = model.register_forward_pre_hook(lambda *_: called())
     try:
         yield
@@ -126,11 +134,11 @@ def _watching(model: Any, called: Any) -> Iterator[None]:
 
 
 def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
-    """Medians over prompts, steps and passes."""
-    timings = [generation.timings for one in passes for generation in one.generations]
+    """Return medians over prompts, steps and passes."""
+    timings = [generation.timings for single in passes for generation in single.generations]
     mean = statistics.median(t.tpot_s for t in timings if t.tpot_s is not None)
-    steps = [seconds for one in passes for seconds in one.step_s]
-    first = [one.first_step_s for one in passes if one.first_step_s is not None]
+    steps = [seconds for single in passes for seconds in single.step_s]
+    first = [single.first_step_s for single in passes if single.first_step_s is not None]
     tpot = statistics.median(steps) if steps else mean
     low, high = np.percentile(steps, [10, 90]).tolist() if steps else (None, None)
     return {
@@ -143,17 +151,17 @@ def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
         "tpot_mean_s": mean,
         "first_step_s": statistics.median(first) if first else None,
         "steps": len(steps),
-        "steps_by_graph": statistics.mean(one.replayed for one in passes),
+        "steps_by_graph": statistics.mean(single.replayed for single in passes),
         "tokens_per_s": cell.batch / tpot,
     }
 
 
-def _memory(passes: Sequence[Pass], cell: Cell, model: Any, profile: Profile) -> dict[str, Any]:
-    """The cache's bytes over all rows, the weights', the peaks (the highest of the passes), and what a step reads."""
+def _memory(passes: Sequence[Pass], cell: Cell, model: Any, settings: ProfileSettings) -> dict[str, Any]:
+    """Return the bytes of the cache (over all rows), of the weights, at the peaks (over all passes), and per step."""
     rows = passes[0].generations
     kept, full = sum(row.kv_bytes for row in rows), sum(row.kv_bytes_full for row in rows)
-    grown = 0 if cell.variant.method.decode is not None else full // rows[0].span * profile.new_tokens // 2
-    peaks = [one.peak for one in passes if one.peak is not None]
+    grown = 0 if cell.variant.method.decode is not None else full // rows[0].span * settings.new_tokens // 2
+    peaks = [single.peak for single in passes if single.peak is not None]
     reserved = [peak.reserved for peak in peaks if peak.reserved is not None]
     return {
         "kept_mean": statistics.mean(row.kept_mean for row in rows),
@@ -171,7 +179,10 @@ def _memory(passes: Sequence[Pass], cell: Cell, model: Any, profile: Profile) ->
 
 
 def weights_read(model: Any) -> int:
-    """Bytes of the weights that a decode step reads: all, but of the input embedding a few rows, unless it is tied."""
+    """Return the bytes of the weights that a decode step reads.
+
+    These are all weights, but the input embedding counts only if it is tied: a step reads a few of its rows.
+    """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = head is not None and head.weight is embedding
     return sum(int(p.nbytes) for p in model.parameters()) - (0 if tied else int(embedding.nbytes))

@@ -1,7 +1,7 @@
-"""Peak memory of a piece of work, read twice: after the prefill, and after decoding.
+"""Peak memory of a measurement, read twice: after the prefill, and after decoding.
 
-CUDA: bytes that torch's allocator has handed out, and reserved. CPU: resident memory of the process as Linux counts
-it; elsewhere it is unknown, and None.
+On a GPU it is what torch's allocator has allocated and reserved. On a CPU it is the resident memory of the process as
+Linux counts it; on other systems it is not known.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,82 +21,99 @@ _PROC = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes. `base` is what was there before the work began: the weights, and on a CPU the program itself."""
+    """Memory in bytes. `base` was used before the work began: by the weights, and on a CPU by the program itself."""
 
     base: int
     prefill: int
     decode: int
-    reserved: int | None = None  # most that the allocator held of the device, fragments included
+    reserved: int | None = None  # the most that the allocator has reserved, fragments included
 
 
 class Meter(Protocol):
-    """Measures one piece of work at a time."""
+    """A meter of one piece of work at a time."""
 
     kind: str
 
     def start(self) -> None:
-        """Begin."""
+        """Begin a measurement."""
         ...
 
     def prefilled(self) -> None:
-        """The prompts are in the cache and the first token is known; what follows is decoding."""
+        """Note that the prompts are in the cache and the first tokens are known; decoding follows."""
         ...
 
     def read(self) -> Peak | None:
-        """The end. Without a `prefilled` before it, both peaks are that of the whole."""
+        """End the measurement and return its peaks, or None if they are not known.
+
+        Without a `prefilled` before it, both peaks are that of the whole work.
+        """
         ...
 
 
 def meter(device: str) -> Meter:
-    """The meter of a device, for all GPUs that torch sees: layers may be spread over them."""
+    """Return the meter of a device. It covers all GPUs that torch finds, because layers may be spread over them."""
     return CudaMeter() if device.startswith("cuda") else HostMeter()
 
 
 class CudaMeter:
-    """What torch's CUDA allocator counts."""
+    """The memory that torch's CUDA allocator counts."""
 
     kind = "allocated on the GPU"
 
+    def __init__(self) -> None:
+        self._base = self._prefill = self._reserved = 0
+
     def start(self) -> None:
-        gc.collect()  # the allocator keeps what it holds: asking the driver for it again would take time
+        """Begin a measurement."""
+        gc.collect()  # the allocator keeps its memory: to get it from the driver again would take time
         self._base, self._prefill = self._sum(torch.cuda.memory_allocated), 0
-        self._devices(torch.cuda.reset_peak_memory_stats)
+        _reset_cuda_peaks()
         self._reserved = 0
 
     def prefilled(self) -> None:
+        """Note the end of the prefill."""
         self._prefill = self._sum(torch.cuda.max_memory_allocated)
         self._reserved = self._sum(torch.cuda.max_memory_reserved)
-        self._devices(torch.cuda.reset_peak_memory_stats)
+        _reset_cuda_peaks()
 
     def read(self) -> Peak:
+        """Return the peaks."""
         decode = self._sum(torch.cuda.max_memory_allocated)
         reserved = max(self._reserved, self._sum(torch.cuda.max_memory_reserved))
         return Peak(self._base, self._prefill or decode, decode, reserved)
 
-    def _sum(self, of: object) -> int:
-        return sum(self._devices(of))
+    def _sum(self, count: Callable[[int], int]) -> int:
+        return sum(count(index) for index in range(torch.cuda.device_count()))
 
-    def _devices(self, of: object) -> list[int]:
-        assert callable(of)
-        return [of(index) or 0 for index in range(torch.cuda.device_count())]
+
+def _reset_cuda_peaks() -> None:
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(index)
 
 
 class HostMeter:
-    """The kernel's own high-water mark of resident memory, which a write to clear_refs sets back (man 5 proc)."""
+    """The operating system's high-water mark of resident memory; a write to clear_refs resets it (man 5 proc)."""
 
     kind = "resident in the process"
 
+    def __init__(self) -> None:
+        self._base = self._prefill = 0
+        self._works = False
+
     def start(self) -> None:
+        """Begin a measurement."""
         release("cpu")
         self._base, self._prefill = self._status("VmRSS"), 0
         self._works = self._base > 0 and self._reset()
 
     def prefilled(self) -> None:
+        """Note the end of the prefill."""
         if self._works:
             self._prefill = self._status("VmHWM")
             self._reset()
 
     def read(self) -> Peak | None:
+        """Return the peaks; None if this system does not tell them."""
         if not self._works:
             return None
         decode = self._status("VmHWM")
@@ -110,19 +128,19 @@ class HostMeter:
 
     def _status(self, name: str) -> int:
         try:
-            found = re.search(rf"^{name}:\s+(\d+) kB", (_PROC / "status").read_text(), re.MULTILINE)
+            line = re.search(rf"^{name}:\s+(\d+) kB", (_PROC / "status").read_text(), re.MULTILINE)
         except OSError:
             return 0
-        return 1024 * int(found[1]) if found else 0
+        return 1024 * int(line[1]) if line else 0
 
 
 def release(device: str) -> None:
-    """Give back what is held for nothing, so that one cell's leftovers are not another's memory."""
+    """Free memory that is held but not used, so that one cell does not count as memory of the next."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         return
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed pages
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps pages that were freed
     except (OSError, AttributeError):
         return

@@ -1,11 +1,11 @@
-"""Records as rows: ratios to the full cache at the same context, batch and kernel; as text, Markdown, CSV and JSON."""
+"""Rows of the tables: a record's numbers, and ratios to the full cache at the same context, batch and kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvbench.profile.cells import REFERENCE
+from kvbench.profile.record import CellRecord
 from kvbench.report.formats import Cells, number, percent
 
 _MIB, _GIB = 2**20, 2**30
@@ -16,40 +16,42 @@ _PLAIN = (
     "reserved_bytes", "bandwidth", "commit", "error",
 )  # fmt: skip
 LEGEND = """\
-Prompts of random ids, one per row of the batch. prefill, compress and TTFT: seconds of one prompt (the engine prefills
-one after the other), medians. TPOT: milliseconds of a step of the whole batch, median over the steps, in brackets the
-10th and 90th percentile. tok/s: batch / TPOT. ×full: the full cache's TPOT over this one at the same context, batch
-and kernel. ×roof: TPOT over the time that copying takes for as many bytes as the step reads (weights and kept keys and
-values) at the measured copy bandwidth. KV: bytes of the kept keys and values of all rows (share of full). peak: most
-memory {memory}, prefill included, with its rise above what was there before (the weights) as +.
-oom: out of memory, or not tried because an estimate said so.
+Prompts are random ids, one prompt per row of the batch. prefill, compress and TTFT: seconds for one prompt (the engine
+prefills one after the other), medians. TPOT: milliseconds of a step of the whole batch, median over the steps, with
+the 10th and 90th percentile in brackets. tok/s: batch / TPOT. ×full: the full cache's TPOT divided by this TPOT, at
+the same context, batch and kernel. ×roof: TPOT divided by the time of copying as many bytes as the step reads
+(weights, kept keys and values) at the measured copy bandwidth. KV: bytes of the kept keys and values of all rows
+(share of the full cache). peak: the most memory {memory}, prefill
+included; + is its rise above the memory used before (the weights).
+oom: out of memory, or not tried because of an estimate.
 """
 
 
-def rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Plain numbers, JSON-able, None where nothing was measured; by context, batch and kernel, the full cache first.
+def rows(records: Sequence[CellRecord]) -> list[dict[str, Any]]:
+    """Return rows of plain, JSON-able numbers, None where nothing was measured.
 
-    `names` differ where dials do: equal methods with unequal dials are told apart by them.
+    They are sorted by context, batch and kernel, the full cache first. A method's name in a row contains the dials in
+    which records of this method differ.
     """
     names = _names(records)
     order = {record["id"]: place for place, record in enumerate(records)}
-    made = sorted(records, key=lambda r: (*_place(r), r["method"] != REFERENCE, order[r["id"]]))
-    full = {_place(record): record for record in records if record["method"] == REFERENCE}
-    return [_row(record, names[record["id"]], full.get(_place(record))) for record in made]
+    ordered = sorted(records, key=lambda r: (*_point(r), not r["full_cache"], order[r["id"]]))
+    full = {_point(record): record for record in reversed(ordered) if record["full_cache"]}
+    return [_row(record, names[record["id"]], full.get(_point(record))) for record in ordered]
 
 
-def _place(record: Mapping[str, Any]) -> tuple[int, int, str]:
+def _point(record: CellRecord) -> tuple[int, int, str]:
     return record["context"], record["batch"], record["kernel"]
 
 
 def _row(record: Mapping[str, Any], name: str, full: Mapping[str, Any] | None) -> dict[str, Any]:
     def ratio(key: str, inverse: bool = False) -> float | None:
-        mine, theirs = record.get(key), (full or {}).get(key)
-        if not mine or not theirs:
+        value, of_full = record.get(key), (full or {}).get(key)
+        if not value or not of_full:
             return None
-        return float(theirs / mine if inverse else mine / theirs)
+        return float(of_full / value if inverse else value / of_full)
 
-    head = {key: record[key] for key in ("context", "batch", "kernel")}
+    head = {key: record[key] for key in ("context", "batch", "kernel", "full_cache")}
     budget = "full" if record["budget"] is None else str(record["budget"])
     return {
         "name": name,
@@ -64,8 +66,8 @@ def _row(record: Mapping[str, Any], name: str, full: Mapping[str, Any] | None) -
     }
 
 
-def _names(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Id → the method's name, with the dials in which methods of this name differ."""
+def _names(records: Sequence[CellRecord]) -> dict[str, str]:
+    """Return id → the method's name, with the dials in which methods of this name differ."""
     names = {}
     for record in records:
         alike = [other["dials"] for other in records if other["method"] == record["method"]]
@@ -75,7 +77,7 @@ def _names(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def cells(row: Mapping[str, Any]) -> Cells:
-    """A row in words, by column."""
+    """Return a row as text, by column."""
     oom = row["status"] == "oom"
     low, high = row["tpot_low_s"], row["tpot_high_s"]
     spread = "" if low is None else f" [{_short(1000 * low)}, {_short(1000 * high)}]"
@@ -99,5 +101,5 @@ def cells(row: Mapping[str, Any]) -> Cells:
 
 
 def _short(value: float | None) -> str:
-    """Three digits, and never an exponent; a dash where nothing was measured."""
+    """Return three digits without an exponent; a dash if nothing was measured."""
     return number(value, "{:.3g}" if value is None or value < 100 else "{:.0f}")

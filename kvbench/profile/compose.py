@@ -1,0 +1,123 @@
+"""Composition of groups of cells from a command line: overrides of kvbench, lists of values, and `profile.*`.
+
+Overrides are read, combined and checked as for a sweep of `kvbench run`. Nothing is downloaded or loaded here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from kvbench import config
+from kvbench.common.paths import conf_dir
+from kvbench.config.compose import composing, inspect, parse
+from kvbench.engine.variant import Variant
+from kvbench.methods.dials import split_dials
+from kvbench.methods.load import build
+from kvbench.methods.method import Method
+from kvbench.models import ModelSpec
+from kvbench.profile.cells import Cell, Group, group_key
+from kvbench.profile.settings import AXES, ProfileSettings, is_profile_setting, profile_settings
+from kvbench.sweep.sweeper import combinations
+
+FULL_CACHE = Variant(Method("fullkv"))  # a method without parts keeps every token; ratios refer to it
+_MOST_CELLS = 10_000
+_NO_SAMPLES = "the profile reads no samples of a benchmark; leave it out"
+_REFUSED = {
+    "benchmark": _NO_SAMPLES,
+    "limit": _NO_SAMPLES,
+    "shard": _NO_SAMPLES,
+    "engine.max_rows": "profile.batch says how many rows decode together; leave it out",
+    "engine.max_prompts": "profile.batch says how many prompts decode together; leave it out",
+    "hydra": "the profile runs here, in one process; leave it out",
+    "launcher": "the profile runs here, in one process; leave it out",
+}
+
+
+def groups(argv: Sequence[str]) -> list[Group]:
+    """Return the groups of cells that a command line asks for, in its order.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    config.register()
+    overrides = parse(argv)
+    _refuse(overrides)
+    settings = profile_settings([override for override in overrides if is_profile_setting(override)])
+    others = [str(override.input_line) for override in overrides if not is_profile_setting(override)]
+    parts: dict[str, tuple[dict[str, Any], ModelSpec, dict[str, Cell]]] = {}
+    total = 0
+    for cfg, choices in _composed(others):
+        plain, spec, variant = _settle(cfg, choices)
+        cells = parts.setdefault(group_key(plain), (plain, spec, {}))[2]
+        total += len(settings.context) * len(settings.batch)
+        if total > _MOST_CELLS:
+            raise ValueError(f"{' '.join(argv)}: more than {_MOST_CELLS} cells; list fewer values")
+        for cell in _cells(variant, plain, settings):
+            cells.setdefault(cell.id, cell)
+    return [Group(plain, spec, settings, _in_order(list(cells.values()))) for plain, spec, cells in parts.values()]
+
+
+def composed_text(argv: Sequence[str]) -> str:
+    """Return the composed configuration as YAML, for `--cfg`. Of listed values it has the first."""
+    group = groups(argv)[0]
+    lists = {axis: sorted({getattr(cell, axis) for cell in group.cells}) for axis in AXES}
+    return OmegaConf.to_yaml(OmegaConf.create({**group.cfg, "profile": vars(group.settings) | lists}))
+
+
+def _refuse(overrides: Sequence[Override]) -> None:
+    """Refuse settings that would be ignored. Raises ValueError."""
+    for override in overrides:
+        name = override.key_or_group.replace("/", ".")
+        for key, reason in _REFUSED.items():
+            if name == key or name.startswith(f"{key}."):
+                raise ValueError(f"{override.input_line}: {reason}")
+
+
+def _composed(argv: Sequence[str]) -> Iterator[tuple[DictConfig, dict[str, str]]]:
+    """Yield the configuration of every combination of listed values, and what it chose: group → option.
+
+    The lists of an experiment count as well, for keys that the command line does not set.
+    """
+    listed = inspect(argv).hydra.sweeper.get("params") or {}
+    with composing(argv), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        lines = [*(f"{key}={value}" for key, value in listed.items()), *argv]
+        for job in combinations(parse(lines, GlobalHydra.instance().config_loader())):
+            composed = hydra.compose("config", job, return_hydra_config=True)
+            choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+            cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            assert isinstance(choices, dict) and isinstance(cfg, DictConfig)
+            yield cfg, {str(key): value for key, value in choices.items()}
+
+
+def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any], ModelSpec, Variant]:
+    """Check a configuration; return it as plain data without its benchmark, its model, and its variant."""
+    config.check(cfg, choices)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("benchmark")
+    spec = ModelSpec.from_node(plain["model"])
+    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    variant = Variant(method, plain["budget"] if method.evicts else None)
+    return {str(key): value for key, value in plain.items()}, spec, variant
+
+
+def _cells(variant: Variant, plain: Mapping[str, Any], settings: ProfileSettings) -> Iterator[Cell]:
+    """Yield the full cache and the variant at every context length and batch size."""
+    kernel = str(plain.get("kernel", "auto"))
+    for context, batch in itertools.product(settings.context, settings.batch):
+        variant.method.tokens(variant.budget, context)  # raises ValueError if the budget is impossible
+        for shown in (FULL_CACHE, variant):
+            yield Cell(shown, context, batch, kernel)
+
+
+def _in_order(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Sort cells by context, batch and kernel, the full cache first."""
+    kernels = list(dict.fromkeys(cell.kernel for cell in cells))
+    return tuple(sorted(cells, key=lambda c: (c.context, c.batch, kernels.index(c.kernel), not c.is_full_cache)))

@@ -1,0 +1,57 @@
+"""The checks before a measurement: prompts longer than the model allows, weights or caches larger than the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvbench import models
+from kvbench.engine.variant import Request
+from kvbench.profile.cells import Cell, Group
+from kvbench.prompts import Prompt
+from kvbench.run import memory
+
+
+def check_lengths(group: Group) -> None:
+    """Check that the model allows each cell's prompt and answer. Raises ValueError."""
+    limit = models.max_length(group.model)
+    longest = max(cell.context for cell in group.cells)
+    if limit is not None and longest + group.settings.new_tokens > limit:
+        raise ValueError(
+            f"profile.context={longest}: with {group.settings.new_tokens} new tokens, more than the {limit} of "
+            f"model={group.model.name}; model.max_length=TOKENS raises this limit"
+        )
+
+
+def check_weights(group: Group, setting: Mapping[str, Any], model_cache: models.ModelCache) -> None:
+    """Check that the weights fit into the memory; otherwise the system would kill the process. Raises ValueError."""
+    spec = group.model
+    model_cache.drop_others(spec)
+    free = memory.free_bytes(models.device(spec), all_gpus=spec.device_map is not None)
+    need = 0 if model_cache.holds(spec) else setting["shape"]["weight_bytes"]
+    if need > free:
+        hint = "; model.layers=N loads only N of its layers" if not spec.source.answers else ""
+        raise ValueError(
+            f"model={spec.name}: its weights take {need / memory.GIB:.1f} GiB, of {free / memory.GIB:.1f} GiB "
+            f"free on {models.device(spec)}{hint}"
+        )
+
+
+def too_large(cell: Cell, group: Group, setting: Mapping[str, Any]) -> str | None:
+    """Return why a cell is not tried; None if it is tried.
+
+    A GPU reports that its memory is full. The host's memory is estimated instead, because the system kills a process
+    that exceeds it.
+    """
+    if setting["device"]["type"] != "cpu":
+        return None
+    prompt = Prompt((0,) * cell.context, cell.context, frozenset(), "")
+    requests = [Request(prompt, [cell.variant], group.settings.new_tokens)] * cell.batch
+    free, masked = memory.free_bytes("cpu"), group.cfg["engine"]["cache"] == "masked"
+    limits = memory.Limits(cell.batch, cell.batch, free, models.Shape(**setting["shape"]), "aware", masked)
+    need = limits.total(requests)
+    if need <= free:
+        return None
+    return (
+        f"not tried: about {need / memory.GIB:.1f} GiB in addition to the weights, of {free / memory.GIB:.1f} GiB free"
+    )
