@@ -37,9 +37,10 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         reason = "a symbolic link" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
         raise ValueError(f"{path}: {reason}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{path}: not a regular file")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"{path}: not a regular file")
         try:
             return file.read()
         except OSError as error:

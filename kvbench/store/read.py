@@ -13,13 +13,14 @@ from typing import cast
 
 from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
-from kvbench.store.files import DELETE, read_json, without_bulk
+from kvbench.store.files import DELETE, MOVE, read_json, without_bulk
 from kvbench.store.identity import plain
 from kvbench.store.manifest import read_manifest
 from kvbench.store.progress import Progress, judge
 from kvbench.store.schema import AnsweredRecord, Manifest, Record, RescoredRun, Status
 from kvbench.store.shards import merged, merged_status, sample_files, statuses
 from kvbench.store.stored_config import read_config
+from kvbench.store.validate import show
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,10 @@ def load_run(path: str | Path, bulky: bool = True, digest: str | None = None) ->
     status = merged_status(said, len(by_id), total)
     run = StoredRun(path, manifest, status, [by_id[name] for name in sorted(by_id)])
     again = _read_scores(path)
-    return run if again is None else run.rescored(again["scoring"], again["scores"])
+    run = run if again is None else run.rescored(again["scoring"], again["scores"])
+    if run.answered and not any(manifest["headline"] in record["scores"] for record in run.answered):
+        raise ValueError(f"{path}: no record has the headline score {show(manifest['headline'])}; {MOVE}")
+    return run
 
 
 def _read_scores(path: Path) -> RescoredRun | None:
