@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from kvbench.methods.method import Eviction, Method
 _PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Store, DecodePolicy), strict=True))
 _EVICTION = ("score", "layers", "heads", "select")
 _DIAL = re.compile(r"\$\{\.\.(\w+)\}")
+_NAME = re.compile(r"[.{](\w+)")
 
 
 def method_files(folder: Path) -> dict[str, Path]:
@@ -74,6 +75,7 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     if "decode" in parts and (missing or "store" in parts):
         what = "needs score, layers, heads and select" if missing else "cannot be combined with store"
         raise ValueError(f"method={config.name}: decode {what}")
+    _check_use(config, dials)
     eviction = None if missing else Eviction(**{part: parts[part] for part in _EVICTION})
     return Method(config.name, dials, eviction, parts.get("store"), parts.get("decode"), dial_of)
 
@@ -90,6 +92,25 @@ def method_identity(node: Mapping[str, Any]) -> dict[str, Any]:
             is_ours = target.startswith("kvbench.methods.")
             identity[part] = identity[part] | {"_target_": target.rpartition(".")[2] if is_ours else target}
     return identity
+
+
+def _check_use(config: DictConfig, dials: Mapping[str, Any]) -> None:
+    """Raise ValueError for a dial that no part and no other dial interpolates: to set it would change nothing."""
+    used = {
+        name for text in _interpolations(OmegaConf.to_container(config, resolve=False)) for name in _NAME.findall(text)
+    }
+    for dial in dials:
+        if dial not in used:
+            raise ValueError(f"method.{dial}: no part of {config.name} reads it; write ${{..{dial}}} where it belongs")
+
+
+def _interpolations(node: Any) -> Iterator[str]:
+    """Yield the texts with interpolations in a plain config."""
+    if isinstance(node, str) and "${" in node:
+        yield node
+    elif isinstance(node, dict | list):
+        for item in node.values() if isinstance(node, dict) else node:
+            yield from _interpolations(item)
 
 
 def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:

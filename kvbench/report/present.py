@@ -87,8 +87,12 @@ def present(
     related = [] if store is None else _related(runs, store)
     pairs = [*_single(runs, related, metric), *_suites(runs, related, metric)]
     pairs = _with_distinct_models(pairs)
-    folders = [] if out is None else [_write(written, metric, out) for _, written in pairs]
-    _print([printed for printed, _ in pairs], form)
+    folders: list[Path] = []
+    try:
+        if out is not None:
+            folders += [_write(written, metric, out) for _, written in pairs]
+    finally:  # a full disk must not hide the tables
+        _print([printed for printed, _ in pairs], form)
     for folder in folders:
         print(f"Tables and figures: {one_line(str(folder))}", file=sys.stdout if form == "table" else sys.stderr)
 

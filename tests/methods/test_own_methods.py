@@ -52,6 +52,20 @@ class Tail(Select):
         return keep_UT
 
 
+@dataclass(frozen=True)
+class Listed(Score):
+    """A score with a list and an optional number."""
+
+    kept: Any = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kept", tuple(self.kept))
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        return ctx.k.norm(dim=-1)
+
+
 class Undeclared:
     """A score that inherits nothing and is called nothing."""
 
@@ -107,7 +121,7 @@ def message(folder: Path, text: str = YAML, /, **dials: Any) -> str:
 
 
 def with_score(lines: str) -> str:
-    return YAML.replace(SCORE, f"score:\n{lines}")
+    return YAML.replace(SCORE, f"score:\n{lines}").replace("width: 3\n", "")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +171,7 @@ def test_the_memory_estimate_asks_the_score(tmp_path: Path) -> None:
         (with_score(f"  _target_: {HERE}.Mutable\n"), "must be hashable"),
         (with_score(f"  _target_: {HERE}.Nowhere\n"), "method.score: "),
         (YAML.replace("width}", "width}\n  depth: 3"), "depth"),
+        (YAML.replace("beta: 0.5", "beta: 0.5\ndepth: 3"), "method.depth: no part of own reads it; write ${..depth}"),
         (YAML.replace("${..width}", "wide"), "method.score: "),
         (YAML.replace("${..width}", "4"), "method.score.kernel_size=4: must be odd"),
         (YAML.replace(TAIL, ""), "also needs select"),
@@ -193,6 +208,10 @@ def test_a_dial_of_no_known_type_is_one_line(tmp_path: Path, value: Any) -> None
 
 def test_a_dial_may_be_a_list_or_null(tmp_path: Path) -> None:
     text = YAML.replace("width: 3", "width: 3\nlayers_kept: [1, 2]\nlimit: null")
+    text = text.replace(
+        SCORE, f"score:\n  _target_: {HERE}.Listed\n  kept: ${{..layers_kept}}\n  limit: ${{..limit}}\n"
+    )
+    text = text.replace("width: 3\n", "")
     assert own(tmp_path, text).dials["layers_kept"] == [1, 2]
     assert own(tmp_path, text, layers_kept=[7], limit=3).dials["layers_kept"] == [7]
     assert message(tmp_path, text, layers_kept=3) == "method.layers_kept=3: must be a list (default [1, 2])"

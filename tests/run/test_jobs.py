@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from omegaconf import DictConfig
 
-from kvbench.run.jobs import settle
+from kvbench.run import jobs
+from kvbench.run.jobs import prepare, settle
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,40 @@ def test_impossible_dials_are_one_line(compose: Callable[..., DictConfig], overr
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         settle(compose(*overrides))
     assert "\n" not in str(caught.value)
+
+
+def test_a_job_is_checked_once_and_hashed_once(
+    compose: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for module, name in ((jobs, "build"), (jobs.config, "check"), (jobs.store, "run_folder")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k))
+    (job,) = prepare(compose("model=tiny", "budget=100"))
+    for _ in range(3):
+        assert job.folder and job.key and job.group
+    assert sorted(calls) == ["build", "check", "run_folder"]
+
+
+def test_a_sweep_checks_every_job_before_the_first_file_is_read(
+    compose: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvbench.sweep.compose import Composed, check
+
+    order: list[str] = []
+    for name in ("build", "_protocol"):
+        real = getattr(jobs, name)
+        monkeypatch.setattr(jobs, name, lambda *a, real=real, name=name: order.append(name) or real(*a))
+
+    def composed(*overrides: str) -> Composed:
+        one = Composed(list(overrides), compose("model=tiny", "budget=100", *overrides))
+        one.__dict__ |= {"task": one.config, "choices": None}  # without Hydra's own node
+        return one
+
+    monkeypatch.setattr(Composed, "choices", None)
+    sweep = [composed("method=snapkv"), composed("method=h2o")]
+    check(sweep)
+    assert order == ["build", "build", "_protocol", "_protocol"]
+    assert [len(one.jobs) for one in sweep] == [1, 1]
+    with pytest.raises(ValueError, match="method.reduce=x"):
+        check([composed("method=snapkv"), composed("method=h2o", "method.reduce=x")])
