@@ -37,8 +37,8 @@ def suite(**changes) -> LongBench:
 
 
 def dataset(name: str, path: Path, model: ModelFacts = TINY, **changes):
-    (made,) = suite(datasets=[name], path=str(path), **changes).benchmarks(model)
-    return made
+    (benchmark,) = suite(datasets=[name], path=str(path), **changes).benchmarks(model)
+    return benchmark
 
 
 def tiny_spec() -> models.ModelSpec:
@@ -57,8 +57,8 @@ def test_sets():
 
 @pytest.mark.parametrize("name", [*DATASETS, "qasper_e"])
 def test_the_text_is_the_template_filled(name, bundle):
-    made = dataset(name, bundle)
-    for index, sample in enumerate(made.samples(tiny_tokenizer())):
+    benchmark = dataset(name, bundle)
+    for index, sample in enumerate(benchmark.samples(tiny_tokenizer())):
         text = sample.context + sample.question + sample.answer_prefix
         assert text == template(name.removesuffix("_e")).format(**row(name, index))
         assert sample.meta["index"] == index and sample.meta["bucket"] == ["0-4k", "4-8k"][index]
@@ -67,16 +67,16 @@ def test_the_text_is_the_template_filled(name, bundle):
 
 def test_the_answer_scores_one(bundle):
     for name in DATASETS:
-        made = dataset(name, bundle)
-        for sample in made.samples(tiny_tokenizer()):
-            scores = made.score(sample.answers, sample.answers[0], sample.meta)
-            assert scores[made.headline] == pytest.approx(1.0, abs=1e-7), name
-            assert set(scores) >= {made.headline} and made.scoring()["metrics"][made.headline] >= 1
+        benchmark = dataset(name, bundle)
+        for sample in benchmark.samples(tiny_tokenizer()):
+            scores = benchmark.score(sample.answers, sample.answers[0], sample.meta)
+            assert scores[benchmark.headline] == pytest.approx(1.0, abs=1e-7), name
+            assert set(scores) >= {benchmark.headline} and benchmark.scoring()["metrics"][benchmark.headline] >= 1
 
 
 def test_rules_of_the_datasets(bundle):
-    made = {name: dataset(name, bundle).samples(tiny_tokenizer())[0] for name in DATASETS}
-    assert [name for name in made if not made[name].chat] == [
+    first = {name: dataset(name, bundle).samples(tiny_tokenizer())[0] for name in DATASETS}
+    assert [name for name in first if not first[name].chat] == [
         "trec",
         "triviaqa",
         "samsum",
@@ -84,14 +84,15 @@ def test_rules_of_the_datasets(bundle):
         "lcc",
         "repobench-p",
     ]
-    assert [name for name in made if made[name].stop] == ["samsum"] == [n for n in made if made[n].min_new_tokens]
-    assert made["narrativeqa"].max_new_tokens == 8 and made["repobench-p"].max_new_tokens == 28
+    assert [name for name in first if first[name].stop] == ["samsum"]
+    assert [name for name in first if first[name].min_new_tokens] == ["samsum"]
+    assert first["narrativeqa"].max_new_tokens == 8 and first["repobench-p"].max_new_tokens == 28
 
 
 def test_protocols_differ_and_a_changed_prompt_or_row_is_another(bundle, tmp_path):
     def identity(name="qasper", path=bundle, **changes) -> str:
-        made = dataset(name, path, **changes)
-        content = made.protocol() | {"rendering": str(made.rendering)}
+        benchmark = dataset(name, path, **changes)
+        content = benchmark.protocol() | {"rendering": str(benchmark.rendering)}
         return json.dumps(content, sort_keys=True)
 
     aware = [name for name in PRESETS if not PRESETS[name].split]
@@ -111,13 +112,27 @@ def test_a_model_whose_wrapper_is_not_here_is_asked_for_it(bundle):
     vicuna = ModelFacts("local", "lmsys/vicuna-7b-v1.5-16k", 16384)
     with pytest.raises(ValueError, match="benchmark.wrapper=null"):
         dataset("qasper", bundle, vicuna).protocol()
-    made = dataset("qasper", bundle, vicuna, wrapper="USER: {prompt} ASSISTANT:")
-    assert made.protocol() and made.rendering.max_length == 15500
+    benchmark = dataset("qasper", bundle, vicuna, wrapper="USER: {prompt} ASSISTANT:")
+    assert benchmark.protocol() and benchmark.rendering.max_length == 15500
+
+
+def test_the_wrapper_is_chosen_by_the_models_name_and_told_once(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    longbench._say_reasons.cache_clear()
+    named = ModelFacts("local", "/data/llama-2-group/Meta-Llama-3-8B-Instruct", 8192)
+    with caplog.at_level("INFO"):
+        for name in ("qasper", "trec"):
+            dataset(name, bundle, named, protocol="adakv-2024").protocol()
+        dataset("qasper", bundle, ModelFacts("local", "/data/llama-2-group/my_qwen", 8192)).protocol()
+    assert (
+        caplog.text.count("adakv-2024, model local: wrapper 'native', as the model's name has llama-3 and instruct")
+        == 1
+    )
+    assert "wrapper 'chat', as the model's name local and my_qwen has none of: llama2; llama-2" in caplog.text
 
 
 def test_only_the_shortest_samples(bundle):
-    made = dataset("qasper", bundle, samples=1)
-    assert [sample.id for sample in made.samples(tiny_tokenizer())] == ["qasper-0000"]
+    benchmark = dataset("qasper", bundle, samples=1)
+    assert [sample.id for sample in benchmark.samples(tiny_tokenizer())] == ["qasper-0000"]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +168,9 @@ def test_real_prompts_are_the_official_ones(name):
     lengths = json.loads((SHARED / "config" / "dataset2maxlen.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (SHARED / "dev" / f"{name}.jsonl").open(encoding="utf-8")]
     for preset in ("longbench-original", "ffy0-agnostic", "kvpress"):
-        made = dataset(name, SHARED, protocol=preset).samples(tiny_tokenizer())
-        assert len(made) == len(rows)
-        for sample, official in zip(made, rows, strict=True):
+        samples = dataset(name, SHARED, protocol=preset).samples(tiny_tokenizer())
+        assert len(samples) == len(rows)
+        for sample, official in zip(samples, rows, strict=True):
             text, whole = sample.context + sample.question + sample.answer_prefix, templates[name].format(**official)
             if preset == "longbench-original":
                 assert text == whole and sample.max_new_tokens == lengths[name]
@@ -175,9 +190,9 @@ def test_real_truncated_ids_are_the_official_ones(name):
     node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / "smollm2_135m.yaml"))
     spec = models.ModelSpec.from_node(node)
     tokenizer = models.load_tokenizer(spec)
-    made = dataset(name, SHARED, prompts.facts(spec), max_length=1001, wrapper="none")
-    render = prompts.renderer(spec, tokenizer, made)
-    for sample in made.samples(tokenizer)[:6]:
+    benchmark = dataset(name, SHARED, prompts.facts(spec), max_length=1001, wrapper="none")
+    render = prompts.renderer(spec, tokenizer, benchmark)
+    for sample in benchmark.samples(tokenizer)[:6]:
         ids = tokenizer(sample.context + sample.question).input_ids
         if len(ids) > 1001:
             text = tokenizer.decode(ids[:500], skip_special_tokens=True)

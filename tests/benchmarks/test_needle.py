@@ -66,7 +66,7 @@ def test_a_needle_longer_than_the_length_is_refused() -> None:
 CHINESE = "".join(f"第{i}天下了雨，人们都在家里读书。" for i in range(400))
 CODE = "".join(f"def area_{i}(a, b):\n    return a * b + {i}\n\n" for i in range(400))
 ONE_LINE = "0123456789 abcdef " * 900  # no sentence at all
-RARE = "Version 2. " + ONE_LINE  # one full stop at the very beginning
+RARE = "Version 2. " + ONE_LINE  # a single full stop at the very beginning
 
 
 @pytest.mark.parametrize("text", [CHINESE, CODE, ONE_LINE, RARE], ids=["chinese", "code", "one line", "rare"])
@@ -160,18 +160,18 @@ def test_score_needs_only_what_a_record_holds() -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
-    """Two folders with equal essays and one with others."""
-    for name, text in (("one", "Some text. "), ("same", "Some text. "), ("other", "Another text. ")):
+    """Two folders with equal essays and a third with others."""
+    for name, text in (("first", "Some text. "), ("same", "Some text. "), ("other", "Another text. ")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "essay.txt").write_text(text * 300)
-    yield str(tmp_path / "one"), str(tmp_path / "same"), str(tmp_path / "other")
+    yield str(tmp_path / "first"), str(tmp_path / "same"), str(tmp_path / "other")
 
 
 def test_protocol_is_json_and_knows_texts_not_paths(folders: tuple[str, str, str]) -> None:
-    one, same, other = (make(haystack=folder).protocol() for folder in folders)
-    assert one == same == json.loads(json.dumps(one))
-    assert one != other and not any(folders[0] in str(value) for value in one.values())
-    assert one["version"] == 1 and "metrics" not in one
+    first, same, other = (make(haystack=folder).protocol() for folder in folders)
+    assert first == same == json.loads(json.dumps(first))
+    assert first != other and not any(folders[0] in str(value) for value in first.values())
+    assert first["version"] == 1 and "metrics" not in first
 
 
 def test_scoring_names_the_metrics_with_their_versions() -> None:

@@ -45,9 +45,9 @@ def test_niah_hides_every_answer_under_its_key(task: str, sources: Sources) -> N
         keys = re.split(r", and |, ", query[1])
         assert len(keys) == args["queries"]
         hidden = re.findall(r"One of the special magic \w+s for (\S+) is: (\S+)\.", record["input"])
-        found = [value for key in keys for name, value in hidden if name == key]
-        assert sorted(found) == sorted(record["outputs"])
-        assert len(found) == args["queries"] * args["values"]
+        answers = [value for key in keys for name, value in hidden if name == key]
+        assert sorted(answers) == sorted(record["outputs"])
+        assert len(answers) == args["queries"] * args["values"]
         assert record["input"][record["index"] :].startswith(record["outputs"][0])
         assert record["token_position_answer"] == len(record["input"][: record["index"]].split())
         assert ("A special magic" in record["input"]) == (task in SINGULAR)

@@ -1,4 +1,4 @@
-"""RULER's sources: kvbench's own, those of a folder, and what is said when one is missing or damaged."""
+"""RULER's sources: kvbench's own, those of a folder, and the message when one is missing or damaged."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_missing_and_damaged_sources(tmp_path: Path, name: str, text: str | None
     file.unlink()
     if text is not None:
         file.write_text(text)
-    said = rf"^benchmark\..*{message}.*; get it with `kvbench data ruler`$"
-    with pytest.raises(ValueError, match=said):
+    line = rf"^benchmark\..*{message}.*; get it with `kvbench data ruler`$"
+    with pytest.raises(ValueError, match=line):
         Sources.load(tmp_path / "some").require(task)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=line):
         generate(task, 2000, "words", sources=tmp_path / "some")
     Sources.load(tmp_path / "some").require("vt")

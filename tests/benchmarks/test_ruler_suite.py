@@ -92,10 +92,10 @@ def test_protocols_differ():
 
 
 def test_table_places():
-    made = parts(tasks=["all"], lengths=[LENGTH, 4096])
-    assert [p.column.name for p in made] == [*TASKS, *TASKS] and len({p.name for p in made}) == 26
-    assert made[0].column.suite == f"ruler-{LENGTH}" and made[-1].column.means == {"avg-13": 13}
-    assert made[0].column.means == {"avg-13": 13, "avg-11": 11} and len(SYNTHETIC) == 11
+    tasks = parts(tasks=["all"], lengths=[LENGTH, 4096])
+    assert [p.column.name for p in tasks] == [*TASKS, *TASKS] and len({p.name for p in tasks}) == 26
+    assert tasks[0].column.suite == f"ruler-{LENGTH}" and tasks[-1].column.means == {"avg-13": 13}
+    assert tasks[0].column.means == {"avg-13": 13, "avg-11": 11} and len(SYNTHETIC) == 11
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_questions_need_their_source(tmp_path):
 
 
 def test_files_of_another_generator(tmp_path):
-    folder = tmp_path / "made" / "vt"
+    folder = tmp_path / "tasks" / "vt"
     folder.mkdir(parents=True)
     records = generate("vt", LENGTH, "words", num_samples=3)
     (folder / "validation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     length = records[0]["length"]  # counted in words
-    (part,) = parts(tasks=["vt"], files=str(tmp_path / "made"), lengths=[length])
+    (part,) = parts(tasks=["vt"], files=str(tmp_path / "tasks"), lengths=[length])
     samples = part.samples(gpt_style(CHATML))
     assert len(samples) == 2 and part.protocol()["dataset"]["data_sha256"]
     text = samples[0].context + samples[0].question + samples[0].answer_prefix
@@ -142,15 +142,15 @@ def test_files_of_another_generator(tmp_path):
         + "<|im_end|>\n<|im_start|>assistant\n"
         + (records[0]["answer_prefix"])
     )
-    (missing,) = parts(tasks=["cwe"], files=str(tmp_path / "made"))
+    (missing,) = parts(tasks=["cwe"], files=str(tmp_path / "tasks"))
     with pytest.raises(ValueError, match="cwe"):
         missing.protocol()
-    (other,) = parts(tasks=["vt"], files=str(tmp_path / "made"), lengths=[3 * length])
+    (other,) = parts(tasks=["vt"], files=str(tmp_path / "tasks"), lengths=[3 * length])
     with pytest.raises(ValueError, match="the longest record of vt in benchmark.files has"):
         other.protocol()
     for ignored in ({"seed": 1}, {"path": "embedded"}, {"protocol": "linear2024"}, {"lengths": [64, 128]}):
         with pytest.raises(ValueError, match="benchmark.files"):
-            parts(files=str(tmp_path / "made"), **ignored)
+            parts(files=str(tmp_path / "tasks"), **ignored)
 
 
 def test_the_data_set_of_the_hub(monkeypatch):

@@ -44,11 +44,11 @@ def test_rows_come_in_file_order_with_all_fields(root: Path) -> None:
 def test_the_usual_layouts(tmp_path: Path, jsonl: str, config: str) -> None:
     root = tmp_path / "x" / "root"
     root.mkdir(parents=True)
-    made = bundle.write(tmp_path / "made", qasper=1)
+    derived = bundle.write(tmp_path / "derived", qasper=1)
     (root / jsonl).mkdir(exist_ok=True)
-    (made / "data" / "qasper.jsonl").rename(root / jsonl / "qasper.jsonl")
+    (derived / "data" / "qasper.jsonl").rename(root / jsonl / "qasper.jsonl")
     (root / config).parent.mkdir(exist_ok=True)
-    (made / "config").rename(root / config)
+    (derived / "config").rename(root / config)
     assert longbench.find(str(root)).check("qasper") == 1
 
 
@@ -58,8 +58,8 @@ def test_a_repeated_id_is_no_mistake(root: Path) -> None:
 
 
 def test_rows_of_longbench_e_may_carry_either_name(root: Path) -> None:
-    made = [bundle.row("qasper"), bundle.row("qasper_e", 1)]
-    (root / "data" / "qasper_e.jsonl").write_text(bundle.text(made), encoding="utf-8")
+    derived = [bundle.row("qasper"), bundle.row("qasper_e", 1)]
+    (root / "data" / "qasper_e.jsonl").write_text(bundle.text(derived), encoding="utf-8")
     assert longbench.find(str(root)).check("qasper_e") == 2
 
 
@@ -214,16 +214,21 @@ def test_damaged_configuration(root: Path, name: str, content: str, says: str) -
 
 
 def test_the_splits_follow_their_rules() -> None:
-    made = splits.kvpress(bundle.PROMPTS)
-    assert made["context_prefix"]["qasper"] == "Read this.\n\nText: {context}\n\n Now answer.\n\n"
-    assert made["question_template"]["qasper"] == "Question: {input}\n\n"
-    assert made["answer_prefix"] == {"qasper": "Answer:", "trec": "Type:", "lcc": "Next:\n", "gov_report": "Summary:"}
-    assert made["question_template"]["gov_report"] == "Sum up.\n\n"
-    assert (made["context_prefix"]["trec"], made["question_template"]["trec"]) == (
+    derived = splits.kvpress(bundle.PROMPTS)
+    assert derived["context_prefix"]["qasper"] == "Read this.\n\nText: {context}\n\n Now answer.\n\n"
+    assert derived["question_template"]["qasper"] == "Question: {input}\n\n"
+    assert derived["answer_prefix"] == {
+        "qasper": "Answer:",
+        "trec": "Type:",
+        "lcc": "Next:\n",
+        "gov_report": "Summary:",
+    }
+    assert derived["question_template"]["gov_report"] == "Sum up.\n\n"
+    assert (derived["context_prefix"]["trec"], derived["question_template"]["trec"]) == (
         "Which kind?\n\n{context}\n",
         "{input}",
     )
-    assert made["question_template"]["lcc"] == "{input}"
+    assert derived["question_template"]["lcc"] == "{input}"
     agnostic = splits.ffy0(bundle.PROMPTS)
     assert agnostic["context_prompt"]["qasper"] == "Read this.\n\nText: {context}\n\n"
     assert agnostic["question_prompt"]["qasper"] == "Now answer.\n\nQuestion: {input}\n\nAnswer:"  # without its space

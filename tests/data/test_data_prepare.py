@@ -101,7 +101,7 @@ def test_force_fetches_all_and_puts_only_news_in_place(world: World) -> None:
 
 
 def test_files_without_a_manifest_are_taken_over_when_they_are_good(world: World) -> None:
-    """As after a crash before the last step."""
+    """The state is that after a crash before the last step."""
     world.prepare()
     (world.folder / "manifest.json").unlink()
     (world.folder / "words.txt").write_text("other")

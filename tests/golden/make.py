@@ -59,7 +59,7 @@ def rows_hash(records: Iterable[dict[str, Any]]) -> str:
 
 
 def own_rows(task: str, fit: str, sources: Sources) -> list[dict[str, Any]]:
-    """Return three rows made from the tests' own sources."""
+    """Return three rows drawn from the tests' own sources."""
     return generate(task, 2000, "words", num_samples=3, sources=sources, fit=fit)
 
 
@@ -67,13 +67,13 @@ def _ruler() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sources = Sources.load(write_sources(Path(folder) / "sources"))
         own = {f"{task}-{fit}": rows_hash(own_rows(task, fit, sources)) for task in TASKS for fit in FITS}
-    made = {}
+    hashes = {}
     for tokenizer, length, number in UPSTREAM:
         folder_name = "golden_ws" if tokenizer == "words" else tokenizer
         for task in tasks_of(tokenizer, length):
             lines = (DATA / "ruler" / folder_name / str(length) / f"{task}.jsonl").read_text().splitlines()[:number]
-            made[f"{tokenizer}-{length}-{task}"] = rows_hash(map(json.loads, lines))
-    return {"upstream": made, "own": own}
+            hashes[f"{tokenizer}-{length}-{task}"] = rows_hash(map(json.loads, lines))
+    return {"upstream": hashes, "own": own}
 
 
 # ---- metrics ---------------------------------------------------------------------------------------

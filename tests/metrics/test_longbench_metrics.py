@@ -46,7 +46,7 @@ def test_question_answering(dataset: str, prediction: str, answers: list[str], s
 
 
 def f(union: int, prediction: int, answer: int) -> float:
-    """The F of the package from the three set sizes."""
+    """Return the F of the package from the three set sizes."""
     p, r = union / prediction, union / answer
     return 2 * p * r / (p + r + 1e-8)
 
@@ -103,7 +103,7 @@ def test_recursion_limit_of_the_rouge_package() -> None:
         ("Food or Date", "Food", ["Food", "Date"], 0.5),
         ("Food", "Date", ["Food", "Date"], 0.0),
         ("Disease and medicine", "Disease and medicine", ["medicine", "Disease and medicine"], 1.0),
-        # Deleted while walking over it: the one after a deleted name is passed over.
+        # Deleted while the list is iterated over: the name after a deleted name is skipped.
         ("a ab abc", "abc", ["a", "ab", "abc"], 0.5),
         ("a x ab abc", "abc", ["a", "x", "ab", "abc"], 0.5),
         ("Food\nDate", "Food", ["Food", "Date"], 1.0),
@@ -170,7 +170,7 @@ def test_first_code_line(text: str, line: str) -> None:
         ("a" * 3 + "b" * 13, "a" * 3, 32, 32),  # 31.58
         ("a" + "b" * 7, "a" + "c" * 7, 12, 12),  # 12.5: half to even
         ("xabcx", "abxc", 67, 67),
-        ("private", "tiavepr", 29, 43),  # difflib takes the block "pr" first, nothing lies beside it; an LCS is "ive"
+        ("private", "tiavepr", 29, 43),  # difflib takes the block "pr" first, nothing else matches; an LCS is "ive"
     ],
 )
 def test_fuzz_ratio(a: str, b: str, difflib: int, indel: int) -> None:

@@ -1,4 +1,4 @@
-"""Many LongBench scores at once, and what loading the metrics costs, prints and leaves behind."""
+"""Many LongBench scores at once, and what it costs to load the metrics."""
 
 from __future__ import annotations
 

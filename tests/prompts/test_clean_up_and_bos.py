@@ -84,7 +84,7 @@ def test_every_preset_of_transformers_4_cleans_up() -> None:
 
 
 def deepseek_style(folder: Path, template: str | None = None) -> Any:
-    """A tokenizer whose configuration asks for a BOS that its file does not add."""
+    """Load a tokenizer whose configuration asks for a BOS that its file does not add."""
     tokenizer = gpt_style(template)
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"

@@ -86,12 +86,12 @@ def test_a_token_across_the_border_belongs_to_the_question_when_aware():
 @every_tokenizer
 def test_agnostic_context_does_not_depend_on_the_question(make):
     tokenizer = make()
-    found = {
+    prompts = {
         render(tokenizer, sample(context="over th", question=q), question="agnostic")
         for q in ("e hill", "", "\n\nWhy?", "<s></s>")
     }
-    assert len({prompt.ids[: prompt.context_len] for prompt in found}) == 1
-    assert len({prompt.ids for prompt in found}) == 4
+    assert len({prompt.ids[: prompt.context_len] for prompt in prompts}) == 1
+    assert len({prompt.ids for prompt in prompts}) == 4
 
 
 words = st.text("ab th.\n<s>/|é漢", max_size=12)

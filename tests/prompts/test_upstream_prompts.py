@@ -18,8 +18,8 @@ ENDS = Ends(frozenset({7, 8, 9}), frozenset({7, 8}), frozenset({9}))
 
 
 def sample(**changes) -> Sample:
-    made = Sample("s", "Read this. The cat sat on the mat. ", "\nWhere did it sit?", "", ("mat",), 8)
-    return replace(made, **changes)
+    base = Sample("s", "Read this. The cat sat on the mat. ", "\nWhere did it sit?", "", ("mat",), 8)
+    return replace(base, **changes)
 
 
 def render(tokenizer, sample, rendering, span="prompt", **more):
@@ -27,7 +27,7 @@ def render(tokenizer, sample, rendering, span="prompt", **more):
 
 
 def official(tokenizer, text: str, limit: int, wrap) -> list[int]:
-    """Section 1.4 of LongBench's protocol: encode, cut the middle out, join as text, wrap, encode again."""
+    """Follow section 1.4 of LongBench's protocol: encode, cut the middle out, join as text, wrap, encode again."""
     ids = tokenizer(text).input_ids
     if len(ids) > limit:
         half = int(limit / 2)
@@ -46,26 +46,28 @@ def official(tokenizer, text: str, limit: int, wrap) -> list[int]:
 )
 def test_bare_prompts_are_the_official_ones(make, context, question, limit):
     tokenizer = make()
-    made = render(tokenizer, sample(context=context, question=question, chat=False), replace(MIDDLE, max_length=limit))
-    assert list(made.ids) == official(tokenizer, context + question, limit, lambda text: text)
-    assert 0 <= made.context_len <= len(made.ids)
+    prompt = render(
+        tokenizer, sample(context=context, question=question, chat=False), replace(MIDDLE, max_length=limit)
+    )
+    assert list(prompt.ids) == official(tokenizer, context + question, limit, lambda text: text)
+    assert 0 <= prompt.context_len <= len(prompt.ids)
 
 
 @pytest.mark.parametrize("limit", [6, 20, 21, 1000])
 def test_a_literal_wrapper_comes_after_truncation(limit):
     tokenizer = sentencepiece_style("first")
     rendering = replace(MIDDLE, wrapper="[INST]{prompt}[/INST]", max_length=limit)
-    made = render(tokenizer, sample(), rendering)
+    prompt = render(tokenizer, sample(), rendering)
     whole = sample().context + sample().question
-    assert list(made.ids) == official(tokenizer, whole, limit, lambda text: f"[INST]{text}[/INST]")
+    assert list(prompt.ids) == official(tokenizer, whole, limit, lambda text: f"[INST]{text}[/INST]")
 
 
 def test_wrapped_first_loses_its_middle_as_one_text():
     tokenizer = sentencepiece_style("first")
     rendering = replace(MIDDLE, wrapper="[INST] {prompt} [/INST]", wrap_first=True, max_length=20)
-    made = render(tokenizer, sample(), rendering)
+    prompt = render(tokenizer, sample(), rendering)
     whole = f"[INST] {sample().context}{sample().question} [/INST]"
-    assert list(made.ids) == official(tokenizer, whole, 20, lambda text: text)
+    assert list(prompt.ids) == official(tokenizer, whole, 20, lambda text: text)
 
 
 def test_truncation_on_ids_does_not_encode_again():
@@ -96,19 +98,19 @@ def test_the_native_template_may_trim_and_the_chat_wrapper_does_not():
 
 def test_the_context_ends_where_the_question_begins():
     tokenizer = gpt_style(CHATML)
-    made = render(tokenizer, sample(), replace(MIDDLE, wrapper="chat", max_length=1000))
-    assert tokenizer.decode(made.ids[: made.context_len]).endswith("mat. ")
+    prompt = render(tokenizer, sample(), replace(MIDDLE, wrapper="chat", max_length=1000))
+    assert tokenizer.decode(prompt.ids[: prompt.context_len]).endswith("mat. ")
     apart = render(tokenizer, sample(), replace(MIDDLE, wrapper="chat", max_length=1000), span="context")
-    assert apart.text == made.text and tokenizer.decode(apart.ids[: apart.context_len]).endswith("mat. ")
+    assert apart.text == prompt.text and tokenizer.decode(apart.ids[: apart.context_len]).endswith("mat. ")
 
 
 @pytest.mark.parametrize("bos", ["once", "added", "missing"])
 def test_the_border_is_right_whether_a_bos_is_added_or_not(bos):
     tokenizer = sentencepiece_style("first", LLAMA2)
-    made = render(tokenizer, sample(), replace(MIDDLE, wrapper="chat", max_length=1000, bos=bos))
-    rest = tokenizer.decode(made.ids[made.context_len :])
+    prompt = render(tokenizer, sample(), replace(MIDDLE, wrapper="chat", max_length=1000, bos=bos))
+    rest = tokenizer.decode(prompt.ids[prompt.context_len :])
     assert rest.lstrip().startswith("Where did it sit?")
-    assert made.ids.count(tokenizer.bos_token_id) == (2 if bos == "added" else 1)
+    assert prompt.ids.count(tokenizer.bos_token_id) == (2 if bos == "added" else 1)
 
 
 def test_a_missing_bos_is_added():
@@ -123,27 +125,27 @@ def test_a_missing_bos_is_added():
 def test_the_border_of_cut_ids(limit):
     tokenizer = gpt_style()  # a token for every letter
     rendering = replace(MIDDLE, wrapper="none", truncation="middle_ids", max_length=limit)
-    made = render(tokenizer, sample(), rendering)
+    prompt = render(tokenizer, sample(), rendering)
     left = min(len(sample().question), limit // 2) if limit < len(sample().context) else len(sample().question)
-    assert len(made.ids) - made.context_len == left
+    assert len(prompt.ids) - prompt.context_len == left
 
 
 def test_context_and_question_apart():
     tokenizer = gpt_style(CHATML)
     rendering = PRESETS["kvpress"].rendering
-    made = render(tokenizer, sample(answer_prefix="Answer:"), rendering, span="context")
+    prompt = render(tokenizer, sample(answer_prefix="Answer:"), rendering, span="context")
     before, after = "<|im_start|>user\nRead this. The cat sat on the mat. ", "<|im_end|>\n<|im_start|>assistant\n"
     head = tokenizer.encode(before, add_special_tokens=False)
     tail = tokenizer.encode("\nWhere did it sit?" + after + "Answer:", add_special_tokens=False)
-    assert list(made.ids) == head + tail and made.context_len == len(head)
+    assert list(prompt.ids) == head + tail and prompt.context_len == len(head)
 
 
 def test_without_a_template_the_context_gets_a_bos_and_the_question_a_newline():
     tokenizer = sentencepiece_style("first")
-    made = render(tokenizer, sample(answer_prefix="Answer:"), PRESETS["kvpress"].rendering, span="context")
+    prompt = render(tokenizer, sample(answer_prefix="Answer:"), PRESETS["kvpress"].rendering, span="context")
     head = tokenizer.encode("<s>" + sample().context, add_special_tokens=False)
     tail = tokenizer.encode(sample().question + "\nAnswer:", add_special_tokens=False)
-    assert list(made.ids) == head + tail
+    assert list(prompt.ids) == head + tail
     plain = render(tokenizer, sample(answer_prefix="Answer:"), PRESETS["ffy0-agnostic"].rendering, span="context")
     assert list(plain.ids) == head + tokenizer.encode(sample().question + "Answer:", add_special_tokens=False)
     bare = render(tokenizer, sample(chat=False), PRESETS["ffy0-agnostic"].rendering, span="context")
@@ -155,11 +157,11 @@ def test_only_the_end_of_the_context_is_cut():
     tokenizer = gpt_style()
     rendering = replace(PRESETS["kvpress"].rendering, max_length=10)
     whole = render(tokenizer, sample(), PRESETS["kvpress"].rendering, span="context")
-    made = render(tokenizer, sample(), rendering, span="context")
-    assert made.context_len == 10 and made.ids == whole.ids[:10] + whole.ids[whole.context_len :]
+    prompt = render(tokenizer, sample(), rendering, span="context")
+    assert prompt.context_len == 10 and prompt.ids == whole.ids[:10] + whole.ids[whole.context_len :]
     limit = len(whole.ids)  # the model's own limit leaves room for the answer, too
-    made = render(tokenizer, sample(), PRESETS["kvpress"].rendering, span="context", max_length=limit)
-    assert len(made.ids) + sample().max_new_tokens == limit
+    prompt = render(tokenizer, sample(), PRESETS["kvpress"].rendering, span="context", max_length=limit)
+    assert len(prompt.ids) + sample().max_new_tokens == limit
 
 
 @pytest.mark.parametrize(("stops", "ids"), [("all", {7, 8, 9}), ("model", {7, 8}), ("tokenizer", {9})])
@@ -214,8 +216,24 @@ LLAMA2_HUB = ModelFacts("local", "meta-llama/Llama-2-7b-chat-hf", 4096)
     ],
 )
 def test_presets_by_model(model, preset, length, wrapper, bos, stops):
-    made = PRESETS[preset].rendering_for(model, "qasper")
-    assert (made.max_length, made.wrapper, made.bos, made.stops) == (length, wrapper, bos, stops)
+    rendering = PRESETS[preset].rendering_for(model, "qasper")
+    assert (rendering.max_length, rendering.wrapper, rendering.bos, rendering.stops) == (length, wrapper, bos, stops)
+
+
+@pytest.mark.parametrize(
+    ("path", "preset", "wrapper"),
+    [
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "adakv-2024", "native"),
+        ("meta-llama/Meta-Llama-3-8B", "adakv-2024", "none"),
+        ("models/llama3-8b-instruct", "adakv-2024", "none"),  # its script looks for "llama-3"
+        ("/data/llama-2-group/my_qwen", "longbench-original", "chat"),
+        ("/data/llama-3-instruct/my_qwen", "adakv-2024", "none"),
+        ("/data/llama2/my_qwen", "pyramidkv-2024", "none"),
+        ("/data/other/Llama-2-7b-chat-hf/", "longbench-original", "[INST]{prompt}[/INST]"),
+    ],
+)
+def test_rules_look_at_the_models_name_and_not_at_its_folder(path: str, preset: str, wrapper: str) -> None:
+    assert PRESETS[preset].rendering_for(ModelFacts("local", path), "qasper").wrapper == wrapper
 
 
 def test_samsum_and_the_first_token():
