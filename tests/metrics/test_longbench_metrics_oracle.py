@@ -57,7 +57,7 @@ def test_every_pair_of_fuzz_ratio() -> None:
 
 
 def predictions(model: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the rows to score and their lengths. As published, all rows of a dataset have the classes of the last one."""
+    """Return the rows to score and their lengths. As published, all rows of a dataset have the classes of the last."""
     truth = {dataset: read_rows(f"{TRUTH}/{dataset}.jsonl") for dataset in METRIC_OF}
     rows, lengths = [], []
     with lzma.open(DATA / REAL / f"{model}.jsonl.xz", "rt", encoding="utf-8") as file:
