@@ -55,7 +55,7 @@ def damages(file: Path, seed: int) -> Iterator[tuple[str, Callable[[], object]]]
 
 
 def check(folder: Path, names: list[str], use: Callable[[], object]) -> None:
-    """Damage each file in every way and use the folder: it works, or it ends in a ValueError of one short line."""
+    """Check that a folder with any file damaged in any way works, or ends in a ValueError of one short line."""
     copy = folder.with_name("whole")
     shutil.copytree(folder, copy)
     tried = refused = 0
