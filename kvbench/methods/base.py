@@ -56,6 +56,11 @@ class Score(Protocol):
         """Queries whose attention to all tokens is held at once; 0 if none is. For the memory estimate alone."""
         return 0
 
+    @property
+    def unscored(self) -> int:
+        """Tokens at the end of the prompt that get no score of their own. The selection must protect them."""
+        return 0
+
 
 @dataclass(frozen=True)
 class LayerBudget:

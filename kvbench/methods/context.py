@@ -111,8 +111,19 @@ class LayerContext:
         return self.watch.reused_s
 
     def score(self, part: Score) -> Tensor:
-        """Return the [U, T] scores by `part`; equal parts share one computation."""
-        return self._memo(("score", part), lambda: part(self))
+        """Return the [U, T] scores by `part`; equal parts share one computation.
+
+        Raises:
+            ValueError: the part returned another shape, which might pass unnoticed by broadcasting.
+        """
+        return self._memo(("score", part), lambda: self._checked_score(part))
+
+    def _checked_score(self, part: Score) -> Tensor:
+        score_UT = part(self)
+        if score_UT.shape != self.k.shape[:2]:
+            shapes = f"{list(score_UT.shape)}, must be [KV heads, tokens] = {list(self.k.shape[:2])}"
+            raise ValueError(f"method: the score {type(part).__name__} returned {shapes}")
+        return score_UT
 
     def keep_scores(self, parts: Iterable[Score]) -> None:
         """Free everything but keys, values and the scores by `parts`, for a layer that waits for the other layers."""

@@ -112,7 +112,7 @@ class Method:
         return min(tokens, span)
 
     def check_room(self, tokens: int, budget: str = "") -> None:
-        """Check that a budget of `tokens` exceeds what is always kept, or nothing would be selected.
+        """Check that a budget of `tokens` exceeds what is always kept, and that every other token has a score.
 
         Args:
             budget: how the user gave the budget; `tokens` if empty.
@@ -120,7 +120,8 @@ class Method:
         Raises:
             ValueError: one line naming `budget` and the dials to change.
         """
-        protected = self._evicting.select.protected(tokens).total
+        kept, unscored = self._evicting.select.protected(tokens), self._evicting.score.unscored
+        protected = kept.total
         if tokens <= protected == 0:
             raise ValueError(f"budget={budget or tokens}: {self.name} would keep no token; the budget must be larger")
         if tokens <= protected:
@@ -129,6 +130,11 @@ class Method:
             raise ValueError(
                 f"budget={budget or tokens}: {self.name} always keeps {protected} tokens ({settings}); "
                 f"the budget must be larger, or these smaller"
+            )
+        if kept.window < unscored:
+            raise ValueError(
+                f"method={self.name}: its score ranks none of the last {unscored} tokens, but under "
+                f"budget={budget or tokens} its selection keeps only the last {kept.window}; give both the same window"
             )
 
     def check_head_dim(self, head_dim: int) -> None:

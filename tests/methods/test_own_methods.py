@@ -19,6 +19,7 @@ from kvbench.methods.fields import check_between
 from kvbench.methods.load import load, method_identity, read_method
 from kvbench.methods.method import Method
 from kvbench.methods.scores.window_attention import WindowAttention
+from tests.helpers.methods import with_parts
 
 HERE = "tests.methods.test_own_methods"
 
@@ -155,6 +156,31 @@ def test_room_is_checked_whatever_the_dial_is_called(tmp_path: Path, select: str
         text = f"{given}: own always keeps 20 tokens (method.recent=20); the budget must be larger, or these smaller"
         assert str(caught.value) == text
     assert sum(len(head) for head in method.keep(x, x, x, budget=21)) == 42
+
+
+@pytest.mark.parametrize("window", ["8", "0.2"])
+def test_tokens_without_a_score_must_be_protected(tmp_path: Path, window: str) -> None:
+    """A score over the last 20 queries says nothing of their tokens; a smaller selection window would drop them."""
+    method = own(tmp_path, YAML.replace(TAIL, TAIL.replace("${..recent}", window)), recent=20)
+    x = torch.randn(2, 64, 8)
+    with pytest.raises(ValueError, match="ranks none of the last 20 tokens.*keeps only the last 8"):
+        method.keep(x, x, x, budget=40)
+    wide = own(tmp_path, YAML.replace(TAIL, TAIL.replace("${..recent}", "30")), recent=20)
+    assert sum(len(head) for head in wide.keep(x, x, x, budget=40)) == 80
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (4, 64), (2, 60)])
+def test_a_score_of_another_shape_is_one_line(shape: tuple[int, int]) -> None:
+    @dataclass(frozen=True)
+    class Misshapen(Score):
+        def __call__(self, ctx: LayerContext) -> Tensor:
+            return torch.zeros(shape)
+
+    q, k = torch.randn(4, 64, 8), torch.randn(2, 64, 8)
+    method = with_parts(kvbench.load_method("h2o"), score=Misshapen())
+    with pytest.raises(ValueError, match="Misshapen returned") as caught:
+        method.keep(q, k, k, budget=40)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_memory_estimate_asks_the_score(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ class WindowAttention(Score):
         """Queries whose attention is held at once: the window."""
         return self.window
 
+    @property
+    def unscored(self) -> int:
+        """Tokens without a score: those of the window."""
+        return self.window
+
     def __call__(self, ctx: LayerContext) -> Tensor:
         """Return [U, T] scores."""
         past = ctx.num_tokens - self.window
