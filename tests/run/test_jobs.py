@@ -58,14 +58,14 @@ def test_a_sweep_checks_every_job_before_the_first_file_is_read(
         monkeypatch.setattr(jobs, name, lambda *a, real=real, name=name: order.append(name) or real(*a))
 
     def composed(*overrides: str) -> Composed:
-        one = Composed(list(overrides), compose("model=tiny", "budget=100", *overrides))
-        one.__dict__ |= {"task": one.config, "choices": None}  # without Hydra's own node
-        return one
+        job = Composed(list(overrides), compose("model=tiny", "budget=100", *overrides))
+        job.__dict__ |= {"task": job.config, "choices": None}  # without Hydra's own node
+        return job
 
     monkeypatch.setattr(Composed, "choices", None)
     sweep = [composed("method=snapkv"), composed("method=h2o")]
     check(sweep)
     assert order == ["build", "build", "_protocol", "_protocol"]
-    assert [len(one.jobs) for one in sweep] == [1, 1]
+    assert [len(job.jobs) for job in sweep] == [1, 1]
     with pytest.raises(ValueError, match="method.reduce=x"):
         check([composed("method=snapkv"), composed("method=h2o", "method.reduce=x")])
