@@ -112,7 +112,7 @@ class Method:
         return min(tokens, span)
 
     def check_room(self, tokens: int, budget: str = "") -> None:
-        """Check that a budget of `tokens` exceeds what is always kept, and that every other token has a score.
+        """Check that a budget of `tokens` exceeds what is always kept, or nothing would be selected.
 
         Args:
             budget: how the user gave the budget; `tokens` if empty.
@@ -120,8 +120,7 @@ class Method:
         Raises:
             ValueError: one line naming `budget` and the dials to change.
         """
-        kept, unscored = self._evicting.select.protected(tokens), self._evicting.score.unscored
-        protected = kept.total
+        protected = self._evicting.select.protected(tokens).total
         if tokens <= protected == 0:
             raise ValueError(f"budget={budget or tokens}: {self.name} would keep no token; the budget must be larger")
         if tokens <= protected:
@@ -131,10 +130,14 @@ class Method:
                 f"budget={budget or tokens}: {self.name} always keeps {protected} tokens ({settings}); "
                 f"the budget must be larger, or these smaller"
             )
-        if kept.window < unscored:
+
+    def check_scored(self, tokens: int) -> None:
+        """Raise ValueError if a token that a budget of `tokens` may evict has no score."""
+        window, unscored = self._evicting.select.protected(tokens).window, self._evicting.score.unscored
+        if window < unscored:
             raise ValueError(
-                f"method={self.name}: its score ranks none of the last {unscored} tokens, but under "
-                f"budget={budget or tokens} its selection keeps only the last {kept.window}; give both the same window"
+                f"method={self.name}: its score ranks none of the last {unscored} tokens, but with {tokens} tokens per "
+                f"KV head its selection keeps only the last {window}; give both the same window"
             )
 
     def check_head_dim(self, head_dim: int) -> None:
@@ -163,6 +166,7 @@ class Method:
 
     def mask(self, ctx: LayerContext, tokens: int, total: int) -> Tensor:
         """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads."""
+        self.check_scored(tokens)
         return self._evicting.mask(ctx, tokens, total)
 
     def keep(

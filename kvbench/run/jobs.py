@@ -141,6 +141,7 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
     if method.evicts and isinstance(cfg.budget, int):
         method.check_room(cfg.budget)
+        method.check_scored(cfg.budget)
     return CheckedConfig({str(k): v for k, v in plain.items()}, spec, method, _build_benchmark(cfg.benchmark))
 
 
