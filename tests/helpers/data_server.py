@@ -9,7 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """files: {path: content}. stops: {path: bytes after which the next answer breaks off}. Requests are recorded."""
+    """A server whose answers can break off; it records its requests.
+
+    files: {path: content}. stops: {path: bytes after which the next answer breaks off}.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -47,7 +50,7 @@ class Server:
 
 @contextmanager
 def running() -> Iterator[Server]:
-    """A server on a free port of this machine."""
+    """Run a server on a free port of this machine."""
     server = Server()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Made-up sources of all kinds of trust on a server of this machine, and a folder to fill from them."""
+"""Sources of every kind of trust with made-up files, on a server of this machine, and a folder to fill from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest(text: str) -> str:
 
 
 class World:
-    """A server with the made-up sources of a part, and a folder to fill."""
+    """A server with the made-up sources of a bundle, and a folder to fill."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server, self.folder, self.said = server, folder, list[str]()

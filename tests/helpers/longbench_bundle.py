@@ -16,8 +16,8 @@ LENGTHS = {"qasper": 128, "trec": 64, "lcc": 64, "gov_report": 512}
 
 
 def row(dataset: str, number: int = 0, **changes: Any) -> dict[str, Any]:
-    """One row in upstream's schema."""
-    made: dict[str, Any] = {
+    """Return one row in upstream's schema."""
+    plain: dict[str, Any] = {
         "input": f"question {number}?",
         "context": f"Context {number} with a line\u2028separator.",
         "answers": [f"answer {number}"],
@@ -27,16 +27,16 @@ def row(dataset: str, number: int = 0, **changes: Any) -> dict[str, Any]:
         "all_classes": ["Reason", "Place"] if dataset == "trec" else None,
         "_id": f"{number:048x}",
     }
-    return made | changes
+    return plain | changes
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """Rows as the text of a JSONL file."""
+    """Return rows as the text of a JSONL file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write(folder: Path, data: str = "data", **rows: int) -> Path:
-    """Write templates, lengths and files with so many rows each: qasper=3, trec=2."""
+    """Write templates, lengths and files with the given number of rows: qasper=3, trec=2."""
     (folder / "config").mkdir(parents=True)
     (folder / data).mkdir(exist_ok=True)
     (folder / "config" / "dataset2prompt.json").write_text(json.dumps(PROMPTS), encoding="utf-8")

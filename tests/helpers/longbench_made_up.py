@@ -24,14 +24,14 @@ NO_INPUT = ("gov_report", "multi_news", "vcsum", "passage_count", "lcc")
 
 
 def template(dataset: str) -> str:
-    """A prompt with an instruction on both sides, and a trailing space where upstream has one."""
+    """Return a prompt with an instruction on both sides, and a trailing space where upstream has one."""
     asked = "" if dataset in NO_INPUT else "\nAsked: {input}"
     end = "\nThe answer is: " if dataset.startswith("passage") else "\nAnswer:"
     return f"Task {dataset}.\n\n{{context}}\n\nNow answer.{asked}{end}"
 
 
 def row(dataset: str, index: int) -> dict:
-    """One sample; long enough that a small limit cuts its middle."""
+    """Return one sample, long enough that a small limit cuts its middle."""
     plain = dataset.removesuffix("_e")
     return {
         "input": "" if plain in NO_INPUT else f"What is {{number}} {index}?",

@@ -1,4 +1,4 @@
-"""What the needle tests share: a tokenizer that can be read, and the benchmark from its YAML files."""
+"""Helpers of the needle tests: a tokenizer that can be read, and the benchmark from its YAML files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ToyTokenizer:
 
 
 def make(option: str = "needle", **changes: Any) -> Needle:
-    """The benchmark as its YAML says, with changes as on the command line."""
+    """Build the benchmark as its YAML says, with changes as on the command line."""
     config = OmegaConf.create({"benchmark": yaml.safe_load((CONF / f"{option}.yaml").read_text())})
     config.merge_with({"benchmark": changes})
     assert set(changes) <= set(config.benchmark)

@@ -14,7 +14,7 @@ _TOPICS = ("harbour", "orchard", "railway", "library", "mountain")
 
 
 def write_sources(folder: Path) -> Path:
-    """Word lists, essays, sentence tables, 5 articles with 12 paragraphs each, and 20 hotpot questions."""
+    """Write word lists, essays, sentence tables, 5 articles with 12 paragraphs each, and 20 hotpot questions."""
     words = folder / "wonderwords-2.2.0"
     words.mkdir(parents=True)
     # an adjective that begins another one, as real lists have

@@ -27,7 +27,7 @@ def tiny_tokenizer(template: str | None = tiny.TEMPLATE):
 
 
 def gpt_style(template: str | None = None):
-    """Byte-level, no BOS of its own: GPT-2, Qwen, SmolLM2. <|im_start|> opens turns and is its "BOS"."""
+    """Build a byte-level tokenizer without a BOS of its own: GPT-2, Qwen, SmolLM2. <|im_start|> opens turns and is its "BOS"."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(token_models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +41,7 @@ def gpt_style(template: str | None = None):
 
 
 def sentencepiece_style(prefix: str, template: str | None = None):
-    """Words begin with ▁ and unknown characters fall back to bytes: Llama-2 and Mistral.
+    """Build a tokenizer whose words begin with ▁, with bytes for unknown characters: Llama-2 and Mistral.
 
     prefix "first" puts a ▁ at the start of a text, "always" (the older form) also after each special token.
     """
