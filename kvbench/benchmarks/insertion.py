@@ -17,7 +17,7 @@ from kvbench.benchmarks.base import Tokenizer, encode
 Decode = Callable[[Sequence[int]], str]
 
 _SPARSE = 250  # tokens per full stop above which full stops do not mark the sentences of a text; prose has 10 to 60
-_REACH = 0.05  # share of the context that a needle may lie before its depth, where full stops do not decide
+_REACH = 0.05  # how far before its depth a needle may be placed, as a share of the context, without full stops
 _LEAST_REACH = 8  # tokens
 _WINDOW = 8  # tokens decoded to look at a border; no character has more
 # The sentence ends of Chinese, Japanese, Arabic, Urdu, Hindi, Burmese, Ethiopic, Armenian, Khmer and the Latin ones.
@@ -105,6 +105,6 @@ def _whole_characters(decode: Decode, context: list[int]) -> list[int]:
 
 
 def _is_border(decode: Decode, context: Sequence[int], place: int) -> bool:
-    """Return True if no character lies across this place: byte tokens can be a part of one."""
+    """Return True if no character extends across this place: a byte token can be a part of a character."""
     before, after = decode(context[max(0, place - _WINDOW) : place]), decode(context[place : place + _WINDOW])
     return not before.endswith(_BROKEN) and not after.startswith(_BROKEN)

@@ -19,8 +19,8 @@ Get the data of the published benchmarks, check it, and put it where the benchma
   needle      49 essays; 0.6 MB
 """
 _EPILOG = """\
-A second call fetches only what is missing; an interrupted download goes on where it stopped. What cannot be reached is
-named with what to do, the rest is prepared, and the exit status is 1. Files whose checksum is known in advance must
+A second call fetches only what is missing; an interrupted download continues where it stopped. A source that cannot be
+reached is named with the remedy, the rest is prepared, and the exit status is 1. Files whose checksum is known in advance must
 have it; of the others it is recorded when they arrive. HF_ENDPOINT, proxies and pip's settings are respected.
 
   kvbench data all

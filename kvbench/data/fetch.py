@@ -20,7 +20,7 @@ from kvbench.data.inventory import CHUNK
 from kvbench.data.sources import Source
 
 TIMEOUT = 15  # seconds without an answer
-ATTEMPTS = 4  # of a transfer that breaks off; each goes on where the last one stopped
+ATTEMPTS = 4  # of a transfer that breaks off; each continues where the last attempt stopped
 
 
 class Unavailable(ValueError):
@@ -70,7 +70,7 @@ def fetch(source: Source, names: Sequence[str], folder: Path) -> None:
 
 
 def download(url: str, target: Path) -> None:
-    """Fetch one file. Interrupted, it leaves a .part file, with which the next call goes on. Raises Unavailable."""
+    """Fetch one file. An interrupted call leaves a .part file, which the next call continues. Raises Unavailable."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     broken: Exception | None = None
@@ -89,7 +89,7 @@ def download(url: str, target: Path) -> None:
             if _size(part) == before:
                 break  # nothing arrived: asking again at once would not help
     reason = getattr(broken, "reason", broken) or "it does not go on where it stopped"
-    what = "broke off; the next call goes on from there" if _size(part) else "cannot be reached"
+    what = "broke off; the next call continues from there" if _size(part) else "cannot be reached"
     raise Unreachable(f"{url} {what} ({_one_line(reason)})")
 
 
@@ -196,7 +196,7 @@ def hub_archive(address: str, folder: Path) -> Path:
 def unpack(archive: Path, members: dict[str, str], folder: Path) -> None:
     """Write {our name: member} of a zip archive below `folder`. A member that is missing there is left out.
 
-    Raises Unavailable for a damaged archive, and for one with none of the members.
+    Raises Unavailable for a damaged archive, and for an archive without any of the members.
     """
     try:
         with zipfile.ZipFile(archive) as opened:

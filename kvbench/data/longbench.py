@@ -98,7 +98,7 @@ class Folder:
 def find(path: str | None) -> Folder:
     """Open a folder of LongBench files; None: the folder that `kvbench data longbench` prepared.
 
-    The files may lie as upstream has them: x.jsonl in the folder, in data/ or dev/; the configuration in config/,
+    The layout is upstream's: x.jsonl in the folder, in data/ or dev/; the configuration in config/,
     LongBench/config/ or ../config/. Raises ValueError for a folder without templates, or with damaged ones.
     """
     if path is None:

@@ -13,7 +13,7 @@ from typing import Any
 from kvbench.data import checks, fetch, inventory, longbench
 from kvbench.data.sources import Source
 
-STAGING = ".download"  # files arrive here; after a failure the next call goes on with what is left in it
+STAGING = ".download"  # files arrive here; after a failure the next call continues with them
 
 
 @dataclass

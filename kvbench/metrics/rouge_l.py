@@ -1,6 +1,6 @@
 """ROUGE-L F as the package `rouge` 1.0.1 computes it, which is what LongBench (arXiv 2308.14508) reports.
 
-It is not the ROUGE-L of `rouge_score`: ten points lie between them on long summaries. Only a full stop ends a
+It differs from the ROUGE-L of `rouge_score` by ten points on long summaries. Only a full stop ends a
 sentence, case and other punctuation count, and the words on the longest common subsequences (LCS) of all sentence
 pairs form one set, so a repeated word counts once. The package fills a table of word pairs in a dict and walks back
 by recursion: slow, and a RecursionError on long sentences. Here the table is one integer per row.

@@ -54,7 +54,7 @@ def test_the_next_call_goes_on_too(server: Server, tmp_path: Path, monkeypatch: 
     server.stops["/a.json"] = [70_000]
     with monkeypatch.context() as patch:
         patch.setattr(fetch, "ATTEMPTS", 1)
-        with pytest.raises(fetch.Unreachable, match="a.json broke off; the next call goes on from there"):
+        with pytest.raises(fetch.Unreachable, match="a.json broke off; the next call continues from there"):
             get(server, tmp_path)
     assert (tmp_path / "deep" / "a.json.part").stat().st_size == 70_000
     assert not (tmp_path / "deep" / "a.json").exists()

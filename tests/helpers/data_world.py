@@ -1,4 +1,4 @@
-"""Sources of every kind of trust with made-up files, on a server of this machine, and a folder to fill from them."""
+"""Sources of every kind of trust, made up, on a server of this machine, and a folder to fill from them."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def linear_size(family: Family, length: int) -> int:
 class Fitter:
     """Rows that fit. A row that is too long is drawn again with one step less, as upstream.
 
-    Upstream goes on for ever once no further step can be taken away. Here smaller sizes follow after PATIENCE draws,
+    Upstream redraws for ever once no further step can be taken away. Here smaller sizes follow after PATIENCE draws,
     down to the family's floor, and then a ValueError.
     """
 

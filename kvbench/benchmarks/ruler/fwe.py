@@ -19,7 +19,7 @@ ZETA_2 = 1.6449340668482264  # the sum of 1 / rank^2
 class FrequentWords:
     """Samples of fwe, which fit in a way of their own: words are added until the text is full.
 
-    year2024: the text alone may fill the length, the answer comes on top.
+    year2024: the text alone may fill the length; the answer is added to it.
     """
 
     def __init__(self, task: Task, prompt: str, length: int, seed: int, count: Counter, *, year2024: bool = False):

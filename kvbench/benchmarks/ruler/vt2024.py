@@ -49,7 +49,7 @@ class VariableTracking2024:
         length = self.count(text) + self.reserve
         place = text.index(self.opening)
         text = f"{text[:place]} {self.example}\n\n{text[place:]}"
-        # the blank lines come on top; upstream does not look at them
+        # the blank lines are not in that sum; upstream ignores them
         real = self.count(text) + self.tokens_to_generate
         return Draft(text, names, length if real <= self.length else real)
 
