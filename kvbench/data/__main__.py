@@ -20,8 +20,9 @@ Get the data of the published benchmarks, check it, and put it where the benchma
 """
 _EPILOG = """\
 A second call fetches only what is missing; an interrupted download continues where it stopped. A source that cannot be
-reached is named with the remedy, the rest is prepared, and the exit status is 1. Files whose checksum is known in advance must
-have it; of the others it is recorded when they arrive. HF_ENDPOINT, proxies and pip's settings are respected.
+reached is named with the remedy, the rest is prepared, and the exit status is 1. Files whose checksum is known in
+advance must have it; the checksums of the others are recorded when they arrive. HF_ENDPOINT, proxies and pip's settings
+are respected.
 
   kvbench data all
   kvbench data longbench --from ~/LongBench     # data.zip or *.jsonl, and config/, fetched by hand

@@ -27,7 +27,7 @@ def tiny_tokenizer(template: str | None = tiny.TEMPLATE):
 
 
 def gpt_style(template: str | None = None):
-    """Build a byte-level tokenizer that adds no BOS: GPT-2, Qwen, SmolLM2. <|im_start|> opens turns and is its "BOS"."""
+    """Build a byte-level tokenizer that adds no BOS: GPT-2, Qwen, SmolLM2. Its "BOS" <|im_start|> opens turns."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(token_models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
