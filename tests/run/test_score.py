@@ -102,10 +102,10 @@ def test_answers_from_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "trec.jsonl, line 1: not valid JSON"),
+        ("{", "trec.jsonl, line 1: cut off or not JSON"),
         ('{"answers": ["a"]}\n', 'line 1: no text under "pred"'),
         ('{"pred": "a"}\n', "--answers"),
-        ('{"pred": "a", "dataset": "trek"}\n', "'trek' is no dataset"),
+        ('{"pred": "a", "dataset": "trek"}\n', "'trek' is not a dataset"),
     ],
 )
 def test_mistakes_in_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
