@@ -225,8 +225,8 @@ def _each_prompt(prompts: Iterable[PromptLike] | Mapping[str, Any]) -> Iterable[
         raise ValueError("prompts: give a list of prompts, not one string")
     if not isinstance(prompts, Mapping):
         return prompts
-    rows = _listed(prompts["input_ids"])
-    if rows and not isinstance(rows[0], Sequence):
+    rows = _listed(prompts.get("input_ids"))
+    if not all(isinstance(row, Sequence) for row in rows):
         return [prompts]
     mask = prompts.get("attention_mask")
     masks = [None] * len(rows) if mask is None else _listed(mask)
@@ -242,23 +242,25 @@ def _as_prompt(
     encoded = tokenizer(prompt) if isinstance(prompt, str) else prompt
     mask = None
     if isinstance(encoded, Mapping):
-        mask, encoded = encoded.get("attention_mask"), encoded["input_ids"]
+        mask, encoded = encoded.get("attention_mask"), encoded.get("input_ids")
     ids, shown = _one_row(_listed(encoded)), None if mask is None else _one_row(_listed(mask))
-    if shown is not None:
+    if shown is not None and len(shown) == len(ids):
         ids = [i for i, seen in zip(ids, shown, strict=True) if seen]
-    if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+    if encoded is None or not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
         raise ValueError(f"prompts[{number}]: must be text or integer token ids, one row of them")
     if not ids:
         raise ValueError(f"prompts[{number}]: has no tokens")
     ids = [int(i) for i in ids]
+    if min(ids) < 0:
+        raise ValueError(f"prompts[{number}]: token id {min(ids)} is not in the model's vocabulary")
     text = prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))
     return Prompt(ids=tuple(ids), context_len=len(ids), stop_ids=stops, text=text)
 
 
 def _listed(values: Any) -> list[Any]:
-    """Return a sequence, tensor or array as a list."""
+    """Return a sequence, tensor or array as a list; [None] for anything else."""
     plain = values.tolist() if hasattr(values, "tolist") else values
-    return list(plain) if isinstance(plain, Iterable) else [plain]
+    return list(plain) if isinstance(plain, Sequence) else [None]
 
 
 def _one_row(rows: list[Any]) -> list[Any]:

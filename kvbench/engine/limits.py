@@ -15,8 +15,8 @@ class RequestLimits:
 
     Args:
         plan: how its layers attend.
-        max_length: tokens of prompt and answer together; by default the model's own limit. A model with learned
-            positions never goes beyond its own.
+        max_length: tokens of prompt and answer together, without the last; by default the model's own limit. A model
+            with learned positions never goes beyond its own.
     """
 
     def __init__(self, model: PreTrainedModel, plan: AttentionPlan, max_length: int | None = None) -> None:
@@ -43,17 +43,15 @@ class RequestLimits:
 
     def length_error(self, prompt: int, max_new_tokens: int) -> str | None:
         """Return one line that says why a prompt and an answer of these lengths cannot be; None if they can."""
-        total = prompt + max_new_tokens
-        if self._limit is not None and total > self._limit[0]:
+        needed = prompt + max(0, max_new_tokens - 1)  # the last token is never read again
+        request = f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens}"
+        if self._limit is not None and needed > self._limit[0]:
             limit, reason = self._limit
+            remedy = f"give max_new_tokens={limit - prompt + 1} at most" if prompt <= limit else "shorten the prompt"
+            return f"{request} need {needed} positions, but {reason}; {remedy}"
+        if self._switch is not None and prompt <= self._switch < needed:
             return (
-                f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens} are {total} tokens, but {reason}; "
-                + (f"give max_new_tokens={limit - prompt} at most" if prompt < limit else "shorten the prompt")
-            )
-        if self._switch is not None and prompt <= self._switch < total:
-            return (
-                f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens} cross the {self._switch} tokens at "
-                "which the model changes its rotary frequencies (longrope), and no cache can follow; "
-                + (f"give max_new_tokens={self._switch - prompt} at most" if prompt < self._switch else "add a token")
+                f"{request} cross the {self._switch} tokens at which the model changes its rotary frequencies "
+                f"(longrope), and no cache can follow; give max_new_tokens={self._switch - prompt + 1} at most"
             )
         return None

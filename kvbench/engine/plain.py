@@ -161,7 +161,7 @@ class Compressed:
 
     def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
         self._expected = cache.get_seq_length() + ids_BT.shape[1]
-        self._refuse(self._limits.length_error(self._prompt, self._expected - self._prompt))
+        self._refuse(self._limits.length_error(self._prompt, self._expected - self._prompt + 1))
         return ContinuePass(cache.caches, [0])
 
     @staticmethod

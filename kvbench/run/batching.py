@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -135,6 +136,7 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
         kernel=job.cfg["kernel"],
         graph=engine["graph"],
         question=job.question,
+        max_length=sys.maxsize,  # lengths were checked when prompts were rendered; a published protocol may go beyond
     )
     error = None
     with closing(answers):

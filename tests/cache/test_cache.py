@@ -12,7 +12,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvbench.cache.base import Entry
+from kvbench.cache.base import Entry, Recordable
+from kvbench.cache.local import LocalLayer, LocalMask, attend_prompt
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
@@ -290,3 +291,72 @@ def test_half_precision_keeps_large_logits_exact(kind, policy):
     out = cache.attend(0, [0], q, new_k, new_v, 128**-0.5)[0].double()
     exact = full_attention(q[0].double(), torch.cat([k, new_k[0]], 1), torch.cat([v, new_v[0]], 1), 128**-0.5)
     assert (out - exact).norm() < 1e-2 * exact.norm()
+
+
+class HoldsMore:
+    """A policy that holds three tokens more than its limit, as one with a schedule may."""
+
+    def start(self, score_US: torch.Tensor) -> torch.Tensor:
+        return score_US
+
+    def step(
+        self, state_UR: torch.Tensor, attention_UGTS: torch.Tensor, tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert state_UR.dim() == 2 and attention_UGTS.dim() == 4, "heads are always a dimension"
+        received_US = attention_UGTS.sum((1, 2))
+        slots = received_US.shape[1]
+        keep_US = torch.arange(max(0, slots - tokens - 3), slots).expand(len(received_US), -1)
+        return received_US.gather(1, keep_US), keep_US
+
+
+@pytest.mark.parametrize("limits", [[10, 10], [6, 12]])
+def test_a_policy_that_holds_more_than_its_limit_loses_no_token(limits: list[int]) -> None:
+    """The buffer used to be cut to the limit after a long question, and the newest tokens were gone."""
+    g = torch.Generator().manual_seed(5)
+    k_UTD, v_UTD = (torch.randn(2, 30, DIM, generator=g) for _ in range(2))
+    keep_UT = torch.arange(30) >= 30 - torch.tensor(limits)[:, None]
+    entry = Entry(0, keep_UT, 4, policy=HoldsMore(), score_UT=torch.rand(2, 30, generator=g), limit_U=limits)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    for cache in (ragged, masked):
+        cache.add(0, [entry], k_UTD, v_UTD)
+    for new in (1, 20, 1, 1, 9, 1):
+        q, k, v = (torch.randn(1, heads, new, DIM, generator=g) for heads in (4, 2, 2))
+        outs = [cache.attend(0, [0], q, k, v, 0.3) for cache in (ragged, masked)]
+        torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
+        assert ragged.lengths(0) == masked.lengths(0)
+    assert ragged.lengths(0) == [[limit + 3 for limit in limits]]
+    special = ragged._special[0][0]
+    assert special.bytes() >= special.used_bytes(), "what is counted as stored is really there"
+
+
+def test_only_the_ragged_cache_can_be_recorded() -> None:
+    assert isinstance(RaggedCache(1), Recordable) and not isinstance(MaskedCache(1), Recordable)
+
+
+@pytest.mark.parametrize("mask", [LocalMask(5), LocalMask(4, chunked=True), LocalMask(64)])
+def test_local_layers_keep_what_a_mask_shows(mask: LocalMask) -> None:
+    """Prompts shorter and longer than the window join, step and leave: as full attention under the mask."""
+    g = torch.Generator().manual_seed(6)
+    layer, full = LocalLayer(mask), {}
+    for row, tokens in enumerate((3, 17, 5)):
+        q_1HTD, k, v = (torch.randn(1, heads, tokens, DIM, generator=g) for heads in (4, 2, 2))
+        out = attend_prompt(q_1HTD, k, v, 0.3, mask)
+        torch.testing.assert_close(out[0], masked_attention(q_1HTD[0], k[0], v[0], mask), rtol=1e-5, atol=1e-5)
+        layer.add([2 * row, 2 * row + 1], k[0], v[0])
+        full |= dict.fromkeys((2 * row, 2 * row + 1), (k[0], v[0]))
+    for rows, new, gone in (([0, 1, 2, 3, 4, 5], 1, [2]), ([4, 5], 3, []), ([0, 5, 3], 2, [0, 1]), ([3, 4, 5], 1, [])):
+        q, k, v = (torch.randn(len(rows), heads, new, DIM, generator=g) for heads in (4, 2, 2))
+        out = layer.attend(rows, q, k, v, 0.3)
+        for i, row in enumerate(rows):
+            full[row] = torch.cat([full[row][0], k[i]], 1), torch.cat([full[row][1], v[i]], 1)
+            torch.testing.assert_close(out[i], masked_attention(q[i], *full[row], mask), rtol=1e-5, atol=1e-5)
+        layer.release(gone)
+
+
+def masked_attention(q_HTD: torch.Tensor, k_USD: torch.Tensor, v_USD: torch.Tensor, mask: LocalMask) -> torch.Tensor:
+    """Return attention of the T newest of S tokens under a local mask, written out."""
+    tokens, stored = q_HTD.shape[1], k_USD.shape[1]
+    k_HSD, v_HSD = (x.repeat_interleave(q_HTD.shape[0] // len(x), 0) for x in (k_USD, v_USD))
+    visible_TS = mask.visible(torch.arange(stored - tokens, stored)[:, None], torch.arange(stored))
+    logits = (q_HTD @ k_HSD.transpose(1, 2) * 0.3).masked_fill(~visible_TS, -torch.inf)
+    return logits.softmax(-1) @ v_HSD

@@ -222,6 +222,6 @@ def test_the_attention_of_a_temperature_is_limited() -> None:
     """Llama 4 scales queries beyond `floor_scale` tokens by a position that it reads from its cache."""
     model_class, config_class, config, _ = EXACT["llama4, chunks"]
     model = build(model_class, config_class, config | {"floor_scale": 32})
-    with pytest.raises(ValueError, match="are 38 tokens, but beyond 32 tokens its attention has a temperature"):
+    with pytest.raises(ValueError, match="need 37 positions, but beyond 32 tokens its attention has a temperature"):
         kvbench.generate(model, Ids(), [ids(30, seed=1)], [("fullkv", None)], max_new_tokens=NEW)
     assert survey(model).limit == 31

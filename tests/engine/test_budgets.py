@@ -1,0 +1,73 @@
+"""Budgets while generating, per layer and head, and the times that a row is charged for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import pytest
+from torch import Tensor
+
+import kvbench
+from kvbench.methods.context import LayerContext
+from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.scores.window_attention import WindowAttention
+from kvbench.prompts import Prompt
+from tests.helpers.methods import with_parts
+from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
+
+NAP = 0.02  # seconds per layer
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return tiny_model()
+
+
+@pytest.mark.parametrize("cache", ["ragged", "masked"])
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+@pytest.mark.parametrize("name", ["ada_pyramidkv", "pyramidkv", "ada_snapkv"])
+def test_a_decode_policy_holds_the_budget_of_each_head(tiny: Tiny, name: str, question: str, cache: str) -> None:
+    """Layer and head budgets of the prefill last: they do not fall back to an equal share at the first tokens."""
+    method = replace(kvbench.load_method(name), decode=AccumulateAndEvict(window=16))
+    text = Prompt(ids=tuple(prompt(290)), context_len=270, stop_ids=frozenset(), text="")
+    ((out,),) = generate(tiny, [text], [kvbench.Variant(method, 70)], question=question, cache=cache)
+    heads = [kept for layer in out.kept for kept in layer]
+    assert sum(heads) == 70 * len(heads) and len(set(heads)) > 1, "equal shares would test nothing"
+    assert out.kept_max == max(heads)
+    with kvbench.compressed(tiny[0], method, 70, cache=cache) as handle:
+        tokens = tiny[0].generate(_tensor(prompt(290)), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+    assert handle.cache is not None and tokens.shape[1] == 290 + NEW
+    kept = [kept for layer in handle.cache.kept for kept in layer]
+    assert sum(kept) == 70 * len(kept) and len(set(kept)) > 1
+
+
+def _tensor(ids: list[int]) -> Tensor:
+    import torch
+
+    return torch.tensor([ids])
+
+
+@dataclass(frozen=True)
+class SlowWindow(WindowAttention):
+    """A score that takes its time."""
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        time.sleep(NAP)
+        return super().__call__(ctx)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "prefixkv"])
+def test_a_row_is_charged_for_its_own_work(tiny: Tiny, name: str) -> None:
+    """Variants that share a slow score are each charged for it, the others in the batch are not."""
+    plain = kvbench.load_method(name)
+    slow = with_parts(plain, score=SlowWindow(window=8))
+    layers = tiny[0].config.num_hidden_layers
+    asked = [kvbench.Variant(m, 70) for m in (plain, slow, slow)] + [kvbench.Variant(kvbench.load_method("fullkv"))]
+    before, first, second, full = (g.timings for g in generate(tiny, [prompt(290)], asked)[0])
+    for charged in (first, second):
+        assert charged.compress_s >= layers * NAP
+        assert charged.ttft_s >= charged.prefill_s + charged.compress_s
+    for other in (before, full):
+        assert other.compress_s < layers * NAP / 2 and other.ttft_s < first.ttft_s - layers * NAP / 2
+    assert first.prefill_s < layers * NAP, "the forward pass is not charged for scores"
