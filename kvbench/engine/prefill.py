@@ -147,6 +147,7 @@ class PrefillPass:
     @contextmanager
     def _charged(self, rows: Sequence[int], ctx: LayerContext) -> Iterator[None]:
         """Charge the rows, in equal parts, for a block: its seconds, and those of the results that it reuses."""
+        ctx.watch.user = rows[0] if len(rows) == 1 else None
         begin, reused_s = now(ctx.k.device), ctx.reused_s
         yield
         seconds = now(ctx.k.device) - begin + ctx.reused_s - reused_s
