@@ -12,6 +12,7 @@ _SIZES = (
     *("intermediate_size", "n_inner", "ffn_dim", "num_attention_heads", "n_head", "n_heads", "num_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "n_positions"),
 )
+_PER_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # or one size per layer
 # The largest value of a number, by its key; the first that fits counts. Several times what any model has.
 _LIMITS = (
     (re.compile(r"layer(s|_idx)?$|blocks?$"), 1_000),
@@ -47,7 +48,8 @@ def keys_of(config: Mapping[str, object], value: object) -> list[str]:
 def _check_types(part: Mapping[str, object], prefix: str) -> None:
     for name in _SIZES:
         value = part.get(name)
-        items = value if isinstance(value, list) else [value]  # some models give one size per layer
+        is_list = name in _PER_LAYER and isinstance(value, list) and len(value) == part.get("num_hidden_layers")
+        items = value if is_list and isinstance(value, list) else [value]
         if any(item is not None and (isinstance(item, bool) or not isinstance(item, int | float)) for item in items):
             raise ValueError(f"config.json: {prefix}{name}={_short(value)}: must be an integer, at least 1")
     for name in ("dtype", "torch_dtype"):
@@ -57,6 +59,12 @@ def _check_types(part: Mapping[str, object], prefix: str) -> None:
     types = part.get("layer_types")
     if types is not None and not (isinstance(types, list) and all(isinstance(kind, str) for kind in types)):
         raise ValueError(f"config.json: {prefix}layer_types={_short(types)}: must be a list of names")
+    count = part.get("num_hidden_layers")
+    if isinstance(types, list) and isinstance(count, int) and len(types) != count:
+        raise ValueError(f"config.json: {prefix}layer_types has {len(types)} entries, num_hidden_layers={count}")
+    for name in ("rope_parameters", "rope_scaling"):
+        if part.get(name) is not None and not isinstance(part[name], Mapping):
+            raise ValueError(f"config.json: {prefix}{name}={_short(part[name])}: must be a dictionary")
 
 
 def _check_quantization(node: object) -> None:

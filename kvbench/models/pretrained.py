@@ -20,6 +20,7 @@ from kvbench.models.folder import Stored, listing
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_FEWEST_TOKENS = 10
 # Buffers that old checkpoints hold and today's models compute.
 _COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
 
@@ -100,6 +101,8 @@ class Pretrained(ABC):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 files.location, revision=files.revision, trust_remote_code=files.trust_remote_code
             )
+            if len(tokenizer) < _FEWEST_TOKENS:  # some versions of transformers invent one where the files are missing
+                raise ValueError(f"its tokenizer has {len(tokenizer)} tokens; are the tokenizer's files there?")
             return tokenizer
 
     def model(self, dtype: str, device: str, device_map: str | None) -> PreTrainedModel:

@@ -335,7 +335,7 @@ CASES |= {
     "tokenizer of an unknown kind": (content("tokenizer.json", '{"model": {"type": "X"}}'), "cannot be loaded: "),
     "tokenizer that is a pipe": (pipe("tokenizer.json"), "not a regular file"),
     "tokenizer that is a dangling link": (link("tokenizer.json"), "link to a file that does not exist"),
-    "no tokenizer": (both(gone("tokenizer.json"), gone("tokenizer_config.json")), "cannot be loaded: "),
+    "no tokenizer": (both(gone("tokenizer.json"), gone("tokenizer_config.json")), "cannot be loaded: .*okenizer"),
     "chat template that is a pipe": (pipe("chat_template.jinja"), "not a regular file"),
     "special tokens cut": (content("special_tokens_map.json", '{"bos_token"'), "special_tokens_map.json is not valid"),
     "a vocabulary smaller than the tokenizer's": (

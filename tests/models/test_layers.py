@@ -7,42 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from kvbench import models
 from kvbench.models import layers
 from tests.helpers import damaged_models
 from tests.helpers.model_specs import spec
 
-SMALL: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-
 
 def config(model_type: str, **changes: Any) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **changes)
 
 
+def _known(*cases: tuple[str, str]) -> list[tuple[PreTrainedConfig, str]]:
+    """Return (config, reason) of the model types that this version of transformers has."""
+    return [(config(name), reason) for name, reason in cases if name in CONFIG_MAPPING]
+
+
 REFUSED = [
-    (config("falcon_h1"), "recurrent or convolution state"),
-    (config("mamba2"), "recurrent or convolution state"),
-    (config("jamba"), "recurrent or convolution state"),
-    (config("qwen3_next"), "recurrent or convolution state"),
-    (config("nemotron_h"), "recurrent or convolution state"),
-    (config("granitemoehybrid"), "recurrent or convolution state"),
-    (config("recurrent_gemma"), "recurrent or convolution state"),
-    (config("rwkv"), "recurrent or convolution state"),
+    *_known(
+        ("falcon_h1", "recurrent or convolution state"),
+        ("mamba2", "recurrent or convolution state"),
+        ("jamba", "recurrent or convolution state"),
+        ("qwen3_next", "recurrent or convolution state"),
+        ("nemotron_h", "recurrent or convolution state"),
+        ("granitemoehybrid", "recurrent or convolution state"),
+        ("recurrent_gemma", "recurrent or convolution state|attention interface"),
+        ("rwkv", "recurrent or convolution state"),
+        ("minimax", "layers of type linear_attention keep a recurrent or"),
+        ("deepseek_v2", "one latent vector"),
+        ("deepseek_v3", "one latent vector"),
+        ("gemma2", "without SDPA|caps its logits"),
+        ("gpt_oss", "without SDPA"),
+        ("t5", "encoder-decoder"),
+        ("bart", "encoder-decoder"),
+        ("bert", "attend to later ones"),
+        ("vit", "no causal language model"),
+        ("bloom", "without transformers' attention interface"),
+        ("gemma3n", "read the keys and values of other layers"),
+        ("mllama", "attend to another input"),
+    ),
     (config("lfm2", layer_types=["conv", "full_attention"] * 16), "layers of type conv keep a recurrent or"),
-    (config("minimax"), "layers of type linear_attention keep a recurrent or"),
-    (config("deepseek_v2"), "one latent vector"),
-    (config("deepseek_v3"), "one latent vector"),
-    (config("gemma2"), "without SDPA"),
-    (config("gpt_oss"), "without SDPA"),
-    (config("t5"), "encoder-decoder"),
-    (config("bart"), "encoder-decoder"),
-    (config("bert"), "attend to later ones"),
-    (config("vit"), "no causal language model"),
-    (config("bloom"), "without transformers' attention interface"),
-    (config("gemma3n"), "read the keys and values of other layers"),
-    (config("mllama"), "attend to another input"),
     (config("llama", v_head_dim=64, head_dim=128), "its values are 64 wide and its keys 128"),
     (config("llama", attn_logit_softcapping=30.0), "caps its logits"),
     (config("qwen2", layer_types=["sliding_attention"] * 32, sliding_window=None), "does not say how far they look"),
@@ -51,7 +56,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("refused", "reason"), REFUSED, ids=[c.model_type for c, _ in REFUSED])
 def test_a_model_that_cannot_be_compressed_is_one_line(refused: PreTrainedConfig, reason: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{refused.model_type} is not supported: .*{reason}.*choose another") as e:
+    with pytest.raises(ValueError, match=rf"^{refused.model_type} is not supported: .*({reason}).*choose another") as e:
         layers.check(refused)
     assert "\n" not in str(e.value)
 
