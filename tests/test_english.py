@@ -32,9 +32,6 @@ PENDING: set[str] = {
     "kvbench/common",
     "kvbench/config",
     "kvbench/engine",
-    "kvbench/report",
-    "kvbench/status",
-    "kvbench/store",
     "kvbench/sweep",
     "perf",
     "scripts",
@@ -45,9 +42,6 @@ PENDING: set[str] = {
     "tests/helpers",
     "tests/kernels",
     "tests/perf",
-    "tests/report",
-    "tests/status",
-    "tests/store",
     "tests/sweep",
 }
 

@@ -36,7 +36,7 @@ def report(root: Path, benchmark: str | None, metric: str | None, out: Path | No
 
 
 def select(root: Path, benchmark: str | None) -> list[StoredRun]:
-    """The runs of a benchmark, of a suite, or of all suites whose names begin with it ("ruler": "ruler-4096")."""
+    """Return the runs of a benchmark, a suite, or all suites whose names begin with it ("ruler": "ruler-4096")."""
     if benchmark is None:
         return load_runs(root, bulky=False)
     runs = load_runs(root, wanted=lambda manifest: _match(manifest, benchmark) is not None, bulky=False)
@@ -45,7 +45,7 @@ def select(root: Path, benchmark: str | None) -> list[StoredRun]:
 
 
 def _match(manifest: Manifest, benchmark: str) -> int | None:
-    """How well a run fits a name: 0 its benchmark, 1 its suite, 2 the beginning of its suite, None not at all."""
+    """Return how a run fits a name: 0 by its benchmark, 1 by its suite, 2 by the beginning of its suite, else None."""
     place = manifest["part"]
     if manifest["label"]["benchmark"] == benchmark:
         return 0

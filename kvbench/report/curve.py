@@ -68,7 +68,7 @@ def curve(table: SuiteTable, heading: str, details: str, path: Path) -> Path | N
 
 
 def _comparable(table: SuiteTable) -> tuple[list[SuiteRow], int]:
-    """The rows with as many datasets as the fullest one, and the number of those with some, but fewer."""
+    """Return the rows with as many datasets as the fullest one, and the number of those with some, but fewer."""
     counts = [row["means"][table["lead"]]["n"] for row in table["rows"]]
     shown = [row for row, count in zip(table["rows"], counts, strict=True) if count and count == max(counts)]
     return shown, sum(0 < count < max(counts) for count in counts)
@@ -81,7 +81,7 @@ def _average(table: SuiteTable, row: SuiteRow) -> float:
 
 
 def _panels(rows: Sequence[SuiteRow]) -> dict[str, list[SuiteRow]]:
-    """Rows with a budget by its kind: tokens and shares have no common axis."""
+    """Return the rows with a budget by its kind: tokens and shares have no common axis."""
     panels: dict[str, list[SuiteRow]] = {}
     for row in rows:
         if row["budget"] != "full":
@@ -100,14 +100,14 @@ def _lines(axes: Axes, table: SuiteTable, rows: Sequence[SuiteRow], methods: Seq
 
 
 def _horizontals(axes: Axes, table: SuiteTable, rows: Sequence[SuiteRow]) -> None:
-    """The full cache, dashed; other methods without a budget, dotted."""
+    """Draw the full cache, dashed, and other methods without a budget, dotted."""
     for row in rows:
         colour, line = (INK, "--") if row["is_full_cache"] else (FAINT, ":")
         axes.axhline(_average(table, row), color=colour, ls=line, lw=1.2, label=row["method"], zorder=1)
 
 
 def _dress(axes: Axes, kind: str, budgets: Sequence[str]) -> None:
-    """Logarithmic budgets, labelled where they were measured."""
+    """Set up the axes: logarithmic budgets, labelled where they were measured."""
     values = sorted({float(budget) for budget in budgets})
     axes.set_xscale("log", base=2)
     share = kind.startswith("Share")

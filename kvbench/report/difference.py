@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kvbench.report.runs import Run, answered
 
 ONE_SAMPLE, NO_SPREAD = "1 sample", "no spread"  # why there is no interval
-_SIGNS = 6  # so many differences of one sign happen by chance in less than 5% of cases
+_SIGNS = 6  # differences of one sign; that many happen by chance in less than 5% of cases
 # 97.5% quantiles of Student's t by degrees of freedom; between them, interpolation in 1 / degrees of freedom
 _QUANTILES = {
     1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 10: 2.2281, 12: 2.1788,

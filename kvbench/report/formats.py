@@ -1,4 +1,4 @@
-"""From numbers to text: cells of tables, and tables as Markdown, LaTeX and CSV.
+"""Formats of tables: cells in words, and whole tables as Markdown, LaTeX and CSV.
 
 Texts come from stored files, which may come from anywhere. Each format escapes what it would obey: control characters,
 Markdown and HTML, LaTeX commands, and formulas of spreadsheets.
@@ -54,7 +54,7 @@ def escaped(text: str) -> str:
 
 
 def _lines(head: str) -> list[str]:
-    """A header broken after "_", "-" and spaces into lines of about a number's width."""
+    """Return a header broken after "_", "-" and spaces into lines of about a number's width."""
     lines = [""]
     for piece in re.findall(r"[^_ -]+[_ -]?", head) or [head]:
         if lines[-1] and len(lines[-1]) + len(piece) > _NARROW:

@@ -69,7 +69,7 @@ def grid(run: Run, metric: str) -> Grid:
 
 
 def _axis(run: Run, key: str) -> list[int]:
-    """The values of an axis in the protocol, if it has any that can be drawn."""
+    """Return the values of an axis in the protocol, if it has any that can be drawn."""
     values = run.manifest["identity"]["protocol"].get(key)
     if not isinstance(values, list) or len(values) > _LONGEST:
         return []
@@ -142,7 +142,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
 
 
 def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
-    """Row and column of each run; runs come in order. Equal method and budget: one below the other."""
+    """Return row and column of each run; runs come in order. Equal method and budget: one below the other."""
     budgets = {run.manifest["label"]["budget"] for run in runs}
     columns = sorted(
         budgets, key=lambda budget: (budget != "full", budget.isdigit(), budget == "full" or float(budget))
@@ -218,12 +218,12 @@ def _ticks(axes: Axes, cells: Grid, width: float, height: float) -> None:
 
 
 def _step(number: int, room: float) -> int:
-    """The smallest round step with which the labels of `number` rows fit where there is room for `room`."""
+    """Return the smallest round step with which the labels of `number` rows fit where there is room for `room`."""
     return next((step for step in _TICKS if number / step <= room), number)
 
 
 def _titles(axes: Axes, run: Run, heading: str, cells: Grid, metric: str, size: float) -> None:
-    """Method and requested budget in bold; below, smaller, what was measured."""
+    """Write method and requested budget in bold; below, smaller, what was measured."""
     label = run.manifest["label"]
     facts = [f"mean {one_line(metric)} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
     share = kept_share(run)
@@ -255,7 +255,7 @@ def _colour_bar(picture: Figure, metric: str, **place: Any) -> None:
 
 
 def _shown(runs: Sequence[Run], metric: str) -> list[Any]:
-    """All that a figure of these runs depends on."""
+    """Return all that a figure of these runs depends on."""
     return [metric] + [
         [
             title(run, runs),

@@ -98,7 +98,7 @@ def present(
 
 
 def _related(runs: Sequence[StoredRun], store: Path) -> list[StoredRun]:
-    """The runs in a store that may share a table with `runs`, which are not among them. No others are read."""
+    """Return the runs in a store that may share a table with `runs`, which are not among them. No others are read."""
     shown = {_key(run.manifest) for run in runs}
     settings = {_table_key(run.manifest) for run in runs}
     return load_runs(
@@ -107,18 +107,18 @@ def _related(runs: Sequence[StoredRun], store: Path) -> list[StoredRun]:
 
 
 def _table_key(manifest: Manifest) -> str:
-    """Equal for runs that may share a table."""
+    """Return a key that is equal for runs that may share a table."""
     shared = setting(manifest) if manifest["part"] is None else suite_setting(manifest)
     return json.dumps(shared, sort_keys=True)
 
 
 def _key(manifest: Manifest) -> tuple[str, str]:
-    """What a run is, also where its path is written in two ways."""
+    """Return the key of a run, which is equal also where its path is written in two ways."""
     return manifest["label"]["benchmark"], manifest["hash"]
 
 
 def _with_distinct_models(pairs: Sequence[tuple[Group, Group]]) -> list[tuple[Group, Group]]:
-    """Groups with the mark of their model in the name, where models of one label have different weights."""
+    """Return groups with the mark of their model in the name, where models of one label have different weights."""
     models = [group.runs[0].manifest for group, _ in pairs]
     marks: dict[str, set[str]] = {}
     for manifest in models:
@@ -141,7 +141,7 @@ def _with_distinct_models(pairs: Sequence[tuple[Group, Group]]) -> list[tuple[Gr
 
 
 def _single(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
-    """What is printed and what is written of the runs that stand alone."""
+    """Return what is printed and what is written of the runs that stand alone."""
     pairs = []
     for group in groups([run for run in runs if run.manifest["part"] is None]):
         others = [run for run in related if setting(run.manifest) == setting(group[0].manifest)]
@@ -163,7 +163,7 @@ def _single_group(runs: Sequence[StoredRun], metric: str | None) -> Group:
 
 
 def _suites(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
-    """What is printed and what is written of the runs of suites."""
+    """Return what is printed and what is written of the runs of suites."""
     asked = {_key(run.manifest): run for run in runs if run.manifest["part"] is not None}
     others = [run for run in related if run.manifest["part"] is not None]
     pairs = []
@@ -201,7 +201,7 @@ def _suite_group(runs: Sequence[StoredRun], content: SuiteTable, mark: str) -> G
 
 
 def _words(benchmark: str, shared: Setting | SuiteSetting) -> str:
-    """Benchmark, model, dtype and device in words, and what people call the protocol."""
+    """Return benchmark, model, dtype and device in words, and what people call the protocol."""
     protocol = shared["protocol"]
     words = [benchmark, str(shared["model"][0]), shared["dtype"], shared["device"]]
     if "protocol" in protocol:
@@ -226,7 +226,7 @@ def _print(shown: Sequence[Group], form: str) -> None:
 
 
 def _write(group: Group, metric: str | None, out: Path) -> Path:
-    """Tables of the runs, a heatmap each where there is a grid and all in one overview, a suite's curve.
+    """Write tables of the runs, a heatmap each where there is a grid and all in one overview, a suite's curve.
 
     The folder's name comes from stored text. It is a name, never a path: see `kvbench.store.schema.Name`.
     """

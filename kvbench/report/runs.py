@@ -1,4 +1,4 @@
-"""What tables and figures need of a stored run: its names, its order, and which runs may be compared."""
+"""Names, order and comparability of runs, for tables and figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Run(Protocol):
 
 
 class Setting(TypedDict):
-    """What two compared runs must share."""
+    """The setting that two compared runs share."""
 
     benchmark: str
     model: list[object]  # label, identity
@@ -130,7 +130,7 @@ def name(run: Run, runs: Sequence[Run] = ()) -> str:
 
 
 def _settings(run: Run) -> dict[str, object]:
-    """The method's dials, and what else the identity holds outside of `setting`."""
+    """Return the method's dials, and what else the identity holds outside of `setting`."""
     identity = run.manifest["identity"]
     dials = {key: value for key, value in identity["method"].items() if not isinstance(value, Mapping)}
     return dials | {"seed": identity["seed"], "backend": identity["backend"]}

@@ -142,7 +142,7 @@ def suite_table(runs: Sequence[Run], metric: str | None = None) -> SuiteTable:
 
 
 def _columns(runs: Sequence[Run], metric: str | None) -> list[Column]:
-    """The datasets in their order: place in the suite, data, scoring, and the score that is shown."""
+    """Return the datasets in their order: place in the suite, data, scoring, and the score that is shown."""
     firsts = {place_of(run.manifest)["name"]: run.manifest for run in reversed(runs)}
     columns: list[Column] = []
     for _, name in sorted((place_of(manifest)["order"], name) for name, manifest in firsts.items()):
@@ -163,7 +163,7 @@ def _columns(runs: Sequence[Run], metric: str | None) -> list[Column]:
 
 
 def _by_row(runs: Sequence[Run]) -> list[dict[str, Run]]:
-    """Column → run for each row; rows sorted, the full cache first."""
+    """Return column → run for each row; rows sorted, the full cache first."""
     rows: dict[str, dict[str, Run]] = {}
     for run in sorted(runs, key=order):
         rows.setdefault(row_key(run), {})[place_of(run.manifest)["name"]] = run
@@ -171,12 +171,12 @@ def _by_row(runs: Sequence[Run]) -> list[dict[str, Run]]:
 
 
 def _averages(columns: Sequence[Column], kind: Literal["means", "macros"]) -> dict[str, tuple[int, list[str]]]:
-    """Averages with the number of members each has when complete, and its columns in this table."""
+    """Return averages with the number of members each has when complete, and its columns in this table."""
     names = dict.fromkeys(key for column in columns for key in column[kind])
     members = {key: [column for column in columns if key in column[kind]] for key in names}
     return {
-        key: (max(column[kind][key] for column in found), [column["name"] for column in found])
-        for key, found in members.items()
+        key: (max(column[kind][key] for column in inside), [column["name"] for column in inside])
+        for key, inside in members.items()
     }
 
 
@@ -191,7 +191,7 @@ def _dataset(run: Run, metric: str) -> DatasetCell:
 
 
 def _published(run: Run) -> int:
-    """How many samples there should be. A part of the published ones is incomplete, even where all of it is done."""
+    """Return how many samples there should be: all published ones, even where only a part was asked for."""
     return max(run.manifest["num_samples"], place_of(run.manifest).get("samples") or 0)
 
 
@@ -201,7 +201,7 @@ def _score(samples: Sequence[AnsweredRecord], metric: str) -> float | None:
 
 
 def _mean(scores: Mapping[str, float], names: Sequence[str], of: int) -> MeanCell:
-    """The flat mean of a row: over how many datasets, and of how many there should be."""
+    """Return the flat mean of a row: over how many datasets, and of how many there should be."""
     values = [scores[key] for key in names if key in scores]
     return {"score": flat_mean(values), "n": len(values), "of": of}
 
@@ -216,7 +216,7 @@ def _macros(columns: Sequence[Column]) -> dict[str, int]:
 
 
 def _macro(scores: Mapping[str, float], columns: Sequence[Column], macro: str, of: int) -> MacroCell:
-    """Means of the categories, and the mean of these.
+    """Return the means of the categories, and the mean of these.
 
     How many datasets a category should have is not known. So the average is `complete` if all categories are there
     and the smallest flat mean that holds all of its datasets is complete in this row, too.
@@ -244,7 +244,7 @@ def _macro(scores: Mapping[str, float], columns: Sequence[Column], macro: str, o
 
 
 def _buckets(run: Run, metric: str) -> dict[str, float | None]:
-    """Scores by length bucket, None for an empty one; {} where the samples carry none."""
+    """Return scores by length bucket, None for an empty one; {} where the samples carry none."""
     samples = [sample for sample in answered(run) if "bucket" in sample["meta"]]
     if not samples:
         return {}

@@ -1,4 +1,4 @@
-"""Which runs of suites share a table, a column and a row."""
+"""Rules for the runs of suites that share a table, a column and a row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvbench.store import Manifest, SuitePlace
 
 
 class SuiteSetting(TypedDict):
-    """What the runs in one table share; data and scoring are a column's own."""
+    """The setting that the runs in one table share; data and scoring are a column's own."""
 
     suite: str
     model: list[object]  # label, identity
@@ -21,7 +21,7 @@ class SuiteSetting(TypedDict):
 
 
 class ColumnSetting(TypedDict):
-    """What the runs in one column share."""
+    """The setting that the runs in one column share."""
 
     name: str
     dataset: object
@@ -85,7 +85,7 @@ def row_key(run: Run) -> str:
 
 
 def _fits(run: Run, table: Sequence[Run]) -> bool:
-    """Whether a run's column may stand in a table: another name than those there, and no scoring that contradicts."""
+    """Return True if a run's column may stand in a table: its name is new there, and its scoring contradicts none."""
     own = column_setting(run.manifest)
     ours = _leaves(own["scoring"])
     for other in (column_setting(other.manifest) for other in table):

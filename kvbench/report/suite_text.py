@@ -60,7 +60,7 @@ def mean(cell: MeanCell) -> str:
 
 
 def _dataset(cell: DatasetCell | None) -> str:
-    """A dataset's score; a star where samples are missing or ran out of memory."""
+    """Return a dataset's score; a star where samples are missing or ran out of memory."""
     if cell is None or cell["score"] is None:
         return "–"
     return f"{cell['score']:.2f}" + ("" if cell["n"] == cell["num_samples"] else "*")
@@ -173,7 +173,7 @@ def transposed(table: SuiteTable) -> str:
 
 
 def _bounds(row: SuiteRow) -> tuple[str, str, str]:
-    """Difference and interval of a row; where there is no interval, the reason stands in place of its lower end."""
+    """Return difference and interval of a row; without an interval, the reason stands in place of its lower end."""
     difference = row["difference"]
     if difference is None:
         return "–", "–", "–"
@@ -182,7 +182,7 @@ def _bounds(row: SuiteRow) -> tuple[str, str, str]:
 
 
 def _pieces(rows: Sequence[Cells], width: int) -> list[str]:
-    """Tables of about as many columns each as fit, all with method and budget."""
+    """Return tables of about as many columns each as fit, all with method and budget."""
     head = ("method", "budget")
     columns = [name for name in rows[0] if name not in head]
     for number_of in range(1, len(columns) + 1):

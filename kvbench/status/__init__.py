@@ -1,1 +1,1 @@
-"""What is done, running, failed or missing, from the run folders and plans alone. Imports no torch, writes nothing."""
+"""The states of runs and plans, from the files alone. Imports no torch, writes nothing."""

@@ -51,7 +51,7 @@ def without_trust(command: str) -> str:
 
 
 def _words(stored: Node) -> Iterator[str]:
-    """The overrides: the options, and what differs from their YAML."""
+    """Yield the overrides: the options, and what differs from their YAML."""
     nodes = {group: _node(stored, group) for group in GROUPS}
     shipped = {group: defaults(group, str(nodes[group]["name"])) for group in GROUPS}
     base = {key: value for key, value in stored.items() if key != "model"}
@@ -91,7 +91,7 @@ def _differences(path: str, stored: Node, shipped: Node, top: bool = False) -> I
 
 
 def _value(value: object) -> str:
-    """A value as Hydra's command line reads it back."""
+    """Return a value as Hydra's command line reads it back."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):

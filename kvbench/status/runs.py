@@ -32,7 +32,7 @@ FRESH = 600  # seconds: where locks cannot be asked, a run that wrote something 
 
 @dataclass
 class RunState:
-    """How a run stands.
+    """The state of a run.
 
     Attributes:
         folder: of the run.
@@ -66,7 +66,7 @@ class RunState:
 
 @dataclass
 class _Writer:
-    """What a writer says of itself, and its state: "running" is believed of those that hold a lock."""
+    """The status of a writer, and its state: only a writer that holds a lock is running."""
 
     status: Status
     state: str
@@ -80,51 +80,52 @@ def look(folder: Path) -> RunState:
             if any(file.stat().st_size for file in sample_files(folder)):
                 return RunState(folder, "damaged", error="samples but no manifest.json")
             return RunState(folder, "missing")
-        found = _writers(folder)
+        by_shard = _writers(folder)
         manifest = read_manifest(folder)
         recorded, total = len(recorded_ids(folder)), manifest["num_samples"]
         last = _last_written(folder)
     except (ValueError, OSError) as error:
         return RunState(folder, "damaged", error=" ".join(str(error).replace(f"{folder}/", "").split()))
-    status = merged_status({name: writer.status for name, writer in found.items()}, recorded, total)
+    status = merged_status({name: writer.status for name, writer in by_shard.items()}, recorded, total)
     progress = judge(status, recorded, total)
     run = RunState(folder, "", progress, last, status.get("error"), status.get("slurm"), hash=manifest["hash"])
-    run.shards = {name: writer.state for name, writer in found.items() if name}
-    run.state, run.note = _state(run, progress, found)
+    run.shards = {name: writer.state for name, writer in by_shard.items() if name}
+    run.state, run.note = _state(run, progress, by_shard)
     return run
 
 
-def _state(run: RunState, progress: Progress, found: Mapping[str, _Writer]) -> tuple[str, str | None]:
-    """The state of a run, and a note on it."""
+def _state(run: RunState, progress: Progress, by_shard: Mapping[str, _Writer]) -> tuple[str, str | None]:
+    """Return the state of a run, and a note on it."""
     if progress.is_done:
         return "done", None
-    states = [writer.state for writer in found.values()] or ["stopped"]
+    states = [writer.state for writer in by_shard.values()] or ["stopped"]
     state = next((state for state in ("failed", "running", "stopped", "preempted") if state in states), "partial")
     if progress.is_damaged:
         return "partial", f"{progress.settled - progress.recorded} samples of a finished run are gone"
     if state == "partial" and progress.is_limited:
         return "limited", f"limit={progress.settled}"
-    if any(writer.unsure for writer in found.values()):
+    if any(writer.unsure for writer in by_shard.values()):
         return state, "judged by its time stamps; its lock cannot be asked"
-    if len(found) > 1 or run.shards:
-        return state, ", ".join(f"{name or 'whole'} {writer.state}" for name, writer in found.items())
+    if len(by_shard) > 1 or run.shards:
+        return state, ", ".join(f"{name or 'whole'} {writer.state}" for name, writer in by_shard.items())
     return state, "killed; no process holds it" if state == "stopped" else None
 
 
 def _writers(folder: Path) -> dict[str, _Writer]:
-    """The writers of a run, by shard."""
+    """Return the writers of a run, by shard."""
     for last_try in (False, True):
-        said, alive = statuses(folder), writers(folder)
-        running = [name for name, status in said.items() if status.get("status") == "running"]
+        written, alive = statuses(folder), writers(folder)
+        running = [name for name, status in written.items() if status.get("status") == "running"]
         dead = [name for name in running if name not in (alive or ())]
         if not dead or alive is None or last_try:
             break  # else it may have ended well between the two looks
     if alive is None:
-        return {name: _Writer(status, _by_time(folder, status), name in dead) for name, status in said.items()}
-    found = {
-        name: _Writer(status, "stopped" if name in dead else str(status.get("status"))) for name, status in said.items()
+        return {name: _Writer(status, _by_time(folder, status), name in dead) for name, status in written.items()}
+    by_shard = {
+        name: _Writer(status, "stopped" if name in dead else str(status.get("status")))
+        for name, status in written.items()
     }
-    return found | {name: _Writer({"status": "running"}, "running") for name in alive if name not in said}
+    return by_shard | {name: _Writer({"status": "running"}, "running") for name in alive if name not in written}
 
 
 def _by_time(folder: Path, status: Status) -> str:

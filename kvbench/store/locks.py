@@ -104,7 +104,7 @@ def _lock_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def _gate(folder: Path, deadline: float | None, only_look: bool = False) -> Iterator[bool]:
-    """Inside the block, nobody else opens this folder; False if that was not so until the deadline.
+    """Keep others from opening this folder inside the block; yield False if that was not possible until the deadline.
 
     A reader makes no file: without one, nobody ever opened the folder.
     """

@@ -91,7 +91,7 @@ def read_plan(path: Path) -> Plan | None:
 
 
 def _scrubbed(command: str) -> str:
-    """The command without words such as "logger.api_key=..." and without passwords in URLs."""
+    """Return the command without words such as "logger.api_key=..." and without passwords in URLs."""
     try:
         words = shlex.split(command)
     except ValueError:  # an open quote: not what a shell would run, but no reason to fail here

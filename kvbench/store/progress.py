@@ -20,7 +20,7 @@ _LINE = re.compile(rb'\{"id": ("(?:[^"\\]|\\.){1,512}"), .*\}')
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         recorded: samples on file.
@@ -66,9 +66,9 @@ def progress(folder: Path, digest: str | None = None) -> Progress:
     Raises:
         ValueError: the folder has no manifest, a damaged file, or a run of another identity.
     """
-    said = statuses(folder)  # before the records, so that what it calls done is among them
+    written = statuses(folder)  # before the records, so that what it calls done is among them
     recorded, manifest = len(recorded_ids(folder)), read_manifest(folder, digest)
-    return judge(merged_status(said, recorded, manifest["num_samples"]), recorded, manifest["num_samples"])
+    return judge(merged_status(written, recorded, manifest["num_samples"]), recorded, manifest["num_samples"])
 
 
 def judge(status: Status, recorded: int, total: int) -> Progress:
@@ -83,12 +83,12 @@ def judge(status: Status, recorded: int, total: int) -> Progress:
 
 def recorded_ids(folder: Path) -> set[str]:
     """Return the ids on file. Lines are not parsed as long as they look as the store writes them."""
-    found: set[bytes] = set()
+    names: set[bytes] = set()
     for file in sample_files(folder):
         *lines, _ = read_bytes(file).split(b"\n")
         matches = [_LINE.fullmatch(line) for line in lines]
         if all(matches):
-            found |= {match[1] for match in matches if match is not None}
+            names |= {match[1] for match in matches if match is not None}
         else:
-            found |= {json.dumps(record["id"]).encode() for record in read_records(file)}
-    return {json.loads(name) for name in found}
+            names |= {json.dumps(record["id"]).encode() for record in read_records(file)}
+    return {json.loads(name) for name in names}

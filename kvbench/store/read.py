@@ -46,7 +46,7 @@ class StoredRun:
 
     @property
     def progress(self) -> Progress:
-        """How far the run has come."""
+        """The progress of the run."""
         return judge(self.status, len(self.samples), self.manifest["num_samples"])
 
     @cached_property
@@ -87,10 +87,10 @@ def load_run(path: str | Path, bulky: bool = True, digest: str | None = None) ->
     """
     path = Path(path)
     manifest = read_manifest(path, digest)
-    said = statuses(path)  # before the records, so that what it calls done is among them
+    written = statuses(path)  # before the records, so that what it calls done is among them
     by_id = merged(sample_files(path), bulky)
     total = manifest["num_samples"]
-    status = merged_status(said, len(by_id), total)
+    status = merged_status(written, len(by_id), total)
     run = StoredRun(path, manifest, status, [by_id[name] for name in sorted(by_id)])
     again = _read_scores(path)
     run = run if again is None else run.rescored(again["scoring"], again["scores"])
@@ -162,11 +162,11 @@ def copies(manifests: Mapping[Path, Manifest]) -> dict[Path, Path]:
     groups: dict[tuple[str, str], list[Path]] = {}
     for path, manifest in manifests.items():
         groups.setdefault((manifest["label"]["benchmark"], manifest["hash"]), []).append(path)
-    found: dict[Path, Path] = {}
+    result: dict[Path, Path] = {}
     for paths in groups.values():
         original, *others = sorted(paths, key=lambda path: (not _is_home(path, manifests[path]), -_size(path), path))
-        found |= dict.fromkeys(others, original)
-    return found
+        result |= dict.fromkeys(others, original)
+    return result
 
 
 def _is_home(path: Path, manifest: Manifest) -> bool:

@@ -242,11 +242,11 @@ class Run:
 def _settle(path: Path, manifest: Manifest, config: Mapping[str, Any] | DictConfig) -> Manifest:
     """Return the manifest on file after checking it; a new folder gets config.yaml, then its manifest."""
     if os.path.lexists(path / "manifest.json"):
-        found = read_manifest(path, manifest["hash"])
-        if found["versions"] != manifest["versions"]:
-            was, now = found["versions"], manifest["versions"]
+        stored = read_manifest(path, manifest["hash"])
+        if stored["versions"] != manifest["versions"]:
+            was, now = stored["versions"], manifest["versions"]
             log.warning("%s: begun with versions %s, continued with %s", path, was, now)
-        return found
+        return stored
     if merged(sample_files(path)):
         raise ValueError(f"{path}: has samples but no manifest.json; move the folder away to compute the run again")
     content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config

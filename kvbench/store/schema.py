@@ -49,7 +49,7 @@ class MethodIdentity(TypedDict):
 
 
 class Identity(TypedDict):
-    """Everything that the numbers of a run depend on; `kvbench.store.identity_hash` hashes it."""
+    """The identity of a run: all that its numbers depend on, see `kvbench.store.identity_hash`."""
 
     method: MethodIdentity
     budget: Number | None
@@ -122,7 +122,7 @@ class AnsweredRecord(Record):
 
 
 class Status(TypedDict, total=False):
-    """What a writer of a run says of itself; {} before it said anything."""
+    """The status that a writer of a run writes; {} before the first one."""
 
     status: RunStatus
     time: str

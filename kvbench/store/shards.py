@@ -36,14 +36,14 @@ def suffix(shard: Shard) -> str:
 
 def sample_files(folder: Path) -> list[Path]:
     """Return the files with records: samples.jsonl first, then the shards in their order."""
-    found = [(match, file) for file in folder.glob("samples*.jsonl") if (match := _SAMPLES.fullmatch(file.name))]
-    return [file for _, file in sorted(found, key=lambda pair: (int(pair[0][2] or 0), int(pair[0][1] or 0)))]
+    files = [(match, file) for file in folder.glob("samples*.jsonl") if (match := _SAMPLES.fullmatch(file.name))]
+    return [file for _, file in sorted(files, key=lambda pair: (int(pair[0][2] or 0), int(pair[0][1] or 0)))]
 
 
 def status_files(folder: Path) -> dict[str, Path]:
     """Return the shards' status files by shard, such as {"1of4": ...}."""
-    found = [(match, file) for file in folder.glob("status-*.json") if (match := _STATUS.fullmatch(file.name))]
-    return {match[1]: file for match, file in sorted(found, key=lambda pair: pair[1])}
+    files = [(match, file) for file in folder.glob("status-*.json") if (match := _STATUS.fullmatch(file.name))]
+    return {match[1]: file for match, file in sorted(files, key=lambda pair: pair[1])}
 
 
 def merged(files: Iterable[Path], bulky: bool = True) -> dict[str, Record]:
@@ -70,7 +70,7 @@ def _is_answered(record: Record) -> bool:
 
 
 def _rank(record: Record) -> tuple[bool, str]:
-    """Between files: the clocks of two hosts may differ, but lines do not say which of them is later."""
+    """Return the rank of a record among those of one id in other files, by the clocks of their hosts."""
     return _is_answered(record), record.get("time", "")
 
 

@@ -1,4 +1,4 @@
-"""Checks of JSON values against type annotations, so that files and mypy go by the same types.
+"""Type checks of JSON values by annotations: files and mypy go by the same types.
 
 Supported: str, int, float, bool, None, object (any JSON value), list, dict with str keys, Literal, unions, TypedDict
 with NotRequired, and Annotated with `Range` or `Pattern`. A float may be written as an int; it must be finite.
@@ -29,7 +29,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a whole text must match; `fault` says so to the user."""
+    """The pattern that a whole text must match; `fault` is the message."""
 
     regex: str
     fault: str
@@ -142,8 +142,8 @@ _PLAIN: dict[Any, Check] = {
 
 def _both(*checks: Check) -> Check:
     def run(value: object) -> None:
-        for one in checks:
-            one(value)
+        for part in checks:
+            part(value)
 
     return run
 
@@ -175,7 +175,7 @@ def _literal(values: tuple[object, ...]) -> Check:
 
 
 def _union(kinds: tuple[Any, ...]) -> Check:
-    """X | None, the only kind of union in these types."""
+    """Return the check of X | None, the only kind of union in these types."""
     (other,) = [_check(kind) for kind in kinds if kind is not NoneType]
 
     def run(value: object) -> None:

@@ -16,7 +16,7 @@ LENGTHS, DEPTHS = [500, 1000, 2000], [0, 50, 100]
 
 @dataclass
 class FakeRun:
-    """What the report reads of a stored run."""
+    """A stand-in for a stored run, as far as the report reads it."""
 
     manifest: dict[str, Any]
     samples: list[dict[str, Any]]
@@ -24,7 +24,7 @@ class FakeRun:
 
 
 def make_run(method: str, budget: str, score: float | None, **change: Any) -> FakeRun:
-    """A run over the grid. `score` holds for every cell; None draws 0 or 1 per cell from the names."""
+    """Return a run over the grid. `score` holds for every cell; None draws 0 or 1 per cell from the names."""
     lengths, depths = change.get("lengths", LENGTHS), change.get("depths", DEPTHS)
     rng = random.Random(f"{method} {budget}")
     share = 1.0 if budget == "full" else float(budget) if "." in budget else 0.1
@@ -92,7 +92,7 @@ SUITE = {  # name: category, number of samples
 
 
 def make_part(method: str, budget: str, dataset: str, scores: Sequence[float] | float, **change: Any) -> FakeRun:
-    """A run of one dataset of a suite of four; `scores` by sample, or one for all."""
+    """Return a run of one dataset of a suite of four; `scores` by sample, or one for all."""
     category, number = SUITE.get(dataset, ("", 5))
     values = [scores] * number if isinstance(scores, int | float) else list(scores)
     run = make_run(method, budget, 0.0, lengths=[1000] * len(values), depths=[0], **change)
@@ -119,7 +119,7 @@ def make_part(method: str, budget: str, dataset: str, scores: Sequence[float] | 
 
 
 def make_suite(method: str, budget: str, score: float, **change: Any) -> list[FakeRun]:
-    """The runs of one row: the same score on every dataset."""
+    """Return the runs of one row: the same score on every dataset."""
     return [make_part(method, budget, dataset, score, **change) for dataset in SUITE]
 
 

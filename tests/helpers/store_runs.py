@@ -1,4 +1,4 @@
-"""What the tests of the store share: one run's settings, and writers in child processes."""
+"""Settings of one run, and writers in child processes, for the tests of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How suites are shown: on terminals of any width, in files, in other formats, and against the budget."""
+"""Forms of a suite's table: on terminals of any width, in files, in other formats, and against the budget."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_a_row_holds_datasets_averages_and_what_was_kept() -> None:
 
 def test_missing_datasets_show_as_dashes_and_counts() -> None:
     runs = [*make_suite("fullkv", "full", 0.5), *make_suite("snapkv", "0.2", 0.4)[:3]]
-    made = table(runs)
-    assert (wide(made)[1]["gov_report"], wide(made)[1]["avg-4"]) == ("–", "40.00 (3/4)")
-    ((_, row),) = categories(made)
+    content = table(runs)
+    assert (wide(content)[1]["gov_report"], wide(content)[1]["avg-4"]) == ("–", "40.00 (3/4)")
+    ((_, row),) = categories(content)
     assert list(row.values()) == ["snapkv", "0.2", "40.00", "40.00", "–", "40.00 (2/3)"]
     ((row,),) = categories(table([runs[0], *runs[2:4]]))
     assert row["macro"] == "50.00 (of 3 sets)"  # each category is there, but not each of their four datasets
@@ -82,20 +82,20 @@ def test_transposed_tables_have_category_means_below_their_datasets() -> None:
 @pytest.mark.parametrize("methods", [1, 3, 9])
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_every_table_fits_into_the_terminal(methods: int, width: int) -> None:
-    made = table(study(["64", "128"], [f"method_{index}" for index in range(methods)]))
-    text = terminal(made, width)
+    content = table(study(["64", "128"], [f"method_{index}" for index in range(methods)]))
+    text = terminal(content, width)
     assert max(map(len, text.splitlines())) <= width
     for name in ["qasper", "multifieldqa_", "hotpotqa", "gov_report", "single-", "avg-4", "macro"]:
         assert name in text  # long headers may be broken into lines
-    for row in made["rows"]:
+    for row in content["rows"]:
         assert row["budget"] in text and row["method"].split("_")[-1] in text
 
 
 def test_the_form_follows_the_width() -> None:
-    made = table(study(["64", "128"], ["snapkv", "ada_snapkv"]))
-    assert terminal(made, 200).startswith("| method")
-    assert terminal(made, 90).startswith("| dataset")
-    assert terminal(made, 62).startswith("| method") and terminal(made, 62).count("| method") > 3
+    content = table(study(["64", "128"], ["snapkv", "ada_snapkv"]))
+    assert terminal(content, 200).startswith("| method")
+    assert terminal(content, 90).startswith("| dataset")
+    assert terminal(content, 62).startswith("| method") and terminal(content, 62).count("| method") > 3
 
 
 def test_buckets_are_listed_by_dataset_and_averaged_over_those_that_have_any() -> None:

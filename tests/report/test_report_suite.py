@@ -27,12 +27,12 @@ def table(runs: list[FakeRun], metric: str | None = None) -> dict[str, Any]:
 def test_the_runs_of_a_suite_are_one_table_with_the_full_cache_first() -> None:
     runs = [*make_suite("snapkv", "128", 0.4), *make_suite("fullkv", "full", 0.5), *make_suite("kivi", "full", 0.5)]
     runs += [*make_suite("snapkv", "0.2", 0.4), *make_suite("ada", "0.2", 0.4)]
-    found = table(runs[::-1])
-    assert [column["name"] for column in found["columns"]] == list(SUITE)
-    assert [(row["method"], row["budget"]) for row in found["rows"]] == [
+    result = table(runs[::-1])
+    assert [column["name"] for column in result["columns"]] == list(SUITE)
+    assert [(row["method"], row["budget"]) for row in result["rows"]] == [
         ("fullkv", "full"), ("kivi", "full"), ("ada", "0.2"), ("snapkv", "0.2"), ("snapkv", "128"),
     ]  # fmt: skip
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(result)) == result
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_scores_are_rounded_before_they_are_averaged() -> None:
 
 def test_datasets_count_alike_and_categories_count_alike() -> None:
     scores = {"qasper": 0.1, "multifieldqa_en": 0.2, "hotpotqa": 0.6, "gov_report": 0.9}
-    found = table([make_part("fullkv", "full", name, score) for name, score in scores.items()])
-    (row,) = found["rows"]
-    assert found["lead"] == "avg-4" and row["means"]["avg-4"] == {"score": 45.0, "n": 4, "of": 4}
+    result = table([make_part("fullkv", "full", name, score) for name, score in scores.items()])
+    (row,) = result["rows"]
+    assert result["lead"] == "avg-4" and row["means"]["avg-4"] == {"score": 45.0, "n": 4, "of": 4}
     macro = row["macros"]["macro"]
     assert {name: cell["score"] for name, cell in macro["categories"].items()} == {
         "single-doc QA": 15.0, "multi-doc QA": 60.0, "summarisation": 90.0,
@@ -189,7 +189,7 @@ def test_without_a_spread_there_is_no_interval_but_a_reason() -> None:
 
 
 def draws(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Differences whose true mean is -0.1."""
+    """Return differences whose true mean is -0.1."""
     if kind == "normal":
         return rng.normal(-0.1, 0.3, size)
     if kind == "skewed":

@@ -29,7 +29,7 @@ COMMAND = "python -m kvbench -m method=snapkv budget=1,2,3"
 def make(
     outputs: Path, budget: str, samples: str, end: BaseException | int | None = None, shard: Any = None, **changes: Any
 ) -> Path:
-    """A run of three samples that recorded some and then ended: by `finish` under a limit, or by an exception."""
+    """Record a run of three samples that recorded some and then ended: by `finish` under a limit, or by an exception."""
     try:
         with open_run(outputs / "runs", **budgeted(budget), shard=shard, **changes) as run:
             for name in samples:
@@ -47,7 +47,7 @@ def every(folders: list[Path], limit: int | None = None) -> list[tuple[Path, int
 
 
 def killed(outputs: Path, budget: str, wait: bool = False) -> tuple[Path, Any]:
-    """A run whose process was killed, or still is at work."""
+    """Start a run whose process was killed, or still is at work."""
     code = """
         import time
         run = open_run(Path(sys.argv[1]), **budgeted(sys.argv[2]), info={"slurm": "12_3"})
@@ -65,7 +65,7 @@ def killed(outputs: Path, budget: str, wait: bool = False) -> tuple[Path, Any]:
 
 
 def folders(outputs: Path, state: str) -> Path:
-    """One run in a state."""
+    """Return one run in a state."""
     if state == "done":
         return make(outputs, "1", "abc")
     if state == "partial":
@@ -144,21 +144,21 @@ def test_a_limit_is_what_its_plan_asked_for(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_of_one_command_the_newest_plan_counts(tmp_path: Path) -> None:
-    """A changed YAML makes other runs of the same command: those of the older plan can no longer be had by it."""
+    """A changed YAML makes other runs of the same command: it no longer makes those of the older plan."""
     done = make(tmp_path, "1", "abc")
     old = store.write_plan(tmp_path, COMMAND, every([done, tmp_path / "runs" / "needle" / "tiny" / "never"]))
     os.utime(old, (1, 1))
     again = make(tmp_path, "2", "abc")
     store.write_plan(tmp_path, COMMAND, every([again]))
-    made = survey([tmp_path])
-    assert [[run.folder for run in plan.runs] for plan in made.plans] == [[again]]
-    assert [run.folder for run in made.others] == [done] and made.complete
+    state = survey([tmp_path])
+    assert [[run.folder for run in plan.runs] for plan in state.plans] == [[again]]
+    assert [run.folder for run in state.others] == [done] and state.complete
     os.utime(old)
     assert [plan.plan.path for plan in survey([tmp_path]).plans] == [old], "issued again, with the YAML of then"
 
 
 def test_what_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything, so the refusals are made here."""
+    """Root may read everything, so the refusals are state here."""
     make(tmp_path, "1", "abc")
     closed = make(tmp_path, "2", "abc")
     real = os.scandir
@@ -169,9 +169,9 @@ def test_what_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    made = survey([tmp_path])
-    assert made.damaged == [f"{closed}: Permission denied"] and not made.complete
-    assert len(made.others) == 1
+    state = survey([tmp_path])
+    assert state.damaged == [f"{closed}: Permission denied"] and not state.complete
+    assert len(state.others) == 1
 
 
 def test_shards_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -225,11 +225,11 @@ def test_one_damaged_thing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert err == ""
-    found = {line.split()[1]: line for line in out.splitlines() if line.startswith(("  done", "  damaged"))}
-    assert set(found) == {f"needle/tiny/{path.name}" for path in (good, bad, lost, torn)}
-    assert "manifest.json: not valid JSON" in found[f"needle/tiny/{bad.name}"]
-    assert "samples but no manifest.json" in found[f"needle/tiny/{lost.name}"]
-    assert "status.json: [] is not an object" in found[f"needle/tiny/{torn.name}"]
+    lines = {line.split()[1]: line for line in out.splitlines() if line.startswith(("  done", "  damaged"))}
+    assert set(lines) == {f"needle/tiny/{path.name}" for path in (good, bad, lost, torn)}
+    assert "manifest.json: not valid JSON" in lines[f"needle/tiny/{bad.name}"]
+    assert "samples but no manifest.json" in lines[f"needle/tiny/{lost.name}"]
+    assert "status.json: [] is not an object" in lines[f"needle/tiny/{torn.name}"]
     assert f"Skipped: {tmp_path}/plans/x.json: not valid JSON" in out
     assert main([str(tmp_path), "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["damaged"]) == 1
@@ -293,9 +293,9 @@ def test_the_command_of_a_run_makes_that_run(tmp_path: Path, compose: Any, words
         again = compose(*shlex.split(command)[3:])
         first, second = (OmegaConf.to_container(c, resolve=True) for c in (cfg, again))
         assert isinstance(first, dict) and isinstance(second, dict)
-        for one in (first, second):
-            one.pop("limit")
-            one["paths"]["outputs"] = str(where / one["paths"]["outputs"])
+        for node in (first, second):
+            node.pop("limit")
+            node["paths"]["outputs"] = str(where / node["paths"]["outputs"])
         assert first | {"paths": second["paths"]} == second
         assert Path(second["paths"]["outputs"]) == outputs
 

@@ -84,7 +84,7 @@ def no_hang() -> Iterator[None]:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """All paths to a value inside a JSON value."""
+    """Return all paths to a value inside a JSON value."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -92,7 +92,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def damaged(value: Any, rng: random.Random) -> Any:
-    """A JSON value with one part missing or replaced."""
+    """Return a JSON value with one part missing or replaced."""
     path = rng.choice(list(places(value)))
     if not path:
         return rng.choice(ODD)
@@ -107,7 +107,7 @@ def damaged(value: Any, rng: random.Random) -> Any:
 
 
 def damage(file: Path, rng: random.Random) -> None:
-    """Damage a file in one of many ways."""
+    """Write a damaged version of a file, one of many kinds."""
     data = file.read_bytes()
     way = rng.randrange(10)
     if way < 6 and file.suffix != ".yaml":

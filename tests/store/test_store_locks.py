@@ -1,4 +1,4 @@
-"""Who may write a run folder beside whom, and what happens to those who may not."""
+"""Locks of run folders: which writers may work at the same time, and what happens to the others."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.helpers.store_runs import child, open_run
 KINDS = [None, (1, 2), (2, 2), (1, 3)]
 
 
-def beside(one: Any, other: Any) -> bool:
-    return one is not None and other is not None and one[1] == other[1] and one != other
+def may_share(first: Any, second: Any) -> bool:
+    return first is not None and second is not None and first[1] == second[1] and first != second
 
 
 @pytest.mark.parametrize("held", KINDS)
-def test_who_may_write_beside_whom(tmp_path: Path, held: tuple[int, int] | None) -> None:
+def test_which_writers_may_share_a_folder(tmp_path: Path, held: tuple[int, int] | None) -> None:
     run = open_run(tmp_path, shard=held)
     code = f"""
         for shard in {KINDS}:
@@ -38,7 +38,7 @@ def test_who_may_write_beside_whom(tmp_path: Path, held: tuple[int, int] | None)
         other = child(code, tmp_path)
         lines = other.communicate(timeout=60)[0].splitlines()
         refused = f"{run.path}: another process is writing this run"
-        assert lines == ["opened" if beside(held, kind) or not holding else refused for kind in KINDS]
+        assert lines == ["opened" if may_share(held, kind) or not holding else refused for kind in KINDS]
         assert writers(run.path) == ([{None: "", (1, 2): "1of2", (2, 2): "2of2", (1, 3): "1of3"}[held]] * holding)
         run.close()
 
@@ -93,10 +93,10 @@ def test_no_two_rivals_ever_work_at_the_same_time(tmp_path: Path) -> None:
         assert worker.returncode == 0, errors
         assert len(output.splitlines()) == 25
         for line in output.splitlines():
-            mine, _, *others = line.split(";")
-            assert all(beside(eval(mine), eval(other)) for other in others), line
+            own, _, *others = line.split(";")
+            assert all(may_share(eval(own), eval(other)) for other in others), line
             seen += len(others)
-    assert seen > 0, "nobody worked side by side"
+    assert seen > 0, "no two worked at the same time"
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Several writers of one run: shards side by side, everybody else one after the other, readers see one run."""
+"""Several writers of item run: shards side by side, everybody else item after the other, readers see item run."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def test_only_the_own_file_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFi
         with open_all(tmp_path, shard) as run:
             run.append(record(name))
             path = run.path
-    mine, other = path / "samples-1of2.jsonl", path / "samples-2of2.jsonl"
-    whole = mine.read_bytes()
-    for file in (mine, other):
+    own, other = path / "samples-1of2.jsonl", path / "samples-2of2.jsonl"
+    whole = own.read_bytes()
+    for file in (own, other):
         with file.open("ab") as end:
             end.write(b'{"id": "to')
     broken = other.read_bytes()
     with open_all(tmp_path, (1, 2)) as run:
         assert run.done_ids() == {"a", "b"}
-    assert mine.read_bytes() == whole and other.read_bytes() == broken
+    assert own.read_bytes() == whole and other.read_bytes() == broken
     assert [m for m in caplog.messages if "torn" in m] == [
         f"{path}: dropped a torn last line of 10 bytes from samples-1of2.jsonl"
     ]
@@ -107,12 +107,12 @@ def test_one_record_per_id(tmp_path: Path) -> None:
     )  # fmt: skip
     second.write_bytes(lines(("c", "oom", "t2", 9), ("d", "ok", "t1", 9), ("b", "ok", "t9", 9), ("e", "oom", "t1", 9)))
     for order in ([first, second], [second, first]):
-        found = {name: (one["status"], one["n"]) for name, one in merged(order).items()}
-        assert found == {"a": ("ok", 1), "b": ("ok", 9), "c": ("ok", 0), "d": ("ok", 9), "e": ("oom", 0)}
+        result = {name: (item["status"], item["n"]) for name, item in merged(order).items()}
+        assert result == {"a": ("ok", 1), "b": ("ok", 9), "c": ("ok", 0), "d": ("ok", 9), "e": ("oom", 0)}
 
 
 @pytest.mark.parametrize(
-    ("said", "recorded", "expected"),
+    ("written", "recorded", "expected"),
     [
         ({"1of2": "running", "2of2": "failed"}, 4, "failed"),
         ({"1of2": "running", "2of2": "preempted"}, 4, "running"),
@@ -125,21 +125,23 @@ def test_one_record_per_id(tmp_path: Path) -> None:
         ({}, 4, None),
     ],
 )
-def test_the_status_of_all_writers(tmp_path: Path, said: dict[str, str], recorded: int, expected: str | None) -> None:
+def test_the_status_of_all_writers(
+    tmp_path: Path, written: dict[str, str], recorded: int, expected: str | None
+) -> None:
     with open_all(tmp_path, None) as run:
         for name in "abcd"[:recorded]:
             run.append(record(name))
     (run.path / "status.json").unlink()
-    for name, one in said.items():
-        content = {"status": one, "time": f"t{name}", "slurm": f"7_{name}"}
-        content |= {"error": f"no luck {name}"} if one == "failed" else {}
+    for name, item in written.items():
+        content = {"status": item, "time": f"t{name}", "slurm": f"7_{name}"}
+        content |= {"error": f"no luck {name}"} if item == "failed" else {}
         (run.path / f"status{name and '-'}{name}.json").write_text(json.dumps(content))
-    found = load_run(run.path).status
-    assert found.get("status") == expected
-    if set(said) == {"1of2", "2of2"}:
-        assert found["slurm"] == "7_1of2, 7_2of2" and found["time"] == "t2of2" and found["recorded"] == recorded
-        assert found.get("error") == ("2of2: no luck 2of2" if expected == "failed" else None)
-        assert found["shards"]["1of2"]["status"] == said["1of2"]
+    result = load_run(run.path).status
+    assert result.get("status") == expected
+    if set(written) == {"1of2", "2of2"}:
+        assert result["slurm"] == "7_1of2, 7_2of2" and result["time"] == "t2of2" and result["recorded"] == recorded
+        assert result.get("error") == ("2of2: no luck 2of2" if expected == "failed" else None)
+        assert result["shards"]["1of2"]["status"] == written["1of2"]
 
 
 def test_a_new_division_puts_the_old_words_away_but_no_record(tmp_path: Path) -> None:
@@ -170,8 +172,8 @@ def test_what_is_no_error_of_the_run_preempts_it(tmp_path: Path, error: BaseExce
         assert status(run.path, "status-1of2.json")["slurm"] == "12_3"
         run.append(record("a"))
         raise error
-    found = load_run(run.path).status
-    assert (found["status"], found["slurm"], found["recorded"]) == ("preempted", "12_3", 1)
+    result = load_run(run.path).status
+    assert (result["status"], result["slurm"], result["recorded"]) == ("preempted", "12_3", 1)
 
 
 def test_the_last_to_finish_sees_all(tmp_path: Path) -> None:
@@ -186,13 +188,13 @@ def test_the_last_to_finish_sees_all(tmp_path: Path) -> None:
     """
     for turn in range(1, 5):
         pair = [child(code, tmp_path, shard, turn) for shard in (1, 2)]
-        for one in pair:
-            assert one.stdout is not None and one.stdout.readline() == "open\n"
-        for one in pair:
-            assert one.stdin is not None
-            one.stdin.write("\n")
-            one.stdin.flush()
-        assert [one.communicate(timeout=60)[1] for one in pair] == ["", ""]
+        for item in pair:
+            assert item.stdout is not None and item.stdout.readline() == "open\n"
+        for item in pair:
+            assert item.stdin is not None
+            item.stdin.write("\n")
+            item.stdin.flush()
+        assert [item.communicate(timeout=60)[1] for item in pair] == ["", ""]
     runs = load_runs(tmp_path)
     assert [run.status["status"] for run in runs] == ["done"] * 4
     assert all((run.path / "status.json").is_file() for run in runs)
