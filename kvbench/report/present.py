@@ -195,7 +195,7 @@ def _suite_group(runs: Sequence[StoredRun], content: SuiteTable, mark: str) -> G
         {"name": name, "setting": shared, **content},
         tables(content),
         lambda: terminal(content, width),
-        _SUITE_LEGEND.format(lead=one_line(content["lead"])),
+        _SUITE_LEGEND.format(lead=escaped(content["lead"])),
         content,
     )
 

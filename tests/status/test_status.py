@@ -29,7 +29,7 @@ COMMAND = "python -m kvbench -m method=snapkv budget=1,2,3"
 def make(
     outputs: Path, budget: str, samples: str, end: BaseException | int | None = None, shard: Any = None, **changes: Any
 ) -> Path:
-    """Record a run of three samples that recorded some and then ended: by `finish` under a limit, or by an exception."""
+    """Record some of three samples and end the run: by `finish` under a limit, or by an exception."""
     try:
         with open_run(outputs / "runs", **budgeted(budget), shard=shard, **changes) as run:
             for name in samples:
@@ -304,3 +304,30 @@ def test_a_run_of_an_unknown_make_has_no_command(tmp_path: Path, capsys: pytest.
     make(tmp_path, "1", "a")
     assert main([str(tmp_path)]) == 1
     assert "To resume, issue the command that made them again\n" in capsys.readouterr().out
+
+
+def test_a_resume_command_never_allows_code_of_a_model(
+    tmp_path: Path, compose: Any, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = compose("model=qwen3_8b", "model.path=a/b", "model.trust_remote_code=true")
+    with open_run(tmp_path / "runs", config=cfg) as run:
+        run.append(record("a"))
+    assert main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "model=qwen3_8b" in out and "model.path=a/b" in out and "trust_remote_code" not in out
+    store.write_plan(tmp_path, "kvbench model=hub model.trust_remote_code=true", every([run.path]))
+    assert main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "    kvbench model=hub\n" in out and "trust_remote_code=true" not in out
+    assert main([str(tmp_path), "--json"]) == 1
+    assert "trust_remote_code" not in capsys.readouterr().out
+
+
+def test_terminal_escapes_in_plans_and_errors_are_shown_not_obeyed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = make(tmp_path, "1", "a", RuntimeError("\x1b[2Jboom \u202e"))
+    store.write_plan(tmp_path, "kvbench budget=\x1b[2J", every([path]))
+    assert main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert not set(out) & set("\x1b\u202e") and "\\x1b[2Jboom" in out
