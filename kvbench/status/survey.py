@@ -99,7 +99,7 @@ def outputs_of(path: Path) -> Path:
 
 
 def _plans(outputs: Path, result: Survey) -> list[Plan]:
-    """Return the readable plans, oldest first. Of several plans of one command the newest counts: it asks for those runs now.
+    """Return the readable plans, oldest first. Of several plans of one command the newest counts.
 
     Plans of another version are left out; their runs show as runs in no plan.
     """
@@ -132,7 +132,7 @@ def _waiting(run: RunState, runs: Sequence[RunState]) -> RunState:
 
 
 def _under_limit(run: RunState, limit: int | None) -> RunState:
-    """Return the state of a run as its plan sees it: it is limited only if it has the samples that the plan asks for."""
+    """Return the state of a run for its plan: it is limited only if it has the samples that the plan asks for."""
     if run.state != "limited" or run.progress is None or run.progress.is_complete(limit):
         return run
     wanted = f"{limit} samples" if limit is not None else f"all {run.total} samples"
