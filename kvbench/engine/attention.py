@@ -147,3 +147,12 @@ def kvbench_attention(model: PreTrainedModel) -> Iterator[None]:
 
 Forward = Callable[[Tensor, Tensor, "AttentionPass"], Tensor]
 """(ids [B, T], positions [B, T], attention) to the logits [B, V] of each row's last token."""
+
+
+def last_logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
+    """Return the logits [B, V] of each row's last token after a forward call through our attention."""
+    attention.begin()
+    out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
+    attention.finish()
+    logits_BTV: Tensor = out.logits
+    return logits_BTV[:, -1]

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbench.engine.attention import kvbench_attention
+from kvbench.engine.attention import kvbench_attention, last_logits
 from kvbench.engine.caches import LayerCaches, device_of, make_cache
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
-from kvbench.engine.probe import checked_plan, last_logits
+from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.variant import Generation, Request, Timings, span_tokens
 

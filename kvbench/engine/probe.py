@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.ragged import RaggedCache
-from kvbench.engine.attention import AttentionPass, kvbench_attention, one_line
+from kvbench.engine.attention import kvbench_attention, last_logits, one_line
 from kvbench.engine.caches import LayerCaches, device_of
 from kvbench.engine.prefill import ContinuePass, PrefillPass
 from kvbench.engine.survey import AttentionPlan, survey
@@ -50,15 +50,6 @@ def checked_plan(model: PreTrainedModel) -> AttentionPlan:
                 len(plan.full) + len(plan.local),
             )
     return plan
-
-
-def last_logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
-    """Return the logits [B, V] of each row's last token after a forward call through our attention."""
-    attention.begin()
-    out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
-    attention.finish()
-    logits_BTV: Tensor = out.logits
-    return logits_BTV[:, -1]
 
 
 @torch.inference_mode()
