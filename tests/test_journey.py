@@ -30,7 +30,7 @@ def test_the_path_is_that_of_a_run(tmp_path: Path) -> None:
     [line] = [line for line in done.stdout.splitlines() if line.startswith("stacks: ")]
     stacks = json.loads(line.removeprefix("stacks: "))
     assert [name for name, stack in stacks.items() if stack is None] == [], "stations that the run does not reach"
-    assert PATH == list(dict.fromkeys(file for stack in stacks.values() for file in stack))
+    assert list(dict.fromkeys(file for stack in stacks.values() for file in stack)) == PATH
     assert len(PATH) <= 30
 
 
