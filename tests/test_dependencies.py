@@ -77,4 +77,4 @@ def test_every_tested_version_is_of_something_declared() -> None:
     extras = {name for key in PROJECT["optional-dependencies"] for name in extra(key)}
     assert not DECLARED - pinned
     assert not extras - pinned - {"flash-attn"}  # compiled by hand for each GPU
-    assert pinned - DECLARED - extras == {"cloudpickle", "safetensors"}  # of submitit and of transformers
+    assert pinned - DECLARED - extras == {"cloudpickle"}  # of submitit

@@ -34,7 +34,6 @@ PENDING: set[str] = {
     "kvbench/engine",
     "kvbench/sweep",
     "perf",
-    "scripts",
     "tests/cache",
     "tests/cli",
     "tests/config",
