@@ -175,7 +175,8 @@ def one_line(files: Files) -> Iterator[None]:
                 f"{files.setting}: this model brings its own code; if you have read and trust it, set "
                 "model.trust_remote_code=true"
             ) from error
-        raise ValueError(f"{files.setting}: cannot be loaded: {reason(error)}; {files.remedy}") from error
+        remedy = "install it, or choose another model" if isinstance(error, ImportError) else files.remedy
+        raise ValueError(f"{files.setting}: cannot be loaded: {reason(error)}; {remedy}") from error
 
 
 def reason(error: BaseException, config: Mapping[str, object] | None = None) -> str:
@@ -191,7 +192,7 @@ def reason(error: BaseException, config: Mapping[str, object] | None = None) -> 
         if keys:
             return f"config.json: {', '.join(keys)} is unknown to transformers"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, OSError | ValueError | TypeError) and line:
+    if isinstance(error, OSError | ValueError | TypeError | ImportError) and line:
         return line.rstrip(".:;")
     return f"{type(error).__name__}: {line}".rstrip(".:; ")
 

@@ -286,7 +286,7 @@ CASES |= {
     "a quantisation that is a text": (config(quantization_config="4bit"), "quant_method=None"),
     "GPTQ without its package": (
         config(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
-        "optimum|gptqmodel",
+        "(optimum|gptqmodel).*; install it, or choose another model",
     ),
     "AWQ without its package": (
         config(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128}),
