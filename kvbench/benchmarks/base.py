@@ -71,9 +71,8 @@ class Rendering:
         max_length: tokens of the prompt before it is wrapped; "auto": from the model's limit; None: no limit.
         truncation: "refuse": too long is an error; "middle": keep the first and last half, joined as text;
             "middle_ids": keep both halves, joined as ids; "context": cut the end of the context.
-        clean_up_spaces: remove the spaces before punctuation from decoded text, as transformers 4 did. "off";
-            "when_true": if the tokenizer's configuration sets `clean_up_tokenization_spaces` (4.45 to 4.57);
-            "unless_false": also if the configuration does not mention it (before 4.45).
+        clean_up_spaces: remove the spaces before punctuation from decoded text if the tokenizer's configuration sets
+            `clean_up_tokenization_spaces`, as transformers 4 did.
         bos: "once"; "added": what the tokenizer adds, in addition to one that a wrapper writes; "missing": only where
             the text does not begin with one.
         bare_tail: what follows the question of a wrapped sample where there is no template (truncation "context").
@@ -88,7 +87,7 @@ class Rendering:
     wrap_first: bool = False
     max_length: int | str | None = None
     truncation: str = "refuse"
-    clean_up_spaces: str = "off"
+    clean_up_spaces: bool = False
     bos: str = "once"
     bare_tail: str = ""
     stops: str = "all"

@@ -108,13 +108,13 @@ def _any_of(value: Value, *names: str) -> tuple[tuple[Words, Value], ...]:
     return tuple(((name,), value) for name in names)
 
 
-# clean_up_spaces: LongBench, Ada-KV and PyramidKV used transformers before 4.45, the others 4.46 to 5.2.
-_MIDDLE = Rendering(style="upstream", max_length="auto", truncation="middle", clean_up_spaces="unless_false")
+# All of these repositories used transformers 4, which cleans up decoded text.
+_MIDDLE = Rendering(style="upstream", max_length="auto", truncation="middle", clean_up_spaces=True)
 _APART = Rendering(
     style="upstream",
     wrapper="native",
     truncation="context",
-    clean_up_spaces="when_true",
+    clean_up_spaces=True,
     stops="model",
     first_may_stop=False,
     span="context",
@@ -159,7 +159,7 @@ PRESETS: dict[str, Preset] = {
         code_backend="indel",
     ),
     "windowkv": Preset(
-        replace(_MIDDLE, truncation="middle_ids", clean_up_spaces="when_true", wrapper="none", stops="model"),
+        replace(_MIDDLE, truncation="middle_ids", wrapper="none", stops="model"),
         lengths=(*_any_of(7950, *_LLAMA3_NAMES), *_any_of(15500, "qwen2.5-1.5b", "qwen25_1.5b")),
         wraps_all=True,
         newline=False,

@@ -66,7 +66,7 @@ class Needle:
     def rendering(self) -> Rendering:
         """The prompt as one string through the tokenizer where `raw` says so, else kvbench's own way."""
         if self.raw:  # PyramidKV pins transformers 4.44
-            return Rendering(style="upstream", wrapper="none", clean_up_spaces="unless_false")
+            return Rendering(style="upstream", wrapper="none", clean_up_spaces=True)
         return Rendering()
 
     def benchmarks(self, model: ModelFacts) -> list[Needle]:

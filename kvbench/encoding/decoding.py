@@ -1,8 +1,9 @@
 """Token ids to text, with the spaces before punctuation removed where transformers 4 removed them.
 
 Up to version 4, `decode` removed these spaces for every tokenizer whose configuration asked for it, such as Llama-3's.
-Before 4.45 it also did so for those that did not mention it. Version 5 does not do it for BPE tokenizers. A published
-prompt that was cut in the middle is decoded text, so it depends on this.
+Version 5 does not do it for BPE tokenizers. A published prompt that was cut in the middle is decoded text, so it
+depends on this. (Before 4.45 a configuration that did not mention it counted as asking. Version 5 leaves the setting
+out when it saves a tokenizer, so here only an explicit setting counts.)
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-CLEAN_UPS = ("off", "when_true", "unless_false")
 # The list of transformers 4, in its order.
 _REPLACEMENTS = (
     (" .", "."),
@@ -33,17 +33,14 @@ def cleaned_up(text: str) -> str:
     return text
 
 
-def cleans_up(tokenizer: Any, rule: str) -> bool:
-    """Return True if decoded text is cleaned up under a rule of `Rendering.clean_up_spaces`."""
-    if rule == "off" or not hasattr(tokenizer, "init_kwargs"):  # not a tokenizer of transformers
-        return False
-    configured = tokenizer.init_kwargs.get("clean_up_tokenization_spaces")
-    return rule == "unless_false" if configured is None else bool(configured)
+def cleans_up(tokenizer: Any) -> bool:
+    """Return True if the tokenizer's configuration asks for decoded text without spaces before punctuation."""
+    return getattr(tokenizer, "init_kwargs", {}).get("clean_up_tokenization_spaces") is True
 
 
-def decoder(tokenizer: Any, rule: str = "off", **options: Any) -> Callable[[Sequence[int]], str]:
-    """Return the function from ids to text that follows `rule`. options: other arguments of the tokenizer's decode."""
+def decoder(tokenizer: Any, clean_up: bool = False, **options: Any) -> Callable[[Sequence[int]], str]:
+    """Return the function from ids to text. clean_up: as transformers 4. options: other arguments of `decode`."""
     if hasattr(tokenizer, "clean_up_tokenization_spaces"):  # any tokenizer of transformers
         options["clean_up_tokenization_spaces"] = False
-    tidy = cleaned_up if cleans_up(tokenizer, rule) else str
+    tidy = cleaned_up if clean_up and cleans_up(tokenizer) else str
     return lambda ids: tidy(tokenizer.decode(list(ids), **options))

@@ -61,7 +61,7 @@ def render(
         text,
         sample.min_new_tokens,
         first_may_stop=rendering.first_may_stop,
-        clean_up_spaces=cleans_up(tokenizer, rendering.clean_up_spaces),
+        clean_up_spaces=rendering.clean_up_spaces and cleans_up(tokenizer),
     )
 
 
@@ -123,7 +123,7 @@ def _whole(
         decode = decoder(tokenizer, rendering.clean_up_spaces, skip_special_tokens=True)
         first, last = (decode(part) for part in (ids[:half], ids[-half:]))
         text, ids = first + last, ids[:half] + ids[-half:]
-        if cleans_up(tokenizer, rendering.clean_up_spaces):
+        if rendering.clean_up_spaces and cleans_up(tokenizer):
             tails.append(cleaned_up(tails[0]))
         tails.append(last)  # all that is left of a question that was cut itself
         if rendering.truncation == "middle_ids":  # ids stay as they are: no wrapper, nothing is encoded again

@@ -18,7 +18,7 @@ from tests.helpers.tokenizers_for_tests import LLAMA2, gpt_style, sentencepiece_
 
 SPACED = "What the hell ... ? a != b , it 's I 'm you 've we 're do n't ' x ' end !"
 CLEAN = "What the hell...? a!= b, it's I'm you've we're don't'x'end!"
-MIDDLE = Rendering(style="upstream", wrapper="none", truncation="middle", clean_up_spaces="when_true")
+MIDDLE = Rendering(style="upstream", wrapper="none", truncation="middle", clean_up_spaces=True)
 
 
 def sample(context: str = SPACED * 8, **changes: Any) -> Sample:
@@ -42,17 +42,14 @@ def test_the_list_of_transformers_4() -> None:
 @pytest.mark.parametrize(
     ("configured", "rule", "is_clean"),
     [
-        (True, "when_true", True),
-        (True, "unless_false", True),
-        (True, "off", False),
-        (False, "when_true", False),
-        (False, "unless_false", False),
-        (None, "when_true", False),
-        (None, "unless_false", True),
+        (True, True, True),
+        (True, False, False),
+        (False, True, False),
+        (None, True, False),
     ],
 )
 def test_the_tokenizers_configuration_decides(
-    tmp_path: Path, configured: bool | None, rule: str, is_clean: bool
+    tmp_path: Path, configured: bool | None, rule: bool, is_clean: bool
 ) -> None:
     tokenizer = reloaded(gpt_style(), tmp_path, clean_up_tokenization_spaces=configured)
     ids = tokenizer.encode(SPACED, add_special_tokens=False)
@@ -72,12 +69,8 @@ def test_a_prompt_cut_in_the_middle_is_cleaned_up_and_a_whole_one_is_not(tmp_pat
 
 
 def test_every_preset_of_transformers_4_cleans_up() -> None:
-    rules = {name: preset.rendering.clean_up_spaces for name, preset in PRESETS.items()}
-    assert {name for name, rule in rules.items() if rule == "unless_false"} == {
-        "longbench-original", "adakv-2024", "pyramidkv-2024", "kvcf-2026",
-    }  # fmt: skip
-    assert {name for name, rule in rules.items() if rule == "when_true"} == {"windowkv", "kvpress", "ffy0-agnostic"}
-    assert Rendering().clean_up_spaces == "off"
+    assert all(preset.rendering.clean_up_spaces for preset in PRESETS.values())
+    assert Rendering().clean_up_spaces is False
 
 
 # ---- BOS -------------------------------------------------------------------------------------------
