@@ -39,6 +39,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.commit import commit
+
 SWEEP = [
     "model=tiny",
     "method=fullkv,streaming_llm,snapkv,ada_snapkv",  # 7 runs: the full cache once, the others
@@ -87,12 +89,12 @@ def crash(folder: Path, kills: int, samples: int, shards: int, seed: int, overri
     while tally.kills < kills:
         tally.attempt(wild, kills, rng)
     wild.undisturbed()
-    found = wild.recorded()
+    matches = wild.recorded()
     same_records = calm.digest() == wild.digest()
     tables = calm.tables()
     same_tables = wild.tables() == tables
-    lost = len(expected.keys() - found.keys()) + tally.vanished
-    doubled = sum(count - 1 for count in found.values())
+    lost = len(expected.keys() - matches.keys()) + tally.vanished
+    doubled = sum(count - 1 for count in matches.values())
     states = [wild.status(), calm.status()]
     return {
         "what": f"{kills} SIGKILLs spread over a sweep of {CELLS * seeds} samples x {RUNS} runs, {shards} process(es)",
@@ -116,7 +118,7 @@ def crash(folder: Path, kills: int, samples: int, shards: int, seed: int, overri
         "seed": seed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -189,7 +191,7 @@ class Lines:
         self.folder, self.ends, self.number = folder, Counter[Path](), 0
 
     def count(self) -> int:
-        """The number now; a torn line that is cut off takes none away."""
+        """Return the number of records now; cutting off a torn line removes none."""
         for file in self.folder.glob("outputs/runs/*/*/*/samples*.jsonl"):
             with file.open("rb") as opened:
                 opened.seek(min(self.ends[file], file.stat().st_size))
@@ -231,18 +233,18 @@ class Sweep:
 
     def lines(self) -> list[tuple[str, dict[str, Any]]]:
         """Run and record of every whole line, read without the store."""
-        found = []
+        matches = []
         for file in sorted(self.folder.glob("outputs/runs/*/*/*/samples*.jsonl")):
             *whole, _ = file.read_bytes().split(b"\n")
-            found += [(file.parent.name, json.loads(line)) for line in whole]
-        return found
+            matches += [(file.parent.name, json.loads(line)) for line in whole]
+        return matches
 
     def recorded(self) -> Counter[tuple[str, str]]:
-        """How often each run has each id."""
+        """Count how often each run has each id."""
         return Counter((run, record["id"]) for run, record in self.lines())
 
     def digest(self) -> str:
-        """A hash of all records by run and id, without what two runs of the same work may differ in."""
+        """Return a hash of all records by run and id, without values that may differ between equal runs."""
         kept = [
             json.dumps([run, {key: value for key, value in record.items() if key not in VOLATILE}], sort_keys=True)
             for run, record in self.lines()
@@ -250,24 +252,24 @@ class Sweep:
         return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
 
     def tables(self) -> dict[str, str]:
-        """What the report prints and the files it writes, by name; text without the columns of clock times."""
+        """Return the report's output and the files it writes, by name, without the columns of clock times."""
         shutil.rmtree(self.folder / "reports", ignore_errors=True)
         report = [sys.executable, "-m", "kvbench.report", "outputs/runs", "--out", "reports"]
         done = subprocess.run(report, cwd=self.folder, capture_output=True, text=True, check=True)
-        made = {"printed": without_clocks(done.stdout)}
+        built = {"printed": without_clocks(done.stdout)}
         for file in sorted((self.folder / "reports").rglob("*.*")):
             content = file.read_bytes()
             text = without_clocks(content.decode()) if file.suffix != ".png" else hashlib.sha256(content).hexdigest()
-            made[str(file.relative_to(self.folder))] = text
-        return made
+            built[str(file.relative_to(self.folder))] = text
+        return built
 
     def status(self) -> int:
-        """The exit status of `python -m kvbench.status`: 0 if all is done."""
+        """Return the exit status of `python -m kvbench.status`: 0 if all is done."""
         return subprocess.run([sys.executable, "-m", "kvbench.status"], cwd=self.folder, capture_output=True).returncode
 
 
 def without_clocks(text: str) -> str:
-    """A report's text without its clock times: columns of Markdown tables, keys of JSON."""
+    """Return a report's text without its clock times: columns of Markdown tables, keys of JSON."""
     lines, dropped = [], []
     for line in text.splitlines():
         cells = line.split("|")
@@ -279,11 +281,6 @@ def without_clocks(text: str) -> str:
             continue
         lines.append(line)
     return "\n".join(lines)
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

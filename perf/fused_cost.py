@@ -1,8 +1,8 @@
-"""What a sweep costs: 40 variants in one plan against one run of the full cache, on the same prompt.
+"""Cost of a sweep: 40 variants in one group against one run of the full cache, on the same prompt.
 
     python perf/fused_cost.py [--tokens 1000] [--new 32] [--repeats 5] [--threads 2] [--out FILE.json]
 
-One plan: five methods at eight budgets. End to end: from prompt ids to text, prefill included. Beside both, the floor
+One group: five methods at eight budgets. End to end: from prompt ids to text, prefill included. Next to both, the floor
 under such a plan: one prefill, then as many decode steps of as many rows with an attention that costs nothing. All
 three are timed in turn, repeatedly, after a warm-up; ratios are of the medians. Every row's tokens are then compared
 with those of the same variant run alone.
@@ -14,7 +14,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from sweep_cost_kvbench import forward_seconds
 
 import kvbench
 from kvbench.benchmarks.prose import generated
+from kvbench.common.commit import commit
 
 METHODS = ("streaming_llm", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv")
 BUDGETS = (64, 96, 128, 192, 256, 320, 384, 512)
@@ -86,17 +86,12 @@ def main() -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
     print(json.dumps(result, indent=2))
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

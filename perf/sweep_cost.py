@@ -1,4 +1,4 @@
-"""What a sweep costs: kvbench's one plan against kvpress, which runs every variant by itself, side by side in one run.
+"""Cost of a sweep: kvbench's one group against kvpress, which runs every variant by itself, both in one run.
 
     python3 -m venv kvpress-venv && kvpress-venv/bin/pip install torch==2.13.0 kvpress==0.5.5
     python perf/sweep_cost.py --kvpress-python kvpress-venv/bin/python [--quick] [--out FILE.json]
@@ -45,6 +45,8 @@ from typing import Any
 
 from sweep_cost_kvbench import METHODS
 
+from kvbench.common.commit import commit
+
 SHARES = (0.2, 0.5, 0.1, 0.3, 0.05, 0.4, 0.15, 0.25)  # of the context; the first n of them are a sweep of n budgets
 QUESTION = "What is this text about? Answer in one sentence."
 BESIDE = ("kvbench_fullkv", "transformers_generate", "floor")
@@ -82,7 +84,7 @@ class Side:
 def measure(
     args: argparse.Namespace, variants: list[list[Any]], tokens: int, new: int, *, main: bool
 ) -> dict[str, Any]:
-    """One case: a sweep on prompts of one length. The main cases have more turns, with the comparisons in each."""
+    """Measure one case: a sweep on prompts of one length. The main cases have more turns, each with comparisons."""
     from kvbench.models.sources.embedded import folder
 
     here = Path(__file__).parent
@@ -131,13 +133,13 @@ def measure(
 
     same: dict[str, list[bool]] = {}
     by_method: dict[str, float] = {}
-    for (method, _), mine, yours in zip(variants, sweep["ids"], their_ids, strict=False):
-        same.setdefault(method, []).append(mine == yours)
-    for (method, _), one in zip(work, part_s, strict=True):
-        by_method[method] = by_method.get(method, 0) + one / passes
+    for (method, _), actual, yours in zip(variants, sweep["ids"], their_ids, strict=False):
+        same.setdefault(method, []).append(actual == yours)
+    for (method, _), item in zip(work, part_s, strict=True):
+        by_method[method] = by_method.get(method, 0) + item / passes
     seconds = {name: statistics.median(values) for name, values in timed.items()}
     seconds["kvpress"] = sum(part_s) / passes
-    mine = seconds["kvbench"]
+    actual = seconds["kvbench"]
     return {
         "variants": len(variants),
         "prompt_tokens": len(prompts[0]["ids"]),
@@ -149,9 +151,9 @@ def measure(
         "turns": {name: [round(v, 3) for v in values] for name, values in timed.items()},
         "kvpress_seconds_by_method": {name: round(value, 3) for name, value in by_method.items()},
         "ratios": {
-            "kvpress/kvbench": round(seconds["kvpress"] / mine, 2),
-            **{f"kvbench/{name}": round(mine / seconds[name], 2) for name in BESIDE},
-            "kvbench/prefill_and_decode_floor": round(mine / (seconds["floor"] - seconds["floor_question"]), 2),
+            "kvpress/kvbench": round(seconds["kvpress"] / actual, 2),
+            **{f"kvbench/{name}": round(actual / seconds[name], 2) for name in BESIDE},
+            "kvbench/prefill_and_decode_floor": round(actual / (seconds["floor"] - seconds["floor_question"]), 2),
         },
         "peak_mib": {name: round(value) for name, value in peaks.items()},
         "warm_mib": {name: value and round(value) for name, value in warm.items()},
@@ -163,7 +165,7 @@ def measure(
 
 
 def _prompt(ours: Side, theirs: Side, seed: int, tokens: int) -> dict[str, Any]:
-    """A text whose rendering by kvpress' pipeline has `tokens` ids, give or take one, and these ids."""
+    """Return a text whose rendering by kvpress' pipeline has `tokens` ids, give or take one, and these ids."""
     text = ours("text", seed=seed, tokens=tokens)
     context, question = theirs("encode", context=text, question=QUESTION)
     text = ours("text", seed=seed, tokens=2 * tokens - len(context) - len(question))
@@ -176,7 +178,7 @@ def main() -> None:
     parser.add_argument("--kvpress-python", required=True, help="the interpreter of kvpress' virtual environment")
     parser.add_argument("--quick", action="store_true", help="small settings, to see that it works")
     parser.add_argument("--methods", type=_names, default="snapkv,streaming_llm,pyramidkv,ada_snapkv,ada_pyramidkv")
-    parser.add_argument("--budgets", type=int, default=len(SHARES), help=f"the first so many of {SHARES}")
+    parser.add_argument("--budgets", type=int, default=len(SHARES), help=f"the first N of {SHARES}")
     parser.add_argument("--tokens", type=int, default=1024, help="prompt length of the main cases and of --counts")
     parser.add_argument("--new", type=_numbers, default="32,16", help="tokens to generate; one main case for each")
     parser.add_argument("--counts", type=_numbers, default="1,5,10,20", help="smaller sweeps, in variants")
@@ -216,7 +218,7 @@ def main() -> None:
         "quick": args.quick,
         "minutes": round((time.perf_counter() - begin) / 60, 1),
         "versions": cases[0]["versions"],
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
     print(json.dumps(result, indent=2))
@@ -249,11 +251,6 @@ def _names(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def forward_seconds(model: Any, attention: str, ids: list[int], batch: int, position: int) -> float:
-    """Seconds of one forward call of `batch` equal rows; `attention` "free" returns the queries as they are."""
+    """Time one forward call of `batch` equal rows; `attention` "free" returns the queries as they are."""
     import torch
     import transformers
 
@@ -65,14 +65,14 @@ class Kvbench:
         return str(self._tokenizer.decode(self._tokenizer(generated(seed, 8 * tokens))["input_ids"][:tokens]))
 
     def sweep(self, prompts: list[dict[str, Any]], variants: list[list[Any]], new: int) -> dict[str, Any]:
-        """All variants [method, share kept] of all prompts, in one call."""
+        """Answer all prompts with all variants [method, share kept], in one call."""
         import kvbench
         from kvbench.prompts import Prompt
 
         rendered = [Prompt(tuple(p["ids"]), p["context_len"], frozenset(), p["context"]) for p in prompts]
         begin = time.perf_counter()
-        made = {name: kvbench.load_method(name, **METHODS.get(name, {})) for name, _ in variants}
-        rows = [kvbench.Variant(made[name], share) for name, share in variants]
+        result = {name: kvbench.load_method(name, **METHODS.get(name, {})) for name, _ in variants}
+        rows = [kvbench.Variant(result[name], share) for name, share in variants]
         outs = kvbench.generate(
             self._model, self._tokenizer, rendered, rows, max_new_tokens=new, question="agnostic", stop_ids=[]
         )
@@ -81,7 +81,7 @@ class Kvbench:
         return {"seconds": seconds, "ids": ids, "rows": outs[0][0].rows}
 
     def plain(self, prompts: list[dict[str, Any]], new: int) -> dict[str, Any]:
-        """transformers' own generate with the full cache."""
+        """Run transformers' own generate with the full cache."""
         import torch
 
         begin = time.perf_counter()
@@ -94,7 +94,7 @@ class Kvbench:
         return {"seconds": time.perf_counter() - begin, "ids": ids}
 
     def floor(self, prompts: list[dict[str, Any]], variants: int, rows: int, new: int) -> dict[str, float]:
-        """Seconds of what cannot be saved: the prefills, and the own tokens of all rows, `rows` at once."""
+        """Measure the seconds that no sweep can save: the prefills, and each row's own tokens, `rows` at once."""
 
         def forward(*call: Any) -> float:
             return forward_seconds(self._model, *call)

@@ -33,7 +33,7 @@ def serve(worker: Any) -> None:
 
 
 def memory_mib() -> dict[str, float | None]:
-    """What this process holds (null where the system does not tell), and the most it ever held."""
+    """Return the memory of this process (None if the system does not tell), and the most it ever had."""
     try:
         with open("/proc/self/statm") as file:
             resident: float | None = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -72,18 +72,18 @@ class Kvpress:
         }
 
     def encode(self, context: str, question: str) -> list[list[int]]:
-        """What the pipeline makes of a text: ids of the context in its chat wrapper, and of the question."""
-        made = self._pipelines["sdpa"].preprocess(context, [question], "", int(1e10))
-        return [made["context_ids"][0].tolist(), made["questions_ids"][0][0].tolist()]
+        """Return the pipeline's ids of a text: of the context in its chat wrapper, and of the question."""
+        result = self._pipelines["sdpa"].preprocess(context, [question], "", int(1e10))
+        return [result["context_ids"][0].tolist(), result["questions_ids"][0][0].tolist()]
 
     def sweep(self, prompts: list[dict[str, Any]], variants: list[list[Any]], new: int) -> dict[str, Any]:
-        """Every variant [method, share kept] on every prompt, one after the other."""
+        """Run every variant [method, share kept] on every prompt, one after the other."""
         seconds, ids = [], []
         for method, share in variants:
             begin = time.perf_counter()
-            made = [self._one(method, share, new, prompt) for prompt in prompts]
+            result = [self._one(method, share, new, prompt) for prompt in prompts]
             seconds.append(time.perf_counter() - begin)
-            ids.append(made)
+            ids.append(result)
         return {"seconds": seconds, "ids": ids}
 
     def _one(self, method: str, share: float, new: int, prompt: dict[str, Any]) -> list[int]:

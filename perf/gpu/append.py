@@ -1,4 +1,4 @@
-"""What appending one token of every head costs per layer, against the length of the cache.
+"""Cost of appending one token of every head per layer, against the length of the cache.
 
     python perf/gpu/append.py [--out FILE.jsonl]
 
@@ -31,7 +31,7 @@ def shapes(toy: bool) -> Iterator[Shape]:
 
 
 def ways(layer: Layer) -> dict[str, Work]:
-    """Who appends, by name."""
+    """Return the ways to append, by name."""
     segments = layer.shape.segments
     lanes = Lanes(range(segments), segments, layer.device)
     buffers = [
@@ -49,19 +49,19 @@ def ways(layer: Layer) -> dict[str, Work]:
     def by_index(i: int) -> None:
         append_by_index(buffers[i], lanes, layer.k_BUTD, layer.v_BUTD)
 
-    made: dict[str, Work] = {"ours": ours, "index_copy": by_index}
+    result: dict[str, Work] = {"ours": ours, "index_copy": by_index}
     for name, copy in copy_append.copies(layer.device).items():
 
         def copying(i: int, copy: copy_append.Copy = copy) -> None:
             copy(layer.k_CRD[i][: layer.tokens], k_SD, layer.packed_S1, layer.longest)
             copy(layer.v_CRD[i][: layer.tokens], v_SD, layer.packed_S1, layer.longest)
 
-        made[f"adakv_{name}"] = copying
-    return made
+        result[f"adakv_{name}"] = copying
+    return result
 
 
 def written(layer: Layer) -> bool:
-    """Whether set 0 has the new token of every segment behind its live ones."""
+    """Return True if set 0 has the new token of every segment after its live ones."""
     slots = (layer.start_S1[:-1] + layer.packed_S1.diff()).long()
     news = layer.k_BUTD.reshape(-1, layer.shape.dim), layer.v_BUTD.reshape(-1, layer.shape.dim)
     return torch.equal(layer.k_CRD[0][slots], news[0]) and torch.equal(layer.v_CRD[0][slots], news[1])

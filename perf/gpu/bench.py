@@ -1,4 +1,4 @@
-"""What the benchmarks of this folder share: their arguments, where they run, and records that are written at once.
+"""Shared code of this folder's benchmarks: arguments, the device, and records that are written at once.
 
 A benchmark runs on the GPU, or, with --toy, at toy sizes on the CPU with the kernels emulated: the same code, figures
 that mean nothing. Every record is a line of JSON of its own, with device, versions, commit, date and command.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+from kvbench.common.commit import commit
 from kvbench_kernels import build, ops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ class Bench:
         torch.manual_seed(0)
 
     def left(self) -> float:
-        """Seconds until the time is up."""
+        """Return the seconds until the time is up."""
         return self._end - time.monotonic()
 
     def record(self, **values: Any) -> None:
@@ -96,7 +96,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         return {"type": "cpu", "name": platform.processor() or platform.machine()}
     properties = torch.cuda.get_device_properties(device)
     asked = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu")
-    said = _said(["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"])
+    printed = _output(["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"])
     return {
         "type": "cuda",
         "name": properties.name,
@@ -104,34 +104,24 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "l2": properties.L2_cache_size,
         "capability": f"{properties.major}.{properties.minor}",
-        **dict(zip(asked, said, strict=False)),
+        **dict(zip(asked, printed, strict=False)),
     }
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the figures depend on; None for what is not there."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    """Return the versions that the figures depend on; None for a package that is not installed."""
+    matches: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            matches[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    found["torch"] = torch.__version__
-    return found
+            matches[name] = None
+    matches["torch"] = torch.__version__
+    return matches
 
 
-def commit() -> str:
-    """The checkout's commit, with a + if its sources have changed; KVBENCH_COMMIT says it where there is no git."""
-    if said := os.environ.get("KVBENCH_COMMIT"):
-        return said
-    git = ["git", "-C", str(ROOT)]
-    number = _said([*git, "rev-parse", "--short=12", "HEAD"])
-    changed = _said([*git, "status", "--porcelain", "--untracked-files=no", "--", "kvbench", "kernels", "perf"])
-    return number[0] + ("+" if changed else "") if number else "unknown"
-
-
-def _said(command: list[str]) -> list[str]:
-    """What a command prints, at its commas; nothing if it fails."""
+def _output(command: list[str]) -> list[str]:
+    """Return a command's output, split at its commas; nothing if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

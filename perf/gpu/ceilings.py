@@ -1,4 +1,4 @@
-"""What the device can do: a copy, a read, a bf16 matrix product. Every other figure is held against these.
+"""Ceilings of the device: a copy, a read, a bf16 matrix product. Every other figure is compared with these.
 
 python perf/gpu/ceilings.py [--out FILE.jsonl]
 """
@@ -13,21 +13,21 @@ _SETS = 4
 
 
 def copy(bench: Bench) -> tuple[Timing, float]:
-    """A copy within the device; bytes per second, read and written."""
+    """Copy within the device; returns bytes per second, read and written."""
     sources, targets = _buffers(bench), _buffers(bench)
     timing = per_call(lambda i: targets[i].copy_(sources[i]), _SETS, bench.device)
     return timing, 2 * sources[0].nbytes / timing.median
 
 
 def read(bench: Bench) -> tuple[Timing, float]:
-    """The largest of many numbers: nothing is written."""
+    """Take the largest of many numbers, so that nothing is written."""
     sources = [buffer.view(torch.float32) for buffer in _buffers(bench)]
     timing = per_call(lambda i: sources[i].amax(), _SETS, bench.device)
     return timing, sources[0].nbytes / timing.median
 
 
 def product(bench: Bench) -> tuple[Timing, float]:
-    """A square product of bfloat16 matrices of random numbers; operations per second."""
+    """Multiply square bfloat16 matrices of random numbers; returns operations per second."""
     size = 64 if bench.toy else 8192
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
@@ -36,10 +36,10 @@ def product(bench: Bench) -> tuple[Timing, float]:
 
 
 def _buffers(bench: Bench) -> list[torch.Tensor]:
-    """Buffers far larger than any cache, of random numbers."""
+    """Return buffers of random numbers, much larger than any cache."""
     number = 2**12 if bench.toy else 2**28
-    made = torch.rand(number, device=bench.device, generator=bench.generator)
-    return [made, *(made.clone() for _ in range(_SETS - 1))]
+    result = torch.rand(number, device=bench.device, generator=bench.generator)
+    return [result, *(result.clone() for _ in range(_SETS - 1))]
 
 
 def main() -> None:

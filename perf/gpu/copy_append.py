@@ -1,4 +1,4 @@
-"""The scheme that Ada-KV's users know, built anew from its description, as what to compare with.
+"""The scheme that Ada-KV's users know, built from its description, as what to compare with.
 
 Per layer and step it makes new flat tensors, one token of every head longer, copies all old rows and writes the new
 ones, for keys and values in one launch each; then flash-attention reads the packed rows, every head a sequence.
@@ -43,14 +43,14 @@ if triton is not None:
 
 
 def described(old_RD: Tensor, new_SD: Tensor, packed_S1: Tensor, longest: int) -> Tensor:
-    """[R + S, D]: every segment with its new row behind it."""
+    """Return every segment with its new row after it: [R + S, D]."""
     out, (segments, dim) = _longer(old_RD, new_SD), new_SD.shape
     _copy[(segments, 1024)](old_RD, new_SD, out, packed_S1, dim, 128, num_warps=4)
     return out
 
 
 def wide(old_RD: Tensor, new_SD: Tensor, packed_S1: Tensor, longest: int) -> Tensor:
-    """The same with 16-byte accesses."""
+    """Copy with 16-byte accesses."""
     out, (segments, dim) = _longer(old_RD, new_SD), new_SD.shape
     blocks = max(1, min(1024, -(-longest * dim // 4096)))
     _copy[(segments, blocks)](old_RD, new_SD, out, packed_S1, dim, 4096, num_warps=8)
@@ -58,7 +58,7 @@ def wide(old_RD: Tensor, new_SD: Tensor, packed_S1: Tensor, longest: int) -> Ten
 
 
 def by_torch(old_RD: Tensor, new_SD: Tensor, packed_S1: Tensor, longest: int) -> Tensor:
-    """The same in plain torch: what a dry run uses, and what the kernels are checked against."""
+    """Copy in plain torch; a dry run uses it, and the kernels are checked against it."""
     segments = len(new_SD)
     shift_S = torch.arange(segments, device=old_RD.device)
     out, count_S = _longer(old_RD, new_SD), packed_S1.diff()
@@ -69,14 +69,14 @@ def by_torch(old_RD: Tensor, new_SD: Tensor, packed_S1: Tensor, longest: int) ->
 
 
 def copies(device: torch.device) -> dict[str, Copy]:
-    """The ways to copy that there are on a device, by name."""
+    """Return the ways to copy on a device, by name."""
     if device.type != "cuda":
         return {"described": by_torch}
     return {} if triton is None else {"described": described, "wide": wide}
 
 
 def scheme(layer: Layer, copy: Copy) -> Attend:
-    """A decode step of a layer: both copies, the new boundaries, attention. The sets' rows are taken as packed."""
+    """Run a decode step of a layer: both copies, the new boundaries, attention. The sets' rows count as packed."""
     attention, _ = varlen(layer.device)
     q_SGD, first_S1, tokens = flat_queries(layer), one_each(layer), layer.tokens
     k_SD, v_SD = (x.reshape(-1, layer.shape.dim) for x in (layer.k_BUTD, layer.v_BUTD))

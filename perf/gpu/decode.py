@@ -26,7 +26,7 @@ _MOST_BYTES = 40e9  # of the rotating buffers of a case
 
 
 def cases(toy: bool) -> Iterator[tuple[Shape, str]]:
-    """What is measured, the most telling first."""
+    """Yield the cases, the most telling first."""
     if toy:
         yield from ((Shape(1, 24, heads=4, kv_heads=2, dim=64), kind) for kind in ("equal", "one_long"))
         return
@@ -38,7 +38,7 @@ def cases(toy: bool) -> Iterator[tuple[Shape, str]]:
 
 
 def ours(layer: Layer) -> rivals.Attend:
-    """`ragged_decode`: attention to what is there."""
+    """Run `ragged_decode`: attention to the tokens in the cache."""
     out_BHTD = torch.full_like(layer.q_BHTD, torch.nan)
 
     def work(i: int) -> Tensor:
@@ -53,7 +53,7 @@ def ours(layer: Layer) -> rivals.Attend:
 
 
 def fused(layer: Layer) -> rivals.Attend:
-    """`ragged_append_decode`: a whole step, the new token written and attended to."""
+    """Run `ragged_append_decode`: a whole step, which writes the new token and attends to it."""
     out_BHTD = torch.full_like(layer.q_BHTD, torch.nan)
 
     def work(i: int) -> Tensor:
@@ -67,7 +67,7 @@ def fused(layer: Layer) -> rivals.Attend:
 
 
 def contenders(device: torch.device) -> dict[str, Callable[[Layer], rivals.Attend]]:
-    """Who attends, by name."""
+    """Return the ways to attend, by name."""
     schemes = {f"adakv_{name}": partial(copy_append.scheme, copy=copy) for name, copy in _copies(device).items()}
     return {
         "ours": ours,
@@ -100,7 +100,7 @@ def measure(layer: Layer, name: str, make: Callable[[Layer], rivals.Attend]) -> 
 
 
 def check(layer: Layer, name: str, work: rivals.Attend) -> dict[str, Any]:
-    """‖out - exact‖ / ‖exact‖ over some segments of set 0, and whether three runs are equal."""
+    """Return ‖out - exact‖ / ‖exact‖ over some segments of set 0, and True if three runs are equal."""
     if name == "sdpa_padded":  # has buffers of its own
         return {}
     outs = []
@@ -116,7 +116,7 @@ def check(layer: Layer, name: str, work: rivals.Attend) -> dict[str, Any]:
 
 
 def _exact(layer: Layer, name: str, segment: int) -> Tensor:
-    """One segment's attention in double precision, of the rows that the contender reads."""
+    """Return one segment's attention in double precision, over the rows that the contender reads."""
     starts = layer.packed_S1 if name.startswith("adakv") else layer.start_S1
     live = slice(int(starts[segment]), int(starts[segment]) + layer.length[segment])
     k_LD, v_LD = layer.k_CRD[0][live], layer.v_CRD[0][live]
@@ -143,10 +143,10 @@ def main() -> None:
             layer = Layer(shape, lengths(kind, shape), sets, bench.device, generator=bench.generator)
             about |= {"longest": layer.longest, "nbytes": layer.nbytes, "sets": sets, "rounds": rounds_of(sets)}
             for name, make in contenders(bench.device).items():
-                made = measure(layer, name, make)
-                share = {"of_copy": 1e12 * made["tb_s"] / bandwidth} if "tb_s" in made else {}
+                result = measure(layer, name, make)
+                share = {"of_copy": 1e12 * result["tb_s"] / bandwidth} if "tb_s" in result else {}
                 where = {"from": flash} if name == "torch_fa" else {}
-                bench.record(what="layer", **about, contender=name, **made, **share, **where)
+                bench.record(what="layer", **about, contender=name, **result, **share, **where)
                 bench.clean()
             del layer
             bench.clean()

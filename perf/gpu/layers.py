@@ -43,7 +43,7 @@ class Shape:
 
 
 def lengths(kind: str, shape: Shape, seed: int = 0) -> list[int]:
-    """Tokens of every segment. Their sum is that of `equal` for every kind, so that the work is the same.
+    """Return the tokens of every segment. Their sum is that of `equal` for every kind, so the work is the same.
 
     equal; adakv: a fifth for every head, the rest of a row's budget by exponential weights among its heads;
     pareto: over all segments, exponent 1.2; one_long: one segment has 16 times the mean, or 3/4 of the total if less.
@@ -64,9 +64,9 @@ def lengths(kind: str, shape: Shape, seed: int = 0) -> list[int]:
         weight[number // 3] = long
     else:
         raise ValueError(f"lengths {kind}: choose one of {', '.join(LENGTHS)}")
-    made = (weight.double() * total).floor().clamp_min(1).long()
-    made[int(made.argmax())] += total - int(made.sum())
-    return [int(length) for length in made]
+    result = (weight.double() * total).floor().clamp_min(1).long()
+    result[int(result.argmax())] += total - int(result.sum())
+    return [int(length) for length in result]
 
 
 @dataclass
@@ -117,17 +117,17 @@ class Layer:
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self.generator)
 
     def set_back(self) -> None:
-        """The lengths as before all appends: one copy on the device."""
+        """Restore the lengths before all appends, by one copy on the device."""
         self.length_CS.copy_(self._length_CS)
 
 
 def exact(q_GD: Tensor, k_LD: Tensor, v_LD: Tensor, scaling: float) -> Tensor:
-    """Attention of one segment in double precision: [G, D]."""
+    """Return one segment's attention in double precision: [G, D]."""
     weight_GL = (q_GD.double() @ k_LD.double().T * scaling).softmax(-1)
     return weight_GL @ v_LD.double()
 
 
 def sample(length: list[int]) -> list[int]:
-    """Some segments to compare: the longest, the shortest, the first and the last."""
+    """Return some segments to compare: the longest, the shortest, the first and the last."""
     by_length = sorted(range(len(length)), key=lambda s: length[s])
     return sorted({by_length[0], by_length[-1], 0, len(length) - 1})

@@ -24,7 +24,7 @@ _FA3_ARGUMENTS = (
 
 
 def varlen(device: torch.device) -> tuple[flash.Varlen, str]:
-    """The flash-attention that the backend of this name uses, and where it is from; on a CPU a stand-in.
+    """Return the flash-attention that the backend of this name uses, and its origin; on a CPU a stand-in.
 
     Raises:
         ValueError: there is none.
@@ -33,7 +33,7 @@ def varlen(device: torch.device) -> tuple[flash.Varlen, str]:
 
 
 def flash_in_place(layer: Layer) -> Attend:
-    """The arena where it lies: every segment is a sequence, live lengths from the device."""
+    """Attend to the arena in place: every segment is a sequence, with live lengths from the device."""
     attention, _ = varlen(layer.device)
     q_SGD, first_S1 = flat_queries(layer), one_each(layer)
 
@@ -46,7 +46,7 @@ def flash_in_place(layer: Layer) -> Attend:
 
 
 def fa3_in_place(layer: Layer) -> Attend:
-    """flash-attention 3 by the package fa3-fwd, its op called directly.
+    """Attend by flash-attention 3 of the package fa3-fwd, calling its op directly.
 
     Raises:
         ValueError: the package is not there, cannot be loaded, or its op is another than expected.
@@ -79,7 +79,7 @@ def fa3_in_place(layer: Layer) -> Attend:
 
 
 def check_fa3(schema: torch._C.FunctionSchema) -> None:
-    """Raises ValueError where the op does not take what `fa3_in_place` gives, or asks for more."""
+    """Check that the op takes the arguments of `fa3_in_place` and needs no others. Raises ValueError."""
     arguments = {argument.name: argument for argument in schema.arguments}
     lacks = [name for name in _FA3_ARGUMENTS if name not in arguments]
     wants = [name for name, a in arguments.items() if name not in _FA3_ARGUMENTS and not a.has_default_value()]
@@ -88,7 +88,7 @@ def check_fa3(schema: torch._C.FunctionSchema) -> None:
 
 
 def padded_sdpa(layer: Layer, most_bytes: float = 40e9) -> Attend:
-    """Segments padded to the longest and a mask over what is not alive, as batches are padded commonly.
+    """Attend to segments padded to the longest, with a mask over slots that are not live.
 
     Raises:
         ValueError: the padded buffers would take more than `most_bytes`.
@@ -112,13 +112,13 @@ def padded_sdpa(layer: Layer, most_bytes: float = 40e9) -> Attend:
 
 
 def flat_queries(layer: Layer) -> Tensor:
-    """[S, G, D], every segment a sequence of one token."""
+    """Return the queries of segments as sequences of one token: [S, G, D]."""
     shape = layer.shape
     return layer.q_BHTD.reshape(shape.segments, shape.group, shape.dim)
 
 
 def one_each(layer: Layer) -> Tensor:
-    """The boundaries of sequences of one token each: [S1]."""
+    """Return the boundaries of sequences of one token each: [S1]."""
     return torch.arange(layer.shape.segments + 1, dtype=torch.int32, device=layer.device)
 
 
@@ -126,7 +126,7 @@ def _stand_in(
     q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
     scaling: float,
 ) -> Tensor:  # fmt: skip
-    """What varlen attention computes, for one token of each sequence."""
+    """Compute varlen attention in torch, for one token of each sequence."""
     assert most == (1, most[1]) and int(used_S.max()) <= most[1]
     outs = []
     for q_GD, start, length in zip(q, starts[1].tolist(), used_S.tolist(), strict=False):

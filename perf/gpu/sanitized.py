@@ -1,4 +1,4 @@
-"""A few small cases of every op, for compute-sanitizer to watch; or, with `plant`, a read behind a buffer's end.
+"""A few small cases of every op, for compute-sanitizer to watch; or, with `plant`, a read beyond a buffer's end.
 
     compute-sanitizer --tool memcheck python perf/gpu/sanitized.py
 
@@ -30,7 +30,7 @@ def cases(toy: bool) -> Iterator[parity.Case]:
 
 
 def planted(bench: Bench) -> None:
-    """Attention to more slots than the buffers have."""
+    """Attend to more slots than the buffers have."""
     layer = Layer(Shape(1, 40, heads=8, kv_heads=2), [40, 40], 1, bench.device)
     layer.length_CS += 4096
     out_BHTD = torch.empty_like(layer.q_BHTD)

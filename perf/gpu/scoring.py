@@ -1,10 +1,10 @@
-"""What compressing a prompt costs per layer: scores of the window, the choice, the move, against the prefill itself.
+"""Cost of compressing a prompt per layer: scores of the window, selection, moving, against the prefill itself.
 
     python perf/gpu/scoring.py [--out FILE.jsonl]
 
-Beside it the causal attention of the same prompt (the faster of torch's own and cuDNN's), the matrix products of such
-a layer, and the common formulation in eager torch (keys repeated, logits held, a loop over heads). The shape is that
-of Llama-3.1-8B. Suffixes: H query heads, U KV heads, G = H / U, T tokens, W window, N = T - W, S1 = U + 1, D.
+It is compared with the causal attention of the same prompt (the faster of torch's own and cuDNN's), the matrix products
+of such a layer, and the common formulation in eager torch (keys repeated, logits held, a loop over heads). The shape is
+that of Llama-3.1-8B. Suffixes: H query heads, U KV heads, G = H / U, T tokens, W window, N = T - W, S1 = U + 1, D.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Prompt:
         return keep_UN, count_U
 
     def compact(self, i: int, keep_UN: Tensor, count_U: Tensor) -> Tensor:
-        """Kept tokens and the window to where they stay; where each head begins: [S1]."""
+        """Move kept tokens and the window to the arena; returns where each head begins: [S1]."""
         shape = self.shape
         end_U = (count_U + shape.window + 8).cumsum(0, dtype=torch.int32)
         start_S1 = torch.cat([self.first, end_U])
@@ -82,17 +82,17 @@ class Prompt:
         return start_S1
 
     def compress(self, i: int) -> Tensor:
-        """All of it, without waiting for the device once."""
+        """Run the whole compression without waiting for the device."""
         return self.compact(i, *self.select(self.score(i)))
 
     def lse(self, i: int) -> Tensor:
-        """What the prefill's attention knows of the window: [H, W], float32."""
+        """Return the window's log-sum-exp, which the prefill's attention knows: [H, W], float32."""
         logits_HWT = _window_logits(self.q_HWD.float(), self.k_UTD[i].float(), self.scaling)
         return logits_HWT.logsumexp(-1).contiguous()
 
 
 def _window_logits(q_HWD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
-    """[H, W, T], causal inside the window; keys repeated for the heads of a group."""
+    """Return logits [H, W, T], causal inside the window; keys are repeated for the heads of a group."""
     window, tokens = q_HWD.shape[1], k_UTD.shape[1]
     k_HTD = k_UTD.repeat_interleave(len(q_HWD) // len(k_UTD), 0)
     hidden_WT = torch.ones(window, tokens, dtype=torch.bool, device=q_HWD.device).triu(tokens - window + 1)
@@ -100,7 +100,7 @@ def _window_logits(q_HWD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
 
 
 def eager_scores(q_HWD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
-    """The common formulation; in double precision where the inputs are: [U, N]."""
+    """Score in the common formulation, in double precision if the inputs are: [U, N]."""
     past, wide = k_UTD.shape[1] - q_HWD.shape[1], torch.promote_types(q_HWD.dtype, torch.float32)
     weight_HWN = _window_logits(q_HWD, k_UTD, scaling).softmax(-1, dtype=wide).to(q_HWD.dtype)[..., :past]
     score_UN = weight_HWN.mean(1).unflatten(0, (len(k_UTD), -1)).mean(1)
@@ -108,16 +108,16 @@ def eager_scores(q_HWD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
 
 
 def eager(prompt: Prompt, i: int) -> tuple[Tensor, Tensor]:
-    """Scores, a choice over the layer and a loop over heads, which wait for the device."""
+    """Score, select over the layer and loop over heads, which waits for the device."""
     shape, k_UTD, v_UTD = prompt.shape, prompt.k_UTD[i], prompt.v_UTD[i]
     score_UN = eager_scores(prompt.q_HWD, k_UTD, prompt.scaling)
     past = score_UN.shape[1]
     chosen = score_UN.flatten().topk(shape.total).indices
     keys, values = [], []
     for head in range(shape.kv_heads):
-        mine = (chosen[chosen // past == head] % past).sort().values
-        keys += [k_UTD[head, mine], k_UTD[head, past:]]
-        values += [v_UTD[head, mine], v_UTD[head, past:]]
+        ours = (chosen[chosen // past == head] % past).sort().values
+        keys += [k_UTD[head, ours], k_UTD[head, past:]]
+        values += [v_UTD[head, ours], v_UTD[head, past:]]
     return torch.cat(keys), torch.cat(values)
 
 
@@ -140,10 +140,10 @@ def waited(work: Callable[[int], object], sets: int, device: torch.device) -> Ti
 
 
 def attention(prompt: Prompt) -> dict[str, Timing]:
-    """Causal attention of the whole prompt, by each library that can."""
+    """Return the ways to compute causal attention of the whole prompt, one for each library that can."""
     q, k, v = (x[None] for x in (prompt.q_HTD, prompt.k_UTD[0], prompt.v_UTD[0]))
     libraries = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    found = {}
+    matches = {}
     for name, library in libraries.items():
 
         def work(_: int) -> Tensor:
@@ -151,14 +151,14 @@ def attention(prompt: Prompt) -> dict[str, Timing]:
 
         try:
             with sdpa_kernel([library]):
-                found[name] = per_call(work, 1, prompt.bench.device, rounds=1)
+                matches[name] = per_call(work, 1, prompt.bench.device, rounds=1)
         except RuntimeError:  # not on this device
             continue
-    return found
+    return matches
 
 
 def products(prompt: Prompt) -> Timing:
-    """The matrix products of one layer over the whole prompt."""
+    """Multiply the matrices of one layer over the whole prompt."""
     shape, (wide, deep) = prompt.shape, (prompt.shape.hidden, prompt.shape.intermediate)
     both = shape.heads * shape.dim + 2 * shape.kv_heads * shape.dim
     weights = [prompt.normal(*sizes) for sizes in ((wide, both), (wide, wide), (wide, 2 * deep), (deep, wide))]
@@ -167,7 +167,7 @@ def products(prompt: Prompt) -> Timing:
 
 
 def check(prompt: Prompt) -> dict[str, object]:
-    """Scores against double precision (KV head 0), the choice and the move against torch, three runs equal."""
+    """Compare scores with double precision (KV head 0), selection and moving with torch, and three runs."""
     shape, (k_UTD, v_UTD) = prompt.shape, (prompt.k_UTD[0], prompt.v_UTD[0])
     scores = [prompt.score(0) for _ in range(3)]
     group = shape.heads // shape.kv_heads
@@ -192,7 +192,7 @@ def check(prompt: Prompt) -> dict[str, object]:
 
 
 def parts(prompt: Prompt) -> dict[str, Callable[[int], object]]:
-    """What is timed, by name: all of it, and its parts."""
+    """Return what is timed, by name: the whole, and its parts."""
     lse_HW, score_UN = prompt.lse(0), prompt.score(0)
     keep_UN, count_U = prompt.select(score_UN)
     return {

@@ -51,7 +51,7 @@ class Case:
 
 
 def cases(toy: bool) -> list[Case]:
-    """The most telling first; a budget's full cache is measured beside it."""
+    """Yield the cases, the most telling first; a budget's full cache is measured next to it."""
     if toy:
         return [Case(2, 96, None), Case(2, 96, 24)]
     long = 32768
@@ -60,7 +60,7 @@ def cases(toy: bool) -> list[Case]:
 
 
 def fill(cache: KVCache, case: Case, model: Any, bench: Bench) -> None:
-    """Random keys and values, as if prompts had been compressed."""
+    """Fill a cache with random keys and values, as if prompts had been compressed."""
     config = model.config.get_text_config()
     heads, dim = config.num_key_value_heads, config.head_dim
     mean = case.context if case.budget is None else case.budget
@@ -90,7 +90,7 @@ class Decoding:
         return last_logits(self._model, ids_B1, position_B1, attention)
 
     def step(self, forward: graph.Forward) -> float:
-        """One token for every row; seconds."""
+        """Decode one token for every row; returns seconds."""
         begun = now(self._device)
         ids_B1 = torch.tensor([[token] for token in self._tokens], device=self._device)
         position_B1 = torch.full_like(ids_B1, self.seen)
@@ -101,7 +101,7 @@ class Decoding:
 
 
 def timed(decoding: Decoding, forward: graph.Forward, steps: int) -> dict[str, float]:
-    """Median, 10th and 90th percentile of some steps, after a few that do not count."""
+    """Return median, 10th and 90th percentile of some steps, after a few that do not count."""
     for _ in range(_WARM):
         decoding.step(forward)
     took = sorted(decoding.step(forward) for _ in range(steps))
@@ -125,15 +125,15 @@ def measure(model: Any, case: Case, bench: Bench, bandwidth: float, record: Call
         with kvbench_attention(model):
             decoding.step(forward)  # brings the rows together, which takes memory for a moment
             _reset_peak(bench)
-            made = timed(decoding, forward, 4 if bench.toy else _EAGER if mode == "eager" else _GRAPHED)
+            result = timed(decoding, forward, 4 if bench.toy else _EAGER if mode == "eager" else _GRAPHED)
         grown = (decoding.seen - case.context) * kept // (case.context if case.budget is None else case.budget)
         record(
             mode=mode,
             kernel=cache.kernel,
-            **made,
-            tokens_s=case.batch / made["tpot_s"],
+            **result,
+            tokens_s=case.batch / result["tpot_s"],
             roofline_s=(read + grown) / bandwidth,
-            times_roofline=made["tpot_s"] * bandwidth / (read + grown),
+            times_roofline=result["tpot_s"] * bandwidth / (read + grown),
             replayed=getattr(forward, "replayed", 0),
             kept_bytes=kept,
             cache_bytes=cache.bytes(),

@@ -36,7 +36,7 @@ _writing = threading.Lock()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 if all steps went well, 1 if not, 2 where nothing can run, 130 if interrupted."""
+    """Run the suite; returns 0 if all steps went well, 1 if not, 2 if nothing can run, 130 if interrupted."""
     arguments = _arguments(argv)
     try:
         if arguments.prepare:
@@ -91,16 +91,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _need_gpu() -> None:
-    """Raises ValueError where torch finds no GPU."""
+    """Check that torch finds a GPU. Raises ValueError."""
     done = subprocess.run([sys.executable, "-c", _ASKED], capture_output=True, text=True)
-    said = done.stdout.split()
+    printed = done.stdout.split()
     if done.returncode:
-        found = "this Python has no torch"
-    elif said[-1] != "True":
-        found = f"torch {said[0]} finds none here"
+        matches = "this Python has no torch"
+    elif printed[-1] != "True":
+        matches = f"torch {printed[0]} finds none here"
     else:
         return
-    raise ValueError(f"needs an NVIDIA GPU and a torch built for it; {found}. --dry-run goes through it on the CPU")
+    raise ValueError(f"needs an NVIDIA GPU and a torch built for it; {matches}. --dry-run goes through it on the CPU")
 
 
 def _chosen(all_steps: Sequence[Step], only: str | None) -> list[Step]:
@@ -131,8 +131,8 @@ class Suite:
             print(f"this Python lacks {', '.join(lacks)}: some steps will fail; see --prepare and --wheels", flush=True)
 
     def run(self, chosen: Sequence[Step], at_once: bool) -> bool:
-        """All steps; at the end the table. True if all that could run went well."""
-        groups = [list(same) for _, same in groupby(chosen, key=lambda s: s.name if not s.beside else "")]
+        """Run all steps and print the table; returns True if all that could run went well."""
+        groups = [list(same) for _, same in groupby(chosen, key=lambda s: s.name if not s.parallel else "")]
         if at_once:  # nothing is timed: as many as there are processors
             groups = [list(chosen)]
         good = True
@@ -201,13 +201,13 @@ class Suite:
             _kill(process)
 
     def _shown(self, text: str) -> str:
-        """Without this machine's folders: as it would be said from the checkout."""
+        """Return a text without this machine's folders, as if it was written from the checkout."""
         return text.replace(sys.executable, "python").replace(str(self._out), "OUT").replace(f"{ROOT}/", "")
 
     def _tell(self, step: Step, status: str, seconds: float, about: dict[str, Any]) -> str:
         self._append({"step": step.name, "status": status, "seconds": round(seconds, 1), **about})
-        said = about.get("lacks") or (about.get("output", "").strip().splitlines() or [""])[-1][:150]
-        print(f"{step.name:10} {status:8} {seconds:6.1f} s  {said}", flush=True)
+        printed = about.get("lacks") or (about.get("output", "").strip().splitlines() or [""])[-1][:150]
+        print(f"{step.name:10} {status:8} {seconds:6.1f} s  {printed}", flush=True)
         return status
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class Suite:
             file.write(json.dumps(record) + "\n")
 
     def _take_profile(self) -> None:
-        """The cells that a profile has written, as records."""
+        """Return the cells that a profile has written, as records."""
         known = {r["id"] for r in self._read() if r.get("bench") == "profile"}
         for file in sorted(self._out.glob("profile/*/cells.jsonl")):
             for line in file.read_text().splitlines():
@@ -229,19 +229,19 @@ class Suite:
         return [record for record in map(_loaded, self._records.read_text().splitlines()) if record]
 
     def _summarize(self) -> None:
-        """gpu_suite.json: all records, what they share once, and the table; replaced as a whole."""
+        """Write gpu_suite.json as a whole: all records, what they share once, and the table."""
         records = self._read()
         shared: dict[str, Any] = next((record["about"] for record in records if "about" in record), {})
         lines = [vars(line) for line in suite_targets.lines(records)]
         plain = [{key: value for key, value in record.items() if key != "about"} for record in records]
-        made = {"about": shared | {"command": self._shown(shlex.join(sys.argv))}, "shows": lines, "records": plain}
+        result = {"about": shared | {"command": self._shown(shlex.join(sys.argv))}, "shows": lines, "records": plain}
         new = self._out / "gpu_suite.json.new"
-        new.write_text(json.dumps(made, indent=1) + "\n")
+        new.write_text(json.dumps(result, indent=1) + "\n")
         new.replace(self._out / "gpu_suite.json")
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:
-    """A step and all that it has started."""
+    """End a step and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -253,9 +253,9 @@ def _terminated(*_: object) -> None:
 
 
 def _loaded(line: str) -> dict[str, Any] | None:
-    """A record; None for a line that was cut off."""
+    """Return a line's record; None for a line that was cut off."""
     try:
-        made: dict[str, Any] = json.loads(line)
+        result: dict[str, Any] = json.loads(line)
     except ValueError:
         return None
-    return made
+    return result

@@ -1,6 +1,6 @@
 """The suite's steps: what each runs, how long it may take, and how its output is read. Needs the standard library only.
 
-Steps marked `beside` run at the same time as their neighbours that are: they check and time nothing.
+Neighbouring steps marked `parallel` run at the same time: they check, and time nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Step:
     Attributes:
         share: seconds it may take, of the 540 of a whole run; what others leave over is added.
         command: the program and its arguments; None if a tool is missing.
-        read: what a record says beside the exit status, from all that was printed.
+        read: reads further fields of the record from the step's output.
         good: whether it went well, from the exit status and `read`'s answer.
     """
 
     name: str
     share: float
     command: Sequence[str] | None
-    beside: bool = False
+    parallel: bool = False
     env: dict[str, str] = field(default_factory=dict)
     read: Callable[[str], dict[str, Any]] = lambda _: {}
     good: Callable[[int, dict[str, Any]], bool] = lambda code, _: code == 0
@@ -42,7 +42,7 @@ class Step:
 
 
 def steps(out: Path, records: Path, toy: bool) -> list[Step]:
-    """All steps, in order. Benchmarks append to `records`; {seconds} in a command is the time it is given."""
+    """Return all steps, in order. Benchmarks append to `records`; {seconds} in a command is the time it has."""
 
     def bench(name: str, *more: str) -> list[str]:
         common = ["--out", str(records), "--seconds", "{seconds}", *(["--toy"] if toy else [])]
@@ -50,8 +50,8 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
 
     return [
         Step("build", 90, bench("compiled")),
-        Step("check", 80, _check(toy), beside=True, read=_cases),
-        Step("tests", 80, _tests(toy), beside=True, read=_tested, good=_passed(toy)),
+        Step("check", 80, _check(toy), parallel=True, read=_cases),
+        Step("tests", 80, _tests(toy), parallel=True, read=_tested, good=_passed(toy)),
         *(_sanitizer(tool, toy) for tool in SANITIZERS),
         _control(toy),
         Step("ceilings", 25, bench("ceilings")),
@@ -70,22 +70,22 @@ def _check(toy: bool) -> list[str]:
 
 
 def _cases(output: str) -> dict[str, Any]:
-    found = re.search(r"(\d+) of (\d+) cases ok", output)
-    return {"passed": int(found[1]), "of": int(found[2])} if found else {}
+    matches = re.search(r"(\d+) of (\d+) cases ok", output)
+    return {"passed": int(matches[1]), "of": int(matches[2])} if matches else {}
 
 
 def _tests(toy: bool) -> list[str]:
-    """The tests that need a GPU; other files may want packages that are not there."""
-    marked = [file for file in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in file.read_text("utf-8")]
+    """Return the command for the tests that need a GPU; other test files may need packages that are not installed."""
+    marked = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in file.read_text("utf-8")]
     files = [str(file.relative_to(ROOT)) for file in marked if not toy or file.stem == "test_kernels_ops"]
     few = ["--collect-only"] if toy else []
     return [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", *few, *files]
 
 
 def _tested(output: str) -> dict[str, Any]:
-    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)\b", output)}
-    left_out = re.search(r"no CUDA device: (\d+) tests", output)
-    return found | ({"not_collected": int(left_out[1])} if left_out else {})
+    matches = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)\b", output)}
+    left_out = re.search(r"(\d+) tests cannot run here", output)
+    return matches | ({"not_collected": int(left_out[1])} if left_out else {})
 
 
 def _passed(toy: bool) -> Callable[[int, dict[str, Any]], bool]:
@@ -95,18 +95,18 @@ def _passed(toy: bool) -> Callable[[int, dict[str, Any]], bool]:
 
 
 def _sanitizer(tool: str, toy: bool) -> Step:
-    """The cases under one of compute-sanitizer's tools; a dry run goes through them without it, once."""
+    """Return the step with the cases under one of compute-sanitizer's tools; a dry run runs them once without it."""
     program = [sys.executable, str(HERE / "sanitized.py")]
     if toy:
         command = [*program, "--toy"] if tool == "memcheck" else None
-        return Step(tool, 80, command, beside=True, read=_ran, lacks="the same as memcheck in a dry run")
+        return Step(tool, 80, command, parallel=True, read=_ran, lacks="the same as memcheck in a dry run")
     return Step(
-        tool, 80, _under(tool, program), beside=True, env=_no_cache(), read=_ran, good=_clean, lacks=_NO_SANITIZER
+        tool, 80, _under(tool, program), parallel=True, env=_no_cache(), read=_ran, good=_clean, lacks=_NO_SANITIZER
     )
 
 
 def _control(toy: bool) -> Step:
-    """The planted fault: the sanitizer has to find it, else its silence means nothing."""
+    """Return the step with a planted fault: the sanitizer must find it, or its silence means nothing."""
     program = [sys.executable, str(HERE / "sanitized.py"), "plant"]
     command = None if toy else _under("memcheck", program)
     lacks = "a fault would end the dry run" if toy else _NO_SANITIZER
@@ -114,7 +114,7 @@ def _control(toy: bool) -> Step:
     def good(_: int, read: dict[str, Any]) -> bool:
         return read.get("found", 0) > 0
 
-    return Step("control", 80, command, beside=True, env=_no_cache(), read=_ran, good=good, lacks=lacks)
+    return Step("control", 80, command, parallel=True, env=_no_cache(), read=_ran, good=good, lacks=lacks)
 
 
 _NO_SANITIZER = "compute-sanitizer is not there"
@@ -130,13 +130,13 @@ def _under(tool: str, program: Sequence[str]) -> list[str] | None:
 
 
 def _no_cache() -> dict[str, str]:
-    """Each tensor an allocation of its own, so that a read beside it is seen."""
+    """Return settings that allocate each tensor separately, so that a read out of its bounds is seen."""
     return {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def _ran(output: str) -> dict[str, Any]:
-    found, ran = _FOUND.findall(output), re.search(r"(\d+) cases ran", output)
-    return ({"found": sum(map(int, found))} if found else {}) | ({"cases": int(ran[1])} if ran else {})
+    matches, ran = _FOUND.findall(output), re.search(r"(\d+) cases ran", output)
+    return ({"found": sum(map(int, matches))} if matches else {}) | ({"cases": int(ran[1])} if ran else {})
 
 
 def _clean(code: int, read: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
-"""What the kernels have to show, read off a suite's records: a line each with target, measured, verdict.
+"""Targets of the kernels, compared with a suite's records: a line each with target, measured value and verdict.
 
 Needs the standard library only. Ratios are of figures of one run on one device; "worst" is over the cases of at least
-128 MB of keys and values per layer, where a line names no shape, and the worst of all cases stands beside it.
+128 MB of keys and values per layer, where a line names no shape; the worst of all cases is next to it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Line:
 
 
 def lines(records: Sequence[Record]) -> list[Line]:
-    """All targets, in order. Nothing holds because of figures from a dry run."""
-    made = [*_decode(records), *_append(records), *_scoring(records), *_steps(records), *_sound(records)]
+    """Return all targets, in order. No target is met by figures of a dry run."""
+    result = [*_decode(records), *_append(records), *_scoring(records), *_steps(records), *_sound(records)]
     if not any(record.get("about", {}).get("toy") for record in records):
-        return made
-    return [line if line.verdict == UNKNOWN else replace(line, verdict=DRY) for line in made]
+        return result
+    return [line if line.verdict == UNKNOWN else replace(line, verdict=DRY) for line in result]
 
 
-def table(found: Sequence[Line]) -> str:
-    """The lines as text, in columns."""
-    rows = [("what", "target", "measured", ""), *((x.what, x.target, x.measured, x.verdict) for x in found)]
+def table(matches: Sequence[Line]) -> str:
+    """Return the lines as text, in columns."""
+    rows = [("what", "target", "measured", ""), *((x.what, x.target, x.measured, x.verdict) for x in matches)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
@@ -46,7 +46,7 @@ def _decode(records: Sequence[Record]) -> Iterable[Line]:
     large = {_point(r) for r in layers if r["nbytes"] >= LARGE}
 
     def ratios(over: str, under: str, kinds: Callable[[str], bool]) -> dict[str, tuple[float, bool]]:
-        """Title of a case → time of one contender over that of another, and whether the case is large."""
+        """Return title of a case → time of one contender over that of another, and True if the case is large."""
         return {
             _title(point, kind): (us / time[point, kind, under], point in large)
             for (point, kind, name), us in time.items()
@@ -115,9 +115,9 @@ def _append(records: Sequence[Record]) -> Iterable[Line]:
 
 
 def _scoring(records: Sequence[Record]) -> Iterable[Line]:
-    mine = [r for r in records if r.get("bench") == "scoring" and r.get("tokens") == 32768 and "us" in r]
-    parts = {r["part"]: r["us"] for r in mine if r["part"] != "attention"}
-    attention = [r["us"] for r in mine if r["part"] == "attention"]
+    own = [r for r in records if r.get("bench") == "scoring" and r.get("tokens") == 32768 and "us" in r]
+    parts = {r["part"]: r["us"] for r in own if r["part"] != "attention"}
+    attention = [r["us"] for r in own if r["part"] == "attention"]
     what, target = "score, select, move at 32k, of the prefill", "<= 1 %"
     yield _whole_prefill(records)
     if "compress" not in parts or not attention or "products" not in parts:
@@ -125,12 +125,12 @@ def _scoring(records: Sequence[Record]) -> Iterable[Line]:
         return
     layer = min(attention) + parts["products"]
     share, alone = parts["compress"] / layer, parts["compress"] / min(attention)
-    beside = f"; eager {parts['eager'] / parts['compress']:.1f}x as long" if "eager" in parts else ""
-    yield _line(what, target, f"{share:.2%} (of attention alone {alone:.2%}{beside})", share <= 0.01)
+    eager = f"; eager {parts['eager'] / parts['compress']:.1f}x as long" if "eager" in parts else ""
+    yield _line(what, target, f"{share:.2%} (of attention alone {alone:.2%}{eager})", share <= 0.01)
 
 
 def _whole_prefill(records: Sequence[Record]) -> Line:
-    """What a real prefill of the whole model says."""
+    """Return the line about a real prefill of the whole model."""
     what, target = "compressing at 32k, of a model's prefill", "<= 1 %"
     cells = [r for r in records if r.get("bench") == "profile" and r["context"] == 32768 and r["budget"] is not None]
     shares = [r["compress_s"] / r["prefill_s"] for r in cells if r.get("compress_s") is not None]
@@ -157,8 +157,8 @@ def _steps(records: Sequence[Record]) -> Iterable[Line]:
         yield Line(what, ">= 0.98", "", UNKNOWN)
         return
     saved, promised = full["peak_bytes"] - small["peak_bytes"], full["kept_bytes"] - small["kept_bytes"]
-    said = f"{saved / promised:.3f} ({saved / 1e9:.1f} of {promised / 1e9:.1f} GB)"
-    yield _line(what, ">= 0.98", said, saved >= 0.98 * promised)
+    printed = f"{saved / promised:.3f} ({saved / 1e9:.1f} of {promised / 1e9:.1f} GB)"
+    yield _line(what, ">= 0.98", printed, saved >= 0.98 * promised)
 
 
 def _sound(records: Sequence[Record]) -> Iterable[Line]:
@@ -179,17 +179,17 @@ def _sound(records: Sequence[Record]) -> Iterable[Line]:
             line = replace(line, measured=f"{line.measured}; the planted fault was not found", verdict=UNKNOWN)
         yield line
     builds = [r for r in records if r.get("bench") == "compiled" and r.get("what") == "build" and r.get("kernels")]
-    said = [f"{r['spilled']} bytes, {r['registers']} registers at most, {r['seconds']:.0f} s" for r in builds]
+    printed = [f"{r['spilled']} bytes, {r['registers']} registers at most, {r['seconds']:.0f} s" for r in builds]
     what = "kernels' spills"
-    yield _line(what, "0", said[-1], not builds[-1]["spilled"]) if builds else Line(what, "0", "", UNKNOWN)
+    yield _line(what, "0", printed[-1], not builds[-1]["spilled"]) if builds else Line(what, "0", "", UNKNOWN)
 
 
 def _of_step(step: Record | None, what: str, target: str = "pass") -> Line:
     if step is None or step["status"] in ("missing", "skipped"):
         return Line(what, target, str((step or {}).get("lacks", "")), UNKNOWN)
     words = ("passed", "of", "failed", "errors", "skipped", "cases", "found")
-    said = ", ".join(f"{word} {step[word]}" for word in words if word in step) or step["status"]
-    return _line(what, target, said, step["status"] == "ok")
+    printed = ", ".join(f"{word} {step[word]}" for word in words if word in step) or step["status"]
+    return _line(what, target, printed, step["status"] == "ok")
 
 
 def _least(what: str, bound: float, cases: Mapping[str, tuple[float, bool]]) -> Line:
@@ -211,12 +211,12 @@ def _bounded(
     large = {title: value for title, (value, is_large) in cases.items() if is_large}
     if not large:
         return Line(what, target, "", UNKNOWN)
-    title = worst(large, key=lambda one: large[one])
-    said = f"{form.format(large[title])} ({title})"
+    title = worst(large, key=lambda single: large[single])
+    printed = f"{form.format(large[title])} ({title})"
     if len(cases) > len(large):
-        any_size = worst(cases, key=lambda one: cases[one][0])
-        said += f"; all sizes {form.format(cases[any_size][0])} ({any_size})"
-    return _line(what, target, said, fits(large[title]))
+        any_size = worst(cases, key=lambda single: cases[single][0])
+        printed += f"; all sizes {form.format(cases[any_size][0])} ({any_size})"
+    return _line(what, target, printed, fits(large[title]))
 
 
 def _all_large(cases: Mapping[str, tuple[float, bool]]) -> dict[str, tuple[float, bool]]:

@@ -65,13 +65,13 @@ def install(folder: Path, target: Path) -> list[str]:
 
 
 def missing(wheels: Iterable[Path], there: Iterable[str]) -> list[Path]:
-    """The wheels of distributions that are not there."""
+    """Return the wheels of distributions that are not installed."""
     known = set(there)
     return [wheel for wheel in wheels if name_of(wheel) not in known]
 
 
 def present() -> set[str]:
-    """Names of the distributions that this Python finds."""
+    """Return the names of the distributions that this Python finds."""
     return {_plain(d.metadata["Name"]) for d in importlib.metadata.distributions() if d.metadata["Name"]}
 
 

@@ -1,4 +1,4 @@
-"""How long a call takes on the device, without the host: a CUDA graph of many calls, replayed between two events.
+"""Time of a call on the device, without the host: a CUDA graph of many calls, replayed between two events.
 
 The calls of a graph go through several sets of data in turn, together larger than the L2 cache, so that each finds its
 own in memory, as a layer of a model does. On a CPU the calls are timed once by the clock.
@@ -33,7 +33,7 @@ class Timing:
 
 
 def sets_needed(nbytes: int, device: torch.device, most: int = 384) -> int:
-    """How many sets of `nbytes` to rotate: at least 4, and three times the L2 cache together."""
+    """Return how many sets of `nbytes` to rotate: at least 4, and three times the L2 cache together."""
     if device.type != "cuda":
         return 2
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
@@ -41,7 +41,7 @@ def sets_needed(nbytes: int, device: torch.device, most: int = 384) -> int:
 
 
 def rounds_of(sets: int) -> int:
-    """How often a graph goes through all sets."""
+    """Return how often a graph goes through all sets."""
     return max(1, min(_MOST_ROUNDS, _CALLS // sets))
 
 
@@ -73,7 +73,7 @@ def per_call(
 
 
 def captured(work: Work, sets: int, rounds: int, before: Callable[[], object] | None = None) -> torch.cuda.CUDAGraph:
-    """A graph of `rounds` times all sets, after a warm-up on a stream of its own."""
+    """Record a graph of `rounds` times all sets, after a warm-up on its own stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -93,13 +93,13 @@ def captured(work: Work, sets: int, rounds: int, before: Callable[[], object] | 
                 for index in range(sets):
                     work(index)
     finally:
-        torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream current
     torch.cuda.synchronize()
     return graph
 
 
 def _replays(graph: torch.cuda.CUDAGraph, number: int) -> list[float]:
-    """Seconds of each of some replays."""
+    """Return the seconds of each of some replays."""
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(number)]
     for begin, end in pairs:
         begin.record()

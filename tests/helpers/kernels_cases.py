@@ -48,7 +48,7 @@ class Case:
         return batch, kv_heads, heads // kv_heads, tokens, dim
 
     def copy(self) -> Case:
-        """The same with buffers and lengths of its own."""
+        """Return a copy with its own buffers and lengths."""
         return replace(self, k_RD=self.k_RD.clone(), v_RD=self.v_RD.clone(), length_S=self.length_S.clone())
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ def make_case(
     spread: float = 1.0,
     spare: int = 20,
 ) -> Case:
-    """A cache with a lane for each of `lengths`, and `others` segments that are in no lane.
+    """Draw a cache with a lane for each of `lengths`, and `others` segments that are in no lane.
 
     Args:
         room: free slots of every segment; up to `spare` more are drawn.
@@ -108,7 +108,7 @@ class Result:
 
 
 def append(kernels: library.Library, case: Case, status: Tensor) -> None:
-    """kvb_ragged_append, into the case."""
+    """Call kvb_ragged_append on the case."""
     batch, kv_heads, _, tokens, dim = case.sizes
     pointers = (x.data_ptr() for x in (case.k_RD, case.v_RD, case.start_S1, case.length_S, case.segment_N))
     fresh = (*_strided(case.k_BUTD), *_strided(case.v_BUTD))
@@ -117,7 +117,7 @@ def append(kernels: library.Library, case: Case, status: Tensor) -> None:
 
 
 def decode(kernels: library.Library, case: Case, ctas: int, status: Tensor | None = None) -> Result:
-    """kvb_ragged_decode, or kvb_ragged_append_decode where there is a status. Outputs and workspace start as NaN."""
+    """Call kvb_ragged_decode, or kvb_ragged_append_decode if there is a status. Outputs and workspace start as NaN."""
     batch, kv_heads, group, tokens, dim = case.sizes
     workspace = torch.full((kernels.size("decode_workspace_bytes", dim, ctas) // 4,), torch.nan)
     counters = workspace[: _counter_bytes(kernels.path) // 4].zero_()
@@ -139,7 +139,7 @@ def decode(kernels: library.Library, case: Case, ctas: int, status: Tensor | Non
 
 
 def appended(case: Case) -> tuple[Case, set[int]]:
-    """The case as it has to be after appending, and the possible values of status."""
+    """Return the case as it must be after appending, and the possible values of status."""
     after, full = case.copy(), set()
     _, kv_heads, _, tokens, _ = case.sizes
     for lane, segment in enumerate(case.segment_N.tolist()):
@@ -154,15 +154,15 @@ def appended(case: Case) -> tuple[Case, set[int]]:
 
 
 def same_cache(case: Case, other: Case) -> bool:
-    """To the bit, slack included."""
+    """Return True if both caches are equal to the bit, slack included."""
     buffers = ((case.k_RD, other.k_RD), (case.v_RD, other.v_RD))
     return all(torch.equal(_bits(a), _bits(b)) for a, b in buffers) and torch.equal(case.length_S, other.length_S)
 
 
 def problems(case: Case, result: Result) -> list[str]:
-    """What is wrong with a decode over the case; nothing if it is right."""
+    """Return what is wrong with a decode over the case; nothing if it is right."""
     _, kv_heads, group, tokens, dim = case.sizes
-    found = [f"{result.counters_left} counters are not zero"] if result.counters_left else []
+    problems_seen = [f"{result.counters_left} counters are not zero"] if result.counters_left else []
     for lane, segment in enumerate(case.segment_N.tolist()):
         row, heads = lane // kv_heads, slice(lane % kv_heads * group, (lane % kv_heads + 1) * group)
         start, length = int(case.start_S1[segment]), int(case.length_S[segment])
@@ -174,21 +174,21 @@ def problems(case: Case, result: Result) -> list[str]:
         lse_C = result.lse_BHT[row, heads].reshape(-1).double()
         blind_C = sees_C <= 0
         if not (out_CD[blind_C] == 0).all() or not (lse_C[blind_C] == -torch.inf).all():
-            found.append(f"lane {lane}: a query that sees nothing does not give 0")
+            problems_seen.append(f"lane {lane}: a query that sees nothing does not give 0")
         if blind_C.all():
             continue
         ref_CD = logits_CL[~blind_C].softmax(1) @ v_LD
         error = float((out_CD[~blind_C] - ref_CD).norm() / ref_CD.norm())
         if not error < MOST_ERROR[case.k_RD.dtype]:
-            found.append(f"lane {lane}: relative error {error:.1e}")
+            problems_seen.append(f"lane {lane}: relative error {error:.1e}")
         off = float((lse_C[~blind_C] - logits_CL[~blind_C].logsumexp(1)).abs().max())
         if not off < 2e-3:
-            found.append(f"lane {lane}: log-sum-exp off by {off:.1e}")
-    return found
+            problems_seen.append(f"lane {lane}: log-sum-exp off by {off:.1e}")
+    return problems_seen
 
 
 def sources(folder: Path, dim: int, right: str = "", wrong: str = "") -> Path:
-    """The kernels' sources in a folder, decode for bf16 and one head dimension only, `right` replaced by `wrong`."""
+    """Write the sources to a folder, decode for bf16 and one head dimension only, `right` replaced by `wrong`."""
     copy = copy_sources(folder, right, wrong)
     decode = unit(copy, "decode.cu")
     others = [line for line in decode.read_text().splitlines() if not line.strip().startswith("KVB_CASE(")]
@@ -198,14 +198,14 @@ def sources(folder: Path, dim: int, right: str = "", wrong: str = "") -> Path:
 
 
 def with_bug(right: str, wrong: str, file: str = "decode.cu") -> library.Library:
-    """One .cu file for the CPU, with a mistake in it or in a header; for bf16 and D = 64."""
+    """Compile one .cu file for the CPU, with a mistake in it or in a header; for bf16 and D = 64."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = sources(Path(scratch), 64, right, wrong)
-        made = Path(scratch) / "libbug.so"
+        built = Path(scratch) / "libbug.so"
         flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared"]
-        subprocess.run([compilers.gxx(), *flags, "-I", copy, unit(copy, file), "-o", made], check=True)
-        _counter_bytes(made)  # while the file is there
-        return library.Library(made)
+        subprocess.run([compilers.gxx(), *flags, "-I", copy, unit(copy, file), "-o", built], check=True)
+        _counter_bytes(built)  # while the file is there
+        return library.Library(built)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What the tests of score, select and gather share: the emulated build, poisoned memory, random threads, planted bugs.
+"""Shared by the tests of score, select and gather: the emulated build, poisoned memory, random threads, planted bugs.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """
@@ -34,13 +34,13 @@ needs_gxx = pytest.mark.gxx
 
 
 def generator(offset: int) -> torch.Generator:
-    """Fresh random numbers in every run; pytest shows how to draw them again when a test fails."""
+    """Return fresh random numbers in every run; pytest shows how to draw them again when a test fails."""
     print(f"KVBENCH_SEED={SEED} draws the same again")
     return torch.Generator().manual_seed(SEED + offset)
 
 
 def draw(g: torch.Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
+    """Draw a whole number from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=g))
 
 
@@ -50,14 +50,14 @@ def pick(g: torch.Generator, *values: int) -> int:
 
 @functools.cache
 def emulated() -> library.Library:
-    """The kernels on the CPU."""
+    """Load the kernels for the CPU."""
     return library.load(build.host())
 
 
-def surrounded(x: Tensor, beside: int = 16) -> Tensor:
-    """The same numbers in the middle of NaN: other strides, and reading beside a row or behind the end shows."""
+def surrounded(x: Tensor, extra: int = 16) -> Tensor:
+    """Return the same numbers surrounded by NaN, with other strides: reading next to a row or after the end shows."""
     *outer, dim = x.shape
-    room = torch.full([size + 2 for size in outer] + [dim + beside], torch.nan, dtype=x.dtype)
+    room = torch.full([size + 2 for size in outer] + [dim + extra], torch.nan, dtype=x.dtype)
     inside = room[tuple(slice(1, 1 + size) for size in outer)][..., 8 : 8 + dim]
     inside.copy_(x)
     return inside
@@ -75,7 +75,7 @@ def poisoned() -> Iterator[None]:
 
 @contextmanager
 def shuffled(seed: int) -> Iterator[None]:
-    """Threads and blocks run in a random order."""
+    """Run threads and blocks in a random order."""
     names = ("KVB_HOST_SHUFFLE", "KVB_HOST_SHUFFLE_BLOCKS")
     os.environ.update(dict.fromkeys(names, str(seed)))
     try:
@@ -86,21 +86,21 @@ def shuffled(seed: int) -> Iterator[None]:
 
 
 def shows(check: Callable[[], bool]) -> bool:
-    """Whether a planted bug makes `check` true or ends it, in a child process: many a bug writes where it must not."""
+    """Return True if a planted bug makes `check` true or ends the child process: many bugs write out of bounds."""
     child = os.fork()
     if child == 0:
-        found = False
+        is_found = False
         try:
             faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            found = check()
+            is_found = check()
         finally:  # an exception is no finding
-            os._exit(found)
+            os._exit(is_found)
     return os.waitpid(child, 0)[1] != 0
 
 
 def with_bug(file: str, right: str, wrong: str) -> library.Library:
-    """The kernels of one .cu file, `right` replaced by `wrong` in it or a header it includes; bf16 and D = 64 alone."""
+    """Compile the kernels of one .cu file, `right` replaced by `wrong` in it or its headers; bf16 and D = 64 alone."""
     with tempfile.TemporaryDirectory() as scratch:
         units = [file, *(["lse.cu"] if file == "score.cu" else [])]
         return library.Library(compiled(Path(scratch), units, ["-O1"], {64}, right, wrong))
@@ -109,14 +109,14 @@ def with_bug(file: str, right: str, wrong: str) -> library.Library:
 def compiled(
     scratch: Path, units: Sequence[str], flags: Sequence[str], dims: set[int], right: str = "", wrong: str = ""
 ) -> Path:
-    """A library of some .cu files, bf16 and some head dimensions alone, `right` replaced by `wrong`."""
+    """Compile some .cu files, bf16 and some head dimensions alone, `right` replaced by `wrong`."""
     sources = copy_sources(scratch, right, wrong)
     dispatch = sources / "score" / "launch.h"
     text = dispatch.read_text().replace("for_dim<fp16>(dim, f)", "-1")
     for dim in set(DIMS) - dims:
         text = text.replace(f"case {dim}:", f"case -{dim}:").replace(f"DimTag<{dim}>", f"DimTag<{min(dims)}>")
     dispatch.write_text(text)
-    made = scratch / "libkvb.so"
+    built = scratch / "libkvb.so"
     command = [compilers.gxx(), "-x", "c++", "-std=c++17", "-fPIC", "-shared", "-I", sources, *flags]
-    subprocess.run([*command, *(unit(sources, name) for name in units), "-o", made], check=True)
-    return made
+    subprocess.run([*command, *(unit(sources, name) for name in units), "-o", built], check=True)
+    return built

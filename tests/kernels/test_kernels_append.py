@@ -1,4 +1,4 @@
-"""kvb::ragged_append and ragged_append_decode, run on the CPU.
+"""The ops `ragged_append` and `ragged_append_decode`, run on the CPU.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """
@@ -71,7 +71,7 @@ def test_the_same_bits_whatever_the_order():
 
 
 def test_step_after_step():
-    """As in a captured graph: the same launch over a cache that grows, until it is full."""
+    """A captured graph does this: the same launch over a cache that grows until it is full."""
     g = generator(3)
     case = make_case(g, torch.bfloat16, 64, [62, 0, 130], group=4, room=4)
     status = no_status()

@@ -27,7 +27,7 @@ needs_gxx = pytest.mark.gxx
 
 
 def naive_varlen(q, k, v, starts, most, used_S, scaling):
-    """What flash-attention promises: sequences one after the other, causal to the last query and key."""
+    """Compute what flash-attention promises: sequences one after the other, causal up to the last query and key."""
     (first_S1, start_S1), out = starts, torch.zeros_like(q)
     assert first_S1.dtype == start_S1.dtype == used_S.dtype == torch.int32 and k.shape[1] == 1
     for s, used in enumerate(used_S.tolist()):
@@ -70,7 +70,7 @@ class World:
         return Lanes(self.of[rows].flatten().tolist(), self.total, self.device)
 
     def step(self, backend: Backend, rows: list[int], tokens: int, lanes: Lanes) -> float:
-        """One call, and the same on the twin: the relative error of the output. Buffers must agree."""
+        """Run one call here and on the twin; return the relative error of the output. Buffers must agree."""
         shapes = ((GROUP * KV_HEADS, "q"), (KV_HEADS, "k"), (KV_HEADS, "v"))
         q, k, v = (
             torch.randn(len(rows), tokens, heads, DIM, generator=self.g).to(self.dtype).transpose(1, 2)
@@ -95,44 +95,44 @@ STEPS = [([0, 1, 2], 1), ([0, 1, 2], 1), ([2, 0], 3), ([1], 1), ([1], 2), ([2, 0
 
 
 def walk(backend: Backend, world: World) -> float:
-    """The worst error of several steps of changing rows and numbers of tokens."""
+    """Return the worst error of several steps with changing rows and numbers of tokens."""
     return max(world.step(backend, rows, tokens, world.lanes(rows)) for rows, tokens in STEPS)
 
 
-def made(name: str) -> Backend:
+def result(name: str) -> Backend:
     return FlashBackend(naive_varlen) if name == "flash_attn" else backends.make_backend(name)
 
 
 @pytest.mark.parametrize("name", [name for name in backends.NAMES if name != "cpu"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=["f32", "bf16"])
 def test_every_backend_appends_and_attends(name, dtype, bound):
-    assert walk(made(name), World(CPU, dtype)) < bound
+    assert walk(result(name), World(CPU, dtype)) < bound
 
 
 @needs_gxx
 def test_the_compiled_backend_of_the_cpu_appends_and_attends():
-    assert walk(made("cpu"), World(CPU, torch.float32)) < 1e-5
+    assert walk(result("cpu"), World(CPU, torch.float32)) < 1e-5
 
 
 @needs_gxx
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-3), (torch.bfloat16, 5e-3)], ids=["f16", "bf16"])
 def test_the_cuda_backend_reaches_the_kernels(dtype, bound):
     with ops.emulated(build.host()):
-        assert walk(made("cuda"), World(CPU, dtype)) < bound
+        assert walk(result("cuda"), World(CPU, dtype)) < bound
 
 
 @pytest.mark.parametrize("name", ["sdpa", "torch"])
 def test_slabs_need_the_lengths_on_the_host(name):
     world, q = World(CPU, torch.float32), torch.zeros(3, 8, 1, DIM)
     with pytest.raises(ValueError, match=f"kernel={name}: needs the lengths on the host"):
-        made(name).append_and_attend(q, q[:, :2], q[:, :2], world.buffers, world.lanes([0, 1, 2]), SCALING)
+        result(name).append_and_attend(q, q[:, :2], q[:, :2], world.buffers, world.lanes([0, 1, 2]), SCALING)
 
 
 def test_an_append_without_room_is_told():
     world = World(CPU, torch.bfloat16, room=0)
     q = torch.zeros(3, 8, 9, DIM, dtype=torch.bfloat16)
     lanes = world.lanes([0, 1, 2])
-    made("cuda").append_and_attend(q, q[:, :2], q[:, :2], world.buffers, lanes, SCALING)
+    result("cuda").append_and_attend(q, q[:, :2], q[:, :2], world.buffers, lanes, SCALING)
     with pytest.raises(RuntimeError, match=r"segment \d of a ragged cache had no room"):
         world.buffers.check()
 
@@ -160,7 +160,7 @@ def test_auto_on_the_gpu():
 
 
 def package(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
-    """Modules as those of flash-attn, with these functions."""
+    """Install modules like those of flash-attn, with these functions."""
     for module, _ in flash._PACKAGES:
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
     for place, function in functions.items():
@@ -201,16 +201,16 @@ def flash_2(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dro
 )
 def test_an_installed_flash_attention_is_used(monkeypatch, functions, source):
     package(monkeypatch, **functions)
-    varlen, found = flash.find()
-    assert found == source
+    varlen, matches = flash.find()
+    assert matches == source
     assert walk(FlashBackend(varlen), World(CPU, torch.float32)) < 1e-5
 
 
 def test_else_that_of_torch(monkeypatch):
     package(monkeypatch, _1=flash_2)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    varlen, found = flash.find()
-    assert found == f"torch {torch.__version__}"
+    varlen, matches = flash.find()
+    assert matches == f"torch {torch.__version__}"
     given: list[Tensor] = []
 
     def as_in_torch(

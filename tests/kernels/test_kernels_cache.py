@@ -224,7 +224,7 @@ def test_a_full_disk_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_machine_without_compilers_takes_what_another_has_compiled(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster, where one machine compiles into a shared folder."""
+    """This happens on a cluster, where one machine compiles into a shared folder."""
     monkeypatch.setattr(recipes, "vector_flags", lambda: ("-DKVB_FOR=here",))
     first = build.cpu()
     monkeypatch.setenv("PATH", "")

@@ -1,4 +1,4 @@
-"""Which backend is chosen for a model here, and what is said where one cannot run."""
+"""The choice of a backend for a model, and the message if one cannot run."""
 
 from __future__ import annotations
 

@@ -23,17 +23,18 @@ def case(error: float, bound: float = 0.5) -> parity.Case:
 
 def test_check_passes(capsys):
     assert main(["check", "--device", "cpu", "--op", "select", "--op", "ragged_append", "--seed", "7"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("reference in torch, device=cpu, --seed 7\n")
-    assert re.search(r"(?m)^8 of 8 cases ok$", said) and len(re.findall(r"(?m) ok +\d+\.\d\d$", said)) == 8
+    printed = capsys.readouterr().out
+    assert printed.startswith("reference in torch, device=cpu, --seed 7\n")
+    assert re.search(r"(?m)^8 of 8 cases ok$", printed) and len(re.findall(r"(?m) ok +\d+\.\d\d$", printed)) == 8
 
 
 @pytest.mark.parametrize("error", [0.6, float("nan"), float("inf")])
 def test_check_fails(capsys, monkeypatch, error):
     monkeypatch.setattr(parity, "cases", lambda large: iter([case(0.4), case(error)]))
     assert main(["check", "--device", "cpu"]) == 1
-    said = capsys.readouterr().out
-    assert re.search(rf"(?m)^select +error {error} +{error:.1e} +5e-01 +WRONG", said) and "1 of 2 cases ok" in said
+    printed = capsys.readouterr().out
+    assert re.search(rf"(?m)^select +error {error} +{error:.1e} +5e-01 +WRONG", printed)
+    assert "1 of 2 cases ok" in printed
 
 
 def test_check_emulates(capsys, monkeypatch):
@@ -63,10 +64,10 @@ def test_build_prints_progress_and_the_report(capsys, monkeypatch, tmp_path):
     assert main(["build"]) == 0
     assert main(["build", "--arch", "sm_90", "--arch", "compute_100", "--force"]) == 0
     assert asked == [(build.ARCHS, False), (("sm_90", "compute_100"), True)]
-    said = capsys.readouterr().out
-    assert re.search(r"(?m)^ +\d+\.\d s  one.cu \(1 of 1\)$", said)
-    assert re.search(r"(?m)^decode<__half, 64> +sm_90 +90 +12 +16$", said)
-    assert re.search(r"(?m)libkvb.so \(\d+\.\d s\)$", said)
+    printed = capsys.readouterr().out
+    assert re.search(r"(?m)^ +\d+\.\d s  one.cu \(1 of 1\)$", printed)
+    assert re.search(r"(?m)^decode<__half, 64> +sm_90 +90 +12 +16$", printed)
+    assert re.search(r"(?m)libkvb.so \(\d+\.\d s\)$", printed)
 
 
 def test_build_without_nvcc_says_what_to_install(capsys, monkeypatch):
@@ -83,10 +84,10 @@ def test_list_says_who_runs_and_why_the_others_do_not(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
     assert main(["list"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
-    assert re.search(r"(?m)^cuda +no +needs an NVIDIA GPU, but the model is on device=cpu$", said)
-    assert re.search(r"(?m)^torch +yes +kernel=auto chooses this$", said)
+    printed = capsys.readouterr().out
+    assert printed.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
+    assert re.search(r"(?m)^cuda +no +needs an NVIDIA GPU, but the model is on device=cpu$", printed)
+    assert re.search(r"(?m)^torch +yes +kernel=auto chooses this$", printed)
     assert main(["list", "--dtype", "float32", "--head-dim", "64"]) == 0
     assert re.search(r"(?m)^cpu +yes +kernel=auto chooses this$", capsys.readouterr().out)
 
@@ -117,8 +118,8 @@ def test_mistakes_are_one_line(capsys, monkeypatch, words, message):
     monkeypatch.setattr(compilers, "nvcc", lambda: Path("nvcc"))
     monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
     assert main(words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"kvbench: {message}") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"kvbench: {message}") and printed.count("\n") == 1
 
 
 def test_a_compilation_that_fails_is_one_line_and_exit_code_1(

@@ -27,7 +27,7 @@ def backend():
 
 
 def world(generator, lengths, room, dim):
-    """Segments with NaN behind what is alive, at starts that are no multiples of anything; and double precision."""
+    """Draw segments with NaN after the live slots, at odd starts; and the same in double precision."""
     capacities = [length + room for length in lengths]
     starts = torch.tensor([3, *capacities]).cumsum(0)
     k_RD, v_RD = (torch.full((int(starts[-1]) + 5, dim), torch.nan) for _ in range(2))
@@ -38,7 +38,7 @@ def world(generator, lengths, room, dim):
 
 
 def step(backend, generator, buffers, lanes, group, tokens, scaling=0.2, loud=1.0):
-    """One call and its relative error against double precision; the buffers of both must agree."""
+    """Run one call; return its relative error against double precision. The buffers of both must agree."""
     batch, dim = len(lanes.segment_N) // 2, buffers.k_RD.shape[1]
     q, k, v = (
         loud * torch.randn(batch, tokens, heads, dim, generator=generator).transpose(1, 2)
@@ -53,8 +53,8 @@ def step(backend, generator, buffers, lanes, group, tokens, scaling=0.2, loud=1.
         None, torch.zeros(1, dtype=torch.int32),
     )  # fmt: skip
     assert torch.equal(buffers.length_S, length_S)
-    for mine, theirs in zip((buffers.k_RD, buffers.v_RD), exact, strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=0, equal_nan=True)
+    for own, theirs in zip((buffers.k_RD, buffers.v_RD), exact, strict=True):
+        torch.testing.assert_close(own.double(), theirs, rtol=0, atol=0, equal_nan=True)
     return float((out.double() - expected).norm() / expected.norm())
 
 
@@ -78,14 +78,16 @@ def test_a_segment_that_was_empty(backend):
     assert step(backend, g, world(g, [0, 0, 3, 0], 4, 64), Lanes([3, 1], 4, CPU), 3, 1) < 2e-6
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it_nor_on_threads(backend):
+def test_a_row_depends_neither_on_other_rows_nor_on_threads(backend):
     g = torch.Generator().manual_seed(SEED)
     lengths = [700, 3, 90, 300, 256, 41]
-    one = world(g, lengths, 4, 64)
+    arena = world(g, lengths, 4, 64)
     q, k, v = (torch.randn(3, heads, 1, 64, generator=g) for heads in (6, 2, 2))
 
     def run(rows, threads):
-        buffers = Buffers(one.k_RD.clone(), one.v_RD.clone(), one.start_S1, one.length_S.clone(), one.capacity)
+        buffers = Buffers(
+            arena.k_RD.clone(), arena.v_RD.clone(), arena.start_S1, arena.length_S.clone(), arena.capacity
+        )
         lanes = Lanes([2 * row + head for row in rows for head in range(2)], 6, CPU)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)

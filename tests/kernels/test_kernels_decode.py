@@ -1,4 +1,4 @@
-"""kvb::ragged_decode, run on the CPU, against float64: shapes, cuts and orders that GPUs would meet.
+"""The op `ragged_decode`, run on the CPU, against float64: shapes, cuts and orders that GPUs would meet.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """
@@ -21,7 +21,7 @@ CTAS = (1, 2, 3, 5, 7, 11, 64)
 
 
 def random_case(g: torch.Generator, dtype: torch.dtype, dim: int, group: int, tokens: int, room: int = 0) -> Case:
-    """Up to six lanes, fewer where each has many columns; lengths around the sizes of tiles and units, and others."""
+    """Draw up to six lanes, fewer if each has many columns; lengths around the sizes of tiles and units, and others."""
     batch, kv_heads = (1, 1) if group * tokens > 64 else (draw(g, 1, 2), draw(g, 1, 3))
     lengths = [pick(g, pick(g, *EDGES), draw(g, 0, 300), tokens + draw(g, 0, 200)) for _ in range(batch * kv_heads)]
     return make_case(g, dtype, dim, lengths, batch, group, tokens, room, draw(g, 0, 3), pick(g, 1, 4))

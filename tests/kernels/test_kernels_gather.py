@@ -1,4 +1,4 @@
-"""kvb::ragged_gather and kvb::ragged_relayout, run on the CPU: every byte where it belongs, and no other touched.
+"""The ops `ragged_gather` and `ragged_relayout`, run on the CPU: every byte in its place, and no other changed.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """
@@ -43,15 +43,15 @@ def blank(slots: int, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
-    """Bit for bit, NaN included."""
+    """Return True if both are equal bit for bit, NaN included."""
     return all(a.view(torch.int16).equal(b.view(torch.int16)) for a, b in zip(got, wanted, strict=True))
 
 
 def gather_differs(kernels: library.Library, g: torch.Generator, tokens: int, dim: int, dtype: torch.dtype) -> bool:
-    """On a random prompt and mask."""
+    """Return True if the op differs from the reference on a random prompt and mask."""
     kv_heads, segments = draw(g, 1, 3), draw(g, 1, 5)
     k_UTD, v_UTD = (  # of different strides
-        surrounded(torch.randn(kv_heads, tokens, dim, generator=g).to(dtype), beside) for beside in (16, 32)
+        surrounded(torch.randn(kv_heads, tokens, dim, generator=g).to(dtype), extra) for extra in (16, 32)
     )
     density_S1 = torch.tensor([0.0, 0.02, 0.5, 1.0])[torch.randint(4, (segments, 1), generator=g)]
     keep_ST = torch.rand(segments, tokens, generator=g) < density_S1
@@ -65,7 +65,7 @@ def gather_differs(kernels: library.Library, g: torch.Generator, tokens: int, di
 
 
 def relayout_differs(kernels: library.Library, g: torch.Generator, longest: int, dim: int, dtype: torch.dtype) -> bool:
-    """On two random arenas; the old one has NaN behind its live slots."""
+    """Return True if the op differs from the reference on random arenas; the old one has NaN after its live slots."""
     segments = draw(g, 1, 9)
     lengths = [pick(g, 0, 1, draw(g, 0, longest)) for _ in range(segments)]
     start_S1 = starts([n + draw(g, 0, 9) for n in lengths])

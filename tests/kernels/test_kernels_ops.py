@@ -26,10 +26,10 @@ def name(case: parity.Case) -> str:
 
 
 def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
-    """Arguments that the op takes, by name, in its order."""
+    """Return arguments that the op accepts, by name, in its order."""
     g = torch.Generator().manual_seed(SEED)
-    made = parity.arena(g, 6, 64, 40, 3, dtype)
-    k_RD, v_RD, start_S1, length_S, segment_N = made.on(CPU, dtype)
+    result = parity.arena(g, 6, 64, 40, 3, dtype)
+    k_RD, v_RD, start_S1, length_S, segment_N = result.on(CPU, dtype)
     q, k, v = (torch.randn(2, heads, 3, 64, generator=g).to(dtype) for heads in (6, 3, 3))
     arena = {"k_RD": k_RD.nan_to_num(), "v_RD": v_RD.nan_to_num(), "start_S1": start_S1, "length_S": length_S}
     decoding = {"scaling": 0.125, "out_BHTD": torch.empty_like(q), "workspace": ops.workspace(64, CPU)}
@@ -68,7 +68,7 @@ def call(op: str, arguments: dict[str, object]) -> object:
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_the_reference_agrees_with_itself_in_double_precision(case):
-    """The same cases as on a GPU; what the CPU computes in float32 keeps the bounds of the kernels."""
+    """These are the cases for a GPU. The reference in float32 on the CPU stays within the bounds of the kernels."""
     assert case.run(CPU, SEED) <= case.bound
 
 
@@ -204,20 +204,20 @@ def test_a_step_in_a_cuda_graph_goes_on_where_the_last_one_ended():
     exact["start_S1"] = (exact["start_S1"] + 20 * torch.arange(10)).int()
     for key in ("k_RD", "v_RD"):
         exact[key] = torch.randn(int(exact["start_S1"][-1]), 64).bfloat16().double()
-    mine = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in exact.items()}
-    mine = {key: value.bfloat16() if is_float(value) else value for key, value in mine.items()}
-    mine["workspace"] = ops.workspace(64, torch.device("cuda"))
+    own = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in exact.items()}
+    own = {key: value.bfloat16() if is_float(value) else value for key, value in own.items()}
+    own["workspace"] = ops.workspace(64, torch.device("cuda"))
     exact["workspace"] = None
-    call("ragged_append_decode", mine)  # compiles
+    call("ragged_append_decode", own)  # compiles
     reference.ragged_append_decode(*exact.values())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call("ragged_append_decode", mine)
+        call("ragged_append_decode", own)
     for _ in range(5):
         graph.replay()
         reference.ragged_append_decode(*exact.values())
-        assert parity.error(mine["out_BHTD"], exact["out_BHTD"]) < 5e-3
-    assert torch.equal(mine["length_S"].cpu(), exact["length_S"]) and int(mine["status"]) == 0
+        assert parity.error(own["out_BHTD"], exact["out_BHTD"]) < 5e-3
+    assert torch.equal(own["length_S"].cpu(), exact["length_S"]) and int(own["status"]) == 0
 
 
 @pytest.mark.cuda

@@ -21,7 +21,7 @@ from tests.kernels import test_kernels_gather, test_kernels_score, test_kernels_
 from tests.helpers.kernels_prefill import generator
 kernels, g = library.load(sys.argv[1]), generator(60)
 for module in (test_kernels_gather, test_kernels_score):  # the end of a tensor is to be that of an allocation
-    module.surrounded = lambda x, beside=0: x.clone()
+    module.surrounded = lambda x, extra=0: x.clone()
 for dim in (64, 80):
     for group, window, past in ((3, 9, 70), (1, 5, 256), (4, 8, 1)):
         assert not test_kernels_score.window_score_differs(kernels, g, group, window, past, dim, torch.bfloat16)
@@ -40,7 +40,7 @@ FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
 UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu")
 
 
-def run(made: Path) -> subprocess.CompletedProcess[str]:
+def run(library_file: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "LD_PRELOAD": compilers.sanitizer_runtimes(),
@@ -49,7 +49,9 @@ def run(made: Path) -> subprocess.CompletedProcess[str]:
         "KVB_HOST_SHUFFLE": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
     }
-    return subprocess.run([sys.executable, "-c", RUN, made], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", RUN, library_file], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 @needs_gxx
@@ -62,6 +64,6 @@ def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
 @needs_gxx
 @pytest.mark.slow
 def test_a_planted_read_behind_the_last_key_is_reported(tmp_path: Path) -> None:
-    made = compiled(tmp_path, UNITS[:2], FLAGS, {64}, "tokens - 1) * k_token", "tokens + 8) * k_token")
-    done = run(made)
+    result = compiled(tmp_path, UNITS[:2], FLAGS, {64}, "tokens - 1) * k_token", "tokens + 8) * k_token")
+    done = run(result)
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "score/tile.h" in done.stderr

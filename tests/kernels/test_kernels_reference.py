@@ -35,7 +35,7 @@ def generator(offset: int) -> torch.Generator:
 
 
 def draw(g: torch.Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
+    """Draw a whole number from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=g))
 
 

@@ -17,7 +17,7 @@ FLAGS = ("-std=c++17", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-rec
 
 
 def run(folder: Path, right: str = "", wrong: str = "") -> subprocess.CompletedProcess[str]:
-    """The driver over kernels for D = 80 (an incomplete last chunk and block) and bf16, `right` replaced by `wrong`."""
+    """Run the driver over kernels for D = 80 (the last chunk and block are incomplete) and bf16."""
     copy = sources(folder, 80, right, wrong)
     driver, program = Path(__file__).with_name("kernels_sanitized.cpp"), folder / "driver"
     units = [driver, "-x", "c++", unit(copy, "decode.cu"), unit(copy, "append.cu")]

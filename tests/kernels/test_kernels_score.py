@@ -1,4 +1,4 @@
-"""kvb::window_score, row_lse and column_sums, run on the CPU, against the references in float64.
+"""The ops `window_score`, `row_lse` and `column_sums`, run on the CPU, against the references in float64.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """
@@ -55,14 +55,14 @@ CLOSE = {"rtol": 3e-5, "atol": 1e-30}  # of each score: float32 through about te
 def prompt(
     g: torch.Generator, kv_heads: int, group: int, queries: int, tokens: int, dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, float]:
-    """The last queries, the keys and the scaling of a prompt, in the middle of NaN. Some logits are large."""
+    """Draw the last queries, the keys and the scaling of a prompt, surrounded by NaN. Some logits are large."""
     q_HTD = torch.randn(kv_heads * group, queries, dim, generator=g) * pick(g, 1, 1, 4)
     k_UTD = torch.randn(kv_heads, tokens, dim, generator=g)
     return surrounded(q_HTD.to(dtype)), surrounded(k_UTD.to(dtype), 32), dim**-0.5
 
 
 def exact_lse(q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
-    """[H, queries], of the last tokens."""
+    """Return the log-sum-exp of the last tokens: [H, queries]."""
     logits_UGTC = ops._logits(q_HTD.double(), k_UTD.double(), k_UTD.shape[1] - q_HTD.shape[1], scaling)
     return logits_UGTC.logsumexp(-1).flatten(0, 1)
 
@@ -70,7 +70,7 @@ def exact_lse(q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
 def window_score_differs(
     kernels: library.Library, g: torch.Generator, group: int, window: int, past: int, dim: int, dtype: torch.dtype
 ) -> bool:
-    """From float64, on a random prompt, with and without the lse, in all ways to reduce and pool."""
+    """Return True if a score differs from float64 on a random prompt, with and without the lse, for all reductions."""
     q_HWD, k_UTD, scaling = prompt(g, draw(g, 1, 3), group, window, past + window, dim, dtype)
     lse_HW = exact_lse(q_HWD, k_UTD, scaling).float()
     for how, pool, lse in itertools.product(GROUPS, POOLS, (None, lse_HW)):
@@ -136,7 +136,7 @@ def test_scores_of_keys_that_are_not_finite_are_nan_as_in_torch() -> None:
 def lse_or_sums_differ(
     kernels: library.Library, g: torch.Generator, group: int, tokens: int, dim: int, dtype: torch.dtype
 ) -> bool:
-    """From float64, on a random prompt."""
+    """Return True if a result differs from float64 on a random prompt."""
     q_HTD, k_UTD, scaling = prompt(g, draw(g, 1, 2), group, tokens, tokens, dim, dtype)
     exact_HT = exact_lse(q_HTD, k_UTD, scaling)
     lse_HT = launch.row_lse(kernels, None, q_HTD, k_UTD, scaling)

@@ -1,4 +1,4 @@
-"""kvb::select, run on the CPU: the methods' own choice, bit for bit.
+"""The op `select`, run on the CPU: the choice of the methods, bit for bit.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """
@@ -31,26 +31,26 @@ SCOPES = ("head", "layer")
 
 
 def quantised(g: torch.Generator, heads: int, candidates: int) -> Tensor:
-    """Few values, each many times, zeros of both signs."""
+    """Draw few values, each many times, with zeros of both signs."""
     score_UN = torch.randint(-3, draw(g, 0, 30), (heads, candidates), generator=g) / 2
     return torch.where(torch.rand(score_UN.shape, generator=g) < 0.5, score_UN, -score_UN.abs())
 
 
 def probabilities(g: torch.Generator, heads: int, candidates: int) -> Tensor:
-    """As scores are: positive, over many orders of magnitude, each head with its own scale; runs of ties by pooling."""
+    """Draw scores: positive, over many orders of magnitude, a scale for each head, with runs of ties by pooling."""
     score_UN = torch.rand(heads, candidates, generator=g) ** 12 * torch.rand(heads, 1, generator=g) ** 4
     return torch.nn.functional.max_pool1d(score_UN[None], 5, 1, 2)[0]
 
 
 def special(g: torch.Generator, heads: int, candidates: int) -> Tensor:
-    """NaN of both signs, infinities, subnormals, the largest and smallest numbers, zeros of both signs."""
+    """Draw NaN of both signs, infinities, subnormals, the largest and smallest numbers, zeros of both signs."""
     tiny, top = 1e-45, torch.finfo(torch.float32).max
     values = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 0.0, -0.0, tiny, -tiny, top, -top, 1.0, -1.0])
     return values[torch.randint(len(values), (heads, candidates), generator=g)]
 
 
 def bits(g: torch.Generator, heads: int, candidates: int) -> Tensor:
-    """Any bits at all."""
+    """Draw any bits at all."""
     return torch.randint(-(2**31), 2**31, (heads, candidates), generator=g, dtype=torch.int64).int().view(torch.float32)
 
 
@@ -68,7 +68,7 @@ def equal_remainders() -> Tensor:
 
 
 def theirs(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tensor, list[int]]:
-    """What the methods keep."""
+    """Return what the methods keep."""
     candidates = Candidates(score_UN)
     budget = (Uniform() if scope == "head" else Adaptive(floor))(candidates, total)
     x_UTD = torch.zeros(*score_UN.shape, 1)
@@ -132,10 +132,10 @@ def test_remainders_are_rounded_as_python_rounds_them(tmp_path: Path) -> None:
     source.write_text(
         '#include "select/apportion.h"\nextern "C" int rounded(double x) { return kvb::millionths(x); }\n'
     )
-    made = tmp_path / "millionths.so"
+    result = tmp_path / "millionths.so"
     flags = ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-I", build.csrc()]
-    subprocess.run([compilers.gxx(), *flags, source, "-o", made], check=True)
-    rounded = ctypes.CDLL(str(made)).rounded
+    subprocess.run([compilers.gxx(), *flags, source, "-o", result], check=True)
+    rounded = ctypes.CDLL(str(result)).rounded
     rounded.argtypes = [ctypes.c_double]
     g = generator(4)
     numbers = torch.rand(3000, generator=g, dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_remainders_are_rounded_as_python_rounds_them(tmp_path: Path) -> None:
         ("threshold && rank < wanted", "threshold && rank <= wanted"),  # one tie too many
         ("if (score != score) return 0xffffffffu;", ""),  # NaN by its bits
         ("for (int h = 0; h < head; ++h) left -= tied_U[h];", ""),  # every head takes all ties
-        ("before += __popc(ties);", ""),  # ties counted anew in each 32
+        ("before += __popc(ties);", ""),  # ties counted from zero in each 32
         ("near != half) return below + (near > half);", "true) return below;"),  # remainders cut off
         ("work.rest = double(total) - double(limit) * double(full);", ""),  # what full heads took is given out again
     ],

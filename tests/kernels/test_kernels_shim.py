@@ -24,7 +24,7 @@ ALL_WRITE, NOBODY_WRITES, ONE_LEAVES, ONE_WAITS_FOR_EVER, NO_BARRIER = range(5)
 
 @pytest.fixture(scope="module", params=((), ("-DKVB_HOST_UCONTEXT",)), ids=("own switch", "ucontext"))
 def shim(request, tmp_path_factory) -> ctypes.CDLL:
-    made = tmp_path_factory.mktemp("shim") / "libshim.so"
+    result = tmp_path_factory.mktemp("shim") / "libshim.so"
     flags = [
         "-x",
         "c++",
@@ -38,8 +38,8 @@ def shim(request, tmp_path_factory) -> ctypes.CDLL:
         "-Wno-unknown-pragmas",
     ]
     source = Path(__file__).with_name("kernels_shim.cu")
-    subprocess.run([compilers.gxx(), *flags, *request.param, "-I", build.csrc(), source, "-o", made], check=True)
-    return ctypes.CDLL(str(made))
+    subprocess.run([compilers.gxx(), *flags, *request.param, "-I", build.csrc(), source, "-o", result], check=True)
+    return ctypes.CDLL(str(result))
 
 
 def pointer(x: Tensor) -> ctypes.c_void_p:
@@ -47,7 +47,7 @@ def pointer(x: Tensor) -> ctypes.c_void_p:
 
 
 def last_words(call: Callable[[], object], folder: Path) -> str:
-    """What a call that aborts its process writes; empty if it does not abort."""
+    """Return what a call that aborts its process writes; empty if it does not abort."""
     child = os.fork()
     if child == 0:
         faulthandler.disable()  # an abort is what we want

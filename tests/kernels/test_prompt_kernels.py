@@ -31,8 +31,8 @@ def test_every_method_keeps_the_same_tokens(name):
             tuple(torch.randn(heads, tokens, 64, generator=g) for heads in (6, 2, 2)) for _ in range(3)
         ]  # q, k, v
         plain, by_kernels = (method.keep_layers(layers, budget=budget, kernels=k) for k in (None, PromptKernels()))
-        for mine, theirs in zip(plain, by_kernels, strict=True):
-            for a, b in zip(mine, theirs, strict=True):
+        for ours, theirs in zip(plain, by_kernels, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
                 assert torch.equal(a, b), (tokens, budget)
 
 
@@ -49,17 +49,17 @@ def test_the_kernels_are_asked(monkeypatch):
 
 
 def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
-    """Of a score part of one's own, say: the compiled kernel refuses what is not float32."""
+    """A user's score part may return float64, say; the compiled kernel refuses all but float32."""
 
     class Exact:
         def __call__(self, ctx):
             return torch.linspace(0, 1, ctx.num_tokens, dtype=torch.float64).expand(ctx.num_kv_heads, -1)
 
     method = kvbench.load_method("ada_snapkv")
-    mine = with_parts(method, score=Exact())
+    ours = with_parts(method, score=Exact())
     monkeypatch.setattr(PromptKernels, "select", None)
     q, k = torch.randn(4, 90, 64), torch.randn(2, 90, 64)
-    kept = mine.keep(q, k, k, budget=40, kernels=PromptKernels())
+    kept = ours.keep(q, k, k, budget=40, kernels=PromptKernels())
     assert [head.tolist() for head in kept] == [list(range(50, 90))] * 2
 
 
@@ -73,19 +73,19 @@ def test_a_whole_run_on_the_emulated_kernels(monkeypatch):
     variants = [("snapkv", 40), ("ada_pyramidkv", 44), ("h2o", 30), ("fullkv", None)]
     settings = {"max_new_tokens": 6, "stop_ids": [], "max_prompts": 2}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, kernel="torch", **settings)
-    made = []
+    result = []
 
     def make(*_):
-        made.append(RaggedCache(num_layers(tiny.model), backends.make_backend("cuda")))
-        return made[-1]
+        result.append(RaggedCache(num_layers(tiny.model), backends.make_backend("cuda")))
+        return result[-1]
 
     monkeypatch.setattr(decode, "make_cache", make)
     with ops.emulated(build.host()):
         outs = kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
-    assert made and all(generation.kernel == "cuda" for of_prompt in outs for generation in of_prompt)
-    for mine, theirs in zip(chain(*outs), chain(*expected), strict=True):
-        assert mine.kept == theirs.kept
-        assert mine.token_ids == theirs.token_ids
+    assert result and all(generation.kernel == "cuda" for of_prompt in outs for generation in of_prompt)
+    for ours, theirs in zip(chain(*outs), chain(*expected), strict=True):
+        assert ours.kept == theirs.kept
+        assert ours.token_ids == theirs.token_ids
 
 
 @pytest.mark.cuda
@@ -100,7 +100,7 @@ def test_a_whole_run_on_the_gpu(dtype):
         [*chain(*kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, kernel=kernel, **settings))]
         for kernel in ("sdpa", "cuda")
     )
-    for mine, theirs in zip(outs, expected, strict=True):
-        assert mine.kept_total == theirs.kept_total
-    same = sum(mine.token_ids == theirs.token_ids for mine, theirs in zip(outs, expected, strict=True))
+    for ours, theirs in zip(outs, expected, strict=True):
+        assert ours.kept_total == theirs.kept_total
+    same = sum(ours.token_ids == theirs.token_ids for ours, theirs in zip(outs, expected, strict=True))
     assert same >= 0.7 * len(outs)

@@ -41,19 +41,19 @@ def suite(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_a_dry_run_goes_through_all_steps(tmp_path, load):
     done = suite("--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu_suite.log").read_text()
-    made = json.loads((tmp_path / "gpu_suite.json").read_text())
-    statuses = {record["step"]: record["status"] for record in made["records"] if "step" in record}
+    result = json.loads((tmp_path / "gpu_suite.json").read_text())
+    statuses = {record["step"]: record["status"] for record in result["records"] if "step" in record}
     assert list(statuses.values()).count("ok") == 10 and set(statuses.values()) == {"ok", "missing"}
-    assert {r["bench"] for r in made["records"] if "bench" in r} == {
+    assert {r["bench"] for r in result["records"] if "bench" in r} == {
         "compiled", "ceilings", "decode", "append", "scoring", "step", "profile",
     }  # fmt: skip
-    errors = [record["error"] for record in made["records"] if "contender" in record and "error" in record]
+    errors = [record["error"] for record in result["records"] if "contender" in record and "error" in record]
     assert len(errors) == 8 and max(errors) < 5e-3
-    assert all(record["bitwise"] for record in made["records"] if "bitwise" in record)
-    (checked,) = (record for record in made["records"] if record.get("part") == "checked")
+    assert all(record["bitwise"] for record in result["records"] if "bitwise" in record)
+    (checked,) = (record for record in result["records"] if record.get("part") == "checked")
     assert checked["error"] < 1e-4 and checked["chosen"] and checked["moved"]
-    assert {line["verdict"] for line in made["shows"]} == {"dry run", "not measured"}
-    about = made["about"]
+    assert {line["verdict"] for line in result["shows"]} == {"dry run", "not measured"}
+    about = result["about"]
     assert about["toy"] and about["versions"]["torch"] == torch.__version__ and about["commit"] and about["date"]
     assert str(ROOT) not in (tmp_path / "gpu_suite.jsonl").read_text()
     assert "three runs equal bit for bit" in done.stdout
@@ -92,9 +92,9 @@ def test_a_step_that_takes_too_long_is_ended_and_keeps_what_it_wrote(tmp_path, l
 
 
 def test_the_shares_fit_into_the_time(load, tmp_path):
-    made = load("suite_steps").steps(tmp_path, tmp_path / "records", False)
-    alone = sum(step.share for step in made if not step.beside)
-    assert alone + max(step.share for step in made if step.beside) == load("suite")._FULL == 540
+    result = load("suite_steps").steps(tmp_path, tmp_path / "records", False)
+    alone = sum(step.share for step in result if not step.beside)
+    assert alone + max(step.share for step in result if step.beside) == load("suite")._FULL == 540
 
 
 def layer(contender: str, us: float, batch: int = 16, mean: int = 2048, lengths: str = "equal", **more: object):
@@ -118,8 +118,8 @@ def verdicts(load, records) -> dict[str, tuple[str, str]]:
 
 
 def test_nothing_measured(load):
-    found = verdicts(load, [])
-    assert len(found) == 24 and {verdict for verdict, _ in found.values()} == {"not measured"}
+    matches = verdicts(load, [])
+    assert len(matches) == 24 and {verdict for verdict, _ in matches.values()} == {"not measured"}
 
 
 def test_decode_is_judged_by_the_worst_large_case(load):
@@ -131,21 +131,21 @@ def test_decode_is_judged_by_the_worst_large_case(load):
         layer("ours_fused", 32, lengths="pareto"), layer("adakv_described", 128, lengths="pareto"),
         layer("adakv_wide", 80, lengths="pareto"),
     ]  # fmt: skip
-    found = verdicts(load, records)
-    assert found["decode, of the copy bandwidth"] == (
+    matches = verdicts(load, records)
+    assert matches["decode, of the copy bandwidth"] == (
         "holds", "0.90 (16 x 2048 equal); all sizes 0.30 (16 x 128 equal)",
     )  # fmt: skip
-    assert found["skewed lengths, times equal ones"] == ("does not", "1.13 (16 x 2048 one_long)")
-    assert found["times torch's flash, equal"] == (
+    assert matches["skewed lengths, times equal ones"] == ("does not", "1.13 (16 x 2048 one_long)")
+    assert matches["times torch's flash, equal"] == (
         "holds", "1.10 (16 x 2048 equal); all sizes 0.83 (16 x 128 equal)",
     )  # fmt: skip
-    assert found["times torch's flash, skewed"] == ("does not", "1.50 (16 x 2048 one_long)")
-    assert found["times flash-attention 3, equal"] == ("does not", "0.90 (16 x 2048 equal)")
-    assert found["times flash-attention 3, skewed"][0] == "not measured"
-    assert found["step by copying, 16 x 2048"] == ("holds", "4.00 (16 x 2048 pareto); 16-byte copies 2.50")
-    assert found["step by copying, 1 x 32768"][0] == "not measured"
-    assert found["decode, error against float64"][0] == "holds"
-    assert found["three runs equal bit for bit"] == ("holds", "1 of 1")
+    assert matches["times torch's flash, skewed"] == ("does not", "1.50 (16 x 2048 one_long)")
+    assert matches["times flash-attention 3, equal"] == ("does not", "0.90 (16 x 2048 equal)")
+    assert matches["times flash-attention 3, skewed"][0] == "not measured"
+    assert matches["step by copying, 16 x 2048"] == ("holds", "4.00 (16 x 2048 pareto); 16-byte copies 2.50")
+    assert matches["step by copying, 1 x 32768"][0] == "not measured"
+    assert matches["decode, error against float64"][0] == "holds"
+    assert matches["three runs equal bit for bit"] == ("holds", "1 of 1")
 
 
 @pytest.mark.parametrize("error", [float("nan"), 6e-3])
@@ -163,20 +163,20 @@ def test_append_and_scoring(load):
 
     cell = {"bench": "profile", "context": 32768, "budget": 1024, "compress_s": 0.03, "prefill_s": 1.5}
     records = [append(128, 2.0), append(32768, 2.1), part("compress", 120), part("attention", 15000), cell]
-    found = verdicts(load, [*records, part("attention", 12000), part("products", 20000), part("eager", 480)])
-    assert found["append per layer, in a graph"] == ("holds", "2.10 us (1 x 32768)")
-    assert found["append, longest over shortest"] == ("holds", "1.05 (32768 tokens)")
-    assert found["score, select, move at 32k, of the prefill"] == (
+    matches = verdicts(load, [*records, part("attention", 12000), part("products", 20000), part("eager", 480)])
+    assert matches["append per layer, in a graph"] == ("holds", "2.10 us (1 x 32768)")
+    assert matches["append, longest over shortest"] == ("holds", "1.05 (32768 tokens)")
+    assert matches["score, select, move at 32k, of the prefill"] == (
         "holds", "0.38% (of attention alone 1.00%; eager 4.0x as long)",
     )  # fmt: skip
-    assert found["compressing at 32k, of a model's prefill"] == ("does not", "2.00%")
+    assert matches["compressing at 32k, of a model's prefill"] == ("does not", "2.00%")
 
 
 def test_whole_steps(load):
-    found = verdicts(load, [step(None, 800, 90e9, 70e9), step(1024, 3600, 23e9, 2e9, roofline=1.3)])
-    assert found["16 x 32k, budget 1024, tokens/s of the full cache's"] == ("holds", "4.50 (3600 against 800)")
-    assert found["whole step, times the byte roofline"] == ("does not", "1.30 (batch 16, 1024)")
-    assert found["16 x 32k, budget 1024, peak saved of what it promises"] == ("holds", "0.985 (67.0 of 68.0 GB)")
+    matches = verdicts(load, [step(None, 800, 90e9, 70e9), step(1024, 3600, 23e9, 2e9, roofline=1.3)])
+    assert matches["16 x 32k, budget 1024, tokens/s of the full cache's"] == ("holds", "4.50 (3600 against 800)")
+    assert matches["whole step, times the byte roofline"] == ("does not", "1.30 (batch 16, 1024)")
+    assert matches["16 x 32k, budget 1024, peak saved of what it promises"] == ("holds", "0.985 (67.0 of 68.0 GB)")
 
 
 def test_a_sanitizer_that_finds_nothing_has_to_find_what_is_planted(load):
@@ -209,8 +209,8 @@ def test_lengths_have_one_total(load):
     layers = load("layers")
     for shape in (layers.Shape(16, 2048), layers.Shape(1, 32768), layers.Shape(1, 24, heads=4, kv_heads=2)):
         for kind in layers.LENGTHS:
-            made = layers.lengths(kind, shape)
-            assert len(made) == shape.segments and min(made) >= 1 and sum(made) == shape.segments * shape.mean
+            result = layers.lengths(kind, shape)
+            assert len(result) == shape.segments and min(result) >= 1 and sum(result) == shape.segments * shape.mean
     assert max(layers.lengths("one_long", layers.Shape(1, 32768))) == pytest.approx(0.75 * 8 * 32768, abs=8)
     assert max(layers.lengths("one_long", layers.Shape(16, 2048))) == pytest.approx(16 * 2048, abs=128)
 
