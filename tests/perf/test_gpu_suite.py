@@ -93,8 +93,8 @@ def test_a_step_that_takes_too_long_is_ended_and_keeps_what_it_wrote(tmp_path, l
 
 def test_the_shares_fit_into_the_time(load, tmp_path):
     result = load("suite_steps").steps(tmp_path, tmp_path / "records", False)
-    alone = sum(step.share for step in result if not step.beside)
-    assert alone + max(step.share for step in result if step.beside) == load("suite")._FULL == 540
+    alone = sum(step.share for step in result if not step.parallel)
+    assert alone + max(step.share for step in result if step.parallel) == load("suite")._FULL == 540
 
 
 def layer(contender: str, us: float, batch: int = 16, mean: int = 2048, lengths: str = "equal", **more: object):
