@@ -52,6 +52,8 @@ def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
     """A user's score part may return float64, say; the compiled kernel refuses all but float32."""
 
     class Exact:
+        unscored = 0
+
         def __call__(self, ctx):
             return torch.linspace(0, 1, ctx.num_tokens, dtype=torch.float64).expand(ctx.num_kv_heads, -1)
 
