@@ -43,7 +43,7 @@ def _compute(cfg: DictConfig) -> float | None:
     check_mode(hydra_cfg.mode == RunMode.MULTIRUN, list(hydra_cfg.overrides.hydra))
     check(cfg, hydra_cfg.runtime.choices)  # before torch is imported, so that a mistake is answered at once
     from kvbench import store
-    from kvbench.run.finish import present, result
+    from kvbench.run.finish import present_outcomes, result
     from kvbench.run.jobs import prepare
     from kvbench.run.runner import run_jobs
 
@@ -53,7 +53,7 @@ def _compute(cfg: DictConfig) -> float | None:
             cfg.paths.outputs, shell_command(sys.argv[1:]), [(job.folder, job.cfg["limit"]) for job in jobs]
         )
     outcomes = run_jobs(jobs)
-    present(outcomes)
+    present_outcomes(outcomes)
     value = result(outcomes)
     if isinstance(value, Exception):
         raise value

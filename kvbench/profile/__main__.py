@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(composed_text(arguments.overrides), end="")
         return 0
     asked = groups(arguments.overrides)
-    from kvbench.profile.present import present
+    from kvbench.profile.present import present_cells
     from kvbench.profile.run import run_groups
 
     try:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; issue the same command again to resume")
         return 130
-    present(measured, arguments.format)
+    present_cells(measured, arguments.format)
     errors = [error for group in measured for error in group.errors]
     for error in errors:
         say(error)

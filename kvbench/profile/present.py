@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _GIB = 2**30
 
 
-def present(measured: Sequence[Measured], form: str = "table") -> None:
+def present_cells(measured: Sequence[Measured], form: str = "table") -> None:
     """Write tables and figure of every folder; print this command's cells in one of `report.formats.FORMATS`."""
     shown = [(group, rows(group.asked)) for group in measured if group.asked]
     for group, _ in shown:  # first: nothing is lost if the reader of the output goes away

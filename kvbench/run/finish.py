@@ -18,14 +18,14 @@ def result(outcomes: Sequence[Outcome]) -> float | Exception | None:
     return errors[0] if errors else sum(scores) / len(scores) if scores else None
 
 
-def present(outcomes: Sequence[Outcome]) -> None:
+def present_outcomes(outcomes: Sequence[Outcome]) -> None:
     """Print the table of the runs that ended well; write it and heatmaps of all stored runs that compare to them."""
-    from kvbench.report.present import present as report
+    from kvbench.report.present import present
 
     runs = {o.folder: o.stored for o in outcomes if o.stored is not None}
     if runs:
         outputs = Path(outcomes[0].job.cfg["paths"]["outputs"])
-        report([runs[folder] for folder in sorted(runs)], outputs / "reports", store=outputs / "runs")
+        present([runs[folder] for folder in sorted(runs)], outputs / "reports", store=outputs / "runs")
     failed = [o for o in outcomes if o.error is not None]
     for outcome in failed[1:]:  # the first ends the command and is printed there
         if outcome.error is not failed[0].error:

@@ -30,7 +30,7 @@ class FusedLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from kvbench.run.finish import present
+        from kvbench.run.finish import present_outcomes
         from kvbench.sweep.compose import check, compose, plan, returned
 
         setup_globals()
@@ -44,7 +44,7 @@ class FusedLauncher(Launcher):
             outcomes = self.compute(sweep)
             if outcomes is None:
                 return [returned(one, None) for one in sweep]
-            present(outcomes)
+            present_outcomes(outcomes)
             rest = iter(outcomes)
             return [returned(one, [next(rest) for _ in one.jobs]) for one in sweep]
         finally:

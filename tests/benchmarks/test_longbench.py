@@ -16,7 +16,7 @@ from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
 from kvbench.common.paths import conf_dir
 from kvbench.run import runner
-from kvbench.run.finish import present
+from kvbench.run.finish import present_outcomes
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import row, template, write_bundle
 from tests.helpers.outside import DATA, golden
@@ -238,7 +238,7 @@ def test_part_of_the_published_samples_is_marked(composed, capsys, caplog):
     longbench._warn_incomplete.cache_clear()  # once per process
     with caplog.at_level("WARNING"):
         outcomes = runner.run_jobs(composed("method=fullkv", "benchmark.datasets=[qasper]"))
-    present(outcomes)
+    present_outcomes(outcomes)
     assert "2 of the 200 published rows" in caplog.text
     assert "2/200" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from kvbench import config, store
 from kvbench.benchmarks.longbench_datasets import DATASETS
 from kvbench.run import runner
-from kvbench.run.finish import present
+from kvbench.run.finish import present_outcomes
 from kvbench.run.jobs import prepare
 from tests.helpers.longbench_made_up import write_bundle
 from tests.helpers.outside import DATA
@@ -38,7 +38,7 @@ def test_every_dataset_with_every_method(
         assert len(sample["token_ids"]) <= 4 and sample["prompt_tokens"] <= 300 + 40  # the chat wrapper on top
         if outcome.job.variant.method.evicts:
             assert sample["kept_mean"] == int(0.6 * sample["span"] + 1e-9)
-    present(outcomes)
+    present_outcomes(outcomes)
     assert "avg-21" in capsys.readouterr().out
     table = next((tmp_path / "out" / "reports").glob("*/table.md")).read_text()
     assert [n for n in (*DATASETS, *methods, "avg-16", "avg-21", "macro-en") if n not in table] == []
