@@ -23,7 +23,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the user asks of Hydra: flags, in Hydra's own spelling, and overrides."""
+    """The flags, in Hydra's own spelling, and the overrides of a command."""
 
     flags: list[str]
     overrides: list[str]

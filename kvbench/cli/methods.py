@@ -27,7 +27,7 @@ class Dial:
 
 @dataclass(frozen=True)
 class Description:
-    """What the YAML file of a method says about it."""
+    """A method as its YAML file describes it."""
 
     name: str
     summary: str
@@ -108,12 +108,12 @@ def _head(text: str) -> str:
 
 def _dials(text: str) -> list[Dial]:
     """Return the top-level scalars of a YAML file with the comments next to them."""
-    found = []
+    dials = []
     for line in text.splitlines():
         match = _DIAL.fullmatch(line)
         if match and match[2] and match[1] not in ("name", *PARTS):
-            found.append(Dial(match[1], _default(match[2]), match[3] or ""))
-    return found
+            dials.append(Dial(match[1], _default(match[2]), match[3] or ""))
+    return dials
 
 
 def _default(value: str) -> str:

@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 composed = inspect(arguments.overrides)
                 check_package(composed, arguments)
                 outputs = str(composed.paths.outputs)
+                if composed.shard is not None:  # shards share a machine: threads that spin take it from each other
+                    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
             sys.argv = [before[0], *arguments.words]  # which is where Hydra reads them
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
     except Preempted as stop:

@@ -1,4 +1,4 @@
-"""Which commit of kvbench is running."""
+"""The commit of kvbench that is running."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to be written in the block, that takes the place of `path` at its end; as `write_atomic`."""
+    """Yield a file to write in the block; it takes the place of `path` at the end, as with `write_atomic`."""
     # not the process id alone: two hosts that share a folder may have the same one at work
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:

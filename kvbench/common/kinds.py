@@ -1,4 +1,4 @@
-"""What counts as a number in a configuration: `true` is an int for Python, and not for a user."""
+"""Integers and numbers in a configuration: `true` is an int for Python, and not for a user."""
 
 from __future__ import annotations
 

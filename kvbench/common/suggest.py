@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean "snapkv"?' for the nearest known word, or the list of known words."""
+    """Return ' Did you mean "snapkv"?' for the nearest known word, or the list of known words."""
     known = sorted(known)
     near = [k for k in known if word and k.startswith(str(word))]
     near = near or difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)

@@ -59,20 +59,20 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
         ValueError: one of them cannot be read; the message shows how to quote it.
     """
     parser = OverridesParser.create(config_loader=loader)
-    found = []
+    read = []
     for text in overrides:
         if len(text) > _LONGEST:
             raise ValueError(f"{text[:40]}…: an override of {len(text)} characters; the longest is {_LONGEST}")
         if _CONTROL.search(text):
             raise ValueError(f"{text!r}: an override may not hold control characters")
         try:
-            found += parser.parse_overrides([text])
+            read += parser.parse_overrides([text])
         except (HydraException, RecursionError):
             raise ValueError(_unreadable(text, parser)) from None
-        key = found[-1].key_or_group
+        key = read[-1].key_or_group
         if not re.fullmatch(r"[\w./@:-]+", key) or ".." in key or key.startswith((".", "/")):
             raise ValueError(f"{text}: {key!r} is no name of a setting")
-    return found
+    return read
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a configuration may tell Hydra itself, checked before Hydra acts on it.
+"""The check of what a configuration tells Hydra itself, before Hydra acts on it.
 
 Hydra calls what its own node names: callbacks, launchers, sweepers, handlers of log messages. An experiment file from
 elsewhere must not run code by that. So the node is composed without acting on it and compared with the one that

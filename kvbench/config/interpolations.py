@@ -1,4 +1,4 @@
-"""Which interpolations a configuration may hold.
+"""The interpolations that a configuration may hold.
 
 Every configuration is stored with its run, and an experiment file may come from elsewhere. So the environment is read
 for folders alone, and never a variable whose name sounds like a secret.

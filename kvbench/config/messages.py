@@ -32,11 +32,11 @@ def plain_mistakes(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def one_line(error: BaseException, argv: Sequence[str]) -> str:
-    """The message of a configuration error, from the command line that caused it."""
+    """Return the message of a configuration error, with the override on the command line that caused it."""
     text = str(error).strip()
-    reference = re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", text)
+    reference = re.search(r"Interpolation key '([^']+)' not chosen\s+full_key: (\S+)", text)
     if reference:
-        return f"{_said(reference[2], argv)}: refers to ${{{reference[1]}}}, which is no setting"
+        return f"{_as_written(reference[2], argv)}: refers to ${{{reference[1]}}}, which is no setting"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1], argv)
@@ -51,9 +51,9 @@ def one_line(error: BaseException, argv: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, argv: Sequence[str]) -> str:
-    """An override of a key that is not there; suggests one that is."""
+    """Return the message about an unknown key; it suggests a known one."""
     group, _, rest = key.partition(".")
-    said = _said(key, argv)
+    override = _as_written(key, argv)
     if group in GROUPS and rest:
         *path, last = rest.split(".")
         for name in _chosen(group, argv):
@@ -62,34 +62,34 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
                 node = node.get(part) or {}
             known = [str(k) for k in node if path or k not in ("name", "_target_", *PARTS)]
             if last not in known:
-                return f"{said}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
+                return f"{override}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
     if key.startswith("hydra.launcher."):
-        return _unknown_of_launcher(said, key.removeprefix("hydra.launcher."), argv)
-    return f"{said}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"
+        return _unknown_of_launcher(override, key.removeprefix("hydra.launcher."), argv)
+    return f"{override}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"
 
 
-def _unknown_of_launcher(said: str, setting: str, argv: Sequence[str]) -> str:
-    """A setting that the chosen launcher does not have."""
+def _unknown_of_launcher(override: str, setting: str, argv: Sequence[str]) -> str:
+    """Return the message about a setting that the chosen launcher does not have."""
     name = next((a.partition("=")[2] for a in reversed(argv) if a.startswith("hydra/launcher=")), "fused")
     shipped = defaults("hydra/launcher", name) if name in options("hydra/launcher") else {}
     known = [str(key) for key in shipped if not str(key).startswith("_")]
     hint = did_you_mean(setting, known) if known else " (launcher=fused_slurm has settings)"
-    return f"{said}: launcher={name} has no setting {setting!r}.{hint}"
+    return f"{override}: launcher={name} has no setting {setting!r}.{hint}"
 
 
-def _said(key: str, argv: Sequence[str]) -> str:
-    """The override as the user wrote it."""
+def _as_written(key: str, argv: Sequence[str]) -> str:
+    """Return the override as the user wrote it."""
     return next((a for a in argv if a.lstrip("+~").split("=")[0] == key), key)
 
 
 def _chosen(group: str, argv: Sequence[str]) -> list[str]:
-    """The options of a group that the command line names, a list in a sweep; else the default."""
+    """Return the options of a group that the command line names (several in a sweep), or the default."""
     for argument in argv:
         name, _, value = argument.partition("=")
         patterns = [p for p in re.split(r"[,()\s]+", value.removeprefix("glob")) if p]
-        found = [o for o in options(group) if any(fnmatch(o, p) for p in patterns)]
-        if name == group and found:
-            return found
+        chosen = [o for o in options(group) if any(fnmatch(o, p) for p in patterns)]
+        if name == group and chosen:
+            return chosen
     for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults:
         if not isinstance(entry, str) and group in entry:
             return [str(entry[group])]

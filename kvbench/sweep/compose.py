@@ -1,4 +1,4 @@
-"""From Hydra's list of overrides to checked jobs, and from their outcomes to what Hydra wants returned.
+"""The jobs of a sweep: composed from Hydra's list of overrides, checked, planned, and their outcomes returned.
 
 Shared by the launchers. Composing and checking all comes before computing any: a mistake in the last job stops the
 sweep before the first.
@@ -38,23 +38,23 @@ class Composed:
     @cached_property
     def task(self) -> DictConfig:
         """The configuration without Hydra's own node, interpolations as they are written."""
-        made = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
-        assert isinstance(made, DictConfig)
-        return made
+        task = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
+        assert isinstance(task, DictConfig)
+        return task
 
     @property
     def choices(self) -> dict[str, str]:
         """Group → option that Hydra composed."""
-        found = OmegaConf.to_container(self.config.hydra.runtime.choices)
-        assert isinstance(found, dict)
-        return {str(key): value for key, value in found.items()}
+        choices = OmegaConf.to_container(self.config.hydra.runtime.choices)
+        assert isinstance(choices, dict)
+        return {str(key): value for key, value in choices.items()}
 
 
 def compose(
     loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[Composed]:
     """Compose the configuration of every job, numbered from `first`."""
-    made = []
+    sweep = []
     for number, overrides in enumerate(job_overrides, start=first):
         with composing(overrides):
             composed = loader.load_sweep_config(master, list(overrides))
@@ -62,39 +62,39 @@ def compose(
             composed.hydra.job.id = str(number)
             composed.hydra.job.num = number
             composed.hydra.runtime.output_dir = composed.hydra.sweep.dir
-        made.append(Composed(list(overrides), composed))
-    return made
+        sweep.append(Composed(list(overrides), composed))
+    return sweep
 
 
 def check(sweep: Sequence[Composed]) -> None:
     """Check every configuration and say which runs it asks for. Raises ValueError naming the override to change."""
-    checked = [settle(one.task, one.choices) for one in sweep]  # before a model's first file, which may be fetched
-    for one, config in zip(sweep, checked, strict=True):
-        one.jobs = jobs_of(config)
-    number = len({job.group for one in sweep for job in one.jobs})
+    checked = [settle(part.task, part.choices) for part in sweep]  # before a model's first file, which may be fetched
+    for part, config in zip(sweep, checked, strict=True):
+        part.jobs = jobs_of(config)
+    number = len({job.group for part in sweep for job in part.jobs})
     log.info("%d jobs in %d group(s) that share a model and its prefills", len(sweep), number)
 
 
 def plan(sweep: Sequence[Composed]) -> None:
     """Write down, before anything is computed, which runs this command asks for: one plan per outputs folder."""
     folders: dict[str, list[tuple[Path, int | None]]] = {}
-    for one in sweep:
-        for job in one.jobs:
+    for part in sweep:
+        for job in part.jobs:
             folders.setdefault(job.cfg["paths"]["outputs"], []).append((job.folder, job.cfg["limit"]))
     for outputs, runs in folders.items():
         store.write_plan(outputs, shell_command(sys.argv[1:]), runs)
 
 
-def returned(one: Composed, outcomes: Sequence[Outcome] | None) -> JobReturn:
-    """What Hydra wants of a job, from the outcomes of its runs; None: they are computed later, elsewhere."""
-    made = JobReturn(
-        overrides=one.overrides,
-        cfg=one.task,
-        hydra_cfg=one.config,
-        working_dir=str(one.jobs[0].folder),
-        task_name=one.config.hydra.job.name,
+def returned(part: Composed, outcomes: Sequence[Outcome] | None) -> JobReturn:
+    """Return a job's result in Hydra's form. Outcomes of None mean that its runs are computed later, elsewhere."""
+    job_return = JobReturn(
+        overrides=part.overrides,
+        cfg=part.task,
+        hydra_cfg=part.config,
+        working_dir=str(part.jobs[0].folder),
+        task_name=part.config.hydra.job.name,
     )
     value = None if outcomes is None else result(outcomes)
-    made.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
-    made.return_value = value
-    return made
+    job_return.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+    job_return.return_value = value
+    return job_return

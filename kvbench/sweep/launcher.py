@@ -43,18 +43,18 @@ class FusedLauncher(Launcher):
             plan(sweep)
             outcomes = self.compute(sweep)
             if outcomes is None:
-                return [returned(one, None) for one in sweep]
+                return [returned(part, None) for part in sweep]
             present_outcomes(outcomes)
             rest = iter(outcomes)
-            return [returned(one, [next(rest) for _ in one.jobs]) for one in sweep]
+            return [returned(part, [next(rest) for _ in part.jobs]) for part in sweep]
         finally:
             Singleton.set_state(state)
 
     def compute(self, sweep: Sequence[Composed]) -> list[Outcome] | None:
-        """Compute what is missing of all jobs of the sweep; their outcomes in order, or None if they come later."""
+        """Compute what is missing and return the outcomes of all jobs in order, or None if they come later."""
         from kvbench.run.runner import run_jobs
 
-        return run_jobs([job for one in sweep for job in one.jobs])
+        return run_jobs([job for part in sweep for job in part.jobs])
 
 
 class FusedSlurmLauncher(FusedLauncher):

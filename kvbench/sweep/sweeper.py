@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.config.compose import composing, parse
 from kvbench.config.hydra_node import check_hydra
+from kvbench.sweep.launcher import FusedLauncher
 
 MOST_JOBS = 10_000
 
@@ -53,6 +54,7 @@ class FusedSweeper(Sweeper):
         jobs = list(combinations(parse(lines, loader)))
         self._check(jobs, loader)
         self._write_down(jobs)
+        self._plan(jobs, loader)
         returned: list[Sequence[JobReturn]] = []
         size = self.max_batch_size or len(jobs)
         for start in range(0, len(jobs), size):
@@ -70,6 +72,15 @@ class FusedSweeper(Sweeper):
         for job in jobs:
             with composing(job):
                 check_hydra(loader.load_sweep_config(self.config, list(job)), loader, self._typed())
+
+    def _plan(self, jobs: Sequence[list[str]], loader: ConfigLoader) -> None:
+        """Check all jobs and write their plan for a launcher of Hydra, which starts the first without a look ahead."""
+        from kvbench.sweep.compose import check, compose, plan
+
+        if not isinstance(self.launcher, FusedLauncher):
+            sweep = compose(loader, self.config, jobs, first=0)
+            check(sweep)
+            plan(sweep)
 
     def _typed(self) -> set[str]:
         """Return the settings of Hydra that the command line sets."""

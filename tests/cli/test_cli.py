@@ -26,13 +26,13 @@ def kvbench(*args: str, cwd: Path, full: bool = False, **variables: str) -> subp
 
 def records(root: Path) -> dict[str, list[dict]]:
     """Label → stored records, without what differs between two runs of the same work."""
-    found = {}
+    rows_by_run = {}
     for path in sorted(root.glob("runs/*/*/*/samples.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
             row.pop("timings"), row.pop("time"), row.pop("rows"), row.pop("slack_bytes")
-        found[path.parent.name] = rows
-    return found
+        rows_by_run[path.parent.name] = rows
+    return rows_by_run
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def records(root: Path) -> dict[str, list[dict]]:
     ],
 )
 def test_a_mistake_is_one_line(args, message, tmp_path):
-    """Also with an empty cache: nothing is fetched before the mistake is found."""
+    """Also with an empty cache: nothing is fetched before the mistake is rows_by_run."""
     done = kvbench(*args, cwd=tmp_path, KVBENCH_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 2
     assert done.stderr.startswith(message)
@@ -122,7 +122,7 @@ def test_tab_completion(tmp_path):
 
 
 def test_a_sweep_is_its_single_runs_and_resumes_to_nothing(tmp_path):
-    """The same records, prediction by prediction; issued again, nothing is computed and no model loaded."""
+    """Compare records prediction by prediction; issued again, nothing is computed and no model is loaded."""
     sweep = kvbench("-m", *TINY, "method=fullkv,snapkv,h2o_decode", "paths.outputs=a", cwd=tmp_path)
     assert sweep.returncode == 0, sweep.stderr
     for method in ("fullkv", "snapkv", "h2o_decode"):
@@ -146,7 +146,7 @@ def test_a_sweep_says_which_job_failed_and_keeps_the_others(tmp_path):
     assert done.returncode == 2
     assert "method.window=32" in done.stderr
     assert "0.4" in done.stdout
-    found = records(tmp_path / "outputs")
-    assert [len(rows) for name, rows in found.items() if "b0.4" in name] == [2]
+    rows_by_run = records(tmp_path / "outputs")
+    assert [len(rows) for name, rows in rows_by_run.items() if "b0.4" in name] == [2]
     states = [json.loads(p.read_text())["status"] for p in sorted(tmp_path.glob("outputs/runs/*/*/*/status.json"))]
     assert states == ["done"]

@@ -48,14 +48,14 @@ def test_dials_hold_from_both_sides(name, compose):
     changed = {"window": 9, "kernel_size": 3, "pooling": "avg", "reduce": "max", "sinks": 2, "floor": 0.5, "beta": 7}
     changed |= {"normalize": True, "allocation": "reference", "bits": 4, "group_size": 16, "residual": 64}
     node = config.defaults("method", name)
-    mine = {k: v for k, v in changed.items() if k in node}
+    dials = {k: v for k, v in changed.items() if k in node}
     from kvbench.methods.dials import split_dials
     from kvbench.methods.load import build
 
-    cfg = compose(f"method={name}", *(f"method.{k}={v}" for k, v in mine.items()))
-    assert build(cfg.method, split_dials(node)) == kvbench.load_method(name, **mine)
-    if mine:
-        assert kvbench.load_method(name, **mine) != kvbench.load_method(name)
+    cfg = compose(f"method={name}", *(f"method.{k}={v}" for k, v in dials.items()))
+    assert build(cfg.method, split_dials(node)) == kvbench.load_method(name, **dials)
+    if dials:
+        assert kvbench.load_method(name, **dials) != kvbench.load_method(name)
 
 
 def test_a_models_hint_is_a_default_and_no_more(compose):
@@ -75,9 +75,9 @@ def test_every_model_composes(name, compose, tmp_path):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_composes_and_builds(name, compose):
-    made = hydra.utils.instantiate(compose(f"benchmark={name}").benchmark)
-    assert made.name == name
-    parts = benchmarks_of(made, ModelFacts("tiny"))
+    benchmark = hydra.utils.instantiate(compose(f"benchmark={name}").benchmark)
+    assert benchmark.name == name
+    parts = benchmarks_of(benchmark, ModelFacts("tiny"))
     for part in parts:
         assert part.name.startswith(name) and prompts.span_of(part) in ("prompt", "context")
         assert part.headline in str(part.scoring()["metrics"])

@@ -115,7 +115,7 @@ def test_a_sweep_that_is_asked_to_end_says_so_and_resumes(tmp_path):
     (plan,) = (tmp_path / "outputs" / "plans").glob("*.json")
     content = json.loads(plan.read_text())
     assert content["command"] == shell_command(args)
-    assert sorted((tmp_path / "outputs" / run).resolve() for run in content["runs"]) == folders(tmp_path)
+    assert sorted((tmp_path / "outputs" / run["folder"]).resolve() for run in content["runs"]) == folders(tmp_path)
     part = {folder: [record["id"] for record in load_run(folder).samples] for folder in folders(tmp_path)}
     assert all(len(ids) < 56 for ids in part.values())
 

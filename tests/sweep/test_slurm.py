@@ -59,7 +59,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
 
 
 def tasks(outputs: Path) -> dict[str, list[Path]]:
-    """Slurm task → the run folders it works on, of all submissions."""
+    """Return Slurm task → the run folders it works on, of all submissions."""
     found: dict[str, list[Path]] = {}
     for file in sorted(outputs.glob("slurm/*/tasks-*.json")):
         found |= {task: [Path(run) for run in unit["runs"]] for task, unit in json.loads(file.read_text()).items()}
@@ -74,7 +74,7 @@ def records(outputs: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def lines(folder: Path) -> list[str]:
-    """The ids of all lines in the files of a run, also those written twice."""
+    """Return the ids of all lines in the files of a run, also those written twice."""
     files = folder.glob("samples*.jsonl")
     return [json.loads(line)["id"] for file in files for line in file.read_text().splitlines() if line.endswith("}")]
 
@@ -88,7 +88,7 @@ def state(task: str) -> str:
 
 
 def python_of(task: str) -> int:
-    """The process id of a task's Python."""
+    """Return the process id of a task's Python."""
     array, _, number = task.partition("_")
     wanted = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={number}", "SLURM_STEP_ID=0"}
     for process in Path("/proc").glob("[0-9]*"):

@@ -28,7 +28,7 @@ def compute(sweep: Sequence[Composed], settings: SlurmSettings) -> list[Outcome]
     Raises:
         ValueError: Slurm refuses the tasks, and none of them stays submitted; or a shard is asked for by hand.
     """
-    jobs = {job.folder: job for one in sweep for job in one.jobs}
+    jobs = {job.folder: job for part in sweep for job in part.jobs}
     for job in jobs.values():
         if job.cfg["shard"] is not None:
             raise ValueError(f"shard={job.cfg['shard']}: on Slurm, hydra.launcher.shards=n makes a task per shard")
@@ -42,11 +42,11 @@ def compute(sweep: Sequence[Composed], settings: SlurmSettings) -> list[Outcome]
         if not settings.wait:
             return None
         done |= Watch({**alive, **submitted}, {f: jobs[f] for f in missing}, settings.poll_s).outcomes()
-    return [done[job.folder] for one in sweep for job in one.jobs]
+    return [done[job.folder] for part in sweep for job in part.jobs]
 
 
 def _alive(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
-    """Tasks of an earlier command, still in the queue, that compute runs of this one: they are not submitted twice."""
+    """Return the tasks in the queue, of an earlier command, that compute missing runs; they are not submitted twice."""
     wanted, queued = set(map(str, missing)), queue.queue(quiet=False)
     if queued is None:
         raise ValueError("hydra/launcher=fused_slurm: Slurm does not answer, so nothing is submitted; try again later")
@@ -57,7 +57,7 @@ def _alive(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
 def _units(
     sweep: Sequence[Composed], missing: Sequence[Path], alive: Mapping[str, Unit], settings: SlurmSettings
 ) -> list[Unit]:
-    """What to submit: a unit per group and shard, without the runs that a living task has."""
+    """Return what to submit: a unit per group and shard, without the runs that a task in the queue has."""
     queued = {run for unit in alive.values() for run in unit.runs}
     groups = by_group(sweep, [folder for folder in missing if str(folder) not in queued])
     if not groups:
@@ -86,19 +86,19 @@ def submit(units: Sequence[Unit], settings: SlurmSettings) -> dict[str, Unit]:
         some = units[start : start + size]
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
-                made = executor.map_array(work, some, [settings.max_requeues] * len(some))
+                jobs = executor.map_array(work, some, [settings.max_requeues] * len(some))
         except (FailedJobError, FailedSubmissionError) as error:
             if submitted:
                 queue.cancel(sorted({task.partition("_")[0] for task in submitted}))
             raise refusal(str(error), settings) from None
-        tasks = {job.job_id: unit for job, unit in zip(made, some, strict=True)}
+        tasks = {job.job_id: unit for job, unit in zip(jobs, some, strict=True)}
         remember(folder, tasks)
         submitted |= tasks
     return submitted
 
 
 def _parameters(settings: SlurmSettings) -> dict[str, Any]:
-    """The settings as submitit takes them. One task is one process on one node."""
+    """Return the settings as submitit takes them. One task is one process on one node."""
     again: dict[str, Any] = {"no-requeue": True} if settings.max_requeues == 0 else {"requeue": True}
     parameters = {
         "job_name": queue.JOB_NAME,
@@ -124,7 +124,7 @@ def _parameters(settings: SlurmSettings) -> dict[str, Any]:
 
 
 def _say(submitted: Mapping[str, Unit], alive: Mapping[str, Unit], runs: int, outputs: Path) -> None:
-    """Which Slurm jobs compute the missing runs, and what one can do about them."""
+    """Print which Slurm jobs compute the missing runs, and how to look at them or cancel them."""
     jobs = sorted({task.partition("_")[0] for task in submitted}, key=int)
     if alive:
         log.info("%d task(s) of an earlier command are still in the queue: %s", len(alive), ", ".join(sorted(alive)))

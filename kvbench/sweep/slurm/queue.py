@@ -1,4 +1,4 @@
-"""What Slurm's own tools tell, without accounting: who is in the queue, how a job ended, how large an array may be."""
+"""Slurm's own tools, without accounting: the tasks in the queue, the end of a job, the largest size of an array."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ class Queued:
 
 
 def queue(quiet: bool = True) -> dict[str, Queued] | None:
-    """This user's tasks of kvbench by id ("12_3", or "12" outside of an array); None when Slurm does not answer."""
-    said = _ask("squeue", "-h", "-r", "-u", str(os.getuid()), "-n", JOB_NAME, "-o", "%i|%T|%r", quiet=quiet)
-    if said is None:
+    """Return this user's tasks of kvbench by id ("12_3", or "12" outside an array); None if Slurm does not answer."""
+    answer = _ask("squeue", "-h", "-r", "-u", str(os.getuid()), "-n", JOB_NAME, "-o", "%i|%T|%r", quiet=quiet)
+    if answer is None:
         return None
-    lines = [line.split("|", 2) for line in said.splitlines() if line.count("|") >= 2]
+    lines = [line.split("|", 2) for line in answer.splitlines() if line.count("|") >= 2]
     return {name.strip(): Queued(state, reason) for name, state, reason in lines}
 
 
 def ending(task: str) -> str:
-    """How Slurm says that a task ended, such as "CANCELLED" or "FAILED, exit code 0:9"; "" when it does not know."""
-    said = _ask("scontrol", "show", "job", task, "-o", quiet=True) or ""
-    state, code = (re.search(rf"\b{name}=(\S+)", said) for name in ("JobState", "ExitCode"))
+    """Return how a task ended, such as "CANCELLED" or "FAILED, exit code 0:9"; "" if Slurm does not know."""
+    answer = _ask("scontrol", "show", "job", task, "-o", quiet=True) or ""
+    state, code = (re.search(rf"\b{name}=(\S+)", answer) for name in ("JobState", "ExitCode"))
     if state is None:
         return ""
     return state[1] + (f", exit code {code[1]}" if code and code[1] != "0:0" else "")
 
 
 def state(task: str) -> str:
-    """The state of one task, "" when Slurm does not know it."""
-    said = _ask("squeue", "-h", "-j", task, "-o", "%T", quiet=True) or ""
-    return said.strip()
+    """Return the state of a task, "" if Slurm does not know it."""
+    answer = _ask("squeue", "-h", "-j", task, "-o", "%T", quiet=True) or ""
+    return answer.strip()
 
 
 def requeue(task: str) -> bool:
-    """Put a running task back into the queue; it will be killed and started again. Whether Slurm agreed."""
+    """Put a running task back into the queue; it will be killed and started again. Return True if Slurm agreed."""
     return _ask("scontrol", "requeue", task) is not None
 
 
@@ -57,13 +57,13 @@ def cancel(jobs: list[str]) -> None:
 
 
 def largest_array() -> int:
-    """How many tasks an array may have; 1 on a cluster without arrays."""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "")
-    return max(1, int(found[1])) if found else 1000
+    """Return how many tasks an array may have; 1 on a cluster without arrays."""
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "")
+    return max(1, int(match[1])) if match else 1000
 
 
 def _ask(*command: str, quiet: bool = False) -> str | None:
-    """A tool's answer; None when it fails, with its words in the log unless `quiet`."""
+    """Return what a tool prints; None when it fails, with its message in the log unless `quiet`."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

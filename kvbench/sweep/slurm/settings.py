@@ -1,4 +1,4 @@
-"""What `hydra.launcher.*` says for Slurm: checked before anything is composed, and named when sbatch refuses it."""
+"""The settings `hydra.launcher.*` for Slurm: checked before anything is composed, named when sbatch refuses them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """conf/hydra/launcher/fused_slurm.yaml, where each is explained."""
+    """The settings of conf/hydra/launcher/fused_slurm.yaml, which explains them."""
 
     folder: str
     partition: str | None = None
@@ -62,11 +62,13 @@ _REFUSALS = (  # what sbatch says, and which settings it means
 
 
 def checked(settings: Mapping[str, Any]) -> SlurmSettings:
-    """The settings with their types. Raises ValueError naming the override to change."""
+    """Return the settings with their types. Raises ValueError naming the override to change."""
     values = {key: _plain(value) for key, value in settings.items()}
     for name in ("partition", "account", "qos", "constraint"):
         if values.get(name) is not None:
             values[name] = str(values[name])
+            if not values[name].isprintable() or not values[name].strip():  # a new line would be one of the script
+                raise _wrong(name, repr(values[name]), "must be one line of text, or null")
     for name, lowest in _LOWEST.items():
         value = values.get(name, lowest)
         if value is None and name in _NULL:
@@ -92,7 +94,7 @@ def checked(settings: Mapping[str, Any]) -> SlurmSettings:
 
 
 def available() -> None:
-    """Raises ValueError if this machine cannot submit."""
+    """Raise ValueError if this machine cannot submit."""
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("hydra/launcher=fused_slurm: needs submitit: pip install 'kvbench[slurm]'")
     for tool in ("sbatch", "squeue", "scontrol", "srun"):
@@ -103,9 +105,9 @@ def available() -> None:
             )
 
 
-def refusal(said: str, settings: SlurmSettings) -> ValueError:
-    """What sbatch answered, as one line that names the settings it is about."""
-    text = re.sub(r"(^|\s)sbatch: ((error|fatal): )?", " ", said).strip() or "no reason given"
+def refusal(answer: str, settings: SlurmSettings) -> ValueError:
+    """Return the refusal of sbatch as one line that names the settings it is about."""
+    text = re.sub(r"(^|\s)sbatch: ((error|fatal): )?", " ", answer).strip() or "no reason given"
     text = re.sub(r"\s+", " ", text).replace("Batch job submission failed: ", "")
     for pattern, names in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE):

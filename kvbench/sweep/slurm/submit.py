@@ -9,24 +9,25 @@ import sys
 from collections.abc import Sequence
 
 from kvbench.cli.arguments import shell_command
+from kvbench.common.command import Parser, command
 
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 
 
 def minutes(text: str) -> int:
-    """Minutes of "90", "90m", "8h", "2d", or of Slurm's own "HH:MM:SS" and "D-HH:MM:SS"; at least one."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd]?)", text)
-    if found:
-        return max(1, round(float(found[1]) * _UNITS[found[2] or "m"]))
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if found:
-        days, hours, mins, seconds = (int(part or 0) for part in found.groups())
+    """Return the minutes of "90", "90m", "8h", "2d", or of Slurm's "HH:MM:SS" and "D-HH:MM:SS"; at least 1."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd]?)", text)
+    if match:
+        return max(1, round(float(match[1]) * _UNITS[match[2] or "m"]))
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if match:
+        days, hours, mins, seconds = (int(part or 0) for part in match.groups())
         return max(1, (days * 24 + hours) * 60 + mins + (seconds > 0))
     raise argparse.ArgumentTypeError(f"{text!r}: write 90m, 8h, 2d or HH:MM:SS")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="submit_slurm",
         description="Submit a sweep to Slurm. After --: what follows `python -m kvbench -m`, such as method=… budget=…",
         epilog="Anything else: -- launcher.NAME=VALUE; conf/hydra/launcher/fused_slurm.yaml has them all.",
@@ -48,27 +49,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def arguments(options: argparse.Namespace) -> list[str]:
-    """What `python -m kvbench` is to be called with."""
+    """Return the arguments for `python -m kvbench`."""
     settings = {k: v for k, v in vars(options).items() if v is not None and k not in ("overrides", "dry_run")}
     chosen = [f"launcher.{name}={_value(value)}" for name, value in settings.items()]
     return ["-m", "launcher=fused_slurm", *chosen, *options.overrides]
 
 
 def _value(value: object) -> str:
-    """As Hydra reads it back: text that it might take for a list or a number stands in quotes."""
+    """Return a value in Hydra's notation: text that might be read as a list or a number is quoted."""
     text = str(value)
     if not isinstance(value, str) or re.fullmatch(r"[A-Za-z_][\w-]*", text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the command and become it; does not return unless it is a dry run."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the command and replace this process by it. Returns 0 after a dry run, and not at all otherwise."""
     parser = _parser()
     options = parser.parse_args(argv)
     if not options.overrides:
-        parser.error("nothing to run: add -- method=… budget=…")
-    made = arguments(options)
-    print(shell_command(made), file=sys.stderr, flush=True)
+        raise ValueError("nothing to run: add -- method=… budget=…")
+    words = arguments(options)
+    print(shell_command(words), file=sys.stderr, flush=True)
     if not options.dry_run:
-        os.execv(sys.executable, [sys.executable, "-m", "kvbench", *made])
+        os.execv(sys.executable, [sys.executable, "-m", "kvbench", *words])
+    return 0

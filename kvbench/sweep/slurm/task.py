@@ -1,4 +1,4 @@
-"""What runs inside a Slurm task: one unit of work. Light until the signal handlers stand."""
+"""The work of a Slurm task: one unit. Nothing heavy is imported before the signal handlers are set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvbench.cli.signals import Preempted, preemptible
+from kvbench.common.files import write_atomic
 from kvbench.sweep.slurm import queue
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def work(unit: Unit, max_requeues: int | None) -> None:
 
 
 def _compute(unit: Unit) -> int:
-    """Compute a unit and write its report; the number of runs that failed."""
+    """Compute a unit, write its report, and return the number of runs that failed."""
     unit.report.unlink(missing_ok=True)
     from kvbench.run.jobs import prepare
     from kvbench.run.runner import run_jobs
@@ -72,9 +73,7 @@ def _report(unit: Unit, outcomes: Sequence[Outcome]) -> int:
     errors = {str(o.folder): [type(o.error).__name__, str(o.error)] for o in outcomes if o.error is not None}
     for folder, (kind, text) in errors.items():
         log.error("%s: %s: %s", Path(folder).name, kind, text)
-    temporary = unit.report.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"errors": errors}, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(unit.report)
+    write_atomic(unit.report, json.dumps({"errors": errors}, indent=2) + "\n")
     return len(errors)
 
 
@@ -92,4 +91,4 @@ def _again(max_requeues: int | None) -> None:
     elif max_requeues is not None and restarts >= max_requeues:
         log.error("not requeued: hydra.launcher.max_requeues=%d is used up", max_requeues)
     elif queue.requeue(task):
-        log.info("requeued (for the %d. time); it will go on where it is now", restarts + 1)
+        log.info("requeued (restart %d); it will continue from here", restarts + 1)

@@ -28,9 +28,9 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Unit:
-    """What one task computes: `runs` (their folders) of the group in `payload`, the samples of `shard` of them.
+    """The work of one task: `runs` (their folders) of the group in `payload`, the samples of `shard` of them.
 
-    It is what submitit pickles, so this module imports nothing heavy: the task's signal handlers shall stand early.
+    Submitit pickles it, so this module imports nothing heavy: the task must set its signal handlers early.
     """
 
     payload: str
@@ -39,20 +39,20 @@ class Unit:
 
     @property
     def report(self) -> Path:
-        """Where the task says how its runs ended."""
+        """The file in which the task reports how its runs ended."""
         suffix = "" if self.shard is None else "-" + self.shard.replace("/", "of")
         return Path(self.payload.removesuffix(".json") + suffix + ".report.json")
 
     @property
     def name(self) -> str:
-        """In words, for messages."""
+        """The unit in words, for messages."""
         kinds = dict.fromkeys("/".join(Path(run).parts[-3:-1]) for run in self.runs)
         share = "" if self.shard is None else f", shard {self.shard}"
         return f"{len(self.runs)} run{'s' * (len(self.runs) > 1)} of {', '.join(kinds)}{share}"
 
 
 def fresh_folder(root: str | Path) -> Path:
-    """A new folder below `root`, named by the time. Raises ValueError when it cannot be made."""
+    """Return a new folder below `root`, named by the time. Raises ValueError when it cannot be created."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in range(_TRIES):
         folder = Path(root).absolute() / (stamp + f"-{number}" * bool(number))
@@ -67,17 +67,17 @@ def fresh_folder(root: str | Path) -> Path:
 
 
 def by_group(sweep: Sequence[Composed], wanted: Iterable[Path]) -> dict[str, list[tuple[Composed, list[Job]]]]:
-    """Group → the configurations that ask for wanted runs of it, each run once."""
+    """Return group → the configurations that ask for wanted runs of it, each run once."""
     missing = set(wanted)
     groups: dict[str, list[tuple[Composed, list[Job]]]] = {}
-    for one in sweep:
-        mine: dict[str, list[Job]] = {}
-        for job in one.jobs:
+    for part in sweep:
+        chosen: dict[str, list[Job]] = {}
+        for job in part.jobs:
             if job.folder in missing:
                 missing.remove(job.folder)
-                mine.setdefault(job.group, []).append(job)
-        for group, jobs in mine.items():
-            groups.setdefault(group, []).append((one, jobs))
+                chosen.setdefault(job.group, []).append(job)
+        for group, jobs in chosen.items():
+            groups.setdefault(group, []).append((part, jobs))
     return groups
 
 
@@ -87,32 +87,32 @@ def write_payload(path: Path, members: Sequence[tuple[Composed, Sequence[Job]]])
     Configurations are written with their interpolations, as a check expects them.
     """
     runs = tuple(str(job.folder) for _, jobs in members for job in jobs)
-    tasks = [{"choices": one.choices, "config": OmegaConf.to_container(one.task)} for one, _ in members]
+    tasks = [{"choices": part.choices, "config": OmegaConf.to_container(part.task)} for part, _ in members]
     path.write_text(json.dumps({"cwd": os.getcwd(), "runs": runs, "tasks": tasks}, indent=2) + "\n", encoding="utf-8")
     return runs
 
 
 def read_payload(path: Path) -> tuple[str, list[str], list[tuple[DictConfig, dict[str, str]]]]:
-    """The working folder, the runs, and configuration and choices of each job in the payload at `path`."""
+    """Return the working folder, the runs, and configuration and choices of each job in the payload at `path`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     tasks = [(OmegaConf.create(task["config"]), task["choices"]) for task in content["tasks"]]
     return content["cwd"], content["runs"], tasks
 
 
 def remember(folder: Path, units: Mapping[str, Unit]) -> None:
-    """Note which unit each task is; all tasks of one call belong to one Slurm job or array."""
+    """Write which unit each task computes; all tasks of one call belong to one Slurm job or array."""
     job = next(iter(units)).partition("_")[0]
     content = {task: asdict(unit) for task, unit in units.items()}
     (folder / f"tasks-{job}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def remembered(root: str | Path, tasks: Iterable[str]) -> dict[str, Unit]:
-    """Those of the tasks that were submitted from `root`, and what they compute."""
+    """Return the units of those tasks that were submitted from `root`, by task."""
     alive = set(tasks)
-    found: dict[str, Unit] = {}
+    units: dict[str, Unit] = {}
     for job in {task.partition("_")[0] for task in alive}:
         for file in Path(root).absolute().glob(f"*/tasks-{job}.json"):
             for task, unit in json.loads(file.read_text(encoding="utf-8")).items():
                 if task in alive:
-                    found[task] = Unit(unit["payload"], tuple(unit["runs"]), unit["shard"])
-    return found
+                    units[task] = Unit(unit["payload"], tuple(unit["runs"]), unit["shard"])
+    return units

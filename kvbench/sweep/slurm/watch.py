@@ -50,33 +50,33 @@ class Watch:
             log.warning("\nno longer waiting; the tasks go on. The same command waits again; scancel %s ends them", ids)
             raise
         reported = self._reports()
-        found = self._finished(self.jobs)
+        outcomes_by_run = self._finished(self.jobs)
         for _ in range(_LOOKS):
-            if not self._late(set(self.jobs) - found.keys() - reported.keys()):
+            if not self._late(set(self.jobs) - outcomes_by_run.keys() - reported.keys()):
                 break
             time.sleep(self._settle / _LOOKS)
-            found |= self._finished(self.jobs.keys() - found.keys())
-        lost = [folder for folder in self.jobs if folder not in found]
+            outcomes_by_run |= self._finished(self.jobs.keys() - outcomes_by_run.keys())
+        lost = [folder for folder in self.jobs if folder not in outcomes_by_run]
         general = Unfinished(
             f"{len(lost)} of {len(self.jobs)} runs are not complete, see above; issue the same command again to resume"
         )
         for folder in lost:
             error = reported.get(folder) or self._recorded_error(folder) or general
-            found[folder] = Outcome(self.jobs[folder], folder, error=error)
-        return found
+            outcomes_by_run[folder] = Outcome(self.jobs[folder], folder, error=error)
+        return outcomes_by_run
 
     def _finished(self, folders: Iterable[Path]) -> dict[Path, Outcome]:
         looked = {folder: finished(self.jobs[folder], say=False) for folder in folders}
         return {folder: outcome for folder, outcome in looked.items() if outcome is not None}
 
     def _late(self, folders: Iterable[Path]) -> bool:
-        """Whether one of these runs is incomplete here though all its tasks say that they came to their end."""
+        """Return True if one of these runs looks incomplete here though all its tasks report that they finished."""
         of = {str(f): [unit for unit in self.tasks.values() if str(f) in unit.runs] for f in folders}
         return any(all(unit.report.exists() for unit in units) for units in of.values())
 
     @property
     def _settle(self) -> float:
-        """Seconds until what a task wrote is surely seen here."""
+        """Seconds until a file that a task wrote is surely visible here."""
         return min(60.0, _LOOKS * self.poll_s)
 
     def _wait(self) -> None:
@@ -99,7 +99,7 @@ class Watch:
         self._progress({})
 
     def _over(self, task: str, unit: Unit, ending: str) -> None:
-        """A task has left the queue: say so if it did not come to its end."""
+        """Log the end of a task that left the queue without finishing."""
         if unit.report.exists() or all(self._complete(Path(run), unit.shard) for run in unit.runs):
             return
         self.failed[task] = ending
@@ -126,16 +126,18 @@ class Watch:
         return progress.is_complete(job.cfg["limit"] if job else None) or part.get("status") == "partial"
 
     def _reports(self) -> dict[Path, Exception]:
-        """The errors that tasks reported of their runs: ValueErrors as such, they are for the user to mend."""
-        found: dict[Path, Exception] = {}
+        """Return the errors that tasks reported, by run; a ValueError stays one, since the user can mend its cause."""
+        outcomes_by_run: dict[Path, Exception] = {}
         for unit in self.tasks.values():
             if unit.report.exists():
                 for run, (kind, text) in json.loads(unit.report.read_text(encoding="utf-8"))["errors"].items():
-                    found[Path(run)] = ValueError(text) if kind == "ValueError" else Unfinished(f"{kind}: {text}")
-        return found
+                    outcomes_by_run[Path(run)] = (
+                        ValueError(text) if kind == "ValueError" else Unfinished(f"{kind}: {text}")
+                    )
+        return outcomes_by_run
 
     def _recorded_error(self, folder: Path) -> Exception | None:
-        """The error that a run's own status holds."""
+        """Return the error in a run's own status, or None."""
         try:
             status = store.progress(folder).status
         except ValueError:
@@ -144,13 +146,13 @@ class Watch:
         return Unfinished(f"{folder.name}: {text}") if text else None
 
     def _progress(self, queued: Mapping[str, queue.Queued] | None) -> None:
-        """One line: records on disk, and what the tasks do."""
+        """Show one line: how many records are on disk, and the states of the tasks."""
         rows = sum(self._lines(file) for folder in self.jobs for file in folder.glob("samples*.jsonl"))
         if queued is None:
             now = "Slurm does not answer"
         else:
-            mine = [queued[task] for task in self.tasks if task in queued]
-            states = Counter(_words(q) for q in mine)
+            ours = [queued[task] for task in self.tasks if task in queued]
+            states = Counter(_words(q) for q in ours)
             now = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no task in the queue"
         line = f"{rows} rows recorded in {len(self.jobs)} runs; {now}"
         last, when = self._said
@@ -161,7 +163,7 @@ class Watch:
             self._said = (line, time.monotonic())
 
     def _lines(self, file: Path) -> int:
-        """Lines of a growing file, of which only what is new is read."""
+        """Return how many lines a growing file has; only what is new is read."""
         start, lines = self._read.get(file, (0, 0))
         try:
             with open(file, "rb") as opened:
