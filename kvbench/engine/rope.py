@@ -35,6 +35,7 @@ def switch_length(model: PreTrainedModel) -> int | None:
     return None
 
 
+@torch.inference_mode()
 def forget_lengths(model: PreTrainedModel) -> None:
     """Return rotary modules with dynamic scaling to their original frequencies.
 
@@ -51,6 +52,10 @@ def forget_lengths(model: PreTrainedModel) -> None:
         x, position = torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.long, device=device)
         for layer_type in kinds if isinstance(kinds, Mapping) else [None]:
             module(x, position) if layer_type is None else module(x, position, layer_type)
+            prefix = "" if layer_type is None else f"{layer_type}_"
+            used, original = (getattr(module, f"{prefix}{name}", None) for name in ("inv_freq", "original_inv_freq"))
+            if isinstance(used, torch.Tensor) and isinstance(original, torch.Tensor) and used is not original:
+                used.copy_(original)  # before 5.5, transformers forgets that it saw the longer text
 
 
 def _scalings(model: PreTrainedModel) -> Iterator[tuple[object, Mapping[str, int | None]]]:
