@@ -98,7 +98,7 @@ class Recordable(Protocol):
 
     @property
     def moves(self) -> int:
-        """How often something was moved in memory; a graph is valid as long as this stays the same."""
+        """Number of moves in memory so far; a graph is valid as long as it stays the same."""
         ...
 
     def room(self, rows: Sequence[int]) -> int:

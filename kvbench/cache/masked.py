@@ -38,7 +38,7 @@ class _Row:
 
 
 class MaskedCache:
-    """The same interface as `RaggedCache`, without its savings."""
+    """A cache with the interface of `RaggedCache`, without its savings."""
 
     kernel = "torch"
     prompt = None

@@ -52,7 +52,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What the mask function was told: the rule of a mask, and how far back it looks, if that is limited."""
+    """The arguments of the mask function: the rule of a mask, and how far back it looks, if that is limited."""
 
     visible: Callable[..., Tensor | bool]
     size: int | None
@@ -60,7 +60,7 @@ class _Rule:
 
 @dataclass
 class _Notes:
-    """What the attention calls of one forward looked like."""
+    """The attention calls of one forward pass."""
 
     masks: dict[int, LocalMask | None] = field(default_factory=dict)
     shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # query heads, KV heads, head dimension

@@ -25,7 +25,7 @@ BACKENDS = ["torch", "sdpa", pytest.param("cpu", marks=pytest.mark.gxx)]
 
 
 def ragged_cache(name="torch"):
-    """A ragged cache of one layer whose rows are attended to by a backend."""
+    """Build a ragged cache of one layer whose rows are attended to by a backend."""
     spec = backends.AttentionSpec(torch.device("cpu"), torch.float32, DIM, 1)
     lack = backends.unmet_requirement(name, spec, compile_now=True)
     assert lack is None, lack
@@ -33,7 +33,7 @@ def ragged_cache(name="torch"):
 
 
 def random_entries(generator, rows, heads, tokens, reserve, special):
-    """Entries with a different mask per head; some rows with a storage part, some with a decode policy."""
+    """Draw entries with a different mask per head; some rows with a storage part, some with a decode policy."""
     entries = []
     for row in range(rows):
         keep_UT = torch.rand(heads, tokens, generator=generator) < torch.rand(1, generator=generator)
@@ -55,7 +55,7 @@ def random_entries(generator, rows, heads, tokens, reserve, special):
 
 
 def full_attention(q_HTD, k_USD, v_USD, scaling):
-    """Causal attention of the T newest of S tokens, float64, written out."""
+    """Compute causal attention of the T newest of S tokens, float64, written out."""
     heads, tokens, _ = q_HTD.shape
     group = heads // k_USD.shape[0]
     out = torch.empty_like(q_HTD)

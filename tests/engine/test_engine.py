@@ -182,7 +182,7 @@ def test_a_first_token_that_may_not_stop(tiny: Tiny) -> None:
 
 
 def test_agnostic_compresses_the_context_alone(tiny: Tiny) -> None:
-    """What is kept does not depend on the question; with a full budget the answer is the full cache's."""
+    """Kept tokens do not depend on the question; with a full budget the answer is the full cache's."""
     context = prompt(200, seed=5)
     texts = [Prompt(tuple(context + prompt(20, seed=s)), 200, frozenset(), "") for s in (6, 7)]
     asked = variants()

@@ -52,13 +52,13 @@ def test_a_prompt_without_finite_logits_fails_alone(poisoned: Tiny, question: st
     good = [request(prompt(length), *asked) for length in (120, 150)]
     bad = request([*prompt(60), POISON, *prompt(60)], *asked)
     settings = {"question": question, "cache": cache}
-    expected = [answers(poisoned, [one], **settings)[one] for one in good]
+    expected = [answers(poisoned, [wanted], **settings)[wanted] for wanted in good]
     outs = answers(poisoned, [good[0], bad, good[1]], **settings)
-    assert [[g.token_ids for g in outs[one]] for one in good] == [[g.token_ids for g in row] for row in expected]
+    assert [[g.token_ids for g in outs[wanted]] for wanted in good] == [[g.token_ids for g in row] for row in expected]
     for generation in outs[bad]:
         assert (generation.finish_reason, generation.token_ids, generation.text) == ("failed", [], "")
         assert "token 1 are not finite" in str(generation.error) and "model.dtype=" in str(generation.error)
-    assert all(generation.error is None for one in good for generation in outs[one])
+    assert all(generation.error is None for wanted in good for generation in outs[wanted])
 
 
 def test_a_row_that_overflows_while_decoding_fails_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +185,8 @@ def test_what_a_tokenizer_returns_for_several_texts(tiny: Tiny) -> None:
             mask = [[1] * len(ids) + [0] * (batch.shape[1] - len(ids)) for ids in encoded["input_ids"]]
             batch = {"input_ids": batch, "attention_mask": torch.tensor(mask)}
         assert [row[0].token_ids for row in generate(tiny, batch, [("fullkv", None)])] == expected
-    one = tiny[1](texts[0], return_tensors="pt")
-    assert generate(tiny, one, [("fullkv", None)])[0][0].token_ids == expected[0]
+    encoding = tiny[1](texts[0], return_tensors="pt")
+    assert generate(tiny, encoding, [("fullkv", None)])[0][0].token_ids == expected[0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Decode steps that are recorded and replayed, by a recorder for the CPU that does as a CUDA graph does.
 
 It runs what is recorded in order to know the shapes, undoes what that changed, and refuses what waits for the device.
-A replay runs the same operations on the same memory: what the host decided anew in each step shows as a wrong token.
+A replay runs the same operations on the same memory: what the host decided again in each step shows as a wrong token.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def tiny():
 
 @pytest.fixture
 def recorded(tiny, monkeypatch):
-    """Generates with recorded steps by a backend without host work; also gives the `Steps` that were made."""
-    made = []
+    """Generates with recorded steps by a backend without host work; also gives the `Steps` that were recorders."""
+    recorders = []
 
     class Steps(graph.GraphedSteps):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
-            made.append(self)
+            recorders.append(self)
 
     def generate(prompts=PROMPTS, variants=VARIANTS, steps=Steps, **settings):
         with monkeypatch.context() as patch:
@@ -100,7 +100,7 @@ def recorded(tiny, monkeypatch):
             patch.setattr(decode, "make_cache", lambda *_: cache)
             return kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
 
-    return SimpleNamespace(generate=generate, made=made)
+    return SimpleNamespace(generate=generate, recorders=recorders)
 
 
 def tokens(outs):
@@ -117,18 +117,18 @@ def test_recorded_steps_are_the_same_tokens(tiny, recorded):
     outs = recorded.generate(stop_ids=stops, **settings)
     assert tokens(outs) == tokens(expected)
     assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
-    assert recorded.made[0].replayed > 0
+    assert recorded.recorders[0].replayed > 0
 
 
 def test_all_steps_but_the_first_are_replayed(recorded):
     (out,) = recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=24)
-    assert recorded.made[0].replayed == 24 - 1 - graph._STEADY  # the first token is the prefill's
+    assert recorded.recorders[0].replayed == 24 - 1 - graph._STEADY  # the first token is the prefill's
     kept = out[0].kept[0][0]
     assert out[0].kept_max == kept + 23
 
 
 def test_growth_beyond_the_reserve(tiny, recorded, monkeypatch):
-    """A step that moves the cache is eager, and the ones after it are recorded anew."""
+    """A step that moves the cache is eager, and the ones after it are recorded again."""
     settings = {"stop_ids": [], "max_new_tokens": 40}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, **settings)
     real = RaggedCache.add
@@ -140,7 +140,7 @@ def test_growth_beyond_the_reserve(tiny, recorded, monkeypatch):
         ),
     )
     assert tokens(recorded.generate(PROMPTS[:1], **settings)) == tokens(expected)
-    steps = recorded.made[0]
+    steps = recorded.recorders[0]
     assert 0 < steps.replayed < 40 - 1 - graph._STEADY
     assert steps._cache.moves > 0
 
@@ -150,7 +150,7 @@ def test_rows_with_work_on_the_host_are_eager(tiny, recorded):
     settings = {"stop_ids": [], "max_new_tokens": 8}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], variants, **settings)
     assert tokens(recorded.generate(PROMPTS[:1], variants, **settings)) == tokens(expected)
-    assert recorded.made[0].replayed == 0
+    assert recorded.recorders[0].replayed == 0
 
 
 def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, caplog):
@@ -167,8 +167,8 @@ def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, ca
     outs = recorded.generate(**settings)
     assert tokens(outs) == tokens(expected)
     assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
-    said = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
-    assert len(said) == 1 and "not permitted" in said[0]
+    messages = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
+    assert len(messages) == 1 and "not permitted" in messages[0]
     with pytest.raises(ValueError, match="engine.graph=true: operation not permitted"):
         recorded.generate(graph="true", **settings)
 
@@ -194,7 +194,7 @@ def test_a_batch_is_gone_when_its_rows_are(tiny, recorded, monkeypatch):
 
 
 class Pools:
-    """What torch does with the memory of graphs, as far as it can go wrong; and its current stream."""
+    """A stand-in for torch's memory of graphs, as far as it can go wrong, and for its current stream."""
 
     def __init__(self, monkeypatch):
         self.users, self.stream, self.tensors = {}, "stream of before", []
@@ -234,7 +234,7 @@ class Graph:
 
 
 def test_recordings_of_one_pool_follow_each_other(monkeypatch):
-    """Of the one before, the result alone is still held."""
+    """Only the result of the graph before is still held."""
     pools = Pools(monkeypatch)
     record = graph.CudaRecorder()
     out, replay = record(pools.result)
@@ -270,7 +270,7 @@ def test_graph_true_says_what_is_missing(tiny):
 @pytest.mark.cuda
 @pytest.mark.parametrize("kernel", ["cuda", "flash_attn"])
 def test_graphs_on_the_gpu(tiny, kernel, monkeypatch, caplog):
-    """Recorded and eager steps are the same kernels, so they give the same tokens; rows that join are recorded anew."""
+    """Recorded and eager steps are the same kernels, so they give the same tokens, with joining rows too."""
     dims = dict.fromkeys(("hidden_size", "intermediate_size"), 256) | {"head_dim": 64}
     on_gpu = kvbench.load_model("tiny", device="cuda", dtype="bfloat16", dims=dict(DIMS) | dims)
     model, tokenizer = on_gpu.model, on_gpu.tokenizer

@@ -67,7 +67,7 @@ def test_prompts_before_change_nothing(kind: str, length: int) -> None:
     assert alone[0].token_ids == fresh
     after = generate(tiny, [prompt(240, seed=2), ids], asked)[1]
     assert [g.token_ids for g in after] == [g.token_ids for g in alone]
-    own_answer(tiny[0], prompt(240, seed=3))  # plain transformers leaves its frequencies behind as well
+    own_answer(tiny[0], prompt(240, seed=3))  # plain transformers keeps its frequencies as well
     (again,) = generate(tiny, [ids], asked)
     assert [g.token_ids for g in again] == [g.token_ids for g in alone]
     with kvbench.compressed(tiny[0], "fullkv"):

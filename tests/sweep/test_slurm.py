@@ -51,19 +51,19 @@ def slurm(*command: str) -> str:
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        found = condition()
-        if found:
-            return found
+        value = condition()
+        if value:
+            return value
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def tasks(outputs: Path) -> dict[str, list[Path]]:
     """Return Slurm task → the run folders it works on, of all submissions."""
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     for file in sorted(outputs.glob("slurm/*/tasks-*.json")):
-        found |= {task: [Path(run) for run in unit["runs"]] for task, unit in json.loads(file.read_text()).items()}
-    return found
+        folders |= {task: [Path(run) for run in unit["runs"]] for task, unit in json.loads(file.read_text()).items()}
+    return folders
 
 
 def records(outputs: Path) -> dict[str, list[dict[str, Any]]]:
@@ -161,7 +161,7 @@ def test_killed_timed_out_and_cancelled_tasks_lose_nothing(tmp_path):
     survey = subprocess.run([sys.executable, "-m", "kvbench.status", "a", "--json"], cwd=tmp_path, capture_output=True)
     assert survey.returncode == 1
     ((plan,), states) = json.loads(survey.stdout)["plans"], {"stopped": killed, "done": late, "preempted": cancelled}
-    assert {(one["state"], one["slurm"]) for one in plan["runs"]} == set(states.items())
+    assert {(entry["state"], entry["slurm"]) for entry in plan["runs"]} == set(states.items())
 
     undisturbed = start(*[word for word in command if "launcher" not in word], "paths.outputs=b", cwd=tmp_path)
     out, _ = run(*command, cwd=tmp_path)

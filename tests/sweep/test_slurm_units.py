@@ -45,18 +45,18 @@ def test_a_wrong_setting_is_named(setting, message):
 
 def test_settings_as_sbatch_gets_them():
     some = {"account": 12, "setup": "module load cuda", "mem_gb": 1.5, "gpus_per_node": 0, "max_requeues": 0}
-    made = slurm._parameters(checked(FOLDER | some | {"extra": {"reservation": "x"}, "cpus_per_task": 3}))
-    assert made["account"] == "12"
-    assert made["setup"] == ["module load cuda"]
-    assert made["mem"] == "1536MB"
-    assert "gpus_per_node" not in made and "partition" not in made
-    assert made["additional_parameters"] == {"no-requeue": True, "reservation": "x"}
-    assert made["srun_args"] == ["--cpus-per-task=3"], "steps do not inherit it"
+    result = slurm._parameters(checked(FOLDER | some | {"extra": {"reservation": "x"}, "cpus_per_task": 3}))
+    assert result["account"] == "12"
+    assert result["setup"] == ["module load cuda"]
+    assert result["mem"] == "1536MB"
+    assert "gpus_per_node" not in result and "partition" not in result
+    assert result["additional_parameters"] == {"no-requeue": True, "reservation": "x"}
+    assert result["srun_args"] == ["--cpus-per-task=3"], "steps do not inherit it"
     assert slurm._parameters(checked(FOLDER))["additional_parameters"] == {"requeue": True}
 
 
 @pytest.mark.parametrize(
-    ("said", "names"),
+    ("message", "names"),
     [
         ("sbatch: error: invalid partition specified: nope", ["partition=nope"]),
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", ["account=a"]),
@@ -73,7 +73,7 @@ def test_settings_as_sbatch_gets_them():
         ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", ["account=a"]),
     ],
 )
-def test_a_refusal_names_the_settings_it_is_about(said, names):
+def test_a_refusal_names_the_settings_it_is_about(message, names):
     some = SlurmSettings(
         **FOLDER,
         partition="nope",
@@ -84,7 +84,7 @@ def test_a_refusal_names_the_settings_it_is_about(said, names):
         cpus_per_task=2,
         extra={"foo": 1},
     )
-    text = str(refusal(said, some))
+    text = str(refusal(message, some))
     assert all(f"hydra.launcher.{name}" in text for name in names), text
     assert "Slurm refuses: " in text and "\n" not in text and "sbatch:" not in text
 
@@ -124,9 +124,9 @@ def test_more_tasks_than_an_array_may_have_are_several_arrays(monkeypatch, tmp_p
     monkeypatch.setattr(queue, "largest_array", lambda: 3)
     some = units(tmp_path / "now", 7)
     (tmp_path / "now").mkdir()
-    made = slurm.submit(some, SlurmSettings(folder=str(tmp_path)))
+    result = slurm.submit(some, SlurmSettings(folder=str(tmp_path)))
     assert FakeExecutor.arrays == [3, 3, 1]
-    assert list(made.values()) == some
+    assert list(result.values()) == some
     assert remembered(tmp_path, ["2_1", "3_0", "4_0"]) == {"2_1": some[4], "3_0": some[6]}
 
 
@@ -189,17 +189,17 @@ def waiting(monkeypatch, tmp_path, answers, ended="CANCELLED"):
 def test_a_controller_that_does_not_answer_ends_no_task(monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     running = {"5_0": Queued("RUNNING", "None")}
-    _, made = waiting(monkeypatch, tmp_path, [running, None, None, running, {}])
-    (outcome,) = made.outcomes().values()
+    _, result = waiting(monkeypatch, tmp_path, [running, None, None, running, {}])
+    (outcome,) = result.outcomes().values()
     assert str(outcome.error) == "1 of 1 runs are not complete, see above; issue the same command again to resume"
     assert caplog.text.count("ended early: CANCELLED") == 1
     assert "(it printed nothing)" in caplog.text
 
 
 def test_errors_that_a_task_reported_are_its_runs_errors(monkeypatch, tmp_path, caplog):
-    unit, made = waiting(monkeypatch, tmp_path, [{}])
+    unit, result = waiting(monkeypatch, tmp_path, [{}])
     unit.report.write_text(json.dumps({"errors": {unit.runs[0]: ["ValueError", "method.window=32: no room"]}}))
-    (outcome,) = made.outcomes().values()
+    (outcome,) = result.outcomes().values()
     assert isinstance(outcome.error, ValueError) and str(outcome.error) == "method.window=32: no room"
     assert "ended early" not in caplog.text
     unit.report.write_text(json.dumps({"errors": {unit.runs[0]: ["RuntimeError", "broken promise"]}}))
@@ -211,10 +211,10 @@ def test_who_stops_waiting_is_told_that_the_tasks_go_on(monkeypatch, tmp_path, c
     def interrupted() -> None:
         raise Preempted(15)
 
-    _, made = waiting(monkeypatch, tmp_path, [])
+    _, result = waiting(monkeypatch, tmp_path, [])
     monkeypatch.setattr(queue, "queue", interrupted)
     with pytest.raises(Preempted):
-        made.outcomes()
+        result.outcomes()
     assert "the tasks go on" in caplog.text and "scancel 5" in caplog.text
 
 
@@ -229,8 +229,8 @@ def test_times_as_people_write_them(text, minutes):
 def test_the_script_is_a_command_line(capsys):
     options = ["--partition", "gpu", "--gpus", "4", "--time", "8h", "--shards", "2", "--no-wait", "--dry-run"]
     submit.main([*options, "--", "method=snapkv,h2o", "budget=64"])
-    said = capsys.readouterr().err
-    assert said == (
+    message = capsys.readouterr().err
+    assert message == (
         "python -m kvbench -m launcher=fused_slurm launcher.partition=gpu launcher.gpus_per_node=4 "
         "launcher.timeout_min=480 launcher.shards=2 launcher.wait=false method=snapkv,h2o budget=64\n"
     )
