@@ -2,8 +2,8 @@
 
 Shape suffixes: U KV heads, S segments (row x KV head), R slots, T tokens, D head dimension.
 
-A segment's capacity is the number of tokens it will hold. Neighbours in size share the capacity of the largest of them,
-at most an eighth above the smallest (or 16 slots), so that they can be attended to together (a `Slab`).
+A segment's capacity is the number of tokens it will hold. Segments of similar size share the capacity of the
+largest of them, at most an eighth above the smallest (or 16 slots). They can then be attended to together (a `Slab`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from kvbench_kernels.backends import Backend, Buffers, Slab
 
 @dataclass
 class Segment:
-    """The tokens of one row in one KV head: slots start .. start + capacity, of which the first `length` are alive."""
+    """The tokens of one row in one KV head: slots start .. start + capacity, of which the first `length` are live."""
 
     row: int
     head: int
     length: int
-    need: int  # tokens it will hold: what it kept and what will be appended
+    need: int  # tokens it will hold: kept and appended ones together
     capacity: int = 0
     start: int = 0
 
 
 @dataclass
 class Arena:
-    """Segments in slab order, and the buffers they live in."""
+    """Segments in slab order, and the buffers that hold them."""
 
     segments: list[Segment]
     buffers: Buffers
@@ -42,10 +42,10 @@ class Arena:
 
 
 def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Backend) -> Arena:
-    """Return an arena with what the entries keep of a prompt. Each token is written once, to the place where it stays.
+    """Return an arena of the tokens of a prompt that the entries keep. Each token is written once, to its final slot.
 
-    Without kernels, slots after a segment's length hold copies of the first token: they are masked, but have to be
-    finite.
+    Without kernels, slots after a segment's length hold copies of the first token: they are masked, but must
+    be finite.
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
     keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
@@ -74,7 +74,7 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Back
 
 
 def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Arena | None:
-    """Return the living segments of several arenas in one, without `dead` rows; None if none is left."""
+    """Return one arena of the segments of several arenas, without `dead` rows; None if no segment is left."""
     alive = [[s for s in arena.segments if s.row not in dead] for arena in arenas]
     segments = [s for of_arena in alive for s in of_arena]
     if not segments:
@@ -82,7 +82,7 @@ def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Ar
     like = arenas[0].buffers.k_RD
     device = like.device
     old_slots = [live_slots(of_arena, device) for of_arena in alive] if len(arenas) > 1 or not backend.prompt else []
-    for segment in segments:  # it may have grown into the capacity that it shares with its neighbours
+    for segment in segments:  # it may have grown into the capacity that it shares with similar ones
         segment.need = max(segment.need, segment.length)
     place = {id(s): index for index, s in enumerate(arenas[0].segments)}
     in_layout = list(segments)
@@ -110,15 +110,15 @@ def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Ar
 
 
 def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
-    """Sort segments by need, give neighbours a common capacity and each its slots.
+    """Sort segments by need, give similar ones a common capacity, and assign slots to each.
 
     Returns:
-        The slabs, and the number of slots in all.
+        The slabs, and the total number of slots.
     """
     segments.sort(key=lambda s: (-s.need, s.row, s.head))
     slabs, begin, slot = [], 0, 0
     while begin < len(segments):
-        capacity = -(-segments[begin].need // 8) * 8  # GPU kernels want a slab's slots aligned
+        capacity = -(-segments[begin].need // 8) * 8  # GPU kernels need a slab's slots aligned
         end = begin
         while end < len(segments) and capacity - segments[end].need <= max(16, segments[end].need // 8):
             end += 1
@@ -133,7 +133,7 @@ def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:
 
 def live_slots(segments: Sequence[Segment], device: torch.device) -> Tensor:
     """Return the live slots of the segments, one after the other."""
-    lengths = torch.tensor([s.length for s in segments], dtype=torch.long, device=device)  # there may be none
+    lengths = torch.tensor([s.length for s in segments], dtype=torch.long, device=device)  # possibly empty
     starts = torch.tensor([s.start for s in segments], dtype=torch.long, device=device)
     first = lengths.cumsum(0) - lengths
     total = sum(s.length for s in segments)

@@ -17,7 +17,7 @@ from kvbench.methods.base import DecodePolicy, Store
 from kvbench.methods.context import Kernels
 
 Counts = list[tuple[int, int]]
-"""Per layer, what a cache counts on the host: free tokens of every active segment, and appended tokens."""
+"""The counts of a cache on the host, per layer: free tokens of every active segment, and appended tokens."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Entry:
     Args:
         row: id of the row.
         keep_UT: bool mask of kept tokens.
-        reserve: tokens that will be appended, for which room is made at once.
+        reserve: tokens that will be appended; the cache allocates their slots at once.
         store: storage part of the method; None for plain rows.
         policy: decode part of the method; None for rows that evict nothing while generating.
-        score_UT: the method's scores, where a policy starts from them.
+        score_UT: the method's scores, from which a policy starts; None without a policy.
         limit_U: tokens that a policy holds in each KV head: the head's share of the budget.
     """
 
@@ -47,8 +47,8 @@ class KVCache(Protocol):
     """The keys and values of all layers and rows.
 
     Attributes:
-        kernel: name of what attends to them.
-        prompt: kernels for prompts (`kvbench_kernels.ops.prompt`); None where there are none.
+        kernel: name of the backend that attends to them.
+        prompt: kernels for prompts (`kvbench_kernels.ops.prompt`); None if the backend has none.
     """
 
     @property
@@ -58,13 +58,13 @@ class KVCache(Protocol):
     def prompt(self) -> Kernels | None: ...
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Store what the rows keep of a prompt's keys and values."""
+        """Store the keys and values of a prompt that the rows keep."""
         ...
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
-        """Append T new tokens to `rows`, attend causally, apply decode policies. Returns [B, H, T, D]."""
+        """Append T new tokens to `rows`, attend causally, apply decode policies. Return [B, H, T, D]."""
         ...
 
     def release(self, rows: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ class KVCache(Protocol):
         ...
 
     def slack_bytes(self, row: int) -> int:
-        """Return the bytes that a row holds in addition to its stored tokens, for tokens to come."""
+        """Return the bytes that a row reserves for further tokens, in addition to its stored ones."""
         ...
 
     def bytes(self) -> int:
@@ -92,17 +92,16 @@ class KVCache(Protocol):
 class Recordable(Protocol):
     """A cache whose decode steps can be recorded as a CUDA graph.
 
-    A recorded step does its work on the device alone. The cache's counts on the host are brought up to date by
-    `advance`, once per replay.
+    A recorded step runs on the device alone. `advance` updates the cache's counts on the host, once per replay.
     """
 
     @property
     def moves(self) -> int:
-        """Number of moves in memory so far; a graph is valid as long as it stays the same."""
+        """Number of moves in memory so far. A graph is valid as long as this number stays the same."""
         ...
 
     def room(self, rows: Sequence[int]) -> int:
-        """Return how many tokens these rows can append with work on the device alone; 0 if more is needed."""
+        """Return how many tokens these rows can append without work on the host; 0 if the host is needed."""
         ...
 
     def advance(self, rows: Sequence[int], tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Layers that look back a limited number of tokens: sliding windows and chunks. They are kept whole, never compressed.
+"""Layers that look back a limited number of tokens: sliding windows and chunks. They are never compressed.
 
 Shape suffixes: B rows of the call, R rows of the layer, H query heads, U KV heads, T tokens of the call, S keys,
 W slots (the window), D head dimension.
@@ -21,7 +21,7 @@ from torch import Tensor
 class LocalMask:
     """The keys that a query of a local layer sees: the last `size` positions, itself included.
 
-    A chunked layer in addition sees its own chunk of `size` positions only (Llama 4).
+    In a chunked layer a query sees its own chunk of `size` positions only (Llama 4).
     """
 
     size: int
@@ -83,7 +83,7 @@ class LocalLayer:
         self._seen |= dict.fromkeys(rows, tokens)
 
     def attend(self, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        """Append T new tokens to `rows` and attend to what each of them sees: [B, H, T, D]."""
+        """Append T new tokens to `rows` and attend to the tokens that each of them sees: [B, H, T, D]."""
         assert self._kv is not None
         k_RUWD, v_RUWD = self._kv
         device, size = q_BHTD.device, self.mask.size

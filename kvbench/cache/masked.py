@@ -1,7 +1,7 @@
-"""`MaskedCache`: every token stays, and what a method evicts is masked. The simulation, and the oracle of the tests.
+"""`MaskedCache`: every token stays, and evicted tokens are masked. A simulation, and the oracle of the tests.
 
 Deliberately naive: one row at a time, full-length keys and values, explicit softmax. It saves no memory. Its bytes are
-what it holds, its lengths are what a ragged cache would hold.
+those that it allocates; its lengths are those of a ragged cache.
 
 Shape suffixes: B rows, H query heads, U KV heads, G = H / U, T new tokens, N tokens seen, S stored tokens,
 D head dimension.
@@ -38,7 +38,7 @@ class _Row:
 
 
 class MaskedCache:
-    """A cache with the interface of `RaggedCache`, without its savings."""
+    """A cache with the interface of `RaggedCache` that saves no memory."""
 
     kernel = "torch"
     prompt = None
@@ -77,7 +77,7 @@ class MaskedCache:
 
     @staticmethod
     def _as_stored(row: _Row, k_UTD: Tensor, v_UTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values as a step sees them: old ones through the storage part, new ones as they are."""
+        """Return keys and values as a step sees them: old tokens after encoding and decoding, new tokens unchanged."""
         store = row.entry.store
         k_UND, v_UND = row.k_UND, row.v_UND
         if store is not None:

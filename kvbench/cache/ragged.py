@@ -23,7 +23,7 @@ from kvbench_kernels.backends import Backend, Lanes, make_backend
 
 @dataclass(frozen=True)
 class _ActiveRows:
-    """The rows that step together, and where their segments lie in the arena: one index per row and KV head."""
+    """The rows that step together, and the indices of their segments in the arena: one per row and KV head."""
 
     rows: tuple[int, ...]
     segments: list[int]
@@ -31,7 +31,7 @@ class _ActiveRows:
 
 
 class _ArenaLayer:
-    """The plain rows of one layer: an arena, and further arenas of prompts that joined since the last step."""
+    """The plain rows of one layer: one arena, and one for each prompt that joined since the last step."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -58,7 +58,7 @@ class _ArenaLayer:
         return self._backend.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths)
 
     def room(self, rows: tuple[int, ...]) -> int:
-        """Return how many tokens fit without a move, if these rows made the last step as well; 0 otherwise."""
+        """Return how many tokens fit without a move; 0 if other rows took the last step or a prompt joined."""
         return self._room if self._is_active(rows) and len(self._arenas) == 1 else 0
 
     def _is_active(self, rows: tuple[int, ...]) -> bool:
@@ -76,7 +76,7 @@ class _ArenaLayer:
         self._room, self._appended = counts
 
     def release(self, rows: Sequence[int]) -> None:
-        """Free the slots of `rows`, once half of the slots are free."""
+        """Mark the slots of `rows` as free; lay out the arena again once half of its slots are free."""
         for arena in self._arenas:
             arena.buffers.check()
         self._dead.update(rows)
@@ -97,11 +97,11 @@ class _ArenaLayer:
         """Return the bytes of one token's key and value in one head."""
         if not self._arenas:
             return 0
-        k_RD = self._arenas[0].buffers.k_RD  # of no slots, where rows keep nothing
+        k_RD = self._arenas[0].buffers.k_RD  # has no slots if no row keeps a token
         return 2 * k_RD.shape[1] * k_RD.itemsize
 
     def settle(self) -> None:
-        """Bring what joined since the last step into one arena."""
+        """Merge the arenas of prompts that joined since the last step into one."""
         if len(self._arenas) > 1:
             self._rebuild()
 
@@ -125,7 +125,7 @@ class _ArenaLayer:
         return [segment.length for segment in self._arenas[0].segments]
 
     def _count(self) -> None:
-        """Bring the lengths on the host up to date with what was appended."""
+        """Add the appended tokens to the lengths on the host."""
         if self._appended:
             assert self._active is not None
             for index in self._active.segments:
@@ -133,14 +133,14 @@ class _ArenaLayer:
             self._appended = 0
 
     def _grow(self, tokens: int) -> None:
-        """Make room for half as many tokens again, once the reserve is used up."""
+        """Make room for half as many tokens again; called when the reserve is used up."""
         self._count()
         for segment in self._arenas[0].segments:
             segment.need = max(segment.need, segment.length + max(tokens, 64, segment.length // 2))
         self._rebuild()
 
     def _rebuild(self) -> None:
-        """Lay out the living segments again, in one arena."""
+        """Lay out the remaining segments again, in one arena."""
         self._count()
         merged = merge(self._arenas, frozenset(self._dead), self._backend)
         self._arenas = [] if merged is None else [merged]

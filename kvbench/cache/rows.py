@@ -1,4 +1,4 @@
-"""Rows that are more than plain segments: encoded storage, and eviction while decoding.
+"""Rows that are not plain segments: rows with encoded storage, and rows that evict while decoding.
 
 Shape suffixes: H query heads, U KV heads, G = H / U, T new tokens, S stored tokens, N tokens, D head dimension.
 KV heads of a row that store equally many tokens are handled together; they stay equal.
@@ -97,7 +97,7 @@ class _EvictingHeads:
         self.heads, self._policy, self._limit = heads, entry.policy, limit
         self.length = int(entry.keep_UT[heads[0]].sum())
         self.state = self._policy.start(kept_tokens(entry.score_UT[..., None], entry.keep_UT, heads)[..., 0])
-        # above the limit only a step's own new tokens are ever held; below it the row may still grow to it
+        # at the limit, a row only ever adds the new tokens of one step; below it, the row may still grow
         room = max(self.length, min(limit, self.length + entry.reserve)) + 1 - self.length
         self.k, self.v = (F.pad(kept_tokens(x, entry.keep_UT, heads), (0, 0, 0, room)) for x in (k_UTD, v_UTD))
 
@@ -109,7 +109,7 @@ class _EvictingHeads:
             self.k, self.v = (F.pad(x, (0, 0, 0, room)) for x in (self.k, self.v))
         self.k[:, self.length : stored], self.v[:, self.length : stored] = k_UTD, v_UTD
         k_USD, v_USD = self.k[:, None, :stored], self.v[:, None, :stored]
-        # in float32: unscaled logits rounded to half precision would be far off
+        # in float32: unscaled logits rounded to half precision are inaccurate
         logits_UGTS = q_UGTD.float() @ k_USD.float().transpose(-1, -2) * scaling
         if tokens > 1:
             logits_UGTS.masked_fill_(~causal_mask(tokens, stored, k_UTD.device), -torch.inf)
@@ -122,7 +122,7 @@ class _EvictingHeads:
             at = keep_US[..., None].expand(-1, -1, k_UTD.shape[-1])
             for buffer in (self.k, self.v):
                 buffer[:, : self.length] = buffer.gather(1, at)
-            # after a long question the buffer shrinks, but never below what the policy chose to hold
+            # after a long question the buffer shrinks, but never below the tokens that the policy holds
             capacity = max(self.length, self._limit) + 1
             if self.k.shape[1] > capacity:
                 self.k, self.v = (x[:, :capacity].clone() for x in (self.k, self.v))
@@ -167,7 +167,7 @@ class _EncodedTokens:
 
 
 class EncodedRow:
-    """A row whose older tokens are encoded by a storage part; the newest stay as they came."""
+    """A row whose older tokens are encoded by a storage part; the newest stay unencoded."""
 
     def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
         store = entry.store
@@ -248,11 +248,11 @@ class _EncodedHalf:
         if due > 0:
             self._encoded.append(self._encode(plain_NUD[:due]), due)
             plain_NUD = plain_NUD[due:]
-        # a copy, so that the tail holds its own bytes and not those it was cut from
+        # a copy, because a view would keep the whole tensor allocated
         self._plain_NUD = plain_NUD.clone()
 
     def read(self, x_TUD: Tensor) -> Tensor:
-        """Return all tokens, decoded, and after them the new ones."""
+        """Return all stored tokens, decoded, followed by the new ones."""
         encoded = self._encoded.read()
         parts = [self._plain_NUD, x_TUD]
         return torch.cat(parts if encoded is None else [self._decode(encoded).to(x_TUD.dtype), *parts])

@@ -1,7 +1,7 @@
-"""The one seam to transformers: an attention function registered under the name "kvbench".
+"""The connection to transformers: an attention function registered under the name "kvbench".
 
-transformers hands it the queries, keys and values of every layer, after RoPE. What to do with them travels as the
-keyword argument `kvbench` of the model's forward call, so modules carry no state and nothing is patched. No mask
+transformers calls it with the queries, keys and values of every layer, after RoPE. The keyword argument `kvbench` of
+the model's forward call says what to do with them, so modules carry no state and nothing is patched. No mask
 function is registered under the name. transformers therefore builds no mask, which is right for whole prompts and for
 ragged decoding; `kvbench.engine.survey` finds out which masks the layers would have had.
 """
@@ -17,8 +17,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "kvbench"
 
-# Keywords that transformers hands to every attention function, and that change nothing in ours: positions are in the
-# queries and keys already, the rest only concerns what a forward call returns or how flash attention packs rows.
+# Keywords that transformers gives to every attention function and that ours can ignore: positions are in the queries
+# and keys already; the others concern the outputs of a forward call, or how flash attention packs rows.
 _WITHOUT_EFFECT = frozenset(
     {
         "cache_position",
@@ -82,7 +82,7 @@ def layer_index(module: nn.Module) -> int:
     """Return the decoder layer an attention module belongs to.
 
     Raises:
-        ValueError: the module does not say.
+        ValueError: the module has no layer index.
     """
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
@@ -108,7 +108,7 @@ def refuse_unknown(module: nn.Module, keywords: Mapping[str, object]) -> None:
 
 @contextmanager
 def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run the model with the attention registered under `name`; restore what it had before on exit."""
+    """Run the model with the attention registered under `name`; restore the previous one on exit."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -123,7 +123,7 @@ def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 @contextmanager
 def one_line(model: PreTrainedModel) -> Iterator[None]:
-    """Turn what a model's forward call raises for want of something we do not give it into a ValueError of one line."""
+    """Turn an error of a model's forward call into a ValueError of one line."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
@@ -138,7 +138,7 @@ def one_line(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def kvbench_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model with our attention; restore what it had before on exit."""
+    """Run the model with our attention; restore the previous one on exit."""
     if model.config._attn_implementation == NAME:
         raise ValueError("kvbench.generate and kvbench.compressed cannot run inside kvbench.compressed")
     with attention_named(model, NAME):

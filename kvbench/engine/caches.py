@@ -1,4 +1,4 @@
-"""The caches of a model's rows, and what computes the attention over them."""
+"""The caches of a model's rows, and the choice of the backend that attends to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerCaches:
     """The caches of all layers: one compressed cache for the full layers, and one each for the local ones.
 
     Attributes:
-        plan: which layers are which.
+        plan: which layers are full and which are local.
         kv: the compressed cache; its layer 0 is the first full layer.
         local: the recent keys and values of each local layer.
     """
@@ -39,7 +39,7 @@ class LayerCaches:
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
-        """Append T new tokens to `rows` in one of the model's layers, attend causally. Returns [B, H, T, D]."""
+        """Append T new tokens to `rows` in one of the model's layers, attend causally. Return [B, H, T, D]."""
         if layer in self.local:
             return self.local[layer].attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling)
         return self.kv.attend(self.plan.index(layer), rows, q_BHTD, k_BUTD, v_BUTD, scaling)
@@ -56,10 +56,10 @@ def make_cache(model: PreTrainedModel, cache: str = "ragged", kernel: str = "aut
 
     Args:
         cache: "ragged" saves memory, "masked" simulates.
-        kernel: what attends to a ragged cache: auto, or one of `kvbench_kernels.backends.NAMES`.
+        kernel: the backend that attends to a ragged cache: auto, or one of `kvbench_kernels.backends.NAMES`.
 
     Raises:
-        ValueError: no such cache or kernel, or the kernel cannot run here; says what is missing.
+        ValueError: no such cache or kernel, or the kernel cannot run here; the message names what is missing.
     """
     if cache not in CACHES:
         raise ValueError(f"engine.cache={cache}: no such cache.{did_you_mean(cache, CACHES)}")
@@ -99,5 +99,5 @@ def num_layers(model: PreTrainedModel) -> int:
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """Return where the model's input goes."""
+    """Return the device of the model's input."""
     return next(model.get_input_embeddings().parameters()).device

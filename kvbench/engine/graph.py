@@ -1,9 +1,9 @@
 """Decode steps as CUDA graphs: a step of the same rows over the same buffers is recorded once and then replayed.
 
 A model's decode step is hundreds of small kernels, and launching them from Python takes longer than running them. In a
-graph they are one launch. What changes from step to step lies in tensors: the tokens, their positions, and the lengths
+graph they are one launch. Tensors hold what changes from step to step: the tokens, their positions, and the lengths
 of the segments, which the kernels themselves count up. When rows leave or join, or the cache moves, the next steps are
-eager again. The graph is recorded again once the batch has been the same for a while.
+eager again. The graph is recorded again after a few steps of the same batch.
 
 Shape suffixes: B rows, V vocabulary.
 """
@@ -24,22 +24,22 @@ from kvbench.engine.survey import survey
 
 log = logging.getLogger(__name__)
 
-_STEADY = 3  # eager steps of the same batch before it is recorded: rows often leave one after the other
+_STEADY = 3  # eager steps of the same batch before it is recorded, because rows often leave shortly after each other
 CHOICES = ("auto", "true", "false")
 
 Forward = Callable[[Tensor, Tensor, ContinuePass], Tensor]
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
-"""Records a function's work on the device without doing it. Returns the result's tensor and what does the work."""
+"""Records a function's work on the device without running it. Returns the result's tensor and a replay function."""
 
 
 def recordable(model: PreTrainedModel, cache: KVCache, graph: str) -> Recordable | None:
     """Return the cache if decode steps over it are to be recorded, None if not.
 
     Args:
-        graph: "auto" (where it can be done), "true" or "false".
+        graph: "auto" (if possible), "true" or "false".
 
     Raises:
-        ValueError: "true" where it cannot be done; says why.
+        ValueError: "true" although it is impossible; the message names the reason.
     """
     choice = str(graph).lower()  # a configuration's true is True
     if choice not in CHOICES:
@@ -67,7 +67,7 @@ def obstacle(model: PreTrainedModel, cache: KVCache) -> str | None:
 
 
 class CudaRecorder:
-    """Records work on a GPU. Graphs follow each other, so they can all use one pool of memory.
+    """A recorder of work on a GPU. Graphs follow each other, so they can all use one pool of memory.
 
     The last graph is held until the next one is recorded: a pool that no graph uses any more cannot be recorded into as
     long as some tensor of it lives, such as the last result (`use_count > 0 INTERNAL ASSERT FAILED`).
@@ -90,7 +90,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recorded step: tensors to fill with tokens and positions, the logits it writes, and what runs it."""
+    """A recorded step: its input tensors for tokens and positions, its output logits, and the function that runs it."""
 
     ids_B1: Tensor
     position_B1: Tensor
@@ -99,7 +99,7 @@ class _Recording:
 
 
 class GraphedSteps:
-    """Decode steps of one token a row: by a graph if there is one for these rows, else eagerly.
+    """Decode steps of one token per row, from a graph if there is one for these rows, else eager.
 
     Args:
         forward: runs a step eagerly.
@@ -126,7 +126,7 @@ class GraphedSteps:
         if key != self._key:
             self._key, self._steady, self._recording = key, 0, None
         self._steady += 1
-        # without room the cache moves in this step, and rows that are more than segments cannot be recorded
+        # without room the cache moves in this step; rows with a storage part or a decode policy cannot be recorded
         if self._steady <= _STEADY or not self._works or self._cache.room(rows) < 1:
             return self._forward(ids_B1, position_B1, attention)
         if self._recording is None:
@@ -142,12 +142,14 @@ class GraphedSteps:
         return self._recording.logits_BV
 
     def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> _Recording | None:
-        """Record a step; None if that fails. The cache counts it as done: the replay that follows does it."""
+        """Record a step; return None if that fails. The cache counts its token; the replay then writes it."""
         ids_B1, position_B1 = ids_B1.clone(), position_B1.clone()
         before = self._cache.counts()
         try:
             logits_BV, replay = self._record(lambda: self._forward(ids_B1, position_B1, attention))
-        except RuntimeError as error:  # what the model does cannot be recorded: a wait for the device, say
+        except (
+            RuntimeError
+        ) as error:  # the model does something that cannot be recorded, for example waits for the device
             if self._must:
                 raise ValueError(f"engine.graph=true: {str(error).splitlines()[0]}") from error
             self._cache.reset_counts(before)

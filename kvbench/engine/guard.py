@@ -13,7 +13,7 @@ class LayerGuard:
         self._due = set(self._layers)
 
     def begin(self) -> None:
-        """Start a forward call; one that failed before is forgotten."""
+        """Start a forward call, and forget the layers of an earlier one that failed."""
         self._due = set(self._layers)
 
     def enter(self, layer: int) -> None:

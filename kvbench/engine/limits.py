@@ -1,4 +1,4 @@
-"""The requests that a model cannot answer: too long for its positions, or with ids that it does not have."""
+"""The requests that a model cannot answer: too long for its positions, or with ids outside its vocabulary."""
 
 from __future__ import annotations
 

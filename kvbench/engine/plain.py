@@ -3,9 +3,9 @@
     with kvbench.compressed(model, "snapkv", budget=128):
         model.generate(**inputs)
 
-Forward hooks of the model, removed on exit, hand our attention to the layers and put a cache in the place of the empty
-one that `generate` makes. That cache stores nothing itself. It answers how many tokens were seen, which is what
-positions need; the kept tokens lie in our caches.
+Forward hooks of the model, removed on exit, give our attention to the layers and replace the empty cache that
+`generate` makes. The new cache stores no tokens itself. It counts the tokens seen, which positions need; our caches
+hold the kept tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _SeenLayer(CacheLayerMixin):
-    """A layer that counts tokens and passes keys and values through to the attention function."""
+    """A layer that counts tokens and passes keys and values on to the attention function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ class Compressed:
         self._plan = checked_plan(model)
         self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
         self._keyword = _cache_keyword(model)
-        self._replaced: object = None  # the caller's cache that ours stands for
+        self._replaced: object = None  # the caller's cache that ours replaces
         self._attention: AttentionPass | None = None
         self._prompt = self._expected = 0
         self.cache: CompressedCache | None = None
         self.calls = 0
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """Give a new prompt a new cache, and let a running one go on."""
+        """Give a new prompt a new cache, and continue a running one."""
         self.calls += 1
         ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else next(iter(args), None)
         if ids_BT is None or kwargs.get("use_cache") is False:
@@ -174,7 +174,7 @@ class Compressed:
 def compressed(
     model: PreTrainedModel, variant: Variant, *, cache: str = "ragged", kernel: str = "auto"
 ) -> Iterator[Compressed]:
-    """Run a block in which `model(...)` and `model.generate(...)` compress each prompt once and decode from the rest.
+    """Run a block in which `model(...)` and `model.generate(...)` compress each prompt once.
 
     Raises:
         ValueError: the engine cannot run the model, or the block never called it.

@@ -1,8 +1,8 @@
 """The attention of the prompt, and of the tokens that follow it.
 
-In the shared prefill every layer attends to the whole prompt, and each variant takes from it what it keeps.
-Compression happens inside the layer, while the prefill proceeds. At any time only one layer's full keys and values are
-held, and what has been kept. Variants whose layer budgets need the statistics of all layers wait for the end.
+In the shared prefill every layer attends to the whole prompt, and each variant chooses the tokens it keeps.
+Compression happens inside the layer, while the prefill proceeds. At any time the device holds the full keys and values
+of one layer only, and the kept tokens. Variants whose layer budgets need the statistics of all layers wait for the end.
 
 Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of the call, D head dimension.
 """
@@ -34,18 +34,18 @@ def now(device: torch.device) -> float:
 
 
 class PrefillPass:
-    """The causal attention over a prompt, which fills the cache: row `first_row + i` with what variant i keeps.
+    """The causal attention over a prompt, which fills row `first_row + i` of the cache with the tokens of variant i.
 
     Args:
         variants: one row each.
-        caches: where kept keys and values go.
+        caches: destination of the kept keys and values.
         token_ids: [T] ids of the compressed span.
         reserve: tokens that will be appended to each row.
         first_row: the cache's row of the first variant; the others follow.
 
     Attributes:
         span: tokens that are compressed.
-        tokens: per variant, the tokens per KV head that its budget allows; None where none applies.
+        tokens: per variant, the tokens per KV head that its budget allows; None without a budget.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
         total_s: seconds of the call that were spent on compression.
         compress_s: per variant, the seconds that its own compression would have taken without the others.
@@ -116,9 +116,9 @@ class PrefillPass:
             method = self._variants[row].method
             statistics = []
             for ctx in self._waiting:
-                with self._charged([row], ctx):
+                with self._timed([row], ctx):
                     statistics.append(method.statistic(ctx))
-            with self._charged([row], self._waiting[0]):
+            with self._timed([row], self._waiting[0]):
                 self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
         while self._waiting:
             self._store(late, self._waiting.pop(0))
@@ -129,24 +129,24 @@ class PrefillPass:
         self._store([row for row in range(len(self._variants)) if row not in late], ctx)
         if late:
             for row in late:
-                with self._charged([row], ctx):
+                with self._timed([row], ctx):
                     self._variants[row].method.scores(ctx)
             evictions = (self._variants[row].method.eviction for row in late)
             ctx.keep_scores(eviction.score for eviction in evictions if eviction is not None)
             self._waiting.append(ctx)
 
     def _store(self, rows: Sequence[int], ctx: LayerContext) -> None:
-        """Choose what the rows keep of a layer, and store it."""
+        """Choose the tokens of a layer that the rows keep, and store them."""
         entries = []
         for row in rows:
-            with self._charged([row], ctx):
+            with self._timed([row], ctx):
                 entries.append(self._entry(row, ctx))
-        with self._charged(rows, ctx):
+        with self._timed(rows, ctx):
             self._caches.kv.add(ctx.layer, entries, ctx.k, ctx.v)
 
     @contextmanager
-    def _charged(self, rows: Sequence[int], ctx: LayerContext) -> Iterator[None]:
-        """Charge the rows, in equal parts, for a block: its seconds, and those of the results that it reuses."""
+    def _timed(self, rows: Sequence[int], ctx: LayerContext) -> Iterator[None]:
+        """Add the seconds of a block, and of the results that it reuses, to the rows' times in equal parts."""
         ctx.watch.user = rows[0] if len(rows) == 1 else None
         begin, reused_s = now(ctx.k.device), ctx.reused_s
         yield
@@ -186,8 +186,8 @@ class PrefillPass:
     def _limits(self, row: int, keep_UT: Tensor) -> list[int]:
         """Return the tokens that a decode policy holds in each KV head.
 
-        Where the prompt was compressed, that is what layer and head budgets gave the head. A prompt shorter than the
-        budget leaves room to grow: every head may then hold the budget as it was asked for.
+        If the prompt was compressed, this is the head's share by layer and head budgets. A prompt shorter than the
+        budget leaves room to grow: every head may then hold the whole budget.
         """
         if self._evicts(row):
             kept: list[int] = keep_UT.sum(1).tolist()
@@ -205,7 +205,7 @@ class PrefillPass:
 
 
 class ContinuePass:
-    """The attention of a decode step or of a question: appends the tokens to the rows and attends to what they hold.
+    """The attention of a decode step or of a question: it appends the tokens and attends to all that the rows hold.
 
     Attributes:
         rows: the cache's rows, one per row of the batch.

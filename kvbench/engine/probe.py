@@ -1,8 +1,8 @@
 """A probe of a loaded model: the engine's logits must be the model's own.
 
-The survey refuses what it sees. What it cannot see, such as a state next to the keys and values, or positions that
-come from elsewhere, shows in the answers. So the engine answers a short prompt and takes three decode steps, and the
-model computes the same logits by itself in one forward call. Runs once per model and process.
+The survey cannot see everything: a state in addition to the keys and values, or positions from another source, only
+change the logits. So the engine computes a short prompt and three decode steps, and the model computes the same logits
+by itself in one forward call. The probe runs once per model and process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def checked_plan(model: PreTrainedModel) -> AttentionPlan:
     """Return how the layers of a model attend, after a survey and a probe, each once per model and process.
 
     Raises:
-        ValueError: the engine cannot run the model, or not exactly; one line.
+        ValueError: the engine cannot run the model, or computes other logits; one line.
     """
     plan = survey(model)
     if model not in _probed:
@@ -63,7 +63,7 @@ def _probe(model: PreTrainedModel, plan: AttentionPlan) -> None:
             engine_TV = _engine_logits(model, plan, ids_1T, prompt)
     own_TV, engine_TV = own_TV.float(), engine_TV.to(own_TV.device).float()
     if not bool(own_TV.isfinite().all()):
-        return  # nothing can be compared; rows with such logits fail later, each by itself
+        return  # there is nothing to compare; each row with such logits fails later
     spread_T1 = (own_TV - own_TV.mean(-1, keepdim=True)).norm(dim=-1)
     error_T = ((engine_TV - own_TV).norm(dim=-1) / spread_T1.clamp_min(1e-12)).sort().values
     # in half precision, a rounding error can send a token to another expert: one of the four may differ

@@ -1,6 +1,6 @@
 """Rotary frequencies that depend on a text's length: dynamic NTK scaling, and LongRoPE with its two sets of factors.
 
-transformers keeps such frequencies on the rotary module, so they outlive the text they were computed for.
+transformers keeps such frequencies on the rotary module, so they stay after the text they were computed for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def switch_length(model: PreTrainedModel) -> int | None:
 def forget_lengths(model: PreTrainedModel) -> None:
     """Return rotary modules with dynamic scaling to their original frequencies.
 
-    Their own forward call does that, when it sees a text shorter than the trained positions after a longer one.
+    Their own forward call does that for a text shorter than the trained positions after a longer one.
     """
     if not grows_with_length(model):
         return

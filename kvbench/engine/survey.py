@@ -1,8 +1,8 @@
 """A survey of a loaded model: which layers attend to the whole prompt, and which only to recent tokens.
 
-The model itself is asked, not its config: it runs two tokens with a second attention function, under whose name a mask
-function is registered. transformers hands that mask function the rule of every layer's mask. What the engine cannot
-do shows here, before anything is computed, and is refused in one line.
+The survey runs the model instead of reading its config: two tokens, with a second attention function under whose name
+a mask function is registered. transformers calls that mask function with the rule of every layer's mask. A model that
+the engine cannot run is refused here in one line, before anything is computed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class AttentionPlan:
     """The layers of a model, as the engine treats them.
 
     Attributes:
-        full: indices of the layers that attend to everything before them. These are compressed; budgets and kept
+        full: indices of the layers that attend to all earlier tokens. These are compressed; budgets and kept
             tokens count over them, in this order.
         local: masks of the other layers, which are kept whole.
         heads, kv_heads, head_dim: shape of the full layers.
-        limit: tokens of prompt and answer up to which the model's attention is what the engine does; None without one.
+        limit: tokens of prompt and answer up to which the engine computes the model's attention; None for no limit.
         reason: why there is a limit.
     """
 
@@ -52,7 +52,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True)
 class _Rule:
-    """The arguments of the mask function: the rule of a mask, and how far back it looks, if that is limited."""
+    """The rule of a layer's mask, and how far back it looks; no size means no limit."""
 
     visible: Callable[..., Tensor | bool]
     size: int | None
@@ -60,7 +60,7 @@ class _Rule:
 
 @dataclass
 class _Notes:
-    """The attention calls of one forward pass."""
+    """Masks and shapes of the attention calls of one forward call."""
 
     masks: dict[int, LocalMask | None] = field(default_factory=dict)
     shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # query heads, KV heads, head dimension
@@ -70,7 +70,7 @@ _plans: WeakKeyDictionary[PreTrainedModel, AttentionPlan] = WeakKeyDictionary()
 
 
 def survey(model: PreTrainedModel) -> AttentionPlan:
-    """Return how the layers of a model attend. A model is asked once per process.
+    """Return how the layers of a model attend. Each model is surveyed once per process.
 
     Raises:
         ValueError: the model needs something that the engine does not do; one line.
@@ -104,7 +104,7 @@ def _plan(model: PreTrainedModel, notes: _Notes) -> AttentionPlan:
     local = {layer: mask for layer, mask in sorted(notes.masks.items()) if mask is not None}
     full = tuple(layer for layer in sorted(notes.masks) if layer not in local)
     limits = _limits(model)
-    if not full:  # as long as everything fits into the window, every layer attends to everything
+    if not full:  # up to the size of the window, every layer attends to all tokens
         size = min(mask.size for mask in local.values())
         limits.append((size, f"every layer looks back {size} tokens only"))
         full, local = tuple(sorted(notes.masks)), {}
@@ -127,7 +127,7 @@ def _limits(model: PreTrainedModel) -> list[tuple[int, str]]:
 
 
 def _survey_mask(mask_function: Callable[..., Tensor | bool], local_size: int | None = None, **_: object) -> object:
-    """Stand in for transformers' mask functions: pass the rule on in the place of a mask; None for a causal mask."""
+    """Return the rule of a mask in place of the mask transformers asks for; None for a causal mask."""
     return None if mask_function is causal_mask_function else _Rule(mask_function, local_size)
 
 
@@ -167,7 +167,7 @@ AttentionMaskInterface.register(NAME, _survey_mask)
 
 
 def _local_mask(name: str, rule: object, sliding_window: int | None, device: torch.device) -> LocalMask | None:
-    """Return what limits a layer's view, from its mask's rule and from the window that its attention is told."""
+    """Return a layer's local mask from its mask's rule and the window of its attention call; None for a full layer."""
     if rule is None:
         return None if sliding_window is None else LocalMask(int(sliding_window))
     if isinstance(rule, Tensor):

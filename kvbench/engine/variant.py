@@ -51,12 +51,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one row. The prompt's forward pass is shared by all variants; nothing else of other rows is in here.
+    """Seconds of one row. All variants share the prompt's forward pass; no other time of other rows is included.
 
     Attributes:
         prefill_s: forward pass over the prompt without compression.
-        compress_s: scoring, selecting and storing for this variant, as if it were alone. A score that several variants
-            share is computed once and counted for each of them.
+        compress_s: scoring, selecting and storing for this variant, as if it were the only one. A score that
+            several variants share is computed once and counted for each of them.
         ttft_s: time to first token: prefill, compression and, question-agnostic, the question's tokens.
         tpot_s: time per output token after the first, with the whole batch decoding; None for a single token.
             Prefills of prompts that join the batch in between do not count.
@@ -70,9 +70,9 @@ class Timings:
 
 @dataclass
 class Generation:
-    """One row: the answer of a variant to a prompt, and what it kept.
+    """One row: the answer of a variant to a prompt, and the tokens it kept.
 
-    Kept tokens and bytes count over the layers that attend to the whole prompt. Layers with a window keep it whole and
+    Kept tokens and bytes count over the layers that attend to the whole prompt. Layers with a window keep all of it and
     do not count.
 
     Attributes:
@@ -80,14 +80,14 @@ class Generation:
         token_ids: generated ids, the stop token included.
         finish_reason: "stop", "length" or "failed".
         prompt_tokens: tokens of the whole prompt; span: of the part that was compressed.
-        budget_tokens: tokens per KV head that the budget allowed, None where none applies.
+        budget_tokens: tokens per KV head that the budget allowed; None without a budget.
         kept: stored tokens per layer and KV head right after compression; empty if nothing was computed.
         kept_max: most tokens any head stored, prefill and decoding included.
         kv_bytes: bytes of the kept keys and values right after compression.
-        slack_bytes: further bytes reserved for tokens to come.
+        slack_bytes: bytes reserved for further tokens.
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
-        kernel: name of what attended to the cache, one of `kvbench_kernels.backends.NAMES`.
+        kernel: name of the backend that attended to the cache, one of `kvbench_kernels.backends.NAMES`.
         error: why the row failed, in one line; None otherwise. Its tokens up to then are in `token_ids`.
     """
 

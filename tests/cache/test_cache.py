@@ -24,22 +24,26 @@ DIM = 16
 BACKENDS = ["torch", "sdpa", pytest.param("cpu", marks=pytest.mark.gxx)]
 
 
-def ragged_cache(name="torch"):
-    """Build a ragged cache of one layer whose rows are attended to by a backend."""
+def ragged_cache(name: str = "torch") -> RaggedCache:
+    """Return a ragged cache of one layer with the backend `name`."""
     spec = backends.AttentionSpec(torch.device("cpu"), torch.float32, DIM, 1)
-    lack = backends.unmet_requirement(name, spec, compile_now=True)
-    assert lack is None, lack
+    unmet = backends.unmet_requirement(name, spec, compile_now=True)
+    assert unmet is None, unmet
     return RaggedCache(1, backends.make_backend(name))
 
 
-def random_entries(generator, rows, heads, tokens, reserve, special):
-    """Draw entries with a different mask per head; some rows with a storage part, some with a decode policy."""
+def random_entries(
+    generator: torch.Generator, rows: int, heads: int, tokens: int, reserve: int, special: bool
+) -> list[Entry]:
+    """Return entries with a different mask per head; if `special`, some rows encode and some evict while decoding."""
     entries = []
     for row in range(rows):
         keep_UT = torch.rand(heads, tokens, generator=generator) < torch.rand(1, generator=generator)
         keep_UT[:, -1] = True
         kind = row % 3 if special else 0
-        limits = [int(kept) + (row + head) % 3 for head, kept in enumerate(keep_UT.sum(1))]  # each head its own
+        limits = [
+            int(kept) + (row + head) % 3 for head, kept in enumerate(keep_UT.sum(1))
+        ]  # a different limit per head
         entries.append(
             Entry(
                 row,
@@ -54,8 +58,8 @@ def random_entries(generator, rows, heads, tokens, reserve, special):
     return entries
 
 
-def full_attention(q_HTD, k_USD, v_USD, scaling):
-    """Compute causal attention of the T newest of S tokens, float64, written out."""
+def full_attention(q_HTD: torch.Tensor, k_USD: torch.Tensor, v_USD: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return causal attention of the T newest of S tokens, computed in float64, token by token."""
     heads, tokens, _ = q_HTD.shape
     group = heads // k_USD.shape[0]
     out = torch.empty_like(q_HTD)
@@ -81,8 +85,18 @@ def full_attention(q_HTD, k_USD, v_USD, scaling):
 )
 @example(seed=1, rows=3, heads=1, group=1, tokens=6, reserve=1, steps=[1, 1], special=False)
 @example(seed=1, rows=3, heads=3, group=1, tokens=8, reserve=3, steps=[1, 3, 1], special=False)
-def test_ragged_is_masked(backend, seed, rows, heads, group, tokens, reserve, steps, special):
-    """Any masks, any steps (also beyond the reserve), with rows that leave in between: the same output and lengths."""
+def test_ragged_and_masked_caches_agree(
+    backend: str,
+    seed: int,
+    rows: int,
+    heads: int,
+    group: int,
+    tokens: int,
+    reserve: int,
+    steps: list[int],
+    special: bool,
+) -> None:
+    """Both caches give the same output and lengths, also beyond the reserve and with rows that leave between steps."""
     g = torch.Generator().manual_seed(seed)
     k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
     entries = random_entries(g, rows, heads, tokens, reserve, special)
@@ -111,14 +125,14 @@ def test_ragged_is_masked(backend, seed, rows, heads, group, tokens, reserve, st
     script=st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(1, 40)), min_size=2, max_size=14),
     special=st.booleans(),
 )
-def test_rows_join_and_leave(backend, seed, heads, script, special):
-    """Prompts of any length join between any steps, any rows step, any leave: the same output and lengths."""
+def test_rows_join_and_leave(backend: str, seed: int, heads: int, script: list[tuple[str, int]], special: bool) -> None:
+    """Both caches give the same output and lengths while rows of any prompts join, step and leave in any order."""
     g = torch.Generator().manual_seed(seed)
     ragged, masked = ragged_cache(backend), MaskedCache(1)
     present: list[int] = []
     next_row = 0
-    for what, number in [("join", 20), *script]:
-        if what == "join":
+    for action, number in [("join", 20), *script]:
+        if action == "join":
             k_UTD, v_UTD = (torch.randn(heads, number, DIM, generator=g) for _ in range(2))
             entries = [
                 replace(e, row=next_row + e.row)
@@ -128,7 +142,7 @@ def test_rows_join_and_leave(backend, seed, heads, script, special):
                 cache.add(0, entries, k_UTD, v_UTD)
             present += [e.row for e in entries]
             next_row += 3
-        elif what == "leave" and present:
+        elif action == "leave" and present:
             gone = present.pop(number % len(present))
             for cache in (ragged, masked):
                 cache.release([gone])
@@ -148,7 +162,7 @@ def test_rows_join_and_leave(backend, seed, heads, script, special):
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), heads=st.integers(1, 3), group=st.integers(1, 3), tokens=st.integers(1, 40))
-def test_keep_all_is_plain_attention(backend, seed, heads, group, tokens):
+def test_keeping_everything_gives_full_attention(backend: str, seed: int, heads: int, group: int, tokens: int) -> None:
     g = torch.Generator().manual_seed(seed)
     k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
     cache = ragged_cache(backend)
@@ -161,7 +175,7 @@ def test_keep_all_is_plain_attention(backend, seed, heads, group, tokens):
         torch.testing.assert_close(out[0], full_attention(q[0], k_UTD, v_UTD, 0.3), rtol=1e-5, atol=1e-5)
 
 
-def test_append_writes_in_place_until_the_reserve_is_used():
+def test_append_writes_in_place_until_the_reserve_is_used() -> None:
     cache = RaggedCache(1)
     keep_UT = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) < 0.5
     cache.add(0, [Entry(0, keep_UT, 20)], torch.randn(2, 50, DIM), torch.randn(2, 50, DIM))
@@ -177,8 +191,8 @@ def test_append_writes_in_place_until_the_reserve_is_used():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_kept_tokens_and_declared_slack(dtype):
-    """Allocated = 2 x kept x D x itemsize + slack; slack = reserve + at most max(16, an eighth) a segment."""
+def test_bytes_are_kept_tokens_and_declared_slack(dtype: torch.dtype) -> None:
+    """Allocated bytes are kept tokens and slack; slack per segment is the reserve and at most max(16, an eighth)."""
     g = torch.Generator().manual_seed(1)
     entries = [Entry(r, torch.rand(3, 400, generator=g) < (r + 1) / 8, 16) for r in range(6)]
     cache = RaggedCache(1)
@@ -193,7 +207,7 @@ def test_bytes_are_kept_tokens_and_declared_slack(dtype):
     assert 18 * 16 * token <= slack <= bound * token
 
 
-def test_released_rows_free_their_memory():
+def test_released_rows_free_their_memory() -> None:
     g = torch.Generator().manual_seed(2)
     entries = [Entry(r, torch.ones(2, 100, dtype=torch.bool), 4) for r in range(4)]
     cache = RaggedCache(1)
@@ -207,8 +221,8 @@ def test_released_rows_free_their_memory():
     assert cache.bytes() == 0
 
 
-def test_rows_that_leave_before_others_have_joined():
-    """An arena without a living row is merged with one that has some."""
+def test_a_row_that_leaves_before_the_next_prompt_is_merged() -> None:
+    """An arena without rows is merged with one that has some."""
     g = torch.Generator().manual_seed(2)
     ragged, masked = RaggedCache(1), MaskedCache(1)
     for row, tokens in enumerate((9, 300)):
@@ -223,7 +237,7 @@ def test_rows_that_leave_before_others_have_joined():
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_that_keeps_nothing():
+def test_a_row_that_keeps_nothing_attends_to_its_new_token() -> None:
     cache = RaggedCache(1)
     cache.add(0, [Entry(0, torch.zeros(2, 5, dtype=torch.bool), 0)], *torch.randn(2, 2, 5, DIM).unbind())
     assert cache.used_bytes(0) == cache.slack_bytes(0) == cache.bytes() == 0
@@ -231,7 +245,7 @@ def test_a_row_that_keeps_nothing():
     assert torch.equal(cache.attend(0, [0], torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), v, 1.0), v)
 
 
-def test_growth_is_geometric_and_leaves_released_rows_behind():
+def test_growth_is_geometric_and_drops_released_rows() -> None:
     cache = RaggedCache(1)
     entries = [Entry(r, torch.ones(2, 300, dtype=torch.bool), 4) for r in range(3)]
     cache.add(0, entries, torch.randn(2, 300, DIM), torch.randn(2, 300, DIM))
@@ -241,16 +255,16 @@ def test_growth_is_geometric_and_leaves_released_rows_behind():
         k = torch.randn(2, 2, 1, DIM)
         cache.attend(0, [0, 2], torch.randn(2, 2, 1, DIM), k, k, 1.0)
         sizes.add(cache.bytes())
-    assert len(sizes) <= 5, "a copy of the layer at most every half of its length"
-    assert cache.bytes() <= 2 * 2 * 2 * int(1.5 * 700) * DIM * 4, "two rows, two heads, K and V, and no dead row"
+    assert len(sizes) <= 5, "a layer is copied at most each time it has grown by half"
+    assert cache.bytes() <= 2 * 2 * 2 * int(1.5 * 700) * DIM * 4, "two rows, two heads, K and V, and no released row"
     assert cache.lengths(0) == cache.lengths(2) == [[700, 700]]
     cache.release([0])
     cache.add(0, [Entry(0, torch.ones(2, 10, dtype=torch.bool), 0)], torch.randn(2, 10, DIM), torch.randn(2, 10, DIM))
     assert (cache.lengths(0), cache.lengths(2)) == ([[10, 10]], [[700, 700]])
 
 
-def test_encoded_rows_are_really_smaller():
-    """KIVI at 2 bits and D = 64: codes 16 bytes and scale and minimum 16 bytes a token, instead of 256."""
+def test_encoded_rows_take_fewer_bytes() -> None:
+    """KIVI at 2 bits and D = 64 takes 16 bytes of codes and 16 of scale and minimum per token, instead of 256."""
     tokens = 1024
     cache = RaggedCache(1)
     keep_UT = torch.ones(2, tokens, dtype=torch.bool)
@@ -261,7 +275,7 @@ def test_encoded_rows_are_really_smaller():
     assert cache.lengths(0) == [[tokens, tokens]]
 
 
-def test_policy_holds_the_budget_at_every_step():
+def test_a_policy_keeps_to_its_budget_at_every_step() -> None:
     g = torch.Generator().manual_seed(3)
     cache = RaggedCache(1)
     score_UT = torch.rand(2, 30, generator=g)
@@ -274,13 +288,17 @@ def test_policy_holds_the_budget_at_every_step():
         q, k = torch.randn(1, 4, new, DIM, generator=g), torch.randn(1, 2, new, DIM, generator=g)
         cache.attend(0, [0], q, k, k, 1.0)
         assert cache.lengths(0) == [[10, 10]]
-        assert cache.bytes() <= 2 * 2 * (10 + 1) * DIM * 4 + 2 * 10 * 4, "also after twelve tokens at once"
+        assert cache.bytes() <= 2 * 2 * (10 + 1) * DIM * 4 + 2 * 10 * 4, (
+            "the buffers shrink again after twelve tokens at once"
+        )
 
 
 @pytest.mark.parametrize("policy", [None, AccumulateAndEvict(window=0.5)])
 @pytest.mark.parametrize("kind", [RaggedCache, MaskedCache])
-def test_half_precision_keeps_large_logits_exact(kind, policy):
-    """Logits of a hundred and more: rounding them to bfloat16 before scaling would cost a tenth of the output."""
+def test_half_precision_keeps_large_logits_exact(
+    kind: type[RaggedCache] | type[MaskedCache], policy: AccumulateAndEvict | None
+) -> None:
+    """Logits exceed a hundred here: rounding them to bfloat16 before scaling would change the output by a tenth."""
     g = torch.Generator().manual_seed(4)
     k, v = (torch.randn(2, 200, 128, generator=g).bfloat16() for _ in range(2))
     q = (4 * torch.randn(1, 4, 1, 128, generator=g)).bfloat16()
@@ -293,7 +311,7 @@ def test_half_precision_keeps_large_logits_exact(kind, policy):
     assert (out - exact).norm() < 1e-2 * exact.norm()
 
 
-class HoldsMore:
+class GenerousPolicy:
     """A policy that holds three tokens more than its limit, as one with a schedule may."""
 
     def start(self, score_US: torch.Tensor) -> torch.Tensor:
@@ -311,11 +329,11 @@ class HoldsMore:
 
 @pytest.mark.parametrize("limits", [[10, 10], [6, 12]])
 def test_a_policy_that_holds_more_than_its_limit_loses_no_token(limits: list[int]) -> None:
-    """The buffer used to be cut to the limit after a long question, and the newest tokens were gone."""
+    """After a long question the buffer must not be cut to the limit: the newest tokens would be lost."""
     g = torch.Generator().manual_seed(5)
     k_UTD, v_UTD = (torch.randn(2, 30, DIM, generator=g) for _ in range(2))
     keep_UT = torch.arange(30) >= 30 - torch.tensor(limits)[:, None]
-    entry = Entry(0, keep_UT, 4, policy=HoldsMore(), score_UT=torch.rand(2, 30, generator=g), limit_U=limits)
+    entry = Entry(0, keep_UT, 4, policy=GenerousPolicy(), score_UT=torch.rand(2, 30, generator=g), limit_U=limits)
     ragged, masked = RaggedCache(1), MaskedCache(1)
     for cache in (ragged, masked):
         cache.add(0, [entry], k_UTD, v_UTD)
@@ -326,7 +344,7 @@ def test_a_policy_that_holds_more_than_its_limit_loses_no_token(limits: list[int
         assert ragged.lengths(0) == masked.lengths(0)
     assert ragged.lengths(0) == [[limit + 3 for limit in limits]]
     special = ragged._special[0][0]
-    assert special.bytes() >= special.used_bytes(), "what is counted as stored is really there"
+    assert special.bytes() >= special.used_bytes(), "the stored tokens fit into the allocated bytes"
 
 
 def test_only_the_ragged_cache_can_be_recorded() -> None:
@@ -334,8 +352,8 @@ def test_only_the_ragged_cache_can_be_recorded() -> None:
 
 
 @pytest.mark.parametrize("mask", [LocalMask(5), LocalMask(4, chunked=True), LocalMask(64)])
-def test_local_layers_keep_what_a_mask_shows(mask: LocalMask) -> None:
-    """Prompts shorter and longer than the window join, step and leave: as full attention under the mask."""
+def test_local_layers_attend_to_the_tokens_of_their_mask(mask: LocalMask) -> None:
+    """Local layers equal full attention under the mask while prompts of any length join, step and leave."""
     g = torch.Generator().manual_seed(6)
     layer, full = LocalLayer(mask), {}
     for row, tokens in enumerate((3, 17, 5)):
@@ -354,7 +372,7 @@ def test_local_layers_keep_what_a_mask_shows(mask: LocalMask) -> None:
 
 
 def masked_attention(q_HTD: torch.Tensor, k_USD: torch.Tensor, v_USD: torch.Tensor, mask: LocalMask) -> torch.Tensor:
-    """Return attention of the T newest of S tokens under a local mask, written out."""
+    """Return attention of the T newest of S tokens under a local mask, computed over all tokens."""
     tokens, stored = q_HTD.shape[1], k_USD.shape[1]
     k_HSD, v_HSD = (x.repeat_interleave(q_HTD.shape[0] // len(x), 0) for x in (k_USD, v_USD))
     visible_TS = mask.visible(torch.arange(stored - tokens, stored)[:, None], torch.arange(stored))

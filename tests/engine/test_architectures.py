@@ -1,4 +1,4 @@
-"""Models of many architectures, with random weights: the model's own answers to the token, or refused in one line."""
+"""Models of many architectures, with random weights: the engine gives their own tokens, or refuses them in one line."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
 }
 
-# before 5.5, transformers does not hand the keywords of a forward call to all attention functions
+# before 5.5, transformers does not pass the keywords of a forward call to all attention functions
 OLD_VERSION = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 5)
 REFUSED_BY_OLD_VERSIONS = ("gpt2, learned positions", "opt, learned positions")
 
@@ -189,7 +189,7 @@ def own_answer(model: Any, prompt: list[int], new: int = NEW) -> list[int]:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_answers_are_those_of_generate(name: str) -> None:
-    """Two prompts of different lengths in one batch; windows and chunks are crossed by prompts and by answers."""
+    """Two prompts of different lengths share a batch; prompts and answers exceed windows and chunks."""
     model_class, config_class, config, full = EXACT[name]
     model = build(model_class, config_class, config)
     if name in REFUSED_BY_OLD_VERSIONS and OLD_VERSION:
@@ -218,7 +218,7 @@ def test_other_models_are_refused(name: str) -> None:
     assert (message in line or OLD_VERSION) and line.startswith("model: ") and "\n" not in line
 
 
-def test_the_attention_of_a_temperature_is_limited() -> None:
+def test_attention_with_a_temperature_has_a_length_limit() -> None:
     """Llama 4 scales queries beyond `floor_scale` tokens by a position that it reads from its cache."""
     model_class, config_class, config, _ = EXACT["llama4, chunks"]
     model = build(model_class, config_class, config | {"floor_scale": 32})

@@ -1,4 +1,4 @@
-"""Budgets while generating, per layer and head, and the times that a row is charged for."""
+"""Budgets while generating, per layer and head, and the compression times of a row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny() -> Tiny:
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 @pytest.mark.parametrize("name", ["ada_pyramidkv", "pyramidkv", "ada_snapkv"])
 def test_a_decode_policy_holds_the_budget_of_each_head(tiny: Tiny, name: str, question: str, cache: str) -> None:
-    """Layer and head budgets of the prefill last: they do not fall back to an equal share at the first tokens."""
+    """The budgets of layers and heads stay those of the prefill while generating."""
     method = replace(kvbench.load_method(name), decode=AccumulateAndEvict(window=16))
     text = Prompt(ids=tuple(prompt(290)), context_len=270, stop_ids=frozenset(), text="")
     ((out,),) = generate(tiny, [text], [kvbench.Variant(method, 70)], question=question, cache=cache)
@@ -50,7 +50,7 @@ def _tensor(ids: list[int]) -> Tensor:
 
 
 class SlowWindow(WindowAttention):
-    """A score that takes its time."""
+    """A slow score."""
 
     def __call__(self, ctx: LayerContext) -> Tensor:
         time.sleep(NAP)
@@ -58,7 +58,7 @@ class SlowWindow(WindowAttention):
 
 
 class SlowColumns(LayerColumnSums):
-    """A score that takes its time, of a method that waits for all layers."""
+    """A slow score, of a method that waits for all layers."""
 
     def __call__(self, ctx: LayerContext) -> Tensor:
         time.sleep(NAP)
@@ -66,8 +66,8 @@ class SlowColumns(LayerColumnSums):
 
 
 @pytest.mark.parametrize(("name", "score"), [("snapkv", SlowWindow(window=32)), ("prefixkv", SlowColumns())])
-def test_a_row_is_charged_for_its_own_work(tiny: Tiny, name: str, score: object) -> None:
-    """Variants that share a slow score are each charged for it, the others in the batch are not."""
+def test_the_time_of_a_row_counts_its_own_work(tiny: Tiny, name: str, score: object) -> None:
+    """The time of a slow score counts for each variant that uses it, and for no other variant of the batch."""
     plain = kvbench.load_method(name)
     slow = with_parts(plain, score=score)
     layers = tiny[0].config.num_hidden_layers

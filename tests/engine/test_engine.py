@@ -1,4 +1,4 @@
-"""The engine on a tiny random model: every method there is, found by glob."""
+"""The engine on a tiny random model, with all methods that have a configuration."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def ids(generations: Sequence[Generation]) -> list[list[int]]:
     return [g.token_ids for g in generations]
 
 
-def test_full_cache_is_transformers_generate(tiny: Tiny) -> None:
+def test_the_full_cache_gives_the_tokens_of_generate(tiny: Tiny) -> None:
     for length in (1, 2, 37, 290):
         (out,) = generate(tiny, [prompt(length)], [("fullkv", None)])[0]
         assert out.token_ids == own_answer(tiny[0], prompt(length))
 
 
-def test_first_token_is_the_full_caches(tiny: Tiny) -> None:
-    """Compression acts on what is stored; the prompt's own attention is complete."""
+def test_the_first_token_is_that_of_the_full_cache(tiny: Tiny) -> None:
+    """Compression changes the stored tokens; the prompt's own attention is complete."""
     outs = generate(tiny, [prompt(290)], variants())[0]
     assert len({o.token_ids[0] for o in outs}) == 1
     assert len({tuple(o.token_ids) for o in outs}) > 3, "methods must differ, or nothing is tested here"
 
 
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
-def test_fused_is_solo(tiny: Tiny, question: str) -> None:
+def test_variants_together_give_the_answers_of_each_alone(tiny: Tiny, question: str) -> None:
     asked = variants()
     text = Prompt(ids=tuple(prompt(290)), context_len=270, stop_ids=frozenset(), text="")
     together = generate(tiny, [text], asked, question=question)[0]
@@ -48,7 +48,7 @@ def test_fused_is_solo(tiny: Tiny, question: str) -> None:
 
 
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
-def test_ragged_is_masked(tiny: Tiny, question: str) -> None:
+def test_ragged_and_masked_caches_give_the_same_answers(tiny: Tiny, question: str) -> None:
     asked = variants()
     text = Prompt(ids=tuple(prompt(290, seed=1)), context_len=270, stop_ids=frozenset(), text="")
     ragged = generate(tiny, [text], asked, question=question)[0]
@@ -69,8 +69,8 @@ def test_order_of_prompts_does_not_matter(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 @pytest.mark.parametrize("cache", ["ragged", "masked"])
-def test_prompts_that_share_a_batch_are_as_alone(tiny: Tiny, question: str, cache: str) -> None:
-    """Other lengths, questions, stops and least numbers; joining whenever half of the rows have left."""
+def test_prompts_that_share_a_batch_give_the_answers_of_each_alone(tiny: Tiny, question: str, cache: str) -> None:
+    """The prompts differ in length, question, stops and least new tokens; they join when half of the rows have left."""
     asked = variants(names=["fullkv", "snapkv", "ada_pyramidkv", "h2o_decode", "kivi"], budgets=(70,))
     solo, texts = [], []
     for i, (length, question_tokens) in enumerate([(290, 20), (150, 3), (90, 1), (200, 40), (131, 12)]):
@@ -92,7 +92,7 @@ def test_prompts_that_share_a_batch_are_as_alone(tiny: Tiny, question: str, cach
 
 @pytest.mark.parametrize("length", [71, 72, 120, 290])
 def test_budget_is_exact(tiny: Tiny, length: int) -> None:
-    """Kept tokens over layers and heads are the budget to the token, and the record says so."""
+    """The kept tokens over layers and heads equal the budget exactly, in the cache and in the record."""
     model, _ = tiny
     heads = model.config.num_hidden_layers * model.config.num_key_value_heads
     for variant in variants(budgets=(70, 0.9)):
@@ -115,7 +115,7 @@ def test_prompt_within_the_budget_is_untouched(tiny: Tiny) -> None:
             assert out.token_ids == full.token_ids
 
 
-def test_a_broken_promise_is_seen(tiny: Tiny) -> None:
+def test_the_check_of_the_runner_finds_broken_methods(tiny: Tiny) -> None:
     """The runner's check fails for a no-op and for a drift."""
     variant = kvbench.Variant(kvbench.load_method("snapkv"), 70)
     (out,) = generate(tiny, [prompt(290)], [variant])[0]
@@ -158,13 +158,13 @@ def test_stop_ids_end_a_row_and_only_that_row(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("least", [0, 1, 3])
-def test_min_new_tokens_is_that_of_transformers(tiny: Tiny, least: int) -> None:
+def test_min_new_tokens_acts_as_in_transformers(tiny: Tiny, least: int) -> None:
     model, _ = tiny
     tokens = prompt(40)
     mask = torch.ones(1, 40, dtype=torch.long)
     common = {"attention_mask": mask, "do_sample": False}
     free = model.generate(torch.tensor([tokens]), max_new_tokens=NEW, eos_token_id=None, **common)[0, 40:].tolist()
-    stops = free[:3]  # would end the answer at once
+    stops = free[:3]  # each would end the answer early
     wanted = model.generate(
         torch.tensor([tokens]), max_new_tokens=NEW, min_length=40 + least, eos_token_id=stops, **common
     )
@@ -182,7 +182,7 @@ def test_a_first_token_that_may_not_stop(tiny: Tiny) -> None:
 
 
 def test_agnostic_compresses_the_context_alone(tiny: Tiny) -> None:
-    """Kept tokens do not depend on the question; with a full budget the answer is the full cache's."""
+    """The kept tokens do not depend on the question; with a full budget the answer is that of the full cache."""
     context = prompt(200, seed=5)
     texts = [Prompt(tuple(context + prompt(20, seed=s)), 200, frozenset(), "") for s in (6, 7)]
     asked = variants()
@@ -213,7 +213,7 @@ def test_impossible_budget_is_an_error(tiny: Tiny) -> None:
         generate(tiny, [prompt(290)], [(kvbench.load_method("h2o_decode", window=300), 1.0)])
 
 
-def test_model_is_left_as_it_was(tiny: Tiny) -> None:
+def test_the_model_is_unchanged_afterwards(tiny: Tiny) -> None:
     model, _ = tiny
     assert model.config._attn_implementation == "sdpa"
     assert not model._forward_pre_hooks

@@ -27,7 +27,7 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="module")
 def poisoned() -> Tiny:
-    """A model that gives NaN after one id, as float16 does where it overflows."""
+    """A model that gives NaN after one id, like float16 after an overflow."""
     loaded = kvbench.load_model("tiny", seed=1)
     loaded.model.get_input_embeddings().weight.data[POISON] = torch.nan
     return loaded.model, loaded.tokenizer
@@ -47,22 +47,24 @@ def request(ids: Sequence[int], *asked: Any) -> Request:
 @pytest.mark.parametrize("cache", ["ragged", "masked"])
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 def test_a_prompt_without_finite_logits_fails_alone(poisoned: Tiny, question: str, cache: str) -> None:
-    """Every method, with NaN in the middle of the prompt; the prompts next to it are answered as by themselves."""
+    """With NaN in one prompt of a batch, every method answers the other prompts as it does without that prompt."""
     asked = variants(budgets=(70,))
     good = [request(prompt(length), *asked) for length in (120, 150)]
     bad = request([*prompt(60), POISON, *prompt(60)], *asked)
     settings = {"question": question, "cache": cache}
-    expected = [answers(poisoned, [wanted], **settings)[wanted] for wanted in good]
+    expected = [answers(poisoned, [alone], **settings)[alone] for alone in good]
     outs = answers(poisoned, [good[0], bad, good[1]], **settings)
-    assert [[g.token_ids for g in outs[wanted]] for wanted in good] == [[g.token_ids for g in row] for row in expected]
+    assert [[g.token_ids for g in outs[neighbour]] for neighbour in good] == [
+        [g.token_ids for g in row] for row in expected
+    ]
     for generation in outs[bad]:
         assert (generation.finish_reason, generation.token_ids, generation.text) == ("failed", [], "")
         assert "token 1 are not finite" in str(generation.error) and "model.dtype=" in str(generation.error)
-    assert all(generation.error is None for wanted in good for generation in outs[wanted])
+    assert all(generation.error is None for neighbour in good for generation in outs[neighbour])
 
 
 def test_a_row_that_overflows_while_decoding_fails_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows next to it go on, and what it said before is kept."""
+    """The other rows go on, and the failed row keeps its earlier tokens."""
     free = generate(tiny, [prompt(90, seed=s) for s in (1, 2)], [("fullkv", None)])
     calls = 0
     real = tiny[0].forward
@@ -84,7 +86,7 @@ def test_a_row_that_overflows_while_decoding_fails_alone(tiny: Tiny, monkeypatch
 
 
 @pytest.mark.parametrize("logits", [torch.nan, torch.inf, -torch.inf])
-def test_what_counts_as_finite(tiny: Tiny, logits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_a_finite_best_logit_fail(tiny: Tiny, logits: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN, infinity, and minus infinity for all tokens fail; minus infinity for some tokens is how models mask them."""
     real = tiny[0].forward
     some = False
@@ -103,7 +105,7 @@ def test_what_counts_as_finite(tiny: Tiny, logits: float, monkeypatch: pytest.Mo
 
 
 def test_a_request_that_does_not_fit_fails_alone(tiny: Tiny) -> None:
-    """In a run, one sample that is too long must not end the others."""
+    """A sample that is too long must not end the others of a run."""
     good, bad = request(prompt(100)), request(prompt(150))
     outs = answers(tiny, [bad, good, bad], max_length=120)
     (generation,) = outs[bad]
@@ -116,7 +118,7 @@ def test_a_request_that_does_not_fit_fails_alone(tiny: Tiny) -> None:
     assert answers(tiny, [bad], max_length=120)[bad][0].error == generation.error, "also when nothing else is there"
 
 
-def test_learned_positions_end_where_they_end(tiny: Tiny) -> None:
+def test_learned_positions_cannot_be_exceeded(tiny: Tiny) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 300, "eos_token_id": None}
     model = GPT2LMHeadModel(GPT2Config(n_positions=64, bos_token_id=None, **sizes)).eval()
@@ -139,7 +141,7 @@ def test_max_length_raises_the_limit_of_rotary_models(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("budget", [np.int64(70), np.int32(70), np.float64(0.4), np.float32(0.4)])
-def test_numbers_of_numpy_are_budgets(tiny: Tiny, budget: Any) -> None:
+def test_numpy_numbers_are_budgets(tiny: Tiny, budget: Any) -> None:
     plain = 70 if isinstance(budget, np.integer) else float(budget)
     expected = generate(tiny, [prompt(290)], [("snapkv", plain)])[0][0]
     for asked in (("snapkv", budget), kvbench.Variant(kvbench.load_method("snapkv"), budget)):
@@ -176,7 +178,7 @@ def test_prompts_of_many_forms(tiny: Tiny) -> None:
         assert generate(tiny, [form], [("fullkv", None)])[0][0].token_ids == expected, name
 
 
-def test_what_a_tokenizer_returns_for_several_texts(tiny: Tiny) -> None:
+def test_batches_of_a_tokenizer_are_prompts(tiny: Tiny) -> None:
     texts = ["the end of the day", "in that year"]
     expected = [row[0].token_ids for row in generate(tiny, texts, [("fullkv", None)])]
     encoded = tiny[1](texts)
@@ -185,8 +187,8 @@ def test_what_a_tokenizer_returns_for_several_texts(tiny: Tiny) -> None:
             mask = [[1] * len(ids) + [0] * (batch.shape[1] - len(ids)) for ids in encoded["input_ids"]]
             batch = {"input_ids": batch, "attention_mask": torch.tensor(mask)}
         assert [row[0].token_ids for row in generate(tiny, batch, [("fullkv", None)])] == expected
-    encoding = tiny[1](texts[0], return_tensors="pt")
-    assert generate(tiny, encoding, [("fullkv", None)])[0][0].token_ids == expected[0]
+    single = tiny[1](texts[0], return_tensors="pt")
+    assert generate(tiny, single, [("fullkv", None)])[0][0].token_ids == expected[0]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,9 @@ def test_what_a_tokenizer_returns_for_several_texts(tiny: Tiny) -> None:
         ({"ids": [5]}, "prompts[1]: must be text or integer token ids"),
     ],
 )
-def test_nonsense_is_one_line(tiny: Tiny, ids: Any, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_prompt_is_refused_in_one_line(
+    tiny: Tiny, ids: Any, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate(tiny, [prompt(9)], [("fullkv", None)])
     monkeypatch.setattr(tiny[0], "forward", lambda *_, **__: pytest.fail("nothing may be computed"))
     with pytest.raises(ValueError) as refused:

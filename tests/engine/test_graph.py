@@ -1,15 +1,18 @@
-"""Decode steps that are recorded and replayed, by a recorder for the CPU that does as a CUDA graph does.
+"""Decode steps that are recorded and replayed, by a recorder for the CPU that imitates a CUDA graph.
 
-It runs what is recorded in order to know the shapes, undoes what that changed, and refuses what waits for the device.
-A replay runs the same operations on the same memory: what the host decided again in each step shows as a wrong token.
+The recorder runs the work to learn the shapes, undoes its changes, and refuses operations that wait for the device.
+A replay runs the same operations on the same memory. A decision that the host would take again in each step is
+therefore missing in a replay, and gives a wrong token.
 """
 
 from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,8 @@ from kvbench.common.paths import conf_dir
 from kvbench.engine import decode, graph
 from kvbench.engine.caches import num_layers
 from kvbench.engine.probe import checked_plan
+from kvbench.engine.variant import Generation
+from kvbench.models.load import Loaded
 from kvbench_kernels import backends
 
 PROMPTS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]
@@ -32,13 +37,14 @@ WAITS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
 
 
 class Tape(TorchDispatchMode):
-    """Notes every operation, and what tensors that it wrote to held before."""
+    """A list of all operations, and of the earlier contents of the tensors they write to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.operations, self.before = [], []
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if op in WAITS:
             raise RuntimeError(f"operation not permitted when stream is capturing: {op}")
@@ -55,7 +61,7 @@ class Tape(TorchDispatchMode):
 class Recorder:
     """A stand-in for `graph.CudaRecorder` on a CPU."""
 
-    def __call__(self, work):
+    def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         tape = Tape()
         try:
             with tape:
@@ -64,7 +70,7 @@ class Recorder:
             for tensor, held in reversed(tape.before):
                 tensor.copy_(held)
 
-        def replay():
+        def replay() -> None:
             for op, args, kwargs, old in tape.operations:
                 inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
                 given = {x.untyped_storage().data_ptr() for x in inputs}
@@ -76,21 +82,21 @@ class Recorder:
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny() -> Loaded:
     return kvbench.load_model("tiny")
 
 
 @pytest.fixture
-def recorded(tiny, monkeypatch):
-    """Generates with recorded steps by a backend without host work; also gives the `Steps` that were recorders."""
-    recorders = []
+def recorded(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return `generate` with recorded steps and a backend without host work, and the list of its `GraphedSteps`."""
+    batches: list[graph.GraphedSteps] = []
 
     class Steps(graph.GraphedSteps):
-        def __init__(self, *args, **settings):
+        def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
-            recorders.append(self)
+            batches.append(self)
 
-    def generate(prompts=PROMPTS, variants=VARIANTS, steps=Steps, **settings):
+    def generate(prompts: Any = PROMPTS, variants: Any = VARIANTS, steps: Any = Steps, **settings: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(decode, "recordable", lambda model, cache, graph: cache)
             patch.setattr(decode, "CudaRecorder", Recorder)
@@ -100,15 +106,15 @@ def recorded(tiny, monkeypatch):
             patch.setattr(decode, "make_cache", lambda *_: cache)
             return kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
 
-    return SimpleNamespace(generate=generate, recorders=recorders)
+    return SimpleNamespace(generate=generate, batches=batches)
 
 
-def tokens(outs):
+def tokens(outs: Sequence[Sequence[Generation]]) -> list[list[list[int]]]:
     return [[g.token_ids for g in of_prompt] for of_prompt in outs]
 
 
-def test_recorded_steps_are_the_same_tokens(tiny, recorded):
-    """Rows of several prompts that join and leave at different steps."""
+def test_recorded_steps_give_the_same_tokens(tiny: Loaded, recorded: SimpleNamespace) -> None:
+    """Rows of several prompts join and leave at different steps."""
     settings = {"max_new_tokens": 24, "max_prompts": 2}
     free = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, VARIANTS, stop_ids=[], **settings)
     stops = {g.token_ids[n] for of_prompt, n in zip(free, (6, 11, 15), strict=True) for g in of_prompt[:2]}
@@ -117,18 +123,20 @@ def test_recorded_steps_are_the_same_tokens(tiny, recorded):
     outs = recorded.generate(stop_ids=stops, **settings)
     assert tokens(outs) == tokens(expected)
     assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
-    assert recorded.recorders[0].replayed > 0
+    assert recorded.batches[0].replayed > 0
 
 
-def test_all_steps_but_the_first_are_replayed(recorded):
+def test_all_steps_but_the_first_are_replayed(recorded: SimpleNamespace) -> None:
     (out,) = recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=24)
-    assert recorded.recorders[0].replayed == 24 - 1 - graph._STEADY  # the first token is the prefill's
+    assert recorded.batches[0].replayed == 24 - 1 - graph._STEADY  # the first token is the prefill's
     kept = out[0].kept[0][0]
     assert out[0].kept_max == kept + 23
 
 
-def test_growth_beyond_the_reserve(tiny, recorded, monkeypatch):
-    """A step that moves the cache is eager, and the ones after it are recorded again."""
+def test_a_step_that_moves_the_cache_is_eager(
+    tiny: Loaded, recorded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step beyond the reserve moves the cache; the steps after it are recorded again."""
     settings = {"stop_ids": [], "max_new_tokens": 40}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, **settings)
     real = RaggedCache.add
@@ -140,23 +148,25 @@ def test_growth_beyond_the_reserve(tiny, recorded, monkeypatch):
         ),
     )
     assert tokens(recorded.generate(PROMPTS[:1], **settings)) == tokens(expected)
-    steps = recorded.recorders[0]
+    steps = recorded.batches[0]
     assert 0 < steps.replayed < 40 - 1 - graph._STEADY
     assert steps._cache.moves > 0
 
 
-def test_rows_with_work_on_the_host_are_eager(tiny, recorded):
+def test_rows_with_work_on_the_host_are_eager(tiny: Loaded, recorded: SimpleNamespace) -> None:
     variants = [("snapkv", 40), ("kivi", None)]
     settings = {"stop_ids": [], "max_new_tokens": 8}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], variants, **settings)
     assert tokens(recorded.generate(PROMPTS[:1], variants, **settings)) == tokens(expected)
-    assert recorded.recorders[0].replayed == 0
+    assert recorded.batches[0].replayed == 0
 
 
-def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, caplog):
+def test_a_step_that_cannot_be_recorded_is_eager(
+    tiny: Loaded, recorded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     real = tiny.model.forward
 
-    def waits(*args, **kwargs):
+    def waits(*args: Any, **kwargs: Any) -> Any:
         out = real(*args, **kwargs)
         out.logits.max().item()
         return out
@@ -167,22 +177,24 @@ def test_what_cannot_be_recorded_goes_on_eagerly(tiny, recorded, monkeypatch, ca
     outs = recorded.generate(**settings)
     assert tokens(outs) == tokens(expected)
     assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
-    messages = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
-    assert len(messages) == 1 and "not permitted" in messages[0]
+    warnings = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
+    assert len(warnings) == 1 and "not permitted" in warnings[0]
     with pytest.raises(ValueError, match="engine.graph=true: operation not permitted"):
         recorded.generate(graph="true", **settings)
 
 
-def test_a_batch_is_gone_when_its_rows_are(tiny, recorded, monkeypatch):
-    """Its cache and graphs are gigabytes, and nothing of them may wait for the garbage collector."""
-    held = []
+def test_the_cache_of_a_batch_is_freed_with_its_rows(
+    tiny: Loaded, recorded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache and its graphs take gigabytes, which must not wait for the garbage collector."""
+    caches = []
     real = RaggedCache.__init__
 
-    def noted(self, *arguments):
-        held.append(weakref.ref(self))
+    def noted(self: RaggedCache, *arguments: Any) -> None:
+        caches.append(weakref.ref(self))
         real(self, *arguments)
 
-    checked_plan(tiny.model)  # with a cache of its own
+    checked_plan(tiny.model)  # the probe makes a cache of its own
     monkeypatch.setattr(RaggedCache, "__init__", noted)
     gc.collect()
     gc.disable()
@@ -190,14 +202,16 @@ def test_a_batch_is_gone_when_its_rows_are(tiny, recorded, monkeypatch):
         recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=8, steps=graph.GraphedSteps)
     finally:
         gc.enable()
-    assert len(held) == 1 and held[0]() is None
+    assert len(caches) == 1 and caches[0]() is None
 
 
 class Pools:
-    """A stand-in for torch's memory of graphs, as far as it can go wrong, and for its current stream."""
+    """A stand-in for torch's memory pools of graphs and its current stream, with their errors."""
 
-    def __init__(self, monkeypatch):
-        self.users, self.stream, self.tensors = {}, "stream of before", []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.users: dict[str, int] = {}
+        self.stream = "earlier stream"
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
@@ -205,36 +219,37 @@ class Pools:
         monkeypatch.setattr(torch.cuda, "graph", self.graph)
 
     @contextmanager
-    def graph(self, graph, pool):
+    def graph(self, graph: Graph, pool: str) -> Iterator[None]:
         if not any(tensor() is not None for tensor in self.tensors) and not self.users.get(pool):
-            self.users.pop(pool, None)  # emptied and forgotten
+            self.users.pop(pool, None)  # torch forgets an empty pool
         self.stream = "stream of the graph"
         if self.users.get(pool) == 0:
             raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
         self.users[pool] = self.users.get(pool, 0) + 1
         graph.pool = pool
-        yield  # an error in it leaves the stream as it is
-        self.stream = "stream of before"
+        yield  # after an error the stream stays set
+        self.stream = "earlier stream"
 
-    def result(self):
+    def result(self) -> torch.Tensor:
         tensor = torch.zeros(1)
         self.tensors.append(weakref.ref(tensor))
         return tensor
 
 
 class Graph:
-    def __init__(self, pools):
-        self.pools, self.pool = pools, None
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+        self.pool: str | None = None
 
-    def replay(self): ...
+    def replay(self) -> None: ...
 
-    def __del__(self):
+    def __del__(self) -> None:
         if self.pool is not None:
             self.pools.users[self.pool] -= 1
 
 
-def test_recordings_of_one_pool_follow_each_other(monkeypatch):
-    """Only the result of the graph before is still held."""
+def test_one_pool_serves_one_recording_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the result of the previous recording is still in use."""
     pools = Pools(monkeypatch)
     record = graph.CudaRecorder()
     out, replay = record(pools.result)
@@ -246,18 +261,18 @@ def test_recordings_of_one_pool_follow_each_other(monkeypatch):
     assert pools.users == {"pool": 1} and out.shape == (1,)
 
 
-def test_a_recording_that_fails_leaves_the_stream_alone(monkeypatch):
+def test_a_recording_that_fails_leaves_the_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = Pools(monkeypatch)
 
-    def fails():
+    def fails() -> torch.Tensor:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
         graph.CudaRecorder()(fails)
-    assert pools.stream == "stream of before"
+    assert pools.stream == "earlier stream"
 
 
-def test_graph_true_says_what_is_missing(tiny):
+def test_graph_true_without_a_gpu_is_refused(tiny: Loaded) -> None:
     cache = RaggedCache(num_layers(tiny.model))
     assert graph.recordable(tiny.model, cache, "auto") is graph.recordable(tiny.model, cache, "False") is None
     for choice in ("true", "True"):
@@ -269,14 +284,16 @@ def test_graph_true_says_what_is_missing(tiny):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("kernel", ["cuda", "flash_attn"])
-def test_graphs_on_the_gpu(tiny, kernel, monkeypatch, caplog):
-    """Recorded and eager steps are the same kernels, so they give the same tokens, with joining rows too."""
+def test_graphs_on_the_gpu(
+    tiny: Loaded, kernel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Recorded and eager steps run the same kernels and give the same tokens; rows that join are recorded again."""
     dims = dict.fromkeys(("hidden_size", "intermediate_size"), 256) | {"head_dim": 64}
     on_gpu = kvbench.load_model("tiny", device="cuda", dtype="bfloat16", dims=dict(DIMS) | dims)
     model, tokenizer = on_gpu.model, on_gpu.tokenizer
     settings = {"max_new_tokens": 48, "max_prompts": 2, "stop_ids": [], "kernel": kernel}
     eager = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="false", **settings)
-    recorded = []
+    recorded: list[int] = []
     real = graph.CudaRecorder.__call__
     monkeypatch.setattr(graph.CudaRecorder, "__call__", lambda self, work: recorded.append(1) or real(self, work))
     outs = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="true", **settings)

@@ -1,4 +1,4 @@
-"""Answers depend on the prompt alone: not on prompts before it, and not on prompts next to it."""
+"""Answers depend on the prompt alone, not on earlier prompts or on other prompts of the batch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_long_neighbour_changes_no_frequencies(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 @pytest.mark.parametrize("length", [60, 150])
-def test_prompts_before_change_nothing(kind: str, length: int) -> None:
+def test_earlier_prompts_change_nothing(kind: str, length: int) -> None:
     """transformers keeps the frequencies of the longest text so far on the module."""
     ids = prompt(length, seed=1)
     fresh = own_answer(scaled(kind), ids)
@@ -67,7 +67,7 @@ def test_prompts_before_change_nothing(kind: str, length: int) -> None:
     assert alone[0].token_ids == fresh
     after = generate(tiny, [prompt(240, seed=2), ids], asked)[1]
     assert [g.token_ids for g in after] == [g.token_ids for g in alone]
-    own_answer(tiny[0], prompt(240, seed=3))  # plain transformers keeps its frequencies as well
+    own_answer(tiny[0], prompt(240, seed=3))  # plain transformers leaves its frequencies on the module as well
     (again,) = generate(tiny, [ids], asked)
     assert [g.token_ids for g in again] == [g.token_ids for g in alone]
     with kvbench.compressed(tiny[0], "fullkv"):

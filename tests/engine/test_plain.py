@@ -39,7 +39,7 @@ def test_compressed_runs_plain_transformers_code(tiny: Tiny) -> None:
     assert torch.equal(before, model.generate(tokens, **settings)), "everything is as before"
 
 
-def test_compressed_refuses_what_it_cannot_do(tiny: Tiny) -> None:
+def test_compressed_refuses_unsupported_calls(tiny: Tiny) -> None:
     model, _ = tiny
     with kvbench.compressed(model, "snapkv", 70):
         with pytest.raises(ValueError, match="one unpadded sequence"):
@@ -49,7 +49,7 @@ def test_compressed_refuses_what_it_cannot_do(tiny: Tiny) -> None:
 
 
 def test_compressed_takes_over_the_callers_cache(tiny: Tiny) -> None:
-    """A hand-written loop with a cache of its own gives what `generate` gives."""
+    """A hand-written loop with a cache of its own gives the tokens of `generate`."""
     model, _ = tiny
     tokens = torch.tensor([prompt(100)])
     (out,) = generate(tiny, [tokens[0].tolist()], [("snapkv", 70)])[0]
@@ -79,13 +79,13 @@ def test_a_block_that_never_calls_the_model_is_an_error(tiny: Tiny) -> None:
     assert not tiny[0]._forward_pre_hooks and not tiny[0]._forward_hooks
 
 
-def test_an_error_inside_the_block_stays_what_it_is(tiny: Tiny) -> None:
+def test_an_error_inside_the_block_is_raised_unchanged(tiny: Tiny) -> None:
     with pytest.raises(KeyError), kvbench.compressed(tiny[0], "snapkv", 70):
         raise KeyError
 
 
 def test_a_cache_that_the_model_ignores_is_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that takes its cache by another keyword would decode without one, and nothing would be compressed."""
+    """A model that takes its cache by another keyword would decode without it, and nothing would be compressed."""
     model = tiny[0]
     real = model.forward
 

@@ -1,4 +1,4 @@
-"""Launchers and signals, without a cluster: the short form, plans, and a sweep that is asked to end."""
+"""Launchers and signals, without a cluster: the short form of overrides, plans, and a sweep that gets a signal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kvbench(*args: str, cwd: Path, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_the_short_form_of_launchers():
+def test_the_short_form_of_launchers() -> None:
     assert parse(["launcher=basic", "+launcher.x=1", "launcher.wait=false"]).words == [
         "hydra/launcher=basic",
         "+hydra.launcher.x=1",
@@ -37,7 +37,7 @@ def test_the_short_form_of_launchers():
     assert parse([*others, "-m"]).words == ["-m", *others]
 
 
-def test_a_plan_remembers_a_command_that_a_shell_understands():
+def test_the_command_in_a_plan_is_quoted_for_a_shell() -> None:
     assert shell_command(["-m", "benchmark.lengths=[1, 2]"]) == "python -m kvbench -m 'benchmark.lengths=[1, 2]'"
 
 
@@ -54,13 +54,13 @@ def test_a_plan_remembers_a_command_that_a_shell_understands():
         (["launcher=fused_slurm", "launcher.shards=0"], "hydra.launcher.shards=0: must be an integer of at least 1"),
     ],
 )
-def test_a_mistake_about_the_launcher_is_one_line(args, message, tmp_path):
+def test_a_mistake_about_the_launcher_is_one_line(args: list[str], message: str, tmp_path: Path) -> None:
     _, err = (process := kvbench("-m", *TINY, *args, cwd=tmp_path)).communicate(timeout=60)
     assert process.returncode == 2
     assert err.startswith(f"kvbench: {message}") and err.count("\n") == 1
 
 
-def test_a_launcher_for_a_single_run_is_refused(tmp_path):
+def test_a_launcher_for_a_single_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hydra/launcher=basic: launchers are for sweeps; add -m"):
         check_mode(False, ["hydra/launcher=basic"])
     check_mode(True, ["hydra/launcher=basic"])
@@ -71,7 +71,7 @@ def test_a_launcher_for_a_single_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_is_an_exception_once(number):
+def test_a_signal_raises_one_exception(number: int) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Preempted) as caught, preemptible():
         try:
@@ -79,13 +79,13 @@ def test_a_signal_is_an_exception_once(number):
         except Exception:
             pytest.fail("an error handler must not swallow it")
         finally:
-            signal.raise_signal(number)  # a second one while runs are closed
+            signal.raise_signal(number)  # a second signal while runs are closed
     assert caught.value.code == 128 + number
     assert str(caught.value) == f"ended by {signal.Signals(number).name}"
     assert signal.getsignal(number) is before
 
 
-def test_outside_the_main_thread_signals_stay_as_they_are():
+def test_signal_handlers_stay_unchanged_outside_the_main_thread() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def within() -> None:
@@ -98,8 +98,8 @@ def test_outside_the_main_thread_signals_stay_as_they_are():
     assert seen == [before]
 
 
-def test_a_sweep_that_is_asked_to_end_says_so_and_resumes(tmp_path):
-    """SIGTERM in the middle: the plan stands, open runs are preempted, the same command goes on."""
+def test_a_sweep_that_gets_a_signal_reports_it_and_resumes(tmp_path: Path) -> None:
+    """After SIGTERM, the plan is kept and open runs are preempted; the same command resumes them."""
     args = ["-m", *TINY, "method=snapkv,h2o", "benchmark.num_seeds=8"]
     process = kvbench(*args, cwd=tmp_path)
     limit = time.monotonic() + 120
@@ -134,7 +134,7 @@ def folders(root: Path) -> list[Path]:
     return sorted(file.parent.resolve() for file in root.glob("outputs/runs/*/*/*/manifest.json"))
 
 
-def test_a_mistake_in_the_last_job_leaves_no_plan(tmp_path):
+def test_a_mistake_in_the_last_job_leaves_no_plan(tmp_path: Path) -> None:
     process = kvbench("-m", *TINY[:-2], "budget=64,2.5", cwd=tmp_path)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -142,7 +142,7 @@ def test_a_mistake_in_the_last_job_leaves_no_plan(tmp_path):
     assert not (tmp_path / "outputs" / "plans").exists()
 
 
-def test_without_slurm_its_launcher_says_where_to_submit(tmp_path):
+def test_without_slurm_its_launcher_says_where_to_submit(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     for name in ("python3", "env"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")

@@ -1,6 +1,6 @@
-"""Sweeps on a real Slurm: what they give, and what is left when tasks are killed, cancelled, timed out or preempted.
+"""Sweeps on a real Slurm: their records, also after tasks were killed, cancelled, timed out or preempted.
 
-For the Slurm that `.ci/slurm-up` brings up on one machine, and no other: nobody's cluster gets jobs from a test.
+These tests run only on the Slurm that `.ci/slurm-up` starts on one machine. They never submit jobs to a cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 TINY = ["model=tiny", "benchmark.max_new_tokens=4", "budget=64,100"]
 SHORT = [*TINY, "benchmark.lengths=[300]", "benchmark.depths=[0,100]", "method=snapkv,h2o,streaming_llm", "seed=0,1"]
-LONG = [*TINY, "benchmark.lengths=[1000]", "method=snapkv,h2o", "engine.max_rows=4"]  # a sample after the other
+LONG = [*TINY, "benchmark.lengths=[1000]", "method=snapkv,h2o", "engine.max_rows=4"]  # one sample after the other
 ON_SLURM = ["launcher=fused_slurm", "launcher.gpus_per_node=0", "launcher.cpus_per_task=1", "launcher.poll_s=0.5"]
 
 
@@ -34,7 +34,7 @@ def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def run(*args: str, cwd: Path, code: int = 0) -> tuple[str, str]:
-    """Run to the end; (stdout, stderr)."""
+    """Run a command to its end; return stdout and stderr."""
     return end(start(*args, cwd=cwd), code)
 
 
@@ -48,18 +48,17 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], event: str, seconds: float = 120) -> Any:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        value = condition()
-        if value:
-            return value
+        if result := condition():
+            return result
         time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"not within {seconds} s: {event}")
 
 
 def tasks(outputs: Path) -> dict[str, list[Path]]:
-    """Return Slurm task → the run folders it works on, of all submissions."""
+    """Return the run folders of each Slurm task, over all submissions."""
     folders: dict[str, list[Path]] = {}
     for file in sorted(outputs.glob("slurm/*/tasks-*.json")):
         folders |= {task: [Path(run) for run in unit["runs"]] for task, unit in json.loads(file.read_text()).items()}
@@ -67,14 +66,14 @@ def tasks(outputs: Path) -> dict[str, list[Path]]:
 
 
 def records(outputs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run → its records, without what differs between two computations of the same."""
+    """Return the records of each run, without the fields that differ between two computations."""
     runs = {folder.name: load_run(folder).samples for folder in sorted(outputs.glob("runs/*/*/*"))}
     timed = ("timings", "time", "rows", "slack_bytes")
     return {name: [{k: v for k, v in row.items() if k not in timed} for row in rows] for name, rows in runs.items()}
 
 
 def lines(folder: Path) -> list[str]:
-    """Return the ids of all lines in the files of a run, also those written twice."""
+    """Return the ids of all lines in the files of a run, duplicates included."""
     files = folder.glob("samples*.jsonl")
     return [json.loads(line)["id"] for file in files for line in file.read_text().splitlines() if line.endswith("}")]
 
@@ -102,8 +101,8 @@ def python_of(task: str) -> int:
     raise AssertionError(f"no Python of {task}")
 
 
-def test_a_sweep_in_shards_gives_the_records_of_the_other_launchers(tmp_path):
-    """12 jobs in 2 groups of 2 shards; once done, the command submits nothing."""
+def test_a_sweep_in_shards_writes_the_same_records_as_other_launchers(tmp_path: Path) -> None:
+    """12 jobs form 2 groups of 2 shards; when all are done, the same command submits nothing."""
     command = [*SHORT, *ON_SLURM, "launcher.shards=2", "paths.outputs=a"]
     out, _ = run(*command, cwd=tmp_path)
     assert "Submitted 4 task(s) for 12 run(s)" in out
@@ -129,8 +128,8 @@ def test_a_sweep_in_shards_gives_the_records_of_the_other_launchers(tmp_path):
     assert len(tasks(tmp_path / "a")) == 4
 
 
-def test_killed_timed_out_and_cancelled_tasks_lose_nothing(tmp_path):
-    """12 jobs in 3 groups. One task is killed, one gets the signal before its time limit, one is cancelled."""
+def test_killed_timed_out_and_cancelled_tasks_lose_nothing(tmp_path: Path) -> None:
+    """One of 3 tasks is killed, one gets the signal before its time limit, and one is cancelled."""
     command = [*LONG, "benchmark.num_seeds=4", "seed=0,100,200", "paths.outputs=a", *ON_SLURM]
     sweep = start(*command, cwd=tmp_path)
     known = until(lambda: tasks(tmp_path / "a"), "tasks are submitted")
@@ -147,7 +146,7 @@ def test_killed_timed_out_and_cancelled_tasks_lose_nothing(tmp_path):
         )
         ends.pop(task)()
     until(lambda: state(late) == "PENDING", "requeued")
-    assert {status(run) for run in known[killed]} == {"running"}, "nobody was left to say otherwise"
+    assert {status(run) for run in known[killed]} == {"running"}, "a killed process cannot update its status"
     assert {status(run) for run in known[late]} == {"preempted"}
     until(lambda: state(cancelled) == "", "cancelled")
     assert {status(run) for run in known[cancelled]} == {"preempted"}
@@ -161,7 +160,7 @@ def test_killed_timed_out_and_cancelled_tasks_lose_nothing(tmp_path):
     survey = subprocess.run([sys.executable, "-m", "kvbench.status", "a", "--json"], cwd=tmp_path, capture_output=True)
     assert survey.returncode == 1
     ((plan,), states) = json.loads(survey.stdout)["plans"], {"stopped": killed, "done": late, "preempted": cancelled}
-    assert {(entry["state"], entry["slurm"]) for entry in plan["runs"]} == set(states.items())
+    assert {(row["state"], row["slurm"]) for row in plan["runs"]} == set(states.items())
 
     undisturbed = start(*[word for word in command if "launcher" not in word], "paths.outputs=b", cwd=tmp_path)
     out, _ = run(*command, cwd=tmp_path)
@@ -173,8 +172,8 @@ def test_killed_timed_out_and_cancelled_tasks_lose_nothing(tmp_path):
         assert status(folder) == "done"
 
 
-def test_a_preempted_task_goes_on_where_it_was_and_an_impatient_command_comes_back(tmp_path):
-    """Submitted without waiting; pushed out by a job of a higher partition; the same command waits for it."""
+def test_a_preempted_task_resumes_and_a_later_command_waits_for_it(tmp_path: Path) -> None:
+    """A task submitted without waiting is preempted by a job of a higher partition; the same command waits for it."""
     command = [*LONG, "benchmark.num_seeds=15", "paths.outputs=a", *ON_SLURM, "launcher.cpus_per_task=4"]
     began = time.monotonic()
     out, _ = run(*command, "launcher.wait=false", cwd=tmp_path)
@@ -199,8 +198,8 @@ def test_a_preempted_task_goes_on_where_it_was_and_an_impatient_command_comes_ba
     assert "SIGUSR2" in (next(tmp_path.glob("a/slurm/*/*.out"))).read_text()
 
 
-def test_truth_is_on_disk_whatever_slurm_says(tmp_path):
-    """A task that does nothing is COMPLETED for Slurm; a run that fails in Python fails, its neighbours do not."""
+def test_records_on_disk_decide_and_not_the_state_of_slurm(tmp_path: Path) -> None:
+    """A task that did nothing is COMPLETED for Slurm; a run that fails does not fail the others of its task."""
     nothing = start(*SHORT, *ON_SLURM, "launcher.setup=[exit 0]", "paths.outputs=a", cwd=tmp_path)
     args = [word for word in SHORT if not word.startswith(("budget", "method", "seed"))]
     _, log = run(*args, *ON_SLURM, "method=snapkv", "budget=0.01,0.4", "paths.outputs=b", cwd=tmp_path, code=2)
@@ -221,8 +220,8 @@ def test_truth_is_on_disk_whatever_slurm_says(tmp_path):
         ),
     ],
 )
-def test_what_slurm_refuses_is_one_line(settings, message, tmp_path):
+def test_a_refusal_of_slurm_is_one_line(settings: list[str], message: str, tmp_path: Path) -> None:
     _, log = run(*SHORT, *ON_SLURM, *settings, cwd=tmp_path, code=2)
     assert log.splitlines()[-1].startswith(message)
-    assert len(log.splitlines()) == 2, log  # and how many jobs in how many groups
+    assert len(log.splitlines()) == 2, log  # the other line counts the jobs and groups
     assert not tasks(tmp_path / "outputs")

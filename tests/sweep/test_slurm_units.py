@@ -1,4 +1,4 @@
-"""The Slurm launcher without Slurm: settings, what sbatch's refusals mean, units of work, waiting."""
+"""The Slurm launcher without Slurm: its settings, the refusals of sbatch, the units of work, and the waiting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -37,26 +39,26 @@ FOLDER = {"folder": "outputs/slurm"}
         ({"extra": {"job_name": "mine"}}, "hydra.launcher.extra.job_name: kvbench sets this itself"),
     ],
 )
-def test_a_wrong_setting_is_named(setting, message):
+def test_the_message_names_a_wrong_setting(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         checked(FOLDER | setting)
     assert str(caught.value).startswith(message)
 
 
-def test_settings_as_sbatch_gets_them():
+def test_parameters_that_sbatch_gets() -> None:
     some = {"account": 12, "setup": "module load cuda", "mem_gb": 1.5, "gpus_per_node": 0, "max_requeues": 0}
-    result = slurm._parameters(checked(FOLDER | some | {"extra": {"reservation": "x"}, "cpus_per_task": 3}))
-    assert result["account"] == "12"
-    assert result["setup"] == ["module load cuda"]
-    assert result["mem"] == "1536MB"
-    assert "gpus_per_node" not in result and "partition" not in result
-    assert result["additional_parameters"] == {"no-requeue": True, "reservation": "x"}
-    assert result["srun_args"] == ["--cpus-per-task=3"], "steps do not inherit it"
+    parameters = slurm._parameters(checked(FOLDER | some | {"extra": {"reservation": "x"}, "cpus_per_task": 3}))
+    assert parameters["account"] == "12"
+    assert parameters["setup"] == ["module load cuda"]
+    assert parameters["mem"] == "1536MB"
+    assert "gpus_per_node" not in parameters and "partition" not in parameters
+    assert parameters["additional_parameters"] == {"no-requeue": True, "reservation": "x"}
+    assert parameters["srun_args"] == ["--cpus-per-task=3"], "steps do not inherit it"
     assert slurm._parameters(checked(FOLDER))["additional_parameters"] == {"requeue": True}
 
 
 @pytest.mark.parametrize(
-    ("message", "names"),
+    ("refused", "names"),
     [
         ("sbatch: error: invalid partition specified: nope", ["partition=nope"]),
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", ["account=a"]),
@@ -73,7 +75,7 @@ def test_settings_as_sbatch_gets_them():
         ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", ["account=a"]),
     ],
 )
-def test_a_refusal_names_the_settings_it_is_about(message, names):
+def test_a_refusal_names_the_settings_that_caused_it(refused: str, names: list[str]) -> None:
     some = SlurmSettings(
         **FOLDER,
         partition="nope",
@@ -84,12 +86,12 @@ def test_a_refusal_names_the_settings_it_is_about(message, names):
         cpus_per_task=2,
         extra={"foo": 1},
     )
-    text = str(refusal(message, some))
+    text = str(refusal(refused, some))
     assert all(f"hydra.launcher.{name}" in text for name in names), text
     assert "Slurm refuses: " in text and "\n" not in text and "sbatch:" not in text
 
 
-def test_another_refusal_is_told_as_it_is():
+def test_another_refusal_is_repeated_unchanged() -> None:
     text = str(refusal("sbatch: error: Unable to contact slurm controller", SlurmSettings(**FOLDER)))
     assert text == "hydra/launcher=fused_slurm: Slurm refuses: Unable to contact slurm controller"
 
@@ -99,18 +101,18 @@ def units(folder: Path, number: int) -> list[Unit]:
 
 
 class FakeExecutor:
-    """Counts arrays; refuses the one that `refuse` says."""
+    """An executor that records the sizes of arrays, and refuses the one with index `refuse`."""
 
     arrays: list[int]
     refuse = -1
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         type(self).arrays = []
 
-    def update_parameters(self, **parameters):
+    def update_parameters(self, **parameters: Any) -> None:
         pass
 
-    def map_array(self, function, some, requeues):
+    def map_array(self, function: Any, some: list[Unit], requeues: list[Any]) -> list[Any]:
         from submitit.core.utils import FailedJobError
 
         if len(self.arrays) == self.refuse:
@@ -119,18 +121,20 @@ class FakeExecutor:
         return [type("Job", (), {"job_id": f"{len(self.arrays)}_{k}"})() for k in range(len(some))]
 
 
-def test_more_tasks_than_an_array_may_have_are_several_arrays(monkeypatch, tmp_path):
+def test_more_tasks_than_fit_into_one_array_become_several_arrays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("submitit.SlurmExecutor", FakeExecutor)
     monkeypatch.setattr(queue, "largest_array", lambda: 3)
     some = units(tmp_path / "now", 7)
     (tmp_path / "now").mkdir()
-    result = slurm.submit(some, SlurmSettings(folder=str(tmp_path)))
+    submitted = slurm.submit(some, SlurmSettings(folder=str(tmp_path)))
     assert FakeExecutor.arrays == [3, 3, 1]
-    assert list(result.values()) == some
+    assert list(submitted.values()) == some
     assert remembered(tmp_path, ["2_1", "3_0", "4_0"]) == {"2_1": some[4], "3_0": some[6]}
 
 
-def test_a_refused_array_takes_the_earlier_ones_back(monkeypatch, tmp_path):
+def test_a_refused_array_cancels_the_earlier_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cancelled: list[list[str]] = []
     monkeypatch.setattr("submitit.SlurmExecutor", FakeExecutor)
     monkeypatch.setattr(FakeExecutor, "refuse", 2)
@@ -142,14 +146,14 @@ def test_a_refused_array_takes_the_earlier_ones_back(monkeypatch, tmp_path):
     assert cancelled == [["1", "2"]]
 
 
-def test_nothing_is_submitted_blindly(monkeypatch, tmp_path):
-    """Without the queue it is unknown what is in it already."""
+def test_nothing_is_submitted_while_slurm_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the queue, tasks could be submitted twice."""
     monkeypatch.setattr(queue, "queue", lambda quiet: None)
     with pytest.raises(ValueError, match="Slurm does not answer, so nothing is submitted"):
         slurm._alive(SlurmSettings(folder=str(tmp_path)), [tmp_path])
 
 
-def test_folders_of_submissions_are_never_shared(tmp_path):
+def test_folders_of_submissions_are_never_shared(tmp_path: Path) -> None:
     assert len({fresh_folder(tmp_path) for _ in range(3)}) == 3
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="hydra.launcher.folder=.*file: cannot write there"):
@@ -160,8 +164,10 @@ def test_folders_of_submissions_are_never_shared(tmp_path):
     ("state", "restarts", "most", "requeued"),
     [("RUNNING", 0, 3, True), ("RUNNING", 3, 3, False), ("RUNNING", 99, None, True), ("COMPLETING", 0, 3, False)],
 )
-def test_a_task_comes_back_unless_slurm_is_ending_it(monkeypatch, state, restarts, most, requeued):
-    asked: list[str] = []
+def test_a_task_is_requeued_unless_slurm_is_ending_it(
+    monkeypatch: pytest.MonkeyPatch, state: str, restarts: int, most: int | None, requeued: bool
+) -> None:
+    requests: list[str] = []
     for key, value in {
         "ARRAY_JOB_ID": "7",
         "ARRAY_TASK_ID": "2",
@@ -170,13 +176,15 @@ def test_a_task_comes_back_unless_slurm_is_ending_it(monkeypatch, state, restart
     }.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
     monkeypatch.setattr(queue, "state", lambda name: state)
-    monkeypatch.setattr(queue, "requeue", asked.append)
+    monkeypatch.setattr(queue, "requeue", requests.append)
     task._again(most)
-    assert asked == ["7_2"] * requeued
+    assert requests == ["7_2"] * requeued
 
 
-def waiting(monkeypatch, tmp_path, answers, ended="CANCELLED"):
-    """Return a watch over one task whose run never ends well; `answers` are those of squeue, one per look."""
+def waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: Iterable[Any], ended: str = "CANCELLED"
+) -> tuple[Unit, watch.Watch]:
+    """Return a watch over one task whose run never completes; `answers` are those of squeue, in order."""
     looks = iter(answers)
     monkeypatch.setattr(queue, "queue", lambda: next(looks, {}))
     monkeypatch.setattr(queue, "ending", lambda name: ended)
@@ -186,20 +194,24 @@ def waiting(monkeypatch, tmp_path, answers, ended="CANCELLED"):
     return unit, watch.Watch({"5_0": unit}, {Path(unit.runs[0]): object()}, poll_s=1e-6)  # type: ignore[dict-item]
 
 
-def test_a_controller_that_does_not_answer_ends_no_task(monkeypatch, tmp_path, caplog):
+def test_a_controller_that_does_not_answer_ends_no_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     running = {"5_0": Queued("RUNNING", "None")}
-    _, result = waiting(monkeypatch, tmp_path, [running, None, None, running, {}])
-    (outcome,) = result.outcomes().values()
+    _, watched = waiting(monkeypatch, tmp_path, [running, None, None, running, {}])
+    (outcome,) = watched.outcomes().values()
     assert str(outcome.error) == "1 of 1 runs are not complete, see above; issue the same command again to resume"
     assert caplog.text.count("ended early: CANCELLED") == 1
     assert "(it printed nothing)" in caplog.text
 
 
-def test_errors_that_a_task_reported_are_its_runs_errors(monkeypatch, tmp_path, caplog):
-    unit, result = waiting(monkeypatch, tmp_path, [{}])
+def test_an_error_that_a_task_reports_is_the_error_of_its_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unit, watched = waiting(monkeypatch, tmp_path, [{}])
     unit.report.write_text(json.dumps({"errors": {unit.runs[0]: ["ValueError", "method.window=32: no room"]}}))
-    (outcome,) = result.outcomes().values()
+    (outcome,) = watched.outcomes().values()
     assert isinstance(outcome.error, ValueError) and str(outcome.error) == "method.window=32: no room"
     assert "ended early" not in caplog.text
     unit.report.write_text(json.dumps({"errors": {unit.runs[0]: ["RuntimeError", "broken promise"]}}))
@@ -207,14 +219,16 @@ def test_errors_that_a_task_reported_are_its_runs_errors(monkeypatch, tmp_path, 
     assert str(outcome.error) == "RuntimeError: broken promise"
 
 
-def test_who_stops_waiting_is_told_that_the_tasks_go_on(monkeypatch, tmp_path, caplog):
+def test_an_interrupted_wait_says_that_the_tasks_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def interrupted() -> None:
         raise Preempted(15)
 
-    _, result = waiting(monkeypatch, tmp_path, [])
+    _, watched = waiting(monkeypatch, tmp_path, [])
     monkeypatch.setattr(queue, "queue", interrupted)
     with pytest.raises(Preempted):
-        result.outcomes()
+        watched.outcomes()
     assert "the tasks go on" in caplog.text and "scancel 5" in caplog.text
 
 
@@ -222,15 +236,15 @@ def test_who_stops_waiting_is_told_that_the_tasks_go_on(monkeypatch, tmp_path, c
     ("text", "minutes"),
     [("90", 90), ("90m", 90), ("8h", 480), ("1.5h", 90), ("2d", 2880), ("12:00:00", 720), ("1-00:00:30", 1441)],
 )
-def test_times_as_people_write_them(text, minutes):
+def test_time_limits_in_several_forms(text: str, minutes: int) -> None:
     assert submit.minutes(text) == minutes
 
 
-def test_the_script_is_a_command_line(capsys):
+def test_the_script_prints_the_command_of_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--partition", "gpu", "--gpus", "4", "--time", "8h", "--shards", "2", "--no-wait", "--dry-run"]
     submit.main([*options, "--", "method=snapkv,h2o", "budget=64"])
-    message = capsys.readouterr().err
-    assert message == (
+    printed = capsys.readouterr().err
+    assert printed == (
         "python -m kvbench -m launcher=fused_slurm launcher.partition=gpu launcher.gpus_per_node=4 "
         "launcher.timeout_min=480 launcher.shards=2 launcher.wait=false method=snapkv,h2o budget=64\n"
     )
@@ -245,7 +259,7 @@ def test_the_script_is_a_command_line(capsys):
         assert submit.main(wrong) == 2
 
 
-def test_a_task_can_be_signalled_before_it_has_imported_torch():
+def test_a_task_handles_signals_before_it_imports_torch() -> None:
     """Submitit unpickles the function and the unit. Until then a signal would end the task without a requeue."""
     code = (
         "import sys, kvbench.sweep.slurm.task, kvbench.sweep.slurm.units; "
