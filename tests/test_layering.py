@@ -42,9 +42,9 @@ ARROWS: dict[str, set[str]] = {
     },
     "profile": {
         "common", "config", "engine", "kvbench_kernels", "methods", "models", "prompts", "report", "run",
-        "store", "sweep",
+        "store",
     },
-    "cli": {"common", "config", "run", "store"},
+    "cli": {"common", "config", "run"},
     "sweep": {"cli", "common", "config", "run", "store"},
     "__main__": {"cli"},
 }  # fmt: skip

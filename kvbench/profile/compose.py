@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config
 from kvbench.common.paths import conf_dir
+from kvbench.config.combinations import combinations
 from kvbench.config.compose import composing, inspect, parse
 from kvbench.engine.variant import Variant
 from kvbench.methods.dials import split_dials
@@ -24,7 +25,6 @@ from kvbench.methods.method import Method
 from kvbench.models import ModelSpec
 from kvbench.profile.cells import Cell, Group, group_key
 from kvbench.profile.settings import AXES, ProfileSettings, is_profile_setting, profile_settings
-from kvbench.sweep.sweeper import combinations
 
 FULL_CACHE = Variant(Method("fullkv"))  # a method without parts keeps every token; ratios refer to it
 _MOST_CELLS = 10_000

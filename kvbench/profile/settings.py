@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
-from kvbench.sweep.sweeper import combinations
+from kvbench.config.combinations import combinations
 
 AXES = ("context", "batch")
 _RANGE = {  # smallest and largest value

@@ -3,6 +3,7 @@
 In the order in which it happens:
 
     jobs       a configuration is checked and becomes jobs with an identity
+    plan       what the command asks for, written down before anything is computed
     runner     jobs become groups that share their prefills; outcomes
     samples    the samples that a group still misses, as prompts
     preflight  checks before weights are loaded: room in the budget, kernel, memory

@@ -11,17 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kvbench import store
 from kvbench.cli.arguments import shell_command
 from kvbench.config.compose import composing
 from kvbench.run.finish import result
 from kvbench.run.jobs import Job, jobs_of, settle
+from kvbench.run.plan import write_plans
 from kvbench.run.runner import Outcome
 
 log = logging.getLogger(__name__)
@@ -77,12 +76,7 @@ def check(sweep: Sequence[Composed]) -> None:
 
 def plan(sweep: Sequence[Composed]) -> None:
     """Write down, before anything is computed, which runs this command asks for: one plan per outputs folder."""
-    folders: dict[str, list[tuple[Path, int | None]]] = {}
-    for part in sweep:
-        for job in part.jobs:
-            folders.setdefault(job.cfg["paths"]["outputs"], []).append((job.folder, job.cfg["limit"]))
-    for outputs, runs in folders.items():
-        store.write_plan(outputs, shell_command(sys.argv[1:]), runs)
+    write_plans([job for part in sweep for job in part.jobs], shell_command(sys.argv[1:]))
 
 
 def returned(part: Composed, outcomes: Sequence[Outcome] | None) -> JobReturn:
