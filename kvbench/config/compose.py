@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.common.paths import conf_dir
-from kvbench.config.hydra_node import check_hydra, check_override
+from kvbench.config.hydra_node import check_hydra, check_override, check_recorded
 from kvbench.config.messages import one_line
 
 _LONGEST = 10_000  # characters of an override; longer ones are files by mistake, and take minutes to parse
@@ -47,6 +47,7 @@ def inspect(overrides: Sequence[str]) -> DictConfig:
             "config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
         )
         check_hydra(composed, loader, {override.key_or_group for override in parsed})
+        check_recorded(composed, [override.input_line for override in parsed])
         if "${" in str(composed.paths.outputs):
             raise ValueError(f"paths.outputs={composed.paths.outputs}: a folder with ${{ in its name cannot be used")
         return composed
@@ -88,6 +89,8 @@ def composing(overrides: Sequence[str]) -> Iterator[None]:
         raise ValueError(f"{shlex.join(overrides)}: a file includes itself, or nests too deep") from None
     except Exception as error:  # nothing but the configuration is at work here
         text = one_line(error, overrides) or type(error).__name__
+        if isinstance(error, AttributeError | TypeError):  # Hydra's own, which does not say where
+            text = f"{shlex.join(overrides)}: a file or an override gives a node a value that it cannot have ({text})"
         raise ValueError(text) from None
 
 

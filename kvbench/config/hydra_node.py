@@ -8,7 +8,7 @@ kvbench ships. Only the settings in `_FREE` and those of a launcher may differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.kinds import is_integer
+from kvbench.config.groups import options, shipped
 from kvbench.config.interpolations import check_interpolations
 
 _LOGGING = ("kvbench", "default", "disabled", "none", "stdout")  # ours and Hydra's own
@@ -27,8 +28,14 @@ _GROUPS = {
     "sweeper": ("fused",),
 }
 _FREE = ("mode", "verbose", "run.dir", "sweep.dir", "sweeper.params", "sweeper.max_batch_size")
-_BY_HYDRA = ("overrides", "runtime", "job.override_dirname", "job.config_name", "job.id", "job.num")
+_BY_HYDRA = (  # Hydra writes these after it has composed; `check_recorded` checks the overrides
+    *("overrides", "runtime.choices", "runtime.config_sources", "runtime.cwd", "runtime.version"),
+    *("job.override_dirname", "job.config_name"),
+)
 _TYPED = ("run.dir", "sweep.dir", "launcher.setup", "launcher.extra", "launcher.folder")
+
+_CODE = re.compile(r"_\w+_")  # keys such as _target_, by which Hydra calls what a node names
+_CHOICE = re.compile(r"override\s+/?(hydra/\w+)")
 
 _SHIPPED: dict[tuple[tuple[str, str], ...], list[tuple[str, Any]]] = {}
 
@@ -62,8 +69,10 @@ def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[st
     for group, option in choices.items():
         if option not in _GROUPS[group]:
             raise ValueError(f"hydra/{group}={option}: choose one of {', '.join(_GROUPS[group])}")
+    _check_choices(node.runtime.choices)
     reference = _as_shipped(loader, tuple(choices.items()))
-    is_typed = {key.replace("/", ".").removeprefix("hydra.") for key in typed}
+    # to choose a launcher is not to type the shell lines that a file gives it
+    is_typed = {key.removeprefix("hydra.") for key in typed if "/" not in key and key != "hydra.launcher"}
     given, ours = dict(_leaves(_plain(node))), dict(reference)
     for path in sorted(given.keys() | ours.keys()):
         if given.get(path) == ours.get(path) or _is_below(path, _BY_HYDRA):
@@ -77,6 +86,12 @@ def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[st
             raise ValueError(
                 f"hydra.{path}={given.get(path)}: not from an experiment file; type it on the command line"
             )
+    for part in ("launcher", "sweeper"):  # Hydra calls what these two name at any depth, lists included
+        _check_plain(_plain(node[part]), f"hydra.{part}", top=True)
+    if not _is_level(_plain(node).get("verbose")):
+        raise ValueError(
+            f"hydra.verbose={node.verbose}: must be true, false, or the name of a logger, or a list of them"
+        )
     batch = node.sweeper.max_batch_size
     if batch is not None and (not is_integer(batch) or batch < 1):
         raise ValueError(f"hydra.sweeper.max_batch_size={batch}: must be an integer of at least 1, or null")
@@ -85,6 +100,58 @@ def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[st
         if re.match(r"[~+]*hydra\b", key):
             raise ValueError(f"hydra.sweeper.params.{key}={params[key]}: Hydra's own settings cannot be swept")
     check_interpolations(params, "hydra.sweeper.params")
+
+
+def check_recorded(composed: DictConfig, overrides: Collection[str]) -> None:
+    """Check that the overrides recorded in the `hydra` node are those of the command: each job composes them again.
+
+    Raises:
+        ValueError: a file adds some.
+    """
+    recorded = _plain(composed.hydra.overrides)
+    lines = [*recorded["hydra"], *recorded["task"]]
+    if sorted(lines) != sorted(overrides):
+        added = next(line for line in (*lines, *overrides) if lines.count(line) != list(overrides).count(line))
+        raise ValueError(f"hydra.overrides={added}: kvbench does not use this setting of Hydra; leave it out")
+
+
+def _check_choices(choices: Mapping[str, Any]) -> None:
+    """Refuse a file that chooses an option of Hydra's groups: Hydra ignores it, the first choice is conf/config.yaml's.
+
+    Raises:
+        ValueError: one line naming the file and what to type instead.
+    """
+    for group, option in choices.items():
+        if group.startswith("hydra/") or not isinstance(option, str) or option not in options(group):
+            continue
+        for entry in shipped(group, option).get("defaults") or []:
+            chosen = [
+                match for key in (entry if isinstance(entry, Mapping) else ()) if (match := _CHOICE.match(str(key)))
+            ]
+            if chosen:
+                value = next(iter(entry.values()))
+                raise ValueError(
+                    f"{group}={option}: its file cannot choose {chosen[0][1]}; type {chosen[0][1]}={value} on the "
+                    "command line"
+                )
+
+
+def _check_plain(node: object, path: str, top: bool = False) -> None:
+    """Refuse a key below `node` by which Hydra would call something."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if _CODE.fullmatch(str(key)) and not top:
+                raise ValueError(f"{path}.{key}={value}: kvbench does not use this setting of Hydra; leave it out")
+            _check_plain(value, f"{path}.{key}")
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            _check_plain(value, path)
+
+
+def _is_level(value: object) -> bool:
+    """Return True if Hydra can read a value of `hydra.verbose`."""
+    names = value if isinstance(value, list) else [value]
+    return isinstance(value, bool) or all(isinstance(name, str) for name in names)
 
 
 def _as_shipped(loader: ConfigLoader, choices: tuple[tuple[str, str], ...]) -> list[tuple[str, Any]]:

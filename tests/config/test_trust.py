@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from kvbench import config
 from kvbench.common import paths
 from kvbench.config.compose import inspect, parse
-from kvbench.sweep.sweeper import MOST_JOBS, combinations
+from kvbench.sweep.sweeper import MOST_JOBS, FusedSweeper, combinations
 
 
 @pytest.fixture
@@ -52,8 +52,24 @@ CALL = "{_target_: subprocess.check_call, args: [touch, %s]}"
         "hydra: {job: {chdir: true}}",
         "hydra: {output_subdir: FILE}",
         "hydra: {sweeper: {params: {+hydra.callbacks.x: 1}}}",
-        "defaults: [override /hydra/launcher: fused_slurm]\nhydra: {launcher: {setup: ['touch FILE']}}",
-        "defaults: [override /hydra/launcher: fused_slurm]\nhydra: {launcher: {extra: {wrap: 'touch FILE'}}}",
+        "hydra: {callbacks: [CALL]}",
+        "hydra: {sweeper: {params: {x: CALL}}}",
+        "hydra: {sweeper: {params: CALL}}",
+        "hydra: {sweeper: {params: {budget: [1, CALL]}}}",
+        "hydra: {sweeper: {max_batch_size: CALL}}",
+        "hydra: {sweeper: {_target_: subprocess.check_call}}",
+        "hydra: {searchpath: ['file://FILE']}",
+        "hydra: {verbose: CALL}",
+        "hydra: {mode: CALL}",
+        "hydra: {help: {template: '${oc.env:HOME}'}}",
+        "hydra: {hydra_help: {template: x}}",
+        "hydra: {sweep: {subdir: ../../FILE}}",
+        "hydra: {job: {id: ../../FILE}}",
+        "hydra: {runtime: {output_dir: FILE}}",
+        "hydra: {overrides: {hydra: ['hydra.callbacks.x=1']}}",
+        "hydra: {overrides: {task: ['budget=1']}}",
+        "hydra: null",
+        "defaults: [/method@hydra.callbacks.x: snapkv]",
         "defaults: [evil]",
     ],
 )
@@ -65,6 +81,52 @@ def test_an_experiment_cannot_tell_hydra_to_run_or_write_anything(text: str, con
         list_jobs(inspect(["experiment=evil", "model=tiny"]))
     assert "\n" not in str(caught.value)
     assert not file.exists()
+
+
+@pytest.mark.parametrize("group", ["launcher", "sweeper", "job_logging", "hydra_logging", "help"])
+@pytest.mark.parametrize("option", ["default", "x"])
+def test_an_experiment_cannot_choose_an_option_of_hydra(group: str, option: str, conf: Path) -> None:
+    """Hydra ignores such a choice, because that of conf/config.yaml comes first: the message says what to type."""
+    (conf / "hydra" / group / "x.yaml").write_text("_target_: subprocess.check_call\n")
+    text = f"# @package _global_\ndefaults: [override /hydra/{group}: {option}]\n"
+    (conf / "experiment" / "evil.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"cannot choose hydra/{group}; type hydra/{group}={option} on the command"):
+        inspect(["experiment=evil", "model=tiny"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{setup: ['touch FILE']}",
+        "{extra: {wrap: 'touch FILE'}}",
+        "{partition: CALL}",
+        "{partition: [CALL]}",
+        "{partition: {x: [CALL]}}",
+        "{_target_: subprocess.check_call}",
+    ],
+)
+def test_an_experiment_cannot_add_code_to_a_launcher(text: str, conf: Path, tmp_path: Path) -> None:
+    content = text.replace("CALL", CALL % (tmp_path / "touched"))
+    (conf / "experiment" / "evil.yaml").write_text(f"# @package _global_\nhydra: {{launcher: {content}}}\n")
+    with pytest.raises(ValueError, match=r"^hydra\.launcher\."):
+        inspect(["experiment=evil", "model=tiny", "hydra/launcher=fused_slurm"])
+
+
+def test_multirun_yaml_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a setting that is named like a secret nor the value of an environment variable is written down."""
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "V4RIABLE"))
+    config.register()
+    GlobalHydra.instance().clear()
+    secret = "+model.chat_kwargs.hf_token=S3CRET"
+    composed = inspect(
+        ["model=tiny", secret, "paths.outputs=${oc.env:SCRATCH}/out", f"hydra.sweep.dir={tmp_path}"],
+    )
+    sweeper = FusedSweeper()
+    sweeper.config = composed
+    sweeper._write_down([["model=tiny", secret, "budget=1"]])
+    text = (tmp_path / "multirun.yaml").read_text()
+    assert "S3CRET" not in text and "V4RIABLE" not in text
+    assert "budget=1" in text and "${oc.env:SCRATCH}/out" in text
 
 
 def list_jobs(composed: object) -> None:
