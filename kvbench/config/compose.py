@@ -47,7 +47,7 @@ def inspect(overrides: Sequence[str]) -> DictConfig:
             "config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
         )
         check_hydra(composed, loader, {override.key_or_group for override in parsed})
-        check_recorded(composed, [override.input_line for override in parsed])
+        check_recorded(composed, [override.input_line or "" for override in parsed])
         if "${" in str(composed.paths.outputs):
             raise ValueError(f"paths.outputs={composed.paths.outputs}: a folder with ${{ in its name cannot be used")
         return composed
