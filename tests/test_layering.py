@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import json
 import os
@@ -69,8 +70,8 @@ def imports(source: str, module: str, is_package: bool) -> set[str]:
             package = module.split(".") if is_package else module.split(".")[:-1]
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *filter(None, [node.module])])
-            # `from kvbench import engine` imports a module, `from torch import nn` need not be looked into
-            names |= {f"{stem}.{alias.name}" for alias in node.names} if stem == "kvbench" else {stem}
+            # `from kvbench import engine` imports a module; what `from torch import nn` imports does not matter
+            names |= {f"{stem}.{alias.name}" for alias in node.names} if part_of(stem) is not None else {stem}
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
@@ -128,6 +129,40 @@ def test_the_table_has_no_cycle() -> None:
         ready = {part for part, targets in ARROWS.items() if part not in below and targets <= below}
         assert ready, f"these import each other: {sorted(set(ARROWS) - below)}"
         below |= ready
+
+
+def module_graph(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Return the modules that each module imports, given {dotted name: (source, whether it is a package)}."""
+    graph: dict[str, set[str]] = {}
+    for module, (source, is_package) in sources.items():
+        # a name is a module or a name in one: `from kvbench.cache import rows`, `from kvbench.cache.rows import Row`
+        targets = {n if n in sources else n.rpartition(".")[0] for n in imports(source, module, is_package)}
+        graph[module] = targets & set(sources)
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers alone count as well."""
+    files = {module: file for module, (file, _) in modules().items()}
+    sources = {name: (file.read_text(encoding="utf-8"), file.name == "__init__.py") for name, file in files.items()}
+    graph = module_graph(sources)
+    assert sum(map(len, graph.values())) > 300, "the walk missed something"
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of a circle
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("from kvbench.cache.b import x", "from kvbench.cache.a import y"),
+        ("from kvbench.cache import b", "from . import a"),
+        ("import kvbench.cache.b", "if TYPE_CHECKING:\n    from kvbench.cache.a import y"),
+        ("def f():\n    from .b import x", "from kvbench.cache.a import y"),
+    ],
+)
+def test_the_walk_finds_circles(first: str, second: str) -> None:
+    sources = {"kvbench.cache": ("", True), "kvbench.cache.a": (first, False), "kvbench.cache.b": (second, False)}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(module_graph(sources)).prepare()
 
 
 @pytest.mark.parametrize("module", sorted(modules()))

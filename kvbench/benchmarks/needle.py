@@ -8,59 +8,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
 from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, Tokenizer, encode
 from kvbench.benchmarks.haystack import Haystack, checksum, first_ids, haystacks
 from kvbench.benchmarks.insertion import insert, stops_mark_sentences, trimmed
-from kvbench.benchmarks.needle_checks import TEMPLATES, check, check_model, listed_lengths
+from kvbench.benchmarks.needle_checks import TEMPLATES, NeedleSettings, check_model
 from kvbench.benchmarks.prose import KEY_ADJECTIVES, KEY_NOUNS
 from kvbench.encoding import decoder
 from kvbench.metrics.needle import VERSIONS, exact_recall, needle_overlap, needle_rouge
 
 
-@dataclass
-class Needle:
-    """One sample per seed, length and depth. Every field is a key of conf/benchmark/needle.yaml.
+class Needle(NeedleSettings):
+    """One sample per seed, length and depth.
 
     Raises ValueError for settings that cannot work. Only `protocol` and `samples` read the haystack, so that answers
     can be scored again where it is gone.
     """
 
     column = None
-
-    name: str
-    headline: str
-    question: str
-    lengths: Sequence[int] | None  # either these, or start, end (included) and step
-    start: int | None
-    end: int | None
-    step: int | None
-    depths: Sequence[int]
-    seed: int
-    num_seeds: int
-    haystack: str
-    buffer: int
-    period_ids: Sequence[int] | None
-    preamble: str
-    needle: str
-    question_text: str
-    answer_prefix: str
-    answer: str
-    reference: str
-    scores: Sequence[str]
-    max_new_tokens: int
-    stop: Sequence[str]
-    chat: bool
-    raw: bool
-
-    def __post_init__(self) -> None:
-        self.lengths = listed_lengths(self)
-        check(self)
-        self.depths, self.scores, self.stop = tuple(self.depths), tuple(self.scores), tuple(self.stop)
-        self.period_ids = None if self.period_ids is None else tuple(self.period_ids)
 
     @property
     def rendering(self) -> Rendering:

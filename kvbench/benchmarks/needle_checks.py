@@ -1,18 +1,15 @@
-"""The settings of the needle test that cannot work, each refused in one line before any text is generated."""
+"""The settings of the needle test. Those that cannot work are refused in one line, before any text is generated."""
 
 from __future__ import annotations
 
 import logging
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from kvbench.benchmarks.base import LONGEST, MOST_SAMPLES, ModelFacts, choice, distinct, whole
 from kvbench.metrics.needle import VERSIONS
-
-if TYPE_CHECKING:
-    from kvbench.benchmarks.needle import Needle
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +17,43 @@ TEMPLATES = ("preamble", "needle", "question_text", "answer_prefix", "answer", "
 _IN_PROMPT = TEMPLATES[:4]
 
 
-def listed_lengths(needle: Needle) -> tuple[int, ...]:
+@dataclass
+class NeedleSettings:
+    """The fields of a needle test. Each is a key of conf/benchmark/needle.yaml."""
+
+    name: str
+    headline: str
+    question: str
+    lengths: Sequence[int] | None  # either these, or start, end (included) and step
+    start: int | None
+    end: int | None
+    step: int | None
+    depths: Sequence[int]
+    seed: int
+    num_seeds: int
+    haystack: str
+    buffer: int
+    period_ids: Sequence[int] | None
+    preamble: str
+    needle: str
+    question_text: str
+    answer_prefix: str
+    answer: str
+    reference: str
+    scores: Sequence[str]
+    max_new_tokens: int
+    stop: Sequence[str]
+    chat: bool
+    raw: bool
+
+    def __post_init__(self) -> None:
+        self.lengths = listed_lengths(self)
+        check(self)
+        self.depths, self.scores, self.stop = tuple(self.depths), tuple(self.scores), tuple(self.stop)
+        self.period_ids = None if self.period_ids is None else tuple(self.period_ids)
+
+
+def listed_lengths(needle: NeedleSettings) -> tuple[int, ...]:
     """Return the lengths as listed, or from `start` to `end` in steps of `step`. Raises ValueError."""
     steps = {name: getattr(needle, name) for name in ("start", "end", "step")}
     given = [name for name, value in steps.items() if value is not None]
@@ -42,7 +75,7 @@ def listed_lengths(needle: Needle) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def check(needle: Needle) -> None:
+def check(needle: NeedleSettings) -> None:
     """Raise ValueError for a setting that cannot work."""
     _check_grid(needle)
     choice("question", needle.question, ("aware", "agnostic"))
@@ -59,7 +92,7 @@ def check(needle: Needle) -> None:
     _check_templates(needle)
 
 
-def check_model(needle: Needle, model: ModelFacts) -> None:
+def check_model(needle: NeedleSettings, model: ModelFacts) -> None:
     """Raise ValueError for lengths that leave a model no room for question and answer."""
     assert needle.lengths is not None
     if model.max_length is None:
@@ -72,7 +105,7 @@ def check_model(needle: Needle, model: ModelFacts) -> None:
         )
 
 
-def _check_grid(needle: Needle) -> None:
+def _check_grid(needle: NeedleSettings) -> None:
     assert needle.lengths is not None
     distinct("depths", needle.depths, 0, 100)
     whole("seed", needle.seed, 0)
@@ -99,7 +132,7 @@ def _check_grid(needle: Needle) -> None:
         )
 
 
-def _check_templates(needle: Needle) -> None:
+def _check_templates(needle: NeedleSettings) -> None:
     used = {name: _placeholders(name, getattr(needle, name)) for name in TEMPLATES}
     for name, slots in used.items():
         if slots - used["needle"]:
@@ -112,7 +145,7 @@ def _check_templates(needle: Needle) -> None:
 
 @cache
 def tell_escapes(names: Sequence[str]) -> None:
-    """Say once that a backslash and an n are two characters: a shell does not turn them into a line break."""
+    """Warn once that a backslash and an n are two characters: a shell does not turn them into a line break."""
     for name in names:
         log.warning(
             "benchmark.%s holds a backslash and an n, which the model reads as two characters; for a line break "

@@ -7,15 +7,12 @@ W window queries, N tokens before the window, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from kvbench.methods.memo import Memo, Stopwatch
-
-if TYPE_CHECKING:
-    from kvbench.methods.base import Score
 
 R = TypeVar("R")
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
@@ -38,6 +35,10 @@ class Kernels(Protocol):
     def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
         """Return the [U, N] mask of the best candidates, as `kvbench.methods.candidates.HeadSplit` splits them."""
         ...
+
+
+ScoreRule = Callable[["LayerContext"], Tensor]
+"""A score part, as a layer calls it; compared and hashed by its fields."""
 
 
 class LayerContext:
@@ -110,7 +111,7 @@ class LayerContext:
         """Seconds that results took when they were computed, summed over the times they were used again."""
         return self.watch.reused_s
 
-    def score(self, part: Score) -> Tensor:
+    def score(self, part: ScoreRule) -> Tensor:
         """Return the [U, T] scores by `part`; equal parts share one computation.
 
         Raises:
@@ -118,14 +119,14 @@ class LayerContext:
         """
         return self._memo(("score", part), lambda: self._checked_score(part))
 
-    def _checked_score(self, part: Score) -> Tensor:
+    def _checked_score(self, part: ScoreRule) -> Tensor:
         score_UT = part(self)
         if score_UT.shape != self.k.shape[:2]:
             shapes = f"{list(score_UT.shape)}, must be [KV heads, tokens] = {list(self.k.shape[:2])}"
             raise ValueError(f"method: the score {type(part).__name__} returned {shapes}")
         return score_UT
 
-    def keep_scores(self, parts: Iterable[Score]) -> None:
+    def keep_scores(self, parts: Iterable[ScoreRule]) -> None:
         """Free everything but keys, values and the scores by `parts`, for a layer that waits for the other layers."""
         wanted = set(parts)
         for part in wanted:

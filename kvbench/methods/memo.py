@@ -13,17 +13,17 @@ R = TypeVar("R")
 class Stopwatch:
     """A clock, and the seconds that reused results took when they were computed.
 
-    Variants that share results can so be charged for what each would have taken by itself.
+    With it, the time of a variant counts shared results as if the variant had computed them by itself.
     """
 
     clock: Callable[[], float] = lambda: 0.0
     reused_s: float = 0.0
-    user: Hashable = None  # the variant at work, if known: one that uses a result twice is charged for it once
+    user: Hashable = None  # the running variant, if known; a result that it uses twice counts once
 
 
 @dataclass
 class Memo:
-    """Results by key. Each is computed at the first call and returned again at the others."""
+    """Results by key. Each is computed at the first call and returned at later calls."""
 
     watch: Stopwatch = field(default_factory=Stopwatch)
     _results: dict[Hashable, tuple[Any, float, set[Hashable]]] = field(default_factory=dict)

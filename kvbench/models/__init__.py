@@ -6,12 +6,9 @@ from kvbench.models.load import EndIds, Loaded, decoding_of, device, end_ids, lo
 from kvbench.models.shape import Shape, shape
 from kvbench.models.spec import ModelSpec
 
-from kvbench.models.cache import ModelCache  # isort: skip  (uses the names above)
-
 __all__ = [
     "EndIds",
     "Loaded",
-    "ModelCache",
     "ModelSpec",
     "Shape",
     "decoding_of",

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvbench import models
 from kvbench.engine.variant import Request
+from kvbench.models.cache import ModelCache
 from kvbench.profile.cells import Cell, Group
 from kvbench.prompts import Prompt
 from kvbench.run import memory
@@ -23,7 +24,7 @@ def check_lengths(group: Group) -> None:
         )
 
 
-def check_weights(group: Group, setting: Mapping[str, Any], model_cache: models.ModelCache) -> None:
+def check_weights(group: Group, setting: Mapping[str, Any], model_cache: ModelCache) -> None:
     """Check that the weights fit into the memory; otherwise the system would kill the process. Raises ValueError."""
     spec = group.model
     model_cache.drop_others(spec)

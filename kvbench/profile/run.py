@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from kvbench import models
 from kvbench.common.commit import commit
+from kvbench.models.cache import ModelCache
 from kvbench.profile import device, kernels, limits
 from kvbench.profile.cells import Cell, Group
 from kvbench.profile.measure import measure
@@ -57,7 +58,7 @@ def run_groups(groups: Sequence[Group]) -> list[Measured]:
         ValueError: a prompt is longer than the model allows, the weights are missing or too large, or a folder is
             damaged.
     """
-    model_cache = models.ModelCache()
+    model_cache = ModelCache()
     for group in groups:
         limits.check_lengths(group)
     return [_run(group, model_cache) for group in groups]
@@ -79,7 +80,7 @@ def setting_of(group: Group) -> dict[str, Any]:
     }
 
 
-def _run(group: Group, model_cache: models.ModelCache) -> Measured:
+def _run(group: Group, model_cache: ModelCache) -> Measured:
     setting = setting_of(group)
     folder = folder_of(group.cfg["paths"]["outputs"], setting)
     with Results.open(folder, setting) as results:
@@ -92,7 +93,7 @@ def _run(group: Group, model_cache: models.ModelCache) -> Measured:
 
 
 def _measure(
-    group: Group, todo: Sequence[Cell], setting: Mapping[str, Any], results: Results, model_cache: models.ModelCache
+    group: Group, todo: Sequence[Cell], setting: Mapping[str, Any], results: Results, model_cache: ModelCache
 ) -> list[str]:
     cfg, place = group.cfg, models.device(group.model)
     limits.check_weights(group, setting, model_cache)

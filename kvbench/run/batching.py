@@ -22,6 +22,7 @@ from kvbench.benchmarks.base import Sample
 from kvbench.engine.caches import choose
 from kvbench.engine.decode import stream
 from kvbench.engine.variant import Generation, Request, Variant, span_tokens
+from kvbench.models.cache import ModelCache
 from kvbench.prompts import Prompt, answer_text
 from kvbench.run import memory
 from kvbench.run.jobs import Job
@@ -55,7 +56,7 @@ def compute(
     runs: Sequence[OpenRun],
     samples: Sequence[Sample],
     prompts: Mapping[str, Prompt],
-    model_cache: models.ModelCache,
+    model_cache: ModelCache,
 ) -> None:
     """Compute and record every sample that some run misses, with one prefill for all runs that miss it.
 

@@ -10,6 +10,7 @@ import torch
 
 from kvbench import models
 from kvbench.engine.variant import Request
+from kvbench.models.cache import ModelCache
 from kvbench.run import memory
 from kvbench.run.jobs import Job
 from kvbench.run.samples import GroupSamples
@@ -65,7 +66,7 @@ def check_kernel(cfg: Mapping[str, Any], device: str, shape: models.Shape) -> No
             raise ValueError(f"kernel={cfg['kernel']}: {lack}")
 
 
-def memory_limits(job: Job, requests: Sequence[Request], model_cache: models.ModelCache) -> memory.Limits:
+def memory_limits(job: Job, requests: Sequence[Request], model_cache: ModelCache) -> memory.Limits:
     """Return what may decode together, and log what memory the requests of a group will take.
 
     A model of another job is freed first.

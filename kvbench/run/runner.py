@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from kvbench import models, store
+from kvbench.models.cache import ModelCache
 from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
 from kvbench.run.open_run import OpenRun, open_run
@@ -46,14 +47,14 @@ class Outcome:
     stored: store.StoredRun | None = None
 
 
-def run_jobs(jobs: Sequence[Job], model_cache: models.ModelCache | None = None) -> list[Outcome]:
+def run_jobs(jobs: Sequence[Job], model_cache: ModelCache | None = None) -> list[Outcome]:
     """Compute what is missing of the jobs, group by group. Return their outcomes in the order of the jobs.
 
     Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not end the
     others, whether its folder is damaged, its budget impossible, or its method raises: its outcome holds the error.
     What concerns all jobs (weights that cannot be fetched, a full disk) ends everything; what was recorded stays.
     """
-    model_cache = model_cache or models.ModelCache()
+    model_cache = model_cache or ModelCache()
     groups: dict[str, dict[Path, Job]] = {}
     for job in jobs:
         groups.setdefault(job.group, {})[job.folder] = job
@@ -117,7 +118,7 @@ def _outcome(job: Job, stored: store.StoredRun) -> Outcome:
     return Outcome(job, job.folder, score, len(stored.samples), stored=stored.slim())
 
 
-def _compute_group(jobs: Sequence[Job], model_cache: models.ModelCache) -> dict[Path, Outcome]:
+def _compute_group(jobs: Sequence[Job], model_cache: ModelCache) -> dict[Path, Outcome]:
     """Compute what is missing of jobs of one group, sorted by folder: read, check, open, compute, finish."""
     if jobs[0].cfg["threads"]:
         torch.set_num_threads(jobs[0].cfg["threads"])

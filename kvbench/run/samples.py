@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from kvbench import models, prompts, store
+from kvbench import prompts, store
 from kvbench.benchmarks.base import Sample, Tokenizer
 from kvbench.config import shard_of
 from kvbench.engine.variant import span_tokens
+from kvbench.models.cache import ModelCache
 from kvbench.prompts import Prompt
 from kvbench.run.jobs import Job
 
@@ -42,7 +43,7 @@ class GroupSamples:
         return (span_tokens(self._render(sample), self._question) for sample in self._others)
 
 
-def read_samples(jobs: Sequence[Job], model_cache: models.ModelCache) -> GroupSamples:
+def read_samples(jobs: Sequence[Job], model_cache: ModelCache) -> GroupSamples:
     """Return the samples of jobs of one group; the missing ones are rendered. No weights are loaded.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 from kvbench import models
 from kvbench.common.paths import conf_dir
 from kvbench.models import ModelSpec
+from kvbench.models.cache import ModelCache
 from kvbench.models.sources import embedded, kinds, tiny
 from tests.helpers.model_specs import node, spec, tiny_spec
 
@@ -235,7 +236,7 @@ def test_the_cache_loads_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[ModelSpec] = []
     load = models.load
     monkeypatch.setattr(models, "load", lambda spec: loads.append(spec) or load(spec))
-    cache = models.ModelCache()
+    cache = ModelCache()
     first = cache.model(spec("tiny"))
     assert cache.model(spec("tiny")) is first and cache.holds(spec("tiny")) and not cache.holds(spec("tiny", seed=1))
     assert cache.model(spec("tiny", seed=1)) is not first and len(loads) == 2

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kvbench import models
+from kvbench.models.cache import ModelCache
 from kvbench.profile import compose, device, kernels, limits, measure, peaks, results, run
 from kvbench.profile.__main__ import main
 from kvbench_kernels.backends import AttentionSpec, Choice
@@ -162,7 +163,7 @@ def test_a_cell_beyond_the_hosts_memory_is_not_tried(tmp_path: Path, monkeypatch
     assert limits.too_large(full, group, setting | {"device": {"type": "cuda"}}) is None
     monkeypatch.setattr(limits.memory, "free_bytes", lambda *_, **__: 1000)
     with pytest.raises(ValueError, match="model=tiny: its weights take"):
-        limits.check_weights(group, setting, models.ModelCache())
+        limits.check_weights(group, setting, ModelCache())
 
 
 def test_a_cell_that_fails_is_not_recorded_and_takes_no_other_with_it(
