@@ -1,7 +1,7 @@
-"""The engine's loop: prompts go in once, every variant generates greedily, all rows decode in one batch.
+"""The engine's loop: one prefill per prompt, greedy generation by every variant, one decode batch for all rows.
 
-Rows of different prompts share the batch; a ragged cache does not mind. Prompts join when half of the batch has left,
-several at once, because each time the cache has to be laid out again.
+Rows of different prompts share the batch, because a ragged cache allows any lengths. Prompts join when half of the rows
+have left, several at once, because each time the cache must be laid out again.
 
 Shape suffixes: B rows, T tokens, V vocabulary.
 """
@@ -9,7 +9,6 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -23,13 +22,14 @@ from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, PrefillPass, now
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import depends_on_length, forget_lengths
-from kvbench.engine.variant import Generation, Request, Timings, span_tokens
+from kvbench.engine.row import OpenRequest, Row, failed_generation
+from kvbench.engine.variant import Generation, Request, span_tokens
 
 Draw = Callable[[Sequence[Request]], Request | None]
-"""Returns the next request that may join those under way; None if none may, or none is left."""
+"""Returns the next request that may join the given ones; None if none may join, or none is left."""
 
 Answer = tuple[Request, list[Generation]]
-_NOT_FINITE = -1  # in the place of a token's id
+_NOT_FINITE = -1  # stands for the token of a row whose logits are not finite
 
 
 @torch.inference_mode()
@@ -47,14 +47,14 @@ def stream(
 ) -> Generator[Answer, None, None]:
     """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
 
-    A request that the model cannot answer, and a row whose logits are no finite numbers, gives failed generations
-    with an error; the other rows of the batch go on.
+    A request that the model cannot answer gives failed generations with an error, and so does a row whose logits are
+    not finite. The other rows of the batch go on.
 
     Args:
-        draw: returns the next request that may join those under way, or None. It is asked when half of the rows have
-            stopped, again and again until it returns None. When it does so for an empty batch, the stream ends.
+        draw: returns the next request that may join the open ones, or None. It is called when half of the rows have
+            stopped, repeatedly until it returns None. If it returns None for an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
-        graph: whether decode steps are recorded as CUDA graphs: "auto" (where that can be done), "true", "false".
+        graph: whether decode steps are recorded as CUDA graphs: "auto" (if possible), "true", "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
@@ -92,35 +92,6 @@ def stream(
         forget_lengths(model)
 
 
-@dataclass(eq=False)
-class _Row:
-    """One generation under way. `id` is its row in the cache, `seen` the tokens of its sequence so far."""
-
-    id: int
-    request: Request
-    seen: int
-    ids: list[int] = field(default_factory=list)
-    finish: str | None = None
-    error: str | None = None
-    kept_max: int = 0
-    clock: float = 0.0  # the batch's decode seconds: at the first token, then from there to the last
-
-
-@dataclass(eq=False)
-class _OpenRequest:
-    """A request whose prompt is in the cache, and its rows."""
-
-    request: Request
-    rows: list[_Row]
-    prefill: PrefillPass
-    prefill_s: float
-    logits_BV: Tensor | None
-    first_token_s: float = 0.0
-    layout_s: float = 0.0
-    measured: list[tuple[list[list[int]], int, int]] = field(default_factory=list)  # kept, used and slack bytes
-    together: int = 0
-
-
 class _Batch:
     """The rows that decode together."""
 
@@ -136,11 +107,13 @@ class _Batch:
         self._model, self._tokenizer, self._limits, self._question = model, tokenizer, limits, question
         self._caches, self._cache = caches, caches.kv
         self._device = device_of(model)
-        self._open: list[_OpenRequest] = []
-        self._active: list[_Row] = []
+        self._open: list[OpenRequest] = []
+        self._active: list[Row] = []
         self._next_row = self._full = 0
         self._clock = 0.0
-        self._call = partial(last_logits, model)  # no bound method: a cycle would wait for the garbage collector
+        self._call = partial(
+            last_logits, model
+        )  # no bound method: a reference cycle would wait for the garbage collector
         self._steps: GraphedSteps | None = None
         recorded = recordable(model, caches.kv, graph)
         if recorded is not None:
@@ -152,25 +125,27 @@ class _Batch:
 
     @property
     def requests(self) -> list[Request]:
-        """The requests under way."""
+        """The requests with unfinished rows."""
         return [entry.request for entry in self._open]
 
     @property
     def half_empty(self) -> bool:
-        """Return True if it is time to let requests join: each time costs a new layout of the cache."""
+        """Return True if half of the rows have stopped. Requests join then, which costs a new layout of the cache."""
         return 2 * len(self._active) <= self._full
 
     def join(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        """Prefill the requests one after the other; their rows have their first token afterwards."""
-        new: list[_OpenRequest] = []
+        """Return True if half of the rows have stopped. Others may join then, which costs a new layout of the cache."""
+        new: list[OpenRequest] = []
         for request in requests:
             error = self._error(request)
             if error is None:
                 new.append(self._prefill(request))
             else:
-                yield request, [self._failed(request, error) for _ in request.variants]
+                span = span_tokens(request.prompt, self._question)
+                failed = [failed_generation(request, span, self._cache.kernel, error) for _ in request.variants]
+                yield request, failed
         begin = now(self._device)
-        for entry in new:  # the cache lays out its rows now, once for all
+        for entry in new:  # the cache lays out the rows of all new requests here
             entry.measured = [
                 (self._cache.lengths(row.id), self._cache.used_bytes(row.id), self._cache.slack_bytes(row.id))
                 for row in entry.rows
@@ -187,7 +162,7 @@ class _Batch:
         yield from self._answers()
 
     def step(self) -> tuple[float, bool, list[Answer]]:
-        """Add one token to every active row: the seconds, whether a graph ran it, and the requests that are done."""
+        """Add one token to every active row. Return the seconds, whether a graph ran it, and the complete requests."""
         begin, before = now(self._device), self._replayed
         rows = self._active
         ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
@@ -207,13 +182,13 @@ class _Batch:
             raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
         return self._limits.error(prompt.ids, request.max_new_tokens)
 
-    def _prefill(self, request: Request) -> _OpenRequest:
+    def _prefill(self, request: Request) -> OpenRequest:
         prompt = request.prompt
         forget_lengths(self._model)
         begin = now(self._device)
         span = span_tokens(prompt, self._question)
         ids_T = torch.tensor(list(prompt.ids[:span]), device=self._device)
-        rows = [_Row(self._next_row + i, request, span) for i in range(len(request.variants))]
+        rows = [Row(self._next_row + i, request, span) for i in range(len(request.variants))]
         self._next_row += len(rows)
         prefill = PrefillPass(
             request.variants,
@@ -224,9 +199,9 @@ class _Batch:
         )
         logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
         seconds = now(self._device) - begin
-        return _OpenRequest(request, rows, prefill, seconds - prefill.total_s, logits_BV)
+        return OpenRequest(request, rows, prefill, seconds - prefill.total_s, logits_BV)
 
-    def _first_tokens(self, entry: _OpenRequest) -> None:
+    def _first_tokens(self, entry: OpenRequest) -> None:
         begin = now(self._device)
         logits_BV, rows = entry.logits_BV, entry.rows
         assert logits_BV is not None
@@ -240,22 +215,22 @@ class _Batch:
             row.clock = self._clock
         self._take(rows, tokens)
 
-    def _choose(self, rows: Sequence[_Row], logits_BV: Tensor) -> list[int]:
-        """Return the greedy token of every row, `_NOT_FINITE` for one without any; the one wait for the device.
+    def _choose(self, rows: Sequence[Row], logits_BV: Tensor) -> list[int]:
+        """Return the greedy token of every row, or `_NOT_FINITE`. This is the only wait for the device in a step.
 
-        A stop cannot be chosen before a row has its least number of new tokens.
+        A row cannot choose a stop before it has its least number of new tokens.
         """
         short = [i for i, row in enumerate(rows) if len(row.ids) < row.request.prompt.min_new_tokens]
         if short:
             logits_BV = logits_BV.clone()
             for i in short:
                 logits_BV[i, sorted(rows[i].request.prompt.stop_ids)] = -torch.inf
-        best_B = logits_BV.argmax(-1)  # the place of a NaN, if there is one
+        best_B = logits_BV.argmax(-1)  # the index of a NaN, if there is one
         finite_B = logits_BV.gather(1, best_B[:, None])[:, 0].isfinite()
         chosen: list[int] = torch.where(finite_B, best_B, _NOT_FINITE).tolist()
         return chosen
 
-    def _take(self, rows: Sequence[_Row], tokens: Sequence[int]) -> None:
+    def _take(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:
         """Add one token to each row; those that stop leave the batch."""
         done = []
         for row, token in zip(rows, tokens, strict=True):
@@ -285,9 +260,14 @@ class _Batch:
         done = [entry for entry in self._open if all(row.finish is not None for row in entry.rows)]
         self._open = [entry for entry in self._open if entry not in done]
         for entry in done:
-            yield entry.request, [self._generation(entry, i) for i in range(len(entry.rows))]
+            generations = [entry.generation(i, self._text(row), self._cache.kernel) for i, row in enumerate(entry.rows)]
+            yield entry.request, generations
 
-    def _forward(self, ids_BT: Tensor, rows: Sequence[_Row]) -> Tensor:
+    def _text(self, row: Row) -> str:
+        """Return the text of a row, without the stop token."""
+        return str(self._tokenizer.decode(row.ids[:-1] if row.finish == "stop" else row.ids, skip_special_tokens=True))
+
+    def _forward(self, ids_BT: Tensor, rows: Sequence[Row]) -> Tensor:
         """Return the logits [B, V] after T more tokens of each row."""
         tokens = ids_BT.shape[1]
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
@@ -298,50 +278,3 @@ class _Batch:
         for row in rows:
             row.seen += tokens
         return logits_BV
-
-    def _generation(self, entry: _OpenRequest, index: int) -> Generation:
-        row, (kept, used, slack) = entry.rows[index], entry.measured[index]
-        ids = row.ids[:-1] if row.finish == "stop" else row.ids
-        steps = len(row.ids) - 1
-        compress_s = entry.prefill.compress_s[index] + entry.layout_s
-        return Generation(
-            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
-            token_ids=row.ids,
-            finish_reason=row.finish or "length",
-            prompt_tokens=len(row.request.prompt.ids),
-            span=entry.prefill.span,
-            budget_tokens=entry.prefill.tokens[index],
-            kept=kept,
-            kept_max=max(row.kept_max, max(map(max, kept))),
-            kv_bytes=used,
-            slack_bytes=slack,
-            kv_bytes_full=entry.prefill.full_bytes,
-            rows=entry.together,
-            kernel=self._cache.kernel,
-            timings=Timings(
-                entry.prefill_s,
-                compress_s,
-                entry.prefill_s + compress_s + entry.first_token_s,
-                row.clock / steps if steps > 0 else None,
-            ),
-            error=row.error,
-        )
-
-    def _failed(self, request: Request, error: str) -> Generation:
-        """Return the generation of a row for which nothing was computed."""
-        return Generation(
-            text="",
-            token_ids=[],
-            finish_reason="failed",
-            prompt_tokens=len(request.prompt.ids),
-            span=request.prompt.context_len if self._question == "agnostic" else len(request.prompt.ids),
-            budget_tokens=None,
-            kept=[],
-            kept_max=0,
-            kv_bytes=0,
-            slack_bytes=0,
-            kv_bytes_full=0,
-            rows=0,
-            kernel=self._cache.kernel,
-            error=error,
-        )
