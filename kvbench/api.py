@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cache as remember
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Generation, Variant
@@ -22,12 +22,21 @@ if TYPE_CHECKING:
 
 Budget = int | float | None
 VariantLike = Variant | tuple[str | Method, Budget]
-PromptLike = Any  # str | Prompt | ids: a sequence, tensor or array of integers, or what a tokenizer returns
+
+
+class _Array(Protocol):
+    """A tensor, or an array of numpy."""
+
+    def tolist(self) -> Any: ...
+
+
+PromptLike = str | Prompt | Sequence[int] | Sequence[Sequence[int]] | _Array | Mapping[str, object]
+"""Text, a rendered prompt, token ids, or the encoding that a tokenizer returns."""
 
 __all__ = ["Generation", "Variant", "compressed", "generate", "load_method", "load_model"]
 
 
-def load_method(name: str, **overrides: Any) -> Method:
+def load_method(name: str, **overrides: object) -> Method:
     """Return the method of conf/method/<name>.yaml with its dials set to `overrides`.
 
     A model's hints are applied on the command line, where the model is known; here pass them yourself, e.g.
@@ -39,7 +48,7 @@ def load_method(name: str, **overrides: Any) -> Method:
     return load(conf_dir() / "method", name, **overrides)
 
 
-def load_model(name: str, **overrides: Any) -> Loaded:
+def load_model(name: str, **overrides: object) -> Loaded:
     """Return the model of conf/model/<name>.yaml: `.model`, `.tokenizer` and how it was loaded.
 
     Raises:
@@ -82,7 +91,7 @@ def _variant(method: Method, budget: Budget) -> Variant:
 
 
 def _plain_number(budget: Any) -> Budget:
-    """Return a number of numpy as Python's; anything else as it is, for the method to judge."""
+    """Return a number of numpy as Python's; anything else unchanged, for the method to check."""
     plain: Budget = budget
     if isinstance(budget, bool):
         return plain
@@ -96,7 +105,7 @@ def _plain_number(budget: Any) -> Budget:
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Iterable[PromptLike] | Mapping[str, Any],
+    prompts: Iterable[PromptLike] | Mapping[str, object],
     variants: Sequence[VariantLike],
     *,
     max_new_tokens: int = 64,
@@ -117,16 +126,16 @@ def generate(
 
     Args:
         model, tokenizer: a causal language model of transformers, and its tokenizer.
-        prompts: strings are encoded as they are, with the tokenizer's special tokens and without a chat template. Ids
-            are taken as they are: as a list, a tensor, an array, or as the tokenizer returns them; padding is
+        prompts: strings are encoded with the tokenizer's special tokens and without a chat template. Ids
+            are used unchanged: as a list, a tensor, an array, or as the tokenizer returns them; padding is
             removed. `kvbench.prompts.render` makes chat prompts with a context to compress and a question.
         variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None).
-        stop_ids: for prompts that bring none of their own; the model's end-of-sequence ids by default.
+        stop_ids: for prompts without stop ids of their own; the model's end-of-sequence ids by default.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
         cache: "ragged" saves memory, "masked" simulates.
-        kernel: what attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
-        graph: decode by CUDA graphs: auto (where that can be done), true or false.
+        kernel: the backend that attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
+        graph: decode by CUDA graphs: auto (if possible), true or false.
         max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
             the rest.
         max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
@@ -146,7 +155,7 @@ def generate(
     from kvbench.engine.probe import checked_plan
     from kvbench.engine.variant import Request
 
-    once = remember(load_method)  # a name stands in many variants
+    once = remember(load_method)  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]
     if not asked or max_rows < 1 or max_prompts < 1:
         raise ValueError("generate needs at least one variant, max_rows=1 and max_prompts=1")
@@ -192,7 +201,7 @@ def compressed(
     *,
     cache: str = "ragged",
     kernel: str = "auto",
-    **dials: Any,
+    **dials: object,
 ) -> AbstractContextManager[Compressed]:
     """Run plain transformers code on a compressed cache.
 
@@ -200,8 +209,8 @@ def compressed(
             model.generate(**inputs, max_new_tokens=32)
 
     One unpadded sequence at a time, prefilled in one piece (no `prefill_chunk_size`), without beams and assisted
-    decoding. Each `generate` call starts a new prompt; the handle's `.cache.kept` says what was kept of the latest.
-    Everything is as before when the block ends.
+    decoding. Each `generate` call starts a new prompt; the handle's `.cache.kept` counts the kept tokens of the latest.
+    The model is unchanged when the block ends.
 
     Raises:
         ValueError: a model that the engine cannot run, an unknown method, an impossible budget, or a block that
@@ -219,8 +228,8 @@ def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
 
-def _each_prompt(prompts: Iterable[PromptLike] | Mapping[str, Any]) -> Iterable[PromptLike]:
-    """Return the prompts of a list, or the rows of what a tokenizer returned for several texts."""
+def _each_prompt(prompts: Iterable[PromptLike] | Mapping[str, object]) -> Iterable[PromptLike]:
+    """Return the prompts of a list, or the rows of a tokenizer's encoding of several texts."""
     if isinstance(prompts, str):
         raise ValueError("prompts: give a list of prompts, not one string")
     if not isinstance(prompts, Mapping):
@@ -236,33 +245,33 @@ def _each_prompt(prompts: Iterable[PromptLike] | Mapping[str, Any]) -> Iterable[
 def _as_prompt(
     prompt: PromptLike, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], number: int = 0
 ) -> Prompt:
-    """Return a prompt from text, ids or what a tokenizer returned. Raises ValueError for an empty or unclear one."""
+    """Return a prompt from text, ids or a tokenizer's encoding. Raises ValueError for an empty or unclear one."""
     if isinstance(prompt, Prompt):
         return prompt
     encoded = tokenizer(prompt) if isinstance(prompt, str) else prompt
     mask = None
     if isinstance(encoded, Mapping):
         mask, encoded = encoded.get("attention_mask"), encoded.get("input_ids")
-    ids, shown = _one_row(_listed(encoded)), None if mask is None else _one_row(_listed(mask))
-    if shown is not None and len(shown) == len(ids):
-        ids = [i for i, seen in zip(ids, shown, strict=True) if seen]
-    if encoded is None or not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+    row, shown = _one_row(_listed(encoded)), None if mask is None else _one_row(_listed(mask))
+    if shown is not None and len(shown) == len(row):
+        row = [i for i, seen in zip(row, shown, strict=True) if seen]
+    ids = [int(i) for i in row if not isinstance(i, bool) and isinstance(i, numbers.Integral)]
+    if encoded is None or len(ids) < len(row):
         raise ValueError(f"prompts[{number}]: must be text or integer token ids, one row of them")
     if not ids:
         raise ValueError(f"prompts[{number}]: has no tokens")
-    ids = [int(i) for i in ids]
     if min(ids) < 0:
         raise ValueError(f"prompts[{number}]: token id {min(ids)} is not in the model's vocabulary")
     text = prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))
     return Prompt(ids=tuple(ids), context_len=len(ids), stop_ids=stops, text=text)
 
 
-def _listed(values: Any) -> list[Any]:
+def _listed(values: object) -> list[object]:
     """Return a sequence, tensor or array as a list; [None] for anything else."""
     plain = values.tolist() if hasattr(values, "tolist") else values
     return list(plain) if isinstance(plain, Sequence) else [None]
 
 
-def _one_row(rows: list[Any]) -> list[Any]:
-    """Return the only row of a batch of one; ids that are no batch stay as they are."""
+def _one_row(rows: list[object]) -> list[object]:
+    """Return the only row of a batch of one; return other ids unchanged."""
     return list(rows[0]) if len(rows) == 1 and isinstance(rows[0], Sequence) else rows

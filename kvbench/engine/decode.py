@@ -134,7 +134,7 @@ class _Batch:
         return 2 * len(self._active) <= self._full
 
     def join(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        """Return True if half of the rows have stopped. Others may join then, which costs a new layout of the cache."""
+        """Prefill requests one after the other and choose their first tokens. Yield those that are complete already."""
         new: list[OpenRequest] = []
         for request in requests:
             error = self._error(request)

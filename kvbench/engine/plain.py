@@ -47,7 +47,9 @@ class _SeenLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         self.seen += key_states.shape[-2]
         return key_states, value_states
 
@@ -83,14 +85,14 @@ class CompressedCache(Cache):
         """Stored tokens per compressed layer and KV head."""
         return self.kv.lengths(0)
 
-    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def crop(self, *args: object, **kwargs: object) -> NoReturn:
         """Raise ValueError: assisted and prompt-lookup decoding take tokens back."""
         raise ValueError(
             "kvbench.compressed cannot take tokens back, as assisted and prompt-lookup decoding do; "
             "generate without assistant_model and prompt_lookup_num_tokens"
         )
 
-    def _no_beams(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def _no_beams(self, *args: object, **kwargs: object) -> NoReturn:
         """Raise ValueError: beams copy rows."""
         raise ValueError("kvbench.compressed generates one sequence; use num_beams=1 and num_return_sequences=1")
 
@@ -142,7 +144,7 @@ class Compressed:
         attention.begin()
         return args, {**kwargs, self._keyword: self.cache, "kvbench": attention}
 
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def after_forward(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         """Check that the model used our attention and our cache."""
         assert self._attention is not None and self.cache is not None
         self._attention.finish()
