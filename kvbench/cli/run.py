@@ -62,6 +62,8 @@ def _compute(cfg: DictConfig) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or sweep as the arguments say. Returns the exit code, see `kvbench.common.command`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    if sys.flags.optimize > 1:
+        raise ValueError("PYTHONOPTIMIZE=2: transformers reads docstrings, which Python leaves out; unset it, or use 1")
     logging.raiseExceptions = WANTS_TRACEBACK  # a log file on a full disk: what matters is on the console, too
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing, so that we can say it in one line
     register()

@@ -34,7 +34,7 @@ def plain_mistakes(overrides: Sequence[str]) -> Iterator[None]:
 def one_line(error: BaseException, argv: Sequence[str]) -> str:
     """Return the message of a configuration error, with the override on the command line that caused it."""
     text = str(error).strip()
-    reference = re.search(r"Interpolation key '([^']+)' not chosen\s+full_key: (\S+)", text)
+    reference = re.search(r"Interpolation key '([^']+)' not (?:chosen|found)\s+full_key: (\S+)", text)
     if reference:
         return f"{_as_written(reference[2], argv)}: refers to ${{{reference[1]}}}, which is no setting"
     unknown = re.search(r"Could not override '([^']+)'", text)

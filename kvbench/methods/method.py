@@ -21,12 +21,24 @@ from kvbench.methods.memo import Memo
 
 @dataclass(frozen=True)
 class Eviction:
-    """The four parts that a method needs to keep some tokens and drop the others."""
+    """The four parts that a method needs to keep some tokens and drop the others.
+
+    Raises:
+        ValueError: a part lacks what its protocol gives to a class that inherits from it.
+    """
 
     score: Score
     layers: Layers
     heads: Heads
     select: Select
+
+    def __post_init__(self) -> None:
+        for name, protocol in (("score", Score), ("layers", Layers), ("heads", Heads), ("select", Select)):
+            part = getattr(self, name)
+            if not isinstance(part, protocol):
+                raise ValueError(
+                    f"{name}={type(part).__name__}: must inherit from kvbench.methods.base.{protocol.__name__}"
+                )
 
     def layer_totals(
         self, tokens: int, *, span: int, layers: int, heads: int, statistics: Sequence[Tensor] | None = None

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.config import GROUPS, PARTS, defaults
+from kvbench.models.sources import kinds
 from kvbench.store.stored_config import read_config
 
 _FIXED = ("name", "_target_", *PARTS)  # follow from the option's name
@@ -58,6 +59,8 @@ def _words(stored: Node) -> Iterator[str]:
     composed = OmegaConf.to_container(OmegaConf.create(base | shipped | {"model": nodes["model"]}), resolve=True)
     assert isinstance(composed, dict)
     composed["model"] = OmegaConf.to_container(shipped["model"])
+    if nodes["model"].get("kind") not in kinds():  # renamed since: the preset has the kind of today
+        nodes["model"] = {key: value for key, value in nodes["model"].items() if key != "kind"}
     for group in GROUPS:
         yield f"{group}={_value(str(nodes[group]['name']))}"
     yield f"budget={_value(stored['budget'])}"

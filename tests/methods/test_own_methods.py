@@ -183,6 +183,14 @@ def test_a_score_of_another_shape_is_one_line(shape: tuple[int, int]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_part_that_inherits_nothing_is_one_line() -> None:
+    """Such a class has `__call__` alone, not what its protocol adds, such as `unscored`."""
+    method = kvbench.load_method("h2o")
+    for part in ("score", "layers", "heads", "select"):
+        with pytest.raises(ValueError, match=f"^{part}=function: must inherit from kvbench.methods.base.*$"):
+            with_parts(method, **{part: lambda ctx: ctx.k.norm(dim=-1)})
+
+
 def test_the_memory_estimate_asks_the_score(tmp_path: Path) -> None:
     assert own(tmp_path, recent=30).queries == 30
     assert own(tmp_path, with_score(f"  _target_: {HERE}.Blend\n  beta: 0.5\n")).queries == 0

@@ -300,6 +300,17 @@ def test_the_command_of_a_run_makes_that_run(tmp_path: Path, compose: Any, words
         assert Path(second["paths"]["outputs"]) == outputs
 
 
+def test_a_kind_of_model_that_has_another_name_now_is_left_out(tmp_path: Path, compose: Any) -> None:
+    """A stored kind that can still be chosen is kept: it may differ from that of the preset."""
+    for kind, expected in (("smollm2", "python -m kvbench model=smollm2_135m method="), ("hub", "model.kind=hub")):
+        cfg = compose("model=smollm2_135m")
+        cfg.model.kind = kind
+        with open_run(tmp_path / kind / "runs", config=cfg) as run:
+            run.append(record("a"))
+        [command] = survey([tmp_path / kind]).commands.values()
+        assert expected in command and ("model.kind" in command) == (kind == "hub")
+
+
 def test_a_run_of_an_unknown_make_has_no_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make(tmp_path, "1", "a")
     assert main([str(tmp_path)]) == 1
