@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 
-WORDS = (
-    "model=tiny method=snapkv budget=100 progress=false "
-    "benchmark.lengths=[300] benchmark.depths=[0,100] benchmark.max_new_tokens=5"
-).split()
+WORDS = [
+    "model=tiny",
+    "method=snapkv",
+    "budget=100",
+    "progress=false",
+    "benchmark.lengths=[300]",
+    "benchmark.depths=[0,100]",
+    "benchmark.max_new_tokens=5",
+]
 
 
 def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
