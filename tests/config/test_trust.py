@@ -15,8 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from kvbench import config
 from kvbench.common import paths
+from kvbench.config.combinations import MOST_JOBS, combinations
 from kvbench.config.compose import inspect, parse
-from kvbench.sweep.sweeper import MOST_JOBS, FusedSweeper, combinations
+from kvbench.sweep.sweeper import FusedSweeper
 
 
 @pytest.fixture
