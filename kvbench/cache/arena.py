@@ -73,15 +73,17 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Back
     return _arena(segments, slabs, k_RD, v_RD, start_S1, live_N if backend.needs_bias else None)
 
 
-def merge(arenas: Sequence[Arena], dead: frozenset[int], backend: Backend) -> Arena | None:
-    """Return one arena of the segments of several arenas, without `dead` rows; None if no segment is left."""
-    alive = [[s for s in arena.segments if s.row not in dead] for arena in arenas]
-    segments = [s for of_arena in alive for s in of_arena]
+def merge(arenas: Sequence[Arena], released: frozenset[int], backend: Backend) -> Arena | None:
+    """Return one arena of the segments of several arenas, without `released` rows; None if no segment is left."""
+    remaining = [[s for s in arena.segments if s.row not in released] for arena in arenas]
+    segments = [s for of_arena in remaining for s in of_arena]
     if not segments:
         return None
     like = arenas[0].buffers.k_RD
     device = like.device
-    old_slots = [live_slots(of_arena, device) for of_arena in alive] if len(arenas) > 1 or not backend.prompt else []
+    old_slots = (
+        [live_slots(of_arena, device) for of_arena in remaining] if len(arenas) > 1 or not backend.prompt else []
+    )
     for segment in segments:  # it may have grown into the capacity that it shares with similar ones
         segment.need = max(segment.need, segment.length)
     place = {id(s): index for index, s in enumerate(arenas[0].segments)}

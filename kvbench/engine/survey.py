@@ -187,5 +187,5 @@ def _agrees(rule: _Rule, mask: LocalMask, device: torch.device) -> bool:
     size, zero = mask.size, torch.tensor(0, device=device)
     tried = [0, 1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 3 * size + 1]
     query_T1, key_S = torch.tensor(tried, device=device)[:, None], torch.arange(max(tried) + 1, device=device)
-    told = torch.as_tensor(rule.visible(zero, zero, query_T1, key_S)).expand(len(query_T1), len(key_S))
-    return torch.equal(told.bool(), mask.visible(query_T1, key_S))
+    shown = torch.as_tensor(rule.visible(zero, zero, query_T1, key_S)).expand(len(query_T1), len(key_S))
+    return torch.equal(shown.bool(), mask.visible(query_T1, key_S))

@@ -13,7 +13,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvbench.cache.base import Entry, Recordable
-from kvbench.cache.local import LocalLayer, LocalMask, attend_prompt
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
@@ -263,36 +262,6 @@ def test_growth_is_geometric_and_drops_released_rows() -> None:
     assert (cache.lengths(0), cache.lengths(2)) == ([[10, 10]], [[700, 700]])
 
 
-def test_encoded_rows_take_fewer_bytes() -> None:
-    """KIVI at 2 bits and D = 64 takes 16 bytes of codes and 16 of scale and minimum per token, instead of 256."""
-    tokens = 1024
-    cache = RaggedCache(1)
-    keep_UT = torch.ones(2, tokens, dtype=torch.bool)
-    cache.add(0, [Entry(0, keep_UT, 0, store=Kivi(2, 32, 128))], *torch.randn(2, 2, tokens, 64).unbind())
-    keys = tokens * (16 + 16)
-    values = (tokens - 128) * (16 + 16) + 128 * 256
-    assert cache.used_bytes(0) == 2 * (keys + values) == cache.bytes()
-    assert cache.lengths(0) == [[tokens, tokens]]
-
-
-def test_a_policy_keeps_to_its_budget_at_every_step() -> None:
-    g = torch.Generator().manual_seed(3)
-    cache = RaggedCache(1)
-    score_UT = torch.rand(2, 30, generator=g)
-    keep_UT = torch.zeros(2, 30, dtype=torch.bool)
-    keep_UT[:, -10:] = True
-    policy = AccumulateAndEvict(window=0.5)
-    entry = Entry(0, keep_UT, 50, policy=policy, score_UT=score_UT, limit_U=[10, 10])
-    cache.add(0, [entry], *torch.randn(2, 2, 30, DIM, generator=g).unbind())
-    for new in (1, 5, 1, 1, 12, 1):
-        q, k = torch.randn(1, 4, new, DIM, generator=g), torch.randn(1, 2, new, DIM, generator=g)
-        cache.attend(0, [0], q, k, k, 1.0)
-        assert cache.lengths(0) == [[10, 10]]
-        assert cache.bytes() <= 2 * 2 * (10 + 1) * DIM * 4 + 2 * 10 * 4, (
-            "the buffers shrink again after twelve tokens at once"
-        )
-
-
 @pytest.mark.parametrize("policy", [None, AccumulateAndEvict(window=0.5)])
 @pytest.mark.parametrize("kind", [RaggedCache, MaskedCache])
 def test_half_precision_keeps_large_logits_exact(
@@ -311,70 +280,5 @@ def test_half_precision_keeps_large_logits_exact(
     assert (out - exact).norm() < 1e-2 * exact.norm()
 
 
-class GenerousPolicy:
-    """A policy that holds three tokens more than its limit, as one with a schedule may."""
-
-    def start(self, score_US: torch.Tensor) -> torch.Tensor:
-        return score_US
-
-    def step(
-        self, state_UR: torch.Tensor, attention_UGTS: torch.Tensor, tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        assert state_UR.dim() == 2 and attention_UGTS.dim() == 4, "heads are always a dimension"
-        received_US = attention_UGTS.sum((1, 2))
-        slots = received_US.shape[1]
-        keep_US = torch.arange(max(0, slots - tokens - 3), slots).expand(len(received_US), -1)
-        return received_US.gather(1, keep_US), keep_US
-
-
-@pytest.mark.parametrize("limits", [[10, 10], [6, 12]])
-def test_a_policy_that_holds_more_than_its_limit_loses_no_token(limits: list[int]) -> None:
-    """After a long question the buffer must not be cut to the limit: the newest tokens would be lost."""
-    g = torch.Generator().manual_seed(5)
-    k_UTD, v_UTD = (torch.randn(2, 30, DIM, generator=g) for _ in range(2))
-    keep_UT = torch.arange(30) >= 30 - torch.tensor(limits)[:, None]
-    entry = Entry(0, keep_UT, 4, policy=GenerousPolicy(), score_UT=torch.rand(2, 30, generator=g), limit_U=limits)
-    ragged, masked = RaggedCache(1), MaskedCache(1)
-    for cache in (ragged, masked):
-        cache.add(0, [entry], k_UTD, v_UTD)
-    for new in (1, 20, 1, 1, 9, 1):
-        q, k, v = (torch.randn(1, heads, new, DIM, generator=g) for heads in (4, 2, 2))
-        outs = [cache.attend(0, [0], q, k, v, 0.3) for cache in (ragged, masked)]
-        torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
-        assert ragged.lengths(0) == masked.lengths(0)
-    assert ragged.lengths(0) == [[limit + 3 for limit in limits]]
-    special = ragged._special[0][0]
-    assert special.bytes() >= special.used_bytes(), "the stored tokens fit into the allocated bytes"
-
-
 def test_only_the_ragged_cache_can_be_recorded() -> None:
     assert isinstance(RaggedCache(1), Recordable) and not isinstance(MaskedCache(1), Recordable)
-
-
-@pytest.mark.parametrize("mask", [LocalMask(5), LocalMask(4, chunked=True), LocalMask(64)])
-def test_local_layers_attend_to_the_tokens_of_their_mask(mask: LocalMask) -> None:
-    """Local layers equal full attention under the mask while prompts of any length join, step and leave."""
-    g = torch.Generator().manual_seed(6)
-    layer, full = LocalLayer(mask), {}
-    for row, tokens in enumerate((3, 17, 5)):
-        q_1HTD, k, v = (torch.randn(1, heads, tokens, DIM, generator=g) for heads in (4, 2, 2))
-        out = attend_prompt(q_1HTD, k, v, 0.3, mask)
-        torch.testing.assert_close(out[0], masked_attention(q_1HTD[0], k[0], v[0], mask), rtol=1e-5, atol=1e-5)
-        layer.add([2 * row, 2 * row + 1], k[0], v[0])
-        full |= dict.fromkeys((2 * row, 2 * row + 1), (k[0], v[0]))
-    for rows, new, gone in (([0, 1, 2, 3, 4, 5], 1, [2]), ([4, 5], 3, []), ([0, 5, 3], 2, [0, 1]), ([3, 4, 5], 1, [])):
-        q, k, v = (torch.randn(len(rows), heads, new, DIM, generator=g) for heads in (4, 2, 2))
-        out = layer.attend(rows, q, k, v, 0.3)
-        for i, row in enumerate(rows):
-            full[row] = torch.cat([full[row][0], k[i]], 1), torch.cat([full[row][1], v[i]], 1)
-            torch.testing.assert_close(out[i], masked_attention(q[i], *full[row], mask), rtol=1e-5, atol=1e-5)
-        layer.release(gone)
-
-
-def masked_attention(q_HTD: torch.Tensor, k_USD: torch.Tensor, v_USD: torch.Tensor, mask: LocalMask) -> torch.Tensor:
-    """Return attention of the T newest of S tokens under a local mask, computed over all tokens."""
-    tokens, stored = q_HTD.shape[1], k_USD.shape[1]
-    k_HSD, v_HSD = (x.repeat_interleave(q_HTD.shape[0] // len(x), 0) for x in (k_USD, v_USD))
-    visible_TS = mask.visible(torch.arange(stored - tokens, stored)[:, None], torch.arange(stored))
-    logits = (q_HTD @ k_HSD.transpose(1, 2) * 0.3).masked_fill(~visible_TS, -torch.inf)
-    return logits.softmax(-1) @ v_HSD

@@ -73,9 +73,9 @@ def test_the_time_of_a_row_counts_its_own_work(tiny: Tiny, name: str, score: obj
     layers = tiny[0].config.num_hidden_layers
     asked = [kvbench.Variant(m, 70) for m in (plain, slow, slow)] + [kvbench.Variant(kvbench.load_method("fullkv"))]
     before, first, second, full = (g.timings for g in generate(tiny, [prompt(290)], asked)[0])
-    for charged in (first, second):
-        assert layers * NAP <= charged.compress_s < 2 * layers * NAP, "once, however often a variant uses it"
-        assert charged.ttft_s >= charged.prefill_s + charged.compress_s
+    for row in (first, second):
+        assert layers * NAP <= row.compress_s < 2 * layers * NAP, "once, however often a variant uses it"
+        assert row.ttft_s >= row.prefill_s + row.compress_s
     for other in (before, full):
         assert other.compress_s < layers * NAP / 2 and other.ttft_s < first.ttft_s - layers * NAP / 2
-    assert first.prefill_s < layers * NAP, "the forward pass is not charged for scores"
+    assert first.prefill_s < layers * NAP, "the forward pass does not include the scores"
