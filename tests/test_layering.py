@@ -235,11 +235,26 @@ def test_light_modules_load_no_torch(module: str) -> None:
 
 
 def test_the_folder_kernels_is_not_taken_for_the_package_of_that_name() -> None:
-    names = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    """A model is compressed next to the folder, and transformers does not say that the package is there.
+
+    transformers 5.0 raises instead, because the folder has no version. It looks for the package only when flash
+    attention is asked for without being installed, or for checkpoints of the kinds EETQ and MXFP4.
+    """
+    installed = any(distribution.metadata["Name"] == "kernels" for distribution in importlib.metadata.distributions())
     code = """
 import importlib.util
-from transformers import LlamaForCausalLM
+import kvbench, torch
+from packaging.version import InvalidVersion
 from transformers.utils import is_kernels_available
-print(importlib.util.find_spec("kernels") is not None, is_kernels_available(), LlamaForCausalLM.__name__)
+
+print(importlib.util.find_spec("kernels") is not None)
+try:
+    print(is_kernels_available())
+except InvalidVersion:
+    print(False)
+model = kvbench.load_model("tiny").model
+with kvbench.compressed(model, "snapkv", 70) as handle:
+    model(torch.arange(80)[None])
+print(max(handle.cache.kept[0]))
 """
-    assert run_python(code).split() == ["True", str("kernels" in names), "LlamaForCausalLM"]
+    assert run_python(code).split() == ["True", str(installed), "70"]

@@ -245,7 +245,7 @@ def _check_parameters(config: PreTrainedConfig, stored: Mapping[str, Stored], tr
 
 
 def skeleton(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """Return the model of a config on the meta device: parameters with shapes and without memory.
+    """Return the model of a config on the meta device: parameters with shapes and without memory, tied ones shared.
 
     Raises:
         ValueError: values of the config that no model can be built from, one line.
@@ -256,6 +256,7 @@ def skeleton(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedMod
     try:
         with quiet(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model.tie_weights()  # transformers 5.0 does not do it on the meta device
     except Exception as error:
         raise ValueError(f"no model can be built from its config: {reason(error, config.to_dict())}") from error
     return model
