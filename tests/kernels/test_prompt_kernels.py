@@ -14,6 +14,7 @@ from kvbench.common.paths import conf_dir
 from kvbench.config import options
 from kvbench.engine import decode
 from kvbench.engine.caches import num_layers
+from kvbench.methods.base import Score
 from kvbench_kernels import backends, build, ops
 from kvbench_kernels.ops.prompt import PromptKernels
 from tests.helpers.methods import with_parts
@@ -51,7 +52,7 @@ def test_the_kernels_are_asked(monkeypatch):
 def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
     """A user's score part may return float64, say; the compiled kernel refuses all but float32."""
 
-    class Exact:
+    class Exact(Score):
         unscored = 0
 
         def __call__(self, ctx):
