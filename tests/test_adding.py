@@ -6,6 +6,7 @@ A code block follows a comment that says what it is: `file: PATH`, `append to PA
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -64,6 +65,20 @@ def test_every_code_block_is_used() -> None:
     assert set(SECTIONS) == {"A method", "A benchmark", "A model", "A figure", "A kernel"}
     assert len(_BLOCK.findall(TEXT)) == TEXT.count("\n```") // 2
     assert all(commands(section) for section in SECTIONS)
+
+
+def test_the_examples_import_what_exists() -> None:
+    """Check the imports without running the examples, which is slow. Modules that an example writes are left out."""
+    written = {what.removeprefix("file: ") for what, _ in _BLOCK.findall(TEXT)}
+    checked = 0
+    for module, names in re.findall(r"^from (kvbench[\w.]*) import (.+)$", TEXT, re.MULTILINE):
+        if module.replace(".", "/") + ".py" in written:
+            continue
+        for name in names.split(", "):
+            checked += 1
+            there = importlib.import_module(module)
+            assert hasattr(there, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module} has no {name}"
+    assert checked > 10
 
 
 @pytest.mark.slow

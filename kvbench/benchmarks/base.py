@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from kvbench.common.suggest import did_you_mean
 
 LONGEST = 10_000_000  # tokens of a context; no model takes more
 MOST_SAMPLES = 100_000  # of one benchmark
+
+# LongBench's own limits for models of a known length leave room for the answer and the wrapper; the rest by analogy.
+_ROOM = {4096: 3500, 8192: 7500, 16384: 15500, 32768: 31500}
+_ANSWER_AND_WRAPPER = 1024
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,15 @@ class Rendering:
     stops: str = "all"
     first_may_stop: bool = True
     span: str | None = None
+
+
+def resolve(rendering: Rendering, limit: int | None) -> Rendering:
+    """Return the rendering with its length in numbers: "auto" becomes what the model's limit leaves for a prompt."""
+    if rendering.max_length != "auto":
+        return rendering
+    if limit is None:
+        return replace(rendering, max_length=None)
+    return replace(rendering, max_length=_ROOM.get(limit) or max(limit - _ANSWER_AND_WRAPPER, limit // 2))
 
 
 @dataclass(frozen=True)

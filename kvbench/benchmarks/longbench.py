@@ -105,8 +105,7 @@ class LongBenchDataset:
                 f"benchmark.wrapper=null: {self._suite.protocol} has a wrapper for {unknown[0]} that kvbench does not; "
                 "give it as a text with {prompt}, or chat, or none"
             )
-        if self._suite.wrapper is None:
-            _say_wrapper(self._suite.protocol, self._model)
+        _say_choices(self._suite, self._model)
         folder = data.find(self._suite.path)
         if self._suite.samples is None and not folder.complete(self._dataset):
             _warn_incomplete(self._dataset, folder.check(self._dataset), LONGBENCH_ROWS[self._dataset])
@@ -138,6 +137,7 @@ class LongBenchDataset:
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
         """Return all rows in the order of the file, or the shortest ones where `samples` limits them."""
+        _say_choices(self._suite, self._model)
         folder = data.find(self._suite.path)
         rows = list(enumerate(folder.rows(self._dataset)))
         before, after, prefix = self._texts(folder)
@@ -223,9 +223,10 @@ def _say_reasons(protocol: str, names: tuple[str, ...], reasons: str) -> None:
     log.info("%s, model %s: %s; benchmark.wrapper and benchmark.max_length change it", protocol, names[0], reasons)
 
 
-def _say_wrapper(protocol: str, model: ModelFacts) -> None:
-    """Say once per process which wrapper and length the model's name has chosen."""
-    _say_reasons(protocol, model.names, PRESETS[protocol].reasons(model))
+def _say_choices(suite: LongBench, model: ModelFacts) -> None:
+    """Say once per process which wrapper and length are used, and why."""
+    reasons = PRESETS[suite.protocol].reasons(model, suite.wrapper, suite.max_length)
+    _say_reasons(suite.protocol, model.names, reasons)
 
 
 @cache

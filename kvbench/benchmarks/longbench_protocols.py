@@ -9,11 +9,11 @@ Ada-KV's authors (FFY0/DefensiveKV). docs/benchmarks.md says what no source prov
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from kvbench.benchmarks.base import ModelFacts, Rendering
+from kvbench.benchmarks.base import ModelFacts, Rendering, resolve
 
 VERSION = 2  # raise when a preset changes what is generated
 
@@ -88,19 +88,39 @@ class Preset:
         """Return 1 where an empty answer is impossible, else 0."""
         return int(self.never_empty in ("all", dataset))
 
-    def reasons(self, model: ModelFacts) -> str:
-        """Return in words which wrapper and length the model's name has chosen."""
-        shown = " and ".join(model.names)
-        chosen = []
-        for what, rules in (("wrapper", self.wrappers), ("length", self.lengths)):
-            rule = last_rule(rules, model)
-            if rule is not None:
-                chosen.append(f"{what} {rule[1]!r}, as the model's name has {' and '.join(rule[0])}")
-            elif rules:
-                value = self.rendering.wrapper if what == "wrapper" else self.rendering.max_length
-                known = "; ".join(" and ".join(words) for words, _ in rules)
-                chosen.append(f"{what} {value!r}, as the model's name {shown} has none of: {known}")
-        return ". ".join(chosen) or f"wrapper {self.rendering.wrapper!r} for every model"
+    def reasons(self, model: ModelFacts, wrapper: str | None = None, max_length: int | None = None) -> str:
+        """Return in words which wrapper and length are used, and why: the user's setting, or the model's name."""
+        chosen_length = _length_in_words(self.rendering, model)
+        return ". ".join(
+            [
+                _reason("wrapper", self.wrappers, repr(self.rendering.wrapper), model, wrapper),
+                _reason("length", self.lengths, chosen_length, model, max_length),
+            ]
+        )
+
+
+def _reason(what: str, rules: Sequence[tuple[Words, Value]], default: str, model: ModelFacts, own: object) -> str:
+    """Return in words what is used of rules by model name, and why. `own` is the user's setting, None for none."""
+    if own is not None:
+        setting = "max_length" if what == "length" else what
+        return f"{what} {own!r}, as benchmark.{setting} says"
+    rule = last_rule(rules, model)
+    if rule is not None:
+        return f"{what} {rule[1]!r}, as the model's name has {' and '.join(rule[0])}"
+    if rules:
+        known = "; ".join(" and ".join(words) for words, _ in rules)
+        return f"{what} {default}, as the model's name {' and '.join(model.names)} has none of: {known}"
+    return f"{what} {default} for every model"
+
+
+def _length_in_words(rendering: Rendering, model: ModelFacts) -> str:
+    """Return the length of a prompt where no rule holds, as a number with its origin."""
+    length = resolve(rendering, model.max_length).max_length
+    if model.max_length is None:
+        return "unlimited" if length is None else repr(length)
+    if rendering.max_length == "auto":
+        return f"{length} (what the model's {model.max_length} positions leave)"
+    return f"{model.max_length} (all of the model's positions)" if length is None else repr(length)
 
 
 def _any_of(value: Value, *names: str) -> tuple[tuple[Words, Value], ...]:

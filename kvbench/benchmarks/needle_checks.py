@@ -101,7 +101,7 @@ def check_model(needle: NeedleSettings, model: ModelFacts) -> None:
     if too_long := [length for length in needle.lengths if length - needle.buffer >= room]:
         raise ValueError(
             f"benchmark.lengths={too_long[:3]}{'...' if too_long[3:] else ''}: {model.name} takes {model.max_length} "
-            "tokens with question and answer; leave out the longer ones"
+            "tokens with question and answer; shorten the benchmark's lengths or raise model.max_length"
         )
 
 

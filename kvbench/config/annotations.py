@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any
 
 from kvbench.common.kinds import is_integer, is_number
+from kvbench.common.text import one_line
 
 _LARGEST = 2**53  # beyond it, neither JSON nor a float holds every integer
 _WORDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", NoneType: "null"}
@@ -22,14 +23,23 @@ def settings_of(target: str) -> Mapping[str, Any]:
     """Return the settings of a class, name → type. `target` is its dotted name; importing it must be cheap.
 
     Raises:
-        ValueError: the class is no dataclass, so its settings are unknown.
+        ValueError: the class cannot be imported, or is no dataclass, so its settings are unknown.
     """
-    module, _, name = target.rpartition(".")
-    kind = getattr(import_module(module), name)
+    kind = _imported(target)
     if not is_dataclass(kind):
         raise ValueError(f"{target}: must be a dataclass, whose fields are the settings")
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind) if field.init}
+
+
+def _imported(target: str) -> Any:
+    """Return a class by its dotted name. Raises ValueError, in one line, for a file that cannot be imported."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:  # the file may be a user's own, and may raise anything
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"benchmark._target_={target}: cannot be imported: {reason}") from error
 
 
 def check_value(setting: str, value: object, kind: Any) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kvbench.benchmarks.base import Benchmark, ModelFacts, Rendering, Sample
+from kvbench.benchmarks.base import Benchmark, ModelFacts, Sample, resolve
 from kvbench.encoding import cleaned_up, frame, has_template
 from kvbench.prompts import upstream
 from kvbench.prompts.prompt import VERSION, Ends, Prompt, show
@@ -37,9 +36,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# LongBench's own limits for models of a known length leave room for the answer and the wrapper; the rest by analogy.
-_ROOM = {4096: 3500, 8192: 7500, 16384: 15500, 32768: 31500}
-_ANSWER_AND_WRAPPER = 1024
 _frames: dict[str, str | None] = {}
 
 
@@ -87,15 +83,6 @@ def _say_dated(name: str, template: str) -> None:
         name,
         remedy,
     )
-
-
-def resolve(rendering: Rendering, limit: int | None) -> Rendering:
-    """Return the rendering with its length in numbers: "auto" becomes what the model's limit leaves for a prompt."""
-    if rendering.max_length != "auto":
-        return rendering
-    if limit is None:
-        return replace(rendering, max_length=None)
-    return replace(rendering, max_length=_ROOM.get(limit) or max(limit - _ANSWER_AND_WRAPPER, limit // 2))
 
 
 def span_of(benchmark: Benchmark) -> str:

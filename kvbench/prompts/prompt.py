@@ -11,6 +11,18 @@ VERSION = 2  # of the rendering rules; part of every protocol, raised when ids c
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The part of a prompt that its protocol left out: `left_out` of `total` tokens.
+
+    total: tokens of what was cut: the whole prompt, or the context. where: the place in words.
+    """
+
+    left_out: int
+    total: int
+    where: str
+
+
+@dataclass(frozen=True)
 class Prompt:
     """Token ids ready for a model. `ids[:context_len]` is BOS, chat prefix and context.
 
@@ -18,6 +30,7 @@ class Prompt:
     min_new_tokens: no stop token can be chosen before this many tokens are generated.
     first_may_stop: False: the first token does not end the answer, whichever it is.
     clean_up_spaces: remove the spaces before punctuation from the answer, as transformers 4 did.
+    cut: what the protocol left out; None: nothing.
     """
 
     ids: tuple[int, ...]
@@ -27,6 +40,7 @@ class Prompt:
     min_new_tokens: int = 0
     first_may_stop: bool = True
     clean_up_spaces: bool = False
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class Ends:
 
 
 def show(prompt: Prompt, tokenizer: Any) -> str:
-    """Return a prompt for the human eye, from its ids: specials in ⟦⟧, the context's end, the stop ids named."""
+    """Return a prompt for the human eye: specials in ⟦⟧, the context's end, the stop ids named, and what was cut."""
     special = set(encoder(tokenizer).specials.values())
     parts: list[str] = []
     plain: list[int] = []
@@ -60,4 +74,6 @@ def show(prompt: Prompt, tokenizer: Any) -> str:
     flush()
     stops = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in sorted(prompt.stop_ids)]
     end = f"{len(prompt.ids)} tokens; stops at: {', '.join(stops) or 'nothing'}"
+    if prompt.cut is not None:
+        end += f"\ncut: {prompt.cut.left_out} of {prompt.cut.total} tokens left out {prompt.cut.where}"
     return f"{''.join(parts)}⟦ answer starts ⟧\n\n{end}"

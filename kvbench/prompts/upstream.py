@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.encoding import PLACEHOLDER, around_user, cleaned_up, decoder, encoder, has_template, rendered
 from kvbench.encoding.decoding import cleans_up
-from kvbench.prompts.prompt import Ends, Prompt
+from kvbench.prompts.prompt import Cut, Ends, Prompt
 from kvbench.prompts.strict import check_length, end_of_turn, missing_bos
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def render(
     """
     wrap = _Wrapper(tokenizer, rendering, chat_template, dict(chat_kwargs or {}), sample.chat)
     if span == "context" and rendering.truncation == "context":
-        ids, context_len, text = _apart(tokenizer, sample, rendering, wrap, max_length)
+        ids, context_len, text, cut = _apart(tokenizer, sample, rendering, wrap, max_length)
     else:
-        ids, context_len, text = _whole(tokenizer, sample, rendering, wrap, span)
+        ids, context_len, text, cut = _whole(tokenizer, sample, rendering, wrap, span)
     _check_positions(sample, rendering, len(ids), max_length)
     stops = {_stop_id(tokenizer, stop) for stop in sample.stop}
     stops |= {"all": ends.all, "model": ends.model, "tokenizer": ends.tokenizer}[rendering.stops]
@@ -62,6 +62,7 @@ def render(
         sample.min_new_tokens,
         first_may_stop=rendering.first_may_stop,
         clean_up_spaces=rendering.clean_up_spaces and cleans_up(tokenizer),
+        cut=cut,
     )
 
 
@@ -105,13 +106,14 @@ class _Wrapper:
 
 def _whole(
     tokenizer: Any, sample: Sample, rendering: Rendering, wrap: _Wrapper, span: str
-) -> tuple[list[int], int, str]:
-    """Return ids, tokens of the context, and the text, of a prompt that is truncated and wrapped as one string."""
+) -> tuple[list[int], int, str, Cut | None]:
+    """Return ids, tokens of the context, text and cut of a prompt that is truncated and wrapped as one string."""
     text = sample.context + sample.question + sample.answer_prefix
     if rendering.wrap_first:
         text = wrap.around(text)
     tails = [sample.question + sample.answer_prefix]
     ids, ends = _encode(tokenizer, text)
+    cut = None
     is_cut = rendering.max_length is not None and len(ids) > int(rendering.max_length)
     if is_cut and rendering.truncation == "refuse":
         raise ValueError(
@@ -119,6 +121,7 @@ def _whole(
         )
     if is_cut:
         half = int(int(rendering.max_length or 0) / 2)
+        cut = Cut(len(ids) - 2 * half, len(ids), "in the middle of the prompt")
         border, ends = _border(text, tails), ends[:half] + ends[-half:]
         decode = decoder(tokenizer, rendering.clean_up_spaces, skip_special_tokens=True)
         first, last = (decode(part) for part in (ids[:half], ids[-half:]))
@@ -127,21 +130,21 @@ def _whole(
             tails.append(cleaned_up(tails[0]))
         tails.append(last)  # all that is left of a question that was cut itself
         if rendering.truncation == "middle_ids":  # ids stay as they are: no wrapper, nothing is encoded again
-            return ids, _tokens_before(ends, border), text
+            return ids, _tokens_before(ends, border), text, cut
     if not rendering.wrap_first:
         text = wrap.around(text)
     border = _border(text, tails)
     special = _adds_bos(tokenizer, text, rendering, wrap)
     if span == "context":
         head, _ = _encode(tokenizer, text[:border], special)
-        return head + tokenizer.encode(text[border:], add_special_tokens=False), len(head), text
+        return head + tokenizer.encode(text[border:], add_special_tokens=False), len(head), text, cut
     ids, ends = _encode(tokenizer, text, special)
-    return ids, _tokens_before(ends, border), text
+    return ids, _tokens_before(ends, border), text, cut
 
 
 def _apart(
     tokenizer: Any, sample: Sample, rendering: Rendering, wrap: _Wrapper, max_length: int | None
-) -> tuple[list[int], int, str]:
+) -> tuple[list[int], int, str, Cut | None]:
     """Return the same where context and question are encoded apart, and only the context's end can be cut."""
     if not sample.chat:
         before, after = sample.context, ""
@@ -151,12 +154,14 @@ def _apart(
         before, after = wrap.split(sample.context)
     head = tokenizer.encode(before, add_special_tokens=False)
     tail = tokenizer.encode(sample.question + after + sample.answer_prefix, add_special_tokens=False)
+    total = len(head)
     room = rendering.max_length if rendering.max_length is not None else max_length
     if room is not None:
         # published code does not check this: it goes past the positions that the model knows
         inside = max_length - len(tail) - sample.max_new_tokens if max_length is not None else int(room)
         head = head[: max(1, min(int(room), inside))]
-    return head + tail, len(head), before + sample.question + after + sample.answer_prefix
+    cut = Cut(total - len(head), total, "at the end of the context") if len(head) < total else None
+    return head + tail, len(head), before + sample.question + after + sample.answer_prefix, cut
 
 
 def _encode(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[int]]:

@@ -61,7 +61,7 @@ class Identity(TypedDict):
 
 
 class SuitePlace(TypedDict):
-    """The place of a run in the table of a suite, see `kvbench.benchmarks.base.Part`."""
+    """The place of a run in the table of a suite, see `kvbench.benchmarks.base.SuiteColumn`."""
 
     suite: Name
     name: Name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -128,6 +129,30 @@ def test_the_wrapper_is_chosen_by_the_models_name_and_told_once(bundle: Path, ca
         == 1
     )
     assert "wrapper 'chat', as the model's name local and my_qwen has none of: llama2; llama-2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "words"),
+    [
+        ({"max_length": 400}, 8192, ". length 400, as benchmark.max_length says"),
+        ({"wrapper": "none"}, 8192, ": wrapper 'none', as benchmark.wrapper says. length 7500 (what the model's 8192"),
+        ({}, 8192, ". length 7500 (what the model's 8192 positions leave), as the model's name my_qwen has none of: "),
+        ({}, 10000, ". length 8976 (what the model's 10000 positions leave), as"),
+        ({}, None, ". length unlimited, as the model's name my_qwen has none of: "),
+        (
+            {"protocol": "kvpress"},
+            8192,
+            "wrapper 'native' for every model. length 8192 (all of the model's positions)",
+        ),
+    ],
+)
+def test_the_length_is_told_as_a_number_with_its_origin(
+    bundle: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], limit: int | None, words: str
+) -> None:
+    longbench._say_reasons.cache_clear()
+    with caplog.at_level("INFO"):
+        dataset("qasper", bundle, ModelFacts("my_qwen", "", limit), **changes).samples(tiny_tokenizer())
+    assert words in caplog.text and "auto" not in caplog.text
 
 
 def test_only_the_shortest_samples(bundle):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import hydra
 import pytest
@@ -11,6 +13,7 @@ from omegaconf import OmegaConf
 import kvbench
 from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts, benchmarks_of
+from kvbench.config.annotations import settings_of
 from kvbench.methods.dials import PARTS
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
@@ -92,6 +95,31 @@ def test_every_experiment_composes(name, compose):
     params = OmegaConf.select(text, "hydra.sweeper.params") or {}
     for method in str(params.get("method", "snapkv")).split(","):
         assert method in (*METHODS, "glob(*)")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import no_such_package_here", "ModuleNotFoundError: No module named 'no_such_package_here'"),
+        ("from kvbench.benchmarks.base import Part", "ImportError: cannot import name 'Part'"),
+        ("def x(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise ValueError('first\\nsecond')", "ValueError: first second"),
+        ("", "AttributeError: "),
+    ],
+)
+def test_a_benchmark_file_that_cannot_be_imported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    (tmp_path / "broken_benchmark.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_benchmark", raising=False)
+    settings_of.cache_clear()
+    with pytest.raises(ValueError) as caught:
+        settings_of("broken_benchmark.Mine")
+    message = str(caught.value)
+    assert message.startswith(f"benchmark._target_=broken_benchmark.Mine: cannot be imported: {reason}")
+    assert "\n" not in message
 
 
 def test_the_seed_reaches_the_benchmark(compose):

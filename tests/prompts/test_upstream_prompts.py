@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from kvbench.benchmarks.base import ModelFacts, Rendering, Sample
 from kvbench.benchmarks.longbench_protocols import PRESETS
-from kvbench.prompts import Ends, upstream
+from kvbench.prompts import Ends, show, upstream
+from kvbench.prompts.prompt import Cut
 from tests.helpers.tokenizers_for_tests import ALL, CHATML, LLAMA2, every_tokenizer, gpt_style, sentencepiece_style
 
 MIDDLE = Rendering(style="upstream", max_length=40, truncation="middle")
@@ -162,6 +163,26 @@ def test_only_the_end_of_the_context_is_cut():
     limit = len(whole.ids)  # the model's own limit leaves room for the answer, too
     prompt = render(tokenizer, sample(), PRESETS["kvpress"].rendering, span="context", max_length=limit)
     assert len(prompt.ids) + sample().max_new_tokens == limit
+
+
+@pytest.mark.parametrize("truncation", ["middle", "middle_ids"])
+def test_a_prompt_says_how_much_of_its_middle_was_cut(truncation: str) -> None:
+    tokenizer = gpt_style()
+    rendering = replace(MIDDLE, wrapper="none", truncation=truncation, max_length=None)
+    whole = render(tokenizer, sample(), rendering)
+    cut = render(tokenizer, sample(), replace(rendering, max_length=7))
+    assert whole.cut is None and "cut:" not in show(whole, tokenizer)
+    assert cut.cut == Cut(len(whole.ids) - 6, len(whole.ids), "in the middle of the prompt")  # two halves of 3
+    last = show(cut, tokenizer).splitlines()[-1]
+    assert last == f"cut: {len(whole.ids) - 6} of {len(whole.ids)} tokens left out in the middle of the prompt"
+
+
+def test_a_prompt_says_how_much_of_its_context_was_cut() -> None:
+    tokenizer, rendering = gpt_style(), PRESETS["kvpress"].rendering
+    whole = render(tokenizer, sample(), rendering, span="context")
+    cut = render(tokenizer, sample(), replace(rendering, max_length=10), span="context")
+    assert whole.cut is None
+    assert cut.cut == Cut(whole.context_len - 10, whole.context_len, "at the end of the context")
 
 
 @pytest.mark.parametrize(("stops", "ids"), [("all", {7, 8, 9}), ("model", {7, 8}), ("tokenizer", {9})])

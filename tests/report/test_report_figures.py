@@ -117,8 +117,9 @@ def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, caps
     folders = sorted((tmp_path / "out").iterdir())
     assert len(folders) == 2
     for folder in folders:
-        names = sorted(path.name.split("-")[0] for path in folder.iterdir())
-        assert names == ["fullkv", "overview.png", "scores.csv", "snapkv", "table.json", "table.md"]
+        names = [path.name.split("-")[0] for path in folder.iterdir()]
+        assert names.count("fullkv") == names.count("snapkv") == 1
+        assert {"overview.png", "scores.csv", "table.json", "table.md"} <= set(names)
         assert all(line in printed for line in (folder / "table.md").read_text().splitlines())
         assert len(json.loads((folder / "table.json").read_text())["rows"]) == 2
 
