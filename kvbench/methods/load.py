@@ -13,6 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
+from kvbench.common.text import one_line
 from kvbench.methods.base import DecodePolicy, Heads, Layers, Score, Select, Store
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.fields import InvalidField
@@ -134,7 +135,7 @@ def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], s
         cause = error.__cause__
         if isinstance(cause, InvalidField):
             raise ValueError(cause.text(lambda field: dial_of.get((part, field), f"{part}.{field}"))) from None
-        raise ValueError(f"method.{part}: {_first_line(cause or error)}") from cause
+        raise ValueError(f"method.{part}: {one_line(str(cause or error)) or type(cause).__name__}") from cause
     target, protocol = node.get("_target_"), _PROTOCOLS[part]
     if not isinstance(built, protocol):
         raise ValueError(f"method.{part}={target}: must inherit from kvbench.methods.base.{protocol.__name__}")
@@ -149,7 +150,3 @@ def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], s
         names = ", ".join(sorted(hidden))
         raise ValueError(f"method.{part}={target}: {names} must be a field; decorate it with @dataclass(frozen=True)")
     return built
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -191,6 +191,15 @@ def test_a_part_that_inherits_nothing_is_one_line() -> None:
             with_parts(method, **{part: lambda ctx: ctx.k.norm(dim=-1)})
 
 
+def test_a_part_whose_file_cannot_be_imported_is_one_line_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_part.py").write_text("from kvbench.methods.base import Nothing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = message(tmp_path, with_score("  _target_: broken_part.X\n"))
+    assert text.startswith("method.score: Error loading 'broken_part.X': ") and "'Nothing'" in text
+
+
 def test_the_memory_estimate_asks_the_score(tmp_path: Path) -> None:
     assert own(tmp_path, recent=30).queries == 30
     assert own(tmp_path, with_score(f"  _target_: {HERE}.Blend\n  beta: 0.5\n")).queries == 0
