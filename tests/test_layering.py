@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "config": {"common", "methods", "models"},
     "report": {"common", "store"},
     "cache": {"kvbench_kernels", "methods"},
-    "status": {"common", "config", "models", "store"},
+    "status": {"common", "config", "store"},
     "benchmarks": {"common", "data", "encoding", "metrics"},
     "engine": {"cache", "common", "kvbench_kernels", "methods"},
     "prompts": {"benchmarks", "common", "config", "encoding", "models"},

@@ -10,8 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvbench.config import GROUPS, PARTS, defaults
-from kvbench.models.sources import kinds
+from kvbench.config import GROUPS, PARTS, defaults, options
 from kvbench.store.stored_config import read_config
 
 _FIXED = ("name", "_target_", *PARTS)  # follow from the option's name
@@ -59,7 +58,7 @@ def _words(stored: Node) -> Iterator[str]:
     composed = OmegaConf.to_container(OmegaConf.create(base | shipped | {"model": nodes["model"]}), resolve=True)
     assert isinstance(composed, dict)
     composed["model"] = OmegaConf.to_container(shipped["model"])
-    if nodes["model"].get("kind") not in kinds():  # renamed since: the preset has the kind of today
+    if nodes["model"].get("kind") not in _kinds():  # renamed since: the preset has the kind of today
         nodes["model"] = {key: value for key, value in nodes["model"].items() if key != "kind"}
     for group in GROUPS:
         yield f"{group}={_value(str(nodes[group]['name']))}"
@@ -107,3 +106,8 @@ def _value(value: object) -> str:
         return value
     # inside quotes, a backslash counts as one only before a quote
     return '"' + re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ("\\" if m[2] else "") + m[2], value) + '"'
+
+
+def _kinds() -> set[str]:
+    """Return the kinds of models that conf/model has."""
+    return {str(defaults("model", name).get("kind")) for name in options("model")}
