@@ -258,3 +258,9 @@ with kvbench.compressed(model, "snapkv", 70) as handle:
 print(max(handle.cache.kept[0]))
 """
     assert run_python(code).split() == ["True", str(installed), "70"]
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports test files by their base name, so that the second of two would not be collected."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -45,7 +45,7 @@ def records(root: Path) -> dict[str, list[dict]]:
         (["seed=abc"], "kvbench: seed=abc: Value 'abc'"),
         (["budget=1.5"], "kvbench: budget=1.5: a share must lie in (0, 1]"),
         (["method=kivi", "method.bits=3"], "kvbench: method.bits=3: must be 2, 4 or 8"),
-        (["benchmark.depths=[120]"], "kvbench: benchmark.depths=[120]: depths are percent"),
+        (["benchmark.depths=[120]"], "kvbench: benchmark.depths=120: give a whole number from 0 to 100"),
         (["model=local"], "kvbench: model.path"),
         (["experiment=quickstrat"], "kvbench: experiment=quickstrat: no such experiment. Did you mean 'quickstart'?"),
         (["method.name=h2o"], "kvbench: method.name=h2o: must be ada_pyramidkv"),

@@ -85,7 +85,7 @@ def test_only_the_own_file_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert run.done_ids() == {"a", "b"}
     assert own.read_bytes() == whole and other.read_bytes() == broken
     assert [m for m in caplog.messages if "torn" in m] == [
-        f"{path}: dropped a torn last line of 10 bytes from samples-1of2.jsonl"
+        f"{path / 'samples-1of2.jsonl'}: dropped a torn last line of 10 bytes"
     ]
     other.write_bytes(b"rubbish\n" + broken)
     for use in (lambda: open_all(tmp_path, (1, 2)), lambda: load_run(path)):
