@@ -76,6 +76,9 @@ def test_no_two_rivals_ever_work_at_the_same_time(tmp_path: Path) -> None:
         locks._is_held = lambda *a: (is_held(*a), time.sleep(0.005))[0]
         marks = Path(sys.argv[1]) / "marks"
         random.seed(int(sys.argv[2]))
+        (marks.parent / f"ready {{sys.argv[2]}}").touch()  # all start together, however busy the machine is
+        while len(list(marks.parent.glob("ready *"))) < 4:
+            time.sleep(0.01)
         for _ in range(25):
             kind = random.choice({KINDS})
             with open_run(Path(sys.argv[1]), shard=kind):
