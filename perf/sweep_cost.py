@@ -49,7 +49,7 @@ from kvbench.common.commit import commit
 
 SHARES = (0.2, 0.5, 0.1, 0.3, 0.05, 0.4, 0.15, 0.25)  # of the context; the first n of them are a sweep of n budgets
 QUESTION = "What is this text about? Answer in one sentence."
-BESIDE = ("kvbench_fullkv", "transformers_generate", "floor")
+YARDSTICKS = ("kvbench_fullkv", "transformers_generate", "floor")
 HEAD = """\
 variants prompt  new kvpress s kvbench s  × less × fullkv × generate  × floor kvpr. MiB kvb. MiB same tokens"""
 QUICK = {"tokens": 256, "new": "8,4", "budgets": 2, "counts": "1,5", "lengths": "256,512", "turns": 2}
@@ -152,7 +152,7 @@ def measure(
         "kvpress_seconds_by_method": {name: round(value, 3) for name, value in by_method.items()},
         "ratios": {
             "kvpress/kvbench": round(seconds["kvpress"] / actual, 2),
-            **{f"kvbench/{name}": round(actual / seconds[name], 2) for name in BESIDE},
+            **{f"kvbench/{name}": round(actual / seconds[name], 2) for name in YARDSTICKS},
             "kvbench/prefill_and_decode_floor": round(actual / (seconds["floor"] - seconds["floor_question"]), 2),
         },
         "peak_mib": {name: round(value) for name, value in peaks.items()},
