@@ -85,8 +85,9 @@ def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method
 
 
 def _variant(method: Method, budget: Budget) -> Variant:
-    if budget is not None and not method.evicts:
-        raise ValueError(f"budget={budget}: {method.name} keeps every token, give None")
+    if budget is not None and method.promises is None:
+        keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
+        raise ValueError(f"budget={budget}: {method.name} {keeps}, give None")
     return Variant(method, _plain_number(budget))
 
 
@@ -117,6 +118,7 @@ def generate(
     graph: str = "auto",
     max_rows: int = 64,
     max_prompts: int = 1,
+    seed: int = 0,
     progress: bool = False,
 ) -> list[list[Generation]]:
     """Generate greedily, every prompt under every variant, with one prefill per prompt.
@@ -139,6 +141,7 @@ def generate(
         max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
             the rest.
         max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
+        seed: for methods that draw random numbers.
         progress: show a progress bar over prompts.
 
     Returns:
@@ -171,7 +174,7 @@ def generate(
             variant.method.tokens(variant.budget, span)  # raises if the budget is impossible on this prompt
     parts = [range(len(asked))[i : i + max_rows] for i in range(0, len(asked), max_rows)]
     place = {
-        Request(prompt, [asked[v] for v in part], max_new_tokens): (p, part)
+        Request(prompt, [asked[v] for v in part], max_new_tokens, seed): (p, part)
         for p, prompt in enumerate(rendered)
         for part in parts
     }

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.command import Parser, command
-from kvbench.config import PARTS, defaults, has_budget, options
+from kvbench.config import FIXED, PARTS, defaults, has_budget, options
 
 _PAPER = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
 _DIAL = re.compile(r"(\w+): *(.*?)(?: +# *(.*))?")
@@ -111,7 +111,7 @@ def _dials(text: str) -> list[Dial]:
     dials = []
     for line in text.splitlines():
         match = _DIAL.fullmatch(line)
-        if match and match[2] and match[1] not in ("name", *PARTS):
+        if match and match[2] and match[1] not in (*FIXED, *PARTS):
             dials.append(Dial(match[1], _default(match[2]), match[3] or ""))
     return dials
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from kvbench.config.checks import check, has_budget, shard_of
 from kvbench.config.groups import defaults, options
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
-from kvbench.methods.dials import PARTS
+from kvbench.methods.dials import FIXED, PARTS
 
 __all__ = [
     "CACHES",
+    "FIXED",
     "GROUPS",
     "HOST_KERNELS",
     "KERNELS",

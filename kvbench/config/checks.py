@@ -19,7 +19,7 @@ from kvbench.config.annotations import check_value, settings_of
 from kvbench.config.groups import defaults, options, shipped
 from kvbench.config.interpolations import check_interpolations
 from kvbench.config.schema import CACHES, GRAPHS, GROUPS, HOST_KERNELS, KERNELS, NODES, Config
-from kvbench.methods.dials import PARTS, check_budget, check_keys, check_types, split_dials
+from kvbench.methods.dials import FIXED, PARTS, check_budget, check_keys, check_types, split_dials
 from kvbench.models import ModelSpec
 
 _HINT = re.compile(r"model\.hints\.(\w+)")
@@ -52,8 +52,11 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
 
 
 def has_budget(method: Mapping[str, Any]) -> bool:
-    """Return True if a composed method node evicts, so that the budget applies to it."""
-    return method.get("select") is not None
+    """Return True if a budget applies to a composed method node.
+
+    A method without layer budgets keeps everything, or decides by itself how many tokens stay.
+    """
+    return method.get("layers") is not None
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -126,8 +129,8 @@ def _check_method(cfg: DictConfig) -> None:
     check_keys(name, dials, known)
     check_types(dials, known)
     given, ours = OmegaConf.to_container(node, resolve=False), shipped("method", name)
-    for part in PARTS:
-        if isinstance(given, dict) and given.get(part) != ours.get(part):
+    for part in (*FIXED, *PARTS):
+        if part != "name" and isinstance(given, dict) and given.get(part) != ours.get(part):
             raise ValueError(f"method.{part}: parts are set by the dials ({', '.join(dials)}), or in an own YAML")
     check_budget(cfg.budget)
 

@@ -17,7 +17,7 @@ from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.groups import defaults, options
 from kvbench.config.schema import GROUPS, Config
-from kvbench.methods.dials import PARTS
+from kvbench.methods.dials import FIXED, PARTS
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
             node: Any = defaults(group, name)
             for part in path:
                 node = node.get(part) or {}
-            known = [str(k) for k in node if path or k not in ("name", "_target_", *PARTS)]
+            known = [str(k) for k in node if path or k not in ("_target_", *FIXED, *PARTS)]
             if last not in known:
                 return f"{override}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
     if key.startswith("hydra.launcher."):

@@ -19,10 +19,11 @@ from kvbench.engine.attention import kvbench_attention, last_logits
 from kvbench.engine.caches import LayerCaches, device_of, make_cache
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
-from kvbench.engine.prefill import ContinuePass, PrefillPass, now
+from kvbench.engine.prefill import ContinuePass, now
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
+from kvbench.engine.start import prepare, start_prefill
 from kvbench.engine.variant import Generation, Request, span_tokens
 
 Draw = Callable[[Sequence[Request]], Request | None]
@@ -184,20 +185,28 @@ class _Batch:
 
     def _prefill(self, request: Request) -> OpenRequest:
         prompt = request.prompt
+        prepare(self._model, self._tokenizer, request.variants)
         forget_lengths(self._model)
         begin = now(self._device)
         span = span_tokens(prompt, self._question)
         ids_T = torch.tensor(list(prompt.ids[:span]), device=self._device)
         rows = [Row(self._next_row + i, request, span) for i in range(len(request.variants))]
         self._next_row += len(rows)
-        prefill = PrefillPass(
+        prefill = start_prefill(
+            self._model,
+            self._tokenizer,
             request.variants,
             self._caches,
             first_row=rows[0].id,
             token_ids=ids_T,
+            context_len=prompt.context_len,
             reserve=len(prompt.ids) - span + request.max_new_tokens,
+            seed=request.seed,
         )
-        logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
+        try:
+            logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
+        finally:
+            prefill.close()
         seconds = now(self._device) - begin
         return OpenRequest(request, rows, prefill, seconds - prefill.total_s, logits_BV)
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.cache.base import KVCache
@@ -29,6 +29,7 @@ from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import forget_lengths
+from kvbench.engine.start import prepare, start_prefill
 from kvbench.engine.variant import Variant
 
 _RESERVE = 64  # `generate` does not say how many tokens will come; beyond this the cache grows by half its length
@@ -107,8 +108,17 @@ class Compressed:
         calls: forward calls of the model inside the block.
     """
 
-    def __init__(self, model: PreTrainedModel, variant: Variant, cache: str, kernel: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        variant: Variant,
+        cache: str,
+        kernel: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         self._model, self._variant, self._kind, self._kernel = model, variant, cache, kernel
+        self._tokenizer = tokenizer
+        self._prefill: PrefillPass | None = None
         self._plan = checked_plan(model)
         self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
         self._keyword = _cache_keyword(model)
@@ -159,7 +169,15 @@ class Compressed:
         self._refuse(self._limits.length_error(self._prompt, 0))
         forget_lengths(self._model)
         cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
-        return cache, PrefillPass([self._variant], cache.caches, token_ids=ids_BT[0], reserve=_RESERVE)
+        self._prefill = start_prefill(
+            self._model, self._tokenizer, [self._variant], cache.caches, token_ids=ids_BT[0], reserve=_RESERVE
+        )
+        return cache, self._prefill
+
+    def close(self) -> None:
+        """Remove what a failed prefill may have left on the model."""
+        if self._prefill is not None:
+            self._prefill.close()
 
     def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
         self._expected = cache.get_seq_length() + ids_BT.shape[1]
@@ -174,14 +192,20 @@ class Compressed:
 
 @contextmanager
 def compressed(
-    model: PreTrainedModel, variant: Variant, *, cache: str = "ragged", kernel: str = "auto"
+    model: PreTrainedModel,
+    variant: Variant,
+    *,
+    cache: str = "ragged",
+    kernel: str = "auto",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[Compressed]:
     """Run a block in which `model(...)` and `model.generate(...)` compress each prompt once.
 
     Raises:
         ValueError: the engine cannot run the model, or the block never called it.
     """
-    handle = Compressed(model, variant, cache, kernel)
+    handle = Compressed(model, variant, cache, kernel, tokenizer)
+    prepare(model, tokenizer, [variant])  # the hooks would take its forward call for the caller's
     hooks = [
         model.register_forward_pre_hook(handle.before_forward, with_kwargs=True),
         model.register_forward_hook(handle.after_forward),
@@ -190,6 +214,7 @@ def compressed(
         with kvbench_attention(model), torch.no_grad():
             yield handle
     finally:
+        handle.close()
         for hook in hooks:
             hook.remove()
         forget_lengths(model)

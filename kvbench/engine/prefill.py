@@ -10,6 +10,7 @@ Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,8 +23,10 @@ from kvbench.cache.base import Entry
 from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches
 from kvbench.engine.guard import LayerGuard
+from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.variant import Variant
-from kvbench.methods.context import LayerContext
+from kvbench.methods.base import Score
+from kvbench.methods.context import LayerContext, PromptFacts
 
 
 def now(device: torch.device) -> float:
@@ -39,9 +42,11 @@ class PrefillPass:
     Args:
         variants: one row each.
         caches: destination of the kept keys and values.
-        token_ids: [T] ids of the compressed span.
+        facts: what the methods' parts may know of the prompt.
+        span: tokens that are compressed.
         reserve: tokens that will be appended to each row.
         first_row: the cache's row of the first variant; the others follow.
+        hidden: the inputs of the layers, where a part reads them.
 
     Attributes:
         span: tokens that are compressed.
@@ -59,24 +64,30 @@ class PrefillPass:
         variants: Sequence[Variant],
         caches: LayerCaches,
         *,
-        token_ids: Tensor,
+        span: int,
         reserve: int,
         first_row: int = 0,
+        facts: PromptFacts | None = None,
+        hidden: LayerInputs | None = None,
     ) -> None:
+        self._facts, self._hidden = facts, hidden
         self._variants, self._caches = variants, caches
         self._guard = LayerGuard(caches.plan)
         self._num_layers, self._reserve, self._first_row = len(caches.plan.full), reserve, first_row
-        self.span = len(token_ids)
+        self.span = span
         self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
         self.full_bytes = 0
         self.total_s = 0.0
         self.compress_s = [0.0] * len(variants)
-        self._totals: dict[int, list[int]] = {}
+        self._totals: dict[int, list[int] | None] = {}
+        self._statistics: dict[int, list[Tensor]] = defaultdict(list)
         self._waiting: list[LayerContext] = []
 
     def begin(self) -> None:
         """Start the forward call."""
         self._guard.begin()
+        if self._hidden is not None:
+            self._hidden.begin()
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Attend in one of the model's layers, and compress it: [B, H, T, D]."""
@@ -99,6 +110,8 @@ class PrefillPass:
             num_layers=self._num_layers,
             kernels=self._caches.kv.prompt,
             clock=partial(now, device),
+            facts=self._facts,
+            hidden_TE=None if self._hidden is None else self._hidden.take(layer),
         )
         self._compress(ctx)
         self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes
@@ -108,41 +121,54 @@ class PrefillPass:
     def finish(self) -> None:
         """End the forward call: variants that need the statistics of all layers choose now."""
         self._guard.finish()
+        self.close()
         if not self._waiting:
             return
         device = self._waiting[0].k.device
         begin, late = now(device), self._late_rows()
         for row in late:
-            method = self._variants[row].method
-            statistics = []
-            for ctx in self._waiting:
-                with self._timed([row], ctx):
-                    statistics.append(method.statistic(ctx))
             with self._timed([row], self._waiting[0]):
-                self._totals[row] = self._layer_totals(row, self._waiting[0].num_kv_heads, statistics)
+                self._totals[row] = self._layer_totals(row, self._waiting[0], self._statistics.pop(row))
         while self._waiting:
             self._store(late, self._waiting.pop(0))
         self.total_s += now(device) - begin
+
+    def close(self) -> None:
+        """Remove what the pass has added to the model. Must be called if a forward call fails."""
+        if self._hidden is not None:
+            self._hidden.close()
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late_rows()
         self._store([row for row in range(len(self._variants)) if row not in late], ctx)
         if late:
+            scores: list[Score] = []
             for row in late:
+                method = self._variants[row].method
                 with self._timed([row], ctx):
-                    self._variants[row].method.scores(ctx)
-            evictions = (self._variants[row].method.eviction for row in late)
-            ctx.keep_scores(eviction.score for eviction in evictions if eviction is not None)
+                    self._statistics[row].append(method.statistic(ctx))
+                    for score in method.all_scores:
+                        ctx.score(score)
+                scores += method.all_scores
+            ctx.keep_scores(scores)
             self._waiting.append(ctx)
 
     def _store(self, rows: Sequence[int], ctx: LayerContext) -> None:
         """Choose the tokens of a layer that the rows keep, and store them."""
-        entries = []
+        entries, merged = [], []
         for row in rows:
             with self._timed([row], ctx):
-                entries.append(self._entry(row, ctx))
-        with self._timed(rows, ctx):
-            self._caches.kv.add(ctx.layer, entries, ctx.k, ctx.v)
+                entry, merge = self._entry(row, ctx), self._variants[row].method.merge
+                if merge is None or not self._drops(row):
+                    entries.append(entry)
+                else:
+                    merged.append((row, entry, merge(ctx, entry.keep_UT)))
+        if entries:
+            with self._timed([row for row in rows if row not in {row for row, _, _ in merged}], ctx):
+                self._caches.kv.add(ctx.layer, entries, ctx.k, ctx.v)
+        for row, entry, (k_UTD, v_UTD) in merged:
+            with self._timed([row], ctx):
+                self._caches.kv.add(ctx.layer, [entry], k_UTD.to(ctx.k.dtype), v_UTD.to(ctx.v.dtype))
 
     @contextmanager
     def _timed(self, rows: Sequence[int], ctx: LayerContext) -> Iterator[None]:
@@ -156,21 +182,19 @@ class PrefillPass:
 
     def _late_rows(self) -> list[int]:
         return [
-            row for row, variant in enumerate(self._variants) if variant.method.needs_statistics and self._evicts(row)
+            row for row, variant in enumerate(self._variants) if variant.method.needs_statistics and self._drops(row)
         ]
 
-    def _evicts(self, row: int) -> bool:
-        tokens = self.tokens[row]
-        return tokens is not None and tokens < self.span
+    def _drops(self, row: int) -> bool:
+        return self._variants[row].method.drops(self.tokens[row], self.span)
 
     def _entry(self, row: int, ctx: LayerContext) -> Entry:
         method = self._variants[row].method
-        if self._evicts(row):
-            tokens = self.tokens[row]
-            assert tokens is not None
+        if self._drops(row):
             if row not in self._totals:
-                self._totals[row] = self._layer_totals(row, ctx.num_kv_heads, None)
-            keep_UT = method.mask(ctx, tokens, self._totals[row][ctx.layer])
+                self._totals[row] = self._layer_totals(row, ctx, None)
+            totals = self._totals[row]
+            keep_UT = method.mask(ctx, self.tokens[row], None if totals is None else totals[ctx.layer])
         else:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
         return Entry(
@@ -189,18 +213,21 @@ class PrefillPass:
         If the prompt was compressed, this is the head's share by layer and head budgets. A prompt shorter than the
         budget leaves room to grow: every head may then hold the whole budget.
         """
-        if self._evicts(row):
+        if self._drops(row):
             kept: list[int] = keep_UT.sum(1).tolist()
             return kept
         budget, tokens = self._variants[row].budget, self.tokens[row]
         assert tokens is not None
         return [budget if isinstance(budget, int) else tokens] * len(keep_UT)
 
-    def _layer_totals(self, row: int, heads: int, statistics: list[Tensor] | None) -> list[int]:
-        tokens = self.tokens[row]
-        assert tokens is not None
+    def _layer_totals(self, row: int, ctx: LayerContext, statistics: list[Tensor] | None) -> list[int] | None:
         return self._variants[row].method.layer_totals(
-            tokens, span=self.span, layers=self._num_layers, heads=heads, statistics=statistics
+            self.tokens[row],
+            span=self.span,
+            layers=self._num_layers,
+            heads=ctx.num_kv_heads,
+            query_heads=ctx.num_kv_heads * ctx.group,
+            statistics=statistics,
         )
 
 

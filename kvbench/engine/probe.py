@@ -82,7 +82,7 @@ def _engine_logits(model: PreTrainedModel, plan: AttentionPlan, ids_1T: Tensor, 
     call = partial(last_logits, model)
     position_1T = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None]
     everything = Variant(Method("fullkv"))
-    prefill = PrefillPass([everything], caches, token_ids=ids_1T[0, :prompt], reserve=_STEPS)
+    prefill = PrefillPass([everything], caches, span=prompt, reserve=_STEPS)
     logits = [call(ids_1T[:, :prompt], position_1T[:, :prompt], prefill)]
     for step in range(prompt, ids_1T.shape[1]):
         at = slice(step, step + 1)

@@ -33,6 +33,7 @@ class AttentionPlan:
             tokens count over them, in this order.
         local: masks of the other layers, which are kept whole.
         heads, kv_heads, head_dim: shape of the full layers.
+        modules: the attention module of every layer, as transformers hands it to the attention function.
         limit: tokens of prompt and answer up to which the engine computes the model's attention; None for no limit.
         reason: why there is a limit.
     """
@@ -42,6 +43,7 @@ class AttentionPlan:
     heads: int
     kv_heads: int
     head_dim: int
+    modules: Mapping[int, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     limit: int | None = None
     reason: str = ""
 
@@ -64,6 +66,7 @@ class _Notes:
 
     masks: dict[int, LocalMask | None] = field(default_factory=dict)
     shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # query heads, KV heads, head dimension
+    modules: dict[int, nn.Module] = field(default_factory=dict)
 
 
 _plans: WeakKeyDictionary[PreTrainedModel, AttentionPlan] = WeakKeyDictionary()
@@ -114,7 +117,7 @@ def _plan(model: PreTrainedModel, notes: _Notes) -> AttentionPlan:
             f"model: the layers of {type(model).__name__} differ in heads or head dimension; choose another model"
         )
     limit, reason = min(limits, default=(None, ""), key=lambda pair: pair[0])
-    return AttentionPlan(full, local, *shapes.pop(), limit=limit, reason=reason)
+    return AttentionPlan(full, local, *shapes.pop(), modules=notes.modules, limit=limit, reason=reason)
 
 
 def _limits(model: PreTrainedModel) -> list[tuple[int, str]]:
@@ -157,6 +160,7 @@ def _survey_attention(
     if key.shape[2] != query.shape[2] or query.shape[1] % key.shape[1]:
         raise ValueError(f"model: {name} attends to something other than its own tokens; choose another model")
     kvbench.masks[layer] = _local_mask(name, attention_mask, sliding_window, query.device)
+    kvbench.modules[layer] = module
     kvbench.shapes[layer] = query.shape[1], key.shape[1], key.shape[3]
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None

@@ -37,16 +37,21 @@ class Variant:
     budget: int | float | None = None
 
     def __str__(self) -> str:
-        return f"{self.method.name}-{self.budget}" if self.method.evicts else self.method.name
+        return f"{self.method.name}-{self.budget}" if self.method.promises is not None else self.method.name
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt and the variants that answer it, with one prefill for all of them."""
+    """A prompt and the variants that answer it, with one prefill for all of them.
+
+    Attributes:
+        seed: seed of the run, for methods that draw random numbers.
+    """
 
     prompt: PromptLike
     variants: Sequence[Variant]
     max_new_tokens: int
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ A method is composed of parts. Each is a small frozen dataclass without state th
     layers  budget [, statistics] -> tokens per layer               kvbench/methods/layers/
     heads   candidates, tokens of the layer -> tokens per KV head   kvbench/methods/heads/
     select  candidates, tokens per KV head -> keep mask [U, T]      kvbench/methods/select/
+    merge   optional: keep mask -> keys and values to store         kvbench/methods/merge/
     store   optional: the form in which kept tokens are held        kvbench/methods/store/
     decode  optional: what leaves the cache while generating        kvbench/methods/decode/
 
 A part checks its own fields when it is built and raises `InvalidField`. Parts are compared and hashed by their fields:
-variants with equal scores share one computation.
+variants with equal scores share one computation. `needs` names what a part reads apart from queries, keys and values.
 """
 
 from __future__ import annotations
@@ -43,8 +44,25 @@ class Protected(NamedTuple):
         return self.sinks + self.window
 
 
+NEEDS = frozenset({"model", "hidden", "token_ids", "spans", "probed"})
+"""The fields of a context that are provided only where a part asks for them; see `LayerContext`."""
+
+
 @runtime_checkable
-class Score(Protocol):
+class Part(Protocol):
+    """The base of all parts that see a layer of the prompt."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The fields of the context that this part reads, out of `NEEDS`."""
+        return frozenset()
+
+    def check_model(self, *, layers: int, heads: int, query_heads: int) -> None:
+        """Raise InvalidField if the part does not fit a model of this shape. It is called before weights load."""
+
+
+@runtime_checkable
+class Score(Part, Protocol):
     """A rule for what a token is worth to a KV head."""
 
     def __call__(self, ctx: LayerContext) -> Tensor:
@@ -67,11 +85,12 @@ class LayerBudget:
     """A budget to be divided over the layers of a model.
 
     Attributes:
-        tokens: budget per KV head, averaged over layers and heads, below `span`.
-        span: tokens of the prompt.
-        layers: layers of the model.
+        tokens: budget per KV head, averaged over layers and heads.
+        span: tokens of the prompt, above `tokens`.
+        layers: layers of the model that are compressed.
         heads: KV heads of each layer.
-        protected: tokens of each head that are always kept, part of `tokens`.
+        query_heads: query heads of each layer.
+        sinks, window: tokens of each head that are always kept, the first and the last; part of `tokens`.
         statistics: what `Layers.statistic` returned for every layer, where the allocator needs it.
     """
 
@@ -79,12 +98,24 @@ class LayerBudget:
     span: int
     layers: int
     heads: int
-    protected: int
+    query_heads: int
+    sinks: int = 0
+    window: int = 0
     statistics: Sequence[Tensor] | None = None
+
+    @property
+    def protected(self) -> int:
+        """Tokens of each head that are always kept."""
+        return self.sinks + self.window
+
+    @property
+    def free(self) -> int:
+        """Candidates to keep, over all layers and heads."""
+        return (self.tokens - self.protected) * self.layers * self.heads
 
 
 @runtime_checkable
-class Layers(Protocol):
+class Layers(Part, Protocol):
     """A rule for how many tokens each layer keeps."""
 
     def __call__(self, budget: LayerBudget) -> list[int]:
@@ -98,20 +129,28 @@ class Layers(Protocol):
 
     @property
     def needs_statistics(self) -> bool:
-        """True if the rule reads the scores of all layers. Keys and values then wait for the end of the prefill."""
+        """True if the rule reads a statistic of every layer. Keys and values then wait for the end of the prefill."""
         return False
 
-    def statistic(self, score_UT: Tensor) -> Tensor:
-        """Return the summary of a layer's scores that `__call__` reads, if the rule needs statistics."""
+    def statistic(self, ctx: LayerContext, score_UT: Tensor) -> Tensor:
+        """Return the summary of a layer that `__call__` reads, if the rule needs statistics.
+
+        It is called while the layer's queries are still there.
+        """
         raise TypeError(f"{type(self).__name__} reads no statistics")
 
 
 @runtime_checkable
-class Heads(Protocol):
+class Heads(Part, Protocol):
     """A rule for how many candidates each KV head of a layer keeps."""
 
-    def __call__(self, candidates: Candidates, total: int) -> HeadBudget:
-        """Return the candidates to keep per KV head, which add up to `total`."""
+    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> HeadBudget:
+        """Return the candidates to keep per KV head, which add up to `total`.
+
+        Args:
+            total: candidates to keep in this layer, summed over its KV heads.
+            budget: the budget of all layers, without statistics.
+        """
         ...
 
     @property
@@ -121,15 +160,51 @@ class Heads(Protocol):
 
 
 @runtime_checkable
-class Select(Protocol):
+class Select(Part, Protocol):
     """A rule for which tokens a KV head keeps."""
 
+    @property
+    def counted(self) -> bool:
+        """True if it keeps as many tokens as the budget says.
+
+        False if it decides by itself how many. Its method has no layers, no heads and no budget; the kept tokens are
+        measured and reported.
+        """
+        return True
+
+    @property
+    def scores(self) -> Sequence[Score]:
+        """Further scores that it asks the context for. They are computed before a waiting layer frees its queries."""
+        return ()
+
     def protected(self, tokens: int) -> Protected:
-        """Return the first and last tokens that are always kept under a budget of `tokens` per KV head."""
+        """Return the first and last tokens that are always kept under a budget of `tokens` per KV head.
+
+        If the selection is not counted, `tokens` is the length of the prompt.
+        """
+        return Protected(0, 0)
+
+    def __call__(
+        self, ctx: LayerContext, candidates: Candidates | None, budget: HeadBudget | None, protected: Protected
+    ) -> Tensor:
+        """Return the keep mask [U, T]: the protected tokens, and of the candidates as many as `budget` gives a head.
+
+        A selection that is not counted gets no candidates and no budget.
+        """
         ...
 
-    def __call__(self, ctx: LayerContext, candidates: Candidates, budget: HeadBudget, protected: Protected) -> Tensor:
-        """Return the keep mask [U, T]: the protected tokens, and of the candidates as many as `budget` gives a head."""
+
+@runtime_checkable
+class Merge(Part, Protocol):
+    """A rule that changes kept keys and values, so that they carry something of the dropped ones."""
+
+    @property
+    def scores(self) -> Sequence[Score]:
+        """Scores that it asks the context for. They are computed before a waiting layer frees its queries."""
+        return ()
+
+    def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [U, T, D] to store. Only columns in `keep_UT` are read."""
         ...
 
 

@@ -1,18 +1,21 @@
 """One layer of a prompt as the parts of a method see it.
 
 Shape suffixes: H query heads, U KV heads, G = H / U query heads per KV head, T tokens of the compressed span,
-W window queries, N tokens before the window, D head dimension.
+W window queries, N tokens before the window, D head dimension, E hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import Protocol, TypeVar
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from kvbench.methods.memo import Memo, Stopwatch
+from kvbench.methods.model_view import ModelView
 
 R = TypeVar("R")
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
@@ -41,6 +44,23 @@ ScoreRule = Callable[["LayerContext"], Tensor]
 """A score part, as a layer calls it; compared and hashed by its fields."""
 
 
+@dataclass(frozen=True)
+class PromptFacts:
+    """The facts about a prompt that all of its layers share.
+
+    Attributes:
+        token_ids: [T] ids of the compressed span; None where no part asks for them.
+        spans: {name: (begin, end)} of regions of the prompt, such as "context" and "question", cut to the span.
+        model: a view of the model; None where no part asks for it.
+        seed: seed of the run and the sample, for `LayerContext.generator`.
+    """
+
+    token_ids: Tensor | None = None
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    model: ModelView | None = None
+    seed: int = 0
+
+
 class LayerContext:
     """One layer of a prompt. Everything derived from it is computed once and shared by all variants.
 
@@ -52,6 +72,9 @@ class LayerContext:
         layer: position of the layer among the model's `num_layers`.
         kernels: faster forms of some computations; None for torch.
         clock: seconds, read around shared computations for `reused_s`; None where times do not matter.
+        facts: token ids, spans, model and seed; see `PromptFacts`.
+        hidden_TE: the input of the layer, before its norm; None where no part asks for it.
+        probed: results of a method's own forward passes in this layer, by their part.
     """
 
     def __init__(
@@ -65,6 +88,9 @@ class LayerContext:
         num_layers: int = 1,
         kernels: Kernels | None = None,
         clock: Callable[[], float] | None = None,
+        facts: PromptFacts | None = None,
+        hidden_TE: Tensor | None = None,
+        probed: Mapping[Any, Any] | None = None,
     ) -> None:
         if q_HTD.dim() != 3 or k_UTD.dim() != 3 or q_HTD.shape[0] % k_UTD.shape[0]:
             raise ValueError(
@@ -77,6 +103,9 @@ class LayerContext:
         self.scaling = q_HTD.shape[-1] ** -0.5 if scaling is None else scaling
         self.layer, self.num_layers = layer, num_layers
         self.kernels = kernels
+        self.facts = PromptFacts() if facts is None else facts
+        self.hidden_TE = hidden_TE
+        self.probed: dict[Any, Any] = dict(probed or {})
         # Scores are never rounded to half precision: that changes 0.2 to 1 % of a kept set.
         self._dtype = torch.float64 if q_HTD.dtype == torch.float64 else torch.float32
         self.watch = Stopwatch() if clock is None else Stopwatch(clock)
@@ -107,6 +136,30 @@ class LayerContext:
         return self.k.shape[1]
 
     @property
+    def model(self) -> ModelView | None:
+        """The view of the model, for parts with "model" in their `needs`."""
+        return self.facts.model
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """The [T] ids of the span, for parts with "token_ids" in their `needs`."""
+        return self.facts.token_ids
+
+    @property
+    def spans(self) -> Mapping[str, tuple[int, int]]:
+        """Begin and end of named regions of the prompt, cut to the span, for parts with "spans" in their `needs`."""
+        return self.facts.spans
+
+    def generator(self, part: object) -> torch.Generator:
+        """Return random numbers for a part, on the CPU: the same ones in any plan, alone or with other variants.
+
+        They depend on the run's seed, the sample, the layer and the fields of the part.
+        """
+        text = f"{self.facts.seed} {self.layer} {type(part).__qualname__} {part!r}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+        return torch.Generator().manual_seed(seed)
+
+    @property
     def reused_s(self) -> float:
         """Seconds that results took when they were computed, summed over the times they were used again."""
         return self.watch.reused_s
@@ -133,7 +186,7 @@ class LayerContext:
             if ("score", part) not in self._memo:
                 self.score(part)
         self._memo.keep_only(("score", part) for part in wanted)
-        self._q = None
+        self._q = self.hidden_TE = None
         # views of a fused projection would keep all of it alive
         self.k, self.v = (x.clone() if x.untyped_storage().nbytes() > x.nbytes else x for x in (self.k, self.v))
 
@@ -147,31 +200,43 @@ class LayerContext:
             ("window_attention", window), lambda: self._attention(self.num_tokens - window, self.num_tokens)
         )
 
-    def column_sums(self) -> Tensor:
-        """Return the attention mass every key receives from all queries, exact and causal: [H, T].
+    def window_logits(self, window: int) -> Tensor:
+        """Return the logits of the last `window` queries over all keys, -inf where a key is later: [U, G, W, T]."""
+        return self.memo(("window_logits", window), lambda: self._logits(self.num_tokens - window, self.num_tokens))
 
-        Softmax rows are independent, so blocks of queries can be summed one after the other;
-        memory is O(H * block * T), never T x T.
+    def rows(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield causal attention in blocks of queries: begin, end, and [U, G, end - begin, end].
+
+        Softmax rows are independent, so blocks can be reduced one after the other; memory is O(H * block * T), never
+        T x T. Keys from `end` on get no attention from these queries.
         """
+        block = max(COLUMN_SUM_QUERIES, _BLOCK_ELEMENTS // (self.q.shape[0] * self.num_tokens))
+        for begin in range(0, self.num_tokens, block):
+            end = min(begin + block, self.num_tokens)
+            yield begin, end, self._attention(begin, end)
+
+    def column_sums(self) -> Tensor:
+        """Return the attention mass every key receives from all queries, exact and causal: [H, T]."""
         return self.memo("column_sums", self._column_sums)
 
     def _column_sums(self) -> Tensor:
         if self.kernels is not None:
             return self.kernels.column_sums(self.q, self.k, scaling=self.scaling)
-        heads = self.q.shape[0]
-        block = max(COLUMN_SUM_QUERIES, _BLOCK_ELEMENTS // (heads * self.num_tokens))
-        sums_HT = torch.zeros(heads, self.num_tokens, dtype=self._dtype, device=self.q.device)
-        for begin in range(0, self.num_tokens, block):
-            end = min(begin + block, self.num_tokens)
-            sums_HT[:, :end] += self._attention(begin, end).sum(2).flatten(0, 1)
+        sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self._dtype, device=self.q.device)
+        for _, end, attention_UGQT in self.rows():
+            sums_HT[:, :end] += attention_UGQT.sum(2).flatten(0, 1)
         return sums_HT
 
     def _attention(self, begin: int, end: int) -> Tensor:
         """Return softmax(q[begin:end] k^T) with the causal mask, over keys [0, end): [U, G, end - begin, end]."""
+        return self._logits(begin, end).softmax(-1)
+
+    def _logits(self, begin: int, end: int) -> Tensor:
+        """Return scaled q[begin:end] k^T, -inf above the diagonal, over keys [0, end): [U, G, end - begin, end]."""
         queries = end - begin
         q = self.q[:, begin:end].to(self._dtype).reshape(self.num_kv_heads, self.group * queries, -1)
         logits = torch.bmm(q, self.k[:, :end].to(self._dtype).transpose(1, 2)).mul_(self.scaling)
         logits = logits.view(self.num_kv_heads, self.group, queries, end)
         future = torch.ones(queries, queries, dtype=torch.bool, device=q.device).triu_(1)
         logits[..., begin:].masked_fill_(future, -torch.inf)
-        return logits.softmax(-1)
+        return logits

@@ -15,13 +15,15 @@ from omegaconf import OmegaConf
 
 from kvbench.common.suggest import did_you_mean
 
-PARTS = ("score", "layers", "heads", "select", "store", "decode")
+PARTS = ("score", "layers", "heads", "select", "merge", "store", "decode")
+FIXED = ("name", "test")
+"""Entries of a method's YAML that are neither dials nor parts; `test` is for the tests that find methods by glob."""
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
 
 
 def split_dials(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the dials of a method's config: its top-level entries without name and parts."""
-    dials = {str(key): config[key] for key in config if key != "name" and key not in PARTS}
+    """Return the dials of a method's config: its top-level entries without name, `test` and parts."""
+    dials = {str(key): config[key] for key in config if key not in (*FIXED, *PARTS)}
     return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in dials.items()}
 
 

@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
-from kvbench.methods.base import DecodePolicy, Heads, Layers, Score, Select, Store
+from kvbench.methods.base import DecodePolicy, Heads, Layers, Merge, Score, Select, Store
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
+from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.method import Eviction, Method
+from kvbench.methods.method import Method
 
-_PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Store, DecodePolicy), strict=True))
+_PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Merge, Store, DecodePolicy), strict=True))
 _EVICTION = ("score", "layers", "heads", "select")
 _DIAL = re.compile(r"\$\{\.\.(\w+)\}")
 _NAME = re.compile(r"[.{](\w+)")
@@ -68,17 +69,26 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     check_types(dials, defaults)
     dial_of = _dials_by_field(config)
     parts = {part: _build_part(part, config[part], dial_of) for part in PARTS if config.get(part) is not None}
-    missing = [part for part in _EVICTION if part not in parts]
-    if 0 < len(missing) < len(_EVICTION):
-        raise ValueError(
-            f"method={config.name}: a method that drops tokens also needs {', '.join(missing)} in its YAML"
-        )
-    if "decode" in parts and (missing or "store" in parts):
-        what = "needs score, layers, heads and select" if missing else "cannot be combined with store"
-        raise ValueError(f"method={config.name}: decode {what}")
+    evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
+    _check_combination(config.name, evicting, parts)
     _check_use(config, dials)
-    eviction = None if missing else Eviction(**{part: parts[part] for part in _EVICTION})
-    return Method(config.name, dials, eviction, parts.get("store"), parts.get("decode"), dial_of)
+    try:
+        eviction = Eviction(**evicting) if evicting else None
+    except ValueError as error:
+        raise ValueError(f"method={config.name}: {error}") from None
+    return Method(config.name, dials, eviction, **parts, dial_of=dial_of)
+
+
+def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Raise ValueError for parts that have no meaning together."""
+    if evicting and "select" not in evicting:
+        raise ValueError(f"method={name}: a method that drops tokens also needs select in its YAML")
+    if "merge" in parts and not evicting:
+        raise ValueError(f"method={name}: merge needs score, layers, heads and select")
+    if "decode" in parts and "score" not in evicting:
+        raise ValueError(f"method={name}: decode needs score, layers, heads and select")
+    if "decode" in parts and "store" in parts:
+        raise ValueError(f"method={name}: decode cannot be combined with store")
 
 
 def method_identity(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def method_identity(node: Mapping[str, Any]) -> dict[str, Any]:
 
     Where the file of a part lies does not change what it computes; a class from elsewhere keeps its full path.
     """
-    identity = {str(key): value for key, value in node.items()}
+    identity = {str(key): value for key, value in node.items() if key != "test"}
     for part in PARTS:
         if identity.get(part) is not None:
             target = str(identity[part]["_target_"])

@@ -7,56 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from kvbench.methods.base import DecodePolicy, Heads, LayerBudget, Layers, Score, Select, Store
-from kvbench.methods.candidates import Candidates
-from kvbench.methods.context import Kernels, LayerContext
+from kvbench.methods.base import DecodePolicy, Merge, Part, Score, Store
+from kvbench.methods.context import Kernels, LayerContext, PromptFacts
 from kvbench.methods.dials import check_budget
+from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.memo import Memo
-
-
-@dataclass(frozen=True)
-class Eviction:
-    """The four parts that a method needs to keep some tokens and drop the others.
-
-    Raises:
-        ValueError: a part lacks what its protocol gives to a class that inherits from it.
-    """
-
-    score: Score
-    layers: Layers
-    heads: Heads
-    select: Select
-
-    def __post_init__(self) -> None:
-        for name, protocol in (("score", Score), ("layers", Layers), ("heads", Heads), ("select", Select)):
-            part = getattr(self, name)
-            if not isinstance(part, protocol):
-                raise ValueError(
-                    f"{name}={type(part).__name__}: must inherit from kvbench.methods.base.{protocol.__name__}"
-                )
-
-    def layer_totals(
-        self, tokens: int, *, span: int, layers: int, heads: int, statistics: Sequence[Tensor] | None = None
-    ) -> list[int]:
-        """Return the tokens of every layer, summed over its KV heads."""
-        protected = self.select.protected(tokens).total
-        return self.layers(LayerBudget(tokens, span, layers, heads, protected, statistics))
-
-    def mask(self, ctx: LayerContext, tokens: int, total: int) -> Tensor:
-        """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads."""
-        protected = self.select.protected(tokens)
-        first, last = protected.sinks, ctx.num_tokens - protected.window
-        candidates = ctx.memo(
-            ("candidates", self.score, protected),
-            lambda: Candidates(ctx.score(self.score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
-        )
-        budget = self.heads(candidates, total - protected.total * ctx.num_kv_heads)
-        return self.select(ctx, candidates, budget, protected)
+from kvbench.methods.model_view import ModelView
 
 
 @dataclass(frozen=True)
@@ -65,7 +25,8 @@ class Method:
 
     Attributes:
         dials: what the user may set, as in the YAML.
-        eviction: None for a method that keeps every token (full cache, quantisation): no budget applies to it.
+        eviction: which tokens of the prompt stay; None for a method that keeps all of them.
+        merge: how kept keys and values take up something of the dropped ones; None for not at all.
         store: the form in which kept tokens are held; None for plain keys and values.
         decode: what leaves the cache while generating; None for nothing.
         dial_of: (part, field of it) -> the dial that feeds the field, for messages.
@@ -74,35 +35,63 @@ class Method:
     name: str
     dials: Mapping[str, Any] = field(default_factory=dict, hash=False)
     eviction: Eviction | None = None
+    merge: Merge | None = None
     store: Store | None = None
     decode: DecodePolicy | None = None
     dial_of: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def named_parts(self) -> dict[str, object]:
+        """The parts that this method has, by their names in the YAML."""
+        evicting = {} if self.eviction is None else vars(self.eviction)
+        parts = {**evicting, "merge": self.merge, "store": self.store, "decode": self.decode}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
     def parts(self) -> tuple[object, ...]:
         """The parts that this method has."""
-        evicting = () if self.eviction is None else tuple(vars(self.eviction).values())
-        return (*evicting, *(part for part in (self.store, self.decode) if part is not None))
+        return tuple(self.named_parts.values())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The fields of a layer's context that some part reads; see `kvbench.methods.base.NEEDS`."""
+        return frozenset[str]().union(*(part.needs for part in self.parts if isinstance(part, Part)))
 
     @property
     def evicts(self) -> bool:
-        """True if the method drops tokens, so that a budget applies."""
+        """True if the method drops tokens of the prompt."""
         return self.eviction is not None
+
+    @property
+    def promises(self) -> Literal["kept", "read"] | None:
+        """The meaning of a budget to this method; None if it takes no budget.
+
+        "kept": the kept tokens add up to the budget. "read": as many tokens are read in every step. Without a budget
+        everything is kept, or the method decides by itself how much; what it kept is measured and reported.
+        """
+        return "kept" if self.eviction is not None and self.eviction.counted else None
 
     @property
     def exact(self) -> bool:
         """True if the kept tokens add up to the budget; False if they add up to a reference's rounding of it."""
-        return self.eviction is None or (self.eviction.layers.exact and self.eviction.heads.exact)
+        return self.eviction is None or self.eviction.exact
 
     @property
     def needs_statistics(self) -> bool:
         """True if layer budgets depend on the scores of all layers. K and V then wait for the prefill's end."""
-        return self.eviction is not None and self.eviction.layers.needs_statistics
+        layers = None if self.eviction is None else self.eviction.layers
+        return layers is not None and layers.needs_statistics
 
     @property
     def queries(self) -> int:
-        """Queries whose attention to all tokens the score holds at once; for the memory estimate."""
-        return 0 if self.eviction is None else self.eviction.score.queries
+        """Queries whose attention to all tokens a score holds at once; for the memory estimate."""
+        return max((score.queries for score in self.all_scores), default=0)
+
+    @property
+    def all_scores(self) -> tuple[Score, ...]:
+        """All scores that the method reads of a layer, its own first."""
+        evicting = () if self.eviction is None else self.eviction.scores
+        return (*evicting, *(() if self.merge is None else self.merge.scores))
 
     def tokens(self, budget: int | float | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
@@ -110,7 +99,7 @@ class Method:
         Raises:
             ValueError: the budget is no budget, or leaves no room next to the tokens that are always kept.
         """
-        if self.eviction is None:
+        if self.promises is None:
             return None
         if budget is None:
             raise ValueError(f"budget=null: {self.name} needs a budget")
@@ -145,7 +134,8 @@ class Method:
 
     def check_scored(self, tokens: int) -> None:
         """Raise ValueError if a token that a budget of `tokens` may evict has no score."""
-        window, unscored = self._evicting.select.protected(tokens).window, self._evicting.score.unscored
+        score = self._evicting.score
+        window, unscored = self._evicting.select.protected(tokens).window, 0 if score is None else score.unscored
         if window < unscored:
             raise ValueError(
                 f"method={self.name}: its score ranks none of the last {unscored} tokens, but with {tokens} tokens per "
@@ -158,27 +148,57 @@ class Method:
             if self.store is not None:
                 self.store.check(head_dim)
         except InvalidField as error:
-            raise ValueError(error.text(lambda name: self.dial_of.get(("store", name), name))) from None
+            raise ValueError(self._text(error, "store")) from None
+
+    def check_model(self, *, layers: int, heads: int, query_heads: int) -> None:
+        """Raise ValueError, naming the dial to change, if a part does not fit a model of this shape."""
+        for name, part in self.named_parts.items():
+            if isinstance(part, Part):
+                try:
+                    part.check_model(layers=layers, heads=heads, query_heads=query_heads)
+                except InvalidField as error:
+                    raise ValueError(self._text(error, name)) from None
 
     def layer_totals(
-        self, tokens: int, *, span: int, layers: int, heads: int, statistics: Sequence[Tensor] | None = None
-    ) -> list[int]:
-        """Return the tokens of every layer, summed over its KV heads."""
+        self,
+        tokens: int | None,
+        *,
+        span: int,
+        layers: int,
+        heads: int,
+        query_heads: int,
+        statistics: Sequence[Tensor] | None = None,
+    ) -> list[int] | None:
+        """Return the tokens of every layer, summed over its KV heads; None if the method decides by itself."""
+        if tokens is None:
+            return None if self.evicts else [span * heads] * layers
         if tokens >= span:
             return [span * heads] * layers
-        return self._evicting.layer_totals(tokens, span=span, layers=layers, heads=heads, statistics=statistics)
+        budget = self._evicting.budget(
+            tokens, span=span, layers=layers, heads=heads, query_heads=query_heads, statistics=statistics
+        )
+        return self._evicting.layer_totals(budget)
 
-    def scores(self, ctx: LayerContext) -> Tensor:
-        """Return [U, T] scores, shared by all variants with an equal score part."""
-        return ctx.score(self._evicting.score)
+    def drops(self, tokens: int | None, span: int) -> bool:
+        """Return True if the method may drop tokens of a prompt of `span`, of which `tokens` are allowed."""
+        return self.evicts and (tokens is None or tokens < span)
+
+    def scores(self, ctx: LayerContext) -> Tensor | None:
+        """Return [U, T] scores, shared by all variants with an equal score part; None without one."""
+        score = self._evicting.score
+        return None if score is None else ctx.score(score)
 
     def statistic(self, ctx: LayerContext) -> Tensor:
-        """Return the summary of a layer's scores that layer budgets need of every layer, if `needs_statistics`."""
-        return self._evicting.layers.statistic(self.scores(ctx))
+        """Return the summary of a layer that layer budgets need of every layer, if `needs_statistics`."""
+        layers, score = self._evicting.layers, self._evicting.score
+        assert layers is not None and score is not None
+        score_UT = ctx.score(score)  # outside of the memo: its seconds would count twice
+        return ctx.memo(("statistic", layers, score), lambda: layers.statistic(ctx, score_UT))
 
-    def mask(self, ctx: LayerContext, tokens: int, total: int) -> Tensor:
-        """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads."""
-        self.check_scored(tokens)
+    def mask(self, ctx: LayerContext, tokens: int | None, total: int | None) -> Tensor:
+        """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads; None without a budget."""
+        if tokens is not None:
+            self.check_scored(tokens)
         return self._evicting.mask(ctx, tokens, total)
 
     def keep(
@@ -193,6 +213,12 @@ class Method:
         scaling: float | None = None,
         layer_scores: Sequence[Tensor] | None = None,
         kernels: Kernels | None = None,
+        model: ModelView | None = None,
+        token_ids: Tensor | None = None,
+        spans: Mapping[str, tuple[int, int]] | None = None,
+        hidden: Tensor | None = None,
+        probed: Mapping[Any, Any] | None = None,
+        seed: int = 0,
     ) -> list[Tensor]:
         """Return which tokens of one layer stay: one sorted LongTensor of positions per KV head.
 
@@ -202,25 +228,49 @@ class Method:
             budget: tokens per KV head as int, or share of T as float; averaged over layers and heads.
             layer, num_layers: position of the layer, for layer-wise budgets.
             scaling: factor on the logits, 1 / sqrt(D) by default.
-            layer_scores: [T] scores of every layer, for methods whose layer budgets depend on all layers
+            layer_scores: the statistics of all layers, for methods whose layer budgets depend on them
                 (`needs_statistics`); see `layer_statistic`.
             kernels: faster forms of some computations.
+            model, token_ids, spans, hidden, probed: further facts, for methods that name them in `needs`:
+                a view of the model, [T] ids, {region: (begin, end)}, the layer's [T, E] input, and results of the
+                method's own forward passes by their part.
+            seed: for methods that draw random numbers.
 
         Raises:
-            ValueError: an impossible budget, or shapes that do not fit.
+            ValueError: an impossible budget, shapes that do not fit, or a fact in `needs` that is not given.
         """
         if not 0 <= layer < num_layers:
             raise ValueError(f"layer={layer} must lie in [0, num_layers={num_layers})")
+        given = {"model": model, "token_ids": token_ids, "spans": spans, "hidden": hidden, "probed": probed}
+        missing = sorted(name for name in self.needs if given[name] is None)
+        if missing:
+            raise ValueError(f"method={self.name}: reads {', '.join(missing)}; give keep({missing[0]}=...)")
         q, k, v = map(_unbatched, (q, k, v))
-        ctx = LayerContext(q, k, v, scaling=scaling, layer=layer, num_layers=num_layers, kernels=kernels)
+        ctx = LayerContext(
+            q,
+            k,
+            v,
+            scaling=scaling,
+            layer=layer,
+            num_layers=num_layers,
+            kernels=kernels,
+            facts=PromptFacts(token_ids, spans or {}, model, seed),
+            hidden_TE=hidden,
+            probed=probed,
+        )
         tokens = self.tokens(budget, ctx.num_tokens)
-        if tokens is None or tokens >= ctx.num_tokens:
+        if not self.drops(tokens, ctx.num_tokens):
             keep_UT = k.new_ones(k.shape[:2]).bool()
         else:
             totals = self.layer_totals(
-                tokens, span=ctx.num_tokens, layers=num_layers, heads=ctx.num_kv_heads, statistics=layer_scores
+                tokens,
+                span=ctx.num_tokens,
+                layers=num_layers,
+                heads=ctx.num_kv_heads,
+                query_heads=ctx.num_kv_heads * ctx.group,
+                statistics=layer_scores,
             )
-            keep_UT = self.mask(ctx, tokens, totals[layer])
+            keep_UT = self.mask(ctx, tokens, None if totals is None else totals[layer])
         return [row.nonzero().flatten() for row in keep_UT]
 
     def keep_layers(
@@ -230,26 +280,55 @@ class Method:
         budget: int | float | None = None,
         scaling: float | None = None,
         kernels: Kernels | None = None,
+        **facts: Any,
     ) -> list[list[Tensor]]:
-        """Return `keep` of all layers of a model at once, given as (q, k, v) triples; serves every method."""
-        scores = [self.layer_statistic(*qkv, scaling=scaling) for qkv in layers] if self.needs_statistics else None
+        """Return `keep` of all layers of a model at once, given as (q, k, v) triples; serves every method.
+
+        Args:
+            facts: as `keep` takes them, the same for all layers.
+        """
+        scores = None
+        if self.needs_statistics:
+            scores = [
+                self.layer_statistic(q, k, v, scaling=scaling, layer=i, num_layers=len(layers))
+                for i, (q, k, v) in enumerate(layers)
+            ]
         return [
             self.keep(
-                *qkv,
+                q,
+                k,
+                v,
                 budget=budget,
                 layer=i,
                 num_layers=len(layers),
                 scaling=scaling,
                 layer_scores=scores,
                 kernels=kernels,
+                **facts,
             )
-            for i, qkv in enumerate(layers)
+            for i, (q, k, v) in enumerate(layers)
         ]
 
-    def layer_statistic(self, q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None = None) -> Tensor:
-        """Return the [T] scores of one layer, as `keep` needs them of every layer if the method `needs_statistics`."""
+    def layer_statistic(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scaling: float | None = None,
+        layer: int = 0,
+        num_layers: int = 1,
+        kernels: Kernels | None = None,
+    ) -> Tensor:
+        """Return the statistic of one layer, as `keep` needs it of every layer if the method `needs_statistics`."""
         q, k, v = map(_unbatched, (q, k, v))
-        return self.statistic(LayerContext(q, k, v, scaling=scaling))
+        return self.statistic(
+            LayerContext(q, k, v, scaling=scaling, layer=layer, num_layers=num_layers, kernels=kernels)
+        )
+
+    def _text(self, error: InvalidField, part: str) -> str:
+        """Return the message of a part's error, with dials in the place of the part's fields."""
+        return error.text(lambda name: self.dial_of.get((part, name), name))
 
     @property
     def _evicting(self) -> Eviction:

@@ -104,7 +104,7 @@ def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any]
     plain.pop("benchmark")
     spec = ModelSpec.from_node(plain["model"])
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    variant = Variant(method, plain["budget"] if method.evicts else None)
+    variant = Variant(method, plain["budget"] if method.promises is not None else None)
     return {str(key): value for key, value in plain.items()}, spec, variant
 
 

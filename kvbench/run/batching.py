@@ -49,7 +49,8 @@ class SampleTask:
     def request(self, question: str) -> Request:
         """Return the request to the engine: one variant per run, in order."""
         span = span_tokens(self.prompt, question)
-        return Request(self.prompt, [run.job.variant_for(span) for run in self.runs], self.sample.max_new_tokens)
+        variants = [run.job.variant_for(span) for run in self.runs]
+        return Request(self.prompt, variants, self.sample.max_new_tokens, self.runs[0].job.cfg["seed"])
 
 
 def compute(

@@ -139,7 +139,7 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     spec = models.ModelSpec.from_node(plain["model"])
     spec.check_answers()
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    if method.evicts and isinstance(cfg.budget, int):
+    if method.promises == "kept" and isinstance(cfg.budget, int):
         method.check_room(cfg.budget)
         method.check_scored(cfg.budget)
     return CheckedConfig({str(k): v for k, v in plain.items()}, spec, method, _build_benchmark(cfg.benchmark))
@@ -152,9 +152,10 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
         ValueError: one line naming the override to change.
     """
     cfg, spec, method = checked.cfg, checked.model, checked.method
-    budget = cfg["budget"] if method.evicts else None
-    if not method.evicts:
-        log.info("%s keeps every token: budget=%s does not apply to it", method.name, cfg["budget"])
+    budget = cfg["budget"] if method.promises is not None else None
+    if method.promises is None:
+        keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
+        log.info("%s %s: budget=%s does not apply to it", method.name, keeps, cfg["budget"])
     facts, weights = prompts.facts(spec), spec.identity()
     jobs = []
     for benchmark in benchmarks_of(checked.benchmark, facts):

@@ -7,7 +7,7 @@ half the rows, never a result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -100,11 +100,11 @@ class Limits:
         """Return a request for as many of the first variants as fit by themselves, at least one."""
         count = len(request.variants)
         while count > 1:
-            part = Request(request.prompt, request.variants[:count], request.max_new_tokens)
+            part = replace(request, variants=request.variants[:count])
             if self([], part):
                 return part
             count = (count + 1) // 2
-        return Request(request.prompt, request.variants[:1], request.max_new_tokens)
+        return replace(request, variants=request.variants[:1])
 
 
 def free_bytes(device: str, *, all_gpus: bool = False) -> int:

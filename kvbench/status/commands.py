@@ -10,10 +10,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvbench.config import GROUPS, PARTS, defaults, options
+from kvbench.config import FIXED, GROUPS, PARTS, defaults, options
 from kvbench.store.stored_config import read_config
 
-_FIXED = ("name", "_target_", *PARTS)  # follow from the option's name
+_FIXED = ("_target_", *FIXED, *PARTS)  # follow from the option's name
 _TRUST = "trust_remote_code"  # whether a model may bring code: never suggested, each user decides
 _WORD = re.compile(r"[A-Za-z_./][\w./+@-]*")
 _LITERALS = re.compile(r"(?i)null|true|false|nan|inf")

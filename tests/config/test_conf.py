@@ -14,7 +14,7 @@ import kvbench
 from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts, benchmarks_of
 from kvbench.config.annotations import settings_of
-from kvbench.methods.dials import PARTS
+from kvbench.methods.dials import FIXED, PARTS
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
 MODELS, EXPERIMENTS = sorted(config.options("model")), sorted(config.options("experiment"))
@@ -32,7 +32,7 @@ def test_every_dial_reaches_a_part(name):
     text = config.options("method")[name].read_text()
     node = config.defaults("method", name)
     for dial in node:
-        if dial != "name" and dial not in PARTS:
+        if dial not in (*FIXED, *PARTS):
             assert re.search(rf"\$\{{\.\.{dial}\}}", text), f"method.{dial} is read by no part of {name}"
 
 

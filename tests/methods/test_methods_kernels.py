@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import kvbench
-from kvbench.methods.base import Heads, Protected, Score, Select
+from kvbench.methods.base import Heads, LayerBudget, Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget, HeadSplit
 from kvbench.methods.context import LayerContext
 from kvbench.methods.heads.adaptive import Adaptive
@@ -31,7 +31,7 @@ TOKENS, BUDGET, WINDOW = 90, 40, 8
 class FirstHeadTakesAll(Adaptive):
     """All free tokens to head 0."""
 
-    def __call__(self, candidates: Candidates, total: int) -> list[int]:
+    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> list[int]:
         heads, count = candidates.values_UN.shape
         return [min(total, count), *[0] * (heads - 2), max(0, total - count)]
 
@@ -40,7 +40,7 @@ class FirstHeadTakesAll(Adaptive):
 class LastHeadFirst(Uniform):
     """Twice as many tokens for the last head as for the first."""
 
-    def __call__(self, candidates: Candidates, total: int) -> list[int]:  # type: ignore[override]
+    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> list[int]:
         return [total // 3, total - total // 3]
 
 

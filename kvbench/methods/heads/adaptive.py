@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kvbench.methods.base import Heads
+from kvbench.methods.base import Heads, LayerBudget
 from kvbench.methods.candidates import Candidates, HeadBudget, HeadSplit
+from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_allocation, check_between
 from kvbench.methods.rounding import apportion
 
@@ -39,7 +40,7 @@ class Adaptive(Heads):
         """True if the heads' tokens add up to the layer's."""
         return self.allocation == "exact"
 
-    def __call__(self, candidates: Candidates, total: int) -> HeadBudget:
+    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> HeadBudget:
         """Return the candidates to keep per KV head, as a rule where kernels know it."""
         if self.exact and not self.normalize:
             return HeadSplit(total, "layer", self.floor)

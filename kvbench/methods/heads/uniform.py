@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.methods.base import Heads
+from kvbench.methods.base import Heads, LayerBudget
 from kvbench.methods.candidates import Candidates, HeadSplit
+from kvbench.methods.context import LayerContext
 
 
 @dataclass(frozen=True)
 class Uniform(Heads):
     """Equal budgets for all KV heads of a layer; odd tokens go to the lower heads."""
 
-    def __call__(self, candidates: Candidates, total: int) -> HeadSplit:
+    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> HeadSplit:
         """Return the candidates to keep per KV head, as a rule."""
         return HeadSplit(total, "head")

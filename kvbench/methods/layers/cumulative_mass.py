@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.base import LayerBudget, Layers
+from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_allocation
 from kvbench.methods.rounding import apportion
 
@@ -45,7 +46,7 @@ class CumulativeMass(Layers):
         """True: the mass is searched over all layers."""
         return True
 
-    def statistic(self, score_UT: Tensor) -> Tensor:
+    def statistic(self, ctx: LayerContext, score_UT: Tensor) -> Tensor:
         """Return the layer's [T] importance, the mean score over its KV heads."""
         return score_UT.double().mean(0)
 

@@ -36,8 +36,11 @@ class TopK(Select):
         """Return the tokens that are always kept under a budget of `tokens` per KV head."""
         return Protected(self.sinks, window_tokens(self.window, tokens))
 
-    def __call__(self, ctx: LayerContext, candidates: Candidates, budget: HeadBudget, protected: Protected) -> Tensor:
+    def __call__(
+        self, ctx: LayerContext, candidates: Candidates | None, budget: HeadBudget | None, protected: Protected
+    ) -> Tensor:
         """Return the keep mask [U, T]."""
+        assert candidates is not None and budget is not None
         keep_UT = torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool, device=ctx.k.device)
         keep_UT[:, protected.sinks : ctx.num_tokens - protected.window] = candidates.best(budget)
         return keep_UT

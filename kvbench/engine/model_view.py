@@ -1,0 +1,148 @@
+"""A view of a model for the parts of a method: output projections, its own rotation, and its tokenizer.
+
+The view reads modules and changes none. The attention modules are those that transformers hands to the attention
+function.
+
+Shape suffixes: H query heads, T tokens, D head dimension, E hidden size.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvbench.common.suggest import did_you_mean
+from kvbench.engine.rotation import Rotation, find_rotation
+from kvbench.engine.survey import AttentionPlan, survey
+from kvbench.methods.model_view import TOKEN_KINDS
+
+_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
+_rotations: WeakKeyDictionary[PreTrainedModel, Rotation | None] = WeakKeyDictionary()
+
+
+def view_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> EngineView:
+    """Return the view of a model. Its rotation is checked once per model and process, by a forward call."""
+    plan = survey(model)
+    if model not in _rotations:
+        _rotations[model] = find_rotation(model, plan)
+    return EngineView(model, plan, tokenizer)
+
+
+def decoder_layers(model: PreTrainedModel, plan: AttentionPlan) -> Mapping[int, nn.Module]:
+    """Return {index: decoder layer} of the layers that are compressed: the modules that hold an attention module."""
+    parents = {child: module for module in model.modules() for child in module.children()}
+    return {layer: parents[plan.modules[layer]] for layer in plan.full}
+
+
+class EngineView:
+    """The `kvbench.methods.model_view.ModelView` of a loaded model.
+
+    Args:
+        tokenizer: None where the caller gave none; questions about tokens are then refused.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: AttentionPlan, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._name = type(model).__name__
+        self._modules = [plan.modules[layer] for layer in plan.full]
+        self._shape = plan.heads, plan.head_dim
+        self._rotation = _rotations.get(model)
+        self.tokenizer = tokenizer
+
+    def o_proj(self, layer: int) -> Tensor:
+        """Return [H, D, E]; see `ModelView`."""
+        module = self._modules[layer]
+        heads, dim = self._shape
+        for name in _PROJECTIONS:
+            projection = getattr(module, name, None)
+            if isinstance(projection, nn.Module):
+                weight = _weight(projection, heads * dim)
+                if weight is not None:
+                    return weight.reshape(heads, dim, -1)
+        raise ValueError(
+            f"model: {type(module).__name__} of {self._name} has no output projection of {heads} heads x {dim}, which "
+            "this method reads; choose another model or method"
+        )
+
+    def rotate(self, x: Tensor, by: Tensor) -> Tensor:
+        """Return x [..., T, D] rotated by further positions; see `ModelView`."""
+        if self._rotation is None:
+            raise ValueError(
+                f"model: {self._name} rotates its keys in a way that kvbench does not know, and this method rotates "
+                "them; choose another model or method"
+            )
+        rotated: Tensor = self._rotation(x, by)
+        return rotated
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text; see `ModelView`."""
+        ids: list[int] = self._need_tokenizer().encode(text, add_special_tokens=False)
+        return ids
+
+    def answer_prefix(self) -> list[int]:
+        """Return the ids that the chat template puts before an answer; see `ModelView`."""
+        tokenizer = self._need_tokenizer()
+        if not tokenizer.chat_template:
+            return []
+        chat = [{"role": "user", "content": "x"}]
+        short, long = (
+            str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wanted))
+            for wanted in (False, True)
+        )
+        return self.encode(long[len(short) :]) if long.startswith(short) else []
+
+    def ids(self, kind: str) -> Tensor:
+        """Return the sorted ids of a kind of tokens; see `ModelView`."""
+        if kind not in TOKEN_KINDS:
+            raise ValueError(f"ids({kind!r}): no such kind of tokens.{did_you_mean(kind, TOKEN_KINDS)}")
+        return torch.tensor(_ids_of(self._need_tokenizer(), kind), dtype=torch.long)
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ValueError("this method reads tokens; give kvbench.compressed(..., tokenizer=...)")
+        return self.tokenizer
+
+
+@torch.inference_mode()
+def _weight(projection: nn.Module, inputs: int) -> Tensor | None:
+    """Return the weight of a linear module, [inputs, outputs]; None if it takes another number of inputs.
+
+    A weight that is quantised, or that lies elsewhere until it is used, is read from the module's outputs for unit
+    vectors.
+    """
+    weight = getattr(projection, "weight", None)
+    if isinstance(projection, nn.Linear) and type(weight) is nn.Parameter and not weight.is_meta:
+        return weight.T if weight.shape[1] == inputs and weight.is_floating_point() else None
+    if getattr(projection, "in_features", inputs) != inputs:
+        return None
+    like = next((p for p in projection.parameters() if p.is_floating_point() and not p.is_meta), None)
+    device, dtype = (torch.device("cpu"), torch.float32) if like is None else (like.device, like.dtype)
+    units = torch.eye(inputs, device=device, dtype=dtype)
+    try:
+        answers: Tensor = projection(units) - projection(torch.zeros_like(units[:1]))
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return answers
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
+    """Return the sorted ids of a kind of tokens."""
+    special = set(tokenizer.all_special_ids)
+    if kind == "special":
+        return sorted(special)
+    texts = {i: tokenizer.decode([i]) for i in sorted(set(tokenizer.get_vocab().values()) - special)}
+    return [i for i, text in texts.items() if _is_of_kind(str(text), kind)]
+
+
+def _is_of_kind(text: str, kind: str) -> bool:
+    """Return True if the text of a token is of a kind; spaces around it do not matter."""
+    if kind == "newline":
+        return "\n" in text and not text.strip()
+    inner = text.strip()
+    if kind == "digit":
+        return inner.isdecimal()
+    return bool(inner) and all(letter in string.punctuation for letter in inner)

@@ -1,0 +1,106 @@
+"""A model's own rotary embedding, as a function of queries or keys and positions.
+
+Its frequencies are read from the model's rotary modules; how channels are paired, and how many of them rotate, is found
+out by a check. In a prompt of one repeated token every layer computes the same keys at every position, but for their
+rotation. So a rotation is right if it turns the first of these keys into the others, in every layer.
+
+Shape suffixes: L layers, U KV heads, T tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kvbench.engine.attention import NAME, kvbench_attention, last_logits
+from kvbench.engine.survey import AttentionPlan
+
+_POSITIONS = (0, 1, 2, 3, 7, 20)  # of the check: small, so that frequencies that depend on the length stay as they are
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # of the keys' size; half precisions: 0.03
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A rotation of channel pairs by positions times frequencies.
+
+    Attributes:
+        module, buffer: where the frequencies are; a model may change them with the length of its text.
+        interleaved: True if channels 2i and 2i + 1 form a pair; False if i and i + R / 2 do, of R rotated channels.
+    """
+
+    module: nn.Module
+    buffer: str
+    interleaved: bool
+
+    def __call__(self, x: Tensor, by: Tensor) -> Tensor:
+        """Return x [..., T, D] rotated by [T] further positions."""
+        frequencies: Tensor = getattr(self.module, self.buffer)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        by = torch.as_tensor(by, device=x.device)
+        angle = by[..., None].to(wide) * frequencies.to(x.device, wide)
+        channels = 2 * angle.shape[-1]
+        turned = x[..., :channels].to(wide)
+        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turned.chunk(2, -1)
+        cos, sin = angle.cos(), angle.sin()
+        pair = first * cos - second * sin, second * cos + first * sin
+        turned = torch.stack(pair, -1).flatten(-2) if self.interleaved else torch.cat(pair, -1)
+        return torch.cat([turned.to(x.dtype), x[..., channels:]], -1)
+
+
+def find_rotation(model: PreTrainedModel, plan: AttentionPlan) -> Rotation | None:
+    """Return the rotation of a model's keys; None if it is not the same known one in all layers that are compressed."""
+    k_LUTD = _keys(model, plan)
+    tolerance = _TOLERANCE.get(model.dtype, 0.03)
+    by = torch.tensor(_POSITIONS, device=k_LUTD.device)
+    for rotation in _candidates(model, plan.head_dim):
+        error = rotation(k_LUTD[..., :1, :].expand_as(k_LUTD), by) - k_LUTD
+        if float(error.norm() / k_LUTD.norm()) <= tolerance:
+            return rotation
+    return None
+
+
+def _candidates(model: PreTrainedModel, head_dim: int) -> Iterator[Rotation]:
+    """Yield the rotations that a model's frequencies allow."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.endswith("inv_freq") and "original" not in name and 2 * buffer.numel() <= head_dim:
+                yield Rotation(module, name, interleaved=False)
+                yield Rotation(module, name, interleaved=True)
+
+
+@torch.inference_mode()
+def _keys(model: PreTrainedModel, plan: AttentionPlan) -> Tensor:
+    """Return the keys [L, U, T, D] of the compressed layers in a prompt of one repeated token, in float32 at least."""
+    device = next(model.get_input_embeddings().parameters()).device
+    ids_1T = torch.full((1, len(_POSITIONS)), 2, device=device)
+    position_1T = torch.tensor([_POSITIONS], device=device)
+    keys = _KeysPass(plan.full)
+    inside = model.config._attn_implementation == NAME
+    with nullcontext() if inside else kvbench_attention(model):
+        last_logits(model, ids_1T, position_1T, keys)
+    return torch.stack([k.to(device, torch.promote_types(k.dtype, torch.float32)) for k in keys.held])
+
+
+class _KeysPass:
+    """The attention of a forward call that holds the keys of some layers."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self._layers = layers
+        self.held: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Start the forward call."""
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Return the values of each position as its attention output: all tokens are the same [B, H, T, D]."""
+        if layer in self._layers:
+            self.held.append(k_BUTD[0])
+        return v_BUTD.repeat_interleave(q_BHTD.shape[1] // v_BUTD.shape[1], 1)
+
+    def finish(self) -> None:
+        """End the forward call."""

@@ -1,0 +1,74 @@
+"""The start of a prefill, the same for the engine's loop and for `kvbench.compressed`.
+
+Both must give a method the same facts about prompt and model; otherwise it would keep other tokens in one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvbench.engine.caches import LayerCaches
+from kvbench.engine.hidden import LayerInputs
+from kvbench.engine.model_view import decoder_layers, view_of
+from kvbench.engine.prefill import PrefillPass
+from kvbench.engine.variant import Variant
+from kvbench.methods.context import PromptFacts
+
+
+def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, variants: Sequence[Variant]) -> None:
+    """Make what methods need of a model, before its prefill; a forward call of the model is part of it.
+
+    Raises:
+        ValueError: a method does not fit the model; one line.
+    """
+    if any("model" in variant.method.needs for variant in variants):
+        view_of(model, tokenizer)
+
+
+def start_prefill(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    variants: Sequence[Variant],
+    caches: LayerCaches,
+    *,
+    token_ids: Tensor,
+    reserve: int,
+    context_len: int | None = None,
+    first_row: int = 0,
+    seed: int = 0,
+) -> PrefillPass:
+    """Return the attention of a prompt's forward call.
+
+    Args:
+        variants: one row each.
+        caches: destination of the kept keys and values.
+        token_ids: [T] ids of the compressed span.
+        reserve: tokens that will be appended to each row.
+        context_len: tokens of the prompt's context, the rest is the question; None if all of the prompt is context.
+        first_row: the cache's row of the first variant; the others follow.
+        seed: seed of the run, for methods that draw random numbers.
+
+    Raises:
+        ValueError: a budget that is impossible on this prompt.
+    """
+    span = len(token_ids)
+    needs = frozenset[str]().union(*(variant.method.needs for variant in variants))
+    context = span if context_len is None else min(context_len, span)
+    facts = PromptFacts(
+        token_ids=token_ids,
+        spans={"context": (0, context), "question": (context, span)},
+        model=view_of(model, tokenizer) if "model" in needs else None,
+        seed=_sample_seed(seed, token_ids),
+    )
+    hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
+    return PrefillPass(variants, caches, span=span, reserve=reserve, first_row=first_row, facts=facts, hidden=hidden)
+
+
+def _sample_seed(seed: int, token_ids: Tensor) -> int:
+    """Return a seed that depends on the run's seed and the prompt alone: it is the same in any plan."""
+    text = f"{seed} {token_ids.tolist()}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")

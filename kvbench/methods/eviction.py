@@ -1,0 +1,125 @@
+"""The parts that choose which tokens of a prompt stay, and how they work together.
+
+Shape suffixes: U KV heads, T tokens of the compressed span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.methods.base import Heads, LayerBudget, Layers, Score, Select
+from kvbench.methods.candidates import Candidates
+from kvbench.methods.context import LayerContext
+from kvbench.methods.memo import Memo
+
+_PROTOCOLS = {"score": Score, "layers": Layers, "heads": Heads, "select": Select}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eviction:
+    """The parts that a method needs to keep some tokens and drop the others.
+
+    A counted selection keeps as many tokens as the budget says; it needs all four parts. Another one decides by itself
+    how many stay: it has no layers and no heads, and its method takes no budget.
+
+    Raises:
+        ValueError: a part is missing, superfluous, or lacks what its protocol gives to a class that inherits from it.
+    """
+
+    score: Score | None = None
+    layers: Layers | None = None
+    heads: Heads | None = None
+    select: Select
+
+    def __post_init__(self) -> None:
+        for name, protocol in _PROTOCOLS.items():
+            part = getattr(self, name)
+            if part is not None and not isinstance(part, protocol):
+                raise ValueError(
+                    f"{name}={type(part).__name__}: must inherit from kvbench.methods.base.{protocol.__name__}"
+                )
+        if self.select.counted:
+            missing = [name for name in ("score", "layers", "heads") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"a method that drops tokens also needs {', '.join(missing)} in its YAML")
+        elif self.layers is not None or self.heads is not None:
+            raise ValueError(
+                f"select={type(self.select).__name__}: decides how many tokens stay; leave out layers and heads"
+            )
+
+    @property
+    def counted(self) -> bool:
+        """True if the kept tokens follow from a budget."""
+        return self.select.counted
+
+    @property
+    def exact(self) -> bool:
+        """True if the kept tokens add up to the budget; False if they add up to a reference's rounding of it."""
+        return all(part is None or part.exact for part in (self.layers, self.heads))
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """All scores that are read of a layer, the method's own first."""
+        return (*(() if self.score is None else (self.score,)), *self.select.scores)
+
+    def budget(
+        self,
+        tokens: int,
+        *,
+        span: int,
+        layers: int,
+        heads: int,
+        query_heads: int,
+        statistics: Sequence[Tensor] | None = None,
+    ) -> LayerBudget:
+        """Return a budget of `tokens` per KV head, as layers and heads read it."""
+        sinks, window = self.select.protected(tokens)
+        return LayerBudget(tokens, span, layers, heads, query_heads, sinks, window, statistics)
+
+    def layer_totals(self, budget: LayerBudget) -> list[int]:
+        """Return the tokens of every layer, summed over its KV heads."""
+        assert self.layers is not None
+        return self.layers(budget)
+
+    def mask(self, ctx: LayerContext, tokens: int | None, total: int | None) -> Tensor:
+        """Return the keep mask [U, T] of a layer.
+
+        Args:
+            tokens: budget per KV head; None if the selection is not counted.
+            total: tokens that the layer may keep, summed over its heads; None if the selection is not counted.
+        """
+        if tokens is None or total is None:
+            return self._measured_mask(ctx)
+        assert self.score is not None and self.heads is not None
+        score, protected = self.score, self.select.protected(tokens)
+        first, last = protected.sinks, ctx.num_tokens - protected.window
+        candidates = ctx.memo(
+            ("candidates", score, protected),
+            lambda: Candidates(ctx.score(score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
+        )
+        budget = self.budget(
+            tokens,
+            span=ctx.num_tokens,
+            layers=ctx.num_layers,
+            heads=ctx.num_kv_heads,
+            query_heads=ctx.num_kv_heads * ctx.group,
+        )
+        counts = self.heads(ctx, candidates, total - protected.total * ctx.num_kv_heads, budget)
+        return self.select(ctx, candidates, counts, protected)
+
+    def _measured_mask(self, ctx: LayerContext) -> Tensor:
+        """Return the keep mask of a selection that decides by itself how many tokens stay."""
+        protected = self.select.protected(ctx.num_tokens)
+        if protected.total >= ctx.num_tokens:
+            return torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool, device=ctx.k.device)
+        keep_UT = self.select(ctx, None, None, protected)
+        if keep_UT.shape != ctx.k.shape[:2] or keep_UT.dtype != torch.bool:
+            raise ValueError(
+                f"method: the selection {type(self.select).__name__} returned {list(keep_UT.shape)} {keep_UT.dtype}, "
+                f"must be a mask of [KV heads, tokens] = {list(ctx.k.shape[:2])}"
+            )
+        return keep_UT

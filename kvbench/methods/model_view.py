@@ -1,0 +1,53 @@
+"""The facts about a model that parts of a method may read, apart from its queries, keys and values.
+
+Shape suffixes: H query heads, D head dimension, E hidden size, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+TOKEN_KINDS = ("special", "punctuation", "newline", "digit")
+
+
+class ModelView(Protocol):
+    """A read-only view of a model and its tokenizer, for parts with "model" in their `needs`."""
+
+    def o_proj(self, layer: int) -> Tensor:
+        """Return [H, D, E], the weight that turns each query head's output into a part of the layer's output.
+
+        Quantised weights are dequantised.
+
+        Args:
+            layer: position among the layers that are compressed, as `LayerContext.layer`.
+
+        Raises:
+            ValueError: the attention of this model has no such projection; names the model.
+        """
+        ...
+
+    def rotate(self, x: Tensor, by: Tensor) -> Tensor:
+        """Return queries or keys, rotated by further positions with the model's own rotary embedding.
+
+        Args:
+            x: [..., T, D] after (or before) the rotation.
+            by: [T] positions or one position, negative to rotate back.
+
+        Raises:
+            ValueError: this model rotates in a way that the view does not reproduce; names the model.
+        """
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens. Raises ValueError without a tokenizer."""
+        ...
+
+    def answer_prefix(self) -> list[int]:
+        """Return the token ids that the chat template puts before an answer; empty without a template."""
+        ...
+
+    def ids(self, kind: str) -> Tensor:
+        """Return the sorted token ids of a kind: special, punctuation, newline or digit."""
+        ...
