@@ -83,6 +83,22 @@ class Bench:
         with ops.emulated(build.host()):
             yield
 
+    def survive(self, problem: Exception, who: str) -> str:
+        """Return the first line of a problem that a rival had.
+
+        Raises:
+            SystemExit: an error that ended the CUDA context, for example an illegal access: nothing can run after it.
+        """
+        line = (str(problem).splitlines() or [type(problem).__name__])[0]
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+                torch.zeros(1, device=self.device).item()
+            except Exception as error:
+                self.record(what="stopped", by=who, missing=line)
+                raise SystemExit(f"{self.name}: {who} ended the CUDA context, nothing can follow: {line}") from error
+        return line
+
     def clean(self) -> None:
         """Give back what torch holds of the GPU for nothing."""
         if self.device.type == "cuda":

@@ -1,15 +1,19 @@
 """Decode attention of one layer over ragged caches: our kernel, libraries, and the scheme of copying.
 
     python perf/gpu/decode.py [--out FILE.jsonl] [--seconds 100]
+    python perf/gpu/decode.py rivals [--out FILE.jsonl] [--seconds 100]
 
-Shapes by weight, so that what matters is measured when the time is up. Of each: microseconds in a CUDA graph, bytes
-of keys and values read per second, their share of what a copy moves, the error against double precision on some
-segments, and for our kernels whether three runs are equal bit for bit. Shape suffixes as in `layers`.
+Shapes by weight, so that what matters is measured when the time is up. Our kernels and torch's flash-attention go
+through all shapes first, then flash-attention 3 does. `rivals` measures the schemes that copy or pad, next to our fused
+kernel. Of each: microseconds in a CUDA graph, bytes of keys and values read per second, their share of the triad and
+of the fastest ceiling, the error against double precision on some segments, and for our kernels whether three runs are
+equal bit for bit. Shape suffixes as in `layers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +23,11 @@ import rivals
 import torch
 from bench import Bench
 from layers import LENGTHS, Layer, Shape, exact, lengths, sample
-from timing import per_call, rounds_of, sets_needed
+from timing import per_call, sets_needed
 from torch import Tensor
 
 _MOST_BYTES = 40e9  # of the rotating buffers of a case
+Make = Callable[[Layer], rivals.Attend]
 
 
 def cases(toy: bool) -> Iterator[tuple[Shape, str]]:
@@ -30,9 +35,9 @@ def cases(toy: bool) -> Iterator[tuple[Shape, str]]:
     if toy:
         yield from ((Shape(1, 24, heads=4, kv_heads=2, dim=64), kind) for kind in ("equal", "one_long"))
         return
-    first = [(16, 2048), (1, 32768)]
-    second = [(16, 1024), (1, 1024), (32, 2048), (16, 32768)]
-    rest = [(16, 512), (32, 1024), (1, 2048), (32, 512), (16, 128), (1, 512), (1, 128), (32, 128), (32, 32768)]
+    first = [(32, 2048), (16, 2048), (1, 32768), (1, 1024)]  # the sizes that the targets are about
+    second = [(16, 32768), (16, 1024), (32, 32768)]
+    rest = [(16, 512), (32, 1024), (1, 2048), (32, 512), (16, 128), (1, 512), (1, 128), (32, 128)]
     for batch, mean in [*first, *second, *rest]:
         yield from ((Shape(batch, mean), kind) for kind in LENGTHS)
 
@@ -66,7 +71,7 @@ def fused(layer: Layer) -> rivals.Attend:
     return work
 
 
-def contenders(device: torch.device) -> dict[str, Callable[[Layer], rivals.Attend]]:
+def contenders(device: torch.device) -> dict[str, Make]:
     """Return the ways to attend, by name."""
     schemes = {f"adakv_{name}": partial(copy_append.scheme, copy=copy) for name, copy in _copies(device).items()}
     return {
@@ -79,24 +84,33 @@ def contenders(device: torch.device) -> dict[str, Callable[[Layer], rivals.Atten
     }
 
 
+def rounds_through(device: torch.device, only_rivals: bool) -> list[dict[str, Make]]:
+    """Return the contenders of each round through all shapes, those whose failure would cost most first."""
+    all_ways = contenders(device)
+    first = {name: all_ways.pop(name) for name in ("ours", "ours_fused", "torch_fa")}
+    second = {"fa3": all_ways.pop("fa3")}
+    return [{"ours_fused": first["ours_fused"], **all_ways}] if only_rivals else [first, second]
+
+
 def _copies(device: torch.device) -> dict[str, copy_append.Copy]:
     return copy_append.copies(device)
 
 
-def measure(layer: Layer, name: str, make: Callable[[Layer], rivals.Attend]) -> dict[str, Any]:
-    """Time and error of one contender; `missing` says why where it cannot run."""
+def measure(bench: Bench, layer: Layer, name: str, make: Make) -> dict[str, Any]:
+    """Time and error of one contender; `missing` says why where a rival cannot run."""
     try:
         work = make(layer)
         layer.set_back()
         checked = check(layer, name, work)
         timing = per_call(work, layer.sets, layer.device, layer.set_back)
-    except (ValueError, RuntimeError, NotImplementedError) as problem:
+    except Exception as problem:
         if name.startswith("ours"):
             raise
-        return {"missing": (str(problem).splitlines() or [type(problem).__name__])[0]}
+        return {"missing": bench.survive(problem, name)}
     if int(layer.status):
         raise RuntimeError(f"{name}: segment {int(layer.status) - 1} had no room for the new tokens")
-    return {**timing.micro(), "tb_s": layer.nbytes / timing.median / 1e12, **checked}
+    tb_s = layer.nbytes / timing.median / 1e12
+    return {**timing.micro(), "calls": timing.calls, "tb_s": tb_s, **checked}
 
 
 def check(layer: Layer, name: str, work: rivals.Attend) -> dict[str, Any]:
@@ -127,30 +141,36 @@ def _exact(layer: Layer, name: str, segment: int) -> Tensor:
     return exact(rivals.flat_queries(layer)[segment], k_LD, v_LD, layer.scaling)
 
 
-def main() -> None:
-    bench = Bench("decode", __doc__)
-    with bench.kernels():
-        _, bandwidth = ceilings.copy(bench)
-        bench.record(what="copy", bytes_s=bandwidth)
-        flash = rivals.varlen(bench.device)[1]
-        for shape, kind in cases(bench.toy):
-            about = {"batch": shape.batch, "mean": shape.mean, "lengths": kind}
-            if bench.left() < 3 + shape.nbytes / 4e8:  # the largest take a quarter of a minute
-                bench.record(what="layer", **about, skipped="no time left")
-                continue
-            sets = sets_needed(shape.nbytes, bench.device)
-            sets = max(2, min(sets, int(_MOST_BYTES // shape.nbytes)))
-            layer = Layer(shape, lengths(kind, shape), sets, bench.device, generator=bench.generator)
-            about |= {"longest": layer.longest, "nbytes": layer.nbytes, "sets": sets, "rounds": rounds_of(sets)}
-            for name, make in contenders(bench.device).items():
-                result = measure(layer, name, make)
-                share = {"of_copy": 1e12 * result["tb_s"] / bandwidth} if "tb_s" in result else {}
-                where = {"from": flash} if name == "torch_fa" else {}
-                bench.record(what="layer", **about, contender=name, **result, **share, **where)
-                bench.clean()
-            del layer
+def go_through(bench: Bench, ways: dict[str, Make], ceiling: ceilings.Ceilings, origin: str) -> None:
+    """Measure some contenders on all shapes."""
+    for shape, kind in cases(bench.toy):
+        about = {"batch": shape.batch, "mean": shape.mean, "lengths": kind}
+        if bench.left() < 2 + shape.nbytes / 1e9:  # the slowest rivals take that long on the largest
+            bench.record(what="layer", **about, of=list(ways), skipped="no time left")
+            continue
+        sets = sets_needed(shape.nbytes, bench.device)
+        sets = max(2, min(sets, int(_MOST_BYTES // shape.nbytes)))
+        layer = Layer(shape, lengths(kind, shape), sets, bench.device, generator=bench.generator)
+        about |= {"longest": layer.longest, "nbytes": layer.nbytes, "sets": sets}
+        for name, make in ways.items():
+            result = measure(bench, layer, name, make)
+            shares = ceiling.shares(1e12 * result["tb_s"]) if "tb_s" in result else {}
+            where = {"from": origin} if name == "torch_fa" else {}
+            bench.record(what="layer", **about, contender=name, **result, **shares, **where)
             bench.clean()
+        del layer
+        bench.clean()
+
+
+def main(arguments: Sequence[str]) -> None:
+    only_rivals = "rivals" in arguments
+    bench = Bench("rivals" if only_rivals else "decode", __doc__, [word for word in arguments if word != "rivals"])
+    with bench.kernels():
+        ceiling = ceilings.measured(bench)
+        origin = rivals.varlen(bench.device)[1]
+        for ways in rounds_through(bench.device, only_rivals):
+            go_through(bench, ways, ceiling, origin)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

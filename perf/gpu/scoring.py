@@ -139,11 +139,11 @@ def waited(work: Callable[[int], object], sets: int, device: torch.device) -> Ti
     return Timing(statistics.median(took), took[len(took) // 10], took[-1 - len(took) // 10], len(took), 1)
 
 
-def attention(prompt: Prompt) -> dict[str, Timing]:
-    """Return the ways to compute causal attention of the whole prompt, one for each library that can."""
+def attention(prompt: Prompt) -> dict[str, Timing | str]:
+    """Time the libraries' causal attention of the whole prompt; a library that cannot gets its error's first line."""
     q, k, v = (x[None] for x in (prompt.q_HTD, prompt.k_UTD[0], prompt.v_UTD[0]))
     libraries = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    matches = {}
+    matches: dict[str, Timing | str] = {}
     for name, library in libraries.items():
 
         def work(_: int) -> Tensor:
@@ -152,8 +152,8 @@ def attention(prompt: Prompt) -> dict[str, Timing]:
         try:
             with sdpa_kernel([library]):
                 matches[name] = per_call(work, 1, prompt.bench.device, rounds=1)
-        except RuntimeError:  # not on this device
-            continue
+        except Exception as problem:  # not on this device
+            matches[name] = prompt.bench.survive(problem, f"attention by {name}")
     return matches
 
 
@@ -219,11 +219,15 @@ def main() -> None:
                 timing = per_call(work, prompt.sets, bench.device)
                 bench.record(what="prompt", **about, part=name, **timing.micro())
             for name, timing in attention(prompt).items():
-                bench.record(what="prompt", **about, part="attention", by=name, **timing.micro())
+                result = {"missing": timing} if isinstance(timing, str) else timing.micro()
+                bench.record(what="prompt", **about, part="attention", by=name, **result)
             bench.record(what="prompt", **about, part="products", **products(prompt).micro())
             bench.clean()
-            slow = waited(partial(eager, prompt), prompt.sets, bench.device)
-            bench.record(what="prompt", **about, part="eager", **slow.micro())
+            try:
+                result = waited(partial(eager, prompt), prompt.sets, bench.device).micro()
+            except Exception as problem:  # repeated keys and held logits take much memory
+                result = {"missing": bench.survive(problem, "eager")}
+            bench.record(what="prompt", **about, part="eager", **result)
             del prompt
             bench.clean()
 

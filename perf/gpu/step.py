@@ -1,12 +1,15 @@
-"""A whole decode step of a model: batch 1 and 16 at 32k tokens of context, the full cache against budgets.
+"""A whole decode step of a model: 1 row and 16 rows of 32k tokens of context, the full cache against budgets.
 
     python perf/gpu/step.py [--out FILE.jsonl] [--seconds 100]
 
 The model has the shape of Llama-3.1-8B and random weights. The prompts are not computed: the cache is filled with
-random keys and values, of lengths as Ada-KV's where there is a budget. Steps run as the engine runs them, eagerly and
-as CUDA graphs, from the choice of the last token to that of the next on the host. The roofline is the time in which
-the device copies as many bytes as a step reads: the weights and what is kept. `python -m kvbench.profile` measures the
-same with real prefills. Shape suffixes: B rows, U KV heads, T tokens, D head dimension, V vocabulary.
+random keys and values, of lengths as Ada-KV's where there is a budget. If the full caches of 16 rows do not fit into
+the device's memory, fewer rows are measured, the same number with and without a budget. Steps run as the engine runs
+them, eagerly and as CUDA graphs, from the choice of the last token to that of the next on the host. The roofline is the
+time in which a triad moves as many bytes as a step reads: the weights and what is kept. Next to it is the roofline of
+the fastest ceiling, which nothing measured can beat. The peer is plain transformers with its StaticCache and its own
+attention, eagerly. `python -m kvbench.profile` measures real prefills as well.
+Shape suffixes: B rows, U KV heads, T tokens, D head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,27 +18,30 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ceilings
 import torch
+import yaml
 from bench import Bench
 from layers import Shape, lengths
 from torch import Tensor
+from transformers import StaticCache
 
-import kvbench
+from kvbench import models
 from kvbench.cache.base import Entry, KVCache
+from kvbench.common.paths import conf_dir
 from kvbench.engine import graph
 from kvbench.engine.attention import kvbench_attention
 from kvbench.engine.caches import LayerCaches, make_cache, num_layers
 from kvbench.engine.prefill import ContinuePass, now
 from kvbench.engine.probe import last_logits
 from kvbench.engine.survey import survey
-from kvbench.profile.measure import weights_read
 
-_EAGER, _GRAPHED, _RESERVE = 12, 48, 96
+_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 96, 4
+_SPARE = 4e9  # bytes that the driver, the graphs and a step's own tensors may take
 _WARM = 6  # steps that do not count: the first lays out the cache, graphs are recorded after some eager ones
 
 
@@ -45,9 +51,11 @@ class Case:
     context: int
     budget: int | None  # None: the full cache
     kernel: str = "auto"
+    asked: int | None = None  # rows, where they are more than fit
 
     def about(self) -> dict[str, Any]:
-        return {"batch": self.batch, "context": self.context, "budget": self.budget}
+        fewer = {} if self.asked is None else {"asked_batch": self.asked}
+        return {"batch": self.batch, "context": self.context, "budget": self.budget, **fewer}
 
 
 def cases(toy: bool) -> list[Case]:
@@ -57,6 +65,37 @@ def cases(toy: bool) -> list[Case]:
     long = 32768
     pairs = [(16, 1024), (16, None), (1, 1024), (1, None), (16, 128), (1, 128)]
     return [*(Case(batch, long, budget) for batch, budget in pairs), Case(16, long, 1024, "flash_attn")]
+
+
+def load(toy: bool) -> Any:
+    """Return the model. It is read from its YAML without Hydra, which a bare machine lacks."""
+    name = "tiny" if toy else "shape/llama31_8b"
+    node = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return models.load(models.ModelSpec.from_node(node)).model
+
+
+def weights_read(model: Any) -> int:
+    """Return the bytes of the weights that a step reads: all, without an embedding of which it reads a few rows."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return sum(int(p.nbytes) for p in model.parameters()) - (0 if head is embedding else int(embedding.nbytes))
+
+
+def row_bytes(model: Any, context: int) -> int:
+    """Return the bytes of a row of the full cache."""
+    config = model.config.get_text_config()
+    slots = context + _RESERVE
+    return 2 * num_layers(model) * config.num_key_value_heads * slots * config.head_dim * model.dtype.itemsize
+
+
+def fitting(chosen: Sequence[Case], model: Any, memory: float) -> list[Case]:
+    """Return the cases with no more rows than full caches fit next to the weights; above 4, a multiple of 4."""
+    weights = sum(p.nbytes for p in model.parameters())
+    result = []
+    for case in chosen:
+        rows = max(1, int((memory - weights - _SPARE) // row_bytes(model, case.context)))
+        rows = rows if rows < 4 else rows // 4 * 4
+        result.append(case if case.batch <= rows else replace(case, batch=rows, asked=case.batch))
+    return result
 
 
 def fill(cache: KVCache, case: Case, model: Any, bench: Bench) -> None:
@@ -109,7 +148,7 @@ def timed(decoding: Decoding, forward: graph.Forward, steps: int) -> dict[str, f
 
 
 @torch.inference_mode()
-def measure(model: Any, case: Case, bench: Bench, bandwidth: float, record: Callable[..., None]) -> None:
+def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, record: Callable[..., None]) -> None:
     """Fill a cache and decode, eagerly and by graphs."""
     begun = time.monotonic()
     cache = make_cache(model, "ragged", case.kernel)
@@ -132,8 +171,7 @@ def measure(model: Any, case: Case, bench: Bench, bandwidth: float, record: Call
             kernel=cache.kernel,
             **result,
             tokens_s=case.batch / result["tpot_s"],
-            roofline_s=(read + grown) / bandwidth,
-            times_roofline=result["tpot_s"] * bandwidth / (read + grown),
+            **rooflines(result["tpot_s"], read + grown, ceiling),
             replayed=getattr(forward, "replayed", 0),
             kept_bytes=kept,
             cache_bytes=cache.bytes(),
@@ -145,6 +183,48 @@ def measure(model: Any, case: Case, bench: Bench, bandwidth: float, record: Call
         record(mode="graph", kernel=cache.kernel, missing=graph.obstacle(model, cache))
 
 
+def rooflines(tpot_s: float, nbytes: float, ceiling: ceilings.Ceilings) -> dict[str, float]:
+    """Return the time in which a triad moves the bytes of a step, and a step's time as a multiple of it."""
+    return {
+        "step_bytes": nbytes,
+        "roofline_s": nbytes / ceiling.triad,
+        "times_roofline": tpot_s * ceiling.triad / nbytes,
+        "times_best_roofline": tpot_s * ceiling.best / nbytes,
+    }
+
+
+@torch.inference_mode()
+def plain(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, record: Callable[..., None]) -> None:
+    """Decode with transformers alone: a StaticCache of random keys and values, and the model's own attention."""
+    config = model.config.get_text_config()
+    cache = StaticCache(config=model.config, max_cache_len=case.context + 2 * _WARM + _PLAIN)
+    cache.early_initialization(case.batch, config.num_key_value_heads, config.head_dim, model.dtype, bench.device)
+    for layer in cache.layers:
+        for slots in (layer.keys, layer.values):  # older versions count the slots that are not zero
+            slots[:, :, : case.context].normal_(generator=bench.generator)
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length.fill_(case.context)
+    token_B1 = torch.full((case.batch, 1), 7, device=bench.device)
+    took = []
+    for turn in range(2 + _PLAIN):
+        begun = now(bench.device)
+        position_B1 = torch.full_like(token_B1, case.context + turn)
+        logits_B1V = model(
+            input_ids=token_B1, position_ids=position_B1, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits
+        token_B1 = torch.tensor(logits_B1V[:, -1].argmax(-1).tolist(), device=bench.device)[:, None]
+        took.append(now(bench.device) - begun)
+    tpot_s = statistics.median(took[2:])
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    record(
+        mode="eager",
+        kernel="transformers",
+        tpot_s=tpot_s,
+        tokens_s=case.batch / tpot_s,
+        **rooflines(tpot_s, weights_read(model) + kept, ceiling),
+    )
+
+
 def _reset_peak(bench: Bench) -> None:
     gc.collect()
     bench.clean()
@@ -152,28 +232,29 @@ def _reset_peak(bench: Bench) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def run(bench: Bench, chosen: Sequence[Case]) -> None:
-    _, bandwidth = ceilings.copy(bench)
+def run(bench: Bench) -> None:
+    ceiling = ceilings.measured(bench)
     _reset_peak(bench)
-    model = kvbench.load_model("tiny" if bench.toy else "shape/llama31_8b").model
-    bench.record(what="model", bytes_s=bandwidth, weight_bytes=sum(p.nbytes for p in model.parameters()))
-    for case in chosen:
-        if bench.left() < 10 and not bench.toy:
-            bench.record(what="step", **case.about(), skipped="no time left")
+    model = load(bench.toy)
+    memory = torch.cuda.mem_get_info()[1] if bench.device.type == "cuda" else 1e12
+    bench.record(what="model", weight_bytes=sum(p.nbytes for p in model.parameters()))
+    chosen = fitting(cases(bench.toy), model, memory)
+    full = [case for case in chosen if case.budget is None]
+    for way, case in [*((measure, case) for case in chosen), *((plain, case) for case in full)]:
+        about = case.about() | ({"kernel": "transformers"} if way is plain else {})
+        if bench.left() < 8 and not bench.toy:
+            bench.record(what="step", **about, skipped="no time left")
             continue
         try:
-            measure(
-                model,
-                case,
-                bench,
-                bandwidth,
-                partial(bench.record, what="step", **case.about()),
-            )
+            way(model, case, bench, ceiling, partial(bench.record, what="step", **case.about()))
         except (torch.OutOfMemoryError, ValueError) as problem:
-            bench.record(what="step", **case.about(), missing=str(problem).splitlines()[0])
+            bench.record(what="step", **about, missing=str(problem).splitlines()[0])
+        except Exception as problem:
+            if way is measure:
+                raise
+            bench.record(what="step", **about, missing=bench.survive(problem, "transformers"))
         _reset_peak(bench)
 
 
 if __name__ == "__main__":
-    this = Bench("step", __doc__)
-    run(this, cases(this.toy))
+    run(Bench("step", __doc__))

@@ -1,6 +1,8 @@
 """The suite's steps: what each runs, how long it may take, and how its output is read. Needs the standard library only.
 
-Neighbouring steps marked `parallel` run at the same time: they check, and time nothing.
+The first group gives the figures of the kernels, the second those of whole models, and the checks that take long.
+Within a group the most telling comes first: a step gets its share of the time as long as there is any. Neighbours of
+the same `crew` run at the same time: they check, and time nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,22 @@ class Step:
     """One process.
 
     Attributes:
-        share: seconds it may take, of the 540 of a whole run; what others leave over is added.
+        share: seconds it may take; what earlier steps leave over is added.
         command: the program and its arguments; None if a tool is missing.
         read: reads further fields of the record from the step's output.
         good: whether it went well, from the exit status and `read`'s answer.
+        group: "first" or "second": which of the two calls runs it.
     """
 
     name: str
     share: float
     command: Sequence[str] | None
-    parallel: bool = False
+    crew: str = ""
     env: dict[str, str] = field(default_factory=dict)
     read: Callable[[str], dict[str, Any]] = lambda _: {}
     good: Callable[[int, dict[str, Any]], bool] = lambda code, _: code == 0
     lacks: str = ""
+    group: str = "second"
 
 
 def steps(out: Path, records: Path, toy: bool) -> list[Step]:
@@ -48,20 +52,31 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
         common = ["--out", str(records), "--seconds", "{seconds}", *(["--toy"] if toy else [])]
         return [sys.executable, str(HERE / f"{name}.py"), *more, *common]
 
-    return [
-        Step("build", 90, bench("compiled")),
-        Step("check", 80, _check(toy), parallel=True, read=_cases),
-        Step("tests", 80, _tests(toy), parallel=True, read=_tested, good=_passed(toy)),
-        *(_sanitizer(tool, toy) for tool in SANITIZERS),
+    first = [
+        Step("build", 60, bench("compiled")),
+        Step("smoke", 20, _smoke(toy), read=_ran),
+        Step("ceilings", 15, bench("ceilings")),
+        Step("decode", 80, bench("decode")),
+        Step("append", 20, bench("append")),
+        Step("scoring", 35, bench("scoring")),
+    ]
+    second = [
+        Step("step", 60, bench("step")),
+        Step("breakdown", 25, bench("breakdown")),
+        Step("profile", 45, _profile(out, 1, 32768, toy)),
+        Step("check", 45, _check(toy), crew="checks", read=_cases),
+        Step("tests", 45, _tests(toy), crew="checks", read=_tested, good=_passed(toy)),
+        _sanitizer("memcheck", "memory", toy),
         _control(toy),
-        Step("ceilings", 25, bench("ceilings")),
-        Step("decode", 115, bench("decode")),
-        Step("append", 30, bench("append")),
-        Step("scoring", 40, bench("scoring")),
-        Step("step", 90, bench("step")),
-        Step("profile", 40, _profile(out, 1, 32768, toy)),
+        *(_sanitizer(tool, "sanitizers", toy) for tool in SANITIZERS if tool != "memcheck"),
+        Step("rivals", 60, bench("decode", "rivals")),
         Step("profile16", 30, None if toy else _profile(out, 16, 4096, toy), lacks="the same as profile in a dry run"),
     ]
+    return [*(replace(step, group="first") for step in first), *second]
+
+
+def _smoke(toy: bool) -> list[str]:
+    return [sys.executable, str(HERE / "sanitized.py"), *(["--toy"] if toy else [])]
 
 
 def _check(toy: bool) -> list[str]:
@@ -79,7 +94,10 @@ def _tests(toy: bool) -> list[str]:
     marked = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in file.read_text("utf-8")]
     files = [str(file.relative_to(ROOT)) for file in marked if not toy or file.stem == "test_kernels_ops"]
     few = ["--collect-only"] if toy else []
-    return [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", *few, *files]
+    # the project's own options ask for plugins that the machine may lack
+    how = ["-o", "addopts=--strict-markers", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    how += ["--continue-on-collection-errors"]
+    return [sys.executable, "-m", "pytest", "-m", "cuda", *how, *few, *files]
 
 
 def _tested(output: str) -> dict[str, Any]:
@@ -94,15 +112,11 @@ def _passed(toy: bool) -> Callable[[int, dict[str, Any]], bool]:
     return lambda code, read: code == 0 and read.get("passed", 0) > 0
 
 
-def _sanitizer(tool: str, toy: bool) -> Step:
-    """Return the step with the cases under one of compute-sanitizer's tools; a dry run runs them once without it."""
-    program = [sys.executable, str(HERE / "sanitized.py")]
-    if toy:
-        command = [*program, "--toy"] if tool == "memcheck" else None
-        return Step(tool, 80, command, parallel=True, read=_ran, lacks="the same as memcheck in a dry run")
-    return Step(
-        tool, 80, _under(tool, program), parallel=True, env=_no_cache(), read=_ran, good=_clean, lacks=_NO_SANITIZER
-    )
+def _sanitizer(tool: str, crew: str, toy: bool) -> Step:
+    """Return the step with the cases of `smoke` under one of compute-sanitizer's tools."""
+    command = None if toy else _under(tool, [sys.executable, str(HERE / "sanitized.py")])
+    lacks = "the same as smoke in a dry run" if toy else _NO_SANITIZER
+    return Step(tool, 60, command, crew=crew, env=_no_cache(), read=_ran, good=_clean, lacks=lacks)
 
 
 def _control(toy: bool) -> Step:
@@ -114,7 +128,7 @@ def _control(toy: bool) -> Step:
     def good(_: int, read: dict[str, Any]) -> bool:
         return read.get("found", 0) > 0
 
-    return Step("control", 80, command, parallel=True, env=_no_cache(), read=_ran, good=good, lacks=lacks)
+    return Step("control", 60, command, crew="memory", env=_no_cache(), read=_ran, good=good, lacks=lacks)
 
 
 _NO_SANITIZER = "compute-sanitizer is not there"

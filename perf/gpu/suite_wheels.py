@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_MIB = 60
-# Of our dependencies, those that are pure Python or small; torch, transformers and numpy have to be there.
+# What the suite's steps import beyond torch, transformers, numpy and what these three need themselves, which have to be
+# there; a dry run without anything else is among the tests.
 PURE = (
     "hydra-core", "omegaconf", "filelock", "tabulate", "tqdm", "packaging", "psutil", "accelerate", "pytest",
     "pytest-timeout", "iniconfig", "pluggy", "pygments",

@@ -15,6 +15,7 @@ import torch
 
 Work = Callable[[int], object]
 _CALLS, _MOST_ROUNDS = 64, 8  # of a graph: enough that its launch counts for nothing
+_MOST_SECONDS = 0.02  # of a graph: slow work needs no repetition inside it
 _LEAST_REPLAYS, _MOST_REPLAYS = 5, 60
 
 
@@ -41,7 +42,7 @@ def sets_needed(nbytes: int, device: torch.device, most: int = 384) -> int:
 
 
 def rounds_of(sets: int) -> int:
-    """Return how often a graph goes through all sets."""
+    """Return how often a graph goes through all sets, at most."""
     return max(1, min(_MOST_ROUNDS, _CALLS // sets))
 
 
@@ -59,12 +60,13 @@ def per_call(
         work: nothing in it may wait for the device or depend on the host.
         before: done once at the start of each replay, timed with it: sets back what `work` changes.
         seconds: about how long to measure.
-        rounds: how often a replay goes through all sets; more for short work.
+        rounds: how often a replay goes through all sets; if not given, more for short work.
     """
     if device.type != "cuda":
         return _by_clock(work, sets, before)
-    times = rounds or rounds_of(sets)
-    graph, calls = captured(work, sets, times, before), sets * times
+    each = _warmed_up(work, sets, before)
+    times = rounds or max(1, min(rounds_of(sets), int(_MOST_SECONDS / each)))
+    graph, calls = _captured(work, sets, times, before), sets * times
     graph.replay()
     first = _replays(graph, 1)[0]
     took = _replays(graph, max(_LEAST_REPLAYS, min(_MOST_REPLAYS, int(seconds / first))))
@@ -72,18 +74,26 @@ def per_call(
     return _timing(took, calls)
 
 
-def captured(work: Work, sets: int, rounds: int, before: Callable[[], object] | None = None) -> torch.cuda.CUDAGraph:
-    """Record a graph of `rounds` times all sets, after a warm-up on its own stream."""
+def _warmed_up(work: Work, sets: int, before: Callable[[], object] | None) -> float:
+    """Run the work twice on a stream of its own, which compiles it; return the seconds of the second time."""
     side = torch.cuda.Stream()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(2):  # compiles, loads modules, makes handles
+        for _ in range(2):
             if before is not None:
                 before()
+            begin.record()
             for index in range(sets):
                 work(index)
+            end.record()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
+    return max(1e-6, begin.elapsed_time(end) / 1e3)
+
+
+def _captured(work: Work, sets: int, rounds: int, before: Callable[[], object] | None) -> torch.cuda.CUDAGraph:
+    """Record a graph of `rounds` times all sets."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
