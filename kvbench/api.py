@@ -116,6 +116,7 @@ def generate(
     cache: str = "ragged",
     kernel: str = "auto",
     graph: str = "auto",
+    fused: str = "auto",
     max_rows: int = 64,
     max_prompts: int = 1,
     seed: int = 0,
@@ -138,6 +139,8 @@ def generate(
         cache: "ragged" saves memory, "masked" simulates.
         kernel: the backend that attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
         graph: decode by CUDA graphs: auto (if possible), true or false.
+        fused: decode steps with our own ops for RMSNorm, RoPE and SiLU: auto (on a GPU, if possible), true or false.
+            The weights of the model's linear modules may move in memory.
         max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
             the rest.
         max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
@@ -187,7 +190,15 @@ def generate(
 
     outs: list[list[Any]] = [[None] * len(asked) for _ in rendered]
     answers = stream(
-        model, tokenizer, draw, cache=cache, kernel=kernel, graph=graph, question=question, max_length=max_length
+        model,
+        tokenizer,
+        draw,
+        cache=cache,
+        kernel=kernel,
+        graph=graph,
+        fused=fused,
+        question=question,
+        max_length=max_length,
     )
     with closing(answers), tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
         for request, generations in answers:

@@ -53,6 +53,18 @@ def cases(large: bool) -> Iterator[Case]:
         yield Case("column_sums", name, SCORE_BOUND, partial(column_sums, dtype=dtype))
         yield Case("ragged_gather", name, 0, partial(gather, dtype=dtype))
         yield Case("ragged_relayout", name, 0, partial(relayout, dtype=dtype))
+        for size in (8, 264, 4096, 9000):
+            for added in (False, True):
+                title = f"{name} C{size}{' added' if added else ''}"
+                yield Case(
+                    "add_rms_norm", title, BOUND[dtype], partial(add_rms_norm, dtype=dtype, size=size, added=added)
+                )
+        for dim in (16, 64, 80, 128, 256):
+            for normed in (False, True):
+                title = f"{name} D{dim}{' normed' if normed else ''}"
+                yield Case("rope", title, BOUND[dtype], partial(rope, dtype=dtype, dim=dim, normed=normed))
+        for size in (72, 1000):
+            yield Case("silu_mul", f"{name} F{size}", BOUND[dtype], partial(silu_mul, dtype=dtype, size=size))
     for scope in ("head", "layer"):
         for ties in (False, True):
             yield Case("select", f"{scope}{' ties' if ties else ''}", 0, partial(select, scope=scope, ties=ties))
@@ -217,6 +229,39 @@ def relayout(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     return float(not all(same(x, y) for x, y in zip(new, expected, strict=True)))
 
 
+def add_rms_norm(device: torch.device, seed: int, dtype: torch.dtype, size: int, added: bool) -> float:
+    """Compare `add_rms_norm`; the residual stream and x are slices of wider rows."""
+    g = torch.Generator().manual_seed(seed)
+    residual_NC, x_NC = (normal(g, 3, size + 8, dtype=dtype)[:, :size] for _ in range(2))
+    weight_C = normal(g, size, dtype=dtype)
+    stream = _wider(residual_NC, device, dtype)
+    other = _wider(x_NC, device, dtype) if added else None
+    out = torch.ops.kvb.add_rms_norm(stream, other, weight_C.to(device, dtype), 1e-5)
+    exact = reference.add_rms_norm(residual_NC, x_NC if added else None, weight_C, 1e-5)
+    return max(error(out, exact), error(stream, residual_NC))
+
+
+def rope(device: torch.device, seed: int, dtype: torch.dtype, dim: int, normed: bool) -> float:
+    """Compare `rope`; queries and keys are slices of the same rows, as after one product."""
+    g = torch.Generator().manual_seed(seed)
+    both_NHD = normal(g, 3, 6 + 2 + 1, dim, dtype=dtype)
+    cos_ND, sin_ND = (normal(g, 3, dim, dtype=dtype).clamp(-1, 1) for _ in range(2))
+    q_weight, k_weight = (normal(g, dim, dtype=dtype) if normed else None for _ in range(2))
+    actual = both_NHD.to(device, dtype, copy=True)
+    on_device = [None if x is None else x.to(device, dtype) for x in (cos_ND, sin_ND, q_weight, k_weight)]
+    torch.ops.kvb.rope(actual[:, :6], actual[:, 6:8], *on_device, 1e-6)
+    reference.rope(both_NHD[:, :6], both_NHD[:, 6:8], cos_ND, sin_ND, q_weight, k_weight, 1e-6)
+    return error(actual, both_NHD) if same(actual[:, 8:], both_NHD[:, 8:]) else math.inf
+
+
+def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> float:
+    """Compare `silu_mul`; gate and up are halves of the same rows, as after one product."""
+    g = torch.Generator().manual_seed(seed)
+    both_NF = 4 * normal(g, 3, 2 * size, dtype=dtype)
+    gate_NF, up_NF = both_NF.to(device, dtype).chunk(2, dim=1)
+    return error(torch.ops.kvb.silu_mul(gate_NF, up_NF), reference.silu_mul(*both_NF.chunk(2, dim=1)))
+
+
 def error(out: Tensor, exact: Tensor) -> float:
     """Return ‖out - exact‖ / ‖exact‖; NaN if `out` contains NaN."""
     return float((out.cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30))
@@ -236,6 +281,13 @@ def _nan(slots: int, dim: int) -> tuple[Tensor, Tensor]:
     """Return buffers for keys and values, full of NaN."""
     k_RD, v_RD = torch.full((2, slots, dim), NAN, dtype=torch.float64).unbind()
     return k_RD, v_RD
+
+
+def _wider(x_NC: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copy a matrix into a slice of wider rows of NaN."""
+    wide = torch.full((x_NC.shape[0], x_NC.shape[1] + 16), NAN, dtype=dtype, device=device)
+    wide[:, : x_NC.shape[1]] = x_NC.to(device, dtype)
+    return wide[:, : x_NC.shape[1]]
 
 
 def _prompt(g: torch.Generator, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from kvbench.common.suggest import did_you_mean
 from kvbench.config.annotations import check_value, settings_of
 from kvbench.config.groups import defaults, options, shipped
 from kvbench.config.interpolations import check_interpolations
-from kvbench.config.schema import CACHES, GRAPHS, GROUPS, HOST_KERNELS, KERNELS, NODES, Config
+from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
 from kvbench.methods.dials import FIXED, PARTS, check_budget, check_keys, check_types, split_dials
 from kvbench.models import ModelSpec
 
@@ -141,8 +141,9 @@ def _check_engine(cfg: Mapping[str, Any]) -> None:
     graph = str(engine["graph"]).lower()
     if engine["cache"] not in CACHES:
         raise ValueError(f"engine.cache={engine['cache']}: must be one of {', '.join(CACHES)}")
-    if graph not in GRAPHS:
-        raise ValueError(f"engine.graph={engine['graph']}: must be one of {', '.join(GRAPHS)}")
+    for key in ("graph", "fused"):
+        if str(engine[key]).lower() not in SWITCHES:
+            raise ValueError(f"engine.{key}={engine[key]}: must be one of {', '.join(SWITCHES)}")
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel}: no such kernel.{did_you_mean(kernel, KERNELS)}")
     if engine["cache"] == "masked" and kernel not in ("auto", "torch"):

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 GROUPS = ("model", "method", "benchmark")
 CACHES = ("ragged", "masked")
-GRAPHS = ("auto", "true", "false")
+SWITCHES = ("auto", "true", "false")  # of engine.graph and engine.fused
 HOST_KERNELS = ("cpu", "sdpa", "torch")  # they need the host in every step
 KERNELS = ("auto", "cuda", "flash_attn", *HOST_KERNELS)
 
@@ -20,6 +20,7 @@ class EngineConfig:
     """The `engine` node: how rows are batched and where their keys and values are stored."""
 
     graph: str = "auto"
+    fused: str = "auto"
     cache: str = "ragged"
     max_rows: int = 64
     max_prompts: int = 8

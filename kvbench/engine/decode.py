@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbench.engine.attention import kvbench_attention, last_logits
+from kvbench.engine.attention import Forward, kvbench_attention, last_logits
 from kvbench.engine.caches import LayerCaches, device_of, make_cache
+from kvbench.engine.fused import fused_step
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, now
@@ -42,6 +43,7 @@ def stream(
     cache: str = "ragged",
     kernel: str = "auto",
     graph: str = "auto",
+    fused: str = "auto",
     question: str = "aware",
     max_length: int | None = None,
     on_step: Callable[[float, bool], None] | None = None,
@@ -56,6 +58,8 @@ def stream(
             stopped, repeatedly until it returns None. If it returns None for an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
         graph: whether decode steps are recorded as CUDA graphs: "auto" (if possible), "true", "false".
+        fused: whether decode steps use our own small ops between the model's products: "auto" (on a GPU, if possible),
+            "true", "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
@@ -68,8 +72,9 @@ def stream(
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
     plan = checked_plan(model)
+    step = fused_step(model, plan, fused)
     caches = LayerCaches(plan, make_cache(model, cache, kernel))
-    batch = _Batch(model, tokenizer, caches, RequestLimits(model, plan, max_length), question, graph)
+    batch = _Batch(model, tokenizer, caches, RequestLimits(model, plan, max_length), question, graph, step)
     one_prompt = depends_on_length(model)
     try:
         with kvbench_attention(model):
@@ -104,6 +109,7 @@ class _Batch:
         limits: RequestLimits,
         question: str,
         graph: str,
+        step: Forward | None,
     ) -> None:
         self._model, self._tokenizer, self._limits, self._question = model, tokenizer, limits, question
         self._caches, self._cache = caches, caches.kv
@@ -115,10 +121,12 @@ class _Batch:
         self._call = partial(
             last_logits, model
         )  # no bound method: a reference cycle would wait for the garbage collector
+        self._step = step or self._call
+        self._ran = caches.kv.kernel, "transformers" if step is None else "fused"
         self._steps: GraphedSteps | None = None
         recorded = recordable(model, caches.kv, graph)
         if recorded is not None:
-            self._steps = GraphedSteps(self._call, recorded, CudaRecorder(), must=str(graph).lower() == "true")
+            self._steps = GraphedSteps(self._step, recorded, CudaRecorder(), must=str(graph).lower() == "true")
 
     @property
     def _replayed(self) -> int:
@@ -143,7 +151,7 @@ class _Batch:
                 new.append(self._prefill(request))
             else:
                 span = span_tokens(request.prompt, self._question)
-                failed = [failed_generation(request, span, self._cache.kernel, error) for _ in request.variants]
+                failed = [failed_generation(request, span, self._ran, error) for _ in request.variants]
                 yield request, failed
         begin = now(self._device)
         for entry in new:  # the cache lays out the rows of all new requests here
@@ -269,7 +277,7 @@ class _Batch:
         done = [entry for entry in self._open if all(row.finish is not None for row in entry.rows)]
         self._open = [entry for entry in self._open if entry not in done]
         for entry in done:
-            generations = [entry.generation(i, self._text(row), self._cache.kernel) for i, row in enumerate(entry.rows)]
+            generations = [entry.generation(i, self._text(row), self._ran) for i, row in enumerate(entry.rows)]
             yield entry.request, generations
 
     def _text(self, row: Row) -> str:
@@ -282,7 +290,7 @@ class _Batch:
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
         attention = ContinuePass(self._caches, [row.id for row in rows])
         position_BT = seen_B1 + torch.arange(tokens, device=self._device)
-        forward = self._call if self._steps is None or tokens > 1 else self._steps
+        forward = self._call if tokens > 1 else self._steps or self._step
         logits_BV = forward(ids_BT, position_BT, attention)
         for row in rows:
             row.seen += tokens

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.ragged import RaggedCache
-from kvbench.engine.attention import kvbench_attention, last_logits, one_line
+from kvbench.engine.attention import Forward, kvbench_attention, last_logits, one_line
 from kvbench.engine.caches import LayerCaches, device_of
 from kvbench.engine.prefill import ContinuePass, PrefillPass
 from kvbench.engine.survey import AttentionPlan, survey
@@ -61,11 +61,9 @@ def _probe(model: PreTrainedModel, plan: AttentionPlan) -> None:
         own_TV = model(input_ids=ids_1T, use_cache=False).logits[0, prompt - 1 :]
         with kvbench_attention(model):
             engine_TV = _engine_logits(model, plan, ids_1T, prompt)
-    own_TV, engine_TV = own_TV.float(), engine_TV.to(own_TV.device).float()
     if not bool(own_TV.isfinite().all()):
         return  # there is nothing to compare; each row with such logits fails later
-    spread_T1 = (own_TV - own_TV.mean(-1, keepdim=True)).norm(dim=-1)
-    error_T = ((engine_TV - own_TV).norm(dim=-1) / spread_T1.clamp_min(1e-12)).sort().values
+    error_T = _errors(engine_TV, own_TV).sort().values
     # in half precision, a rounding error can send a token to another expert: one of the four may differ
     exact = model.dtype in _TOLERANCE
     worst = float(error_T[-1 if exact else -2])
@@ -76,17 +74,49 @@ def _probe(model: PreTrainedModel, plan: AttentionPlan) -> None:
         )
 
 
-def _engine_logits(model: PreTrainedModel, plan: AttentionPlan, ids_1T: Tensor, prompt: int) -> Tensor:
-    """Return the logits of a full-cache prefill and of the decode steps after it: [1 + steps, V]."""
+@torch.inference_mode()
+def step_error(model: PreTrainedModel, plan: AttentionPlan, step: Forward) -> float:
+    """Return by how much the logits of some decode steps differ from those of the model's own layers.
+
+    The result is a share of the logits' spread; NaN if the logits of `step` are not finite and the model's own are.
+
+    Raises:
+        ValueError, RuntimeError: what `step` raises.
+    """
+    prompt = _length(plan)
+    ids_1T = _ids(model, prompt + _STEPS).to(device_of(model))
+    with kvbench_attention(model):
+        own_TV, other_TV = (_engine_logits(model, plan, ids_1T, prompt, call) for call in (None, step))
+    if not bool(own_TV.isfinite().all()):
+        return 0.0  # there is nothing to compare; each row with such logits fails later
+    return float(_errors(other_TV, own_TV).max())
+
+
+def _errors(out_TV: Tensor, exact_TV: Tensor) -> Tensor:
+    """Return the errors [T] of logits as shares of the spread of the exact ones."""
+    exact_TV, out_TV = exact_TV.float(), out_TV.to(exact_TV.device).float()
+    spread_T1 = (exact_TV - exact_TV.mean(-1, keepdim=True)).norm(dim=-1)
+    error_T: Tensor = (out_TV - exact_TV).norm(dim=-1) / spread_T1.clamp_min(1e-12)
+    return error_T
+
+
+def _engine_logits(
+    model: PreTrainedModel, plan: AttentionPlan, ids_1T: Tensor, prompt: int, step: Forward | None = None
+) -> Tensor:
+    """Return the logits of a full-cache prefill and of the decode steps after it: [1 + steps, V].
+
+    Args:
+        step: computes the decode steps; the model's own layers by default.
+    """
     caches = LayerCaches(plan, RaggedCache(len(plan.full)))
     call = partial(last_logits, model)
     position_1T = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None]
     everything = Variant(Method("fullkv"))
     prefill = PrefillPass([everything], caches, span=prompt, reserve=_STEPS)
     logits = [call(ids_1T[:, :prompt], position_1T[:, :prompt], prefill)]
-    for step in range(prompt, ids_1T.shape[1]):
-        at = slice(step, step + 1)
-        logits.append(call(ids_1T[:, at], position_1T[:, at], ContinuePass(caches, [0])))
+    for token in range(prompt, ids_1T.shape[1]):
+        at = slice(token, token + 1)
+        logits.append((step or call)(ids_1T[:, at], position_1T[:, at], ContinuePass(caches, [0])))
     return torch.cat(logits)
 
 

@@ -60,8 +60,8 @@ class OpenRequest:
     measured: list[tuple[list[list[int]], int, int]] = field(default_factory=list)
     together: int = 0
 
-    def generation(self, index: int, text: str, kernel: str) -> Generation:
-        """Return the generation of a row that has stopped."""
+    def generation(self, index: int, text: str, ran: tuple[str, str]) -> Generation:
+        """Return the generation of a row that has stopped. `ran`: the kernel and the decode step."""
         row, (kept, used, slack) = self.rows[index], self.measured[index]
         steps = len(row.ids) - 1
         compress_s = self.prefill.compress_s[index] + self.layout_s
@@ -78,7 +78,8 @@ class OpenRequest:
             slack_bytes=slack,
             kv_bytes_full=self.prefill.full_bytes,
             rows=self.together,
-            kernel=kernel,
+            kernel=ran[0],
+            decode_step=ran[1],
             timings=Timings(
                 self.prefill_s,
                 compress_s,
@@ -89,7 +90,7 @@ class OpenRequest:
         )
 
 
-def failed_generation(request: Request, span: int, kernel: str, error: str) -> Generation:
+def failed_generation(request: Request, span: int, ran: tuple[str, str], error: str) -> Generation:
     """Return the generation of a row for which nothing was computed."""
     return Generation(
         text="",
@@ -104,6 +105,7 @@ def failed_generation(request: Request, span: int, kernel: str, error: str) -> G
         slack_bytes=0,
         kv_bytes_full=0,
         rows=0,
-        kernel=kernel,
+        kernel=ran[0],
+        decode_step=ran[1],
         error=error,
     )

@@ -93,6 +93,7 @@ class Generation:
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
         kernel: name of the backend that attended to the cache, one of `kvbench_kernels.backends.NAMES`.
+        decode_step: "fused" if our own small ops ran between the products of the decode steps, "transformers" if not.
         error: why the row failed, in one line; None otherwise. Its tokens up to then are in `token_ids`.
     """
 
@@ -109,6 +110,7 @@ class Generation:
     kv_bytes_full: int
     rows: int
     kernel: str
+    decode_step: str = "transformers"
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0, 0.0, None))
     error: str | None = None
 

@@ -113,6 +113,7 @@ def run(
         cache=cfg["engine"]["cache"],
         kernel=cell.kernel,
         graph=str(cfg["engine"]["graph"]).lower(),
+        fused=str(cfg["engine"]["fused"]).lower(),
         on_step=stepped,
     )
     with _forward_calls(loaded.model, called), closing(answers):
@@ -125,8 +126,8 @@ def run(
 
 @contextmanager
 def _forward_calls(model: Any, called: Callable[[], None]) -> Iterator[None]:
-    """Call `called` before every forward call of the model, inside this context."""
-    handle = model.register_forward_pre_hook(lambda *_: called())
+    """Call `called` before every forward call, inside this context. All begin with the embeddings, fused ones too."""
+    handle = model.get_input_embeddings().register_forward_pre_hook(lambda *_: called())
     try:
         yield
     finally:

@@ -73,7 +73,7 @@ def setting_of(group: Group) -> dict[str, Any]:
         "model": {"name": spec.label, "weights": spec.identity(), "dtype": spec.dtype},
         "shape": asdict(models.shape(spec)),
         "device": device.facts(models.device(spec)),
-        "engine": {key: cfg["engine"][key] for key in ("cache", "graph")},
+        "engine": {key: cfg["engine"][key] for key in ("cache", "graph", "fused")},
         "seed": cfg["seed"],
         "profile": {**group.settings.per_cell(), "version": VERSION},
         "versions": versions(),

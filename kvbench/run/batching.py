@@ -137,6 +137,7 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
         cache=engine["cache"],
         kernel=job.cfg["kernel"],
         graph=engine["graph"],
+        fused=engine["fused"],
         question=job.question,
         max_length=sys.maxsize,  # lengths were checked when prompts were rendered; a published protocol may go beyond
     )

@@ -48,6 +48,7 @@ def answered(sample: Sample, generation: Generation, benchmark: Benchmark, devic
         "timings": dict(vars(generation.timings)),
         "rows": generation.rows,
         "kernel": generation.kernel,
+        "decode_step": generation.decode_step,
     }
 
 

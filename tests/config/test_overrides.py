@@ -27,7 +27,7 @@ KEYS = (
     "benchmark.num_seeds", "benchmark.scores", "benchmark.haystack", "benchmark.needle", "benchmark.chat",
     "benchmark._target_", "benchmark.name", "benchmark.max_new_tokens", "hydra.run.dir", "hydra.mode",
     "hydra.sweeper.params", "hydra.sweeper.max_batch_size", "hydra.launcher", "hydra/launcher", "hydra.callbacks",
-    "hydra.verbose",
+    "hydra.verbose", "engine.fused",
 )  # fmt: skip
 OTHERS = (
     "+engine.max_row=3", "hydra.job.chdir=true", "+hydra.callbacks.x._target_=os.system", "hydra.searchpath=[pkg://x]",

@@ -56,6 +56,16 @@ def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
             "head_S": torch.tensor([1, 0, 1]).int(), "start_S1": torch.tensor([0, 30, 60, 90]).int(),
             "k_RD": torch.zeros(90, 64, dtype=dtype), "v_RD": torch.zeros(90, 64, dtype=dtype),
         },
+        "add_rms_norm": {
+            "residual_NC": torch.randn(3, 64, generator=g).to(dtype), "x_NC": torch.randn(3, 64).to(dtype),
+            "weight_C": torch.randn(64).to(dtype), "eps": 1e-5,
+        },
+        "rope": {
+            "q_NHD": q[:, :, 0].clone(), "k_NUD": k[:, :, 0].clone(), "cos_ND": torch.rand(2, 64).to(dtype),
+            "sin_ND": torch.rand(2, 64).to(dtype), "q_weight_D": None, "k_weight_D": torch.randn(64).to(dtype),
+            "eps": 1e-6,
+        },
+        "silu_mul": {"gate_NF": torch.randn(3, 72).to(dtype), "up_NF": torch.randn(3, 72).to(dtype)},
         "ragged_relayout": {
             **arena, **place, "k_QD": torch.zeros(140, 64, dtype=dtype), "v_QD": torch.zeros(140, 64, dtype=dtype)
         },
@@ -150,6 +160,15 @@ WRONG = [
     ("ragged_gather", {"v_UTD": torch.zeros(2, 29, 64)}, "v_UTD: must have the shape of k_UTD"),
     ("ragged_relayout", {"k_QD": torch.zeros(140, 32)}, "k_QD: must be contiguous, [slots, head dimension of k_RD]"),
     ("ragged_relayout", {"source_M": torch.zeros(3).int()}, "start_M1: must have one element more than source_M"),
+    ("add_rms_norm", {"residual_NC": torch.zeros(2, 3, 64)}, "residual_NC: must be [tokens, hidden size]"),
+    ("add_rms_norm", {"x_NC": torch.zeros(3, 64)}, "x_NC: must be torch.bfloat16, [3, 64], on cpu"),
+    ("add_rms_norm", {"weight_C": torch.zeros(64)}, "weight_C: must be contiguous, torch.bfloat16, [64], on cpu"),
+    ("rope", {"q_NHD": torch.zeros(2, 6, 65).bfloat16()}, "q_NHD: must be [tokens, query heads, head dimension], the "),
+    ("rope", {"k_NUD": torch.zeros(3, 3, 64).bfloat16()}, "k_NUD: must be [tokens of q_NHD, KV heads, head dimension"),
+    ("rope", {"sin_ND": torch.zeros(2, 32).bfloat16()}, "sin_ND: must be torch.bfloat16, [2, 64], on cpu"),
+    ("rope", {"k_weight_D": torch.zeros(3, 64)}, "k_weight_D: must be contiguous, torch.bfloat16, [64], on cpu"),
+    ("silu_mul", {"gate_NF": torch.zeros(72).bfloat16()}, "gate_NF: must be [tokens, width of the MLP]"),
+    ("silu_mul", {"up_NF": torch.zeros(3, 80).bfloat16()}, "up_NF: must be torch.bfloat16, [3, 72], on cpu"),
 ]
 
 
@@ -160,6 +179,7 @@ def test_a_wrong_argument_is_named(op, wrong, message):
     assert str(info.value).startswith(message)
 
 
+ROPE = {"q_NHD": (6,), "k_NUD": (3,), "cos_ND": (), "sin_ND": ()}
 WRONG_FOR_KERNELS = [
     ("ragged_append", {"k_BUTD": ODD}, "k_BUTD: rows must be contiguous and aligned to 16 bytes"),
     ("ragged_decode", {"q_BHTD": torch.zeros(2, 6, 64, 3).bfloat16().mT}, "q_BHTD: rows must be contiguous and align"),
@@ -170,6 +190,21 @@ WRONG_FOR_KERNELS = [
         "row_lse",
         {"q_HTD": torch.zeros(4, 30, 72).bfloat16(), "k_UTD": torch.zeros(2, 30, 72).bfloat16()},
         "k_UTD: has head dimension 72; the kernels are compiled for 64, 80, 96, 128, 256",
+    ),
+    (
+        "add_rms_norm",
+        {"x_NC": torch.zeros(3, 65).bfloat16()[:, 1:]},
+        "x_NC: rows must be contiguous and aligned to 16 bytes",
+    ),
+    (
+        "rope",
+        {key: torch.zeros(2, *heads, 24).bfloat16() for key, heads in ROPE.items()} | {"k_weight_D": None},
+        "q_NHD: has rows of 24 elements; the kernels take multiples of 16 up to 512",
+    ),
+    (
+        "silu_mul",
+        {"gate_NF": torch.zeros(3, 12).bfloat16(), "up_NF": torch.zeros(3, 12).bfloat16()},
+        "gate_NF: has rows of 12 elements; the kernels take multiples of 8",
     ),
 ]
 

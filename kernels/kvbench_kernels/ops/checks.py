@@ -128,6 +128,55 @@ def ragged_relayout(
         require.steps("v_QD", v_QD)
 
 
+def add_rms_norm(residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float, *, compiled: bool) -> None:
+    if residual_NC.dim() != 2:
+        raise ValueError("residual_NC: must be [tokens, hidden size]")
+    _vector("weight_C", weight_C, residual_NC)
+    if x_NC is not None:
+        require.like("x_NC", x_NC, residual_NC)
+    if compiled:
+        require.step_op("residual_NC", residual_NC, 8, 16384)
+        require.steps("weight_C", weight_C)
+        if x_NC is not None:
+            require.steps("x_NC", x_NC)
+
+
+def rope(
+    q_NHD: Tensor, k_NUD: Tensor, cos_ND: Tensor, sin_ND: Tensor, q_weight_D: Tensor | None,
+    k_weight_D: Tensor | None, eps: float, *, compiled: bool,
+) -> None:  # fmt: skip
+    if q_NHD.dim() != 3 or q_NHD.shape[2] % 2:
+        raise ValueError("q_NHD: must be [tokens, query heads, head dimension], the last even")
+    rows, _, dim = q_NHD.shape
+    if k_NUD.dim() != 3 or (k_NUD.shape[0], k_NUD.shape[2]) != (rows, dim):
+        raise ValueError("k_NUD: must be [tokens of q_NHD, KV heads, head dimension of q_NHD]")
+    require.alike("k_NUD", k_NUD, q_NHD)
+    require.like("cos_ND", cos_ND, q_NHD[:, 0])
+    require.like("sin_ND", sin_ND, q_NHD[:, 0])
+    weights = {"q_weight_D": q_weight_D, "k_weight_D": k_weight_D}
+    for name, weight_D in weights.items():
+        if weight_D is not None:
+            _vector(name, weight_D, q_NHD)
+    if compiled:
+        require.step_op("q_NHD", q_NHD, 16, 512)
+        for name, x in {"k_NUD": k_NUD, "cos_ND": cos_ND, "sin_ND": sin_ND, **weights}.items():
+            if x is not None:
+                require.steps(name, x)
+
+
+def silu_mul(gate_NF: Tensor, up_NF: Tensor, *, compiled: bool) -> None:
+    if gate_NF.dim() != 2:
+        raise ValueError("gate_NF: must be [tokens, width of the MLP]")
+    require.like("up_NF", up_NF, gate_NF)
+    if compiled:
+        require.step_op("gate_NF", gate_NF, 8, None)
+        require.steps("up_NF", up_NF)
+
+
+def _vector(name: str, weight: Tensor, x: Tensor) -> None:
+    require.shaped(name, weight, (x.shape[-1],), x.dtype, x)
+
+
 def _causal(q_HTD: Tensor, k_UTD: Tensor, compiled: bool) -> None:
     require.prompt(q_HTD, k_UTD, "q_HTD", compiled)
     if q_HTD.shape[1] != k_UTD.shape[1]:

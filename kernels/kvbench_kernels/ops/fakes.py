@@ -25,11 +25,19 @@ def select(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tens
     return keep_UN, score_UN.new_empty(score_UN.shape[:1], dtype=torch.int32)
 
 
+def add_rms_norm(residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(residual_NC, memory_format=torch.contiguous_format)
+
+
+def silu_mul(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    return torch.empty_like(gate_NF, memory_format=torch.contiguous_format)
+
+
 def in_place(*arguments: object) -> None:
     """Return nothing, as all other ops do."""
 
 
-ragged_append = ragged_decode = ragged_append_decode = ragged_gather = ragged_relayout = in_place
+ragged_append = ragged_decode = ragged_append_decode = ragged_gather = ragged_relayout = rope = in_place
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

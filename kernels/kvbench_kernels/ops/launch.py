@@ -214,6 +214,60 @@ def ragged_relayout(
     library.call("ragged_relayout", *pointers, *sizes, *new, _DTYPE[k_RD.dtype], stream)
 
 
+def add_rms_norm(
+    library: Library, stream: int | None, residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float
+) -> Tensor:
+    out_NC = torch.empty_like(residual_NC, memory_format=torch.contiguous_format)
+    if out_NC.numel() == 0:
+        return out_NC
+    library.call(
+        "add_rms_norm",
+        residual_NC.data_ptr(),
+        residual_NC.stride(0),
+        *((None, 0) if x_NC is None else (x_NC.data_ptr(), x_NC.stride(0))),
+        weight_C.data_ptr(),
+        eps,
+        out_NC.data_ptr(),
+        *residual_NC.shape,
+        _DTYPE[residual_NC.dtype],
+        stream,
+    )
+    return out_NC
+
+
+def rope(
+    library: Library, stream: int | None, q_NHD: Tensor, k_NUD: Tensor, cos_ND: Tensor, sin_ND: Tensor,
+    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float,
+) -> None:  # fmt: skip
+    rows, heads, dim = q_NHD.shape
+    if rows == 0:
+        return
+    library.call(
+        "rope",
+        *_rows(q_NHD),
+        *_rows(k_NUD),
+        *(cos_ND.data_ptr(), cos_ND.stride(0)),
+        *(sin_ND.data_ptr(), sin_ND.stride(0)),
+        *(None if weight_D is None else weight_D.data_ptr() for weight_D in (q_weight_D, k_weight_D)),
+        eps,
+        rows,
+        heads,
+        k_NUD.shape[1],
+        dim,
+        _DTYPE[q_NHD.dtype],
+        stream,
+    )
+
+
+def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    out_NF = torch.empty_like(gate_NF, memory_format=torch.contiguous_format)
+    if out_NF.numel() == 0:
+        return out_NF
+    gate, up = (gate_NF.data_ptr(), gate_NF.stride(0)), (up_NF.data_ptr(), up_NF.stride(0))
+    library.call("silu_mul", *gate, *up, out_NF.data_ptr(), *gate_NF.shape, _DTYPE[gate_NF.dtype], stream)
+    return out_NF
+
+
 def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, fused: bool) -> int:
     blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, q_BHTD.shape[3], _DTYPE[q_BHTD.dtype], int(fused))
     if workspace.numel() < bytes_:

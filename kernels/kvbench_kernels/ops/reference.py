@@ -2,11 +2,12 @@
 
 Shape suffixes: B batch rows, H query heads, U KV heads, G = H / U query heads per KV head, T tokens, S segments of an
 arena, S1 = S + 1, R and Q slots of two arenas, M segments of the second, N lanes = B * U (lane b * U + u) or, in
-scores, candidate tokens, D head dimension, W window queries, C columns a query may see.
+scores, candidate tokens, D head dimension, W window queries, C columns a query may see. In the ops of a decode
+step: N tokens, C hidden size, F width of the MLP.
 
 Segment s has the slots start_S1[s] .. start_S1[s + 1]. The first length_S[s] of them are live; the others hold
 arbitrary values and are never read. The functions take the ops' arguments in the same order. They compute in float32,
-or in float64 if the inputs are float64.
+or in float64 if the inputs are float64. Those of a decode step round where transformers' functions round.
 """
 
 from __future__ import annotations
@@ -208,6 +209,35 @@ def ragged_relayout(
         old = slice(old_starts[segment], old_starts[segment] + live)
         new = slice(starts[place], starts[place] + live)
         k_QD[new], v_QD[new] = k_RD[old], v_RD[old]
+
+
+def add_rms_norm(residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float) -> Tensor:
+    """Add x to the residual stream, in place, and return its RMSNorm [N, C] (arXiv:1910.07467)."""
+    if x_NC is not None:
+        residual_NC += x_NC
+    return _rms_norm(residual_NC, weight_C, eps)
+
+
+def rope(
+    q_NHD: Tensor, k_NUD: Tensor, cos_ND: Tensor, sin_ND: Tensor, q_weight_D: Tensor | None,
+    k_weight_D: Tensor | None, eps: float,
+) -> None:  # fmt: skip
+    """Rotate the heads of queries and keys, in place (arXiv:2104.09864), after an RMSNorm of each if it has weights."""
+    for x, weight_D in ((q_NHD, q_weight_D), (k_NUD, k_weight_D)):
+        normed = x if weight_D is None else _rms_norm(x, weight_D, eps)
+        low, high = normed.chunk(2, dim=-1)
+        x.copy_(normed * cos_ND[:, None] + torch.cat((-high, low), dim=-1) * sin_ND[:, None])
+
+
+def silu_mul(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """Return SiLU(gate) * up, [N, F] (arXiv:2002.05202)."""
+    return F.silu(gate_NF) * up_NF
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(_wide(x.dtype))
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

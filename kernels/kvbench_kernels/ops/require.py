@@ -95,6 +95,23 @@ def alike(name: str, x: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name}: is on {x.device}, the keys are on {like.device}")
 
 
+def like(name: str, x: Tensor, other: Tensor) -> None:
+    """Require the shape, dtype and device of `other`."""
+    if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
+        raise ValueError(f"{name}: must be {other.dtype}, {list(other.shape)}, on {other.device}")
+
+
+def step_op(name: str, x: Tensor, step: int, most: int | None) -> None:
+    """Require what the kernels of a decode step read: 16-bit rows of whole steps, aligned, at most `most` elements."""
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name}: is {x.dtype}; the kernels take bfloat16 and float16")
+    size = x.shape[-1]
+    if size == 0 or size % step or (most is not None and size > most):
+        limit = "" if most is None else f" up to {most}"
+        raise ValueError(f"{name}: has rows of {size} elements; the kernels take multiples of {step}{limit}")
+    steps(name, x)
+
+
 def index(name: str, x: Tensor, like: Tensor) -> None:
     """Require a contiguous int32 vector on the device of `like`."""
     if x.dtype != torch.int32 or x.dim() != 1 or not x.is_contiguous() or x.device != like.device:

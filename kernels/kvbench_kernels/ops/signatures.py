@@ -16,6 +16,9 @@ SIGNATURES = {
     "select": "pllldipppp",
     "ragged_gather": "ppllllllppplppip",
     "ragged_relayout": "ppppppllppip",
+    "add_rms_norm": "plplpfpiiip",
+    "rope": "pll" * 2 + "pl" * 2 + "ppf" + "iiiiip",
+    "silu_mul": "plplpiiip",
 }
 SIZES = {
     "decode_workspace_bytes": "ii",

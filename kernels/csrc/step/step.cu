@@ -1,0 +1,242 @@
+// The small operations of a decode step between its matrix products: RMSNorm with the residual added before, RoPE of
+// queries and keys, SiLU times the up projection.
+//
+// They round to 16 bits where transformers' functions do, and compute in float32 in between. So a step differs from the
+// model's own only in the order of the sums of an RMSNorm.
+//
+// C ABI. Strides are in elements; rows have stride 1 and are aligned to 16 bytes. dtype: 0 bf16, 1 fp16. Returns 0, a
+// cudaError, or -1 for a dtype or size that is not supported.
+//
+//   int kvb_add_rms_norm(void* residual, int64_t residual_stride,                           [N, C]
+//                        const void* x, int64_t x_stride, const void* weight, float eps,    [N, C] or null, [C]
+//                        void* out, int rows, int dim, int dtype, cudaStream_t stream);     [N, C] contiguous
+//     residual += x (unless x is null); out = residual / sqrt(mean(residual^2) + eps) * weight. C: a multiple of 8, at
+//     most 16384.
+//   int kvb_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_t k_stride_n, int64_t k_stride_u,
+//                const void* cos, int64_t cos_stride, const void* sin, int64_t sin_stride,  [N, D]
+//                const void* q_weight, const void* k_weight, float eps,                     [D] or null
+//                int rows, int heads, int kv_heads, int dim, int dtype, cudaStream_t stream);
+//     For each head of q [N, H, D] and k [N, U, D], in place: RMSNorm if there is a weight, then x = x * cos +
+//     (-x[D/2:], x[:D/2]) * sin. D: a multiple of 16, at most 512.
+//   int kvb_silu_mul(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* out, int rows,
+//                    int dim, int dtype, cudaStream_t stream);                              [N, F], out contiguous
+//     out = gate / (1 + exp(-gate)) * up. F: a multiple of 8.
+#include "primitives.h"
+
+namespace kvb {
+
+constexpr int kMostNormThreads = 1024;
+constexpr int kHeld = 2;  // 16-byte chunks of a row that a thread of the norm holds
+constexpr int kStepThreads = 128, kStepWarps = kStepThreads / 32;
+
+template <typename T>
+struct NormArguments {
+    T* residual;
+    int64_t residual_stride;
+    const T* x;
+    int64_t x_stride;
+    const T* weight;
+    float eps;
+    T* out;
+    int dim;
+};
+
+template <typename T>
+struct RopeArguments {
+    T *q, *k;
+    int64_t q_stride_n, q_stride_h, k_stride_n, k_stride_u;
+    const T *cos, *sin;
+    int64_t cos_stride, sin_stride;
+    const T *q_weight, *k_weight;
+    float eps;
+    int rows, heads, kv_heads, dim;
+};
+
+template <typename T>
+struct SiluArguments {
+    const T *gate, *up;
+    int64_t gate_stride, up_stride;
+    T* out;
+    int rows, dim;
+};
+
+// Round to 16 bits, as a tensor between two of torch's operations is.
+template <typename T>
+KVB_DEVICE float rounded(float x) { return to_float(from_float<T>(x)); }
+
+template <typename T>
+KVB_DEVICE void unpack8(uint4 bits, float (&x)[8]) {
+    T raw[8];
+    memcpy(raw, &bits, sizeof(raw));
+    for (int i = 0; i < 8; ++i) x[i] = to_float(raw[i]);
+}
+
+template <typename T>
+KVB_DEVICE uint4 pack8(const float (&x)[8]) {
+    return make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7]));
+}
+
+struct WarpSums { float sum[kMostNormThreads / 32]; };
+
+// One CTA per row, a chunk of 8 elements per thread, two in rows of more than 8192 elements.
+template <typename T>
+__global__ void __launch_bounds__(kMostNormThreads) add_rms_norm(const NormArguments<T> args) {
+    KVB_SHARED(WarpSums, partial);
+    const int64_t row = blockIdx.x;
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), chunks = args.dim / 8;
+    T* const residual = args.residual + row * args.residual_stride;
+    float x[kHeld][8];
+    uint4 weight[kHeld];
+    float sum = 0;
+#pragma unroll
+    for (int held = 0; held < kHeld; ++held) {
+        const int chunk = thread + held * threads;
+        if (chunk >= chunks) continue;
+        weight[held] = load16(args.weight + 8 * chunk);  // long before it is needed
+        unpack8<T>(load16(residual + 8 * chunk), x[held]);
+        if (args.x != nullptr) {
+            float added[8];
+            unpack8<T>(load16(args.x + row * args.x_stride + 8 * chunk), added);
+            for (int i = 0; i < 8; ++i) x[held][i] = rounded<T>(x[held][i] + added[i]);
+            store16(residual + 8 * chunk, pack8<T>(x[held]));
+        }
+        for (int i = 0; i < 8; ++i) sum += x[held][i] * x[held][i];
+    }
+    sum = warp_sum(sum);
+    if (thread % 32 == 0) partial.sum[thread / 32] = sum;
+    __syncthreads();
+    sum = warp_sum(thread % 32 < threads / 32 ? partial.sum[thread % 32] : 0.f);
+    const float scale = 1 / sqrtf(sum / static_cast<float>(args.dim) + args.eps);
+#pragma unroll
+    for (int held = 0; held < kHeld; ++held) {
+        const int chunk = thread + held * threads;
+        if (chunk >= chunks) continue;
+        float w[8];
+        unpack8<T>(weight[held], w);
+        for (int i = 0; i < 8; ++i) x[held][i] = w[i] * rounded<T>(x[held][i] * scale);
+        store16(args.out + row * args.dim + 8 * chunk, pack8<T>(x[held]));
+    }
+}
+
+// One warp per head: a lane has 8 elements of the first half and their partners in the second half.
+template <typename T>
+__global__ void __launch_bounds__(kStepThreads) rope(const RopeArguments<T> args) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, all = args.heads + args.kv_heads;
+    const int item = static_cast<int>(blockIdx.x) * kStepWarps + static_cast<int>(threadIdx.x) / 32;
+    if (item >= args.rows * all) return;  // the whole warp
+    const int64_t row = item / all;
+    const int head = item % all, half = args.dim / 2, first = 8 * lane;
+    const bool is_query = head < args.heads, used = first < half;
+    T* const place = is_query ? args.q + row * args.q_stride_n + head * args.q_stride_h
+                              : args.k + row * args.k_stride_n + (head - args.heads) * args.k_stride_u;
+    const T* const weight = is_query ? args.q_weight : args.k_weight;
+    float low[8] = {}, high[8] = {};
+    if (used) {
+        unpack8<T>(load16(place + first), low);
+        unpack8<T>(load16(place + half + first), high);
+    }
+    if (weight != nullptr) {
+        float sum = 0;
+        for (int i = 0; i < 8; ++i) sum += low[i] * low[i] + high[i] * high[i];
+        const float scale = 1 / sqrtf(warp_sum(sum) / static_cast<float>(args.dim) + args.eps);
+        if (used) {
+            float w[8];
+            unpack8<T>(load16(weight + first), w);
+            for (int i = 0; i < 8; ++i) low[i] = rounded<T>(w[i] * rounded<T>(low[i] * scale));
+            unpack8<T>(load16(weight + half + first), w);
+            for (int i = 0; i < 8; ++i) high[i] = rounded<T>(w[i] * rounded<T>(high[i] * scale));
+        }
+    }
+    if (!used) return;
+    const T *const cos = args.cos + row * args.cos_stride, *const sin = args.sin + row * args.sin_stride;
+    float c[8], s[8], turned[8];
+    unpack8<T>(load16(cos + first), c);
+    unpack8<T>(load16(sin + first), s);
+    for (int i = 0; i < 8; ++i) turned[i] = rounded<T>(low[i] * c[i]) + rounded<T>(-high[i] * s[i]);
+    store16(place + first, pack8<T>(turned));
+    unpack8<T>(load16(cos + half + first), c);
+    unpack8<T>(load16(sin + half + first), s);
+    for (int i = 0; i < 8; ++i) turned[i] = rounded<T>(high[i] * c[i]) + rounded<T>(low[i] * s[i]);
+    store16(place + half + first, pack8<T>(turned));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kStepThreads) silu_mul(const SiluArguments<T> args) {
+    const int item = static_cast<int>(blockIdx.x) * kStepThreads + static_cast<int>(threadIdx.x), chunks = args.dim / 8;
+    if (item >= args.rows * chunks) return;
+    const int64_t row = item / chunks;
+    const int first = item % chunks * 8;
+    float gate[8], up[8];
+    unpack8<T>(load16(args.gate + row * args.gate_stride + first), gate);
+    unpack8<T>(load16(args.up + row * args.up_stride + first), up);
+    for (int i = 0; i < 8; ++i) up[i] *= rounded<T>(gate[i] / (1 + expf(-gate[i])));
+    store16(args.out + row * args.dim + first, pack8<T>(up));
+}
+
+template <typename T>
+int launch_norm(void* residual, int64_t residual_stride, const void* x, int64_t x_stride, const void* weight, float eps,
+                void* out, int rows, int dim, cudaStream_t stream) {
+    const NormArguments<T> args{static_cast<T*>(residual), residual_stride, static_cast<const T*>(x), x_stride,
+                                static_cast<const T*>(weight), eps, static_cast<T*>(out), dim};
+    const int wanted = (dim / 8 + 31) / 32 * 32;
+    KVB_LAUNCH((add_rms_norm<T>), rows, wanted < kMostNormThreads ? wanted : kMostNormThreads, 0, stream, args);
+    return static_cast<int>(cudaGetLastError());
+}
+
+template <typename T>
+int launch_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_t k_stride_n, int64_t k_stride_u,
+                const void* cos, int64_t cos_stride, const void* sin, int64_t sin_stride, const void* q_weight,
+                const void* k_weight, float eps, int rows, int heads, int kv_heads, int dim, cudaStream_t stream) {
+    const RopeArguments<T> args{static_cast<T*>(q), static_cast<T*>(k), q_stride_n, q_stride_h, k_stride_n, k_stride_u,
+                                static_cast<const T*>(cos), static_cast<const T*>(sin), cos_stride, sin_stride,
+                                static_cast<const T*>(q_weight), static_cast<const T*>(k_weight), eps, rows, heads,
+                                kv_heads, dim};
+    const int blocks = (rows * (heads + kv_heads) + kStepWarps - 1) / kStepWarps;
+    KVB_LAUNCH((rope<T>), blocks, kStepThreads, 0, stream, args);
+    return static_cast<int>(cudaGetLastError());
+}
+
+template <typename T>
+int launch_silu(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* out, int rows, int dim,
+                cudaStream_t stream) {
+    const SiluArguments<T> args{static_cast<const T*>(gate), static_cast<const T*>(up), gate_stride, up_stride,
+                                static_cast<T*>(out), rows, dim};
+    const int blocks = (rows * (dim / 8) + kStepThreads - 1) / kStepThreads;
+    KVB_LAUNCH((silu_mul<T>), blocks, kStepThreads, 0, stream, args);
+    return static_cast<int>(cudaGetLastError());
+}
+
+}  // namespace kvb
+
+extern "C" int kvb_add_rms_norm(void* residual, int64_t residual_stride, const void* x, int64_t x_stride,
+                                const void* weight, float eps, void* out, int rows, int dim, int dtype,
+                                cudaStream_t stream) {
+    using namespace kvb;
+    if (rows < 1 || dim < 8 || dim % 8 != 0 || dim > 8 * kHeld * kMostNormThreads || dtype < 0 || dtype > 1) return -1;
+    return dtype == 0
+        ? launch_norm<bf16>(residual, residual_stride, x, x_stride, weight, eps, out, rows, dim, stream)
+        : launch_norm<fp16>(residual, residual_stride, x, x_stride, weight, eps, out, rows, dim, stream);
+}
+
+extern "C" int kvb_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_t k_stride_n,
+                        int64_t k_stride_u, const void* cos, int64_t cos_stride, const void* sin, int64_t sin_stride,
+                        const void* q_weight, const void* k_weight, float eps, int rows, int heads, int kv_heads,
+                        int dim, int dtype, cudaStream_t stream) {
+    using namespace kvb;
+    if (rows < 1 || heads < 1 || kv_heads < 1 || dim < 16 || dim % 16 != 0 || dim > 512 || dtype < 0 || dtype > 1 ||
+        static_cast<int64_t>(rows) * (heads + kv_heads) > INT32_MAX - kStepWarps) return -1;
+    return dtype == 0
+        ? launch_rope<bf16>(q, q_stride_n, q_stride_h, k, k_stride_n, k_stride_u, cos, cos_stride, sin, sin_stride,
+                            q_weight, k_weight, eps, rows, heads, kv_heads, dim, stream)
+        : launch_rope<fp16>(q, q_stride_n, q_stride_h, k, k_stride_n, k_stride_u, cos, cos_stride, sin, sin_stride,
+                            q_weight, k_weight, eps, rows, heads, kv_heads, dim, stream);
+}
+
+extern "C" int kvb_silu_mul(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* out,
+                            int rows, int dim, int dtype, cudaStream_t stream) {
+    using namespace kvb;
+    if (rows < 1 || dim < 8 || dim % 8 != 0 || dtype < 0 || dtype > 1 ||
+        static_cast<int64_t>(rows) * (dim / 8) > INT32_MAX - kStepThreads) return -1;
+    return dtype == 0 ? launch_silu<bf16>(gate, gate_stride, up, up_stride, out, rows, dim, stream)
+                      : launch_silu<fp16>(gate, gate_stride, up, up_stride, out, rows, dim, stream);
+}
