@@ -1,6 +1,7 @@
 // What the kernels need beyond CUDA C++: PTX under nvcc, emulation under g++ (host/shim.h), same names and results.
 //
 //   KVB_LAUNCH((kernel<X>), grid, block, shared_bytes, stream, arguments...)   launch; then check cudaGetLastError()
+//   KVB_LAUNCH_EARLY(...)                                      the same; may start before the stream's previous kernel ends
 //   KVB_SHARED(Type, name);           static shared memory of a type without constructor, as a reference
 //   KVB_DYNAMIC_SHARED(name);         unsigned char* name, 16-byte aligned (128 on the host)
 //   KVB_ALLOW_SHARED((kernel<X>), n)  cudaError_t: needed before a launch with more than 48 KB of dynamic shared memory
@@ -17,6 +18,8 @@
 #define KVB_UNPAREN(...) __VA_ARGS__
 #define KVB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     KVB_UNPAREN kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define KVB_LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...) \
+    kvb::launch_early(KVB_UNPAREN kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 #define KVB_SHARED(Type, name) __shared__ Type name
 #define KVB_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define KVB_ALLOW_SHARED(kernel, bytes) \
@@ -27,6 +30,7 @@
 #define KVB_UNPAREN(...) __VA_ARGS__
 #define KVB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     ((void)(stream), kvb_host::launch(grid, block, shared_bytes, [&] { KVB_UNPAREN kernel(__VA_ARGS__); }))
+#define KVB_LAUNCH_EARLY KVB_LAUNCH
 #define KVB_SHARED(Type, name) \
     static const char name##_site = 0; \
     Type& name = *static_cast<Type*>(kvb_host::shared_memory(&name##_site, sizeof(Type), false))
@@ -116,6 +120,38 @@ KVB_DEVICE float exp2_fast(float x) {
     return y;
 }
 
+// Add to a counter of all CTAs, and return what it was. Of two CTAs that do so, the later one sees what the earlier one
+// has stored or seen before. A barrier on either side extends this to all threads of the CTAs.
+KVB_DEVICE int add_acquire_release(int* counter, int value) {
+    int old;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0,[%1],%2;" : "=r"(old) : "l"(counter), "r"(value) : "memory");
+    return old;
+}
+
+// The first half: what this CTA has done comes before the addition. `acquire` is the second half.
+KVB_DEVICE unsigned add_release(unsigned* counter, unsigned value) {
+    unsigned old;
+    asm volatile("atom.release.gpu.global.add.u32 %0,[%1],%2;" : "=r"(old) : "l"(counter), "r"(value) : "memory");
+    return old;
+}
+KVB_DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// A kernel that is launched by KVB_LAUNCH_EARLY calls this before it touches memory.
+KVB_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The stream's next kernel may start as soon as all CTAs have called this.
+KVB_DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+KVB_DEVICE int high_product(int a, unsigned b) { return static_cast<int>(__umulhi(static_cast<unsigned>(a), b)); }
+
 // Number of CTAs of `kernel` that fill the current device; if negative, minus a cudaError.
 template <typename Kernel>
 inline int resident_ctas(Kernel kernel, int threads) {
@@ -126,6 +162,26 @@ inline int resident_ctas(Kernel kernel, int threads) {
     if (error == cudaSuccess)
         error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, 0);
     return error == cudaSuccess ? multiprocessors * per_multiprocessor : -static_cast<int>(error);
+}
+
+// Launch a kernel that waits on the device for the previous one. GPUs before compute capability 9.0 cannot do that.
+template <typename... Parameters, typename... Arguments>
+inline void launch_early(void (*kernel)(Parameters...), int grid, int block, std::size_t shared_bytes,
+                         cudaStream_t stream, const Arguments&... arguments) {
+    int device = 0, major = 0;
+    if (cudaGetDevice(&device) == cudaSuccess)
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(static_cast<unsigned>(block));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = major >= 9 ? 1 : 0;
+    cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 #else
@@ -210,12 +266,39 @@ inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 
+inline int add_acquire_release(int* counter, int value) { return atomicAdd(counter, value); }
+inline unsigned add_release(unsigned* counter, unsigned value) { return atomicAdd(counter, value); }
+inline void acquire() {}
+inline void wait_for_previous_kernel() {}
+inline void let_next_kernel_start() {}
+inline int high_product(int a, unsigned b) {
+    return static_cast<int>(uint64_t{static_cast<unsigned>(a)} * b >> 32);
+}
+
 template <typename Kernel>
 inline int resident_ctas(Kernel, int) {
     return 3;  // small and odd, so that work is split at other places than on a device
 }
 
 #endif
+
+// Division by a number that the host knows: a multiplication and a shift. For dividends from 0 to 2^31 - 1.
+struct Divisor {
+    int by;
+    unsigned factor, shift;
+    KVB_DEVICE int quotient(int x) const {
+        return static_cast<int>((static_cast<unsigned>(high_product(x, factor)) + static_cast<unsigned>(x)) >> shift);
+    }
+    KVB_DEVICE int rest(int x) const { return x - quotient(x) * by; }
+};
+
+// by >= 1. Source: Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994.
+inline Divisor divisor(int by) {
+    unsigned shift = 0;
+    while ((int64_t{1} << shift) < by) ++shift;
+    const uint64_t factor = (((uint64_t{1} << shift) - static_cast<uint64_t>(by)) << 32) / static_cast<uint64_t>(by) + 1;
+    return Divisor{by, static_cast<unsigned>(factor), shift};
+}
 
 // Maximum and sum over the warp, in every lane.
 KVB_DEVICE float warp_max(float x) {

@@ -23,6 +23,7 @@ from tests.helpers.kernels_sources import copy_sources, unit
 
 MOST_ERROR = {torch.bfloat16: 5e-3, torch.float16: 1e-3}  # of a lane, |out - ref| / |ref|
 EDGES = (0, 1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129)
+GRID_COUNTER = 3 * 2048  # kGridCounter
 _DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 
 
@@ -116,11 +117,19 @@ def append(kernels: library.Library, case: Case, status: Tensor) -> None:
     kernels.call("ragged_append", *pointers, *fresh, status.data_ptr(), *sizes, None)
 
 
-def decode(kernels: library.Library, case: Case, ctas: int, status: Tensor | None = None) -> Result:
-    """Call kvb_ragged_decode, or kvb_ragged_append_decode if there is a status. Outputs and workspace start as NaN."""
+def decode(
+    kernels: library.Library, case: Case, ctas: int, status: Tensor | None = None, left: Sequence[int] = ()
+) -> Result:
+    """Call kvb_ragged_decode, or kvb_ragged_append_decode if there is a status. Outputs and workspace start as NaN.
+
+    Args:
+        left: what another launch has left in the last counters.
+    """
     batch, kv_heads, group, tokens, dim = case.sizes
     workspace = torch.full((kernels.size("decode_workspace_bytes", dim, ctas) // 4,), torch.nan)
     counters = workspace[: _counter_bytes(kernels.path) // 4].zero_()
+    if left:
+        counters.view(torch.int32)[GRID_COUNTER : GRID_COUNTER + len(left)] = torch.tensor(left, dtype=torch.int32)
     out_BHTD = torch.full((batch, tokens, kv_heads * group, dim + 8), torch.nan, dtype=case.k_RD.dtype).transpose(1, 2)
     out_BHTD = out_BHTD[..., :dim]
     lse_BHT = torch.full((batch, kv_heads * group, tokens), torch.nan)

@@ -86,11 +86,20 @@ def test_step_after_step():
     assert (case.length_S == case.start_S1.diff()).all()
 
 
+@pytest.mark.parametrize("arrived", (1, 2, 3, 4, 1000))
+def test_another_launch_with_the_same_workspace_is_noticed(arrived: int) -> None:
+    """Some CTAs of another launch have arrived and this launch's CTAs count on from there."""
+    case = make_case(generator(5), torch.bfloat16, 64, [30, 300, 64], room=4)
+    status, launch = no_status(), 0x54321
+    decode(emulated(), case, 4, status, left=[(launch * arrived & 0x7FFFF) << 12 | arrived])
+    assert int(status) == -1
+
+
 BUGS = {
     "room for one less": ("append.cu", "bool room = length + args.tokens <=", "bool room = length + args.tokens <"),
     "rows of another token": ("append.cu", "k_new + token * k.stride_t", "k_new + (token ^ 1) * k.stride_t"),
     "written by who does not read": ("decode.cu", "at.block == args.blocks - 1;", "at.block == 0;"),
-    "lengths advance too early": ("decode.cu", "kGridCounter, 1) == all - 1", "kGridCounter, 1) == 0"),
+    "lengths advance too early": ("decode.cu", "shared.last = others == all - 1;", "shared.last = others == 0;"),
     "keys are read before they are written": (
         "decode.cu",
         "if (kAppend && slot >= fresh.slot) k_row",

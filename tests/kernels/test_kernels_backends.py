@@ -135,6 +135,9 @@ def test_an_append_without_room_is_told():
     result("cuda").append_and_attend(q, q[:, :2], q[:, :2], world.buffers, lanes, SCALING)
     with pytest.raises(RuntimeError, match=r"segment \d of a ragged cache had no room"):
         world.buffers.check()
+    world.buffers.status.fill_(-1)
+    with pytest.raises(RuntimeError, match="two calls of a ragged kernel used the same workspace at the same time"):
+        world.buffers.check()
 
 
 def test_a_segment_has_one_lane():

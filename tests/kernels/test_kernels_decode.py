@@ -44,13 +44,14 @@ def test_lengths_around_tiles_and_units(ctas):
 
 
 def test_more_lanes_than_threads():
-    """A CTA looks at 128 lanes at a time."""
+    """A CTA holds 256 lanes at a time. A CTA each is enough for all pieces, or not."""
     g = generator(1)
-    lengths = [draw(g, 0, 40) for _ in range(300)]
-    lengths[200] = 700
-    case = make_case(g, torch.bfloat16, 64, lengths, batch=2)
-    for ctas in (1, 5, 90):
-        assert problems(case, decode(emulated(), case, ctas)) == [], f"{case}, {ctas} CTAs"
+    for lanes, grids in ((300, (1, 5, 90, 400)), (200, (3, 260))):
+        lengths = [draw(g, 0, 40) for _ in range(lanes)]
+        lengths[lanes - 100] = 700
+        case = make_case(g, torch.bfloat16, 64, lengths, batch=2)
+        for ctas in grids:
+            assert problems(case, decode(emulated(), case, ctas)) == [], f"{case}, {ctas} CTAs"
 
 
 @pytest.mark.parametrize("ctas", (16, 17, 45, 300))
@@ -59,6 +60,16 @@ def test_pieces_of_a_long_lane_are_merged(ctas):
     g = generator(ctas)
     case = make_case(g, pick_dtype(g), 64, [30, 128 * ctas - 200, 10], group=2)
     assert problems(case, decode(emulated(), case, ctas)) == [], str(case)
+
+
+@pytest.mark.parametrize("ctas", (1, 2, 4, 9, 20, 70))
+def test_pieces_of_every_size(ctas):
+    """The same lanes on grids that suffice for larger and smaller pieces, with one block of columns or several."""
+    g = generator(ctas)
+    for group, tokens in ((2, 1), (5, 3)):
+        lengths = [draw(g, 600, 1300), draw(g, 0, 130), draw(g, 200, 500)]
+        case = make_case(g, pick_dtype(g), 64, lengths, group=group, tokens=tokens)
+        assert problems(case, decode(emulated(), case, ctas)) == [], f"{case}, {ctas} CTAs"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -102,10 +113,17 @@ def test_what_is_not_supported_is_refused():
 
 BUGS = {
     "a piece in the slot of another": ("shared.ctas) < part.at.item);", "shared.ctas) < 0);"),
+    "pieces that overlap": ("first_unit_of_piece = piece << choice", "first_unit_of_piece = piece"),
+    "a piece too long": ("each == 1 ? units : min(units, first_unit_of_piece + (1 << choice))", "units"),
+    "pieces of too few CTAs": (
+        "first = cta - shared.piece, number = shared.pieces",
+        "first = cta, number = shared.pieces",
+    ),
+    "the segment guessed": ("if (found.segment != guess) {", "if (false) {"),
     "a barrier left out": ("__syncthreads();  // the warps' results are there", ""),
     "a row too far": ("min(tile + value_key(i), end - 1)", "min(tile + value_key(i), end)"),
     "a sum not rescaled": ("        l0 *= shrink0;\n", ""),
-    "a counter not set back": ("if (last) atomicExch(args.counters + counter, 0);", ""),
+    "a counter not set back": ("if (last) args.counters[counter] = 0;", ""),
     "the new token not seen": ("args.tokens + token + 1", "args.tokens + token"),
 }
 
@@ -116,9 +134,10 @@ def test_a_planted_bug_is_found(bug):
 
     def found() -> bool:
         for seed in range(40):
-            case = make_case(g, torch.bfloat16, 64, [64 * draw(g, 1, 9), 300, draw(g, 1, 90)], group=2, spread=4)
+            lengths = [64 * pick(g, 2, 30), 64 * pick(g, 5, 40), draw(g, 1, 90)]
+            case = make_case(g, torch.bfloat16, 64, lengths, group=2, spread=4)
             with shuffled(seed):
-                if problems(case, decode(kernels, case, pick(g, 3, 5, 7))):
+                if problems(case, decode(kernels, case, pick(g, 3, 5, 7, 12))):
                     return True
         return False
 

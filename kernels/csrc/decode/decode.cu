@@ -2,8 +2,8 @@
 //
 // A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. The query columns (token, head
 // of the group) of a lane are processed 8 at a time: a (lane, block of 8 columns) is an item. Work is counted in units
-// of 64 keys and split evenly over the CTAs, whatever the lengths are (decode/partition.h). decode/attend.h is the
-// inner loop, decode/merge.h merges the pieces of an item. All of this follows from the lengths on the device. The host
+// of 64 keys and split over the CTAs, whatever the lengths are (decode/partition.h). decode/attend.h is the inner loop,
+// decode/merge.h merges the pieces of an item. decode/tuning.h has the choices that measurements settle. All of this follows from the lengths on the device. The host
 // makes no plan and the grid is fixed, so a captured CUDA graph stays valid while lengths grow. The same inputs give
 // the same bits.
 //
@@ -41,6 +41,7 @@
 //   int64_t kvb_decode_counter_bytes(void);                     the first bytes of it: must be zero before the first
 //                                                               launch; every launch leaves them zero
 //   int kvb_decode_ctas(int dim, int dtype, int append);        CTAs that fill the device; if negative, minus a cudaError
+#include <atomic>
 #include "decode/attend.h"
 #include "decode/merge.h"
 
@@ -54,49 +55,66 @@ template <int D> constexpr int kResident = D > 128 ? 2 : D > 64 ? 3 : 4;
 KVB_DEVICE const uint16_t* query_row(const DecodeArguments& args, const Cursor& at, int column) {
     const int index = at.block * kColumns + column;
     if (index >= args.columns) return nullptr;
-    const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads * args.group + index % args.group;
-    return args.q + batch * args.q_stride.b + head * args.q_stride.h + index / args.group * args.q_stride.t;
+    const int batch = args.kv_heads.quotient(at.lane), token = args.group.quotient(index);
+    const int head = (at.lane - batch * args.kv_heads.by) * args.group.by + index - token * args.group.by;
+    return args.q + batch * args.q_stride.b + head * args.q_stride.h + token * args.q_stride.t;
 }
 
 // A column sees the lane's slots before this one.
 KVB_DEVICE int sees(const DecodeArguments& args, const Lane& lane, int block, int column) {
-    const int token = min(block * kColumns + column, args.columns - 1) / args.group;
+    const int token = args.group.quotient(min(block * kColumns + column, args.columns - 1));
     return lane.length - args.tokens + token + 1;
 }
 
 template <bool kAppend>
 KVB_DEVICE Fresh fresh_rows(const DecodeArguments& args, const Cursor& at, const Lane& lane) {
     if (!kAppend) return Fresh{nullptr, nullptr, 0, false};
-    const int batch = at.lane / args.kv_heads, head = at.lane % args.kv_heads;
+    const int batch = args.kv_heads.quotient(at.lane), head = at.lane - batch * args.kv_heads.by;
     const bool writes = at.block == args.blocks - 1;  // the last token's block sees every new row, so it reads them all
     return Fresh{args.k_new + batch * args.k_stride.b + head * args.k_stride.h,
                  args.v_new + batch * args.v_stride.b + head * args.v_stride.h, lane.start + lane.old_length, writes};
 }
 
-// Advance the lengths when no CTA will read them any more.
+// Tell the other CTAs that this one has read all lengths that it needs. One thread calls it, after a barrier, and
+// passes the result to `advance_lengths`. Nothing waits for the result until then.
+KVB_DEVICE unsigned arrive(const DecodeArguments& args) {
+    unsigned* counter = reinterpret_cast<unsigned*>(args.counters + kGridCounter);
+    return add_release(counter, args.launch << kCountBits | 1u);
+}
+
+// The last CTA to arrive advances the lengths. `before` is what the first thread got from `arrive`.
 template <int D>
-KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& shared) {
+KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& shared, unsigned before) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        const int all = static_cast<int>(gridDim.x);
-        shared.last = atomicAdd(args.counters + kGridCounter, 1) == all - 1;
+        const unsigned all = gridDim.x, others = before & kCountMask;
+        shared.last = others == all - 1;
+        if (shared.last) acquire();
+        const bool alone = (((before >> kCountBits) + args.launch) & kLaunchMask) == ((all * args.launch) & kLaunchMask);
+        if (others >= all || (shared.last && !alone)) atomicExch(args.status, kOverlap);
+        if (shared.last) args.counters[kGridCounter] = 0;
     }
     __syncthreads();
     if (shared.last == 0) return;
-    const bool in_window = args.lanes <= kThreads;  // the window has all lanes and is never refilled: no need to wait
+    const bool in_window = args.lanes <= kWindow;  // the window has all lanes and is never refilled: no need to wait
     for (int number = static_cast<int>(threadIdx.x); number < args.lanes; number += kThreads) {
         const Lane lane = in_window ? shared.window[number] : load_lane<true>(args, number);
         if (lane.length > lane.old_length) args.length[lane.segment] = lane.length;
         else atomicCAS(args.status, 0, lane.segment + 1);
     }
-    if (threadIdx.x == 0) args.counters[kGridCounter] = 0;
 }
 
 template <typename T, int D, bool kAppend>
 __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArguments args) {
     KVB_SHARED(DecodeShared<D>, shared);
+#if KVB_EARLY_LAUNCH
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+#endif
     find_work<D, kAppend>(args, shared);
+    const bool early = kAppend && KVB_EARLY_ARRIVAL && args.lanes <= kWindow;  // no length is read again
+    unsigned before = 0;
+    if (early && threadIdx.x == 0) before = arrive(args);
     while (shared.cursor.unit < shared.end) {
         {
             const Cursor at = shared.cursor;
@@ -124,13 +142,23 @@ __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArg
         if (threadIdx.x == 0) advance<D>(args, shared, part.at, part.each, part.units);
         __syncthreads();
     }
-    if (kAppend) advance_lengths<D>(args, shared);
+    if (kAppend) {
+        if (!early) __syncthreads();
+        if (!early && threadIdx.x == 0) before = arrive(args);
+        advance_lengths<D>(args, shared, before);
+    }
 }
+
+#if KVB_EARLY_LAUNCH
+#define KVB_LAUNCH_DECODE KVB_LAUNCH_EARLY
+#else
+#define KVB_LAUNCH_DECODE KVB_LAUNCH
+#endif
 
 template <typename T, int D>
 int launch(const DecodeArguments& args, bool append, int ctas, cudaStream_t stream) {
-    if (append) KVB_LAUNCH((decode<T, D, true>), ctas, kThreads, 0, stream, args);
-    else KVB_LAUNCH((decode<T, D, false>), ctas, kThreads, 0, stream, args);
+    if (append) KVB_LAUNCH_DECODE((decode<T, D, true>), ctas, kThreads, 0, stream, args);
+    else KVB_LAUNCH_DECODE((decode<T, D, false>), ctas, kThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
@@ -173,14 +201,18 @@ struct Resident {
     template <typename T, int D> int operator()() const { return ctas_of<T, D>(append); }
 };
 
-int run(DecodeArguments args, void* workspace, int batch, int dim, int ctas, int dtype, cudaStream_t stream) {
-    if (batch < 1 || args.kv_heads < 1 || args.group < 1 || args.tokens < 1 || ctas < 1 || ctas > kMaxCtas)
-        return kUnsupported;
+int run(DecodeArguments args, void* workspace, int batch, int kv_heads, int group, int dim, int ctas, int dtype,
+        cudaStream_t stream) {
+    if (batch < 1 || kv_heads < 1 || group < 1 || args.tokens < 1 || ctas < 1 || ctas > kMaxCtas) return kUnsupported;
+    static std::atomic<unsigned> launches{0};
+    args.launch = launches.fetch_add(1, std::memory_order_relaxed);
+    args.kv_heads = divisor(kv_heads);
+    args.group = divisor(group);
     args.counters = static_cast<int*>(workspace);
     args.pieces = reinterpret_cast<float*>(static_cast<char*>(workspace) + kCounterBytes);
     args.scale_log2 *= kLog2e;
-    args.lanes = batch * args.kv_heads;
-    args.columns = args.tokens * args.group;
+    args.lanes = batch * kv_heads;
+    args.columns = args.tokens * group;
     args.blocks = (args.columns + kColumns - 1) / kColumns;
     return dispatch(dtype, dim, Launch{args, args.k_new != nullptr, ctas, stream});
 }
@@ -221,10 +253,8 @@ extern "C" int kvb_ragged_decode(const void* q, int64_t q_stride_b, int64_t q_st
     args.segment = segment;
     args.lse = lse;
     args.scale_log2 = scaling;
-    args.kv_heads = kv_heads;
-    args.group = group;
     args.tokens = tokens;
-    return run(args, workspace, batch, dim, ctas, dtype, stream);
+    return run(args, workspace, batch, kv_heads, group, dim, ctas, dtype, stream);
 }
 
 extern "C" int kvb_ragged_append_decode(
@@ -253,8 +283,6 @@ extern "C" int kvb_ragged_append_decode(
     args.lse = lse;
     args.status = status;
     args.scale_log2 = scaling;
-    args.kv_heads = kv_heads;
-    args.group = group;
     args.tokens = tokens;
-    return run(args, workspace, batch, dim, ctas, dtype, stream);
+    return run(args, workspace, batch, kv_heads, group, dim, ctas, dtype, stream);
 }

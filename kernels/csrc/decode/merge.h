@@ -22,7 +22,7 @@ KVB_DEVICE float4 scaled_sum(float4 sum, float4 x, float by) {
 
 template <typename T, int D>
 struct Merge {
-    static constexpr int kSlotFloats = slot_floats(D);
+    static constexpr int kSlotFloats = slot_floats(D), kInFlight = kvb::kInFlight<D>;
 
     const DecodeArguments& args;
     DecodeShared<D>& shared;
@@ -37,20 +37,21 @@ struct Merge {
 
     // A CTA has at most two pieces of split items: one at the beginning of its range, and one that starts later.
     KVB_DEVICE int slot_of(int cta) const {
+        if (shared.pieces > 0) return 2 * cta;
         return 2 * cta + (first_unit(cta, shared.total, shared.ctas) < part.at.item);
     }
 
     KVB_DEVICE void write_output(int column, int dim, float4 sum, float m, float l) const {
-        const int index = part.at.block * kColumns + column, token = index / args.group, head = index % args.group;
-        const int batch = part.at.lane / args.kv_heads;
-        const int query_head = part.at.lane % args.kv_heads * args.group + head;
+        const int index = part.at.block * kColumns + column, token = args.group.quotient(index);
+        const int batch = args.kv_heads.quotient(part.at.lane), kv_head = part.at.lane - batch * args.kv_heads.by;
+        const int query_head = kv_head * args.group.by + index - token * args.group.by;
         const float by = l == 0.f ? 0.f : 1.f / l;  // the sum is 0 if no key is seen
         const Strides& stride = args.out_stride;
         uint16_t* row = args.out + batch * stride.b + query_head * stride.h + token * stride.t;
         *reinterpret_cast<uint2*>(row + dim) =
             make_uint2(pack2<T>(sum.x * by, sum.y * by), pack2<T>(sum.z * by, sum.w * by));
         if (args.lse != nullptr && dim == 0) {
-            const int64_t heads = static_cast<int64_t>(args.kv_heads) * args.group;
+            const int64_t heads = static_cast<int64_t>(args.kv_heads.by) * args.group.by;
             args.lse[(batch * heads + query_head) * args.tokens + token] =
                 l == 0.f ? -INFINITY : (m + log2f(l)) * kLn2;
         }
@@ -80,18 +81,22 @@ struct Merge {
         }
     }
 
-    // True if this CTA is the last of `all` to arrive. It then sees everything that the others stored before.
-    // Fences are cumulative: those of one thread, after and before a barrier, suffice for all threads and cost less.
+    // True if this CTA is the last of `all` to arrive. It then sees everything that the others stored before: barriers
+    // extend the order between the CTAs' first threads to all their threads.
     KVB_DEVICE bool last_to_arrive(int counter, int all) const {
-        __syncthreads();  // every thread's stores come before the fence
+        __syncthreads();  // every thread's stores come before the addition
         if (threadIdx.x == 0) {
+#if KVB_ACQUIRE_RELEASE
+            const bool last = add_acquire_release(args.counters + counter, 1) == all - 1;
+#else
             __threadfence();
             const bool last = atomicAdd(args.counters + counter, 1) == all - 1;
             if (last) __threadfence();
-            if (last) atomicExch(args.counters + counter, 0);  // all CTAs have arrived
+#endif
+            if (last) args.counters[counter] = 0;  // all CTAs have arrived
             shared.last = last;
         }
-        __syncthreads();  // every thread's loads come after the fence
+        __syncthreads();  // every thread's loads come after it
         return shared.last != 0;
     }
 
@@ -102,9 +107,26 @@ struct Merge {
         KVB_DEVICE int slot(int i) const { return i == 0 ? first_slot : 2 * (cta + i * step); }
     };
 
+    // Load up to kInFlight pieces from `begin` on: all loads come before the first use.
+    KVB_DEVICE void load_pieces(float4 (&loaded)[kInFlight], const Pieces& pieces, int begin, int column,
+                                int dim) const {
+        const float* values = slot_values(2 * (pieces.cta + begin * pieces.step)) + column * D + dim;
+        const int first = begin == 0 ? (pieces.first_slot - 2 * pieces.cta) * kSlotFloats : 0;
+        const int step = 2 * pieces.step * kSlotFloats;
+#pragma unroll
+        for (int j = 0; j < kInFlight; ++j) {
+            loaded[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+            if (begin + j < pieces.number)
+                loaded[j] = __ldcg(reinterpret_cast<const float4*>(j == 0 ? values + first : values));
+            values += step;
+        }
+    }
+
     // Merge into the output (slot < 0) or into a slot, which may be that of the first piece.
     KVB_DEVICE void merge_pieces(const Pieces& pieces, int slot) const {
-        const int thread = static_cast<int>(threadIdx.x);
+        const int thread = static_cast<int>(threadIdx.x), all = live_columns() * (D / 4);
+        float4 loaded[kInFlight] = {};  // the first of them before the barrier, together with the sums
+        if (thread < all) load_pieces(loaded, pieces, 0, thread / (D / 4), thread % (D / 4) * 4);
         for (int i = thread; i < pieces.number * kColumns; i += kThreads) {
             const int piece = i / kColumns, column = i % kColumns;
             if (column >= live_columns()) continue;
@@ -113,18 +135,16 @@ struct Merge {
             shared.merge_l[piece][column] = sums.y;
         }
         __syncthreads();
-        for (int i = thread; i < live_columns() * (D / 4); i += kThreads) {
+#pragma unroll 1
+        for (int i = thread; i < all; i += kThreads) {
             const int column = i / (D / 4), dim = i % (D / 4) * 4;
+            if (i != thread) load_pieces(loaded, pieces, 0, column, dim);
             float m = kNothing, l = 0.f;
             for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
             for (int begin = 0; begin < pieces.number; begin += kInFlight) {
-                float4 loaded[kInFlight];  // all loads before the first use; past the end the last piece
-#pragma unroll
-                for (int j = 0; j < kInFlight; ++j) {
-                    const float* values = slot_values(pieces.slot(min(begin + j, pieces.number - 1)));
-                    loaded[j] = __ldcg(reinterpret_cast<const float4*>(values + column * D + dim));
-                }
+                if (begin > 0) load_pieces(loaded, pieces, begin, column, dim);
 #pragma unroll
                 for (int j = 0; j < kInFlight; ++j) {
                     if (begin + j >= pieces.number) continue;
@@ -140,19 +160,29 @@ struct Merge {
 
     // Called by all threads, which take the same branches, when this CTA's piece of a split item is in its slot.
     KVB_DEVICE void merge_item() const {
-        const int first = cta_of_unit(part.at.item, shared.total, shared.ctas);
-        const int number = cta_of_unit(part.at.item + part.each - 1, shared.total, shared.ctas) - first + 1;
-        int in_group = kSmallMerge;
-        if (number > kSmallMerge)
+        const int cta = static_cast<int>(blockIdx.x);
+        int first = cta - shared.piece, number = shared.pieces;
+        if (number == 0) {
+            first = cta_of_unit(part.at.item, shared.total, shared.ctas);
+            number = cta_of_unit(part.at.item + part.each - 1, shared.total, shared.ctas) - first + 1;
+        }
+        int in_group = kOneMerge;
+        if (number > kOneMerge)
             while (in_group * in_group < number) ++in_group;
-        const int groups = divide_up(number, in_group), group = (static_cast<int>(blockIdx.x) - first) / in_group;
+        const int groups = divide_up(number, in_group), group = (cta - first) / in_group;
         const int group_cta = first + group * in_group;
         const int group_slot = slot_of(group_cta);
-        const Pieces pieces{group_cta, 1, min(in_group, number - group * in_group), group_slot};
-        if (!last_to_arrive(kGroupCounters + group_slot, pieces.number)) return;
-        merge_pieces(pieces, groups == 1 ? -1 : group_slot);
-        if (groups == 1 || !last_to_arrive(kItemCounters + first, groups)) return;
-        merge_pieces(Pieces{first, in_group, groups, slot_of(first)}, -1);
+        Pieces pieces{group_cta, 1, min(in_group, number - group * in_group), group_slot};
+        int counter = kGroupCounters + group_slot, slot = groups == 1 ? -1 : group_slot;
+#pragma unroll 1
+        for (;;) {
+            if (!last_to_arrive(counter, pieces.number)) return;
+            merge_pieces(pieces, slot);
+            if (slot < 0) return;
+            pieces = Pieces{first, in_group, groups, slot_of(first)};
+            counter = kItemCounters + first;
+            slot = -1;
+        }
     }
 };
 

@@ -1,5 +1,11 @@
-// Ragged decode: the split of the work over CTAs. All units of all items, in order, are split into one even range per
-// CTA. So many CTAs share a long lane, and short lanes share a CTA. Everything follows from the lengths on the device.
+// Ragged decode: the split of the work over CTAs. Everything follows from the lengths on the device. There are two ways.
+//
+// Little work: each CTA gets one piece of one item. Pieces have 1, 2, 4, ... units, the smallest number with which the
+// grid suffices; an item that is not much longer than a piece stays whole. So the time is that of one piece and at most
+// one merge, however uneven the lengths are.
+//
+// Much work: all units of all items, in order, are split into one even range per CTA. So many CTAs share a long lane,
+// and short lanes share a CTA.
 #pragma once
 #include "decode/types.h"
 
@@ -15,79 +21,135 @@ KVB_DEVICE int cta_of_unit(int unit, int total, int ctas) {
     return unit < units_of_longer ? unit / (few + 1) : longer + (unit - units_of_longer) / few;
 }
 
+// Pieces of an item of `units` units.
+KVB_DEVICE int pieces_of(int units, int choice) {
+    const int each = 1 << choice;
+    return units <= each + KVB_MERGE_UNITS ? 1 : (units + each - 1) >> choice;
+}
+
 // With kAppend the length includes the new tokens, if the segment has room for them.
 template <bool kAppend>
 KVB_DEVICE Lane load_lane(const DecodeArguments& args, int lane) {
     Lane found;
     found.segment = args.segment[lane];
-    found.start = args.start[found.segment];
-    found.old_length = found.length = args.length[found.segment];
-    if (kAppend && found.length + args.tokens <= args.start[found.segment + 1] - found.start)
-        found.length += args.tokens;
+    // Often the lane's segment has the lane's number. Then these loads need not wait for it. The segment exists in any
+    // case: there are at least as many segments as lanes.
+    const int guess = KVB_GUESS_SEGMENT ? lane : found.segment;
+    found.start = args.start[guess];
+    found.length = args.length[guess];
+    int next = kAppend ? args.start[guess + 1] : 0;
+    if (found.segment != guess) {
+        found.start = args.start[found.segment];
+        found.length = args.length[found.segment];
+        if (kAppend) next = args.start[found.segment + 1];
+    }
+    found.old_length = found.length;
+    if (kAppend && found.length + args.tokens <= next - found.start) found.length += args.tokens;
     return found;
 }
 
 template <int D, bool kAppend>
 KVB_DEVICE void fill_window(const DecodeArguments& args, DecodeShared<D>& shared, int lane) {
-    const int thread = static_cast<int>(threadIdx.x);
-    if (lane + thread < args.lanes) shared.window[thread] = load_lane<kAppend>(args, lane + thread);
-    if (thread == 0) shared.window_lane = lane;
+    for (int i = static_cast<int>(threadIdx.x); i < kWindow && lane + i < args.lanes; i += kThreads)
+        shared.window[i] = load_lane<kAppend>(args, lane + i);
+    if (threadIdx.x == 0) shared.window_lane = lane;
 }
 
 // Set the cursor to this CTA's first unit. It ends with a barrier.
 template <int D, bool kAppend>
 KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane_of_warp = thread % 32;
-    // A prefix sum over the lanes' units. Each thread has a run of neighbouring lanes, or one lane if there are few.
-    const int run = divide_up(args.lanes, kThreads), first = thread * run, end = min(first + run, args.lanes);
-    int units = 0;
-    if (run == 1 && first < end) {
-        shared.window[thread] = load_lane<kAppend>(args, first);
-        units = units_of(shared.window[thread]) * args.blocks;
-    }
-    if (run > 1) {
-        constexpr int kTogether = 4;  // lanes that are loaded at the same time: each load takes two latencies
-        for (int lane = first; lane < end; lane += kTogether) {
-            Lane found[kTogether];
+    const int cta = static_cast<int>(blockIdx.x), grid = static_cast<int>(gridDim.x);
+    const bool in_window = args.lanes <= kWindow;  // then the window has all lanes
+    // Each thread has a run of neighbouring lanes. It counts their pieces, for each choice of a piece's size, and units.
+    const int run = divide_up(args.lanes, kThreads), first = thread * run, last = min(first + run, args.lanes);
+    int counts[kChoices + 1] = {}, longest = 0;
+    constexpr int kTogether = kWindow / kThreads;  // lanes that are loaded at the same time
+    for (int lane = first; lane < last; lane += kTogether) {
+        Lane found[kTogether];
 #pragma unroll
-            for (int j = 0; j < kTogether; ++j) found[j] = load_lane<kAppend>(args, min(lane + j, end - 1));
+        for (int j = 0; j < kTogether; ++j) found[j] = load_lane<kAppend>(args, min(lane + j, last - 1));
 #pragma unroll
-            for (int j = 0; j < kTogether; ++j) units += lane + j < end ? units_of(found[j]) * args.blocks : 0;
+        for (int j = 0; j < kTogether; ++j) {
+            if (lane + j >= last) continue;
+            if (in_window) shared.window[lane + j] = found[j];
+            const int units = units_of(found[j]);
+            longest = max(longest, units);
+            counts[kChoices] += units * args.blocks;
+#pragma unroll
+            for (int choice = 0; choice < kChoices; ++choice) counts[choice] += pieces_of(units, choice) * args.blocks;
         }
     }
-    int up_to = units;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const int before = __shfl_up_sync(kFullWarp, up_to, distance);
-        if (lane_of_warp >= distance) up_to += before;
+    longest = __reduce_max_sync(kFullWarp, longest);
+    if (lane_of_warp == 0) shared.warp_longest[warp] = longest;
+#pragma unroll
+    for (int choice = 0; choice <= kChoices; ++choice) {
+        const int sum = __reduce_add_sync(kFullWarp, counts[choice]);
+        if (lane_of_warp == choice) shared.warp_counts[warp][choice] = sum;
     }
-    if (lane_of_warp == 31) shared.warp_units[warp] = up_to;
     __syncthreads();
-    int total = 0, before = up_to - units;
-    for (int other = 0; other < kWarps; ++other) {
-        if (other < warp) before += shared.warp_units[other];
-        total += shared.warp_units[other];
+    // A lane of the warp for each choice: do all pieces fit into the grid, and those of the longest item into one merge?
+    bool fits = lane_of_warp < kChoices;
+    if (fits) {
+        int pieces = 0, most = 0;
+        for (int other = 0; other < kWarps; ++other) {
+            pieces += shared.warp_counts[other][lane_of_warp];
+            most = max(most, shared.warp_longest[other]);
+        }
+        const int each = 1 << lane_of_warp;
+        fits = each >= KVB_FEWEST_UNITS && each <= KVB_PIECE_UNITS && pieces <= grid &&
+               pieces_of(most, lane_of_warp) <= kOneMerge;
     }
-    const int cta = static_cast<int>(blockIdx.x);
-    const int ctas = min(static_cast<int>(gridDim.x), divide_up(total, kMinUnits));
-    const int begin = cta < ctas ? first_unit(cta, total, ctas) : total;
+    const unsigned fitting = __ballot_sync(kFullWarp, fits);
+    const int choice = fitting == 0 ? kChoices : __ffs(static_cast<int>(fitting)) - 1;
+    int mine = counts[kChoices];  // pieces or units of this thread's lanes
+#pragma unroll
+    for (int other = 0; other < kChoices; ++other) mine = choice == other ? counts[other] : mine;
+    int total = 0, before = -mine;  // of all lanes, and of those before this thread's
+    for (int other = 0; other < kWarps; ++other) {
+        if (other < warp) before += shared.warp_counts[other][choice];
+        total += shared.warp_counts[other][choice];
+    }
+    int up_to = mine;
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int others = __shfl_up_sync(kFullWarp, up_to, distance);
+        if (lane_of_warp >= distance) up_to += others;
+    }
+    before += up_to;
+    const bool split_evenly = choice == kChoices;
+    const int ctas = split_evenly ? min(grid, divide_up(total, kMinUnits)) : total;
+    const int begin = cta >= ctas ? total : split_evenly ? first_unit(cta, total, ctas) : cta;
     if (thread == 0) {
         shared.total = total;
         shared.ctas = ctas;
-        shared.end = cta < ctas ? first_unit(cta + 1, total, ctas) : total;
         shared.window_lane = 0;
-        if (begin == total) shared.cursor = Cursor{total, total, 0, 0};  // nothing to do
+        if (split_evenly) shared.pieces = 0;
+        if (split_evenly) shared.end = cta < ctas ? first_unit(cta + 1, total, ctas) : total;
+        if (cta >= ctas) {  // nothing to do
+            shared.cursor = Cursor{total, total, 0, 0};
+            shared.end = total;
+        }
     }
-    if (begin >= before && begin < before + units) {  // one thread's run contains it
-        int lane = first, item = before, each = 0;
+    if (begin >= before && begin < before + mine) {  // one thread's run contains it
+        int lane = first, item = before, units = 0, each = 0;
         for (;; ++lane, item += each * args.blocks) {
-            each = units_of(load_lane<kAppend>(args, lane));
+            units = units_of(in_window ? shared.window[lane] : load_lane<kAppend>(args, lane));
+            each = split_evenly ? units : pieces_of(units, choice);
             if (begin < item + each * args.blocks) break;
         }
-        const int block = (begin - item) / each;
-        shared.cursor = Cursor{begin, item + block * each, lane, block};
+        const int block = args.blocks == 1 ? 0 : (begin - item) / each;
+        if (split_evenly) {
+            shared.cursor = Cursor{begin, item + block * each, lane, block};
+        } else {
+            const int piece = begin - item - block * each, first_unit_of_piece = piece << choice;
+            shared.cursor = Cursor{first_unit_of_piece, 0, lane, block};
+            shared.end = each == 1 ? units : min(units, first_unit_of_piece + (1 << choice));
+            shared.piece = piece;
+            shared.pieces = each;
+        }
     }
     __syncthreads();
-    if (run > 1) {
+    if (!in_window) {
         fill_window<D, kAppend>(args, shared, shared.cursor.lane);
         __syncthreads();
     }
@@ -96,7 +158,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
 // The lane at the cursor. `args` and the cursor are the same for all threads.
 template <int D, bool kAppend>
 KVB_DEVICE Lane lane_at(const DecodeArguments& args, DecodeShared<D>& shared, int lane) {
-    if (lane >= shared.window_lane + kThreads) {
+    if (lane >= shared.window_lane + kWindow) {
         __syncthreads();  // no thread reads the old window any more
         fill_window<D, kAppend>(args, shared, lane);
         __syncthreads();

@@ -1,5 +1,6 @@
 // Ragged decode: sizes, arguments, and the shared memory of a CTA. decode.cu has the overview.
 #pragma once
+#include "decode/tuning.h"
 #include "primitives.h"
 
 namespace kvb {
@@ -10,9 +11,11 @@ constexpr int kUnit = kTile * kWarps;  // keys that a CTA processes at once: the
 constexpr int kColumns = 8;            // query columns (token, head of the group) at once: the columns of an mma
 constexpr int kMinUnits = 2;           // fewer units are not worth a CTA: merging costs about as much
 constexpr int kMaxCtas = 2048;
-constexpr int kInFlight = 8;     // loads in flight in a thread that merges
-constexpr int kSmallMerge = 16;  // up to this many pieces of an item are merged at once, more in two levels
-constexpr int kMaxMerge = 48;    // pieces in one merge: more than the square root of kMaxCtas
+constexpr int kWindow = 256;  // lanes whose segments a CTA holds in shared memory
+template <int D> constexpr int kInFlight = D > 64 ? KVB_IN_FLIGHT : 8;  // loads in flight in a thread that merges
+constexpr int kOneMerge = KVB_ONE_MERGE;
+constexpr int kMaxMerge = 64;  // pieces in one merge: more than the square root of kMaxCtas
+static_assert(kOneMerge <= kMaxMerge && kMaxMerge * kMaxMerge >= kMaxCtas);
 constexpr float kNothing = -1e30f;  // the maximum over no keys; finite, so that no difference is NaN
 
 // Counters at the beginning of the workspace, all zero between launches. They count arrivals at a group of pieces (by
@@ -22,6 +25,16 @@ constexpr int64_t kCounterBytes = (int64_t{3} * kMaxCtas + 1) * 4 / 128 * 128 + 
 
 // A piece in the workspace: the unnormalised output [kColumns][D], then (reference exponent, sum) per column; floats.
 constexpr int slot_floats(int dim) { return kColumns * dim + 2 * kColumns; }
+
+// Choices of the size of a piece: choice n means 2^n units.
+constexpr int kChoices = 5;
+
+// The grid counter counts CTAs in its low bits, and adds up their launch's number in the others. If two launches use
+// a workspace at the same time, the sum is wrong.
+constexpr int kCountBits = 12;
+constexpr unsigned kCountMask = (1u << kCountBits) - 1, kLaunchMask = (1u << (32 - kCountBits)) - 1;
+constexpr int kOverlap = -1;  // the status that says so
+static_assert(kMaxCtas <= kCountMask);
 
 struct Strides {
     int64_t b, h, t;  // in elements; of the head dimension: 1
@@ -44,7 +57,9 @@ struct DecodeArguments {
     float* pieces;
     int32_t* status;
     float scale_log2;  // scaling * log2(e): exponentials are powers of 2
-    int lanes, kv_heads, group, tokens;
+    unsigned launch;   // number of the launch
+    Divisor kv_heads, group;
+    int lanes, tokens;
     int columns, blocks;  // tokens * group, and the number of blocks of kColumns
 };
 
@@ -70,12 +85,14 @@ struct DecodeShared {
     uint4 query[kSharedQueryChunks<D> + 1][32];  // the last element is never used, it keeps the array from being empty
     float m[kWarps][kColumns], l[kWarps][kColumns];
     float merge_m[kMaxMerge][kColumns], merge_l[kMaxMerge][kColumns];
-    Lane window[kThreads];  // lanes from window_lane on
+    Lane window[kWindow];  // lanes from window_lane on
     int window_lane;
     Cursor cursor;
-    int end;          // the CTA's units end here
-    int total, ctas;  // all units, and the CTAs that share them
-    int warp_units[kWarps];
+    int end;            // the CTA's units end here
+    int total, ctas;    // all units, and the CTAs that share them
+    int piece, pieces;  // the CTA's piece of its item, and their number; 0 if all work is split evenly
+    int warp_counts[kWarps][kChoices + 1];  // pieces for each choice of their size, then units
+    int warp_longest[kWarps];
     int last;
 };
 

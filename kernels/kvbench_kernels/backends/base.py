@@ -33,7 +33,7 @@ class Buffers:
     capacity: int  # of the largest segment
     slabs: Sequence[Slab] = ()
     bias_R: Tensor | None = None  # 0 on live slots, else -inf; `sdpa` and `torch` read it and keep it up to date
-    status: Tensor = field(init=False)  # int32 [1]: 0, or 1 + the segment that had no room
+    status: Tensor = field(init=False)  # int32 [1]: 0; 1 + the segment that had no room; -1 if calls overlapped
 
     def __post_init__(self) -> None:
         self.status = torch.zeros(1, dtype=torch.int32, device=self.k_RD.device)
@@ -42,9 +42,13 @@ class Buffers:
         """Wait for the device and check that every append had room.
 
         Raises:
-            RuntimeError: a segment had no room. Its new tokens were not written, so later results are wrong.
+            RuntimeError: a segment had no room. Its new tokens were not written, so later results are wrong. Or two
+                calls used a workspace at the same time.
         """
-        if code := int(self.status.item()):
+        code = int(self.status.item())
+        if code < 0:
+            raise RuntimeError("two calls of a ragged kernel used the same workspace at the same time; use one stream")
+        if code > 0:
             raise RuntimeError(f"segment {code - 1} of a ragged cache had no room for the new tokens")
 
 

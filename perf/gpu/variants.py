@@ -1,0 +1,234 @@
+"""Decode kernels compiled with other choices of decode/tuning.h, timed against one another on small and large layers.
+
+    python perf/gpu/variants.py [--out FILE.jsonl] [--seconds 90] [--only default,plain]
+    python perf/gpu/variants.py --once default,1,1024,adakv      # three calls, for a profiler
+    python perf/gpu/variants.py --ncu default                    # the profiler's figures of a small and a large layer
+
+nvcc compiles all variants at the same time. The last lines are a table: microseconds of `ragged_decode` and, after the
+slash, of `ragged_append_decode`. Shape suffixes as in `layers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import Bench
+from layers import Layer, Shape, exact, lengths, sample
+from timing import per_call, sets_needed
+
+from kvbench_kernels import build
+from kvbench_kernels.build import compilers, recipes
+from kvbench_kernels.ops import launch
+from kvbench_kernels.ops.library import Library
+
+BOUND = 5e-3
+PLAIN = {
+    "EARLY_LAUNCH": 0, "PIECE_UNITS": 0, "ONE_MERGE": 16, "IN_FLIGHT": 8, "ACQUIRE_RELEASE": 0, "EARLY_ARRIVAL": 0,
+    "GUESS_SEGMENT": 0,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, int]] = {
+    "default": {},
+    "plain": PLAIN,  # as the first kernel that was measured
+    "plain+atomics": PLAIN | {"ACQUIRE_RELEASE": 1},
+    "plain+merge": PLAIN | {"ONE_MERGE": 64, "IN_FLIGHT": 12, "ACQUIRE_RELEASE": 1},
+    "late launch": {"EARLY_LAUNCH": 0},
+    "late arrival": {"EARLY_ARRIVAL": 0},
+    "no guess": {"GUESS_SEGMENT": 0},
+    "fences": {"ACQUIRE_RELEASE": 0},
+    "even split": {"PIECE_UNITS": 0},
+    "pieces to 2": {"PIECE_UNITS": 2},
+    "pieces to 4": {"PIECE_UNITS": 4},
+    "pieces to 16": {"PIECE_UNITS": 16},
+    "pieces from 2": {"FEWEST_UNITS": 2},
+    "pieces from 4": {"FEWEST_UNITS": 4},
+    "merge is 1 unit": {"MERGE_UNITS": 1},
+    "merge is 5 units": {"MERGE_UNITS": 5},
+    "merge 32": {"ONE_MERGE": 32},
+    "merge 16": {"ONE_MERGE": 16},
+}
+SHAPES = ((1, 128), (1, 1024), (1, 2048), (16, 128), (16, 1024), (16, 2048), (1, 32768), (32, 2048))
+KINDS = ("equal", "adakv", "pareto")
+METRICS = (
+    "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__cycles_elapsed.max", "smsp__warp_issue_stalled_long_scoreboard_per_warp_active.pct",
+    "smsp__warp_issue_stalled_barrier_per_warp_active.pct", "smsp__warp_issue_stalled_membar_per_warp_active.pct",
+)  # fmt: skip
+
+
+def compiled(names: Sequence[str], device: torch.device) -> dict[str, Library]:
+    """Compile decode.cu once per variant, all at the same time; on a CPU for the emulator."""
+    if device.type != "cuda":
+        return {name: Library(build.host(defines=_defines(name))) for name in names}
+    folder = Path(tempfile.mkdtemp(prefix="kvb-variants-"))
+    recipe = recipes.cuda((recipes.arch_for(torch.cuda.get_device_capability(device)),))
+    sources = shutil.copytree(build.csrc(), folder / "csrc")
+    source = sources / "decode" / "decode.cu"
+    kept = [line for line in source.read_text().splitlines() if "KVB_CASE(" not in line or "128" in line or "#" in line]
+    source.write_text("\n".join([*kept, ""]))  # one head dimension: a quarter of the time
+
+    def compile_one(name: str) -> Library:
+        path = folder / f"{name.replace(' ', '_')}.so"
+        defines = [f"-D{define}" for define in _defines(name)]
+        command = [recipe.compiler, *recipe.flags, *defines, "-I", sources, *recipe.link, source, "-o", path]
+        output = compilers.run(command, f"compiling variant {name!r}")
+        if "spill" in output and any(line.split()[4] != "0" for line in output.splitlines() if "spill stores" in line):
+            print(f"variant {name!r} spills", flush=True)
+        return Library(path)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(compile_one, names), strict=True))
+
+
+def _defines(name: str) -> list[str]:
+    return [f"KVB_{key}={value}" for key, value in VARIANTS[name].items()]
+
+
+class Calls:
+    """The two ops of one variant on a layer."""
+
+    def __init__(self, library: Library, layer: Layer) -> None:
+        self.library, self.layer = library, layer
+        self.out_BHTD = torch.full_like(layer.q_BHTD, torch.nan)
+        self.workspace = launch.workspace(library, layer.shape.dim, layer.device)
+
+    def plain(self, i: int) -> None:
+        x = self.layer
+        launch.ragged_decode(
+            self.library, self._stream(), x.q_BHTD, x.k_CRD[i], x.v_CRD[i], x.start_S1, x.length_CS[i], x.segment_S,
+            x.scaling, self.out_BHTD, self.workspace,
+        )  # fmt: skip
+
+    def fused(self, i: int) -> None:
+        x = self.layer
+        launch.ragged_append_decode(
+            self.library, self._stream(), x.q_BHTD, x.k_BUTD, x.v_BUTD, x.k_CRD[i], x.v_CRD[i], x.start_S1,
+            x.length_CS[i], x.segment_S, x.scaling, self.out_BHTD, self.workspace, x.status,
+        )  # fmt: skip
+
+    def _stream(self) -> int | None:
+        return torch.cuda.current_stream().cuda_stream if self.layer.device.type == "cuda" else None
+
+
+def expected(layer: Layer, fused: bool) -> list[torch.Tensor]:
+    """Return the attention of some segments in double precision."""
+    result = []
+    for segment in sample(layer.length):
+        live = slice(int(layer.start_S1[segment]), int(layer.start_S1[segment]) + layer.length[segment])
+        k_LD, v_LD = layer.k_CRD[0][live], layer.v_CRD[0][live]
+        if fused:
+            k_LD = torch.cat([k_LD, layer.k_BUTD.reshape(-1, 1, layer.shape.dim)[segment]])
+            v_LD = torch.cat([v_LD, layer.v_BUTD.reshape(-1, 1, layer.shape.dim)[segment]])
+        q_SGD = layer.q_BHTD.reshape(layer.shape.segments, layer.shape.group, -1)
+        result.append(exact(q_SGD[segment], k_LD, v_LD, layer.scaling))
+    return result
+
+
+def checked(calls: Calls, fused: bool, right: list[torch.Tensor]) -> dict[str, Any]:
+    """Return the error over some segments, and True if three runs are equal bit for bit."""
+    layer, outs = calls.layer, []
+    for _ in range(3):
+        layer.set_back()
+        calls.out_BHTD.fill_(torch.nan)
+        (calls.fused if fused else calls.plain)(0)
+        outs.append(calls.out_BHTD.reshape(layer.shape.segments, layer.shape.group, -1).clone())
+    grown = layer.length_CS[0].tolist() == [length + fused for length in layer.length]
+    layer.set_back()
+    actual, exact_out = torch.stack([outs[0][s] for s in sample(layer.length)]).double(), torch.stack(right)
+    error = float((actual - exact_out).norm() / exact_out.norm())
+    same = all(torch.equal(outs[0], out) for out in outs[1:])
+    return {"error": error, "right": error < BOUND and same and grown and not int(layer.status)}
+
+
+def measure(bench: Bench, names: Sequence[str]) -> dict[tuple[str, str], list[float]]:
+    """Measure all variants on all layers; return the microseconds of both ops by variant and layer."""
+    libraries = compiled(names, bench.device)
+    print(f"compiled {len(libraries)} variants, {bench.left():.0f} s left", flush=True)
+    table: dict[tuple[str, str], list[float]] = {}
+    shapes = [Shape(1, 24, heads=4, kv_heads=2, dim=64)] if bench.toy else [Shape(*shape) for shape in SHAPES]
+    for shape in shapes:
+        sets = min(128, sets_needed(shape.nbytes, bench.device))
+        for kind in KINDS:
+            if bench.left() < 2:
+                continue
+            layer = Layer(shape, lengths(kind, shape), sets, bench.device, generator=bench.generator)
+            right = {fused: expected(layer, fused) for fused in (False, True)}
+            for name, library in libraries.items():
+                calls = Calls(library, layer)
+                for fused in (False, True):
+                    work = calls.fused if fused else calls.plain
+                    check = checked(calls, fused, right[fused])
+                    took = per_call(work, sets, bench.device, layer.set_back, seconds=0.01).micro()
+                    bench.record(
+                        what="variant", variant=name, defines=VARIANTS[name], batch=shape.batch, mean=shape.mean,
+                        lengths=kind, fused=fused, **took, tb_s=layer.nbytes / took["us"] / 1e6, **check,
+                    )  # fmt: skip
+                    where = f"{shape.batch}x{shape.mean} {kind}"
+                    table.setdefault((name, where), []).append(took["us"] if check["right"] else -1)
+            del layer
+            bench.clean()
+    return table
+
+
+def show(table: dict[tuple[str, str], list[float]]) -> None:
+    """Print a row per layer and a column per variant; -1 is a wrong result."""
+    names = list(dict.fromkeys(name for name, _ in table))
+    rows = list(dict.fromkeys(where for _, where in table))
+    print(f"{'':18}" + "".join(f"{name:>18}" for name in names))
+    for row in rows:
+        cells = ["/".join(f"{x:.1f}" for x in table.get((name, row), [])) for name in names]
+        print(f"{row:18}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def once(spec: str) -> None:
+    """Call a variant's fused op three times on one layer."""
+    name, batch, mean, kind = spec.split(",")
+    device = torch.device("cuda")
+    shape = Shape(int(batch), int(mean))
+    layer = Layer(shape, lengths(kind, shape), 4, device)
+    calls = Calls(compiled([name], device)[name], layer)
+    for i in range(3):
+        calls.plain(i)
+        calls.fused(i)
+    torch.cuda.synchronize()
+
+
+def profile(name: str) -> None:
+    """Run the profiler, if it is installed, on a small and a large layer."""
+    for layer in ("1,1024,adakv", "16,2048,equal"):
+        command = ["ncu", "--clock-control", "none", "--kernel-name", "regex:decode", "--launch-skip", "2",
+                   "--launch-count", "2", "--metrics", ",".join(METRICS), sys.executable, __file__, "--once",
+                   f"{name},{layer}"]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as problem:
+            print(f"ncu: {problem}")
+            return
+        print("\n".join(line for line in done.stdout.splitlines()[-40:] if line.strip()), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--only", default=",".join(VARIANTS))
+    parser.add_argument("--once")
+    parser.add_argument("--ncu")
+    mine, rest = parser.parse_known_args()
+    if mine.once:
+        once(mine.once)
+        return
+    if mine.ncu:
+        profile(mine.ncu)
+        return
+    show(measure(Bench("variants", __doc__, rest), mine.only.split(",")))
+
+
+if __name__ == "__main__":
+    main()
