@@ -220,14 +220,14 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(VARIANTS))
     parser.add_argument("--once")
     parser.add_argument("--ncu")
-    mine, rest = parser.parse_known_args()
-    if mine.once:
-        once(mine.once)
+    chosen, rest = parser.parse_known_args()
+    if chosen.once:
+        once(chosen.once)
         return
-    if mine.ncu:
-        profile(mine.ncu)
+    if chosen.ncu:
+        profile(chosen.ncu)
         return
-    show(measure(Bench("variants", __doc__, rest), mine.only.split(",")))
+    show(measure(Bench("variants", __doc__, rest), chosen.only.split(",")))
 
 
 if __name__ == "__main__":
