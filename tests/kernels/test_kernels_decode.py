@@ -64,7 +64,7 @@ def test_pieces_of_a_long_lane_are_merged(ctas):
 
 @pytest.mark.parametrize("ctas", (1, 2, 4, 9, 20, 70))
 def test_pieces_of_every_size(ctas):
-    """The same lanes on grids that suffice for larger and smaller pieces, with one block of columns or several."""
+    """Larger grids suffice for smaller pieces; a lane has one block of columns or several."""
     g = generator(ctas)
     for group, tokens in ((2, 1), (5, 3)):
         lengths = [draw(g, 600, 1300), draw(g, 0, 130), draw(g, 200, 500)]
