@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cache as remember
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,7 +122,7 @@ def generate(
     seed: int = 0,
     progress: bool = False,
 ) -> list[list[Generation]]:
-    """Generate greedily, every prompt under every variant, with one prefill per prompt.
+    """Generate greedily, every prompt under every variant, with one prefill per context.
 
     Before the first prompt, the model's answers to a short text are compared with those of the engine, once per
     process. Layers with a sliding window or chunks keep them whole; budgets count over the other layers.
@@ -135,15 +135,16 @@ def generate(
         variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None).
         stop_ids: for prompts without stop ids of their own; the model's end-of-sequence ids by default.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
-        question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts).
+        question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts). Several
+            questions on the same context, in tokens, share its prefill and compression.
         cache: "ragged" saves memory, "masked" simulates.
         kernel: the backend that attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
         graph: decode by CUDA graphs: auto (if possible), true or false.
         fused: decode steps with our own ops for RMSNorm, RoPE and SiLU: auto (on a GPU, if possible), true or false.
             The weights of the model's linear modules may move in memory.
-        max_rows: rows (prompt x variant) that decode together; a prompt with more variants is prefilled again for
+        max_rows: rows (prompt x variant) that decode together; a context with more of them is prefilled again for
             the rest.
-        max_prompts: prompts that may share a batch; more are faster and hold more caches at a time.
+        max_prompts: contexts that may share a batch; more are faster and hold more caches at a time.
         seed: for methods that draw random numbers.
         progress: show a progress bar over prompts.
 
@@ -159,7 +160,7 @@ def generate(
     from kvbench.engine.decode import stream
     from kvbench.engine.limits import RequestLimits
     from kvbench.engine.probe import checked_plan
-    from kvbench.engine.variant import Request
+    from kvbench.engine.variant import Request, context_key
 
     once = remember(load_method)  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]
@@ -175,17 +176,20 @@ def generate(
         span = prompt.context_len if question == "agnostic" else len(prompt.ids)
         for variant in asked:
             variant.method.tokens(variant.budget, span)  # raises if the budget is impossible on this prompt
-    parts = [range(len(asked))[i : i + max_rows] for i in range(0, len(asked), max_rows)]
-    place = {
-        Request(prompt, [asked[v] for v in part], max_new_tokens, seed): (p, part)
-        for p, prompt in enumerate(rendered)
-        for part in parts
-    }
-    queue = list(reversed(place))
+    contexts: dict[Hashable, list[int]] = {}
+    for p, prompt in enumerate(rendered):
+        contexts.setdefault(context_key(prompt, question), []).append(p)
+    places: dict[Request, list[tuple[int, int]]] = {}
+    for group in contexts.values():
+        cells = [(p, v) for v in range(len(asked)) for p in group]
+        for begin in range(0, len(cells), max_rows):
+            part = cells[begin : begin + max_rows]
+            places[Request([(rendered[p], asked[v]) for p, v in part], max_new_tokens, seed)] = part
+    queue = list(reversed(places))
 
-    def draw(under_way: Sequence[Request]) -> Request | None:
-        rows = sum(len(r.variants) for r in under_way)
-        fits = queue and len(under_way) < max_prompts and rows + len(queue[-1].variants) <= max_rows
+    def draw(in_flight: Sequence[Request]) -> Request | None:
+        rows = sum(len(r.rows) for r in in_flight)
+        fits = queue and len(in_flight) < max_prompts and rows + len(queue[-1].rows) <= max_rows
         return queue.pop() if fits else None
 
     outs: list[list[Any]] = [[None] * len(asked) for _ in rendered]
@@ -200,10 +204,10 @@ def generate(
         question=question,
         max_length=max_length,
     )
-    with closing(answers), tqdm(total=len(place), disable=not progress, desc="prompts") as bar:
+    with closing(answers), tqdm(total=len(places), disable=not progress, desc="contexts") as bar:
         for request, generations in answers:
-            p, part = place[request]
-            outs[p][part.start : part.stop] = generations
+            for (p, v), generation in zip(places[request], generations, strict=True):
+                outs[p][v] = generation
             bar.update()
     return outs
 

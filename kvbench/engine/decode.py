@@ -1,4 +1,4 @@
-"""The engine's loop: one prefill per prompt, greedy generation by every variant, one decode batch for all rows.
+"""The engine's loop: one prefill per context, greedy generation by every variant, one decode batch for all rows.
 
 Rows of different prompts share the batch, because a ragged cache allows any lengths. Prompts join when half of the rows
 have left, several at once, because each time the cache must be laid out again.
@@ -20,12 +20,12 @@ from kvbench.engine.caches import LayerCaches, device_of, make_cache
 from kvbench.engine.fused import fused_step
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
-from kvbench.engine.prefill import ContinuePass, now
+from kvbench.engine.prefill import ContinuePass, Place, now
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
 from kvbench.engine.start import prepare, start_prefill
-from kvbench.engine.variant import Generation, Request, span_tokens
+from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens
 
 Draw = Callable[[Sequence[Request]], Request | None]
 """Returns the next request that may join the given ones; None if none may join, or none is left."""
@@ -48,9 +48,9 @@ def stream(
     max_length: int | None = None,
     on_step: Callable[[float, bool], None] | None = None,
 ) -> Generator[Answer, None, None]:
-    """Answer requests, each as soon as its last row has stopped, with one generation per variant, in order.
+    """Answer requests, each as soon as its last row has stopped, with one generation per row, in order.
 
-    A request that the model cannot answer gives failed generations with an error, and so does a row whose logits are
+    A prompt that the model cannot answer gives failed generations with an error, and so does a row whose logits are
     not finite. The other rows of the batch go on.
 
     Args:
@@ -66,8 +66,8 @@ def stream(
         on_step: called after every decode step with its seconds, and whether a recorded graph ran it.
 
     Raises:
-        ValueError: a model that the engine cannot run, no variants, an impossible budget on a prompt, an empty
-            prompt, a kernel that cannot run here.
+        ValueError: a model that the engine cannot run, no rows, an impossible budget on a prompt, an empty
+            prompt, prompts of one request whose contexts differ, a kernel that cannot run here.
     """
     if question not in ("aware", "agnostic"):
         raise ValueError(f"question={question}: must be aware or agnostic")
@@ -146,19 +146,16 @@ class _Batch:
         """Prefill requests one after the other and choose their first tokens. Yield those that are complete already."""
         new: list[OpenRequest] = []
         for request in requests:
-            error = self._error(request)
-            if error is None:
-                new.append(self._prefill(request))
+            failed = self._failed(request)
+            if len(failed) < len(request.rows):
+                new.append(self._prefill(request, failed))
             else:
-                span = span_tokens(request.prompt, self._question)
-                failed = [failed_generation(request, span, self._ran, error) for _ in request.variants]
-                yield request, failed
+                yield request, [failed[place] for place in range(len(request.rows))]
         begin = now(self._device)
         for entry in new:  # the cache lays out the rows of all new requests here
-            entry.measured = [
-                (self._cache.lengths(row.id), self._cache.used_bytes(row.id), self._cache.slack_bytes(row.id))
-                for row in entry.rows
-            ]
+            for row in entry.rows:
+                kv = self._cache
+                row.measured = kv.lengths(row.id), kv.used_bytes(row.id), kv.slack_bytes(row.id)
         rows = sum(len(entry.rows) for entry in new)
         layout_s = (now(self._device) - begin) / max(1, rows)
         self._full = len(self._active) + rows
@@ -182,33 +179,56 @@ class _Batch:
         self._take(rows, tokens)
         return seconds, self._replayed > before, list(self._answers())
 
-    def _error(self, request: Request) -> str | None:
-        """Return why the model cannot answer a request; None if it can. Raises ValueError for no request at all."""
-        prompt = request.prompt
-        if not request.variants or not prompt.ids or request.max_new_tokens < 1:
-            raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
-        if self._question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
-            raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
-        return self._limits.error(prompt.ids, request.max_new_tokens)
+    def _failed(self, request: Request) -> dict[int, Generation]:
+        """Return the generations of the rows whose prompts the model cannot answer, by their index in the request.
 
-    def _prefill(self, request: Request) -> OpenRequest:
-        prompt = request.prompt
+        Raises:
+            ValueError: a request that no model could answer.
+        """
+        if not request.rows or request.max_new_tokens < 1 or not all(prompt.ids for prompt in request.prompts):
+            raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
+        errors: dict[int, str] = {}
+        for prompt in request.prompts:
+            if self._question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
+                raise ValueError(
+                    "question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render"
+                )
+            error = self._limits.error(prompt.ids, request.max_new_tokens)
+            if error is not None:
+                errors[id(prompt)] = error
+        if len({context_key(prompt, self._question) for prompt in request.prompts}) > 1:
+            raise ValueError("the prompts of a request must have the same context; give each its own request")
+        return {
+            place: failed_generation(prompt, span_tokens(prompt, self._question), self._ran, errors[id(prompt)])
+            for place, (prompt, _) in enumerate(request.rows)
+            if id(prompt) in errors
+        }
+
+    def _prefill(self, request: Request, failed: dict[int, Generation]) -> OpenRequest:
+        """Prefill the context of a request, for the rows that have not failed."""
         prepare(self._model, self._tokenizer, request.variants)
         forget_lengths(self._model)
         begin = now(self._device)
-        span = span_tokens(prompt, self._question)
-        ids_T = torch.tensor(list(prompt.ids[:span]), device=self._device)
-        rows = [Row(self._next_row + i, request, span) for i in range(len(request.variants))]
-        self._next_row += len(rows)
+        context = request.prompts[0]
+        span = span_tokens(context, self._question)
+        ids_T = torch.tensor(list(context.ids[:span]), device=self._device)
+        live = [(place, *pair) for place, pair in enumerate(request.rows) if place not in failed]
+        places: dict[Variant, list[Place]] = {variant: [] for _, _, variant in live}
+        variants = list(places)
+        rows = []
+        for place, prompt, variant in live:
+            row = Row(self._next_row, place, prompt, variants.index(variant), request.max_new_tokens, span)
+            places[variant].append(Place(row.id, len(prompt.ids) - span + request.max_new_tokens))
+            rows.append(row)
+            self._next_row += 1
         prefill = start_prefill(
             self._model,
             self._tokenizer,
-            request.variants,
+            variants,
             self._caches,
-            first_row=rows[0].id,
+            places=list(places.values()),
             token_ids=ids_T,
-            context_len=prompt.context_len,
-            reserve=len(prompt.ids) - span + request.max_new_tokens,
+            context_len=context.context_len,
             seed=request.seed,
         )
         try:
@@ -216,32 +236,39 @@ class _Batch:
         finally:
             prefill.close()
         seconds = now(self._device) - begin
-        return OpenRequest(request, rows, prefill, seconds - prefill.total_s, logits_BV)
+        return OpenRequest(request, rows, failed, prefill, seconds - prefill.total_s, logits_BV)
 
     def _first_tokens(self, entry: OpenRequest) -> None:
-        begin = now(self._device)
-        logits_BV, rows = entry.logits_BV, entry.rows
+        """Choose the first token of every row, after the row's question. Questions of equal length go together."""
+        logits_BV, entry.logits_BV = entry.logits_BV, None
         assert logits_BV is not None
-        entry.logits_BV = None
-        question = list(entry.request.prompt.ids[rows[0].seen :])
-        if question:
-            logits_BV = self._forward(torch.tensor([question] * len(rows), device=self._device), rows)
-        tokens = self._choose(rows, logits_BV.expand(len(rows), -1))
-        entry.first_token_s = now(self._device) - begin
-        for row in rows:
-            row.clock = self._clock
-        self._take(rows, tokens)
+        lengths: dict[int, list[Row]] = {}
+        for row in entry.rows:
+            lengths.setdefault(len(row.prompt.ids), []).append(row)
+        tokens: dict[int, int] = {}
+        for rows in lengths.values():
+            begin = now(self._device)
+            questions = [list(row.prompt.ids[row.seen :]) for row in rows]
+            if questions[0]:
+                of_rows_BV = self._forward(torch.tensor(questions, device=self._device), rows)
+            else:
+                of_rows_BV = logits_BV.expand(len(rows), -1)
+            tokens |= zip((row.id for row in rows), self._choose(rows, of_rows_BV), strict=True)
+            seconds = now(self._device) - begin
+            for row in rows:
+                row.first_token_s, row.clock = seconds, self._clock
+        self._take(entry.rows, [tokens[row.id] for row in entry.rows])
 
     def _choose(self, rows: Sequence[Row], logits_BV: Tensor) -> list[int]:
         """Return the greedy token of every row, or `_NOT_FINITE`. This is the only wait for the device in a step.
 
         A row cannot choose a stop before it has its least number of new tokens.
         """
-        short = [i for i, row in enumerate(rows) if len(row.ids) < row.request.prompt.min_new_tokens]
+        short = [i for i, row in enumerate(rows) if len(row.ids) < row.prompt.min_new_tokens]
         if short:
             logits_BV = logits_BV.clone()
             for i in short:
-                logits_BV[i, sorted(rows[i].request.prompt.stop_ids)] = -torch.inf
+                logits_BV[i, sorted(rows[i].prompt.stop_ids)] = -torch.inf
         best_B = logits_BV.argmax(-1)  # the index of a NaN, if there is one
         finite_B = logits_BV.gather(1, best_B[:, None])[:, 0].isfinite()
         chosen: list[int] = torch.where(finite_B, best_B, _NOT_FINITE).tolist()
@@ -251,7 +278,7 @@ class _Batch:
         """Add one token to each row; those that stop leave the batch."""
         done = []
         for row, token in zip(rows, tokens, strict=True):
-            prompt = row.request.prompt
+            prompt = row.prompt
             if token == _NOT_FINITE:
                 row.finish = "failed"
                 row.error = (
@@ -262,7 +289,7 @@ class _Batch:
                 row.ids.append(token)
                 if token in prompt.stop_ids and (len(row.ids) > 1 or prompt.first_may_stop):
                     row.finish = "stop"
-                elif len(row.ids) == row.request.max_new_tokens:
+                elif len(row.ids) == row.max_new_tokens:
                     row.finish = "length"
             if row.finish is not None:
                 row.clock = self._clock - row.clock
@@ -274,11 +301,10 @@ class _Batch:
 
     def _answers(self) -> Iterator[Answer]:
         """Yield the requests whose rows have all stopped."""
-        done = [entry for entry in self._open if all(row.finish is not None for row in entry.rows)]
+        done = [entry for entry in self._open if entry.is_complete]
         self._open = [entry for entry in self._open if entry not in done]
         for entry in done:
-            generations = [entry.generation(i, self._text(row), self._ran) for i, row in enumerate(entry.rows)]
-            yield entry.request, generations
+            yield entry.request, entry.generations(self._text, self._ran)
 
     def _text(self, row: Row) -> str:
         """Return the text of a row, without the stop token."""

@@ -26,7 +26,7 @@ from kvbench.cache.base import KVCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
 from kvbench.engine.caches import LayerCaches, make_cache
 from kvbench.engine.limits import RequestLimits
-from kvbench.engine.prefill import ContinuePass, PrefillPass
+from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import forget_lengths
 from kvbench.engine.start import prepare, start_prefill
@@ -170,7 +170,12 @@ class Compressed:
         forget_lengths(self._model)
         cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
         self._prefill = start_prefill(
-            self._model, self._tokenizer, [self._variant], cache.caches, token_ids=ids_BT[0], reserve=_RESERVE
+            self._model,
+            self._tokenizer,
+            [self._variant],
+            cache.caches,
+            places=[[Place(0, _RESERVE)]],
+            token_ids=ids_BT[0],
         )
         return cache, self._prefill
 

@@ -13,7 +13,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,16 +38,24 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+class Place(NamedTuple):
+    """A row of the cache, and the tokens that will be appended to it."""
+
+    row: int
+    reserve: int
+
+
 class PrefillPass:
-    """The causal attention over a prompt, which fills row `first_row + i` of the cache with the tokens of variant i.
+    """The causal attention over a prompt, which fills rows of the cache with the tokens that each variant keeps.
+
+    A variant compresses once. Its rows, one for each question on the context, begin as copies.
 
     Args:
-        variants: one row each.
+        variants: different methods and budgets.
         caches: destination of the kept keys and values.
+        places: per variant, the rows to fill.
         facts: what the methods' parts may know of the prompt.
         span: tokens that are compressed.
-        reserve: tokens that will be appended to each row.
-        first_row: the cache's row of the first variant; the others follow.
         hidden: the inputs of the layers, where a part reads them.
 
     Attributes:
@@ -53,7 +63,8 @@ class PrefillPass:
         tokens: per variant, the tokens per KV head that its budget allows; None without a budget.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
         total_s: seconds of the call that were spent on compression.
-        compress_s: per variant, the seconds that its own compression would have taken without the others.
+        compress_s: per variant, the seconds that its own compression would have taken without the others, and with a
+            single row.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -64,16 +75,15 @@ class PrefillPass:
         variants: Sequence[Variant],
         caches: LayerCaches,
         *,
+        places: Sequence[Sequence[Place]],
         span: int,
-        reserve: int,
-        first_row: int = 0,
         facts: PromptFacts | None = None,
         hidden: LayerInputs | None = None,
     ) -> None:
         self._facts, self._hidden = facts, hidden
-        self._variants, self._caches = variants, caches
+        self._variants, self._caches, self._places = variants, caches, places
         self._guard = LayerGuard(caches.plan)
-        self._num_layers, self._reserve, self._first_row = len(caches.plan.full), reserve, first_row
+        self._num_layers = len(caches.plan.full)
         self.span = span
         self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
         self.full_bytes = 0
@@ -94,7 +104,7 @@ class PrefillPass:
         self._guard.enter(layer)
         if layer in self._caches.local:
             local = self._caches.local[layer]
-            local.add(range(self._first_row, self._first_row + len(self._variants)), k_BUTD[0], v_BUTD[0])
+            local.add([place.row for places in self._places for place in places], k_BUTD[0], v_BUTD[0])
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
         out_BHTD = F.scaled_dot_product_attention(
             q_BHTD, k_BUTD, v_BUTD, is_causal=q_BHTD.shape[2] > 1, scale=scaling, enable_gqa=True
@@ -125,10 +135,10 @@ class PrefillPass:
         if not self._waiting:
             return
         device = self._waiting[0].k.device
-        begin, late = now(device), self._late_rows()
-        for row in late:
-            with self._timed([row], self._waiting[0]):
-                self._totals[row] = self._layer_totals(row, self._waiting[0], self._statistics.pop(row))
+        begin, late = now(device), self._late()
+        for index in late:
+            with self._timed([index], self._waiting[0]):
+                self._totals[index] = self._layer_totals(index, self._waiting[0], self._statistics.pop(index))
         while self._waiting:
             self._store(late, self._waiting.pop(0))
         self.total_s += now(device) - begin
@@ -139,90 +149,103 @@ class PrefillPass:
             self._hidden.close()
 
     def _compress(self, ctx: LayerContext) -> None:
-        late = self._late_rows()
-        self._store([row for row in range(len(self._variants)) if row not in late], ctx)
+        late = self._late()
+        self._store([index for index in range(len(self._variants)) if index not in late], ctx)
         if late:
             scores: list[Score] = []
-            for row in late:
-                method = self._variants[row].method
-                with self._timed([row], ctx):
-                    self._statistics[row].append(method.statistic(ctx))
+            for index in late:
+                method = self._variants[index].method
+                with self._timed([index], ctx):
+                    self._statistics[index].append(method.statistic(ctx))
                     for score in method.all_scores:
                         ctx.score(score)
                 scores += method.all_scores
             ctx.keep_scores(scores)
             self._waiting.append(ctx)
 
-    def _store(self, rows: Sequence[int], ctx: LayerContext) -> None:
-        """Choose the tokens of a layer that the rows keep, and store them."""
-        entries, merged = [], []
-        for row in rows:
-            with self._timed([row], ctx):
-                entry, merge = self._entry(row, ctx), self._variants[row].method.merge
-                if merge is None or not self._drops(row):
-                    entries.append(entry)
-                else:
-                    merged.append((row, entry, merge(ctx, entry.keep_UT)))
-        if entries:
-            with self._timed([row for row in rows if row not in {row for row, _, _ in merged}], ctx):
-                self._caches.kv.add(ctx.layer, entries, ctx.k, ctx.v)
-        for row, entry, (k_UTD, v_UTD) in merged:
-            with self._timed([row], ctx):
-                self._caches.kv.add(ctx.layer, [entry], k_UTD.to(ctx.k.dtype), v_UTD.to(ctx.v.dtype))
+    def _store(self, variants: Sequence[int], ctx: LayerContext) -> None:
+        """Choose the tokens of a layer that the variants keep, and store them in all of their rows."""
+        plain: dict[int, list[Entry]] = {}
+        for index in variants:
+            method = self._variants[index].method
+            with self._timed([index], ctx):
+                entries, merged = self._entries(index, ctx), None
+                if method.merge is not None and self._drops(index):
+                    merged = method.merge(ctx, entries[0].keep_UT)
+            if merged is None:
+                plain[index] = entries
+                continue
+            k_UTD, v_UTD = merged
+            with self._timed([index], ctx, parts=len(entries)):
+                self._caches.kv.add(ctx.layer, entries, k_UTD.to(ctx.k.dtype), v_UTD.to(ctx.v.dtype))
+        if plain:
+            together = [entry for entries in plain.values() for entry in entries]
+            with self._timed(list(plain), ctx, parts=len(together)):
+                self._caches.kv.add(ctx.layer, together, ctx.k, ctx.v)
 
     @contextmanager
-    def _timed(self, rows: Sequence[int], ctx: LayerContext) -> Iterator[None]:
-        """Add the seconds of a block, and of the results that it reuses, to the rows' times in equal parts."""
-        ctx.watch.user = rows[0] if len(rows) == 1 else None
+    def _timed(self, variants: Sequence[int], ctx: LayerContext, parts: int = 1) -> Iterator[None]:
+        """Add the seconds of a block, and of the results that it reuses, to the times of variants.
+
+        Args:
+            parts: number of equal parts of the block, of which every variant's time gets one.
+        """
+        ctx.watch.user = variants[0] if len(variants) == 1 else None
         begin, reused_s = now(ctx.k.device), ctx.reused_s
         yield
         seconds = now(ctx.k.device) - begin + ctx.reused_s - reused_s
-        for row in rows:
-            self.compress_s[row] += seconds / len(rows)
+        for index in variants:
+            self.compress_s[index] += seconds / parts
 
-    def _late_rows(self) -> list[int]:
+    def _late(self) -> list[int]:
+        """Return the variants that choose their tokens at the end of the prefill."""
         return [
-            row for row, variant in enumerate(self._variants) if variant.method.needs_statistics and self._drops(row)
+            index
+            for index, variant in enumerate(self._variants)
+            if variant.method.needs_statistics and self._drops(index)
         ]
 
-    def _drops(self, row: int) -> bool:
-        return self._variants[row].method.drops(self.tokens[row], self.span)
+    def _drops(self, index: int) -> bool:
+        return self._variants[index].method.drops(self.tokens[index], self.span)
 
-    def _entry(self, row: int, ctx: LayerContext) -> Entry:
-        method = self._variants[row].method
-        if self._drops(row):
-            if row not in self._totals:
-                self._totals[row] = self._layer_totals(row, ctx, None)
-            totals = self._totals[row]
-            keep_UT = method.mask(ctx, self.tokens[row], None if totals is None else totals[ctx.layer])
+    def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
+        """Return what a variant keeps of a layer, once for each of its rows. The rows share all tensors."""
+        method = self._variants[index].method
+        if self._drops(index):
+            if index not in self._totals:
+                self._totals[index] = self._layer_totals(index, ctx, None)
+            totals = self._totals[index]
+            keep_UT = method.mask(ctx, self.tokens[index], None if totals is None else totals[ctx.layer])
         else:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
-        return Entry(
-            self._first_row + row,
+        first, *others = self._places[index]
+        entry = Entry(
+            first.row,
             keep_UT,
-            self._reserve,
+            first.reserve,
             store=method.store,
             policy=method.decode,
             score_UT=None if method.decode is None else method.scores(ctx),
-            limit_U=None if method.decode is None else self._limits(row, keep_UT),
+            limit_U=None if method.decode is None else self._limits(index, keep_UT),
         )
+        return [entry, *(replace(entry, row=place.row, reserve=place.reserve) for place in others)]
 
-    def _limits(self, row: int, keep_UT: Tensor) -> list[int]:
+    def _limits(self, index: int, keep_UT: Tensor) -> list[int]:
         """Return the tokens that a decode policy holds in each KV head.
 
         If the prompt was compressed, this is the head's share by layer and head budgets. A prompt shorter than the
         budget leaves room to grow: every head may then hold the whole budget.
         """
-        if self._drops(row):
+        if self._drops(index):
             kept: list[int] = keep_UT.sum(1).tolist()
             return kept
-        budget, tokens = self._variants[row].budget, self.tokens[row]
+        budget, tokens = self._variants[index].budget, self.tokens[index]
         assert tokens is not None
         return [budget if isinstance(budget, int) else tokens] * len(keep_UT)
 
-    def _layer_totals(self, row: int, ctx: LayerContext, statistics: list[Tensor] | None) -> list[int] | None:
-        return self._variants[row].method.layer_totals(
-            self.tokens[row],
+    def _layer_totals(self, index: int, ctx: LayerContext, statistics: list[Tensor] | None) -> list[int] | None:
+        return self._variants[index].method.layer_totals(
+            self.tokens[index],
             span=self.span,
             layers=self._num_layers,
             heads=ctx.num_kv_heads,

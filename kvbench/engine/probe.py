@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import Forward, kvbench_attention, last_logits, one_line
 from kvbench.engine.caches import LayerCaches, device_of
-from kvbench.engine.prefill import ContinuePass, PrefillPass
+from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.engine.variant import Variant
 from kvbench.methods.method import Method
@@ -112,7 +112,7 @@ def _engine_logits(
     call = partial(last_logits, model)
     position_1T = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None]
     everything = Variant(Method("fullkv"))
-    prefill = PrefillPass([everything], caches, span=prompt, reserve=_STEPS)
+    prefill = PrefillPass([everything], caches, places=[[Place(0, _STEPS)]], span=prompt)
     logits = [call(ids_1T[:, :prompt], position_1T[:, :prompt], prefill)]
     for token in range(prompt, ids_1T.shape[1]):
         at = slice(token, token + 1)

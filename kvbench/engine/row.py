@@ -5,12 +5,13 @@ Shape suffixes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from kvbench.engine.prefill import PrefillPass
-from kvbench.engine.variant import Generation, Request, Timings
+from kvbench.engine.variant import Generation, PromptLike, Request, Timings
 
 
 @dataclass(eq=False)
@@ -19,59 +20,82 @@ class Row:
 
     Attributes:
         id: its row in the cache.
+        place: its index in the request's rows.
+        prompt: the context and this row's question.
+        variant: index of its variant in the prefill.
+        max_new_tokens: most tokens of the answer.
         seen: tokens of its sequence so far.
         ids: generated tokens.
         finish: why it stopped; None until then.
         error: why it failed, in one line.
         kept_max: most tokens that any head stored, set when it stops.
+        first_token_s: seconds from the prefill to the first token.
         clock: decode seconds of the batch at its first token; when it stops, from its first token to its last.
+        measured: the kept tokens per layer and head, and the used and slack bytes, right after compression.
     """
 
     id: int
-    request: Request
+    place: int
+    prompt: PromptLike
+    variant: int
+    max_new_tokens: int
     seen: int
     ids: list[int] = field(default_factory=list)
     finish: str | None = None
     error: str | None = None
     kept_max: int = 0
+    first_token_s: float = 0.0
     clock: float = 0.0
+    measured: tuple[list[list[int]], int, int] = ([], 0, 0)
 
 
 @dataclass(eq=False)
 class OpenRequest:
-    """A request whose prompt is in the cache, and its rows.
+    """A request whose context is in the cache, and its rows.
 
     Attributes:
+        failed: generations of the rows whose prompts the model cannot answer, by their index in the request.
         prefill_s: seconds of the prefill without compression.
-        logits_BV: logits of the prompt's last token, until the first tokens are chosen.
-        first_token_s: seconds from the prefill to the first tokens.
+        logits_BV: logits of the context's last token, until the first tokens are chosen.
         layout_s: seconds of the cache's layout, per row.
-        measured: per row, the kept tokens per layer and head, and the used and slack bytes.
         together: rows that decode together when this request joins.
     """
 
     request: Request
     rows: list[Row]
+    failed: dict[int, Generation]
     prefill: PrefillPass
     prefill_s: float
     logits_BV: Tensor | None
-    first_token_s: float = 0.0
     layout_s: float = 0.0
-    measured: list[tuple[list[list[int]], int, int]] = field(default_factory=list)
     together: int = 0
 
-    def generation(self, index: int, text: str, ran: tuple[str, str]) -> Generation:
-        """Return the generation of a row that has stopped. `ran`: the kernel and the decode step."""
-        row, (kept, used, slack) = self.rows[index], self.measured[index]
+    @property
+    def is_complete(self) -> bool:
+        """True if all rows have stopped."""
+        return all(row.finish is not None for row in self.rows)
+
+    def generations(self, text: Callable[[Row], str], ran: tuple[str, str]) -> list[Generation]:
+        """Return the generations of a request whose rows have all stopped, in the request's order.
+
+        Args:
+            text: returns the text of a row.
+            ran: the kernel and the decode step.
+        """
+        done = self.failed | {row.place: self._generation(row, text(row), ran) for row in self.rows}
+        return [done[place] for place in range(len(self.request.rows))]
+
+    def _generation(self, row: Row, text: str, ran: tuple[str, str]) -> Generation:
+        kept, used, slack = row.measured
         steps = len(row.ids) - 1
-        compress_s = self.prefill.compress_s[index] + self.layout_s
+        compress_s = self.prefill.compress_s[row.variant] + self.layout_s
         return Generation(
             text=text,
             token_ids=row.ids,
             finish_reason=row.finish or "length",
-            prompt_tokens=len(row.request.prompt.ids),
+            prompt_tokens=len(row.prompt.ids),
             span=self.prefill.span,
-            budget_tokens=self.prefill.tokens[index],
+            budget_tokens=self.prefill.tokens[row.variant],
             kept=kept,
             kept_max=max(row.kept_max, max(map(max, kept))),
             kv_bytes=used,
@@ -83,20 +107,20 @@ class OpenRequest:
             timings=Timings(
                 self.prefill_s,
                 compress_s,
-                self.prefill_s + compress_s + self.first_token_s,
+                self.prefill_s + compress_s + row.first_token_s,
                 row.clock / steps if steps > 0 else None,
             ),
             error=row.error,
         )
 
 
-def failed_generation(request: Request, span: int, ran: tuple[str, str], error: str) -> Generation:
+def failed_generation(prompt: PromptLike, span: int, ran: tuple[str, str], error: str) -> Generation:
     """Return the generation of a row for which nothing was computed."""
     return Generation(
         text="",
         token_ids=[],
         finish_reason="failed",
-        prompt_tokens=len(request.prompt.ids),
+        prompt_tokens=len(prompt.ids),
         span=span,
         budget_tokens=None,
         kept=[],

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbench.engine.caches import LayerCaches
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.model_view import decoder_layers, view_of
-from kvbench.engine.prefill import PrefillPass
+from kvbench.engine.prefill import Place, PrefillPass
 from kvbench.engine.variant import Variant
 from kvbench.methods.context import PromptFacts
 
@@ -35,21 +35,19 @@ def start_prefill(
     variants: Sequence[Variant],
     caches: LayerCaches,
     *,
+    places: Sequence[Sequence[Place]],
     token_ids: Tensor,
-    reserve: int,
     context_len: int | None = None,
-    first_row: int = 0,
     seed: int = 0,
 ) -> PrefillPass:
     """Return the attention of a prompt's forward call.
 
     Args:
-        variants: one row each.
+        variants: different methods and budgets.
         caches: destination of the kept keys and values.
+        places: per variant, the rows of the cache to fill.
         token_ids: [T] ids of the compressed span.
-        reserve: tokens that will be appended to each row.
         context_len: tokens of the prompt's context, the rest is the question; None if all of the prompt is context.
-        first_row: the cache's row of the first variant; the others follow.
         seed: seed of the run, for methods that draw random numbers.
 
     Raises:
@@ -65,7 +63,7 @@ def start_prefill(
         seed=_sample_seed(seed, token_ids),
     )
     hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
-    return PrefillPass(variants, caches, span=span, reserve=reserve, first_row=first_row, facts=facts, hidden=hidden)
+    return PrefillPass(variants, caches, places=places, span=span, facts=facts, hidden=hidden)
 
 
 def _sample_seed(seed: int, token_ids: Tensor) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kvbench.methods.method import Method
@@ -42,27 +42,57 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt and the variants that answer it, with one prefill for all of them.
+    """Prompts with one context, and the variants that answer each of them, with one prefill for all.
 
     Attributes:
+        rows: a prompt and a variant for every generation. The compressed tokens of all prompts are the same; the
+            prompts differ in the tokens after them, their questions.
+        max_new_tokens: most tokens of each answer.
         seed: seed of the run, for methods that draw random numbers.
     """
 
-    prompt: PromptLike
-    variants: Sequence[Variant]
+    rows: Sequence[tuple[PromptLike, Variant]]
     max_new_tokens: int
     seed: int = 0
+
+    @classmethod
+    def of(cls, prompt: PromptLike, variants: Iterable[Variant], max_new_tokens: int, seed: int = 0) -> Request:
+        """Return the request of a single prompt under some variants."""
+        return cls([(prompt, variant) for variant in variants], max_new_tokens, seed)
+
+    @property
+    def prompts(self) -> list[PromptLike]:
+        """The different prompts, in the order of the rows."""
+        return list({id(prompt): prompt for prompt, _ in self.rows}.values())
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The different variants, in the order of the rows. Each compresses the context once."""
+        return list(dict.fromkeys(variant for _, variant in self.rows))
+
+    def part(self, count: int) -> Request:
+        """Return the request of the first `count` rows."""
+        return replace(self, rows=self.rows[:count])
+
+
+def context_key(prompt: PromptLike, question: str) -> Hashable:
+    """Return a key that is equal for prompts that can share a prefill: their contexts are the same tokens."""
+    return prompt.context_len, tuple(prompt.ids[: span_tokens(prompt, question)])
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one row. All variants share the prompt's forward pass; no other time of other rows is included.
+    """Seconds of one row. No time that only other rows needed is included.
+
+    All rows of a request share the forward pass over the context, and all questions under one variant share its
+    compression. Both are counted in full for each row, as in a run of this row alone.
 
     Attributes:
         prefill_s: forward pass over the prompt without compression.
-        compress_s: scoring, selecting and storing for this variant, as if it were the only one. A score that
+        compress_s: scoring, selecting and storing for this row, as if it were the only one. A score that
             several variants share is computed once and counted for each of them.
-        ttft_s: time to first token: prefill, compression and, question-agnostic, the question's tokens.
+        ttft_s: time to first token: prefill, compression and, question-agnostic, the question's tokens. Questions of
+            equal length are fed together.
         tpot_s: time per output token after the first, with the whole batch decoding; None for a single token.
             Prefills of prompts that join the batch in between do not count.
     """

@@ -47,7 +47,7 @@ def too_large(cell: Cell, group: Group, setting: Mapping[str, Any]) -> str | Non
     if setting["device"]["type"] != "cpu":
         return None
     prompt = Prompt((0,) * cell.context, cell.context, frozenset(), "")
-    requests = [Request(prompt, [cell.variant], group.settings.new_tokens)] * cell.batch
+    requests = [Request.of(prompt, [cell.variant], group.settings.new_tokens)] * cell.batch
     free, masked = memory.free_bytes("cpu"), group.cfg["engine"]["cache"] == "masked"
     limits = memory.Limits(cell.batch, cell.batch, free, models.Shape(**setting["shape"]), "aware", masked)
     need = limits.total(requests)

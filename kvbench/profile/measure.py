@@ -88,7 +88,7 @@ def run(
     loaded: Loaded, cell: Cell, prompts: Sequence[Prompt], new_tokens: int, cfg: Mapping[str, Any], meter: Meter
 ) -> Pass:
     """Answer every prompt under the cell's variant, all rows in one batch."""
-    queue = [Request(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
+    queue = [Request.of(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
     calls, first, stamps, by_graph = 0, None, [], []
 
     def called() -> None:

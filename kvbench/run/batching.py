@@ -1,7 +1,9 @@
 """Batching: the missing samples of a group of runs on their way through the engine and onto the disk.
 
-A row is a sample under one run's method and budget. Samples share prefills and batches as far as memory goes. Every
-record is on disk as soon as its sample has stopped.
+A row is a sample under one run's method and budget. Samples share batches as far as memory goes. Those of a
+question-agnostic benchmark often share their context: it is prefilled and compressed once, and all of its questions are
+answered from that. Contexts are compared by token ids. Records are on disk as soon as all rows of a context have
+stopped.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import gc
 import logging
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +23,7 @@ from kvbench import models
 from kvbench.benchmarks.base import Sample
 from kvbench.engine.caches import choose
 from kvbench.engine.decode import stream
-from kvbench.engine.variant import Generation, Request, Variant, span_tokens
+from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens
 from kvbench.models.cache import ModelCache
 from kvbench.prompts import Prompt, answer_text
 from kvbench.run import memory
@@ -34,23 +36,61 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SampleTask:
-    """A sample, and the runs that miss it.
+class MissingRecord:
+    """A sample that a run misses: one row of a batch."""
+
+    sample: Sample
+    prompt: Prompt
+    run: OpenRun
+
+
+@dataclass(frozen=True)
+class Task:
+    """Missing records that share a prefill: the contexts of their prompts are the same.
 
     Attributes:
         isolated: True if nothing may share its batch: the batch it was in before made the engine fail.
     """
 
-    sample: Sample
-    prompt: Prompt
-    runs: Sequence[OpenRun]
+    records: Sequence[MissingRecord]
     isolated: bool = False
 
+    @property
+    def runs(self) -> list[OpenRun]:
+        """The runs that miss an answer."""
+        return list({id(record.run): record.run for record in self.records}.values())
+
+    def of_run(self, run: OpenRun) -> Task:
+        """Return the task of one run, isolated."""
+        return Task([record for record in self.records if record.run is run], isolated=True)
+
     def request(self, question: str) -> Request:
-        """Return the request to the engine: one variant per run, in order."""
-        span = span_tokens(self.prompt, question)
-        variants = [run.job.variant_for(span) for run in self.runs]
-        return Request(self.prompt, variants, self.sample.max_new_tokens, self.runs[0].job.cfg["seed"])
+        """Return the request to the engine: one row per record, in order."""
+        span = span_tokens(self.records[0].prompt, question)
+        variants = {id(run): run.job.variant_for(span) for run in self.runs}
+        rows = [(record.prompt, variants[id(record.run)]) for record in self.records]
+        return Request(rows, self.records[0].sample.max_new_tokens, self.runs[0].job.cfg["seed"])
+
+
+def tasks_of(
+    runs: Sequence[OpenRun], samples: Sequence[Sample], prompts: Mapping[str, Prompt], question: str
+) -> list[Task]:
+    """Return the tasks of runs, in the order of their first samples.
+
+    The records of a run stand together, so that a task that does not fit into memory compresses few variants again.
+
+    Args:
+        prompts: sample id -> prompt.
+    """
+    contexts: dict[Hashable, list[Sample]] = {}
+    for sample in samples:
+        key = context_key(prompts[sample.id], question), sample.max_new_tokens
+        contexts.setdefault(key, []).append(sample)
+    tasks = (
+        Task([MissingRecord(s, prompts[s.id], run) for run in runs for s in group if s.id in run.missing])
+        for group in contexts.values()
+    )
+    return [task for task in tasks if task.records]
 
 
 def compute(
@@ -59,7 +99,9 @@ def compute(
     prompts: Mapping[str, Prompt],
     model_cache: ModelCache,
 ) -> None:
-    """Compute and record every sample that some run misses, with one prefill for all runs that miss it.
+    """Compute and record every sample that some run misses.
+
+    There is one prefill for all samples with the same context and all runs that miss one of them.
 
     A batch that runs out of memory is tried again in halves, down to a single row; that one is recorded as out of
     memory. When the engine fails otherwise, each run of the batch is tried by itself. A run that fails then, or whose
@@ -73,14 +115,13 @@ def compute(
         ValueError: the model cannot be loaded; one line naming the override to change.
     """
     job = runs[0].job
-    tasks = [SampleTask(s, prompts[s.id], [run for run in runs if s.id in run.missing]) for s in samples]
-    waiting = [task for task in tasks if task.runs]
+    waiting = tasks_of(runs, samples, prompts, job.question)
     limits = memory_limits(job, [task.request(job.question) for task in waiting], model_cache)
     loaded = model_cache.model(job.model)
     if job.cfg["engine"]["cache"] == "ragged":
         choose(loaded.model, job.cfg["kernel"])  # only for its log line, which would tear the progress bar later
     limits = replace(limits, free=free_bytes(job))
-    rows = sum(len(task.runs) for task in waiting)
+    rows = sum(len(task.records) for task in waiting)
     with tqdm(total=rows, disable=not job.cfg["progress"], unit="row", desc=job.benchmark.name) as bar:
         while waiting:
             queue = TaskQueue(deque(waiting), limits)
@@ -100,29 +141,29 @@ class TaskQueue:
         planned_bytes: estimated memory of the tasks in flight when the latest was drawn.
     """
 
-    waiting: deque[SampleTask]
+    waiting: deque[Task]
     limits: memory.Limits
-    in_flight: dict[Request, SampleTask] = field(default_factory=dict)
+    in_flight: dict[Request, Task] = field(default_factory=dict)
     planned_bytes: int = 0
 
     def draw(self, in_flight: Sequence[Request]) -> Request | None:
         """Return the next request that may join those in flight; None if none may, or none is left."""
         while self.waiting:
             task = self.waiting.popleft()
-            runs = [run for run in task.runs if run.error is None]
-            if not runs:
+            records = [record for record in task.records if record.run.error is None]
+            if not records:
                 continue
-            task = replace(task, runs=runs)
+            task = replace(task, records=records)
             request = self.limits.part(task.request(self.limits.question))
             isolated = any(each.isolated for each in [task, *self.in_flight.values()])
             if in_flight and (isolated or not self.limits(in_flight, request)):
                 self.waiting.appendleft(task)
                 return None
-            count = len(request.variants)
-            self.in_flight[request] = replace(task, runs=runs[:count])
+            count = len(request.rows)
+            self.in_flight[request] = replace(task, records=records[:count])
             self.planned_bytes = self.limits.total([*in_flight, request])
-            if runs[count:]:
-                self.waiting.appendleft(replace(task, runs=runs[count:]))
+            if records[count:]:
+                self.waiting.appendleft(replace(task, records=records[count:]))
             return request
         return None
 
@@ -154,18 +195,16 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
                 error = problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
                 break
             task = queue.in_flight.pop(request)
-            _record(task, request.variants, generations, loaded.device)
-            bar.set_postfix_str(task.sample.id, refresh=False)
-            bar.update(len(task.runs))
+            _record(task, [variant for _, variant in request.rows], generations, loaded.device)
+            bar.set_postfix_str(task.records[0].sample.id, refresh=False)
+            bar.update(len(task.records))
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return error
 
 
-def _after_failure(
-    queue: TaskQueue, error: Exception, device: str, bar: tqdm
-) -> tuple[list[SampleTask], memory.Limits]:
+def _after_failure(queue: TaskQueue, error: Exception, device: str, bar: tqdm) -> tuple[list[Task], memory.Limits]:
     """Decide how to go on after the engine failed with the tasks in flight.
 
     Returns:
@@ -179,54 +218,55 @@ def _after_failure(
         raise error
     if not is_out_of_memory(error):
         return _one_run_at_a_time(failed, error), limits
-    rows = sum(len(task.runs) for task in failed)
+    rows = sum(len(task.records) for task in failed)
     if rows > 1:
         log.warning("out of memory with %d rows; trying half as much at a time", rows)
         return failed, replace(limits, free=queue.planned_bytes // 2)
-    task = failed[0]
+    task, (record,) = failed[0], failed[0].records
     if not task.isolated:  # rows before it may not have freed their memory yet
         return [replace(task, isolated=True)], limits
-    log.warning("%s: out of memory with a single row; recorded", task.sample.id)
+    log.warning("%s: out of memory with a single row; recorded", record.sample.id)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    _write(task.runs[0], task, unanswered(task.sample, "oom", reason, device))
+    _write(record, unanswered(record.sample, "oom", reason, device))
     bar.update()
     return [], limits
 
 
-def _one_run_at_a_time(failed: Sequence[SampleTask], error: Exception) -> list[SampleTask]:
+def _one_run_at_a_time(failed: Sequence[Task], error: Exception) -> list[Task]:
     """Return the failed tasks split by run. If all are of one run, that run ends with the error instead."""
     runs = list({id(run): run for task in failed for run in task.runs}.values())
     if len(runs) == 1:
         runs[0].error = error
         return []
     log.warning("%s; trying the %d runs of the batch one by one", error, len(runs))
-    return [replace(task, runs=[run], isolated=True) for run in runs for task in failed if run in task.runs]
+    return [task.of_run(run) for run in runs for task in failed if run in task.runs]
 
 
-def _record(task: SampleTask, variants: Sequence[Variant], generations: Sequence[Generation], device: str) -> None:
-    """Write the records of a task, one per run, in the order of its runs."""
-    for run, variant, generation in zip(task.runs, variants, generations, strict=True):
+def _record(task: Task, variants: Sequence[Variant], generations: Sequence[Generation], device: str) -> None:
+    """Write the records of a task, in its order."""
+    for record, variant, generation in zip(task.records, variants, generations, strict=True):
+        run, sample = record.run, record.sample
         if run.error is not None:
             continue
         if generation.error is not None:
-            log.warning("%s: %s: %s; recorded as failed", run.job.folder.name, task.sample.id, generation.error)
-            _write(run, task, unanswered(task.sample, "failed", generation.error, device))
+            log.warning("%s: %s: %s; recorded as failed", run.job.folder.name, sample.id, generation.error)
+            _write(record, unanswered(sample, "failed", generation.error, device))
             continue
-        generation = replace(generation, text=answer_text(task.prompt, generation.text))
+        generation = replace(generation, text=answer_text(record.prompt, generation.text))
         try:
-            line = answered(task.sample, generation, run.job.benchmark, device)
+            line = answered(sample, generation, run.job.benchmark, device)
         except Exception as problem:  # the benchmark failed to score; other runs go on
-            log.error("%s: cannot be scored", task.sample.id, exc_info=problem)
+            log.error("%s: cannot be scored", sample.id, exc_info=problem)
             run.error = problem
             continue
         run.error = broken_promise(variant, generation)
         if run.error is None:
-            _write(run, task, line | {"fallback": None if variant is run.job.variant else "recent"})
+            _write(record, line | {"fallback": None if variant is run.job.variant else "recent"})
 
 
-def _write(run: OpenRun, task: SampleTask, line: Mapping[str, object]) -> None:
-    run.writer.append(line)
-    run.missing.discard(task.sample.id)
+def _write(record: MissingRecord, line: Mapping[str, object]) -> None:
+    record.run.writer.append(line)
+    record.run.missing.discard(record.sample.id)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

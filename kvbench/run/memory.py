@@ -6,8 +6,9 @@ half the rows, never a result.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,9 +29,9 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
     `RaggedCache` stores what the budget allows. `MaskedCache` (`masked`) stores all tokens, and copies a row of a layer
     to append to it.
     """
-    rest = len(request.prompt.ids) - span + request.max_new_tokens
     tokens = 0
-    for variant in request.variants:
+    for prompt, variant in request.rows:
+        rest = len(prompt.ids) - span + request.max_new_tokens
         allowed = None if masked else variant.method.tokens(variant.budget, span)
         need = (span if allowed is None else allowed) + rest
         tokens += need + max(16, need // 8)
@@ -38,16 +39,23 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
 
 
 def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
-    """Return the bytes that the prompt's forward pass needs in addition to the cache.
+    """Return the bytes that the forward passes of a context and of its questions need in addition to the cache.
 
-    These are activations, scores and, where layer budgets need the scores of all layers, the K and V of all layers.
+    For the context these are activations, scores and, where layer budgets need the scores of all layers, the K and V
+    of all layers. Questions follow after that; those of equal length are one pass.
     """
-    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    activations = span * shape.itemsize * (3 * shape.hidden + max(2 * qkv, 3 * shape.intermediate))
     queries = max((v.method.queries for v in request.variants), default=0)
     scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * max(1, queries))
     waiting = span * shape.token_bytes if any(v.method.needs_statistics for v in request.variants) else 0
-    return activations + scores + waiting
+    lengths = Counter(len(prompt.ids) - span for prompt, _ in request.rows)
+    question = max((length * rows for length, rows in lengths.items()), default=0)
+    return max(_activations(shape, span) + scores + waiting, _activations(shape, question))
+
+
+def _activations(shape: Shape, tokens: int) -> int:
+    """Return the bytes of the activations of a forward pass over this many tokens."""
+    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return tokens * shape.itemsize * (3 * shape.hidden + max(2 * qkv, 3 * shape.intermediate))
 
 
 def decode_bytes(shape: Shape, rows: int) -> int:
@@ -61,7 +69,7 @@ class Limits:
 
     Args:
         max_rows: rows (prompt x variant) of a batch.
-        max_prompts: prompts of a batch; a kill loses at most this many.
+        max_prompts: contexts of a batch; a kill loses at most the questions on this many.
         free: bytes that a batch may take in addition to the weights.
         shape: sizes of the model.
         question: aware or agnostic.
@@ -80,7 +88,7 @@ class Limits:
         together = [*in_flight, joining]
         return (
             len(together) <= self.max_prompts
-            and sum(len(r.variants) for r in together) <= self.max_rows
+            and sum(len(r.rows) for r in together) <= self.max_rows
             and self.total(together) <= self.free
         )
 
@@ -89,22 +97,19 @@ class Limits:
 
         Their prompts are prefilled one after the other.
         """
-        spans = [span_tokens(request.prompt, self.question) for request in requests]
+        spans = [span_tokens(request.prompts[0], self.question) for request in requests]
         kept = sum(cache_bytes(self.shape, r, n, self.masked) for r, n in zip(requests, spans, strict=True))
         peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
-        rows = sum(len(r.variants) for r in requests)
+        rows = sum(len(r.rows) for r in requests)
         # joining prompts move one layer after the other into new buffers
         return kept + kept // self.shape.layers + max(peak, decode_bytes(self.shape, rows))
 
     def part(self, request: Request) -> Request:
-        """Return a request for as many of the first variants as fit by themselves, at least one."""
-        count = len(request.variants)
-        while count > 1:
-            part = replace(request, variants=request.variants[:count])
-            if self([], part):
-                return part
+        """Return the request of as many of the first rows as fit by themselves, at least one."""
+        count = len(request.rows)
+        while count > 1 and not self([], request.part(count)):
             count = (count + 1) // 2
-        return replace(request, variants=request.variants[:1])
+        return request.part(count)
 
 
 def free_bytes(device: str, *, all_gpus: bool = False) -> int:

@@ -86,18 +86,19 @@ def memory_limits(job: Job, requests: Sequence[Request], model_cache: ModelCache
     )
     largest = max(requests, key=lambda request: limits.total([request]))
     part = limits.part(largest)
+    tokens = max(len(prompt.ids) for prompt in largest.prompts)
     need = limits.total([part])
     gib = memory.GIB
     log.info(
         "%s: %d row(s) of %d sample(s) to compute; memory: weights %.2f GiB, the largest prompt (%d tokens, %d of %d "
         "row(s) at once) about %.2f GiB, of %.1f GiB free on %s",
         job.benchmark.name,
-        sum(len(request.variants) for request in requests),
-        len(requests),
+        sum(len(request.rows) for request in requests),
+        sum(len(request.prompts) for request in requests),
         shape.weight_bytes / gib,
-        len(largest.prompt.ids),
-        len(part.variants),
-        len(largest.variants),
+        tokens,
+        len(part.rows),
+        len(largest.rows),
         need / gib,
         free / gib,
         models.device(spec),

@@ -41,7 +41,7 @@ def answers(tiny: Tiny, requests: Sequence[Request], **settings: Any) -> dict[Re
 
 def request(ids: Sequence[int], *asked: Any) -> Request:
     text = Prompt(ids=tuple(ids), context_len=max(1, len(ids) - 5), stop_ids=frozenset(), text="")
-    return Request(text, list(asked) or [kvbench.Variant(kvbench.load_method("fullkv"))], NEW)
+    return Request.of(text, list(asked) or [kvbench.Variant(kvbench.load_method("fullkv"))], NEW)
 
 
 @pytest.mark.parametrize("cache", ["ragged", "masked"])

@@ -31,7 +31,7 @@ def prompt(length: int, context: int | None = None) -> Prompt:
 
 def request(length: int, *variants: tuple[str, float | int | None], new: int = 8) -> Request:
     asked = [kvbench.Variant(kvbench.load_method(name), budget) for name, budget in variants]
-    return Request(prompt(length), asked, new)
+    return Request.of(prompt(length), asked, new)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +106,10 @@ def test_a_prompt_with_too_many_rows_goes_in_parts() -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
     many = request(400, *[("snapkv", 50 + i) for i in range(9)])
     limits = memory.Limits(max_rows=4, max_prompts=8, free=2**40, shape=shape, question="aware")
-    assert len(limits.part(many).variants) == 3
-    assert limits.part(many).variants == many.variants[:3]
+    assert len(limits.part(many).rows) == 3
+    assert limits.part(many).rows == many.rows[:3]
     nothing = memory.Limits(max_rows=4, max_prompts=8, free=0, shape=shape, question="aware")
-    assert len(nothing.part(many).variants) == 1
+    assert len(nothing.part(many).rows) == 1
 
 
 def test_scores_are_estimated_by_what_the_score_holds() -> None:
@@ -118,7 +118,7 @@ def test_scores_are_estimated_by_what_the_score_holds() -> None:
 
     def prefill(name: str, **dials: Any) -> int:
         variant = kvbench.Variant(kvbench.load_method(name, **dials), 100)
-        return memory.prefill_bytes(shape, Request(prompt(400), [variant], 8), 400)
+        return memory.prefill_bytes(shape, Request.of(prompt(400), [variant], 8), 400)
 
     per_query = 4 * 400 * 2 * shape.heads
     assert prefill("snapkv", window=40) - prefill("snapkv", window=8) == 32 * per_query
@@ -127,7 +127,7 @@ def test_scores_are_estimated_by_what_the_score_holds() -> None:
 
 def test_an_agnostic_prompt_counts_its_question() -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
-    asked = Request(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
+    asked = Request.of(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
     assert memory.cache_bytes(shape, asked, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
 
 
