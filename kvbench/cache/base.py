@@ -13,8 +13,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from kvbench.methods.base import DecodePolicy, Store
+from kvbench.methods.base import DecodePolicy
 from kvbench.methods.context import Kernels
+from kvbench.methods.storage import Side, Store
 
 Counts = list[tuple[int, int]]
 """The counts of a cache on the host, per layer: free tokens of every active segment, and appended tokens."""
@@ -29,6 +30,7 @@ class Entry:
         keep_UT: bool mask of kept tokens.
         reserve: tokens that will be appended; the cache allocates their slots at once.
         store: storage part of the method; None for plain rows.
+        side: what the storage part's `prepare` returned for keys and values; empty if it needs nothing.
         policy: decode part of the method; None for rows that evict nothing while generating.
         score_UT: the method's scores, from which a policy starts; None without a policy.
         limit_U: tokens that a policy holds in each KV head: the head's share of the budget.
@@ -41,6 +43,7 @@ class Entry:
     policy: DecodePolicy | None = None
     score_UT: Tensor | None = None
     limit_U: Sequence[int] | None = None
+    side: Sequence[Side] = ()
 
 
 class KVCache(Protocol):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvbench.cache.base import Entry
 from kvbench.cache.rows import equal_heads
+from kvbench.methods.storage import Half, Side
 
 
 @dataclass
@@ -82,16 +83,10 @@ class MaskedCache:
         k_UND, v_UND = row.k_UND, row.v_UND
         if store is not None:
             store.check(k_UND.shape[-1])
-            k_UND, v_UND = k_UND.clone(), v_UND.clone()
-            for head, keep_N in enumerate(row.keep_UN):
-                stored = keep_N.nonzero().flatten()
-                for x_UND, count, encode, decode in (
-                    (k_UND, store.encoded_keys(len(stored)), store.encode_keys, store.decode_keys),
-                    (v_UND, store.encoded_values(len(stored)), store.encode_values, store.decode_values),
-                ):
-                    if count:
-                        old = stored[:count]
-                        x_UND[head, old] = decode(encode(x_UND[head, old])).to(x_UND.dtype)
+            k_UND, v_UND = (
+                _as_held(row.entry, index, half, x_UND, row.keep_UN)
+                for index, (half, x_UND) in enumerate(((store.keys, k_UND), (store.values, v_UND)))
+            )
         return torch.cat([k_UND, k_UTD], 1), torch.cat([v_UND, v_UTD], 1)
 
     @staticmethod
@@ -125,6 +120,28 @@ class MaskedCache:
     def bytes(self) -> int:
         held = {id(x): x.nbytes for layer in self._layers for row in layer.values() for x in (row.k_UND, row.v_UND)}
         return sum(held.values())
+
+
+def _as_held(entry: Entry, index: int, half: Half | None, x_UND: Tensor, keep_UN: Tensor) -> Tensor:
+    """Return keys (index 0) or values (1) with the encoded tokens as they come back, head by head."""
+    if half is None:
+        return x_UND
+    side, x_UND = entry.side[index] if entry.side else Side(), x_UND.clone()
+    for head, (kept, keep_N) in enumerate(zip(entry.keep_UT.sum(1).tolist(), keep_UN, strict=True)):
+        stored = keep_N.nonzero().flatten()
+        old = stored[: half.encoded(len(stored), kept)]
+        if not len(old):
+            continue
+        x_NBD = x_UND[head, old].unflatten(0, (-1, half.block))
+        head_N = None if side.head is None else side.head[head].expand(len(x_NBD), *side.head.shape[1:])
+        token_NB = None
+        if side.token is not None:
+            generated = x_UND.shape[1] - side.token.shape[1]
+            of_all = torch.cat([side.token[head], side.token.new_zeros(generated, *side.token.shape[2:])])
+            token_NB = of_all[old].unflatten(0, (-1, half.block))
+        held_NBD = half.decode(half.encode(x_NBD, head_N, token_NB), head_N, x_UND.shape[-1])
+        x_UND[head, old] = held_NBD.flatten(0, 1).to(x_UND.dtype)
+    return x_UND
 
 
 def _groups(entry: Entry) -> list[_Group]:

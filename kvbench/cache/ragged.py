@@ -17,7 +17,9 @@ from torch import Tensor
 
 from kvbench.cache.arena import Arena, Segment, gather, merge
 from kvbench.cache.base import Counts, Entry
+from kvbench.cache.encoded import EncodedRows
 from kvbench.cache.rows import SpecialRow, special_row
+from kvbench.methods.storage import Store
 from kvbench_kernels.backends import Backend, Lanes, make_backend
 
 
@@ -161,43 +163,60 @@ class RaggedCache:
         self.kernel, self.prompt = chosen.name, chosen.prompt
         self._layers = [_ArenaLayer(chosen) for _ in range(num_layers)]
         self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]
+        self._encoded: list[dict[Store, EncodedRows]] = [{} for _ in range(num_layers)]
+        self._store_of: dict[int, Store] = {}
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         plain = [e for e in entries if e.store is None and e.policy is None]
         if plain:
             self._layers[layer].add(plain, k_UTD, v_UTD)
+        for store in dict.fromkeys(entry.store for entry in entries):
+            if store is not None:
+                of_store = [entry for entry in entries if entry.store == store]
+                self._encoded[layer].setdefault(store, EncodedRows(store)).add(of_store, k_UTD, v_UTD)
+                self._store_of |= dict.fromkeys((entry.row for entry in of_store), store)
         for entry in entries:
-            if entry.store is not None or entry.policy is not None:
+            if entry.policy is not None:
                 self._special[layer][entry.row] = special_row(entry, k_UTD, v_UTD)
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
         special = self._special[layer]
-        plain = [index for index, row in enumerate(rows) if row not in special]
-        if len(plain) == len(rows):
+        groups: dict[Store | None, list[int]] = {}
+        for index, row in enumerate(rows):
+            if row not in special:
+                groups.setdefault(self._store_of.get(row), []).append(index)
+        if list(groups) == [None] and len(groups[None]) == len(rows):
             return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling)
         out_BHTD = torch.empty_like(q_BHTD)
-        if plain:
-            at = torch.tensor(plain, device=q_BHTD.device)
-            plain_rows = tuple(rows[index] for index in plain)
-            out_BHTD[at] = self._layers[layer].attend(plain_rows, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
+        for store, indices in groups.items():
+            layer_rows = self._layers[layer] if store is None else self._encoded[layer][store]
+            at = torch.tensor(indices, device=q_BHTD.device)
+            together = tuple(rows[index] for index in indices)
+            out_BHTD[at] = layer_rows.attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
         for index, row in enumerate(rows):
             if row in special:
                 out_BHTD[index] = special[row].attend(q_BHTD[index], k_BUTD[index], v_BUTD[index], scaling)
         return out_BHTD
 
     def release(self, rows: Sequence[int]) -> None:
-        for layer, special in zip(self._layers, self._special, strict=True):
+        for layer, special, encoded in zip(self._layers, self._special, self._encoded, strict=True):
             for row in rows:
                 special.pop(row, None)
+            for of_store in encoded.values():
+                of_store.release(rows)
             layer.release(rows)
+        for row in rows:
+            self._store_of.pop(row, None)
 
     @property
     def moves(self) -> int:
         return sum(layer.moves for layer in self._layers)
 
     def room(self, rows: Sequence[int]) -> int:
+        if any(row in self._store_of for row in rows):
+            return 0
         if any(row in special for special in self._special if special for row in rows):
             return 0
         return min(layer.room(tuple(rows)) for layer in self._layers)
@@ -215,12 +234,16 @@ class RaggedCache:
             layer.reset_counts(of_layer)
 
     def lengths(self, row: int) -> list[list[int]]:
+        if (store := self._store_of.get(row)) is not None:
+            return [encoded[store].lengths(row) for encoded in self._encoded]
         return [
             special[row].lengths() if row in special else [s.length for s in layer.of(row)]
             for layer, special in zip(self._layers, self._special, strict=True)
         ]
 
     def used_bytes(self, row: int) -> int:
+        if (store := self._store_of.get(row)) is not None:
+            return sum(encoded[store].used_bytes(row) for encoded in self._encoded)
         return sum(
             special[row].used_bytes() if row in special else layer.token_bytes() * sum(s.length for s in layer.of(row))
             for layer, special in zip(self._layers, self._special, strict=True)
@@ -228,6 +251,8 @@ class RaggedCache:
 
     def slack_bytes(self, row: int) -> int:
         self._settle()
+        if (store := self._store_of.get(row)) is not None:
+            return sum(encoded[store].row_bytes(row) for encoded in self._encoded) - self.used_bytes(row)
         return sum(
             special[row].bytes() - special[row].used_bytes()
             if row in special
@@ -238,8 +263,11 @@ class RaggedCache:
     def bytes(self) -> int:
         self._settle()
         plain = sum(layer.nbytes() for layer in self._layers)
-        return plain + sum(row.bytes() for special in self._special for row in special.values())
+        encoded = sum(rows.bytes() for encoded in self._encoded for rows in encoded.values())
+        return plain + encoded + sum(row.bytes() for special in self._special for row in special.values())
 
     def _settle(self) -> None:
-        for layer in self._layers:
+        for layer, encoded in zip(self._layers, self._encoded, strict=True):
             layer.settle()
+            for of_store in encoded.values():
+                of_store.settle()

@@ -1,4 +1,4 @@
-"""Rows that are not plain segments: rows with encoded storage, and rows that evict while decoding.
+"""Rows that evict while decoding.
 
 Shape suffixes: H query heads, U KV heads, G = H / U, T new tokens, S stored tokens, N tokens, D head dimension.
 KV heads of a row that store equally many tokens are handled together; they stay equal.
@@ -6,7 +6,7 @@ KV heads of a row that store equally many tokens are handled together; they stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench.methods.base import Encoded
 
 
 class SpecialRow(Protocol):
@@ -38,10 +37,8 @@ class SpecialRow(Protocol):
 
 
 def special_row(entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> SpecialRow:
-    """Return the row for an entry with a storage part or a decode policy."""
-    if entry.policy is not None:
-        return EvictingRow(entry, k_UTD, v_UTD)
-    return EncodedRow(entry, k_UTD, v_UTD)
+    """Return the row for an entry with a decode policy."""
+    return EvictingRow(entry, k_UTD, v_UTD)
 
 
 def causal_mask(tokens: int, stored: int, device: torch.device) -> Tensor:
@@ -127,138 +124,3 @@ class _EvictingHeads:
             if self.k.shape[1] > capacity:
                 self.k, self.v = (x[:, :capacity].clone() for x in (self.k, self.v))
         return out_UGTD
-
-
-class _EncodedTokens:
-    """Encoded tokens, in buffers with room for `capacity` tokens."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self._tokens = capacity, 0
-        self._buffers: list[Tensor] = []
-        self._rows_per_token: list[float] = []
-
-    def append(self, encoded: Sequence[Tensor], tokens: int) -> None:
-        """Append `tokens` tokens; each of the tensors has a leading dimension in proportion to them."""
-        if not self._buffers or self._tokens + tokens > self._capacity:
-            self._capacity = max(self._capacity, 2 * self._tokens, self._tokens + tokens)
-            grown = [x.new_zeros(-(-self._capacity * len(x) // tokens), *x.shape[1:]) for x in encoded]
-            for fresh, old in zip(grown, self._live(), strict=False):
-                fresh[: len(old)] = old
-            self._buffers = grown
-        for buffer, x in zip(self._buffers, encoded, strict=True):
-            begin = self._tokens * len(x) // tokens
-            buffer[begin : begin + len(x)] = x
-        self._rows_per_token = [len(x) / tokens for x in encoded]
-        self._tokens += tokens
-
-    def _live(self) -> list[Tensor]:
-        if not self._buffers:
-            return []
-        return [b[: round(self._tokens * r)] for b, r in zip(self._buffers, self._rows_per_token, strict=True)]
-
-    def read(self) -> tuple[Tensor, ...] | None:
-        return tuple(self._live()) if self._tokens else None
-
-    def used_bytes(self) -> int:
-        return sum(x.nbytes for x in self._live())
-
-    def bytes(self) -> int:
-        return sum(x.nbytes for x in self._buffers)
-
-
-class EncodedRow:
-    """A row whose older tokens are encoded by a storage part; the newest stay unencoded."""
-
-    def __init__(self, entry: Entry, k_UTD: Tensor, v_UTD: Tensor) -> None:
-        store = entry.store
-        assert store is not None
-        store.check(k_UTD.shape[-1])
-        self._heads = [heads for heads, _ in equal_heads(entry)]
-        self._order = torch.cat(self._heads).argsort()
-        self._groups = [
-            (
-                _EncodedHalf(
-                    kept_tokens(k_UTD, entry.keep_UT, heads).transpose(0, 1),
-                    entry.reserve,
-                    store.encoded_keys,
-                    store.encode_keys,
-                    store.decode_keys,
-                ),
-                _EncodedHalf(
-                    kept_tokens(v_UTD, entry.keep_UT, heads).transpose(0, 1),
-                    entry.reserve,
-                    store.encoded_values,
-                    store.encode_values,
-                    store.decode_values,
-                ),
-            )
-            for heads in self._heads
-        ]
-
-    def attend(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
-        tokens = q_HTD.shape[1]
-        q_UGTD = q_HTD.unflatten(0, (k_UTD.shape[0], -1))
-        outs = []
-        for heads, (keys, values) in zip(self._heads, self._groups, strict=True):
-            k_TUD, v_TUD = k_UTD[heads].transpose(0, 1), v_UTD[heads].transpose(0, 1)
-            k_USD, v_USD = keys.read(k_TUD).transpose(0, 1), values.read(v_TUD).transpose(0, 1)
-            q = q_UGTD[heads].flatten(1, 2)[:, None]  # [U, 1, G * T, D], rows G-major
-            mask = None
-            if tokens > 1:
-                mask = causal_mask(tokens, k_USD.shape[1], q.device).repeat(q_UGTD.shape[1], 1)
-            out = F.scaled_dot_product_attention(q, k_USD[:, None], v_USD[:, None], attn_mask=mask, scale=scaling)
-            outs.append(out[:, 0].unflatten(1, (-1, tokens)))
-            keys.append(k_TUD)
-            values.append(v_TUD)
-        return torch.cat(outs)[self._order].flatten(0, 1)
-
-    def lengths(self) -> list[int]:
-        each = [keys.length for heads, (keys, _) in zip(self._heads, self._groups, strict=True) for _ in heads]
-        return [each[i] for i in self._order.tolist()]
-
-    def used_bytes(self) -> int:
-        return sum(half.used_bytes() for pair in self._groups for half in pair)
-
-    def bytes(self) -> int:
-        return sum(half.bytes() for pair in self._groups for half in pair)
-
-
-class _EncodedHalf:
-    """The keys or the values of equal heads, tokens leading [N, U, D]: an encoded prefix and a plain tail."""
-
-    def __init__(
-        self,
-        x_NUD: Tensor,
-        reserve: int,
-        encoded: Callable[[int], int],
-        encode: Callable[[Tensor], Encoded],
-        decode: Callable[[Encoded], Tensor],
-    ) -> None:
-        self._encoded_of, self._encode, self._decode = encoded, encode, decode
-        self.length = 0
-        self._encoded = _EncodedTokens(max(encoded(n) for n in range(len(x_NUD), len(x_NUD) + reserve + 1)))
-        self._plain_NUD = x_NUD[:0]
-        self.append(x_NUD)
-
-    def append(self, x_TUD: Tensor) -> None:
-        done = self.length - len(self._plain_NUD)
-        self.length += len(x_TUD)
-        plain_NUD = torch.cat([self._plain_NUD, x_TUD])
-        due = self._encoded_of(self.length) - done
-        if due > 0:
-            self._encoded.append(self._encode(plain_NUD[:due]), due)
-            plain_NUD = plain_NUD[due:]
-        # a copy, because a view would keep the whole tensor allocated
-        self._plain_NUD = plain_NUD.clone()
-
-    def read(self, x_TUD: Tensor) -> Tensor:
-        """Return all stored tokens, decoded, followed by the new ones."""
-        encoded = self._encoded.read()
-        parts = [self._plain_NUD, x_TUD]
-        return torch.cat(parts if encoded is None else [self._decode(encoded).to(x_TUD.dtype), *parts])
-
-    def used_bytes(self) -> int:
-        return self._encoded.used_bytes() + self._plain_NUD.nbytes
-
-    def bytes(self) -> int:
-        return self._encoded.bytes() + self._plain_NUD.nbytes

@@ -224,6 +224,7 @@ class PrefillPass:
             keep_UT,
             first.reserve,
             store=method.store,
+            side=() if method.store is None else method.store.prepare(ctx, keep_UT),
             policy=method.decode,
             score_UT=None if method.decode is None else method.scores(ctx),
             limit_U=None if method.decode is None else self._limits(index, keep_UT),

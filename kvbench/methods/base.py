@@ -10,7 +10,7 @@ A method is composed of parts. Each is a small frozen dataclass without state th
     heads   candidates, tokens of the layer -> tokens per KV head   kvbench/methods/heads/
     select  candidates, tokens per KV head -> keep mask [U, T]      kvbench/methods/select/
     merge   optional: keep mask -> keys and values to store         kvbench/methods/merge/
-    store   optional: the form in which kept tokens are held        kvbench/methods/store/
+    store   optional: the form in which kept tokens are held        kvbench/methods/store/ (contract: storage.py)
     decode  optional: what leaves the cache while generating        kvbench/methods/decode/
 
 A part checks its own fields when it is built and raises `InvalidField`. Parts are compared and hashed by their fields:
@@ -27,9 +27,6 @@ from torch import Tensor
 
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import LayerContext
-
-Encoded = tuple[Tensor, ...]
-"""Encoded tokens: every tensor has a leading dimension proportional to the number of tokens."""
 
 
 class Protected(NamedTuple):
@@ -205,43 +202,6 @@ class Merge(Part, Protocol):
 
     def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values [U, T, D] to store. Only columns in `keep_UT` are read."""
-        ...
-
-
-@runtime_checkable
-class Store(Protocol):
-    """A form in which kept tokens are held: older tokens are encoded, the newest stay as they are.
-
-    After every step, of `n` tokens the first `encoded_keys(n)` keys and `encoded_values(n)` values are encoded.
-    Between N and D there may be further dimensions, such as heads: N always leads.
-    """
-
-    def check(self, head_dim: int) -> None:
-        """Raise InvalidField if keys and values of this head dimension cannot be encoded."""
-        ...
-
-    def encoded_keys(self, n: int) -> int:
-        """Return how many of `n` keys are encoded, the oldest first."""
-        ...
-
-    def encoded_values(self, n: int) -> int:
-        """Return how many of `n` values are encoded, the oldest first."""
-        ...
-
-    def encode_keys(self, k_ND: Tensor) -> Encoded:
-        """Encode keys."""
-        ...
-
-    def encode_values(self, v_ND: Tensor) -> Encoded:
-        """Encode values."""
-        ...
-
-    def decode_keys(self, encoded: Encoded) -> Tensor:
-        """Return [N, D] keys from their encoded form."""
-        ...
-
-    def decode_values(self, encoded: Encoded) -> Tensor:
-        """Return [N, D] values from their encoded form."""
         ...
 
 

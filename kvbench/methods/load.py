@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
-from kvbench.methods.base import DecodePolicy, Heads, Layers, Merge, Score, Select, Store
+from kvbench.methods.base import DecodePolicy, Heads, Layers, Merge, Score, Select
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.method import Method
+from kvbench.methods.storage import Store
 
 _PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Merge, Store, DecodePolicy), strict=True))
 _EVICTION = ("score", "layers", "heads", "select")
@@ -148,7 +149,7 @@ def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], s
         raise ValueError(f"method.{part}: {one_line(str(cause or error)) or type(cause).__name__}") from cause
     target, protocol = node.get("_target_"), _PROTOCOLS[part]
     if not isinstance(built, protocol):
-        raise ValueError(f"method.{part}={target}: must inherit from kvbench.methods.base.{protocol.__name__}")
+        raise ValueError(f"method.{part}={target}: must inherit from {protocol.__module__}.{protocol.__name__}")
     try:
         hash(built)
     except TypeError:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kvbench.methods.base import DecodePolicy, Merge, Part, Score, Store
+from kvbench.methods.base import DecodePolicy, Merge, Part, Score
 from kvbench.methods.context import Kernels, LayerContext, PromptFacts
 from kvbench.methods.dials import check_budget
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.storage import Store
 
 
 @dataclass(frozen=True)

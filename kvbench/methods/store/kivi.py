@@ -1,26 +1,20 @@
-"""Quantised keys and values: KIVI.
-
-Shape suffixes: N tokens, D head dimension, G tokens (keys) or channels (values) per quantisation group. Between N
-and D there may be further dimensions, such as heads: N always leads.
-"""
+"""KIVI: keys quantised per channel, values per token (Liu et al. 2024, arXiv 2402.02750)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from kvbench.methods.base import Encoded, Store
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.store.packing import pack, quantize, unpack
+from kvbench.methods.storage import Half, Store
+from kvbench.methods.store.affine import PerChannel, PerToken
 
 
 @dataclass(frozen=True)
 class Kivi(Store):
     """Keys quantised per channel over groups of tokens, values per token over groups of channels.
 
-    KIVI (Liu et al. 2024, arXiv 2402.02750). The newest keys stay in full precision until `residual` of them can be
-    quantised at once; the newest `residual` values always do. Scale and minimum are held in the model's dtype.
+    The newest keys stay in full precision until `residual` of them can be quantised at once; the newest `residual`
+    values always do. Scale and minimum are held in the model's dtype.
 
     Args:
         bits: 2, 4 or 8.
@@ -38,41 +32,15 @@ class Kivi(Store):
         if self.group_size < 1 or self.group_size % (8 // self.bits):
             raise InvalidField("group_size", self.group_size, f"must be a multiple of {8 // self.bits}")
         if self.residual < 1 or self.residual % self.group_size:
-            raise InvalidField(
-                "residual", self.residual, "must be a multiple of {group_size}", group_size=self.group_size
-            )
+            others = {"group_size": self.group_size}
+            raise InvalidField("residual", self.residual, "must be a multiple of {group_size}", **others)
 
-    def check(self, head_dim: int) -> None:
-        """Raise InvalidField if the channels do not divide into groups."""
-        if head_dim % self.group_size:
-            raise InvalidField("group_size", self.group_size, f"must divide the head dimension {head_dim}")
+    @property
+    def keys(self) -> Half:
+        """The form of keys."""
+        return PerChannel(self.bits, self.group_size, self.residual)
 
-    def encoded_keys(self, n: int) -> int:
-        """Return how many of `n` keys are quantised, the oldest first."""
-        return n - n % self.residual
-
-    def encoded_values(self, n: int) -> int:
-        """Return how many of `n` values are quantised, the oldest first."""
-        return max(0, n - self.residual)
-
-    def encode_keys(self, k_ND: Tensor) -> Encoded:
-        """Quantise keys over groups of tokens; N is a multiple of `group_size`."""
-        groups = k_ND.unflatten(0, (-1, self.group_size)).movedim(1, -1)  # [N / G, D, G]
-        codes, scale, low = quantize(groups, self.bits)
-        return pack(codes, self.bits), scale[..., 0], low[..., 0]
-
-    def encode_values(self, v_ND: Tensor) -> Encoded:
-        """Quantise values over groups of channels."""
-        codes, scale, low = quantize(v_ND.unflatten(-1, (-1, self.group_size)), self.bits)  # [N, D / G, G]
-        return pack(codes, self.bits), scale[..., 0], low[..., 0]
-
-    def decode_keys(self, encoded: Encoded) -> Tensor:
-        """Return [N, D] keys."""
-        packed, scale, low = encoded
-        groups = unpack(packed, self.bits) * scale[..., None] + low[..., None]
-        return groups.movedim(-1, 1).flatten(0, 1)
-
-    def decode_values(self, encoded: Encoded) -> Tensor:
-        """Return [N, D] values."""
-        packed, scale, low = encoded
-        return (unpack(packed, self.bits) * scale[..., None] + low[..., None]).flatten(-2)
+    @property
+    def values(self) -> Half:
+        """The form of values."""
+        return PerToken(self.bits, self.group_size, self.residual)

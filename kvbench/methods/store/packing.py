@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 
+def encode_groups(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise groups, the last dimension: packed codes, and scale and minimum of each group."""
+    codes, scale, low = quantize(x, bits)
+    return pack(codes, bits), scale[..., 0], low[..., 0]
+
+
+def decode_groups(encoded: tuple[Tensor, ...], bits: int) -> Tensor:
+    """Invert `encode_groups`, up to the error of the quantisation."""
+    packed, scale, low = encoded
+    return unpack(packed, bits) * scale[..., None] + low[..., None]
+
+
 def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise along the last dimension, asymmetric and uniform: codes (uint8), scale and minimum per group.
 

@@ -1,0 +1,107 @@
+"""The contract of storage parts: the form in which kept tokens are held.
+
+Shape suffixes: N blocks of any rows and KV heads, B tokens of a block, U KV heads, T tokens of the compressed span,
+D head dimension.
+
+A part owns no state. The cache owns flat buffers of encoded blocks, and hands over as many blocks at a time as suit
+the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from kvbench.methods.context import LayerContext
+
+Encoded = tuple[Tensor, ...]
+"""Encoded blocks: every tensor has one leading row per block."""
+
+
+class Side(NamedTuple):
+    """What encoding needs to know of a prompt.
+
+    Attributes:
+        head: [U, ...] per KV head; None if nothing.
+        token: [U, T, ...] per token of the span; None if nothing. For generated tokens it is 0.
+    """
+
+    head: Tensor | None = None
+    token: Tensor | None = None
+
+
+class Half(Protocol):
+    """The form in which the keys, or the values, of a method are held.
+
+    Of a head's tokens the oldest are encoded, in blocks of `block` tokens. The others stay as they are.
+    """
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return 1
+
+    @property
+    def kind(self) -> str | None:
+        """The name of a layout that a kernel attends to as it is; None if it must be decoded first."""
+        return None
+
+    def __hash__(self) -> int:
+        """Return a hash that equal parts share; a frozen dataclass replaces it by one of its fields."""
+        return hash(type(self))
+
+    def check(self, head_dim: int) -> None:
+        """Raise InvalidField if tokens of this head dimension cannot be encoded."""
+        return None
+
+    def encoded(self, n: int, kept: int) -> int:
+        """Return how many of a head's `n` tokens are encoded, the oldest first: a multiple of `block`.
+
+        Args:
+            n: tokens of the head; more of them never means that fewer are encoded.
+            kept: how many of them were kept of the prompt. The others came later.
+        """
+        ...
+
+    def prepare(self, ctx: LayerContext, keep_UT: Tensor) -> Side:
+        """Return what encoding needs to know of a layer of the prompt, of which `keep_UT` stays."""
+        return Side()
+
+    def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
+        """Encode blocks of tokens; `head_N` and `token_NB` are what `prepare` returned for them."""
+        ...
+
+    def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
+        """Return [N, B, D] tokens from their encoded form."""
+        ...
+
+    def nbytes(self, encoded: Encoded) -> int:
+        """Return the bytes of encoded blocks as published: of codes of mixed widths, what they take if packed."""
+        return sum(x.nbytes for x in encoded)
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A form in which kept tokens are held: one part for keys and one for values; None for tokens as they are."""
+
+    @property
+    def keys(self) -> Half | None:
+        """The form of keys."""
+        return None
+
+    @property
+    def values(self) -> Half | None:
+        """The form of values."""
+        return None
+
+    def check(self, head_dim: int) -> None:
+        """Raise InvalidField if keys and values of this head dimension cannot be encoded."""
+        for half in (self.keys, self.values):
+            if half is not None:
+                half.check(head_dim)
+
+    def prepare(self, ctx: LayerContext, keep_UT: Tensor) -> Sequence[Side]:
+        """Return what encoding the keys, and the values, needs to know of a layer of the prompt."""
+        return [Side() if half is None else half.prepare(ctx, keep_UT) for half in (self.keys, self.values)]
