@@ -21,7 +21,7 @@ Encoded = tuple[Tensor, ...]
 
 
 class Side(NamedTuple):
-    """What encoding needs to know of a prompt.
+    """Facts about a prompt that encoding needs.
 
     Attributes:
         head: [U, ...] per KV head; None if nothing.
