@@ -7,7 +7,7 @@ random keys and values, of lengths as Ada-KV's where there is a budget. If the f
 the device's memory, fewer rows are measured, the same number with and without a budget. Steps run as the engine runs
 them, eagerly and as CUDA graphs, from the choice of the last token to that of the next on the host. The roofline is the
 time in which a triad moves as many bytes as a step reads: the weights and what is kept. Next to it is the roofline of
-the fastest ceiling, which nothing measured can beat. The peer is plain transformers with its StaticCache and its own
+the fastest ceiling that was measured. The peer is plain transformers with its StaticCache and its own
 attention, eagerly. `python -m kvbench.profile` measures real prefills as well.
 Shape suffixes: B rows, U KV heads, T tokens, D head dimension, V vocabulary.
 """

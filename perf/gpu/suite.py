@@ -40,6 +40,7 @@ gpu = torch.cuda.is_available()
 name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
 print(json.dumps({"torch": torch.__version__, "gpu": gpu, "name": name}))
 """
+_LEAST = 5  # seconds with which a step begins
 _SHOWN, _SHOWN_OF_BUILD = 15, 25  # lines of a failed step's output
 
 
@@ -189,6 +190,8 @@ class Suite:
 
     def _together(self, crew: Sequence[Step], limit: float, workers: int) -> list[str]:
         """Run steps at the same time; returns their statuses."""
+        if limit >= _LEAST:  # now, since running steps append to the records
+            self._results.forget([step.name for step in crew if step.command is not None])
         with ThreadPoolExecutor(max(1, workers)) as pool:
             try:
                 return list(pool.map(lambda step: self._step(step, limit), crew))
@@ -204,9 +207,8 @@ class Suite:
     def _step(self, step: Step, limit: float) -> str:
         if step.command is None:
             return self._tell(step, "missing", 0, {"lacks": step.lacks})
-        if limit < 5 or self._processes.stopped:
+        if limit < _LEAST or self._processes.stopped:
             return self._tell(step, "skipped", 0, {"lacks": "no time left"})
-        self._results.forget(step.name)
         # a benchmark is told when to end, before it is cut off in the middle
         command = [word.replace("{seconds}", f"{max(1.0, limit - 8):.0f}") for word in step.command]
         begun = time.monotonic()

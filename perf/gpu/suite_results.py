@@ -7,7 +7,7 @@ import shutil
 import sys
 import tarfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class Results:
         """Return True if a step has gone well."""
         return any(r.get("step") == step and r["status"] == "ok" for r in self.read())
 
-    def forget(self, step: str) -> None:
-        """Drop what an earlier run of a step has left, since it runs again."""
+    def forget(self, steps: Sequence[str]) -> None:
+        """Drop what earlier runs of some steps have left, since they run again. None of them may be running."""
+        benches = set(steps) - {"profile"}  # cells of two steps
         with self._writing:
             records = self.read()
-            kept = [r for r in records if r.get("step") != step and (r.get("bench") != step or step == "profile")]
+            kept = [r for r in records if r.get("step") not in steps and r.get("bench") not in benches]
             if len(kept) < len(records):
                 self._write(kept)
 
@@ -78,13 +79,14 @@ class Results:
             return _lines(self._records)
 
     def take_profile(self) -> None:
-        """Append the cells that a profile has written, instead of earlier ones of the same cells."""
+        """Append the cells that a profile has written."""
         cells = [cell for file in sorted(self._profile.glob("*/cells.jsonl")) for cell in _lines(file)]
-        ids = {cell["id"] for cell in cells}
         with self._writing:
-            self._write([r for r in self.read() if r.get("bench") != "profile" or r["id"] not in ids])
+            known = set(self._records.read_text().splitlines()) if self._records.exists() else set()
             for cell in cells:
-                self.append({"bench": "profile", **cell})
+                record = {"bench": "profile", **cell}
+                if self._shown(json.dumps(record)) not in known:
+                    self.append(record)
 
     def summarize(self, command: str) -> list[suite_targets.Line]:
         """Write gpu_suite.json as a whole, a record a line: what they share once, the table, and all records."""

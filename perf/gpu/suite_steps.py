@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
+_KEEP_CUPTI = {"TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1"}  # profiles before and after a graph is recorded
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _FOUND = re.compile(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+) (?:error|hazard)")
 
@@ -62,7 +63,7 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
     ]
     second = [
         Step("step", 60, bench("step")),
-        Step("breakdown", 25, bench("breakdown")),
+        Step("breakdown", 25, bench("breakdown"), env=_KEEP_CUPTI),
         Step("profile", 45, _profile(out, 1, 32768, toy)),
         Step("check", 45, _check(toy), crew="checks", read=_cases),
         Step("tests", 45, _tests(toy), crew="checks", read=_tested, good=_passed(toy)),

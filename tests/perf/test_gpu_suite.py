@@ -151,6 +151,13 @@ def test_the_first_call_fits_into_four_minutes(load: Load, tmp_path: Path) -> No
     assert sum(step.share for step in first) + 3 <= 240 and steps[: len(first)] == first
 
 
+def test_steps_by_name_and_by_group(load: Load, tmp_path: Path) -> None:
+    steps = load("suite_steps").steps(tmp_path, tmp_path / "records", False)
+    chosen = load("suite")._chosen(steps, "first,rivals")
+    assert [step.name for step in chosen][-2:] == ["scoring", "rivals"] and len(chosen) == 7
+    assert load("suite")._chosen(steps, None) == steps
+
+
 def result(out: Path, load: Load, **about: object) -> Path:
     """Write the result of a run in which decode went well and append did not."""
     here = {"commit": load("suite_results")._commit(), "device": {"name": "a card"}, "toy": False, "command": "first"}
@@ -171,7 +178,7 @@ def test_resuming_keeps_what_went_well_and_runs_the_rest(tmp_path: Path, load: L
     results = load("suite_results").Results(tmp_path)
     assert results.resume(source if from_file else None, "a card", False) == "kept: decode"
     assert results.has("decode") and not results.has("append")
-    results.forget("append")
+    results.forget(["append"])
     results.append({"step": "append", "status": "ok", "seconds": 2})
     results.finish("second")
     whole = json.loads((tmp_path / "gpu_suite.json").read_text())
@@ -224,6 +231,8 @@ def test_profiles_of_two_calls_are_in_one_archive_and_other_files_stay(tmp_path:
         (folder / "cells.jsonl").write_text(json.dumps({"id": name, "context": 1, "budget": None}) + "\n")
         results = load("suite_results").Results(tmp_path)
         results.take_profile()
+        results.take_profile()
+        assert len(results.read()) == 1
         results.finish("command")
     with tarfile.open(tmp_path / "gpu_suite.tar.gz") as archive:
         assert {"profile/a/cells.jsonl", "profile/b/cells.jsonl"} <= set(archive.getnames())
