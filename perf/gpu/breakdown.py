@@ -166,16 +166,16 @@ def measure(model: Any, case: Case, bench: Bench) -> None:
     cache = make_cache(model, "ragged", case.kernel)
     fill(cache, case, model, bench)
     decoding = Decoding(model, cache, case, bench.device)
-    steps = 1 if bench.toy else 4
+    steps, step = 1 if bench.toy else 4, decoding.fused or decoding.call
     with kvbench_attention(model):
         for _ in range(3):
-            decoding.step(decoding.call)
+            decoding.step(step)
         with marked(model):
-            eager = launched(profiled(lambda: decoding.step(decoding.call), bench.device), bench.device)
-        forward: graph.Forward = decoding.call
+            eager = launched(profiled(lambda: decoding.step(step), bench.device), bench.device)
+        forward: graph.Forward = step
         recordable = graph.recordable(model, cache, "auto")
         if recordable is not None:
-            forward = graph.GraphedSteps(decoding.call, recordable, graph.CudaRecorder())
+            forward = graph.GraphedSteps(step, recordable, graph.CudaRecorder())
         took = [decoding.step(forward) for _ in range(6 + 2 * steps)]
         result = profiled(lambda: [decoding.step(forward) for _ in range(steps)], bench.device)
     kernels, mode = with_modules(ran(result, bench.device), eager), "eager" if recordable is None else "graph"

@@ -9,6 +9,7 @@ them, eagerly and as CUDA graphs, from the choice of the last token to that of t
 time in which a triad moves as many bytes as a step reads: the weights and what is kept. Next to it is the roofline of
 the fastest ceiling that was measured. The peer is plain transformers with its StaticCache and its own
 attention, eagerly. `python -m kvbench.profile` measures real prefills as well.
+Modes that begin with own are those of transformers' layers instead of fused ones.
 Shape suffixes: B rows, U KV heads, T tokens, D head dimension, V vocabulary.
 """
 
@@ -36,11 +37,12 @@ from kvbench.common.paths import conf_dir
 from kvbench.engine import graph
 from kvbench.engine.attention import kvbench_attention
 from kvbench.engine.caches import LayerCaches, make_cache, num_layers
+from kvbench.engine.fused import fused_step
 from kvbench.engine.prefill import ContinuePass, now
 from kvbench.engine.probe import last_logits
 from kvbench.engine.survey import survey
 
-_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 96, 4
+_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 160, 4
 _SPARE = 4e9  # bytes that the driver, the graphs and a step's own tensors may take
 _WARM = 6  # steps that do not count: the first lays out the cache, graphs are recorded after some eager ones
 
@@ -118,12 +120,18 @@ def fill(cache: KVCache, case: Case, model: Any, bench: Bench) -> None:
 
 
 class Decoding:
-    """Greedy decoding of a batch, a step at a time. `seen` counts the tokens of a row, as positions do."""
+    """Greedy decoding of a batch, a step at a time.
+
+    Attributes:
+        seen: tokens of a row, as positions count them.
+        fused: the fused step, if the model has one; `call` is a step of its own layers.
+    """
 
     def __init__(self, model: Any, cache: KVCache, case: Case, device: torch.device) -> None:
         self._model, self._caches, self._device = model, LayerCaches(survey(model), cache), device
         self._rows, self.seen = list(range(case.batch)), case.context
         self._tokens = [7] * case.batch
+        self.fused = fused_step(model, survey(model), "auto" if device.type == "cuda" else "true")
 
     def call(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
         return last_logits(self._model, ids_B1, position_B1, attention)
@@ -149,26 +157,31 @@ def timed(decoding: Decoding, forward: graph.Forward, steps: int) -> dict[str, f
 
 @torch.inference_mode()
 def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, record: Callable[..., None]) -> None:
-    """Fill a cache and decode, eagerly and by graphs."""
+    """Fill a cache and decode: eagerly, by graphs, and by graphs of the model's own layers."""
     begun = time.monotonic()
     cache = make_cache(model, "ragged", case.kernel)
+    decoding = Decoding(model, cache, case, bench.device)
     fill(cache, case, model, bench)
     kept = sum(cache.used_bytes(row) for row in range(case.batch))
-    decoding = Decoding(model, cache, case, bench.device)
-    forwards: dict[str, graph.Forward] = {"eager": decoding.call}
+    step = decoding.fused or decoding.call
+    forwards: dict[str, graph.Forward] = {"eager": step}
     recordable = graph.recordable(model, cache, "auto")
     if recordable is not None:
-        forwards["graph"] = graph.GraphedSteps(decoding.call, recordable, graph.CudaRecorder())
+        forwards["graph"] = graph.GraphedSteps(step, recordable, graph.CudaRecorder())
+    if decoding.fused is not None:
+        own = graph.GraphedSteps(decoding.call, recordable, graph.CudaRecorder()) if recordable else decoding.call
+        forwards["own-graph" if recordable else "own-eager"] = own
     read = weights_read(model) + kept
     for mode, forward in forwards.items():
         with kvbench_attention(model):
             decoding.step(forward)  # brings the rows together, which takes memory for a moment
             _reset_peak(bench)
-            result = timed(decoding, forward, 4 if bench.toy else _EAGER if mode == "eager" else _GRAPHED)
+            result = timed(decoding, forward, 4 if bench.toy else _GRAPHED if "graph" in mode else _EAGER)
         grown = (decoding.seen - case.context) * kept // (case.context if case.budget is None else case.budget)
         record(
             mode=mode,
             kernel=cache.kernel,
+            decode_step="transformers" if decoding.fused is None or mode.startswith("own") else "fused",
             **result,
             tokens_s=case.batch / result["tpot_s"],
             **rooflines(result["tpot_s"], read + grown, ceiling),
