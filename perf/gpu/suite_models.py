@@ -27,7 +27,7 @@ def lines(records: Sequence[Record]) -> Iterable[Line]:
     full, small = steps.get((batch, None, "graph", "cuda")), steps.get((batch, _BUDGET, "graph", "cuda"))
     yield _speed_up(batch, full, small)
     yield _roofline(batch, steps, records)
-    yield _fused(steps)
+    yield from _fused(steps)
     yield _saved(batch, full, small)
     yield from _peer(steps)
     yield from _breakdowns(records)
@@ -69,15 +69,16 @@ def _roofline(batch: int, steps: Mapping[Key, Record], records: Sequence[Record]
     return unknown(what, "<= 1.3", f"{times:.2f} of the read roofline; no triad was measured")
 
 
-def _fused(steps: Mapping[Key, Record]) -> Line:
-    """Return how much faster fused steps are than those of transformers' layers; there is no target."""
+def _fused(steps: Mapping[Key, Record]) -> Iterable[Line]:
+    """Yield how much faster fused steps are than those of transformers' layers; there is no target."""
     ratios = {
         _title(key): own["tpot_s"] / steps[*key[:2], "graph", key[3]]["tpot_s"]
         for key, own in steps.items()
         if key[2] == "own-graph" and (*key[:2], "graph", key[3]) in steps and key[3] == "cuda"
     }
-    printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items()) or "not measured"
-    return Line("fused steps, times as fast as those of transformers' layers", "", printed, INFO)
+    if ratios:
+        printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
+        yield Line("fused steps, times as fast as those of transformers' layers", "", printed, INFO)
 
 
 def _saved(batch: int, full: Record | None, small: Record | None) -> Line:
