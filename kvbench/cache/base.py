@@ -13,12 +13,14 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from kvbench.methods.base import DecodePolicy
+from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.context import Kernels
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.storage import Side, Store
 
-Counts = list[tuple[int, int]]
-"""The counts of a cache on the host, per layer: free tokens of every active segment, and appended tokens."""
+Counts = list[tuple[int, int, list[QuotaCounts]]]
+"""The counts of a cache on the host, per layer: free tokens of every active segment, appended tokens, and the counts of
+its decode policies."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,17 @@ class Entry:
         store: storage part of the method; None for plain rows.
         side: what the storage part's `prepare` returned for keys and values; empty if it needs nothing.
         policy: decode part of the method; None for rows that evict nothing while generating.
-        score_UT: the method's scores, from which a policy starts; None without a policy.
-        limit_U: tokens that a policy holds in each KV head: the head's share of the budget.
+        score_UT: the method's scores, from which a policy starts; None without a policy or a score.
+        base_U: each KV head's share of the budget while generating; None without a policy.
     """
 
     row: int
     keep_UT: Tensor
     reserve: int
     store: Store | None = None
-    policy: DecodePolicy | None = None
+    policy: Decoding | None = None
     score_UT: Tensor | None = None
-    limit_U: Sequence[int] | None = None
+    base_U: Sequence[int] | None = None
     side: Sequence[Side] = ()
 
 
@@ -76,6 +78,10 @@ class KVCache(Protocol):
 
     def lengths(self, row: int) -> list[list[int]]:
         """Return the stored tokens per layer and KV head."""
+        ...
+
+    def peak(self, row: int) -> int:
+        """Return the most tokens that any KV head of a row held after a step."""
         ...
 
     def used_bytes(self, row: int) -> int:

@@ -16,26 +16,19 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench.cache.rows import equal_heads
+from kvbench.methods.decoding import Decoding, Slots, Start
 from kvbench.methods.storage import Half, Side
-
-
-@dataclass
-class _Group:
-    """KV heads that evict together: they store equally many tokens, under the same limit."""
-
-    heads: Tensor
-    limit: int
-    state_US: Tensor
 
 
 @dataclass
 class _Row:
     entry: Entry
+    layer: int
     k_UND: Tensor
     v_UND: Tensor
     keep_UN: Tensor
-    groups: list[_Group]
+    state_UN: Tensor | None  # of the decode policy; one column per token seen
+    peak: int  # most tokens that a head held after a step
 
 
 class MaskedCache:
@@ -49,7 +42,14 @@ class MaskedCache:
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         for entry in entries:
-            self._layers[layer][entry.row] = _Row(entry, k_UTD, v_UTD, entry.keep_UT.clone(), _groups(entry))
+            keep_UT = entry.keep_UT.clone()
+            state_UT = None
+            if entry.policy is not None:
+                at_UT = torch.arange(keep_UT.shape[1], device=keep_UT.device).expand_as(keep_UT)
+                start = Start(layer, len(self._layers), keep_UT.shape[1], at_UT, keep_UT, entry.score_UT)
+                state_UT = entry.policy.policy.begin(start).float()
+            peak = int(keep_UT.sum(1).max())
+            self._layers[layer][entry.row] = _Row(entry, layer, k_UTD, v_UTD, keep_UT, state_UT, peak)
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
@@ -73,7 +73,9 @@ class MaskedCache:
         logits = torch.einsum("ugtd,und->ugtn", q_UGTD.float(), k_UND.float()) * scaling
         attention = logits.masked_fill(~visible_UTN[:, None], -torch.inf).softmax(-1)
         out_UGTD = torch.einsum("ugtn,und->ugtd", attention.to(v_UND.dtype), v_UND)
-        self._evict(row, attention)
+        if row.entry.policy is not None:
+            _evict(row, row.entry.policy, attention)
+        row.peak = max(row.peak, int(row.keep_UN.sum(1).max()))
         return out_UGTD.flatten(0, 1)
 
     @staticmethod
@@ -89,20 +91,6 @@ class MaskedCache:
             )
         return torch.cat([k_UND, k_UTD], 1), torch.cat([v_UND, v_UTD], 1)
 
-    @staticmethod
-    def _evict(row: _Row, attention_UGTN: Tensor) -> None:
-        policy = row.entry.policy
-        for group in row.groups:
-            assert policy is not None
-            slots_US = torch.stack([row.keep_UN[head].nonzero().flatten() for head in group.heads])
-            received_UGTS = torch.stack(
-                [attention_UGTN[head][:, :, slots] for head, slots in zip(group.heads, slots_US, strict=True)]
-            )
-            group.state_US, keep_US = policy.step(group.state_US, received_UGTS, group.limit)
-            if keep_US is not None:
-                row.keep_UN[group.heads] = False
-                row.keep_UN[group.heads[:, None], slots_US.gather(1, keep_US)] = True
-
     def release(self, rows: Sequence[int]) -> None:
         for layer in self._layers:
             for row in rows:
@@ -110,6 +98,9 @@ class MaskedCache:
 
     def lengths(self, row: int) -> list[list[int]]:
         return [layer[row].keep_UN.sum(1).tolist() for layer in self._layers]
+
+    def peak(self, row: int) -> int:
+        return max(layer[row].peak for layer in self._layers)
 
     def used_bytes(self, row: int) -> int:
         return sum(layer[row].k_UND.nbytes + layer[row].v_UND.nbytes for layer in self._layers)
@@ -144,13 +135,41 @@ def _as_held(entry: Entry, index: int, half: Half | None, x_UND: Tensor, keep_UN
     return x_UND
 
 
-def _groups(entry: Entry) -> list[_Group]:
-    if entry.policy is None:
-        return []
-    assert entry.score_UT is not None
-    groups = []
-    for heads, limit in equal_heads(entry):
-        assert limit is not None
-        score_US = torch.stack([entry.score_UT[head][entry.keep_UT[head]] for head in heads])
-        groups.append(_Group(heads, limit, entry.policy.start(score_US)))
-    return groups
+def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
+    """Apply a decode policy after a step. Columns are positions; evicted tokens leave holes."""
+    policy, base_U = decoding.policy, row.entry.base_U
+    assert row.state_UN is not None and base_U is not None
+    heads, seen = row.keep_UN.shape
+    new, span = attention_UGTN.shape[2], row.entry.keep_UT.shape[1]
+    device = row.keep_UN.device
+    row.state_UN = torch.cat([row.state_UN, row.state_UN.new_zeros(heads, new)], 1)
+    slots = Slots(
+        row.layer,
+        torch.tensor([span], device=device),
+        torch.tensor([seen], device=device),
+        torch.arange(seen, device=device).expand(1, heads, -1),
+        row.keep_UN[None],
+        row.state_UN[None],
+        aligned=True,
+    )
+    if policy.reads == "all":
+        policy.observe(slots, attention_UGTN[None])
+    elif policy.reads == "last":
+        policy.observe(slots, attention_UGTN[None, :, :, -1:])
+    row.state_UN = slots.state_BUC[0]
+    steps = seen - span
+    limit = policy.limit(torch.tensor([base_U], device=device), torch.tensor([[steps]], device=device), row.layer)
+    slots.limit_BU = limit
+    if limit is None:
+        every = max(1, decoding.interval)
+        if any(step % every == 0 for step in range(steps - new + 1, steps + 1)):
+            row.keep_UN = row.keep_UN & ~policy.drop(slots)[0]
+        return
+    scheduled = decoding.interval and any(step % decoding.interval == 0 for step in range(steps - new + 1, steps + 1))
+    worth_UN = policy.drop(slots)[0]
+    for head, most in enumerate(limit[0].tolist()):
+        held = row.keep_UN[head].nonzero().flatten().tolist()
+        if len(held) > most + (0 if scheduled else decoding.buffer):
+            worth = worth_UN[head].tolist()
+            held.sort(key=lambda token: (worth[token], -token))
+            row.keep_UN[head, held[: len(held) - most]] = False

@@ -9,8 +9,9 @@ steps), growth beyond the reserve, and the release of half the rows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,25 +19,35 @@ from torch import Tensor
 from kvbench.cache.arena import Arena, Segment, gather, merge
 from kvbench.cache.base import Counts, Entry
 from kvbench.cache.encoded import EncodedRows
-from kvbench.cache.rows import SpecialRow, special_row
+from kvbench.cache.held import HeldRow, PolicyGroup, begin
+from kvbench.cache.quota import Counts as QuotaCounts
+from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.storage import Store
 from kvbench_kernels.backends import Backend, Lanes, make_backend
 
 
 @dataclass(frozen=True)
 class _ActiveRows:
-    """The rows that step together, and the indices of their segments in the arena: one per row and KV head."""
+    """The rows that step together.
+
+    Attributes:
+        plain: indices of the segments of rows without a policy: one per row and KV head.
+        lanes: the segments of all rows.
+        groups: the rows with a policy.
+    """
 
     rows: tuple[int, ...]
-    segments: list[int]
+    plain: list[int]
     lanes: Lanes
+    groups: list[PolicyGroup]
 
 
 class _ArenaLayer:
-    """The plain rows of one layer: one arena, and one for each prompt that joined since the last step."""
+    """The rows of one layer whose tokens are not encoded: one arena, and one for each prompt that joined since."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, layer: int, num_layers: int) -> None:
+        self._backend, self._layer, self._num_layers = backend, layer, num_layers
+        self._held: dict[int, HeldRow] = {}  # rows with a policy; those of active groups are out of date
         self._arenas: list[Arena] = []
         self._dead: set[int] = set()  # released rows whose slots are still there
         self._active: _ActiveRows | None = None
@@ -47,40 +58,72 @@ class _ArenaLayer:
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         if any(entry.row in self._dead for entry in entries):
             self._rebuild()
+        held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.policy is not None}
+        self._held |= held
+        entries = [replace(e, reserve=held[e.row].most_reserved(e)) if e.row in held else e for e in entries]
         self._arenas.append(gather(entries, k_UTD, v_UTD, self._backend))
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
         active = self._activate(rows, kv_heads)
-        if self._room < tokens:
-            self._grow(tokens)
+        if self._room < tokens or any(group.lacks_room(tokens) for group in active.groups):
+            self._grow(rows, tokens)
             active = self._activate(rows, kv_heads)
-        self.advance(tokens)
-        buffers = self._arenas[0].buffers
-        return self._backend.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths)
-
-    def room(self, rows: tuple[int, ...]) -> int:
-        """Return how many tokens fit without a move; 0 if other rows took the last step or a prompt joined."""
-        return self._room if self._is_active(rows) and len(self._arenas) == 1 else 0
-
-    def _is_active(self, rows: tuple[int, ...]) -> bool:
-        return self._active is not None and self._active.rows == rows
-
-    def advance(self, tokens: int) -> None:
-        """Count tokens that are appended to the active rows."""
         self._room -= tokens
         self._appended += tokens
+        for group in active.groups:
+            group.quota.grow(tokens)
+        buffers = self._arenas[0].buffers
+        out_BHTD = self._backend.append_and_attend(
+            q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths
+        )
+        for group in active.groups:
+            group.step(q_BHTD, buffers, scaling)
+        if tokens > 1 and active.groups:
+            self._shrink()
+        return out_BHTD
 
-    def counts(self) -> tuple[int, int]:
-        return self._room, self._appended
+    def room(self, rows: tuple[int, ...]) -> int:
+        """Return how many tokens fit without a move; 0 if other rows took the last step or a prompt joined.
 
-    def reset_counts(self, counts: tuple[int, int]) -> None:
-        self._room, self._appended = counts
+        With policies it is at most one: after it the host looks again whether the next step is work for the device
+        alone.
+        """
+        active = self._active
+        if active is None or active.rows != rows or len(self._arenas) != 1:
+            return 0
+        if active.groups:
+            return min(self._room, int(all(group.can_record() for group in active.groups)))
+        return self._room
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that recorded steps append to the active rows."""
+        self._room -= tokens
+        self._appended += tokens
+        for group in self._groups:
+            group.advance(tokens)
+
+    @property
+    def _groups(self) -> list[PolicyGroup]:
+        return [] if self._active is None else self._active.groups
+
+    def counts(self) -> tuple[int, int, list[QuotaCounts]]:
+        return self._room, self._appended, [group.quota.counts() for group in self._groups]
+
+    def reset_counts(self, counts: tuple[int, int, list[QuotaCounts]]) -> None:
+        self._room, self._appended, of_groups = counts
+        for group, of_group in zip(self._groups, of_groups, strict=True):
+            group.quota.reset_counts(of_group)
 
     def release(self, rows: Sequence[int]) -> None:
         """Mark the slots of `rows` as free; lay out the arena again once half of its slots are free."""
         for arena in self._arenas:
             arena.buffers.check()
+        for group in self._groups:
+            group.check()
+        self._deactivate()
+        for row in rows:
+            self._held.pop(row, None)
         self._dead.update(rows)
         everything = [s for arena in self._arenas for s in arena.segments]
         if 2 * sum(s.capacity for s in everything if s.row not in self._dead) <= sum(s.capacity for s in everything):
@@ -92,8 +135,23 @@ class _ArenaLayer:
         segments = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
         return sorted(segments, key=lambda s: s.head)
 
+    def peak(self, row: int) -> int:
+        """Return the most tokens that a head of a row held after a step."""
+        for group in self._groups:
+            if row in group.rows:
+                return group.peak(row)
+        return self._held[row].peak if row in self._held else max(s.length for s in self.of(row))
+
     def nbytes(self) -> int:
-        return sum(arena.nbytes() for arena in self._arenas)
+        states = sum(self.state_bytes(row) for row in self._held)
+        return sum(arena.nbytes() for arena in self._arenas) + states
+
+    def state_bytes(self, row: int) -> int:
+        """Return the bytes that the policy of a row needs in addition to its keys and values."""
+        for group in self._groups:
+            if row in group.rows:
+                return group.nbytes(row)
+        return self._held[row].nbytes() if row in self._held else 0
 
     def token_bytes(self) -> int:
         """Return the bytes of one token's key and value in one head."""
@@ -113,13 +171,41 @@ class _ArenaLayer:
         (arena,) = self._arenas
         if self._active is not None and self._active.rows == rows:
             return self._active
-        self._count()
+        self._deactivate()
         position = {(s.row, s.head): index for index, s in enumerate(arena.segments)}
-        indices = [position[row, head] for row in rows for head in range(kv_heads)]
-        self._room = min(arena.segments[i].capacity - arena.segments[i].length for i in indices)
-        lanes = Lanes(indices, len(arena.segments), arena.buffers.k_RD.device)
-        self._active = _ActiveRows(rows, indices, lanes)
+        segments = [[position[row, head] for head in range(kv_heads)] for row in rows]
+        plain = [i for row, of_row in zip(rows, segments, strict=True) if row not in self._held for i in of_row]
+        free = (arena.segments[i].capacity - arena.segments[i].length for i in plain)
+        self._room = min(free, default=sys.maxsize)
+        lanes = Lanes([i for of_row in segments for i in of_row], len(arena.segments), arena.buffers.k_RD.device)
+        self._active = _ActiveRows(rows, plain, lanes, self._grouped(rows, segments))
         return self._active
+
+    def _grouped(self, rows: Sequence[int], segments: Sequence[Sequence[int]]) -> list[PolicyGroup]:
+        """Return the active rows with policies, those of equal policies together."""
+        places: dict[DecodePolicy, list[int]] = {}
+        for place, row in enumerate(rows):
+            if row in self._held:
+                places.setdefault(self._held[row].decoding.policy, []).append(place)
+        return [
+            PolicyGroup(
+                [(rows[place], self._held[rows[place]]) for place in of_policy],
+                places=of_policy,
+                batch=len(rows),
+                segments=[segments[place] for place in of_policy],
+                arena=self._arenas[0],
+                layer=self._layer,
+                backend=self._backend,
+            )
+            for of_policy in places.values()
+        ]
+
+    def _deactivate(self) -> None:
+        """Bring all counts up to date, and take the rows with policies out of their groups."""
+        self._count()
+        for group in self._groups:
+            self._held |= group.leave()
+        self._active = None
 
     def _lengths(self) -> list[int]:
         """Return the live slots of every segment."""
@@ -128,46 +214,67 @@ class _ArenaLayer:
 
     def _count(self) -> None:
         """Add the appended tokens to the lengths on the host."""
-        if self._appended:
-            assert self._active is not None
-            for index in self._active.segments:
-                self._arenas[0].segments[index].length += self._appended
-            self._appended = 0
+        if self._active is None:
+            return
+        segments = self._arenas[0].segments
+        for index in self._active.plain:
+            segments[index].length += self._appended
+        self._appended = 0
+        for group in self._active.groups:
+            for index, length in zip(group.index, group.quota.lengths_BU.flatten().tolist(), strict=True):
+                segments[index].length = length
 
-    def _grow(self, tokens: int) -> None:
-        """Make room for half as many tokens again; called when the reserve is used up."""
-        self._count()
+    def _grow(self, rows: tuple[int, ...], tokens: int) -> None:
+        """Make room for the tokens of a step; called when the reserve of a row is used up.
+
+        A plain row gets room for half as many tokens again. A row with a policy gets it for this step alone: the next
+        layout takes the slots back.
+        """
+        self._deactivate()
+        needs = []
         for segment in self._arenas[0].segments:
-            segment.need = max(segment.need, segment.length + max(tokens, 64, segment.length // 2))
+            needs.append((segment, segment.need))
+            if segment.row in rows:
+                lacks = segment.capacity - segment.length < tokens and segment.row not in self._held
+                ahead = max(tokens, 64, segment.length // 2) if lacks else tokens
+                segment.need = max(segment.need, segment.length + ahead)
         self._rebuild()
+        for segment, need in needs:
+            if segment.row in self._held:
+                segment.need = need
+
+    def _shrink(self) -> None:
+        """Lay out the arena again if a step left more than half of its slots without use."""
+        segments = self._arenas[0].segments
+        self._count()
+        if 2 * sum(max(s.need, s.length) for s in segments) <= sum(s.capacity for s in segments):
+            self._rebuild()
 
     def _rebuild(self) -> None:
         """Lay out the remaining segments again, in one arena."""
-        self._count()
+        self._deactivate()
         merged = merge(self._arenas, frozenset(self._dead), self._backend)
         self._arenas = [] if merged is None else [merged]
         self._dead.clear()
-        self._active = None
         self.moves += 1
 
 
 class RaggedCache:
-    """The cache that saves memory. Rows with a storage part or a decode policy keep their own buffers.
+    """The cache that saves memory. Rows with a storage part keep buffers of encoded blocks.
 
     Args:
-        backend: computes the attention of plain rows; by default plain torch.
+        backend: computes the attention of the other rows; by default plain torch.
     """
 
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt = chosen.name, chosen.prompt
-        self._layers = [_ArenaLayer(chosen) for _ in range(num_layers)]
-        self._special: list[dict[int, SpecialRow]] = [{} for _ in range(num_layers)]
+        self._layers = [_ArenaLayer(chosen, layer, num_layers) for layer in range(num_layers)]
         self._encoded: list[dict[Store, EncodedRows]] = [{} for _ in range(num_layers)]
         self._store_of: dict[int, Store] = {}
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        plain = [e for e in entries if e.store is None and e.policy is None]
+        plain = [e for e in entries if e.store is None]
         if plain:
             self._layers[layer].add(plain, k_UTD, v_UTD)
         for store in dict.fromkeys(entry.store for entry in entries):
@@ -175,19 +282,14 @@ class RaggedCache:
                 of_store = [entry for entry in entries if entry.store == store]
                 self._encoded[layer].setdefault(store, EncodedRows(store)).add(of_store, k_UTD, v_UTD)
                 self._store_of |= dict.fromkeys((entry.row for entry in of_store), store)
-        for entry in entries:
-            if entry.policy is not None:
-                self._special[layer][entry.row] = special_row(entry, k_UTD, v_UTD)
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
-        special = self._special[layer]
         groups: dict[Store | None, list[int]] = {}
         for index, row in enumerate(rows):
-            if row not in special:
-                groups.setdefault(self._store_of.get(row), []).append(index)
-        if list(groups) == [None] and len(groups[None]) == len(rows):
+            groups.setdefault(self._store_of.get(row), []).append(index)
+        if list(groups) == [None]:
             return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling)
         out_BHTD = torch.empty_like(q_BHTD)
         for store, indices in groups.items():
@@ -195,15 +297,10 @@ class RaggedCache:
             at = torch.tensor(indices, device=q_BHTD.device)
             together = tuple(rows[index] for index in indices)
             out_BHTD[at] = layer_rows.attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
-        for index, row in enumerate(rows):
-            if row in special:
-                out_BHTD[index] = special[row].attend(q_BHTD[index], k_BUTD[index], v_BUTD[index], scaling)
         return out_BHTD
 
     def release(self, rows: Sequence[int]) -> None:
-        for layer, special, encoded in zip(self._layers, self._special, self._encoded, strict=True):
-            for row in rows:
-                special.pop(row, None)
+        for layer, encoded in zip(self._layers, self._encoded, strict=True):
             for of_store in encoded.values():
                 of_store.release(rows)
             layer.release(rows)
@@ -216,8 +313,6 @@ class RaggedCache:
 
     def room(self, rows: Sequence[int]) -> int:
         if any(row in self._store_of for row in rows):
-            return 0
-        if any(row in special for special in self._special if special for row in rows):
             return 0
         return min(layer.room(tuple(rows)) for layer in self._layers)
 
@@ -236,35 +331,31 @@ class RaggedCache:
     def lengths(self, row: int) -> list[list[int]]:
         if (store := self._store_of.get(row)) is not None:
             return [encoded[store].lengths(row) for encoded in self._encoded]
-        return [
-            special[row].lengths() if row in special else [s.length for s in layer.of(row)]
-            for layer, special in zip(self._layers, self._special, strict=True)
-        ]
+        return [[s.length for s in layer.of(row)] for layer in self._layers]
+
+    def peak(self, row: int) -> int:
+        if row in self._store_of:  # nothing of such a row is evicted
+            return max(map(max, self.lengths(row)))
+        return max(layer.peak(row) for layer in self._layers)
 
     def used_bytes(self, row: int) -> int:
         if (store := self._store_of.get(row)) is not None:
             return sum(encoded[store].used_bytes(row) for encoded in self._encoded)
-        return sum(
-            special[row].used_bytes() if row in special else layer.token_bytes() * sum(s.length for s in layer.of(row))
-            for layer, special in zip(self._layers, self._special, strict=True)
-        )
+        return sum(layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers)
 
     def slack_bytes(self, row: int) -> int:
         self._settle()
         if (store := self._store_of.get(row)) is not None:
             return sum(encoded[store].row_bytes(row) for encoded in self._encoded) - self.used_bytes(row)
         return sum(
-            special[row].bytes() - special[row].used_bytes()
-            if row in special
-            else layer.token_bytes() * sum(s.capacity - s.length for s in layer.of(row))
-            for layer, special in zip(self._layers, self._special, strict=True)
+            layer.token_bytes() * sum(s.capacity - s.length for s in layer.of(row)) + layer.state_bytes(row)
+            for layer in self._layers
         )
 
     def bytes(self) -> int:
         self._settle()
         plain = sum(layer.nbytes() for layer in self._layers)
-        encoded = sum(rows.bytes() for encoded in self._encoded for rows in encoded.values())
-        return plain + encoded + sum(row.bytes() for special in self._special for row in special.values())
+        return plain + sum(rows.bytes() for encoded in self._encoded for rows in encoded.values())
 
     def _settle(self) -> None:
         for layer, encoded in zip(self._layers, self._encoded, strict=True):

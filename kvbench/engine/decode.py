@@ -293,7 +293,7 @@ class _Batch:
                     row.finish = "length"
             if row.finish is not None:
                 row.clock = self._clock - row.clock
-                row.kept_max = max(map(max, self._cache.lengths(row.id)))
+                row.kept_max = self._cache.peak(row.id)
                 done.append(row.id)
         if done:
             self._caches.release(done)

@@ -29,6 +29,7 @@ from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.variant import Variant
 from kvbench.methods.base import Score
 from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.decoding import Decoding
 
 
 def now(device: torch.device) -> float:
@@ -211,38 +212,39 @@ class PrefillPass:
     def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
         """Return what a variant keeps of a layer, once for each of its rows. The rows share all tensors."""
         method = self._variants[index].method
+        every_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
         if self._drops(index):
             if index not in self._totals:
                 self._totals[index] = self._layer_totals(index, ctx, None)
             totals = self._totals[index]
             keep_UT = method.mask(ctx, self.tokens[index], None if totals is None else totals[ctx.layer])
         else:
-            keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+            keep_UT = every_UT
+        policy = method.policy
         first, *others = self._places[index]
         entry = Entry(
             first.row,
-            keep_UT,
+            every_UT if method.keeps_prompt else keep_UT,
             first.reserve,
             store=method.store,
             side=() if method.store is None else method.store.prepare(ctx, keep_UT),
-            policy=method.decode,
-            score_UT=None if method.decode is None else method.scores(ctx),
-            limit_U=None if method.decode is None else self._limits(index, keep_UT),
+            policy=policy,
+            score_UT=None if policy is None else method.scores(ctx),
+            base_U=None if policy is None else self._base(index, policy, keep_UT),
         )
         return [entry, *(replace(entry, row=place.row, reserve=place.reserve) for place in others)]
 
-    def _limits(self, index: int, keep_UT: Tensor) -> list[int]:
-        """Return the tokens that a decode policy holds in each KV head.
+    def _base(self, index: int, policy: Decoding, keep_UT: Tensor) -> list[int]:
+        """Return each KV head's share of the budget while generating.
 
-        If the prompt was compressed, this is the head's share by layer and head budgets. A prompt shorter than the
-        budget leaves room to grow: every head may then hold the whole budget.
+        If the prompt was compressed, the shares follow from layer and head budgets. A prompt shorter than the budget
+        leaves room to grow: every head may then hold the whole budget.
         """
-        if self._drops(index):
-            kept: list[int] = keep_UT.sum(1).tolist()
-            return kept
         budget, tokens = self._variants[index].budget, self.tokens[index]
-        assert tokens is not None
-        return [budget if isinstance(budget, int) else tokens] * len(keep_UT)
+        if tokens is None or self._drops(index):
+            kept: list[int] = keep_UT.sum(1).tolist()
+            return kept if tokens is None else policy.base(kept, tokens)
+        return [policy.tokens(budget if isinstance(budget, int) else tokens)] * len(keep_UT)
 
     def _layer_totals(self, index: int, ctx: LayerContext, statistics: list[Tensor] | None) -> list[int] | None:
         return self._variants[index].method.layer_totals(

@@ -203,20 +203,3 @@ class Merge(Part, Protocol):
     def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values [U, T, D] to store. Only columns in `keep_UT` are read."""
         ...
-
-
-@runtime_checkable
-class DecodePolicy(Protocol):
-    """A rule for what leaves the cache after a decode step. It is pure: the cache holds the state.
-
-    Shape suffixes: U heads of equal length, G query heads per KV head, T new tokens of the
-    step, S slots after appending them, R slots before. Slots are a head's stored tokens by ascending position.
-    """
-
-    def start(self, score_US: Tensor) -> Tensor:
-        """Return the state after the prefill, from the scores of the kept tokens."""
-        ...
-
-    def step(self, state_UR: Tensor, attention_UGTS: Tensor, tokens: int) -> tuple[Tensor, Tensor | None]:
-        """Return the new state and the slots to keep (ascending; None: all), after the attention of the step."""
-        ...

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
-from kvbench.methods.base import DecodePolicy, Heads, Layers, Merge, Score, Select
+from kvbench.methods.base import Heads, Layers, Merge, Score, Select
+from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
@@ -23,6 +24,7 @@ from kvbench.methods.storage import Store
 
 _PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Merge, Store, DecodePolicy), strict=True))
 _EVICTION = ("score", "layers", "heads", "select")
+_POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
 _DIAL = re.compile(r"\$\{\.\.(\w+)\}")
 _NAME = re.compile(r"[.{](\w+)")
 
@@ -141,14 +143,15 @@ def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:
 def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], str]) -> Any:
     """Instantiate a part and check that it keeps its contract."""
     try:
-        built = hydra.utils.instantiate(node)
+        built = _decoding(node) if part == "decode" else hydra.utils.instantiate(node)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, InvalidField):
             raise ValueError(cause.text(lambda field: dial_of.get((part, field), f"{part}.{field}"))) from None
         raise ValueError(f"method.{part}: {one_line(str(cause or error)) or type(cause).__name__}") from cause
     target, protocol = node.get("_target_"), _PROTOCOLS[part]
-    if not isinstance(built, protocol):
+    own = built.policy if isinstance(built, Decoding) else built
+    if not isinstance(own, protocol):
         raise ValueError(f"method.{part}={target}: must inherit from {protocol.__module__}.{protocol.__name__}")
     try:
         hash(built)
@@ -156,8 +159,15 @@ def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], s
         raise ValueError(
             f"method.{part}={target}: must be hashable; decorate it with @dataclass(frozen=True)"
         ) from None
-    hidden = set(vars(built)) - {f.name for f in fields(built)} if is_dataclass(built) else set()
+    hidden = set(vars(own)) - {f.name for f in fields(own)} if is_dataclass(own) else set()
     if hidden:  # two parts that differ in it would count as equal and share their results
         names = ", ".join(sorted(hidden))
         raise ValueError(f"method.{part}={target}: {names} must be a field; decorate it with @dataclass(frozen=True)")
     return built
+
+
+def _decoding(node: DictConfig) -> Any:
+    """Return a decode policy with the dials that every policy has, which stand next to its own in the YAML."""
+    dials = {key: node[key] for key in _POLICY_DIALS if key in node}
+    policy = hydra.utils.instantiate({key: node[key] for key in node if key not in _POLICY_DIALS})
+    return Decoding(policy, **dials) if isinstance(policy, DecodePolicy) else policy

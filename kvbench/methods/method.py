@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kvbench.methods.base import DecodePolicy, Merge, Part, Score
+from kvbench.methods.base import Merge, Part, Score
 from kvbench.methods.context import Kernels, LayerContext, PromptFacts
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.dials import check_budget
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
@@ -29,7 +30,7 @@ class Method:
         eviction: which tokens of the prompt stay; None for a method that keeps all of them.
         merge: how kept keys and values take up something of the dropped ones; None for not at all.
         store: the form in which kept tokens are held; None for plain keys and values.
-        decode: what leaves the cache while generating; None for nothing.
+        decode: what leaves the cache while generating, and when; None for nothing.
         dial_of: (part, field of it) -> the dial that feeds the field, for messages.
     """
 
@@ -38,14 +39,15 @@ class Method:
     eviction: Eviction | None = None
     merge: Merge | None = None
     store: Store | None = None
-    decode: DecodePolicy | None = None
+    decode: Decoding | None = None
     dial_of: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def named_parts(self) -> dict[str, object]:
         """The parts that this method has, by their names in the YAML."""
         evicting = {} if self.eviction is None else vars(self.eviction)
-        parts = {**evicting, "merge": self.merge, "store": self.store, "decode": self.decode}
+        policy = None if self.decode is None else self.decode.policy
+        parts = {**evicting, "merge": self.merge, "store": self.store, "decode": policy}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
@@ -71,6 +73,16 @@ class Method:
         everything is kept, or the method decides by itself how much; what it kept is measured and reported.
         """
         return "kept" if self.eviction is not None and self.eviction.counted else None
+
+    @property
+    def policy(self) -> Decoding | None:
+        """The decode policy, with its dials, of rows that generate; None if nothing leaves while generating."""
+        return None if self.decode is None or self.decode.phase == "prefill" else self.decode
+
+    @property
+    def keeps_prompt(self) -> bool:
+        """True if the whole prompt is kept, and cut to the budget when decoding begins."""
+        return self.decode is not None and self.decode.phase == "decode"
 
     @property
     def exact(self) -> bool:
@@ -131,6 +143,20 @@ class Method:
             raise ValueError(
                 f"budget={budget or tokens}: {self.name} always keeps {protected} tokens ({settings}); "
                 f"the budget must be larger, or these smaller"
+            )
+        self._check_decode_room(tokens, budget)
+
+    def _check_decode_room(self, tokens: int, budget: str) -> None:
+        """Raise ValueError if the budget while generating leaves no token that the policy may drop."""
+        if self.policy is None:
+            return
+        generating = self.policy.tokens(tokens)
+        protected = self.policy.policy.protects(generating)
+        if generating <= protected:
+            dial = self.dial_of.get(("decode", "budget"), "decode.budget")
+            raise ValueError(
+                f"budget={budget or tokens} with method.{dial}={self.policy.budget}: {self.name} always keeps "
+                f"{protected} tokens while generating, of {generating}; the budget must be larger"
             )
 
     def check_scored(self, tokens: int) -> None:

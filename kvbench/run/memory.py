@@ -32,7 +32,7 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
     tokens = 0
     for prompt, variant in request.rows:
         rest = len(prompt.ids) - span + request.max_new_tokens
-        allowed = None if masked else variant.method.tokens(variant.budget, span)
+        allowed = None if masked or variant.method.keeps_prompt else variant.method.tokens(variant.budget, span)
         need = (span if allowed is None else allowed) + rest
         tokens += need + max(16, need // 8)
     return tokens * shape.token_bytes

@@ -14,7 +14,7 @@ def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | N
     tokens = generation.budget_tokens
     if variant.method.evicts and variant.method.promises != "kept":
         return None  # it decides by itself how many tokens stay; the record shows how many
-    if tokens is None or tokens >= span:
+    if tokens is None or tokens >= span or variant.method.keeps_prompt:
         expected = heads * span
     else:
         expected = heads * tokens

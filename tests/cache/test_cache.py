@@ -16,6 +16,7 @@ from kvbench.cache.base import Entry, Recordable
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.store.kivi import Kivi
 from kvbench_kernels import backends
 
@@ -49,9 +50,9 @@ def random_entries(
                 keep_UT,
                 reserve,
                 store=Kivi(bits=4, group_size=4, residual=8) if kind == 1 else None,
-                policy=AccumulateAndEvict(window=1) if kind == 2 else None,
+                policy=Decoding(AccumulateAndEvict(window=1), buffer=row % 2) if kind == 2 else None,
                 score_UT=torch.rand(heads, tokens, generator=generator) if kind == 2 else None,
-                limit_U=limits if kind == 2 else None,
+                base_U=limits if kind == 2 else None,
             )
         )
     return entries
@@ -109,7 +110,7 @@ def test_ragged_and_masked_caches_agree(
         outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
         torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
         for row in active:
-            assert ragged.lengths(row) == masked.lengths(row)
+            assert (ragged.lengths(row), ragged.peak(row)) == (masked.lengths(row), masked.peak(row))
         if len(active) > 1:
             gone = active.pop(step % len(active))
             for cache in (ragged, masked):
@@ -153,7 +154,7 @@ def test_rows_join_and_leave(backend: str, seed: int, heads: int, script: list[t
             outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
             torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
         for row in present:
-            assert ragged.lengths(row) == masked.lengths(row)
+            assert (ragged.lengths(row), ragged.peak(row)) == (masked.lengths(row), masked.peak(row))
         used, slack = (sum(size(row) for row in present) for size in (ragged.used_bytes, ragged.slack_bytes))
         assert used + slack <= ragged.bytes() <= 2 * (used + slack) or special
 
@@ -262,10 +263,10 @@ def test_growth_is_geometric_and_drops_released_rows() -> None:
     assert (cache.lengths(0), cache.lengths(2)) == ([[10, 10]], [[700, 700]])
 
 
-@pytest.mark.parametrize("policy", [None, AccumulateAndEvict(window=0.5)])
+@pytest.mark.parametrize("policy", [None, Decoding(AccumulateAndEvict(window=0.5))])
 @pytest.mark.parametrize("kind", [RaggedCache, MaskedCache])
 def test_half_precision_keeps_large_logits_exact(
-    kind: type[RaggedCache] | type[MaskedCache], policy: AccumulateAndEvict | None
+    kind: type[RaggedCache] | type[MaskedCache], policy: Decoding | None
 ) -> None:
     """Logits exceed a hundred here: rounding them to bfloat16 before scaling would change the output by a tenth."""
     g = torch.Generator().manual_seed(4)
@@ -274,7 +275,7 @@ def test_half_precision_keeps_large_logits_exact(
     new_k, new_v = (torch.randn(1, 2, 1, 128, generator=g).bfloat16() for _ in range(2))
     keep_UT, score_UT = torch.ones(2, 200, dtype=torch.bool), torch.rand(2, 200, generator=g)
     cache = kind(1)
-    cache.add(0, [Entry(0, keep_UT, 1, policy=policy, score_UT=score_UT, limit_U=[300, 300])], k, v)
+    cache.add(0, [Entry(0, keep_UT, 1, policy=policy, score_UT=score_UT, base_U=[300, 300])], k, v)
     out = cache.attend(0, [0], q, new_k, new_v, 128**-0.5)[0].double()
     exact = full_attention(q[0].double(), torch.cat([k, new_k[0]], 1), torch.cat([v, new_v[0]], 1), 128**-0.5)
     assert (out - exact).norm() < 1e-2 * exact.norm()

@@ -11,6 +11,7 @@ from torch import Tensor
 import kvbench
 from kvbench.methods.context import LayerContext
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.scores.layer_column_sums import LayerColumnSums
 from kvbench.methods.scores.window_attention import WindowAttention
 from kvbench.prompts import Prompt
@@ -30,7 +31,7 @@ def tiny() -> Tiny:
 @pytest.mark.parametrize("name", ["ada_pyramidkv", "pyramidkv", "ada_snapkv"])
 def test_a_decode_policy_holds_the_budget_of_each_head(tiny: Tiny, name: str, question: str, cache: str) -> None:
     """The budgets of layers and heads stay those of the prefill while generating."""
-    method = replace(kvbench.load_method(name), decode=AccumulateAndEvict(window=16))
+    method = replace(kvbench.load_method(name), decode=Decoding(AccumulateAndEvict(window=16)))
     text = Prompt(ids=tuple(prompt(290)), context_len=270, stop_ids=frozenset(), text="")
     ((out,),) = generate(tiny, [text], [kvbench.Variant(method, 70)], question=question, cache=cache)
     heads = [kept for layer in out.kept for kept in layer]

@@ -153,6 +153,30 @@ def test_a_step_that_moves_the_cache_is_eager(
     assert steps._cache.moves > 0
 
 
+@pytest.mark.parametrize(
+    ("dials", "eager"),
+    [
+        ({}, 0),
+        ({"reduce": "max", "window": 4}, 0),
+        ({"buffer": 6}, 4),  # a cut of several tokens is work for the host, every seventh step
+        ({"buffer": 9, "interval": 8}, 4),
+        ({"phase": "decode"}, 0),  # the first step cuts the prompt; it would be eager anyway
+        ({"decode_budget": 0.5}, 0),
+    ],
+)
+def test_a_batch_with_decode_policies_keeps_its_graph(
+    tiny: Loaded, recorded: SimpleNamespace, dials: dict[str, Any], eager: int
+) -> None:
+    variants = [("fullkv", None), (kvbench.load_method("h2o_decode", **dials), 36), ("ada_snapkv", 36)]
+    settings = {"stop_ids": [], "max_new_tokens": 32, "max_prompts": 3}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, variants, **settings)
+    outs = recorded.generate(variants=variants, **settings)
+    assert tokens(outs) == tokens(expected)
+    assert [[g.kept_max for g in p] for p in outs] == [[g.kept_max for g in p] for p in expected]
+    assert len(recorded.batches) == 1, "every cut after the first step leaves the graph valid"
+    assert recorded.batches[0].replayed >= 32 - 1 - graph._STEADY - eager
+
+
 def test_rows_with_work_on_the_host_are_eager(tiny: Loaded, recorded: SimpleNamespace) -> None:
     variants = [("snapkv", 40), ("kivi", None)]
     settings = {"stop_ids": [], "max_new_tokens": 8}

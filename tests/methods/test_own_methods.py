@@ -218,7 +218,7 @@ def test_the_memory_estimate_asks_the_score(tmp_path: Path) -> None:
         (YAML.replace("${..width}", "wide"), "method.score: "),
         (YAML.replace("${..width}", "4"), "method.score.kernel_size=4: must be odd"),
         (YAML.replace(TAIL, ""), "also needs select"),
-        (f"name: own\ndecode:\n  _target_: {HERE}.Blend\n", "must inherit from kvbench.methods.base.DecodePolicy"),
+        (f"name: own\ndecode:\n  _target_: {HERE}.Blend\n", "must inherit from kvbench.methods.decoding.DecodePolicy"),
     ],
 )
 def test_a_mistake_in_the_yaml_is_one_line(tmp_path: Path, text: str, expected: str) -> None:

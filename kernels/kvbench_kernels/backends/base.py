@@ -76,6 +76,21 @@ class Lanes:
         # Segments outside the call get the queries of lane 0; their output is not read.
         self.query_S = torch.tensor([max(lane, 0) for lane in source], device=device)
         self.live_S = torch.tensor([lane >= 0 for lane in source], dtype=torch.int32, device=device)
+        self._source = source
+        self._in_slabs: list[tuple[Slab, Tensor | None, Tensor]] | None = None
+
+    def in_slabs(self, slabs: Sequence[Slab]) -> list[tuple[Slab, Tensor | None, Tensor]]:
+        """Return the slabs that hold lanes, the lanes' places in each (None: all segments of it), and the lanes."""
+        if self._in_slabs is None:
+            self._in_slabs = []
+            for slab in slabs:
+                inside = [s for s in range(slab.begin, slab.end) if self._source[s] >= 0]
+                if inside:
+                    device = self.segment_N.device
+                    whole = len(inside) == slab.end - slab.begin
+                    at = None if whole else torch.tensor([s - slab.begin for s in inside], device=device)
+                    self._in_slabs.append((slab, at, torch.tensor([self._source[s] for s in inside], device=device)))
+        return self._in_slabs
 
 
 class Backend(Protocol):
@@ -107,6 +122,10 @@ class Backend(Protocol):
             lengths: returns the live slots of every segment on the host, the new tokens included. `sdpa` and `torch`
                 call it.
         """
+        ...
+
+    def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
+        """Return the attention of queries to the slots of their lanes: [N, G, T, width] float32, 0 on empty slots."""
         ...
 
 

@@ -76,6 +76,9 @@ class CpuBackend:
             raise RuntimeError(f"segment {code - 1} of a ragged cache had no room, or head dimension {dim}")
         return out_BTHD.transpose(1, 2)
 
+    def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
+        return self._for_many.weights(q_NGTD, buffers, lanes, scaling, width)
+
 
 @cache
 def library() -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
+from kvbench_kernels.ops.weights import weights
 
 # flash-attention 3, then 2; of version 2 only the inner function accepts live lengths.
 _PACKAGES = (
@@ -76,6 +77,10 @@ class FlashBackend:
         )
         out_SGTD = out.view(segments, tokens, group, dim).transpose(1, 2)
         return out_SGTD[lanes.index_N].reshape(q_BHTD.shape)
+
+    def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
+        start_N, length_N = buffers.start_S1[lanes.index_N], buffers.length_S[lanes.index_N]
+        return weights(q_NGTD, buffers.k_RD, start_N, length_N, scaling, width)
 
 
 def find() -> tuple[Varlen, str]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
+from kvbench_kernels.ops.weights import softmax_over_visible
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -60,6 +61,21 @@ class SlabBackend:
         q_SGTD = queries(lanes, q_BHTD, group)
         out_SGTD = attend_to_slabs(self._attend, q_SGTD, buffers, lengths(), scaling, lanes.wanted)
         return out_SGTD[lanes.index_N].reshape(q_BHTD.shape)
+
+    def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
+        return weights_of_slabs(q_NGTD, buffers, lanes, scaling, width)
+
+
+def weights_of_slabs(q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
+    """Return the attention weights [N, G, T, width] by one matrix product per slab; see `Backend.weights`."""
+    q_NQD = q_NGTD.flatten(1, 2).float() * scaling
+    logits_NQC = q_NQD.new_zeros(*q_NQD.shape[:2], width)
+    for slab, at, lane in lanes.in_slabs(buffers.slabs):
+        reach = min(slab.capacity, width)
+        k_nLD = slab.view(buffers.k_RD, reach)[:, 0]
+        k_nLD = (k_nLD if at is None else k_nLD[at]).float()
+        logits_NQC[lane, :, :reach] = torch.bmm(q_NQD[lane], k_nLD.transpose(1, 2))
+    return softmax_over_visible(logits_NQC, buffers.length_S[lanes.index_N], q_NGTD.shape[2])
 
 
 def attend_to_slabs(

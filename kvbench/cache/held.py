@@ -1,0 +1,302 @@
+"""Rows that evict while decoding. They are plain segments of the arena; their policies act after each attention call.
+
+All rows of one policy in one layer form a `PolicyGroup`. What a policy knows of a token lies in tensors next to the
+arena, column c of which is slot c of the segment. Lengths are counted on the host and on the device, by the same
+rules, so no step waits for the device.
+
+Shape suffixes: B rows, U KV heads, G query heads per KV head, C slots (padded to the longest segment), T new tokens,
+n tokens that leave a head at once, R slots of the arena, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvbench.cache.arena import Arena
+from kvbench.cache.base import Entry
+from kvbench.cache.quota import Quota
+from kvbench.methods.decoding import Decoding, Slots, Start
+from kvbench_kernels.backends import Backend, Buffers, Lanes
+
+AT_ONCE = 2**26  # attention weights that are held at once; those of a long question are observed row by row
+
+
+@dataclass
+class HeldRow:
+    """A row with a policy in one layer, between two layouts of the arena."""
+
+    decoding: Decoding
+    pos_UC: Tensor
+    state_UC: Tensor
+    base_U: NDArray[np.int64]
+    layer: int
+    span: int
+    seen: int
+    peak: int  # most tokens that a head held after a step
+
+    def nbytes(self) -> int:
+        """Return the bytes of positions and state."""
+        return int(self.pos_UC.nbytes + self.state_UC.nbytes)
+
+    def most_reserved(self, entry: Entry) -> int:
+        """Return the slots to reserve in addition to the kept tokens: no more than the limit and the buffer ask for."""
+        kept = entry.keep_UT.sum(1).cpu()
+        limit = self.decoding.policy.limit(
+            torch.from_numpy(self.base_U)[None], torch.tensor([[entry.reserve]]), self.layer
+        )
+        if limit is None:
+            return entry.reserve
+        ahead = int((limit[0] - kept).max()) + self.decoding.buffer + 1
+        return min(entry.reserve, max(1, ahead))
+
+
+def first_slots(entry: Entry, layer: int, num_layers: int) -> Start:
+    """Return the slots of a row after its prefill: the kept tokens by position, those of every head in front."""
+    kept_U = entry.keep_UT.sum(1)
+    order_UC = (~entry.keep_UT).int().argsort(dim=1, stable=True)[:, : int(kept_U.max())]
+    live_UC = torch.arange(order_UC.shape[1], device=order_UC.device) < kept_U[:, None]
+    score_UC = None if entry.score_UT is None else entry.score_UT.gather(1, order_UC)
+    return Start(layer, num_layers, entry.keep_UT.shape[1], order_UC.int(), live_UC, score_UC)
+
+
+def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
+    """Return a row with a policy from the tokens that it keeps of its prompt."""
+    assert entry.policy is not None and entry.base_U is not None
+    start = first_slots(entry, layer, num_layers)
+    state_UC = entry.policy.policy.begin(start).float()
+    peak = int(start.live_UC.sum(1).max())
+    return HeldRow(entry.policy, start.pos_UC, state_UC, np.array(entry.base_U), layer, start.span, start.span, peak)
+
+
+class PolicyGroup:
+    """The active rows of one policy in one layer.
+
+    Args:
+        rows: id and state of each row.
+        places: place of each row in the batch.
+        batch: rows of the batch.
+        segments: per row, the index of the segment of each KV head.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[int, HeldRow]],
+        places: Sequence[int],
+        batch: int,
+        segments: Sequence[Sequence[int]],
+        arena: Arena,
+        layer: int,
+        backend: Backend,
+    ) -> None:
+        self.rows, held = [i for i, _ in rows], [row for _, row in rows]
+        self._states, self._layer, self._backend = held, layer, backend
+        self.policy = held[0].decoding.policy
+        device = arena.buffers.k_RD.device
+        self.index = [index for of_row in segments for index in of_row]
+        lengths = np.array([[arena.segments[i].length for i in of_row] for of_row in segments])
+        self._capacity = np.array([[arena.segments[i].capacity for i in of_row] for of_row in segments])
+        self.quota = Quota(held, lengths, layer)
+        self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
+        self._lanes = Lanes(self.index, len(arena.segments), device)
+        self._start_BU = torch.tensor([[arena.segments[i].start for i in row] for row in segments], device=device)
+        self._length_BU = torch.tensor(lengths, device=device)
+        self._base_BU = torch.tensor(self.quota.base_BU, device=device)
+        self._buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
+        width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
+        self._columns_C = torch.arange(width, device=device)
+        self.slots = Slots(
+            layer,
+            torch.tensor([row.span for row in held], device=device),
+            torch.tensor([row.seen for row in held], device=device),
+            _stacked([row.pos_UC for row in held], width),
+            self._columns_C < self._length_BU[..., None],
+            _stacked([row.state_UC for row in held], width),
+            aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
+        )
+
+    def leave(self) -> dict[int, HeldRow]:
+        """Return the rows as they are between two layouts."""
+        s = self.slots
+        for i, row in enumerate(self._states):
+            width = max(1, int(self.quota.lengths_BU[i].max()))
+            row.pos_UC, row.state_UC = s.pos_BUC[i, :, :width].clone(), s.state_BUC[i, :, :width].clone()
+            row.seen, row.peak = int(self.quota.seen_B1[i, 0]), int(self.quota.peak_B[i])
+        return dict(zip(self.rows, self._states, strict=True))
+
+    def check(self) -> None:
+        """Wait for the device and check that its lengths are those on the host.
+
+        Raises:
+            RuntimeError: they differ, so the policy's `limit` depends on more than its arguments.
+        """
+        if not np.array_equal(self._length_BU.cpu().numpy(), self.quota.lengths_BU):
+            raise RuntimeError(f"{type(self.policy).__name__}: its limit differs between host and device")
+
+    def peak(self, row: int) -> int:
+        """Return the most tokens that a head of a row held after a step."""
+        return int(self.quota.peak_B[self.rows.index(row)])
+
+    def nbytes(self, row: int) -> int:
+        """Return the bytes that the policy needs for a row, in addition to keys and values."""
+        i = self.rows.index(row)
+        return int(self.slots.pos_BUC[i].nbytes + self.slots.state_BUC[i].nbytes)
+
+    def lacks_room(self, tokens: int) -> bool:
+        """Return True if a head has no room for `tokens` more."""
+        return bool((self._capacity - self.quota.lengths_BU < tokens).any())
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that recorded steps appended, one after the other, and those that left."""
+        for _ in range(tokens):
+            self.quota.grow(1)
+            self.quota.cut()
+
+    def can_record(self) -> bool:
+        """Return True if the next step of one token is work for the device alone."""
+        return not self.lacks_room(1) and self.quota.next_is_steady()
+
+    def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
+        """Let the policy act after the attention of a step whose tokens `quota` counts already."""
+        s = self.slots
+        self._append(q_BHTD.shape[2])
+        if self.policy.reads != "nothing":
+            self._observe(q_BHTD if self.policy.reads == "all" else q_BHTD[:, :, -1:], buffers, scaling)
+        steps_B1 = (s.seen_B - s.span_B)[:, None]
+        s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer)
+        if not self.quota.has_limit:
+            self._mask(buffers)
+            return
+        cut = self.quota.cut()
+        if not cut.steady:
+            self._remove(self._least(torch.tensor(cut.counts_BU, device=q_BHTD.device)), buffers)
+        elif cut.may_drop:
+            assert s.limit_BU is not None
+            self._drop_one(self._length_BU > s.limit_BU + self._buffer_B1, buffers)
+
+    def _mask(self, buffers: Buffers) -> None:
+        """Remove what a policy without a limit says. This waits for the device."""
+        s, due_B1 = self.slots, self.quota.scheduled()
+        if due_B1.any():
+            due_B11 = torch.tensor(due_B1, device=s.pos_BUC.device)[..., None]
+            self._remove(self.policy.drop(s) & s.live_BUC & due_B11, buffers)
+            self.quota.settle(self._length_BU.cpu().numpy())
+        else:
+            self.quota.settle(self.quota.lengths_BU)
+
+    def _append(self, new: int) -> None:
+        """Give new tokens their positions and an empty state."""
+        s = self.slots
+        ahead_T = torch.arange(new, device=s.pos_BUC.device)
+        column_BUT = self._length_BU[..., None] + ahead_T
+        position_BUT = (s.seen_B[:, None, None] + ahead_T).expand_as(column_BUT)
+        s.pos_BUC.scatter_(2, column_BUT, position_BUT.to(s.pos_BUC.dtype))
+        s.state_BUC.scatter_(2, column_BUT, 0.0)
+        self._length_BU += new
+        s.seen_B += new
+        s.live_BUC = self._columns_C < self._length_BU[..., None]
+
+    def _observe(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
+        """Give the policy the attention of the newest queries: all rows at once, unless a question makes it large."""
+        if self._place_B is not None:
+            q_BHTD = q_BHTD[self._place_B]
+        (rows, heads), width = self._length_BU.shape, len(self._columns_C)
+        together = max(1, AT_ONCE // (q_BHTD.shape[1] * q_BHTD.shape[2] * width))
+        if q_BHTD.shape[2] == 1 or together >= rows:
+            self._observe_rows(q_BHTD, self.slots, self._lanes, buffers, scaling)
+            return
+        segments = len(self._lanes.query_S)
+        for first in range(0, rows, together):
+            part = slice(first, first + together)
+            index = self.index[first * heads : (first + together) * heads]
+            lanes = Lanes(index, segments, q_BHTD.device)
+            self._observe_rows(q_BHTD[part], self.slots.rows(part), lanes, buffers, scaling)
+
+    def _observe_rows(self, q_BHTD: Tensor, slots: Slots, lanes: Lanes, buffers: Buffers, scaling: float) -> None:
+        q_NGTD = q_BHTD.unflatten(1, (self._length_BU.shape[1], -1)).flatten(0, 1)
+        weights_NGTC = self._backend.weights(q_NGTD, buffers, lanes, scaling, len(self._columns_C))
+        state_BUC = slots.state_BUC
+        self.policy.observe(slots, weights_NGTC.unflatten(0, (len(q_BHTD), -1)))
+        if slots.state_BUC is not state_BUC:  # a recorded step must find the state where it was
+            state_BUC.copy_(slots.state_BUC)
+            slots.state_BUC = state_BUC
+
+    def _worth(self) -> Tensor:
+        """Return what tokens are worth; empty slots inf, protected tokens just below."""
+        s = self.slots
+        worth_BUC = self.policy.drop(s)
+        return worth_BUC.clamp(max=torch.finfo(worth_BUC.dtype).max).masked_fill(~s.live_BUC, torch.inf)
+
+    def _drop_one(self, due_BU: Tensor, buffers: Buffers) -> None:
+        """Drop the token worth least from heads where one is due: the last slot takes its place. Device work alone."""
+        s = self.slots
+        worth_BUC = self._worth()
+        least_BUC = worth_BUC == worth_BUC.amin(-1, keepdim=True)
+        column_BU = torch.where(least_BUC & s.live_BUC, s.pos_BUC, -1).argmax(-1)
+        last_BU = (self._length_BU - 1).clamp(min=0)
+        column_BU = torch.where(due_BU, column_BU, last_BU)
+        self._move(buffers, column_BU[..., None], last_BU[..., None])
+        self._shorten(buffers, due_BU.long(), last_BU[..., None])
+
+    def _least(self, counts_BU: Tensor) -> Tensor:
+        """Return a mask of the tokens worth least, `counts_BU` of each head; of equals, the latest."""
+        s = self.slots
+        latest_BUC = s.pos_BUC.argsort(-1, descending=True)
+        order_BUC = latest_BUC.gather(-1, self._worth().gather(-1, latest_BUC).argsort(dim=-1, stable=True))
+        first_BUC = (self._columns_C < counts_BU[..., None]).expand_as(order_BUC)
+        return torch.zeros_like(s.live_BUC).scatter_(-1, order_BUC, first_BUC)
+
+    def _remove(self, gone_BUC: Tensor, buffers: Buffers) -> None:
+        """Remove any number of tokens from each head; slots behind the new length move into the holes before it."""
+        s, columns_C = self.slots, self._columns_C
+        count_BU = gone_BUC.sum(-1)
+        most = int(count_BU.max())
+        if most == 0:
+            return
+        new_BU1 = (self._length_BU - count_BU)[..., None]
+        width = len(columns_C)
+        holes_BUC = gone_BUC & (columns_C < new_BU1)
+        movers_BUC = s.live_BUC & ~gone_BUC & (columns_C >= new_BU1)
+        hole_BUn, mover_BUn = (
+            torch.where(x_BUC, columns_C, width).sort(-1).values[..., :most] for x_BUC in (holes_BUC, movers_BUC)
+        )
+        last_BU1 = (self._length_BU - 1).clamp(min=0)[..., None]
+        moves_BUn = hole_BUn < width
+        self._move(buffers, torch.where(moves_BUn, hole_BUn, last_BU1), torch.where(moves_BUn, mover_BUn, last_BU1))
+        behind_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
+        self._shorten(buffers, count_BU, torch.minimum(behind_BUn, last_BU1))
+
+    def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
+        """Copy tokens from slots to slots of the same head."""
+        s = self.slots
+        to, source = ((self._start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
+        for x_RD in (buffers.k_RD, buffers.v_RD):
+            x_RD.index_copy_(0, to, x_RD.index_select(0, source))
+        for x_BUC in (s.pos_BUC, s.state_BUC):
+            x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
+
+    def _shorten(self, buffers: Buffers, count_BU: Tensor, column_BUn: Tensor) -> None:
+        """Take `count_BU` slots off the end of each head; these are the columns, or the last one where none is."""
+        if buffers.bias_R is not None:
+            slot = (self._start_BU[..., None] + column_BUn).flatten()
+            ends_BUn = (count_BU[..., None] > 0).expand_as(column_BUn).flatten()
+            bias = torch.where(ends_BUn, -torch.inf, buffers.bias_R[slot]).to(buffers.bias_R.dtype)
+            buffers.bias_R.index_copy_(0, slot, bias)
+        self._length_BU -= count_BU
+        length_S = buffers.length_S
+        length_S.index_add_(0, self._lanes.index_N, -count_BU.flatten().to(length_S.dtype))
+
+
+def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:
+    return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in xs])
+
+
+def _aligned(row: HeldRow) -> bool:
+    """Return True if all heads of a row hold the same tokens in the same columns."""
+    return bool((row.pos_UC == row.pos_UC[:1]).all())

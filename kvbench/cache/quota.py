@@ -1,0 +1,134 @@
+"""Lengths on the host of rows with a decode policy, from the policy's `limit` alone.
+
+Shape suffixes: B rows of one policy, U KV heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvbench.methods.decoding import Decoding
+
+Ints = NDArray[np.int64]
+Counts = tuple[Ints, Ints, Ints]
+"""Lengths, tokens seen and peaks of a group."""
+
+
+class QuotaRow(Protocol):
+    """A row as its quota sees it."""
+
+    @property
+    def decoding(self) -> Decoding: ...
+    @property
+    def base_U(self) -> Ints: ...
+    @property
+    def span(self) -> int: ...
+    @property
+    def seen(self) -> int: ...
+    @property
+    def peak(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The tokens that leave after a step.
+
+    Attributes:
+        counts_BU: tokens that leave each head.
+        steady: True if the device can do the cut without knowing `counts_BU`: at most one token leaves a head, where
+            a head is above its limit and its buffer.
+        may_drop: False if no row of the group can drop a token in a steady step, because all have a buffer.
+    """
+
+    counts_BU: Ints
+    steady: bool
+    may_drop: bool
+
+
+class Quota:
+    """The limits and lengths of the rows of one policy in one layer.
+
+    Attributes:
+        has_limit: False for a policy that says with a mask which tokens leave; lengths then come from the device.
+        lengths_BU: tokens that each head holds.
+        seen_B1: tokens of the sequence.
+        peak_B: most tokens that a head held after a step.
+    """
+
+    def __init__(self, rows: Sequence[QuotaRow], lengths_BU: Ints, layer: int) -> None:
+        self._policy, self._layer = rows[0].decoding.policy, layer
+        self.lengths_BU = lengths_BU
+        self.base_BU = np.stack([row.base_U for row in rows])
+        self.buffer_B1 = np.array([[row.decoding.buffer] for row in rows])
+        self.seen_B1 = np.array([[row.seen] for row in rows])
+        self.peak_B = np.array([row.peak for row in rows])
+        self._span_B1 = np.array([[row.span] for row in rows])
+        self._base = torch.from_numpy(self.base_BU)
+        self.has_limit = self._limit(self.seen_B1) is not None
+        self._interval_B1 = np.array([[row.decoding.interval or int(not self.has_limit)] for row in rows])
+        self._has_intervals = bool((self._interval_B1 > 1).any())
+        self._may_drop = bool((self.buffer_B1 == 0).any())
+        self._new = 0  # tokens of the step under way
+
+    def grow(self, tokens: int) -> None:
+        """Count the tokens of a step; `cut` follows."""
+        self.lengths_BU = self.lengths_BU + tokens
+        self.seen_B1 = self.seen_B1 + tokens
+        self._new = tokens
+
+    def cut(self) -> Cut:
+        """Count and return the tokens that leave after a step."""
+        cut = self._next_cut(self.lengths_BU, self.seen_B1, self._new)
+        self.settle(self.lengths_BU - cut.counts_BU)
+        return cut
+
+    def settle(self, lengths_BU: Ints) -> None:
+        """Set the lengths after a step."""
+        self.lengths_BU = lengths_BU
+        self.peak_B = np.maximum(self.peak_B, lengths_BU.max(1))
+
+    def scheduled(self) -> Ints:
+        """Return [B, 1]: True for rows whose policy cuts after this step whatever it holds."""
+        return self._scheduled(self.seen_B1, self._new)
+
+    def next_is_steady(self) -> bool:
+        """Return True if the device can do the next step of one token alone."""
+        if not self.has_limit:
+            return not self._scheduled(self.seen_B1 + 1, 1).any()
+        return self._next_cut(self.lengths_BU + 1, self.seen_B1 + 1, 1).steady
+
+    def counts(self) -> Counts:
+        """Return the counts, for `reset_counts` after a recording that failed."""
+        return self.lengths_BU, self.seen_B1, self.peak_B
+
+    def reset_counts(self, counts: Counts) -> None:
+        """Restore the counts."""
+        self.lengths_BU, self.seen_B1, self.peak_B = counts
+
+    def _next_cut(self, lengths_BU: Ints, seen_B1: Ints, new: int) -> Cut:
+        limit_BU = self._limit(seen_B1)
+        if limit_BU is None:
+            return Cut(np.zeros_like(lengths_BU), steady=True, may_drop=False)
+        over_BU = np.maximum(lengths_BU - limit_BU, 0)
+        due_BU = over_BU > self.buffer_B1
+        if self._has_intervals:
+            due_BU = due_BU | self._scheduled(seen_B1, new)
+        counts_BU = np.where(due_BU, over_BU, 0)
+        steady = bool(((counts_BU == 0) | ((counts_BU == 1) & (self.buffer_B1 == 0))).all())
+        return Cut(counts_BU, steady, self._may_drop)
+
+    def _limit(self, seen_B1: Ints) -> Ints | None:
+        limit = self._policy.limit(self._base, torch.from_numpy(seen_B1 - self._span_B1), self._layer)
+        return None if limit is None else limit.numpy()
+
+    def _scheduled(self, seen_B1: Ints, new: int) -> Ints:
+        """Return [B, 1]: True where a multiple of the interval lies among the last `new` steps."""
+        steps_B1, interval_B1 = seen_B1 - self._span_B1, np.maximum(self._interval_B1, 1)
+        passed_B1: Ints = steps_B1 // interval_B1 > (steps_B1 - new) // interval_B1
+        return passed_B1 & (self._interval_B1 > 0)

@@ -1,0 +1,233 @@
+"""The contract of decode policies: what leaves the cache while an answer is generated.
+
+A policy sees all of its rows in one layer at once, as `Slots`. It owns no state: what it must know of a token lies in
+`Slots` and moves with the token. The order of slots means nothing, because attention does not depend on it. A freed
+slot is filled with a head's last one, so an eviction moves D numbers per head, however long the row is.
+
+Shape suffixes: B rows of one policy, U KV heads, G query heads per KV head, C slots (padded to the longest head),
+T new tokens of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from kvbench.methods.dials import as_plain_number
+from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
+from kvbench.methods.rounding import apportion
+from kvbench.methods.scores.groups import add_up
+
+READS = ("nothing", "last", "all")
+PHASES = ("prefill", "decode", "both")
+_LATER = 2**30  # a position that no token has
+
+
+@dataclass(frozen=True)
+class Start:
+    """The tokens that one row holds in one layer when decoding begins.
+
+    Attributes:
+        layer: position of the layer among the model's `num_layers`.
+        span: tokens of the compressed prompt.
+        pos_UC: position of each slot's token in the sequence.
+        live_UC: True for slots that hold a token.
+        score_UC: the method's scores of these tokens; None for a method without a score.
+    """
+
+    layer: int
+    num_layers: int
+    span: int
+    pos_UC: Tensor
+    live_UC: Tensor
+    score_UC: Tensor | None
+
+
+@dataclass
+class Slots:
+    """The slots of all rows of one policy in one layer. A head's slots are in no order.
+
+    Attributes:
+        span_B: tokens of the compressed prompt.
+        seen_B: tokens of the sequence, those of this step included.
+        pos_BUC: position of the slot's token in the sequence.
+        live_BUC: True for slots that hold a token; everything else about the others is undefined.
+        state_BUC: float32, the policy's own; moves with the token, and is 0 for a new one. Changed in place.
+        limit_BU: tokens that each head may hold; None for a policy without a limit.
+        aligned: True if column c holds the same token in all heads of a row.
+    """
+
+    layer: int
+    span_B: Tensor
+    seen_B: Tensor
+    pos_BUC: Tensor
+    live_BUC: Tensor
+    state_BUC: Tensor
+    limit_BU: Tensor | None = None
+    aligned: bool = False
+
+    def rows(self, part: slice) -> Slots:
+        """Return a view of some of the rows."""
+        limit_BU = None if self.limit_BU is None else self.limit_BU[part]
+        return Slots(
+            self.layer,
+            self.span_B[part],
+            self.seen_B[part],
+            self.pos_BUC[part],
+            self.live_BUC[part],
+            self.state_BUC[part],
+            limit_BU,
+            self.aligned,
+        )
+
+    def recent(self, tokens: int | Tensor) -> Tensor:
+        """Return [B, U, C]: True for the last `tokens` of the sequence; a tensor is [B, U, 1] or a scalar."""
+        return self.pos_BUC >= self.seen_B[:, None, None] - tokens
+
+    def generated(self) -> Tensor:
+        """Return [B, U, C]: True for tokens that followed the compressed prompt."""
+        return self.pos_BUC >= self.span_B[:, None, None]
+
+    def over_heads(self, x_BUC: Tensor) -> Tensor:
+        """Return [B, U, C]: the mean over all KV heads of what a token has; 0 counts for heads that do not hold it."""
+        x_BUC = x_BUC.masked_fill(~self.live_BUC, 0)
+        heads = x_BUC.shape[1]
+        if self.aligned:
+            return (add_up(x_BUC, 1) / heads)[:, None].expand_as(x_BUC)
+        # Heads hold different tokens: find each head's tokens in the sorted positions of every other head.
+        pos_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER)
+        sorted_BUC, order_BUC = pos_BUC.sort(-1)
+        in_order_BUC = x_BUC.gather(-1, order_BUC)
+        total_BUC = torch.zeros_like(x_BUC)
+        for head in range(heads):
+            other_BUC = sorted_BUC[:, head : head + 1].expand_as(sorted_BUC).contiguous()
+            at_BUC = torch.searchsorted(other_BUC, pos_BUC.contiguous()).clamp(max=pos_BUC.shape[-1] - 1)
+            same_BUC = other_BUC.gather(-1, at_BUC) == pos_BUC
+            total_BUC += in_order_BUC[:, head : head + 1].expand_as(x_BUC).gather(-1, at_BUC) * same_BUC
+        return total_BUC / heads
+
+    def in_order(self, x_BUC: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `work` of the columns sorted by position (empty ones last, as 0), back in the slots' own columns."""
+        order_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER).argsort(-1)
+        sorted_BUC = x_BUC.masked_fill(~self.live_BUC, 0).gather(-1, order_BUC)
+        return torch.empty_like(x_BUC).scatter_(-1, order_BUC, work(sorted_BUC).to(x_BUC.dtype))
+
+
+@runtime_checkable
+class DecodePolicy(Protocol):
+    """A rule for what leaves the cache after a step. It is pure: the cache holds the state.
+
+    Attributes:
+        reads: the attention of a step that `observe` gets: "nothing", "last" (of the newest query) or "all".
+    """
+
+    reads: ClassVar[str] = "nothing"
+
+    def begin(self, start: Start) -> Tensor:
+        """Return the state [U, C] after the prefill."""
+        return torch.zeros_like(start.pos_UC, dtype=torch.float32)
+
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor | None:
+        """Return the tokens [B, U] that a head may hold after a step; None if `drop` returns a mask.
+
+        It is called on the host and on the device with the same integers, so that the host knows all lengths without
+        waiting for the device. It must depend on its arguments alone.
+
+        Args:
+            base_BU: the head's share of the budget.
+            steps_B1: tokens that followed the compressed prompt.
+        """
+        return base_BU
+
+    def protects(self, tokens: int) -> int:
+        """Return how many tokens of a head with a limit of `tokens` never leave."""
+        return 0
+
+    def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
+        """Update `slots.state_BUC` in place from the attention of the T newest tokens, if `reads` wants it."""
+
+    def drop(self, slots: Slots) -> Tensor:
+        """Return what a token is worth, [B, U, C]: those worth least leave, and of equals the latest; inf protects.
+
+        A policy without a limit returns a mask of all tokens that leave.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decode policy and the dials that every policy has.
+
+    After every step a head holds at most its limit + `buffer` tokens. If it would hold more, and every `interval`
+    steps, the policy cuts it back to its limit.
+
+    Args:
+        policy: says which tokens leave.
+        phase: "both"; "decode" keeps the whole prompt and cuts it to the limit in the first step; "prefill" evicts
+            nothing while generating.
+        interval: steps between two cuts; 0 for a cut whenever the buffer is full.
+        buffer: tokens that a head may hold above its limit between two cuts.
+        budget: tokens per KV head while generating, or as a float their share of the budget; None for the budget.
+    """
+
+    policy: DecodePolicy
+    phase: str = "both"
+    interval: int = 0
+    buffer: int = 0
+    budget: int | float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", as_plain_number(self.budget))
+        check_one_of(self, "phase", PHASES)
+        check_at_least(self, "interval", 0)
+        check_at_least(self, "buffer", 0)
+        if self.phase == "prefill":
+            for name, default in (("interval", 0), ("buffer", 0), ("budget", None)):
+                if getattr(self, name) != default:
+                    raise InvalidField(name, getattr(self, name), "has no effect with {phase}", phase=self.phase)
+        if self.interval > 1 and self.buffer == 0 and self._has_limit:
+            problem = "has no effect without a buffer: {buffer} means a cut in every step"
+            raise InvalidField("interval", self.interval, problem, buffer=0)
+        if self.interval == 1 and self.buffer > 0:
+            raise InvalidField("buffer", self.buffer, "has no effect: {interval} means a cut in every step", interval=1)
+        if not self._has_limit and (self.buffer > 0 or self.budget is not None):
+            name = "buffer" if self.buffer > 0 else "budget"
+            raise InvalidField(name, getattr(self, name), "has no effect: the policy has no limit")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            return
+        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float):
+            raise InvalidField("budget", self.budget, "give tokens as an integer, or a share in (0, 1] as a float")
+        if isinstance(self.budget, int):
+            check_at_least(self, "budget", 1)
+        elif not 0 < self.budget <= 1:
+            raise InvalidField("budget", self.budget, "a share of the budget must lie in (0, 1]; tokens are an integer")
+
+    @property
+    def _has_limit(self) -> bool:
+        ones_11 = torch.ones(1, 1, dtype=torch.long)
+        return self.policy.limit(ones_11, ones_11, 0) is not None
+
+    def tokens(self, tokens: int) -> int:
+        """Return the budget per KV head while generating, if the prompt's is `tokens`."""
+        if isinstance(self.budget, float):
+            return max(1, int(self.budget * tokens + 1e-9))
+        return tokens if self.budget is None else self.budget
+
+    def base(self, shares: Sequence[int], tokens: int) -> list[int]:
+        """Return each head's share of the budget while generating.
+
+        Args:
+            shares: each head's share of the prompt's budget.
+            tokens: the prompt's budget per KV head.
+        """
+        if self.budget is None:
+            return list(shares)
+        total = sum(shares) * self.tokens(tokens) // tokens
+        return apportion([float(share) for share in shares], total, max(total, 1))

@@ -1,0 +1,186 @@
+"""Rows that evict while decoding: as plain segments of the arena, against the masked cache.
+
+Shape suffixes: U KV heads, G query heads per KV head, T tokens, C slots, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvbench.cache.base import Entry
+from kvbench.cache.masked import MaskedCache
+from kvbench.cache.ragged import RaggedCache
+from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.decoding import DecodePolicy, Decoding, Slots
+
+DIM = 16
+
+
+class Growing(DecodePolicy):
+    """A policy with a schedule: it holds three tokens more than its share, and another one every second step."""
+
+    reads: ClassVar[str] = "last"
+
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor:
+        return base_BU + 3 + steps_B1 // 2
+
+    def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
+        slots.state_BUC = slots.over_heads(weights_BUGTC[:, :, :, -1].mean(2))  # not in place: the cache must cope
+
+    def drop(self, slots: Slots) -> Tensor:
+        return slots.state_BUC
+
+
+class Scattered(DecodePolicy):
+    """A policy without a limit: in each head other tokens leave, and another number of them."""
+
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> None:
+        return None
+
+    def drop(self, slots: Slots) -> Tensor:
+        head_U1 = torch.arange(slots.pos_BUC.shape[1])[:, None]
+        return ((slots.pos_BUC + slots.seen_B[:, None, None]) % (3 + head_U1) == 0) & ~slots.recent(4)
+
+
+POLICIES: list[DecodePolicy] = [
+    AccumulateAndEvict(window=0.5),
+    AccumulateAndEvict(window=2, reduce="max"),
+    Growing(),
+    Scattered(),
+]
+
+
+def entries(policy: DecodePolicy, generator: torch.Generator, heads: int, tokens: int, reserve: int) -> list[Entry]:
+    """Return a plain row and rows of one policy with other dials and shares, every second one with its whole prompt."""
+    dials = [(0, 0), (2, 0), (5, 3), (0, 0)] if not isinstance(policy, Scattered) else [(0, 0), (0, 3), (0, 4), (0, 0)]
+    rows = [Entry(0, torch.ones(heads, tokens).bool(), reserve)]
+    for row, (buffer, interval) in enumerate(dials, 1):
+        keep_UT = torch.rand(heads, tokens, generator=generator) < 0.6
+        keep_UT[:, -1] = True
+        base = [int(n) for n in keep_UT.sum(1)]
+        whole = row % 2 == 0
+        rows.append(
+            Entry(
+                row,
+                torch.ones_like(keep_UT) if whole else keep_UT,
+                reserve,
+                policy=Decoding(policy, interval=interval, buffer=buffer),
+                score_UT=torch.rand(heads, tokens, generator=generator),
+                base_U=base,
+            )
+        )
+    return rows
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    heads=st.integers(1, 3),
+    tokens=st.integers(1, 40),
+    reserve=st.integers(0, 30),
+    steps=st.lists(st.sampled_from([1, 1, 1, 2, 40]), min_size=1, max_size=9),
+)
+def test_policies_agree_with_the_masked_cache(
+    policy: DecodePolicy, seed: int, heads: int, tokens: int, reserve: int, steps: list[int]
+) -> None:
+    """Rows of one policy with different dials, next to a plain row; rows leave, and long questions come at once."""
+    g = torch.Generator().manual_seed(seed)
+    k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
+    rows = entries(policy, g, heads, tokens, reserve)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    for cache in (ragged, masked):
+        cache.add(0, rows, k_UTD, v_UTD)
+    active = [3, 0, 1, 4, 2]
+    for number, new in enumerate(steps):
+        q = torch.randn(len(active), heads * 2, new, DIM, generator=g)
+        k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
+        outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
+        torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
+        for row in active:
+            assert ragged.lengths(row) == masked.lengths(row)
+            assert ragged.peak(row) == masked.peak(row)
+            assert ragged.used_bytes(row) + ragged.slack_bytes(row) <= ragged.bytes()
+        if number % 3 == 2:
+            gone = active.pop(number % len(active))
+            for cache in (ragged, masked):
+                cache.release([gone])
+
+
+def test_a_policy_keeps_to_its_limit_and_its_buffers_shrink_again() -> None:
+    g = torch.Generator().manual_seed(3)
+    cache = RaggedCache(1)
+    score_UT = torch.rand(2, 30, generator=g)
+    keep_UT = torch.zeros(2, 30, dtype=torch.bool)
+    keep_UT[:, -10:] = True
+    entry = Entry(0, keep_UT, 150, policy=Decoding(AccumulateAndEvict()), score_UT=score_UT, base_U=[10, 10])
+    cache.add(0, [entry], *torch.randn(2, 2, 30, DIM, generator=g).unbind())
+    before = cache.bytes()
+    assert before <= 2 * 16 * (2 * DIM * 4 + 8), "the reserve of a row at its limit is one token"
+    for new in (1, 5, 1, 1, 100, 1):
+        q, k = torch.randn(1, 4, new, DIM, generator=g), torch.randn(1, 2, new, DIM, generator=g)
+        cache.attend(0, [0], q, k, k, 1.0)
+        assert cache.lengths(0) == [[10, 10]] and cache.peak(0) == 10
+        assert cache.bytes() <= before + 2 * 8 * (2 * DIM * 4 + 8)
+
+
+@pytest.mark.parametrize("shares", [[10, 10], [6, 12]])
+def test_a_policy_that_holds_more_than_its_share_loses_no_token(shares: list[int]) -> None:
+    """After a long question a row must not be cut to the budget: its newest tokens would be lost."""
+    g = torch.Generator().manual_seed(5)
+    k_UTD, v_UTD = (torch.randn(2, 30, DIM, generator=g) for _ in range(2))
+    keep_UT = torch.arange(30) >= 30 - torch.tensor(shares)[:, None]
+    entry = Entry(0, keep_UT, 4, policy=Decoding(Growing()), score_UT=torch.rand(2, 30, generator=g), base_U=shares)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    for cache in (ragged, masked):
+        cache.add(0, [entry], k_UTD, v_UTD)
+    for new in (1, 20, 1, 1, 9, 1):
+        q, k, v = (torch.randn(1, heads, new, DIM, generator=g) for heads in (4, 2, 2))
+        outs = [cache.attend(0, [0], q, k, v, 0.3) for cache in (ragged, masked)]
+        torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
+        assert ragged.lengths(0) == masked.lengths(0)
+    assert ragged.lengths(0) == [[share + 3 + 33 // 2 for share in shares]]
+
+
+def test_a_question_whose_attention_is_large_is_observed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    outs = []
+    for at_once in (2**26, 1):
+        monkeypatch.setattr("kvbench.cache.held.AT_ONCE", at_once)
+        g = torch.Generator().manual_seed(1)
+        cache = RaggedCache(1)
+        cache.add(0, entries(POLICIES[0], g, 2, 30, 40), *torch.randn(2, 2, 30, DIM, generator=g).unbind())
+        for new in (1, 20, 1):
+            q, k = (torch.randn(5, heads, new, DIM, generator=g) for heads in (4, 2))
+            out = cache.attend(0, range(5), q, k, k, 0.3)
+        outs.append((out, [cache.lengths(row) for row in range(5)]))
+    assert torch.equal(outs[0][0], outs[1][0]) and outs[0][1] == outs[1][1]
+
+
+class Drifting(DecodePolicy):
+    """A policy whose limit is not the same on the host and on the device."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor:
+        self.calls += 1
+        return base_BU + self.calls % 2
+
+    def drop(self, slots: Slots) -> Tensor:
+        return slots.pos_BUC.float()
+
+
+def test_a_limit_that_differs_between_host_and_device_is_an_error() -> None:
+    cache = RaggedCache(1)
+    keep_UT = torch.ones(1, 9).bool()
+    cache.add(0, [Entry(0, keep_UT, 9, policy=Decoding(Drifting()), base_U=[9])], *torch.randn(2, 1, 9, DIM).unbind())
+    for _ in range(3):
+        cache.attend(0, [0], *torch.randn(3, 1, 1, 1, DIM).unbind(), 1.0)
+    with pytest.raises(RuntimeError, match="Drifting: its limit differs between host and device"):
+        cache.release([0])
