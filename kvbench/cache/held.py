@@ -253,7 +253,7 @@ class PolicyGroup:
         return torch.zeros_like(s.live_BUC).scatter_(-1, order_BUC, first_BUC)
 
     def _remove(self, gone_BUC: Tensor, buffers: Buffers) -> None:
-        """Remove any number of tokens from each head; slots behind the new length move into the holes before it."""
+        """Remove any number of tokens from each head; slots past the new length move into the holes before it."""
         s, columns_C = self.slots, self._columns_C
         count_BU = gone_BUC.sum(-1)
         most = int(count_BU.max())
@@ -269,8 +269,8 @@ class PolicyGroup:
         last_BU1 = (self._length_BU - 1).clamp(min=0)[..., None]
         moves_BUn = hole_BUn < width
         self._move(buffers, torch.where(moves_BUn, hole_BUn, last_BU1), torch.where(moves_BUn, mover_BUn, last_BU1))
-        behind_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
-        self._shorten(buffers, count_BU, torch.minimum(behind_BUn, last_BU1))
+        past_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
+        self._shorten(buffers, count_BU, torch.minimum(past_BUn, last_BU1))
 
     def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
         """Copy tokens from slots to slots of the same head."""
