@@ -93,7 +93,7 @@ def _cases(output: str) -> dict[str, Any]:
 def _tests(toy: bool) -> list[str]:
     """Return the command for the tests that need a GPU; other test files may need packages that are not installed."""
     marked = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in file.read_text("utf-8")]
-    files = [str(file.relative_to(ROOT)) for file in marked if not toy or file.stem == "test_kernels_ops"]
+    files = [str(file.relative_to(ROOT)) for file in marked]
     few = ["--collect-only"] if toy else []
     # the project's own options ask for plugins that the machine may lack
     how = ["-o", "addopts=--strict-markers", "-q", "-p", "no:cacheprovider", "--tb=short"]
