@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from kvbench.common.command import Parser, command
-from kvbench.config import FIXED, PARTS, defaults, has_budget, options
+from kvbench.config import has_budget, method, options
 
 _PAPER = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
-_DIAL = re.compile(r"(\w+): *(.*?)(?: +# *(.*))?")
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Dial:
 
 @dataclass(frozen=True)
 class Description:
-    """A method as its YAML file describes it."""
+    """A method as its YAML file, or the files of a combination, describe it."""
 
     name: str
     summary: str
@@ -79,41 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe(name: str) -> Description:
     """Return what the YAML file of a method says. Raises ValueError if there is no such method."""
-    node = defaults("method", name)
-    text = options("method")[name].read_text(encoding="utf-8")
-    summary = _head(text)
-    paper = _PAPER.search(summary)
-    parts = {part: _class_name(node[part]) for part in PARTS if node.get(part) is not None}
-    plain: Any = OmegaConf.to_container(node, resolve=False)
+    found = method(name)
+    matches = [_PAPER.search(method(factor).summary) for factor in found.name.split("+")]
+    parts = {part: _class_name(node) for part, node in found.parts.items()}
     return Description(
-        name=name,
-        summary=summary,
-        paper=paper[1] if paper else "",
+        name=found.name,
+        summary=found.summary,
+        paper=", ".join(match[1] for match in matches if match),
         phase=_phase(parts),
-        evicts=has_budget(plain),
+        evicts=has_budget(found.parts),
         parts=parts,
-        dials=_dials(text),
+        dials=[_dial(dial, *found.notes.get(dial, (str(found.dials[dial]), ""))) for dial in found.dials],
     )
 
 
-def _head(text: str) -> str:
-    """Return the comment at the top of a YAML file."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return "\n".join(lines)
-
-
-def _dials(text: str) -> list[Dial]:
-    """Return the top-level scalars of a YAML file with the comments next to them."""
-    dials = []
-    for line in text.splitlines():
-        match = _DIAL.fullmatch(line)
-        if match and match[2] and match[1] not in (*FIXED, *PARTS):
-            dials.append(Dial(match[1], _default(match[2]), match[3] or ""))
-    return dials
+def _dial(name: str, default: str, help: str) -> Dial:
+    return Dial(name, _default(default), help)
 
 
 def _default(value: str) -> str:
@@ -122,8 +100,8 @@ def _default(value: str) -> str:
     return hinted[1] if hinted else value
 
 
-def _class_name(part: DictConfig) -> str:
-    return str(part["_target_"]).rpartition(".")[2]
+def _class_name(part: Mapping[str, Any]) -> str:
+    return str(part.get("_target_")).rpartition(".")[2]
 
 
 def _phase(parts: Mapping[str, str]) -> str:

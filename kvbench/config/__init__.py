@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvbench.config.checks import check, has_budget, shard_of
-from kvbench.config.groups import defaults, options
+from kvbench.config.groups import defaults, method, options
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
 from kvbench.methods.dials import FIXED, PARTS
 
@@ -18,6 +18,7 @@ __all__ = [
     "check",
     "defaults",
     "has_budget",
+    "method",
     "options",
     "register",
     "shard_of",

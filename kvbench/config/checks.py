@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.annotations import check_value, settings_of
-from kvbench.config.groups import defaults, options, shipped
+from kvbench.config.groups import defaults, method, options, shipped
 from kvbench.config.interpolations import check_interpolations
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
 from kvbench.methods.dials import FIXED, PARTS, check_budget, check_keys, check_types, split_dials
@@ -86,6 +86,8 @@ def _check_name(group: str, node: object, choices: Mapping[str, str]) -> None:
     if not isinstance(node, DictConfig) or "name" not in node:
         raise ValueError(f"{group}={node}: choose one of {', '.join(options(group))}")
     option = choices.get(group, node.name)
+    if group == "method" and "+" in str(option):
+        option = method(option).name  # combinations have one name, whatever the order of the names
     if node.name != option:
         raise ValueError(f"{group}.name={node.name}: must be {option}, the name of conf/{group}/{option}.yaml")
     known = shipped(group, str(option))

@@ -1,4 +1,4 @@
-"""The options of a group: the YAML files in conf/<group>/."""
+"""The options of a group: the YAML files in conf/<group>/, and the combinations of methods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
+from kvbench.methods.composition import Composition
+from kvbench.methods.read import compose
 
 
 def options(group: str) -> dict[str, Path]:
@@ -18,12 +20,25 @@ def options(group: str) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def method(name: str) -> Composition:
+    """Return a method or a combination such as `ada_snapkv+kivi`, with all that it inherits.
+
+    Raises:
+        ValueError: no such method, or a combination without meaning.
+    """
+    return compose(conf_dir() / "method", name)
+
+
 def defaults(group: str, name: str) -> DictConfig:
-    """Return an option as shipped, read-only.
+    """Return an option as shipped, read-only; of a method, with all that it inherits.
 
     Raises:
         ValueError: the group has no such option; the message names the nearest.
     """
+    if group == "method":
+        node = OmegaConf.create(method(name).node)
+        OmegaConf.set_readonly(node, True)
+        return node
     known = options(group)
     if name not in known:
         raise ValueError(f"{group}={name}: no such {group}.{did_you_mean(name, known)}")
@@ -32,6 +47,8 @@ def defaults(group: str, name: str) -> DictConfig:
 
 def shipped(group: str, name: str) -> dict[str, Any]:
     """Return an option as plain data, with its interpolations as written. Raises ValueError as `defaults` does."""
+    if group == "method":
+        return method(name).node
     node = OmegaConf.to_container(defaults(group, name), resolve=False)
     if not isinstance(node, dict):
         raise ValueError(f"{group}={name}: conf/{group}/{name}.yaml must hold settings, key: value")

@@ -88,6 +88,7 @@ def _chosen(group: str, argv: Sequence[str]) -> list[str]:
         name, _, value = argument.partition("=")
         patterns = [p for p in re.split(r"[,()\s]+", value.removeprefix("glob")) if p]
         chosen = [o for o in options(group) if any(fnmatch(o, p) for p in patterns)]
+        chosen += [p for p in patterns if "+" in p and group == "method"]  # they have been composed before
         if name == group and chosen:
             return chosen
     for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults:

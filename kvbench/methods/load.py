@@ -1,9 +1,9 @@
-"""The composition of a method: conf/method/<name>.yaml with the user's dials."""
+"""Methods built from their YAML files with the user's dials."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,21 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
 from kvbench.methods.base import Heads, Layers, Merge, Score, Select
+from kvbench.methods.composition import references
 from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.method import Method
+from kvbench.methods.read import read_method
 from kvbench.methods.storage import Store
 
 _PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Merge, Store, DecodePolicy), strict=True))
 _EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
 _DIAL = re.compile(r"\$\{\.\.(\w+)\}")
-_NAME = re.compile(r"[.{](\w+)")
-
-
-def method_files(folder: Path) -> dict[str, Path]:
-    """Return {name: YAML} of the methods in a folder."""
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def read_method(folder: Path, name: str) -> DictConfig:
-    """Return the YAML of a method.
-
-    Raises:
-        ValueError: no such method; names the nearest one.
-    """
-    files = method_files(folder)
-    if name not in files:
-        raise ValueError(f"method={name}: no such method.{did_you_mean(name, files)}")
-    config = OmegaConf.load(files[name])
-    assert isinstance(config, DictConfig)
-    return config
 
 
 def load(folder: Path, name: str, **overrides: Any) -> Method:
@@ -110,21 +91,10 @@ def method_identity(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_use(config: DictConfig, dials: Mapping[str, Any]) -> None:
     """Raise ValueError for a dial that no part and no other dial interpolates: to set it would change nothing."""
-    used = {
-        name for text in _interpolations(OmegaConf.to_container(config, resolve=False)) for name in _NAME.findall(text)
-    }
+    used = set(references(OmegaConf.to_container(config, resolve=False)))
     for dial in dials:
         if dial not in used:
             raise ValueError(f"method.{dial}: no part of {config.name} reads it; write ${{..{dial}}} where it belongs")
-
-
-def _interpolations(node: Any) -> Iterator[str]:
-    """Yield the texts with interpolations in a plain config."""
-    if isinstance(node, str) and "${" in node:
-        yield node
-    elif isinstance(node, dict | list):
-        for item in node.values() if isinstance(node, dict) else node:
-            yield from _interpolations(item)
 
 
 def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:

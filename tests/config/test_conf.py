@@ -14,7 +14,7 @@ import kvbench
 from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts, benchmarks_of
 from kvbench.config.annotations import settings_of
-from kvbench.methods.dials import FIXED, PARTS
+from kvbench.methods.composition import reached
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
 MODELS, EXPERIMENTS = sorted(config.options("model")), sorted(config.options("experiment"))
@@ -29,11 +29,8 @@ def test_the_name_is_the_file(group):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_dial_reaches_a_part(name):
     """A dial that no part interpolates would be a flag that does nothing."""
-    text = config.options("method")[name].read_text()
-    node = config.defaults("method", name)
-    for dial in node:
-        if dial not in (*FIXED, *PARTS):
-            assert re.search(rf"\$\{{\.\.{dial}\}}", text), f"method.{dial} is read by no part of {name}"
+    method = config.method(name)
+    assert reached(method.dials, method.parts) == set(method.dials)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,155 @@
+"""Several methods as one: `ada_snapkv+kivi`.
+
+`a+b` is b on top of a. The parts in which b differs from the method that it is built on replace those of a; its other
+parts only fill gaps. A combination that would be the same without one of its methods is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kvbench.methods.composition import Composition, filled, reached, renamed
+from kvbench.methods.dials import PARTS
+
+_REPLACED = ("score", "layers", "heads", "select")  # every evicting method has them; of any other part there is one
+
+
+def combination(name: str, read: Callable[[str], Composition]) -> Composition:
+    """Return `a+b`, the same in every order of the names that gives the same parts.
+
+    Raises:
+        ValueError: a method is named twice or adds nothing, or two of them set the same part or dial.
+    """
+    names = name.split("+")
+    if not all(names):
+        raise ValueError(f"method={name}: a name is missing next to a +")
+    twice = next((factor for factor in names if names.count(factor) > 1), None)
+    if twice is not None:
+        raise ValueError(f"method={name}: {twice} is named twice")
+    factors = _in_order([read(factor) for factor in names])
+    for part in PARTS:
+        both = [factor for factor in factors if part in factor.own and part not in _REPLACED]
+        if len(both) > 1 and not _is_same(part, *both[:2]):
+            raise ValueError(f"method={name}: {' and '.join(f.name for f in both)} set {part}, and a method has one")
+    for factor in factors:
+        _check_factor(factor, factors, name)
+    whole = factors[0]
+    for factor in factors[1:]:
+        whole = _combined(whole, factor, name)
+    return whole
+
+
+def _in_order(factors: Sequence[Composition]) -> list[Composition]:
+    """Return the factors in the order of the parts that they have, as far as the result does not depend on it."""
+    order = list(factors)
+    for _ in order:
+        for i in range(len(order) - 1):
+            swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
+            if _rank(order[i + 1]) < _rank(order[i]) and _outcome(swapped) == _outcome(order):
+                order = swapped
+    return order
+
+
+def _rank(factor: Composition) -> tuple[int, int, str]:
+    first = [min((PARTS.index(part) for part in parts), default=len(PARTS)) for parts in (factor.parts, factor.own)]
+    return first[0], first[1], factor.name
+
+
+def _outcome(factors: Sequence[Composition]) -> dict[str, Any]:
+    """Return the parts of a combination with the defaults of their dials filled in."""
+    outcome: dict[str, Any] = {}
+    for factor in factors:
+        for part, node in factor.parts.items():
+            if part in factor.own or part not in outcome:
+                outcome[part] = filled(node, factor.dials)
+    return outcome
+
+
+def _check_factor(factor: Composition, factors: Sequence[Composition], name: str) -> None:
+    """Raise ValueError, with the reason, if a combination leaves nothing of one of its methods."""
+    reason = _lost(factor, factors)
+    if reason is None:
+        return
+    advice = "+".join(other.name for other in factors if other is not factor)
+    turned = factors[::-1]
+    if len(factors) == 2 and not any(_lost(other, turned) for other in turned):
+        advice += f" or method={turned[0].name}+{turned[1].name}"
+    raise ValueError(f"method={name}: {reason}; write method={advice}")
+
+
+def _lost(factor: Composition, factors: Sequence[Composition]) -> str | None:
+    """Return why a combination would do without one of its methods, or None.
+
+    A method without `use` may lose some of its parts to another; what a method adds to its base may not get lost.
+    """
+    if not factor.parts:
+        return f"{factor.name} has no parts"
+    outcome, alone = _outcome(factors), _outcome([factor])
+    rest = [other for other in factors if other is not factor]
+    replaced = [part for part in factor.own if outcome[part] != alone[part]]
+    if replaced and (set(replaced) & factor.added or len(replaced) == len(factor.own) or _outcome(rest) == outcome):
+        winners = [other.name for other in rest if other.own & set(replaced)]
+        return f"{' and '.join(winners)} would replace {_listed(replaced)} of {factor.name}"
+    return f"{' and '.join(o.name for o in rest)} has all parts of {factor.name}" if _outcome(rest) == outcome else None
+
+
+def _listed(parts: Collection[str]) -> str:
+    return ", ".join(part for part in PARTS if part in parts)
+
+
+def _combined(a: Composition, b: Composition, name: str) -> Composition:
+    """Return a with the parts that the file of b writes. What b inherits fills gaps alone.
+
+    A dial that the file of b writes and that a has as well gets the name `<b>_<dial>`. A dial that b inherits is the
+    dial of a, if a has one of that name.
+    """
+    from_b = {
+        part: node
+        for part, node in b.parts.items()
+        if part not in a.parts or (part in b.own and not _is_same(part, a, b))
+    }
+    from_a = {part: node for part, node in a.parts.items() if part not in from_b}
+    dials = {key: a.dials[key] for key in a.dials if key in reached(a.dials, from_a)}
+    needed = [key for key in b.dials if key in reached(b.dials, from_b)]
+    names = {key: f"{b.name}_{key}" for key in needed if key in dials and key in b.own_dials}
+    for key in needed:
+        if key in names and (names[key] in a.dials or names[key] in b.dials):
+            raise ValueError(f"method={name}: {key} of {b.name} would be called {names[key]}, which is a dial already")
+        if key in dials and key not in names and not _same_kind(dials[key], b.dials[key]):
+            raise ValueError(
+                f"method={name}: the dial {key} is {dials[key]} in {a.name} and {b.dials[key]} in {b.name}, "
+                "which is not the same setting; give one of them another name"
+            )
+    added = {names.get(key, key): renamed(b.dials[key], names, 1) for key in needed if key in names or key not in dials}
+    return replace(
+        a,
+        name=f"{a.name}+{b.name}",
+        summary="\n".join(filter(None, (a.summary, b.summary))),
+        dials={**dials, **added},
+        parts={**from_a, **{part: renamed(node, names, 1) for part, node in from_b.items()}},
+        origin={part: (b if part in from_b else a).origin[part] for part in (*from_a, *from_b)},
+        own=a.own | b.own,
+        own_dials=a.own_dials | b.own_dials,
+        added=a.added | b.own,
+        added_dials=a.added_dials | b.own_dials,
+        notes={**b.notes, **a.notes, **{new: b.notes[old] for old, new in names.items() if old in b.notes}},
+        test=_both_tests(a.test, b.test, names),
+    )
+
+
+def _is_same(part: str, a: Composition, b: Composition) -> bool:
+    """Return True if two methods have the same part with the same defaults."""
+    return part in a.parts and bool(filled(a.parts[part], a.dials) == filled(b.parts[part], b.dials))
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    """Return True if two defaults may be the default of one dial; of an interpolation, that is not known here."""
+    interpolated = any(isinstance(value, str) and "${" in value for value in (one, other))
+    return interpolated or one is None or other is None or type(one) is type(other)
+
+
+def _both_tests(a: Mapping[str, Any], b: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    dials = {**{names.get(k, k): v for k, v in (b.get("dials") or {}).items()}, **(a.get("dials") or {})}
+    return {**a, **b, "dials": dials}

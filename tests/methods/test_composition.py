@@ -1,0 +1,188 @@
+"""`use: snapkv` in a method's YAML, and `ada_snapkv+kivi`: what is inherited, what is replaced, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvbench
+from kvbench import config
+from kvbench.methods.composition import Composition
+from kvbench.methods.read import compose
+
+BASE = """# A base (arXiv 1111.11111).
+name: base
+window: 4               # the last tokens
+width: 3
+score:
+  _target_: kvbench.methods.scores.window_attention.WindowAttention
+  window: ${..window}
+  kernel_size: ${..width}
+layers:
+  _target_: kvbench.methods.layers.uniform.Uniform
+heads:
+  _target_: kvbench.methods.heads.uniform.Uniform
+select:
+  _target_: kvbench.methods.select.top_k.TopK
+  window: ${..window}
+"""
+SUMS = "score:\n  _target_: kvbench.methods.scores.column_sums.ColumnSums\n"
+PYRAMID = "steep: 7\nlayers:\n  _target_: kvbench.methods.layers.pyramid.Pyramid\n  beta: ${..steep}\n"
+EVICT = "decode:\n  _target_: kvbench.methods.decode.accumulate.AccumulateAndEvict\n  window: ${..window}\n"
+KIVI = "bits: 2\nstore:\n  _target_: kvbench.methods.store.kivi.Kivi\n  bits: ${..bits}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "base", BASE)
+    write(tmp_path, "full", "name: full\n")
+    write(tmp_path, "pyramid", f"use: base\n{PYRAMID}")
+    write(tmp_path, "evict", f"use: base\nwindow: 0.5  # a share\n{EVICT}")
+    write(tmp_path, "other_evict", f"use: base\nwindow: 0.25\n{EVICT}")
+    write(tmp_path, "kivi", f"name: kivi\n{KIVI}")
+    return tmp_path
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.yaml").write_text(text if "name: " in text else f"name: {name}\n{text}")
+
+
+def message(folder: Path, name: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        compose(folder, name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_a_file_does_not_write_it_inherits(folder: Path) -> None:
+    method = compose(folder, "pyramid")
+    assert list(method.node) == ["name", "window", "width", "steep", "score", "layers", "heads", "select"]
+    assert method.origin == {"score": "base", "layers": "pyramid", "heads": "base", "select": "base"}
+    assert method.notes["window"] == ("4", "the last tokens")
+
+
+def test_a_dial_that_only_a_replaced_part_read_goes_with_it(folder: Path) -> None:
+    write(folder, "sums", f"use: base\n{SUMS}")
+    assert set(compose(folder, "sums").dials) == {"window"}
+
+
+def test_an_own_dial_replaces_the_inherited_one_with_its_comment(folder: Path) -> None:
+    method = compose(folder, "evict")
+    assert method.dials["window"] == 0.5 and method.notes["window"] == ("0.5", "a share")
+
+
+def test_a_part_of_null_is_taken_away(folder: Path) -> None:
+    write(folder, "without", "use: evict\ndecode: null\n")
+    assert "decode" not in compose(folder, "without").node
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "expected"),
+    [
+        ({"a": "use: a\n"}, "a", "method=a: its YAML uses itself: use: a → a"),
+        ({"a": "use: b\n", "b": "use: c\n", "c": "use: b\n"}, "a", "its YAML uses itself: use: a → b → c → b"),
+        ({"a": "use: b+kivi\n", "b": "use: a\n"}, "a", "method=a: its YAML uses itself: use: a → b → a"),
+        ({"a": "use: bas\n"}, "a", "method=a: use: a → bas: no such method 'bas'. Did you mean 'base'?"),
+        ({"a": "use: [base]\n"}, "a", "method=a: use: ['base'] in a.yaml must be the name of a method"),
+        ({"a": "use:\n"}, "a", "method=a: use: None in a.yaml must be the name of a method"),
+        ({"a": "use: 3\n"}, "a", "method=a: use: 3 in a.yaml must be the name of a method"),
+        ({"a": "name: b\n"}, "a", "method.name=b: must be a, the name of a.yaml"),
+        ({"a": "score: 3\n"}, "a", "method.score=3: must be a part, with the class as _target_"),
+        ({"a": "defaults: [base]\n"}, "a", "method=a: a.yaml cannot have a defaults list; inherit with use: NAME"),
+        ({"a": "x: [\n"}, "a", "method=a: a.yaml cannot be read: "),
+        ({"a": "x: 1\nx: 2\n"}, "a", "method=a: a.yaml cannot be read: "),
+        ({"a": "test: 3\n"}, "a", "method=a: test: in a.yaml must hold dials and a budget"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line(folder: Path, files: dict[str, str], name: str, expected: str) -> None:
+    for file, text in files.items():
+        write(folder, file, text)
+    assert expected in message(folder, name)
+
+
+def test_a_combination_has_the_parts_of_both(folder: Path) -> None:
+    method = compose(folder, "pyramid+kivi")
+    assert method.name == "pyramid+kivi"
+    assert method.origin == {**compose(folder, "pyramid").origin, "store": "kivi"}
+    assert set(method.dials) == {"window", "width", "steep", "bits"}
+
+
+@pytest.mark.parametrize("names", ["kivi+pyramid", "pyramid+evict+kivi", "pyramid+kivi+evict", "kivi+pyramid+evict"])
+def test_the_order_does_not_matter_where_the_parts_are_the_same(folder: Path, names: str) -> None:
+    method = compose(folder, names)
+    factors = set(names.split("+"))
+    assert method.name == ("pyramid+evict+kivi" if "evict" in factors else "pyramid+kivi")
+    assert method == compose(folder, method.name)
+
+
+def test_a_dial_of_both_is_called_by_its_method(folder: Path) -> None:
+    method = compose(folder, "pyramid+evict")
+    assert method.dials == {"window": 4, "width": 3, "steep": 7, "evict_window": 0.5}
+    assert method.parts["decode"]["window"] == "${..evict_window}"
+    assert method.parts["select"]["window"] == "${..window}"
+    assert method.notes["evict_window"] == ("0.5", "a share")
+
+
+def test_a_dial_of_the_common_base_is_one_dial(folder: Path) -> None:
+    text = "select:\n  _target_: kvbench.methods.select.top_k.TopK\n  window: ${..window}\n  sinks: 2\n"
+    write(folder, "chosen", f"use: base\n{text}")
+    method = compose(folder, "pyramid+chosen")
+    assert set(method.dials) == {"window", "width", "steep"} and method.parts["select"]["sinks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pyramid+", "method=pyramid+: a name is missing next to a +"),
+        ("+", "method=+: a name is missing next to a +"),
+        ("kivi+kivi", "method=kivi+kivi: kivi is named twice"),
+        ("kivi+pyramd", "method=kivi+pyramd: no such method 'pyramd'. Did you mean 'pyramid'?"),
+        ("full+kivi", "method=full+kivi: full has no parts; write method=kivi"),
+        ("kivi+full", "method=kivi+full: full has no parts; write method=kivi"),
+        ("full+full", "named twice"),
+        ("base+pyramid", "pyramid would replace layers of base; write method=pyramid"),
+        ("pyramid+base", "base would replace layers of pyramid; write method=base"),
+        ("evict+other_evict", "method=evict+other_evict: evict and other_evict set decode, and a method has one"),
+    ],
+)
+def test_a_combination_without_meaning_is_one_line_with_the_reason(folder: Path, name: str, expected: str) -> None:
+    assert expected in message(folder, name)
+
+
+def test_one_dial_with_two_kinds_of_values_names_both_methods(folder: Path) -> None:
+    write(folder, "share", BASE.replace("name: base", "name: share").replace("window: 4 ", "window: 0.5 "))
+    write(folder, "chosen", "use: base\nselect:\n  _target_: x.Y\n  window: ${..window}\n")
+    expected = "the dial window is 0.5 in share and 4 in chosen, which is not the same setting"
+    assert expected in message(folder, "share+chosen")
+
+
+def test_methods_that_inherit_are_short() -> None:
+    for name, path in config.options("method").items():
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        assert len(lines) <= 15 or not any(line.startswith("use:") for line in lines), name
+
+
+@pytest.mark.parametrize(
+    ("name", "dials"),
+    [
+        ("ada_snapkv+kivi", {"bits": 4, "window": 16}),
+        ("kivi+ada_snapkv", {"bits": 4, "window": 16}),
+        ("pyramidkv+h2o_decode", {"h2o_decode_window": 0.25}),
+    ],
+)
+def test_python_and_the_command_line_compose_the_same(name: str, dials: dict[str, Any], compose: Any) -> None:
+    from kvbench.methods.dials import split_dials
+    from kvbench.methods.load import build
+
+    cfg = compose(f"method={name}", "model=tiny", *(f"method.{key}={value}" for key, value in dials.items()))
+    config.check(cfg, {"method": name})
+    method = kvbench.load_method(name, **dials)
+    assert build(cfg.method, split_dials(config.defaults("method", name))) == method
+    assert method.name == name.replace("kivi+ada_snapkv", "ada_snapkv+kivi")
+
+
+def test_the_list_of_methods_describes_combinations() -> None:
+    method: Composition = config.method("pyramidkv+h2o_decode")
+    assert set(method.notes) >= set(method.dials)
