@@ -76,22 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe(name: str) -> Description:
     """Return what the YAML file of a method says. Raises ValueError if there is no such method."""
-    found = method(name)
-    matches = [_PAPER.search(method(factor).summary) for factor in found.name.split("+")]
-    parts = {part: _class_name(node) for part, node in found.parts.items()}
+    known = method(name)
+    matches = [_PAPER.search(method(factor).summary) for factor in known.name.split("+")]
+    parts = {part: _class_name(node) for part, node in known.parts.items()}
     return Description(
-        name=found.name,
-        summary=found.summary,
+        name=known.name,
+        summary=known.summary,
         paper=", ".join(match[1] for match in matches if match),
         phase=_phase(parts),
-        evicts=has_budget(found.parts),
+        evicts=has_budget(known.parts),
         parts=parts,
-        dials=[_dial(dial, *found.notes.get(dial, (str(found.dials[dial]), ""))) for dial in found.dials],
+        dials=[
+            Dial(name, _default(default), help) for name, (default, help) in known.notes.items() if name in known.dials
+        ],
     )
-
-
-def _dial(name: str, default: str, help: str) -> Dial:
-    return Dial(name, _default(default), help)
 
 
 def _default(value: str) -> str:

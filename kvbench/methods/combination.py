@@ -144,10 +144,10 @@ def _is_same(part: str, a: Composition, b: Composition) -> bool:
     return part in a.parts and bool(filled(a.parts[part], a.dials) == filled(b.parts[part], b.dials))
 
 
-def _same_kind(one: Any, other: Any) -> bool:
+def _same_kind(a: Any, b: Any) -> bool:
     """Return True if two defaults may be the default of one dial; of an interpolation, that is not known here."""
-    interpolated = any(isinstance(value, str) and "${" in value for value in (one, other))
-    return interpolated or one is None or other is None or type(one) is type(other)
+    interpolated = any(isinstance(value, str) and "${" in value for value in (a, b))
+    return interpolated or a is None or b is None or type(a) is type(b)
 
 
 def _both_tests(a: Mapping[str, Any], b: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
