@@ -93,7 +93,6 @@ class Bench:
         if self.device.type == "cuda":
             try:
                 torch.cuda.synchronize()
-                torch.zeros(1, device=self.device).item()
             except Exception as error:
                 self.record(what="stopped", by=who, missing=line)
                 raise SystemExit(f"{self.name}: {who} ended the CUDA context, nothing can follow: {line}") from error
