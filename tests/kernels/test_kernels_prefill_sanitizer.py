@@ -1,4 +1,4 @@
-"""Score, select and gather under AddressSanitizer and UndefinedBehaviorSanitizer, in a process of its own."""
+"""Score, select, gather and the small ops of a decode step under AddressSanitizer and UndefinedBehaviorSanitizer, in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RUN = """
 import sys, torch
+from pathlib import Path
+from kvbench_kernels import ops, parity
 from kvbench_kernels.ops import library
 from tests.kernels import test_kernels_gather, test_kernels_score, test_kernels_select
 from tests.helpers.kernels_prefill import generator
@@ -34,10 +36,14 @@ for kind in (test_kernels_select.quantised, test_kernels_select.bits):
         for scope in test_kernels_select.SCOPES:
             total = heads * candidates // 3
             assert not test_kernels_select.differs(kernels, kind(g, heads, candidates), total, 0.2, scope)
+with ops.emulated(Path(sys.argv[1])):
+    for case in parity.cases(large=False):
+        if case.op in ("add_rms_norm", "rope", "silu_mul"):
+            assert case.run(torch.device("cpu"), 1) <= case.bound
 print("clean")
 """
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu")
+UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu", "step.cu")
 
 
 def run(library_file: Path) -> subprocess.CompletedProcess[str]:
@@ -59,6 +65,13 @@ def run(library_file: Path) -> subprocess.CompletedProcess[str]:
 def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
     done = run(compiled(tmp_path, UNITS, FLAGS, {64, 80}))
     assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-4000:]
+
+
+@needs_gxx
+@pytest.mark.slow
+def test_a_planted_write_behind_the_last_element_is_reported(tmp_path: Path) -> None:
+    done = run(compiled(tmp_path, UNITS, FLAGS, {64, 80}, "if (item >= args.rows * chunks) return;"))
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "silu_mul" in done.stderr
 
 
 @needs_gxx

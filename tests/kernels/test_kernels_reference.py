@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods import rounding
-from kvbench.methods.base import Protected
+from kvbench.methods.base import LayerBudget, Protected
 from kvbench.methods.candidates import Candidates
 from kvbench.methods.context import LayerContext
 from kvbench.methods.heads.adaptive import Adaptive
@@ -171,9 +171,10 @@ def test_select_is_that_of_the_methods(offset: int, scope: str) -> None:
     floor = [0.0, 0.2, 1.0, draw(g, 1, 99) / 100][offset % 4]
     part = Uniform() if scope == "head" else Adaptive(floor)
     theirs = Candidates(score_UN)
-    budget = part(theirs, total)
     x_UTD = torch.zeros(heads, candidates, 1)
-    wanted_UN = TopK()(LayerContext(x_UTD, x_UTD, x_UTD), theirs, budget, Protected(0, 0))
+    ctx = LayerContext(x_UTD, x_UTD, x_UTD)
+    budget = part(ctx, theirs, total, LayerBudget(total, candidates, 1, heads, heads))
+    wanted_UN = TopK()(ctx, theirs, budget, Protected(0, 0))
     keep_UN, count_U = ops.select(score_UN, total, floor, scope)
     assert keep_UN.equal(wanted_UN) and count_U.tolist() == theirs.counts(budget) and keep_UN.sum().item() == total
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Protected
+from kvbench.methods.base import LayerBudget, Protected
 from kvbench.methods.candidates import Candidates
 from kvbench.methods.context import LayerContext
 from kvbench.methods.heads.adaptive import Adaptive
@@ -70,9 +70,11 @@ def equal_remainders() -> Tensor:
 def theirs(score_UN: Tensor, total: int, floor: float, scope: str) -> tuple[Tensor, list[int]]:
     """Return what the methods keep."""
     candidates = Candidates(score_UN)
-    budget = (Uniform() if scope == "head" else Adaptive(floor))(candidates, total)
-    x_UTD = torch.zeros(*score_UN.shape, 1)
-    keep_UN = TopK()(LayerContext(x_UTD, x_UTD, x_UTD), candidates, budget, Protected(0, 0))
+    heads, count = score_UN.shape
+    x_UTD = torch.zeros(heads, count, 1)
+    ctx, part = LayerContext(x_UTD, x_UTD, x_UTD), Uniform() if scope == "head" else Adaptive(floor)
+    budget = part(ctx, candidates, total, LayerBudget(total, count, 1, heads, heads))
+    keep_UN = TopK()(ctx, candidates, budget, Protected(0, 0))
     return keep_UN, candidates.counts(budget)
 
 

@@ -2,7 +2,8 @@
 // queries and keys, SiLU times the up projection.
 //
 // They round to 16 bits where transformers' functions do, and compute in float32 in between. So a step differs from the
-// model's own only in the order of the sums of an RMSNorm.
+// model's own only in the order of the sums of an RMSNorm. They may start before the previous kernel of the stream ends,
+// and wait for it on the device, because they are so short that their launches would take longer than their work.
 //
 // C ABI. Strides are in elements; rows have stride 1 and are aligned to 16 bytes. dtype: 0 bf16, 1 fp16. Returns 0, a
 // cudaError, or -1 for a dtype or size that is not supported.
@@ -91,8 +92,14 @@ __global__ void __launch_bounds__(kMostNormThreads) add_rms_norm(const NormArgum
 #pragma unroll
     for (int held = 0; held < kHeld; ++held) {
         const int chunk = thread + held * threads;
+        if (chunk < chunks) weight[held] = load16(args.weight + 8 * chunk);  // no kernel writes it
+    }
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+#pragma unroll
+    for (int held = 0; held < kHeld; ++held) {
+        const int chunk = thread + held * threads;
         if (chunk >= chunks) continue;
-        weight[held] = load16(args.weight + 8 * chunk);  // long before it is needed
         unpack8<T>(load16(residual + 8 * chunk), x[held]);
         if (args.x != nullptr) {
             float added[8];
@@ -123,6 +130,8 @@ template <typename T>
 __global__ void __launch_bounds__(kStepThreads) rope(const RopeArguments<T> args) {
     const int lane = static_cast<int>(threadIdx.x) % 32, all = args.heads + args.kv_heads;
     const int item = static_cast<int>(blockIdx.x) * kStepWarps + static_cast<int>(threadIdx.x) / 32;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     if (item >= args.rows * all) return;  // the whole warp
     const int64_t row = item / all;
     const int head = item % all, half = args.dim / 2, first = 8 * lane;
@@ -163,6 +172,8 @@ __global__ void __launch_bounds__(kStepThreads) rope(const RopeArguments<T> args
 template <typename T>
 __global__ void __launch_bounds__(kStepThreads) silu_mul(const SiluArguments<T> args) {
     const int item = static_cast<int>(blockIdx.x) * kStepThreads + static_cast<int>(threadIdx.x), chunks = args.dim / 8;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     if (item >= args.rows * chunks) return;
     const int64_t row = item / chunks;
     const int first = item % chunks * 8;
@@ -179,7 +190,7 @@ int launch_norm(void* residual, int64_t residual_stride, const void* x, int64_t 
     const NormArguments<T> args{static_cast<T*>(residual), residual_stride, static_cast<const T*>(x), x_stride,
                                 static_cast<const T*>(weight), eps, static_cast<T*>(out), dim};
     const int wanted = (dim / 8 + 31) / 32 * 32;
-    KVB_LAUNCH((add_rms_norm<T>), rows, wanted < kMostNormThreads ? wanted : kMostNormThreads, 0, stream, args);
+    KVB_LAUNCH_EARLY((add_rms_norm<T>), rows, wanted < kMostNormThreads ? wanted : kMostNormThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
@@ -192,7 +203,7 @@ int launch_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_
                                 static_cast<const T*>(q_weight), static_cast<const T*>(k_weight), eps, rows, heads,
                                 kv_heads, dim};
     const int blocks = (rows * (heads + kv_heads) + kStepWarps - 1) / kStepWarps;
-    KVB_LAUNCH((rope<T>), blocks, kStepThreads, 0, stream, args);
+    KVB_LAUNCH_EARLY((rope<T>), blocks, kStepThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
@@ -202,7 +213,7 @@ int launch_silu(const void* gate, int64_t gate_stride, const void* up, int64_t u
     const SiluArguments<T> args{static_cast<const T*>(gate), static_cast<const T*>(up), gate_stride, up_stride,
                                 static_cast<T*>(out), rows, dim};
     const int blocks = (rows * (dim / 8) + kStepThreads - 1) / kStepThreads;
-    KVB_LAUNCH((silu_mul<T>), blocks, kStepThreads, 0, stream, args);
+    KVB_LAUNCH_EARLY((silu_mul<T>), blocks, kStepThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
