@@ -1,4 +1,7 @@
-"""Score, select, gather and the small ops of a decode step under AddressSanitizer and UndefinedBehaviorSanitizer, in a process of its own."""
+"""The kernels for prompts and for a step's small operations under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+They run in a process of their own.
+"""
 
 from __future__ import annotations
 
