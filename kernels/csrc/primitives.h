@@ -15,6 +15,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define KVB_DEVICE __device__ __forceinline__
+#define KVB_BOTH __host__ __device__ __forceinline__
 #define KVB_UNPAREN(...) __VA_ARGS__
 #define KVB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     KVB_UNPAREN kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
@@ -27,6 +28,7 @@
 #else
 #include "host/shim.h"
 #define KVB_DEVICE inline
+#define KVB_BOTH inline
 #define KVB_UNPAREN(...) __VA_ARGS__
 #define KVB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     ((void)(stream), kvb_host::launch(grid, block, shared_bytes, [&] { KVB_UNPAREN kernel(__VA_ARGS__); }))
@@ -281,24 +283,6 @@ inline int resident_ctas(Kernel, int) {
 }
 
 #endif
-
-// Division by a number that the host knows: a multiplication and a shift. For dividends from 0 to 2^31 - 1.
-struct Divisor {
-    int by;
-    unsigned factor, shift;
-    KVB_DEVICE int quotient(int x) const {
-        return static_cast<int>((static_cast<unsigned>(high_product(x, factor)) + static_cast<unsigned>(x)) >> shift);
-    }
-    KVB_DEVICE int rest(int x) const { return x - quotient(x) * by; }
-};
-
-// by >= 1. Source: Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994.
-inline Divisor divisor(int by) {
-    unsigned shift = 0;
-    while ((int64_t{1} << shift) < by) ++shift;
-    const uint64_t factor = (((uint64_t{1} << shift) - static_cast<uint64_t>(by)) << 32) / static_cast<uint64_t>(by) + 1;
-    return Divisor{by, static_cast<unsigned>(factor), shift};
-}
 
 // Maximum and sum over the warp, in every lane.
 KVB_DEVICE float warp_max(float x) {

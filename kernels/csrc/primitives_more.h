@@ -1,6 +1,6 @@
 // What scoring, selecting and gathering need beyond primitives.h, under both compilers.
 #pragma once
-#include "primitives.h"
+#include "common.h"
 
 #ifndef __CUDACC__
 namespace kvb_host __attribute__((visibility("hidden"))) {

@@ -148,6 +148,14 @@ def checked(calls: Calls, fused: bool, right: list[torch.Tensor]) -> dict[str, A
     return {"error": error, "right": error < BOUND and same and grown and not int(layer.status)}
 
 
+def timed(calls: Calls, fused: bool, right: list[torch.Tensor]) -> dict[str, Any]:
+    """Check one op against double precision and time it."""
+    layer = calls.layer
+    check = checked(calls, fused, right)
+    took = per_call(calls.fused if fused else calls.plain, layer.sets, layer.device, layer.set_back, seconds=0.01)
+    return {**took.micro(), "tb_s": layer.nbytes / took.median / 1e12, **check}
+
+
 def measure(bench: Bench, names: Sequence[str]) -> dict[tuple[str, str], list[float]]:
     """Measure all variants on all layers; return the microseconds of both ops by variant and layer."""
     libraries = compiled(names, bench.device)
@@ -155,31 +163,29 @@ def measure(bench: Bench, names: Sequence[str]) -> dict[tuple[str, str], list[fl
     table: dict[tuple[str, str], list[float]] = {}
     shapes = [Shape(1, 24, heads=4, kv_heads=2, dim=64)] if bench.toy else [Shape(*shape) for shape in SHAPES]
     for shape in shapes:
-        sets = min(128, sets_needed(shape.nbytes, bench.device))
+        sets = sets_needed(shape.nbytes, bench.device)
         for kind in KINDS:
             if bench.left() < 2:
                 continue
             layer = Layer(shape, lengths(kind, shape), sets, bench.device, generator=bench.generator)
             right = {fused: expected(layer, fused) for fused in (False, True)}
             for name, library in libraries.items():
-                calls = Calls(library, layer)
+                about = {"variant": name, "defines": VARIANTS[name], "batch": shape.batch, "mean": shape.mean}
+                times = table.setdefault((name, f"{shape.batch}x{shape.mean} {kind}"), [])
                 for fused in (False, True):
-                    work = calls.fused if fused else calls.plain
-                    check = checked(calls, fused, right[fused])
-                    took = per_call(work, sets, bench.device, layer.set_back, seconds=0.01).micro()
-                    bench.record(
-                        what="variant", variant=name, defines=VARIANTS[name], batch=shape.batch, mean=shape.mean,
-                        lengths=kind, fused=fused, **took, tb_s=layer.nbytes / took["us"] / 1e6, **check,
-                    )  # fmt: skip
-                    where = f"{shape.batch}x{shape.mean} {kind}"
-                    table.setdefault((name, where), []).append(took["us"] if check["right"] else -1)
+                    try:
+                        result = timed(Calls(library, layer), fused, right[fused])
+                    except Exception as problem:  # the others are worth measuring
+                        result = {"missing": str(problem).splitlines()[0], "us": -2.0, "right": True}
+                    bench.record(what="variant", **about, lengths=kind, fused=fused, **result)
+                    times.append(result["us"] if result["right"] else -1.0)
             del layer
             bench.clean()
     return table
 
 
 def show(table: dict[tuple[str, str], list[float]]) -> None:
-    """Print a row per layer and a column per variant; -1 is a wrong result."""
+    """Print a row per layer and a column per variant; -1 is a wrong result, -2 an error."""
     names = list(dict.fromkeys(name for name, _ in table))
     rows = list(dict.fromkeys(where for _, where in table))
     print(f"{'':18}" + "".join(f"{name:>18}" for name in names))

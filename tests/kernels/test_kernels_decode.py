@@ -108,7 +108,9 @@ def test_what_is_not_supported_is_refused():
     case = make_case(generator(4), torch.float16, 72, [5])
     with pytest.raises(RuntimeError, match="kvb::ragged_decode: not compiled for this dtype, head dimension"):
         decode(emulated(), case, 1)
-    assert emulated().size("decode_workspace_bytes", 64, 2049) == -1
+    assert emulated().size("decode_workspace_bytes", 64, 2049) == -2
+    with pytest.raises(RuntimeError, match="kvb::ragged_append: a size is 0 or too large"):
+        emulated().call("ragged_append", *[None] * 5, *[None, 0, 0, 0] * 2, None, 0, 1, 1, 64, 0, None)
 
 
 BUGS = {

@@ -9,7 +9,7 @@
 //
 // C ABI. Strides are in elements; q, out, k_new and v_new have stride 1 in the head dimension and rows aligned to 16
 // bytes; k and v are contiguous [R, D], aligned to 16 bytes. dtype: 0 bf16, 1 fp16; dim: 64, 80, 96, 128, 256. Returns
-// 0, a cudaError, or -1 for a dtype, dim or size that is not supported. A lane's segment is segment[b * kv_heads + u];
+// 0, a cudaError, or a code of common.h. A lane's segment is segment[b * kv_heads + u];
 // no two lanes of a call share one. R and tokens * group / 8 * R / 64 must stay below 2^31 - 128.
 //
 //   int kvb_ragged_decode(
@@ -167,8 +167,6 @@ int ctas_of(bool append) {
     return append ? resident_ctas(decode<T, D, true>, kThreads) : resident_ctas(decode<T, D, false>, kThreads);
 }
 
-constexpr int kUnsupported = -1;
-
 // Call `call` with the template arguments for a dtype and dim.
 template <typename Call>
 int dispatch(int dtype, int dim, Call call) {
@@ -203,7 +201,7 @@ struct Resident {
 
 int run(DecodeArguments args, void* workspace, int batch, int kv_heads, int group, int dim, int ctas, int dtype,
         cudaStream_t stream) {
-    if (batch < 1 || kv_heads < 1 || group < 1 || args.tokens < 1 || ctas < 1 || ctas > kMaxCtas) return kUnsupported;
+    if (batch < 1 || kv_heads < 1 || group < 1 || args.tokens < 1 || ctas < 1 || ctas > kMaxCtas) return kTooLarge;
     static std::atomic<unsigned> launches{0};
     args.launch = launches.fetch_add(1, std::memory_order_relaxed);
     args.kv_heads = divisor(kv_heads);
@@ -225,7 +223,7 @@ uint16_t* bits(void* pointer) { return static_cast<uint16_t*>(pointer); }
 extern "C" int64_t kvb_decode_counter_bytes() { return kvb::kCounterBytes; }
 
 extern "C" int64_t kvb_decode_workspace_bytes(int dim, int ctas) {
-    if (dim < 1 || ctas < 1 || ctas > kvb::kMaxCtas) return kvb::kUnsupported;
+    if (dim < 1 || ctas < 1 || ctas > kvb::kMaxCtas) return kvb::kTooLarge;
     return kvb::kCounterBytes + int64_t{2} * ctas * kvb::slot_floats(dim) * 4;
 }
 

@@ -1,11 +1,10 @@
 // Ragged decode: sizes, arguments, and the shared memory of a CTA. decode.cu has the overview.
 #pragma once
+#include "common.h"
 #include "decode/tuning.h"
-#include "primitives.h"
 
 namespace kvb {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kTile = 16;              // keys that a warp processes at once: the rows of an mma
 constexpr int kUnit = kTile * kWarps;  // keys that a CTA processes at once: the unit of work
 constexpr int kColumns = 8;            // query columns (token, head of the group) at once: the columns of an mma
@@ -16,7 +15,6 @@ template <int D> constexpr int kInFlight = D > 64 ? KVB_IN_FLIGHT : 8;  // loads
 constexpr int kOneMerge = KVB_ONE_MERGE;
 constexpr int kMaxMerge = 64;  // pieces in one merge: more than the square root of kMaxCtas
 static_assert(kOneMerge <= kMaxMerge && kMaxMerge * kMaxMerge >= kMaxCtas);
-constexpr float kNothing = -1e30f;  // the maximum over no keys; finite, so that no difference is NaN
 
 // Counters at the beginning of the workspace, all zero between launches. They count arrivals at a group of pieces (by
 // its first slot), at an item (by its first CTA), and of CTAs at the end of the launch.
@@ -95,8 +93,6 @@ struct DecodeShared {
     int warp_longest[kWarps];
     int last;
 };
-
-KVB_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 // Units of a lane in each of its items; at least 1, so that some CTA writes the zeros of a lane that sees nothing.
 KVB_DEVICE int units_of(const Lane& lane) { return max(1, divide_up(lane.length, kUnit)); }

@@ -2,8 +2,8 @@
 // cache's lengths.
 //
 // C ABI. Strides are in elements; k_new and v_new have stride 1 in the head dimension; all rows are aligned to 16
-// bytes (so dim is a multiple of 8); k and v are contiguous. dtype: 0 bf16, 1 fp16. Returns 0, a cudaError, or -1 for
-// a dtype, dim or size that is not supported.
+// bytes (so dim is a multiple of 8); k and v are contiguous. dtype: 0 bf16, 1 fp16. Returns 0, a cudaError, or a
+// code of common.h.
 //
 //   int kvb_ragged_append(
 //       void* k, void* v,                                                                   [R, D]
@@ -14,7 +14,7 @@
 //     Token t of lane n = b * kv_heads + u goes to slot start[s] + length[s] + t of s = segment[n]; then length[s] +=
 //     T. No two lanes share a segment. A segment without room for all T keeps its rows and length, and status becomes
 //     1 + s if it was 0.
-#include "primitives.h"
+#include "common.h"
 
 namespace kvb {
 
@@ -69,7 +69,8 @@ extern "C" int kvb_ragged_append(void* k, void* v, const int32_t* start, int32_t
                                  int32_t* status, int batch, int kv_heads, int tokens, int dim, int dtype,
                                  cudaStream_t stream) {
     using namespace kvb;
-    if (batch < 1 || kv_heads < 1 || tokens < 1 || dim < 8 || dim % 8 != 0 || dtype < 0 || dtype > 1) return -1;
+    if (dim < 8 || dim % 8 != 0 || dtype < 0 || dtype > 1) return kUnsupported;
+    if (batch < 1 || kv_heads < 1 || tokens < 1) return kTooLarge;
     const Side keys{static_cast<uint16_t*>(k), static_cast<const uint16_t*>(k_new), k_stride_b, k_stride_u, k_stride_t};
     const Side values{static_cast<uint16_t*>(v), static_cast<const uint16_t*>(v_new), v_stride_b, v_stride_u,
                       v_stride_t};

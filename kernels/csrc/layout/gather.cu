@@ -128,7 +128,8 @@ extern "C" int kvb_ragged_gather(const void* k_UTD, const void* v_UTD, int64_t k
                                  const void* keep_ST, const void* head_S, const void* start_S1, int64_t segments,
                                  void* k_RD, void* v_RD, int dtype, cudaStream_t stream) {
     constexpr int64_t kElement = 2;
-    if (dtype < 0 || dtype > 1 || dim % 8 != 0 || segments > 65535) return -1;
+    if (dtype < 0 || dtype > 1 || dim % 8 != 0) return kvb::kUnsupported;
+    if (segments > kvb::kMostBlocks) return kvb::kTooLarge;
     if (tokens == 0 || segments == 0) return 0;
     const Rows from{static_cast<const char*>(k_UTD), static_cast<const char*>(v_UTD), k_stride_u * kElement,
                     k_stride_t * kElement,           v_stride_u * kElement,           v_stride_t * kElement};
@@ -143,7 +144,8 @@ extern "C" int kvb_ragged_relayout(const void* k_RD, const void* v_RD, const voi
                                    const void* source_M, const void* start_M1, int64_t places, int64_t dim, void* k_QD,
                                    void* v_QD, int dtype, cudaStream_t stream) {
     constexpr int64_t kElement = 2, kBlocks = 2048;  // enough to keep any GPU's memory busy
-    if (dtype < 0 || dtype > 1 || dim % 8 != 0 || places > 65535) return -1;
+    if (dtype < 0 || dtype > 1 || dim % 8 != 0) return kvb::kUnsupported;
+    if (places > kvb::kMostBlocks) return kvb::kTooLarge;
     if (places == 0) return 0;
     const int64_t of_place = (kBlocks + places - 1) / places;  // only the GPU knows the lengths
     const dim3 grid(unsigned(of_place < 64 ? of_place : 64), unsigned(places));

@@ -86,7 +86,7 @@ extern "C" int kvb_column_sums(const void* q_HTD, int64_t q_stride_h, int64_t q_
                                int64_t k_stride_u, int64_t k_stride_t, const void* lse_HT, int64_t lse_stride_h,
                                int64_t heads, int64_t kv_heads, int64_t tokens, int64_t dim, float scaling,
                                void* out_HT, int dtype, cudaStream_t stream) {
-    if (heads > 65535) return -1;
+    if (heads > kvb::kMostBlocks) return kvb::kTooLarge;
     if (tokens == 0) return 0;
     return kvb::for_dtype_and_dim(dtype, dim, [&](auto type, auto dim_tag) {
         using T = typename decltype(type)::type;
@@ -97,7 +97,7 @@ extern "C" int kvb_column_sums(const void* q_HTD, int64_t q_stride_h, int64_t q_
         constexpr int64_t kBytes =
             kStageTiles * (Tile<kDim>::kChunks * 512 + 8 * int64_t(sizeof(float)));
         if (const int error = kvb::allow_shared(key_sums<T, kDim>, kBytes)) return error;
-        const dim3 grid{unsigned(kvb::ceil_div(tokens, Tile<kDim>::kBlockKeys)), unsigned(heads)};
+        const dim3 grid{unsigned(kvb::divide_up(tokens, Tile<kDim>::kBlockKeys)), unsigned(heads)};
         KVB_LAUNCH((key_sums<T, kDim>), grid, kvb::kThreads, kBytes, stream, prompt,
                    static_cast<const float*>(lse_HT), lse_stride_h, static_cast<float*>(out_HT));
         return int(cudaGetLastError());

@@ -21,18 +21,16 @@ int for_dim(int64_t dim, F& f) {
         case 96: return f(TypeTag<T>{}, DimTag<96>{});
         case 128: return f(TypeTag<T>{}, DimTag<128>{});
         case 256: return f(TypeTag<T>{}, DimTag<256>{});
-        default: return -1;
+        default: return kUnsupported;
     }
 }
 
-// Call f(TypeTag<T>, DimTag<D>) -> int; -1 if there is no such kernel. dtype 0 is bf16, 1 fp16.
+// Call f(TypeTag<T>, DimTag<D>) -> int; kUnsupported if there is no such kernel. dtype 0 is bf16, 1 fp16.
 template <typename F>
 int for_dtype_and_dim(int dtype, int64_t dim, F f) {
     if (dtype == 0) return for_dim<bf16>(dim, f);
-    return dtype == 1 ? for_dim<fp16>(dim, f) : -1;
+    return dtype == 1 ? for_dim<fp16>(dim, f) : kUnsupported;
 }
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Allow a launch more than 48 KB of shared memory. Returns a cudaError.
 template <typename Kernel>
@@ -43,7 +41,7 @@ int allow_shared([[maybe_unused]] Kernel kernel, int64_t bytes) {
 // Blocks that share the keys of one KV head: two for each multiprocessor of a large GPU. This is a constant, so that
 // sums over parts of the keys are split at the same places on every GPU.
 inline int64_t parts_of_head(int64_t kv_heads, int64_t tiles) {
-    const int64_t parts = ceil_div(264, kv_heads);
+    const int64_t parts = divide_up(264, kv_heads);
     return parts < tiles ? parts : tiles;
 }
 

@@ -7,6 +7,7 @@
 
 namespace {
 
+using kvb::kNothing;
 using kvb::kWarps;
 using kvb::Prompt;
 using kvb::QueryList;
@@ -16,8 +17,6 @@ constexpr int kMerge = 128;  // threads of the merging kernel
 
 // The largest base-2 logit so far, and the sum of 2^(logit - largest). kNothing replaces -infinity, because differences
 // of infinities are NaN.
-constexpr float kNothing = -1e30f;
-
 KVB_DEVICE float2 merge(float2 a, float2 b) {
     const float top = fmaxf(a.x, b.x);
     return make_float2(top, a.y * kvb::exp2_fast(a.x - top) + b.y * kvb::exp2_fast(b.x - top));
@@ -126,14 +125,14 @@ int launch_lse(const LseCall& call, float* lse, void* part, int dtype, cudaStrea
                                call.k_head, call.k_token, int(group), int(call.queries), int(call.tokens),
                                call.scaling * kLog2e};
         const int64_t heads_here = group < kMaxTiles ? group : kMaxTiles;
-        const int64_t most = kMaxTiles / heads_here, wanted = ceil_div(call.queries, 8);
+        const int64_t most = kMaxTiles / heads_here, wanted = divide_up(call.queries, 8);
         const int64_t of_head = wanted < most ? wanted : most;
-        const int64_t tiles = ceil_div(heads_here * of_head, 2) * 2;
+        const int64_t tiles = divide_up(heads_here * of_head, 2) * 2;
         const int64_t bytes = tiles * (Tile<kDim>::kChunks * 512 + 8 * kWarps * int64_t(sizeof(float2)));
         const int64_t parts =
-            call.split ? parts_of_head(call.kv_heads, ceil_div(call.tokens, Tile<kDim>::kBlockKeys)) : 1;
-        const int64_t blocks = ceil_div(call.queries, 8 * of_head) * ceil_div(group, heads_here);
-        if (blocks > 65535 || call.kv_heads > 65535) return -1;
+            call.split ? parts_of_head(call.kv_heads, divide_up(call.tokens, Tile<kDim>::kBlockKeys)) : 1;
+        const int64_t blocks = divide_up(call.queries, 8 * of_head) * divide_up(group, heads_here);
+        if (blocks > kMostBlocks || call.kv_heads > kMostBlocks) return kTooLarge;
         if (const int error = allow_shared(row_lse<T, kDim>, bytes)) return error;
         const dim3 grid{unsigned(parts), unsigned(call.kv_heads), unsigned(blocks)};
         float2* const parts_at = parts > 1 ? static_cast<float2*>(part) : nullptr;
@@ -141,7 +140,7 @@ int launch_lse(const LseCall& call, float* lse, void* part, int dtype, cudaStrea
                    parts_at);
         if (parts > 1) {
             const int count = int(call.heads * call.queries);
-            KVB_LAUNCH((merge_parts), unsigned(ceil_div(count, kMerge)), kMerge, 0, stream, parts_at, int(parts), count,
+            KVB_LAUNCH((merge_parts), unsigned(divide_up(count, kMerge)), kMerge, 0, stream, parts_at, int(parts), count,
                        lse);
         }
         return int(cudaGetLastError());

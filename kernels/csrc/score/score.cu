@@ -118,7 +118,7 @@ pool_tokens(const float* score_UN, int past, int pool, int kernel_size, float* p
 // The workspace has the parts of the lse and the lse, if it is not given, then the scores before pooling. float32
 // values of the parts; a block has at least 128 keys.
 int64_t lse_scratch(int64_t heads, int64_t kv_heads, int64_t window, int64_t tokens) {
-    return 2 * kvb::parts_of_head(kv_heads, kvb::ceil_div(tokens, 128)) * heads * window;
+    return 2 * kvb::parts_of_head(kv_heads, kvb::divide_up(tokens, 128)) * heads * window;
 }
 
 }  // namespace
@@ -138,7 +138,8 @@ extern "C" int kvb_window_score(const void* q_HWD, int64_t q_stride_h, int64_t q
                                 float scaling, int group, int pool, int64_t kernel_size, void* out_UN, void* workspace,
                                 int dtype, cudaStream_t stream) {
     const int64_t past = tokens - window, of_group = heads / kv_heads;
-    if (kv_heads > 65535 || group < 0 || group > 2 || pool < 0 || pool > 2) return -1;
+    if (kv_heads > kvb::kMostBlocks) return kvb::kTooLarge;
+    if (group < 0 || group > 2 || pool < 0 || pool > 2) return kvb::kUnsupported;
     if (past == 0) return 0;
     const float* lse = static_cast<const float*>(lse_HW);
     float* scratch = static_cast<float*>(workspace);
@@ -157,10 +158,10 @@ extern "C" int kvb_window_score(const void* q_HWD, int64_t q_stride_h, int64_t q
         const Prompt<T> prompt{static_cast<const T*>(q_HWD), static_cast<const T*>(k_UTD), q_stride_h, q_stride_w,
                                k_stride_u, k_stride_t, int(of_group), int(window), int(tokens),
                                scaling * kvb::kLog2e};
-        const int64_t tiles = of_group * kvb::ceil_div(window, 8);
-        const int64_t stages = kvb::ceil_div(tiles, Tile<kDim>::kMaxTiles), stage_tiles = kvb::ceil_div(tiles, stages);
+        const int64_t tiles = of_group * kvb::divide_up(window, 8);
+        const int64_t stages = kvb::divide_up(tiles, Tile<kDim>::kMaxTiles), stage_tiles = kvb::divide_up(tiles, stages);
         const int64_t bytes = stage_tiles * (Tile<kDim>::kChunks * 512 + 8 * int64_t(sizeof(float)));
-        const int64_t parts = kvb::parts_of_head(kv_heads, kvb::ceil_div(past, Tile<kDim>::kBlockKeys));
+        const int64_t parts = kvb::parts_of_head(kv_heads, kvb::divide_up(past, Tile<kDim>::kBlockKeys));
         if (const int not_allowed = kvb::allow_shared(window_attention<T, kDim>, bytes)) return not_allowed;
         const dim3 grid{unsigned(parts), unsigned(kv_heads)};
         KVB_LAUNCH((window_attention<T, kDim>), grid, kvb::kThreads, bytes, stream, prompt, lse, lse_stride_h, group,
@@ -168,7 +169,7 @@ extern "C" int kvb_window_score(const void* q_HWD, int64_t q_stride_h, int64_t q
         return int(cudaGetLastError());
     });
     if (error != 0 || pool == kNoPool) return error;
-    const dim3 grid{unsigned(kvb::ceil_div(past, kPoolThreads)), unsigned(kv_heads)};
+    const dim3 grid{unsigned(kvb::divide_up(past, kPoolThreads)), unsigned(kv_heads)};
     KVB_LAUNCH((pool_tokens), grid, kPoolThreads, 0, stream, scratch, int(past), pool, int(kernel_size),
                static_cast<float*>(out_UN));
     return int(cudaGetLastError());

@@ -12,7 +12,6 @@
 
 namespace kvb {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps;
 constexpr int kQueryBytes = 64 * 1024;  // of shared memory for queries: two blocks fit on a multiprocessor of 163 KB
 
 template <int kDim>

@@ -163,7 +163,8 @@ extern "C" int64_t kvb_select_workspace(int64_t heads) {
 // candidates. `workspace` has kvb_select_workspace bytes for scope "layer"; it is not used for "head".
 extern "C" int kvb_select(const void* score_UN, int64_t heads, int64_t candidates, int64_t total, double floor,
                           int scope, void* keep_UN, void* count_U, void* workspace, cudaStream_t stream) {
-    if (heads < 1 || heads > kvb::kMaxHeads || candidates < 0 || heads * candidates > INT32_MAX) return -1;
+    if (heads < 1 || heads > kvb::kMaxHeads || candidates < 0 || heads * candidates > INT32_MAX)
+        return kvb::kTooLarge;
     const float* score = static_cast<const float*>(score_UN);
     int* count = static_cast<int*>(count_U);
     const int n = int(candidates), all = int(total), blocks = int(heads);

@@ -9,14 +9,21 @@ from typing import Any
 
 from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES
 
-UNSUPPORTED = -1  # what the C functions return for a dtype, head dimension or group that was not compiled
+# What the C functions return besides 0 and a cudaError: the codes in csrc/common.h.
+_CODES = {
+    -1: "not compiled for this dtype, head dimension or option",
+    -2: "a size is 0 or too large: too many rows, heads, segments or tokens for one launch",
+}
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}
 # Errors that a user can do something about. Other errors are reported by number.
 _CUDA_ERRORS = {
     2: "out of memory",
     35: "the driver is older than the CUDA toolkit that compiled the kernels",
+    98: "invalid device function: the kernels were compiled for another GPU; build again for its architecture",
     100: "no CUDA device",
     209: "not compiled for this GPU; build again for its architecture",
+    218: "the driver cannot compile the kernels' PTX; build again for this GPU's architecture",
+    222: "the driver is older than the compiler of the kernels' PTX; build again for this GPU's architecture",
     700: "illegal memory access",
     701: "too many resources requested for launch",
 }
@@ -48,8 +55,8 @@ class Library:
             RuntimeError: it returns an error, or the library has no such function.
         """
         code = self._function(op)(*arguments)
-        if code == UNSUPPORTED:
-            raise RuntimeError(f"kvb::{op}: not compiled for this dtype, head dimension or group")
+        if code in _CODES:
+            raise RuntimeError(f"kvb::{op}: {_CODES[code]}")
         if code != 0:
             raise RuntimeError(f"kvb::{op}: CUDA error {code} ({_CUDA_ERRORS.get(code, 'see cudaError_t')})")
 
