@@ -186,7 +186,7 @@ class Select(Part, Protocol):
     ) -> Tensor:
         """Return the keep mask [U, T]: the protected tokens, and of the candidates as many as `budget` gives a head.
 
-        A selection that is not counted gets no candidates and no budget.
+        A selection that is not counted gets no budget, and candidates only if its method has a score.
         """
         ...
 

@@ -107,7 +107,7 @@ class LayerContext:
         self.hidden_TE = hidden_TE
         self.probed: dict[Any, Any] = dict(probed or {})
         # Scores are never rounded to half precision: that changes 0.2 to 1 % of a kept set.
-        self._dtype = torch.float64 if q_HTD.dtype == torch.float64 else torch.float32
+        self.dtype = torch.float64 if q_HTD.dtype == torch.float64 else torch.float32
         self.watch = Stopwatch() if clock is None else Stopwatch(clock)
         self._memo = Memo(self.watch)
 
@@ -204,14 +204,14 @@ class LayerContext:
         """Return the logits of the last `window` queries over all keys, -inf where a key is later: [U, G, W, T]."""
         return self.memo(("window_logits", window), lambda: self._logits(self.num_tokens - window, self.num_tokens))
 
-    def rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield causal attention in blocks of queries: begin, end, and [U, G, end - begin, end].
+    def rows(self, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield causal attention in blocks of queries from `first` on: begin, end, and [U, G, end - begin, end].
 
         Softmax rows are independent, so blocks can be reduced one after the other; memory is O(H * block * T), never
         T x T. Keys from `end` on get no attention from these queries.
         """
         block = max(COLUMN_SUM_QUERIES, _BLOCK_ELEMENTS // (self.q.shape[0] * self.num_tokens))
-        for begin in range(0, self.num_tokens, block):
+        for begin in range(first, self.num_tokens, block):
             end = min(begin + block, self.num_tokens)
             yield begin, end, self._attention(begin, end)
 
@@ -222,7 +222,7 @@ class LayerContext:
     def _column_sums(self) -> Tensor:
         if self.kernels is not None:
             return self.kernels.column_sums(self.q, self.k, scaling=self.scaling)
-        sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self._dtype, device=self.q.device)
+        sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self.dtype, device=self.q.device)
         for _, end, attention_UGQT in self.rows():
             sums_HT[:, :end] += attention_UGQT.sum(2).flatten(0, 1)
         return sums_HT
@@ -234,8 +234,8 @@ class LayerContext:
     def _logits(self, begin: int, end: int) -> Tensor:
         """Return scaled q[begin:end] k^T, -inf above the diagonal, over keys [0, end): [U, G, end - begin, end]."""
         queries = end - begin
-        q = self.q[:, begin:end].to(self._dtype).reshape(self.num_kv_heads, self.group * queries, -1)
-        logits = torch.bmm(q, self.k[:, :end].to(self._dtype).transpose(1, 2)).mul_(self.scaling)
+        q = self.q[:, begin:end].to(self.dtype).reshape(self.num_kv_heads, self.group * queries, -1)
+        logits = torch.bmm(q, self.k[:, :end].to(self.dtype).transpose(1, 2)).mul_(self.scaling)
         logits = logits.view(self.num_kv_heads, self.group, queries, end)
         future = torch.ones(queries, queries, dtype=torch.bool, device=q.device).triu_(1)
         logits[..., begin:].masked_fill_(future, -torch.inf)

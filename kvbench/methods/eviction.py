@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Heads, LayerBudget, Layers, Score, Select
+from kvbench.methods.base import Heads, LayerBudget, Layers, Protected, Score, Select
 from kvbench.methods.candidates import Candidates
 from kvbench.methods.context import LayerContext
 from kvbench.methods.memo import Memo
@@ -94,13 +94,10 @@ class Eviction:
         """
         if tokens is None or total is None:
             return self._measured_mask(ctx)
-        assert self.score is not None and self.heads is not None
-        score, protected = self.score, self.select.protected(tokens)
-        first, last = protected.sinks, ctx.num_tokens - protected.window
-        candidates = ctx.memo(
-            ("candidates", score, protected),
-            lambda: Candidates(ctx.score(score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
-        )
+        assert self.heads is not None
+        protected = self.select.protected(tokens)
+        candidates = self._candidates(ctx, protected)
+        assert candidates is not None
         budget = self.budget(
             tokens,
             span=ctx.num_tokens,
@@ -116,10 +113,20 @@ class Eviction:
         protected = self.select.protected(ctx.num_tokens)
         if protected.total >= ctx.num_tokens:
             return torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool, device=ctx.k.device)
-        keep_UT = self.select(ctx, None, None, protected)
+        keep_UT = self.select(ctx, self._candidates(ctx, protected), None, protected)
         if keep_UT.shape != ctx.k.shape[:2] or keep_UT.dtype != torch.bool:
             raise ValueError(
                 f"method: the selection {type(self.select).__name__} returned {list(keep_UT.shape)} {keep_UT.dtype}, "
                 f"must be a mask of [KV heads, tokens] = {list(ctx.k.shape[:2])}"
             )
         return keep_UT
+
+    def _candidates(self, ctx: LayerContext, protected: Protected) -> Candidates | None:
+        """Return the tokens that may be evicted, with their scores; None without a score."""
+        if self.score is None:
+            return None
+        score, first, last = self.score, protected.sinks, ctx.num_tokens - protected.window
+        return ctx.memo(
+            ("candidates", score, protected),
+            lambda: Candidates(ctx.score(score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
+        )

@@ -152,6 +152,7 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
     for job in jobs:
         try:
             job.variant.method.check_head_dim(shape.head_dim)
+            job.variant.method.check_model(layers=shape.layers, heads=shape.kv_heads, query_heads=shape.heads)
             check_budget(job, samples)
         except ValueError as error:
             outcomes[job.folder] = Outcome(job, job.folder, error=error)

@@ -10,11 +10,11 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-import kvbench
 from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts, benchmarks_of
 from kvbench.config.annotations import settings_of
 from kvbench.methods.composition import reached
+from tests.helpers.methods import load, test_overrides
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
 MODELS, EXPERIMENTS = sorted(config.options("model")), sorted(config.options("experiment"))
@@ -35,9 +35,9 @@ def test_every_dial_reaches_a_part(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_loads_and_composes(name, compose):
-    method = kvbench.load_method(name)
+    method = load(name)
     assert method.name == name
-    cfg = compose(f"method={name}", "model=tiny", "budget=128")
+    cfg = compose(f"method={name}", "model=tiny", "budget=128", *test_overrides(name))
     config.check(cfg)
     assert OmegaConf.to_container(cfg.method, resolve=True)
 
@@ -52,10 +52,10 @@ def test_dials_hold_from_both_sides(name, compose):
     from kvbench.methods.dials import split_dials
     from kvbench.methods.load import build
 
-    cfg = compose(f"method={name}", *(f"method.{k}={v}" for k, v in dials.items()))
-    assert build(cfg.method, split_dials(node)) == kvbench.load_method(name, **dials)
+    cfg = compose(f"method={name}", *test_overrides(name), *(f"method.{k}={v}" for k, v in dials.items()))
+    assert build(cfg.method, split_dials(node)) == load(name, **dials)
     if dials:
-        assert kvbench.load_method(name, **dials) != kvbench.load_method(name)
+        assert load(name, **dials) != load(name)
 
 
 def test_a_models_hint_is_a_default_and_no_more(compose):

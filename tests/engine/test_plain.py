@@ -28,8 +28,7 @@ def test_compressed_runs_plain_transformers_code(tiny: Tiny) -> None:
     }
     before = model.generate(tokens, **settings)
     for variant in variants():
-        budget = variant.budget if variant.method.evicts else None
-        with kvbench.compressed(model, variant.method, budget) as handle:
+        with kvbench.compressed(model, variant.method, variant.budget) as handle:
             first = model.generate(tokens, **settings)
             second = model.generate(tokens, **settings)
         (out,) = generate(tiny, [tokens[0].tolist()], [variant])[0]

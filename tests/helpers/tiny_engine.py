@@ -11,6 +11,7 @@ import torch
 import kvbench
 from kvbench.config import options
 from kvbench.engine.variant import Generation
+from tests.helpers.methods import budget_for, load
 
 METHODS = sorted(options("method"))
 BUDGETS = (70, 0.4)
@@ -34,8 +35,9 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def variants(names: Iterable[str] = METHODS, budgets: Iterable[int | float] = BUDGETS) -> list[kvbench.Variant]:
-    """Return every method under every budget."""
-    return [kvbench.Variant(kvbench.load_method(name), budget) for name in names for budget in budgets]
+    """Return every method under every budget; a method that takes none comes once."""
+    loaded = [(load(name), budget) for name in names for budget in budgets]
+    return list(dict.fromkeys(kvbench.Variant(method, budget_for(method, budget)) for method, budget in loaded))
 
 
 def generate(tiny: Tiny, prompts: Any, variants: Sequence[Any], **settings: Any) -> list[list[Generation]]:

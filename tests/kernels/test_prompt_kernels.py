@@ -11,27 +11,29 @@ from omegaconf import OmegaConf
 import kvbench
 from kvbench.cache.ragged import RaggedCache
 from kvbench.common.paths import conf_dir
-from kvbench.config import options
 from kvbench.engine import decode
 from kvbench.engine.caches import num_layers
 from kvbench.methods.base import Score
 from kvbench_kernels import backends, build, ops
 from kvbench_kernels.ops.prompt import PromptKernels
-from tests.helpers.methods import with_parts
+from tests.helpers.methods import facts, load, shipped, with_parts
 
 DIMS = dict(OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims)
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(options("method")) if kvbench.load_method(name).evicts])
+@pytest.mark.parametrize("name", [name for name, method in shipped().items() if method.evicts])
 def test_every_method_keeps_the_same_tokens(name):
     """On a CPU the ops are their references; what a method asks them for has to be what it does itself."""
-    method = kvbench.load_method(name)
+    method = load(name, 3, 6)
     g = torch.Generator().manual_seed(7)
     for tokens, budget in ((150, 60), (333, 0.3)):
         layers = [
             tuple(torch.randn(heads, tokens, 64, generator=g) for heads in (6, 2, 2)) for _ in range(3)
         ]  # q, k, v
-        plain, by_kernels = (method.keep_layers(layers, budget=budget, kernels=k) for k in (None, PromptKernels()))
+        given = facts(method, layers[0][0])
+        plain, by_kernels = (
+            method.keep_layers(layers, budget=budget, kernels=k, **given) for k in (None, PromptKernels())
+        )
         for ours, theirs in zip(plain, by_kernels, strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 assert torch.equal(a, b), (tokens, budget)

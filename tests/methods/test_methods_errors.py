@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import kvbench
-from tests.helpers.methods import evicting, with_dial
+from kvbench.config import options
+from tests.helpers.methods import evicting, facts, load, with_dial
 
 TOKENS = 64
 
@@ -18,7 +19,8 @@ def message(method: str, budget: Any = 40, tokens: int = TOKENS, **dials: Any) -
     """Return the error of loading a method and applying it to a small prompt."""
     x = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError) as caught:
-        kvbench.load_method(method, **dials).keep(x, x, x, budget=budget)
+        loaded = load(method, 1, 2, **dials) if method in options("method") else kvbench.load_method(method, **dials)
+        loaded.keep(x, x, x, budget=budget, **facts(loaded, x))
     text = str(caught.value)
     assert text.strip() and "\n" not in text
     return text

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.helpers.methods import facts
+
 from . import scores
 
 
@@ -59,6 +61,7 @@ class Case:
                 layer=layer,
                 num_layers=len(self.layers),
                 scaling=self.scaling,
+                **facts(method, self.torch_layer(layer)[0]),
                 **context,
             )
             for layer in range(len(self.layers))

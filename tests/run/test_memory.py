@@ -20,6 +20,7 @@ from kvbench.engine.caches import num_layers
 from kvbench.engine.variant import Request
 from kvbench.prompts import Prompt
 from kvbench.run import memory
+from tests.helpers.methods import budget_for, load
 
 NODE = OmegaConf.to_container(defaults("model", "tiny"))
 
@@ -30,7 +31,7 @@ def prompt(length: int, context: int | None = None) -> Prompt:
 
 
 def request(length: int, *variants: tuple[str, float | int | None], new: int = 8) -> Request:
-    asked = [kvbench.Variant(kvbench.load_method(name), budget) for name, budget in variants]
+    asked = [kvbench.Variant(load(name), budget) for name, budget in variants]
     return Request.of(prompt(length), asked, new)
 
 
@@ -61,7 +62,7 @@ def test_the_cache_estimate_is_a_close_upper_bound(
     tiny: models.Loaded, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound is on what plain and encoded rows allocate at their fullest."""
-    asked = request(900, (method, None if method in ("fullkv", "kivi") else 0.3), new=20)
+    asked = request(900, (method, budget_for(load(method), 0.3)), new=20)
     peak, caches = 0, []
 
     def make(model: Any, cache: str, kernel: str) -> RaggedCache:

@@ -1,0 +1,1 @@
+"""Merges: how kept keys and values take up something of the dropped ones."""
