@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import kvbench
-from kvbench.config import defaults, options
+from kvbench.common.paths import conf_dir
+from kvbench.config import options
 from kvbench.methods.method import Method
+from kvbench.methods.read import compose
 
 TINY_LAYERS, TINY_HEADS = 4, 4  # of conf/model/tiny.yaml
 TABLE = "LAYER-HEAD"
@@ -28,8 +29,7 @@ TABLE = "LAYER-HEAD"
 
 def test_dials(name: str, layers: int = TINY_LAYERS, query_heads: int = TINY_HEADS) -> dict[str, Any]:
     """Return the dials of a YAML's block `test`, for a model of this shape."""
-    block = OmegaConf.select(defaults("method", name), "test.dials")
-    dials = {} if block is None else {str(dial): value for dial, value in block.items()}
+    dials = compose(conf_dir() / "method", name).test.get("dials", {})
     return {dial: head_table(layers, query_heads) if value == TABLE else value for dial, value in dials.items()}
 
 
