@@ -27,6 +27,11 @@ _CHUNK_ON_GPU = 2**25
 class PlainHalf(Half):
     """The form of keys or values that no part encodes."""
 
+    @property
+    def kind(self) -> str:
+        """The name of the layout without encoded tokens."""
+        return "plain"
+
     def encoded(self, n: int, kept: int) -> int:
         """Return 0: no token is encoded."""
         return 0
@@ -95,6 +100,10 @@ class Pool:
             None if token is None else token.new_zeros(1, half.block, *token.shape[2:]),
         )
         self.buffers = tuple(x.new_zeros(total_blocks, *x.shape[1:]) for x in shapes)
+
+    def places(self, index: int) -> tuple[int, int, int]:
+        """Return the first block of a segment, its first plain slot, and its plain slots."""
+        return self.first_block[index], self.first_slot[index], self.slots[index]
 
     def done(self, index: int) -> int:
         """Return how many tokens of a segment are encoded."""

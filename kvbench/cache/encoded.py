@@ -16,6 +16,7 @@ from torch import Tensor
 from kvbench.cache.base import Entry
 from kvbench.cache.blocks import PlainHalf, Pool, Segment
 from kvbench.methods.storage import Half, Side, Store
+from kvbench_kernels.backends import PackedAttention, PackedHalf, layout_of
 
 
 @dataclass
@@ -34,13 +35,19 @@ class _ActiveRows:
     rows: tuple[int, ...]
     indices: list[int]
     index_L: Tensor
+    place_L6: Tensor  # on the host, as `PackedAttention.attend` takes them
 
 
 class EncodedRows:
-    """All rows of one layer that share a storage part."""
+    """All rows of one layer that share a storage part.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        store: the part.
+        packed: attends to some layouts without decoding them first; None for no layout.
+    """
+
+    def __init__(self, store: Store, packed: PackedAttention | None = None) -> None:
+        self._store, self._packed = store, packed
         self._halves: tuple[Half, Half] = store.keys or PlainHalf(), store.values or PlainHalf()
         self._parts: list[_Part] = []
         self._dead: set[int] = set()
@@ -75,20 +82,37 @@ class EncodedRows:
             self._grow(tokens)
             active = self._activate(rows, kv_heads)
         (part,) = self._parts
-        q_LGTD = q_BHTD.unflatten(1, (kv_heads, -1)).flatten(0, 1)
         k_LTD, v_LTD = k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1)
-        out_LGTD: Tensor = torch.cat(
-            [
+        layouts = [layout_of(half.kind) for half in self._halves]
+        group = q_BHTD.shape[1] // kv_heads
+        if self._packed is not None and self._packed.supports(layouts[0], layouts[1], group, tokens, q_BHTD):
+            out_BHTD = self._attend_packed(part, active, q_BHTD, k_BUTD, v_BUTD, scaling)
+        else:
+            q_LGTD = q_BHTD.unflatten(1, (kv_heads, -1)).flatten(0, 1)
+            outs = [
                 _attend_decoded(part, active.indices[at], active.index_L[at], q_LGTD[at], k_LTD[at], v_LTD[at], scaling)
                 for at in part.keys.chunks(active.indices)
             ]
-        )
+            out_BHTD = torch.cat(outs).unflatten(0, (len(rows), kv_heads)).flatten(1, 2)
         for pool, x_LTD in ((part.keys, k_LTD), (part.values, v_LTD)):
             pool.append(active.indices, active.index_L, x_LTD)
         for i in active.indices:
             part.segments[i].length += tokens
-        out_BHTD: Tensor = out_LGTD.unflatten(0, (len(rows), kv_heads)).flatten(1, 2)
         return out_BHTD
+
+    def _attend_packed(
+        self, part: _Part, active: _ActiveRows, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+    ) -> Tensor:
+        assert self._packed is not None
+        counts = [(part.segments[i].length, part.keys.done(i), part.values.done(i)) for i in active.indices]
+        halves = []
+        for pool in (part.keys, part.values):
+            layout = layout_of(pool.half.kind)
+            assert layout is not None
+            halves.append(PackedHalf(layout, pool.buffers, pool.plain_RD))
+        return self._packed.attend(
+            q_BHTD, k_BUTD, v_BUTD, halves[0], halves[1], active.place_L6, torch.tensor(counts), scaling
+        )
 
     def release(self, rows: Sequence[int]) -> None:
         """Forget rows; lay out the buffers again once half of their segments are free."""
@@ -134,7 +158,8 @@ class EncodedRows:
             index_of = {(s.row, s.head): i for i, s in enumerate(part.segments)}
             indices = [index_of[row, head] for row in rows for head in range(kv_heads)]
             index_L = torch.tensor(indices, device=part.keys.plain_RD.device)
-            self._active = _ActiveRows(rows, indices, index_L)
+            places = [(*part.keys.places(i), *part.values.places(i)) for i in indices]
+            self._active = _ActiveRows(rows, indices, index_L, torch.tensor(places))
         return self._active
 
     def _grow(self, tokens: int) -> None:

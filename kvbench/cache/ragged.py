@@ -268,7 +268,7 @@ class RaggedCache:
 
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
         chosen = make_backend("torch") if backend is None else backend
-        self.kernel, self.prompt = chosen.name, chosen.prompt
+        self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
         self._layers = [_ArenaLayer(chosen, layer, num_layers) for layer in range(num_layers)]
         self._encoded: list[dict[Store, EncodedRows]] = [{} for _ in range(num_layers)]
         self._store_of: dict[int, Store] = {}
@@ -280,7 +280,7 @@ class RaggedCache:
         for store in dict.fromkeys(entry.store for entry in entries):
             if store is not None:
                 of_store = [entry for entry in entries if entry.store == store]
-                self._encoded[layer].setdefault(store, EncodedRows(store)).add(of_store, k_UTD, v_UTD)
+                self._encoded[layer].setdefault(store, EncodedRows(store, self._packed)).add(of_store, k_UTD, v_UTD)
                 self._store_of |= dict.fromkeys((entry.row for entry in of_store), store)
 
     def attend(

@@ -160,6 +160,8 @@ class PrefillPass:
                     self._statistics[index].append(method.statistic(ctx))
                     for score in method.all_scores:
                         ctx.score(score)
+                    if method.store is not None:
+                        method.store.summarise(ctx)
                 scores += method.all_scores
             ctx.keep_scores(scores)
             self._waiting.append(ctx)
@@ -173,6 +175,9 @@ class PrefillPass:
                 entries, merged = self._entries(index, ctx), None
                 if method.merge is not None and self._drops(index):
                     merged = method.merge(ctx, entries[0].keep_UT)
+                if method.store is not None:
+                    side = method.store.prepare(ctx, entries[0].keep_UT, *(merged or (ctx.k, ctx.v)))
+                    entries = [replace(entry, side=side) for entry in entries]
             if merged is None:
                 plain[index] = entries
                 continue
@@ -227,7 +232,6 @@ class PrefillPass:
             every_UT if method.keeps_prompt else keep_UT,
             first.reserve,
             store=method.store,
-            side=() if method.store is None else method.store.prepare(ctx, keep_UT),
             policy=policy,
             score_UT=None if policy is None else method.scores(ctx),
             base_U=None if policy is None else self._base(index, policy, keep_UT),

@@ -56,6 +56,7 @@ class Part(Protocol):
 
     def check_model(self, *, layers: int, heads: int, query_heads: int) -> None:
         """Raise InvalidField if the part does not fit a model of this shape. It is called before weights load."""
+        return None
 
 
 @runtime_checkable

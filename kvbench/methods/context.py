@@ -44,6 +44,16 @@ ScoreRule = Callable[["LayerContext"], Tensor]
 """A score part, as a layer calls it; compared and hashed by its fields."""
 
 
+class Summary(Protocol):
+    """A part that reads the queries of a layer before they are freed."""
+
+    def __hash__(self) -> int: ...
+
+    def summary(self, ctx: LayerContext) -> Tensor | None:
+        """Return what the part reads of the queries."""
+        ...
+
+
 @dataclass(frozen=True)
 class PromptFacts:
     """The facts about a prompt that all of its layers share.
@@ -179,13 +189,21 @@ class LayerContext:
             raise ValueError(f"method: the score {type(part).__name__} returned {shapes}")
         return score_UT
 
+    def summary(self, part: Summary) -> Tensor | None:
+        """Return what a storage part reads of the queries; equal parts share one computation."""
+        return self._memo(("summary", part), lambda: part.summary(self))
+
     def keep_scores(self, parts: Iterable[ScoreRule]) -> None:
-        """Free everything but keys, values and the scores by `parts`, for a layer that waits for the other layers."""
+        """Free everything but keys, values, summaries and the scores by `parts`.
+
+        This is for a layer that waits for the other layers.
+        """
         wanted = set(parts)
         for part in wanted:
             if ("score", part) not in self._memo:
                 self.score(part)
-        self._memo.keep_only(("score", part) for part in wanted)
+        summaries = [key for key in self._memo if isinstance(key, tuple) and key[0] == "summary"]
+        self._memo.keep_only([*(("score", part) for part in wanted), *summaries])
         self._q = self.hidden_TE = None
         # views of a fused projection would keep all of it alive
         self.k, self.v = (x.clone() if x.untyped_storage().nbytes() > x.nbytes else x for x in (self.k, self.v))

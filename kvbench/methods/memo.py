@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -45,6 +45,9 @@ class Memo:
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._results
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._results)
 
     def keep_only(self, keys: Iterable[Hashable]) -> None:
         """Forget all results but these."""

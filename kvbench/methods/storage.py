@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from kvbench.methods.base import Part
 from kvbench.methods.context import LayerContext
 
 Encoded = tuple[Tensor, ...]
@@ -32,7 +33,7 @@ class Side(NamedTuple):
     token: Tensor | None = None
 
 
-class Half(Protocol):
+class Half(Part, Protocol):
     """The form in which the keys, or the values, of a method are held.
 
     Of a head's tokens the oldest are encoded, in blocks of `block` tokens. The others stay as they are.
@@ -65,8 +66,15 @@ class Half(Protocol):
         """
         ...
 
-    def prepare(self, ctx: LayerContext, keep_UT: Tensor) -> Side:
-        """Return what encoding needs to know of a layer of the prompt, of which `keep_UT` stays."""
+    def summary(self, ctx: LayerContext) -> Tensor | None:
+        """Return what `prepare` reads of the queries, as `ctx.summary(self)`; None if nothing.
+
+        It is computed while the layer still has its queries. A layer that waits for the others frees them.
+        """
+        return None
+
+    def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
+        """Return what encoding needs to know of a layer of the prompt, of whose keys or values `keep_UT` stays."""
         return Side()
 
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
@@ -83,7 +91,7 @@ class Half(Protocol):
 
 
 @runtime_checkable
-class Store(Protocol):
+class Store(Part, Protocol):
     """A form in which kept tokens are held: one part for keys and one for values; None for tokens as they are."""
 
     @property
@@ -96,12 +104,31 @@ class Store(Protocol):
         """The form of values."""
         return None
 
+    @property
+    def halves(self) -> tuple[Half | None, Half | None]:
+        """The forms of keys and values."""
+        return self.keys, self.values
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The fields of the context that one of the halves reads."""
+        return frozenset[str]().union(*(half.needs for half in self.halves if half is not None))
+
     def check(self, head_dim: int) -> None:
         """Raise InvalidField if keys and values of this head dimension cannot be encoded."""
-        for half in (self.keys, self.values):
+        for half in self.halves:
             if half is not None:
                 half.check(head_dim)
 
-    def prepare(self, ctx: LayerContext, keep_UT: Tensor) -> Sequence[Side]:
+    def summarise(self, ctx: LayerContext) -> None:
+        """Compute what both halves read of the queries."""
+        for half in self.halves:
+            if half is not None:
+                ctx.summary(half)
+
+    def prepare(self, ctx: LayerContext, keep_UT: Tensor, k_UTD: Tensor, v_UTD: Tensor) -> Sequence[Side]:
         """Return what encoding the keys, and the values, needs to know of a layer of the prompt."""
-        return [Side() if half is None else half.prepare(ctx, keep_UT) for half in (self.keys, self.values)]
+        return [
+            Side() if half is None else half.prepare(ctx, keep_UT, x_UTD)
+            for half, x_UTD in zip(self.halves, (k_UTD, v_UTD), strict=True)
+        ]

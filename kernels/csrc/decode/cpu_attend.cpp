@@ -10,102 +10,17 @@
 // Returns 0; -1 if `dim` or `group * tokens` is not supported; 1 + s if segment s has no room. If it does not return 0,
 // nothing has changed.
 //
-// A lane is split into pieces of PIECE slots. Each piece is attended to on its own, and the results are merged in
-// order. So the result of a lane depends neither on the number of threads nor on the other lanes of the call.
-//
 // This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
+#include "cpu_vectors.hpp"
 
 namespace {
-
-constexpr int PIECE = 256;    // slots: keys of a piece are 64 KiB at D = 64
-constexpr int MAX_COLUMNS = 64;  // queries of a lane: group x tokens
-constexpr int MAX_DIM = 256;
-
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-constexpr int LANES = 16;
-
-#define KVB_INLINE inline __attribute__((always_inline))
-
-KVB_INLINE Vec load(const float* from) {
-    Vec x;
-    std::memcpy(&x, from, sizeof x);
-    return x;
-}
-KVB_INLINE void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 
 struct Columns {
     const float* q[MAX_COLUMNS];  // scaled by log2(e) * scaling, [D] each
     int64_t visible[MAX_COLUMNS];  // slots of the lane that the query sees
     int count;
 };
-
-struct Partial {  // result of one query over one piece, in base 2
-    float top, total;
-};
-
-// The sums of 16 vectors, in order. Each step adds pairs and halves the number of vectors.
-KVB_INLINE Vec sums(Vec* x) {
-    for (int i = 0; i < 8; i++)
-        x[i] = __builtin_shufflevector(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        x[i] = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        x[i] = __builtin_shufflevector(x[i], x[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               __builtin_shufflevector(x[i], x[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return __builtin_shufflevector(x[0], x[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           __builtin_shufflevector(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-}
-
-// 2^x for x <= 0, to a few units in the last place. Results below 2^-126 become 0.
-KVB_INLINE Vec exp2_of(Vec x) {
-    x = x < -126.0f ? Vec{} - 127.0f : x;
-    const Ints whole = __builtin_convertvector(x - 0.5f, Ints);  // truncates: the nearest integer, as x <= 0
-    const Vec r = x - __builtin_convertvector(whole, Vec);
-    Vec y = r * 1.5252734e-5f + 1.5403530e-4f;  // (ln 2)^n / n!, from n = 7 on
-    y = y * r + 1.3333558e-3f;
-    y = y * r + 9.6181291e-3f;
-    y = y * r + 5.5504109e-2f;
-    y = y * r + 2.4022651e-1f;
-    y = y * r + 6.9314718e-1f;
-    y = y * r + 1.0f;
-    const Ints bits = (whole + 127) << 23;  // 0 for -127: the float is 0
-    Vec power;
-    std::memcpy(&power, &bits, sizeof power);
-    return y * power;
-}
-
-KVB_INLINE float exp2_of(float x) { return exp2_of(Vec{} + x)[0]; }
-
-// Turn the first `live` scores into weights, in place. The others, up to a multiple of LANES, become 0.
-KVB_INLINE Partial soften(float* score, int live) {
-    const float least = -std::numeric_limits<float>::infinity();
-    const int padded = (live + LANES - 1) / LANES * LANES;
-    for (int i = live; i < padded; i++) score[i] = least;
-    Vec tops = Vec{} + least;
-    for (int i = 0; i < padded; i += LANES) {
-        const Vec x = load(score + i);
-        tops = x > tops ? x : tops;
-    }
-    float top = tops[0];
-    for (int i = 1; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
-    Vec total{};
-    for (int i = 0; i < padded; i += LANES) {
-        const Vec weight = exp2_of(load(score + i) - top);
-        total += weight;
-        store(score + i, weight);
-    }
-    float all = 0;
-    for (int i = 0; i < LANES; i++) all += total[i];
-    return {top, all};
-}
 
 // Attend with BLOCK queries to rows [0, rows) of one piece. acc [BLOCK, D] is overwritten.
 template <int VECS, int BLOCK>
@@ -174,23 +89,6 @@ bool supported(int dim, int64_t columns) {
     const int vecs = dim / LANES;
     const bool known = vecs == 1 || vecs == 2 || (vecs >= 4 && vecs <= 6) || vecs == 8 || vecs == 16;
     return dim % LANES == 0 && known && columns >= 1 && columns <= MAX_COLUMNS;
-}
-
-int64_t pieces_of(int64_t slots) { return (slots + PIECE - 1) / PIECE; }
-
-// Merge one query's pieces, in order, into its output.
-void combine(const Partial* partial, const float* acc, int64_t pieces, int64_t partial_stride, int dim, float* out) {
-    float top = -std::numeric_limits<float>::infinity(), total = 0;
-    for (int64_t p = 0; p < pieces; p++) top = std::fmax(top, partial[p * partial_stride].top);
-    std::memset(out, 0, sizeof(float) * dim);
-    for (int64_t p = 0; p < pieces; p++) {
-        const Partial& piece = partial[p * partial_stride];
-        if (piece.total == 0) continue;  // no slot of it is visible
-        const float weight = exp2_of(piece.top - top);
-        total += weight * piece.total;
-        for (int d = 0; d < dim; d++) out[d] += weight * acc[p * partial_stride * dim + d];
-    }
-    for (int d = 0; d < dim; d++) out[d] /= total;
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ from kvbench_kernels.backends.choice import (
     preferred,
     unmet_requirement,
 )
+from kvbench_kernels.backends.packed import PackedAttention, PackedHalf, layout_of
 from kvbench_kernels.backends.slab import Slab
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "Buffers",
     "Choice",
     "Lanes",
+    "PackedAttention",
+    "PackedHalf",
     "Slab",
     "choose_backend",
+    "layout_of",
     "make_backend",
     "preferred",
     "unmet_requirement",

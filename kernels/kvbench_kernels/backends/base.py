@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvbench_kernels.backends.packed import PackedAttention
 from kvbench_kernels.backends.slab import Slab
 from kvbench_kernels.ops.prompt import PromptKernels
 
@@ -102,6 +103,11 @@ class Backend(Protocol):
     @property
     def prompt(self) -> PromptKernels | None:
         """The kernels for prompts; None if torch does that work."""
+        ...
+
+    @property
+    def packed(self) -> PackedAttention | None:
+        """The kernel for quantised keys and values; None if they must be decoded first."""
         ...
 
     def append_and_attend(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvbench_kernels import build
 from kvbench_kernels.backends.base import Buffers, Lanes
+from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
 from kvbench_kernels.ops.library import open_shared
 
@@ -28,6 +29,7 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self._library = library()
+        self.packed = CpuPacked(self._library)
         self._for_many = SlabBackend("torch", products)
 
     def append_and_attend(
@@ -94,4 +96,8 @@ def library() -> Any:
     opened.kvb_cpu_scratch.argtypes = [pointer, pointer, *[number] * 4]
     opened.kvb_cpu_attend.restype = ctypes.c_int
     opened.kvb_cpu_attend.argtypes = [*[pointer] * 12, *[number] * 5, ctypes.c_float]
+    opened.kvb_cpu_packed_scratch.restype = number
+    opened.kvb_cpu_packed_scratch.argtypes = [pointer, *[number] * 4]
+    opened.kvb_cpu_packed.restype = ctypes.c_int
+    opened.kvb_cpu_packed.argtypes = [*[pointer] * 17, *[number] * 9, ctypes.c_float]
     return opened

@@ -22,6 +22,7 @@ class CudaBackend:
     name = "cuda"
     needs_bias = False
     prompt = PromptKernels()
+    packed = None
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[torch.device, int], Tensor] = {}

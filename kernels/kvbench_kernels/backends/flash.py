@@ -45,6 +45,7 @@ class FlashBackend:
     name = "flash_attn"
     needs_bias = False
     prompt = None
+    packed = None
 
     def __init__(self, varlen: Varlen) -> None:
         self._varlen = varlen

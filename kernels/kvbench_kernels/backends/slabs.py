@@ -40,6 +40,7 @@ class SlabBackend:
 
     needs_bias = True
     prompt = None
+    packed = None
 
     def __init__(self, name: str, attend: Attend) -> None:
         self.name, self._attend = name, attend

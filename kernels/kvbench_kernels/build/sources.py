@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_SUFFIXES = {"cpu": (".cpp",), "host": (".cu", ".h"), "cuda": (".cu", ".h")}
+_SUFFIXES = {"cpu": (".cpp", ".hpp"), "host": (".cu", ".h"), "cuda": (".cu", ".h")}
 
 
 def csrc() -> Path:
@@ -27,7 +27,7 @@ def units(kind: str) -> list[Path]:
     Raises:
         ValueError: csrc/ has no such files.
     """
-    files = [file for file in _files(kind) if file.suffix != ".h"]
+    files = [file for file in _files(kind) if file.suffix not in (".h", ".hpp")]
     if not files:
         raise ValueError(f"no sources in {csrc()}: reinstall kvbench")
     return sorted(files, key=lambda file: -file.stat().st_size)

@@ -1,0 +1,325 @@
+// Attend on a CPU, in float32, to keys and values that are quantised in groups, without decoding them first.
+//
+//   int kvb_cpu_packed(q, q_strides, k_new, v_new, new_strides, k_codes, k_scale, k_low, k_plain_RD, v_codes, v_scale,
+//                      v_low, v_plain_RD, place_N6, count_N3, out, scratch, batch, kv_heads, group, tokens, dim,
+//                      k_bits, k_group, v_bits, v_group, scaling)
+//   int64 kvb_cpu_packed_scratch(count_N3, lanes, group, tokens, dim)            bytes that `scratch` needs
+//
+// q, k_new, v_new, out and the scratch are as in cpu_attend.cpp, but nothing is appended: the new tokens are attended to
+// where they are. A lane's tokens are counted by age: the stored ones, then the new ones.
+//   count_N3  stored tokens, encoded keys, encoded values; the oldest are encoded
+//   place_N6  of the keys: first block, first plain slot, plain slots; the same of the values
+// The plain token `age` lies in slot `first + age % slots`. x is code * scale + low. Codes of 2, 4 or 8 bits are packed,
+// the first in the lowest bits; bits are 0 where nothing is encoded.
+//   keys    blocks of k_group tokens: codes [D, k_group], scale and low [D]
+//   values  blocks of one token: codes [D / v_group, v_group], scale and low [D / v_group]
+// Returns 0, or -1 if a size is not supported: `dim`, k_group and v_group must be multiples of 16.
+
+#include "../decode/cpu_vectors.hpp"
+
+namespace {
+
+struct Half {
+    const uint8_t* codes;
+    const float *scale, *low, *plain;
+    int bits;
+    int64_t group;
+};
+
+struct Place {
+    int64_t block, slot, slots;
+};
+
+// The codes of 16 tokens or channels.
+template <int BITS>
+KVB_INLINE Vec unpack(const uint8_t* from) {
+    if constexpr (BITS == 8) {
+        typedef uint8_t Bytes __attribute__((vector_size(16)));
+        Bytes x;
+        std::memcpy(&x, from, sizeof x);
+        return __builtin_convertvector(__builtin_convertvector(x, Ints), Vec);
+    } else if constexpr (BITS == 4) {
+        int32_t word[2];
+        std::memcpy(word, from, sizeof word);
+        const Ints shift = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
+        const Ints low = Ints{} + word[0], high = Ints{} + word[1];
+        const Ints both = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31);
+        return __builtin_convertvector((both >> shift) & 15, Vec);
+    } else {
+        int32_t word;
+        std::memcpy(&word, from, sizeof word);
+        const Ints shift = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+        return __builtin_convertvector(((Ints{} + word) >> shift) & 3, Vec);
+    }
+}
+
+KVB_INLINE float sum_of(Vec x) {
+    float all = 0;
+    for (int i = 0; i < LANES; i++) all += x[i];
+    return all;
+}
+
+// Scores of BLOCK queries against `rows` encoded keys from `age` on; both are multiples of 16.
+template <int BITS, int BLOCK>
+void score_packed(const Half& keys, int64_t first, int64_t age, int rows, const float* const* q, int dim,
+                  float (*score)[PIECE + LANES]) {
+    const int64_t size = keys.group;
+    for (int done = 0; done < rows;) {
+        const int64_t block = first + (age + done) / size, offset = (age + done) % size;
+        const int take = static_cast<int>(size - offset < rows - done ? size - offset : rows - done);
+        const float *scale = keys.scale + block * dim, *low = keys.low + block * dim;
+        alignas(64) float scaled[BLOCK][MAX_DIM];  // q . (code * scale + low) = (q * scale) . code + q . low
+        float bias[BLOCK] = {};
+        for (int c = 0; c < BLOCK; c++) {
+            Vec constant{};
+            for (int d = 0; d < dim; d += LANES) {
+                const Vec x = load(q[c] + d);
+                store(scaled[c] + d, x * load(scale + d));
+                constant += x * load(low + d);
+            }
+            bias[c] = sum_of(constant);
+        }
+        const uint8_t* codes = keys.codes + (block * dim * size + offset) * BITS / 8;
+        const int64_t step = size * BITS / 8;
+        for (int i = 0; i < take;) {
+            const uint8_t* from = codes + i * BITS / 8;
+            if (take - i >= 2 * LANES) {
+                Vec sum[BLOCK][2] = {};
+                for (int d = 0; d < dim; d++, from += step) {
+                    const Vec x = unpack<BITS>(from), y = unpack<BITS>(from + LANES * BITS / 8);
+                    for (int c = 0; c < BLOCK; c++) {
+                        sum[c][0] += x * scaled[c][d];
+                        sum[c][1] += y * scaled[c][d];
+                    }
+                }
+                for (int c = 0; c < BLOCK; c++) {
+                    store(score[c] + done + i, sum[c][0] + bias[c]);
+                    store(score[c] + done + i + LANES, sum[c][1] + bias[c]);
+                }
+                i += 2 * LANES;
+            } else {
+                Vec sum[BLOCK] = {};
+                for (int d = 0; d < dim; d++, from += step) {
+                    const Vec x = unpack<BITS>(from);
+                    for (int c = 0; c < BLOCK; c++) sum[c] += x * scaled[c][d];
+                }
+                for (int c = 0; c < BLOCK; c++) store(score[c] + done + i, sum[c] + bias[c]);
+                i += LANES;
+            }
+        }
+        done += take;
+    }
+}
+
+// Scores of BLOCK queries against plain rows; writes up to a multiple of 16 of them.
+template <int BLOCK>
+void score_plain(const float* const* row, int rows, const float* const* q, int dim, float (*score)[PIECE + LANES],
+                 int at) {
+    for (int i = 0; i < rows; i += LANES)
+        for (int c = 0; c < BLOCK; c++) {
+            Vec product[LANES];
+            for (int r = 0; r < LANES; r++) {
+                const float* from = row[i + r < rows ? i + r : rows - 1];
+                product[r] = load(from) * load(q[c]);
+                for (int d = LANES; d < dim; d += LANES) product[r] += load(from + d) * load(q[c] + d);
+            }
+            store(score[c] + at + i, sums(product));
+        }
+}
+
+// Add `rows` encoded values from token `first` on, by the weights of BLOCK queries, to acc [BLOCK, D].
+template <int BITS, int BLOCK, int WIDE>
+void weigh_packed(const Half& values, int64_t first, int rows, const float (*weight)[PIECE + LANES], int dim,
+                  float* acc) {
+    const int groups = dim / static_cast<int>(values.group);
+    const float *scale = values.scale + first * groups, *low = values.low + first * groups;
+    const int64_t step = dim * BITS / 8;
+    alignas(64) float scaled[BLOCK][PIECE];
+    float bias[BLOCK] = {};
+    for (int d = 0; d < dim; d += WIDE * LANES) {
+        if (d % values.group == 0) {
+            const int g = d / static_cast<int>(values.group);
+            for (int c = 0; c < BLOCK; c++) bias[c] = 0;
+            for (int t = 0; t < rows; t++)
+                for (int c = 0; c < BLOCK; c++) {
+                    scaled[c][t] = weight[c][t] * scale[t * groups + g];
+                    bias[c] += weight[c][t] * low[t * groups + g];
+                }
+        }
+        const uint8_t* from = values.codes + first * step + d * BITS / 8;
+        Vec sum[BLOCK][WIDE] = {};
+        for (int t = 0; t < rows; t++, from += step)
+            for (int w = 0; w < WIDE; w++) {
+                const Vec x = unpack<BITS>(from + w * LANES * BITS / 8);
+                for (int c = 0; c < BLOCK; c++) sum[c][w] += x * scaled[c][t];
+            }
+        for (int c = 0; c < BLOCK; c++)
+            for (int w = 0; w < WIDE; w++) {
+                float* to = acc + c * dim + d + w * LANES;
+                store(to, load(to) + sum[c][w] + bias[c]);
+            }
+    }
+}
+
+// Add plain rows, by the weights of BLOCK queries, to acc [BLOCK, D].
+template <int BLOCK>
+void weigh_plain(const float* const* row, int rows, const float (*weight)[PIECE + LANES], int at, int dim, float* acc) {
+    for (int d = 0; d < dim; d += LANES) {
+        Vec sum[BLOCK];
+        for (int c = 0; c < BLOCK; c++) sum[c] = load(acc + c * dim + d);
+        for (int t = 0; t < rows; t++) {
+            const Vec x = load(row[t] + d);
+            for (int c = 0; c < BLOCK; c++) sum[c] += x * weight[c][at + t];
+        }
+        for (int c = 0; c < BLOCK; c++) store(acc + c * dim + d, sum[c]);
+    }
+}
+
+struct Piece {
+    const Half *keys, *values;
+    Place k, v;
+    int64_t first;  // age of its first token
+    int rows, packed_keys, packed_values;
+    const float *k_row[PIECE], *v_row[PIECE];  // the plain ones
+};
+
+template <int BLOCK>
+void attend_block(const Piece& piece, const float* const* q, const int64_t* seen, int dim, Partial* partial,
+                  float* acc) {
+    alignas(64) float score[BLOCK][PIECE + LANES];
+    const int packed = piece.packed_keys;
+    switch (packed ? piece.keys->bits : 0) {
+        case 2: score_packed<2, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q, dim, score); break;
+        case 4: score_packed<4, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q, dim, score); break;
+        case 8: score_packed<8, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q, dim, score); break;
+    }
+    score_plain<BLOCK>(piece.k_row, piece.rows - packed, q, dim, score, packed);
+    for (int c = 0; c < BLOCK; c++) {
+        const int live = seen[c] < piece.rows ? static_cast<int>(seen[c] < 0 ? 0 : seen[c]) : piece.rows;
+        partial[c] = soften(score[c], live);
+        for (int i = live; i < piece.rows; i++) score[c][i] = 0;
+    }
+    std::memset(acc, 0, sizeof(float) * BLOCK * dim);
+    const int values = piece.packed_values;
+    const int64_t token = piece.v.block + piece.first;
+    const bool wide = values && piece.values->group % (2 * LANES) == 0;
+    switch (values ? piece.values->bits + (wide ? 1 : 0) : 0) {
+        case 2: weigh_packed<2, BLOCK, 1>(*piece.values, token, values, score, dim, acc); break;
+        case 3: weigh_packed<2, BLOCK, 2>(*piece.values, token, values, score, dim, acc); break;
+        case 4: weigh_packed<4, BLOCK, 1>(*piece.values, token, values, score, dim, acc); break;
+        case 5: weigh_packed<4, BLOCK, 2>(*piece.values, token, values, score, dim, acc); break;
+        case 8: weigh_packed<8, BLOCK, 1>(*piece.values, token, values, score, dim, acc); break;
+        case 9: weigh_packed<8, BLOCK, 2>(*piece.values, token, values, score, dim, acc); break;
+    }
+    weigh_plain<BLOCK>(piece.v_row, piece.rows - values, score, values, dim, acc);
+}
+
+void attend(const Piece& piece, const float* const* q, const int64_t* seen, int columns, int dim, Partial* partial,
+            float* acc) {
+    int c = 0;
+    for (; c + 4 <= columns; c += 4) attend_block<4>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
+    switch (columns - c) {
+        case 3: return attend_block<3>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
+        case 2: return attend_block<2>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
+        case 1: return attend_block<1>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
+    }
+}
+
+// Point to the plain tokens of ages [age, end): stored ones in their ring, then new ones.
+void point(const float* plain, const Place& place, const float* fresh, int64_t stride, int64_t stored, int64_t age,
+           int64_t end, int dim, const float** row) {
+    int64_t slot = place.slots ? age % place.slots : 0;
+    for (; age < end && age < stored; age++) {
+        *row++ = plain + (place.slot + slot) * dim;
+        if (++slot == place.slots) slot = 0;
+    }
+    for (; age < end; age++) *row++ = fresh + (age - stored) * stride;
+}
+
+bool fits(int64_t bits, int64_t group) {
+    return bits == 0 || ((bits == 2 || bits == 4 || bits == 8) && group > 0 && group % LANES == 0);
+}
+
+int clamp(int64_t x, int64_t most) { return static_cast<int>(x < 0 ? 0 : x > most ? most : x); }
+
+}  // namespace
+
+extern "C" int64_t kvb_cpu_packed_scratch(const int64_t* count_N3, int64_t lanes, int64_t group, int64_t tokens,
+                                          int64_t dim) {
+    int64_t pieces = 0;
+    for (int64_t n = 0; n < lanes; n++) pieces += pieces_of(count_N3[3 * n] + tokens);
+    const int64_t per_piece = sizeof(int64_t) + group * tokens * (sizeof(Partial) + sizeof(float) * dim);
+    return pieces * per_piece + sizeof(int64_t) * (lanes + 1);
+}
+
+extern "C" int kvb_cpu_packed(const float* q, const int64_t* q_strides, const float* k_new, const float* v_new,
+                              const int64_t* new_strides, const uint8_t* k_codes, const float* k_scale,
+                              const float* k_low, const float* k_plain, const uint8_t* v_codes, const float* v_scale,
+                              const float* v_low, const float* v_plain, const int64_t* place_N6,
+                              const int64_t* count_N3, float* out, void* scratch, int64_t batch, int64_t kv_heads,
+                              int64_t group, int64_t tokens, int64_t dim, int64_t k_bits, int64_t k_group,
+                              int64_t v_bits, int64_t v_group, float scaling) {
+    const int64_t lanes = batch * kv_heads, count = group * tokens;
+    if (dim % LANES || dim < LANES || dim > MAX_DIM || count < 1 || count > MAX_COLUMNS) return -1;
+    if (!fits(k_bits, k_group) || !fits(v_bits, v_group) || (v_bits && dim % v_group)) return -1;
+    const Half keys = {k_codes, k_scale, k_low, k_plain, static_cast<int>(k_bits), k_group};
+    const Half values = {v_codes, v_scale, v_low, v_plain, static_cast<int>(v_bits), v_group};
+    int64_t* begin_N = static_cast<int64_t*>(scratch);
+    int64_t pieces = 0;
+    for (int64_t n = 0; n < lanes; n++) {
+        begin_N[n] = pieces;
+        pieces += pieces_of(count_N3[3 * n] + tokens);
+    }
+    begin_N[lanes] = pieces;
+    int64_t* lane_P = begin_N + lanes + 1;
+    for (int64_t n = 0; n < lanes; n++)
+        for (int64_t p = begin_N[n]; p < begin_N[n + 1]; p++) lane_P[p] = n;
+    Partial* partial_PC = reinterpret_cast<Partial*>(lane_P + pieces);
+    float* acc_PCD = reinterpret_cast<float*>(partial_PC + pieces * count);
+    const float base2 = scaling * 1.4426950408889634f;
+
+#pragma omp parallel
+    {
+#pragma omp for schedule(dynamic)
+        for (int64_t p = 0; p < pieces; p++) {
+            const int64_t n = lane_P[p], b = n / kv_heads, u = n % kv_heads;
+            const int64_t stored = count_N3[3 * n], all = stored + tokens;
+            const int64_t* place = place_N6 + 6 * n;
+            Piece piece;
+            piece.keys = &keys;
+            piece.values = &values;
+            piece.k = {place[0], place[1], place[2]};
+            piece.v = {place[3], place[4], place[5]};
+            piece.first = (p - begin_N[n]) * PIECE;
+            piece.rows = clamp(all - piece.first, PIECE);
+            piece.packed_keys = clamp(count_N3[3 * n + 1] - piece.first, piece.rows);
+            piece.packed_values = clamp(count_N3[3 * n + 2] - piece.first, piece.rows);
+            const int64_t end = piece.first + piece.rows, fresh = b * new_strides[0] + u * new_strides[1];
+            point(k_plain, piece.k, k_new + fresh, new_strides[2], stored, piece.first + piece.packed_keys, end,
+                  static_cast<int>(dim), piece.k_row);
+            point(v_plain, piece.v, v_new + fresh, new_strides[2], stored, piece.first + piece.packed_values, end,
+                  static_cast<int>(dim), piece.v_row);
+            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
+            const float* columns[MAX_COLUMNS];
+            int64_t seen[MAX_COLUMNS];
+            for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
+                const int64_t g = c / tokens, t = c % tokens;
+                const float* from = q + b * q_strides[0] + (u * group + g) * q_strides[1] + t * q_strides[2];
+                for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
+                columns[c] = scaled + c * dim;
+                seen[c] = stored + t + 1 - piece.first;
+            }
+            attend(piece, columns, seen, static_cast<int>(count), static_cast<int>(dim), partial_PC + p * count,
+                   acc_PCD + p * count * dim);
+        }
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < lanes; n++)
+            for (int64_t c = 0; c < count; c++) {
+                const int64_t p = begin_N[n], g = c / tokens, t = c % tokens;
+                const int64_t row = n / kv_heads * tokens + t, head = n % kv_heads * group + g;
+                combine(partial_PC + p * count + c, acc_PCD + (p * count + c) * dim, begin_N[n + 1] - p, count,
+                        static_cast<int>(dim), out + (row * kv_heads * group + head) * dim);
+            }
+    }
+    return 0;
+}

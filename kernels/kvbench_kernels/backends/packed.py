@@ -1,0 +1,164 @@
+"""Attention to quantised keys and values that are not decoded first.
+
+Shape suffixes: B batch rows, H query heads, U KV heads, T new tokens, N lanes (b * U + u), R plain slots, D head dim.
+
+A layout is known by its name, which the methods give their storage parts:
+
+    plain               nothing is encoded
+    affine2/tokens32    keys: a scale and a minimum per channel and 32 tokens, codes of 2 bits
+    affine2/channels32  values: a scale and a minimum per token and 32 channels
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_KIND = re.compile(r"affine([248])/(tokens|channels)(\d+)")
+_LANES = 16  # the CPU kernel reads as many codes at a time
+_MAX_QUERIES = 64  # of a KV head, group x tokens
+_MAX_DIM = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of quantised groups; 0 bits if nothing is encoded."""
+
+    bits: int
+    along: str
+    group: int
+
+
+def layout_of(kind: str | None) -> Layout | None:
+    """Return the layout of that name; None if no kernel reads it."""
+    if kind == "plain":
+        return Layout(0, "", 0)
+    match = _KIND.fullmatch(kind or "")
+    return None if match is None else Layout(int(match[1]), match[2], int(match[3]))
+
+
+@dataclass(frozen=True)
+class PackedHalf:
+    """The keys, or the values, of some segments: encoded blocks and plain tokens."""
+
+    layout: Layout
+    encoded: Sequence[Tensor]  # codes, scale, minimum; nothing if nothing is encoded
+    plain_RD: Tensor
+
+
+class PackedAttention(Protocol):
+    """One way to attend to quantised keys and values."""
+
+    def supports(self, keys: Layout | None, values: Layout | None, group: int, tokens: int, like: Tensor) -> bool:
+        """Return True if it reads these layouts, for T new tokens of the dtype and head dimension of `like`."""
+        ...
+
+    def attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        keys: PackedHalf,
+        values: PackedHalf,
+        place_N6: Tensor,
+        count_N3: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Attend to the stored tokens of every lane and, causally, to its new ones: [B, H, T, D]. Nothing is appended.
+
+        Args:
+            place_N6: int64, of the keys: first block, first plain slot, plain slots; and the same of the values.
+            count_N3: int64, stored tokens, encoded keys, encoded values. The oldest tokens are encoded, and the plain
+                token `age` lies in slot `first + age % slots`.
+        """
+        ...
+
+
+class CpuPacked:
+    """Attention in our own C++ in float32 (csrc/packed/cpu_packed.cpp).
+
+    Args:
+        library: the compiled functions, as `backends.cpu.library` returns them.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def supports(self, keys: Layout | None, values: Layout | None, group: int, tokens: int, like: Tensor) -> bool:
+        """Return True if it reads these layouts, for T new tokens of the dtype and head dimension of `like`."""
+        dim = like.shape[-1]
+        return (
+            keys is not None
+            and values is not None
+            and keys.along in ("", "tokens")
+            and values.along in ("", "channels")
+            and not keys.group % _LANES
+            and not values.group % _LANES
+            and (not values.group or not dim % values.group)
+            and like.dtype == torch.float32
+            and not dim % _LANES
+            and dim <= _MAX_DIM
+            and group * tokens <= _MAX_QUERIES
+        )
+
+    def attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        keys: PackedHalf,
+        values: PackedHalf,
+        place_N6: Tensor,
+        count_N3: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Attend to the stored tokens of every lane and, causally, to its new ones: [B, H, T, D]. Nothing is appended.
+
+        Raises:
+            RuntimeError: the sizes are not supported.
+        """
+        batch, heads, tokens, dim = q_BHTD.shape
+        kv_heads = k_BUTD.shape[1]
+        group = heads // kv_heads
+        q_BHTD, k_BUTD, v_BUTD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BUTD, v_BUTD))
+        if k_BUTD.stride() != v_BUTD.stride():
+            k_BUTD, v_BUTD = k_BUTD.contiguous(), v_BUTD.contiguous()
+        out_BTHD = q_BHTD.new_empty(batch, tokens, heads, dim)
+        size = self._library.kvb_cpu_packed_scratch(count_N3.data_ptr(), batch * kv_heads, group, tokens, dim)
+        scratch = torch.empty(size, dtype=torch.uint8)
+        pointers = [
+            x.data_ptr() for half in (keys, values) for x in (*(half.encoded or [half.plain_RD] * 3), half.plain_RD)
+        ]
+        code = self._library.kvb_cpu_packed(
+            q_BHTD.data_ptr(),
+            (ctypes.c_int64 * 3)(*q_BHTD.stride()[:3]),
+            k_BUTD.data_ptr(),
+            v_BUTD.data_ptr(),
+            (ctypes.c_int64 * 3)(*k_BUTD.stride()[:3]),
+            *pointers,
+            place_N6.data_ptr(),
+            count_N3.data_ptr(),
+            out_BTHD.data_ptr(),
+            scratch.data_ptr(),
+            batch,
+            kv_heads,
+            group,
+            tokens,
+            dim,
+            keys.layout.bits,
+            keys.layout.group,
+            values.layout.bits,
+            values.layout.group,
+            scaling,
+        )
+        if code:
+            raise RuntimeError(
+                f"head dimension {dim} or groups {keys.layout.group}, {values.layout.group} not supported"
+            )
+        return out_BTHD.transpose(1, 2)
