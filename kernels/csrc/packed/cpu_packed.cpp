@@ -15,7 +15,7 @@
 //   values  blocks of one token: codes [D / v_group, v_group], scale and low [D / v_group]
 // Returns 0, or -1 if a size is not supported: `dim`, k_group and v_group must be multiples of 16.
 
-#include "../decode/cpu_vectors.hpp"
+#include "cpu_vectors.hpp"
 
 namespace {
 
