@@ -158,7 +158,7 @@ def generate(
     from tqdm.auto import tqdm
 
     from kvbench.engine.decode import stream
-    from kvbench.engine.limits import RequestLimits
+    from kvbench.engine.limits import RequestLimits, check_methods
     from kvbench.engine.probe import checked_plan
     from kvbench.engine.variant import Request, context_key
 
@@ -168,7 +168,9 @@ def generate(
         raise ValueError("generate needs at least one variant, max_rows=1 and max_prompts=1")
     stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
     rendered = [_as_prompt(p, tokenizer, stops, number) for number, p in enumerate(_each_prompt(prompts))]
-    limits = RequestLimits(model, checked_plan(model), max_length)
+    plan = checked_plan(model)
+    check_methods(plan, (variant.method for variant in asked))
+    limits = RequestLimits(model, plan, max_length)
     for number, prompt in enumerate(rendered):
         error = limits.error(prompt.ids, max_new_tokens)
         if error is not None:

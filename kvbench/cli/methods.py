@@ -86,9 +86,7 @@ def describe(name: str) -> Description:
         phase=_phase(parts),
         evicts=has_budget(known.parts),
         parts=parts,
-        dials=[
-            Dial(name, _default(default), help) for name, (default, help) in known.notes.items() if name in known.dials
-        ],
+        dials=[Dial(dial, _default(known.notes[dial][0]), known.notes[dial][1]) for dial in known.dials],
     )
 
 

@@ -20,6 +20,7 @@ from kvbench.config.groups import defaults, method, options, shipped
 from kvbench.config.interpolations import check_interpolations
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
 from kvbench.methods.dials import FIXED, PARTS, check_budget, check_keys, check_types, split_dials
+from kvbench.methods.files import file_dials
 from kvbench.models import ModelSpec
 
 _HINT = re.compile(r"model\.hints\.(\w+)")
@@ -130,6 +131,7 @@ def _check_method(cfg: DictConfig) -> None:
     dials, known = split_dials(node), split_dials(defaults("method", name))
     check_keys(name, dials, known)
     check_types(dials, known)
+    file_dials(dials, known)
     given, ours = OmegaConf.to_container(node, resolve=False), shipped("method", name)
     for part in (*FIXED, *PARTS):
         if part != "name" and isinstance(given, dict) and given.get(part) != ours.get(part):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel
 
 from kvbench.engine.rope import grows_with_length, switch_length
 from kvbench.engine.survey import AttentionPlan
+from kvbench.methods.method import Method
+
+
+def check_methods(plan: AttentionPlan, methods: Iterable[Method]) -> None:
+    """Raise ValueError, in one line, for a method whose parts do not fit the model."""
+    for method in methods:
+        method.check_head_dim(plan.head_dim)
+        method.check_model(layers=len(plan.full), heads=plan.kv_heads, query_heads=plan.heads)
 
 
 class RequestLimits:

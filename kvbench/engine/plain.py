@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from kvbench.cache.base import KVCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
 from kvbench.engine.caches import LayerCaches, make_cache
-from kvbench.engine.limits import RequestLimits
+from kvbench.engine.limits import RequestLimits, check_methods
 from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.rope import forget_lengths
@@ -120,6 +120,7 @@ class Compressed:
         self._tokenizer = tokenizer
         self._prefill: PrefillPass | None = None
         self._plan = checked_plan(model)
+        check_methods(self._plan, [variant.method])
         self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
         self._keyword = _cache_keyword(model)
         self._replaced: object = None  # the caller's cache that ours replaces

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kvbench.common.suggest import did_you_mean
+from kvbench.methods.files import names_file
 
 PARTS = ("score", "layers", "heads", "select", "merge", "store", "decode")
 FIXED = ("name", "test")
@@ -42,6 +43,8 @@ def check_types(dials: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """
     for key, value in dials.items():
         default = defaults[key]
+        if names_file(default):  # whatever is no path is refused when the file is read
+            continue
         if default is not None and not _is_of_type(value, type(default)):
             kind = _KINDS.get(type(default), "a list" if _is_list(default) else "a mapping")
             raise ValueError(f"method.{key}={value}: must be {kind} (default {default})")

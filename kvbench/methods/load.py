@@ -19,6 +19,7 @@ from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
+from kvbench.methods.files import DialFile, file_dials, read_file
 from kvbench.methods.method import Method
 from kvbench.methods.read import read_method
 from kvbench.methods.storage import Store
@@ -26,6 +27,7 @@ from kvbench.methods.storage import Store
 _PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Merge, Store, DecodePolicy), strict=True))
 _EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
+_READ = f"{read_file.__module__}.{read_file.__name__}"
 _DIAL = re.compile(r"\$\{\.\.(\w+)\}")
 
 
@@ -51,6 +53,9 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     """
     dials = split_dials(config)
     check_types(dials, defaults)
+    files = file_dials(dials, defaults)
+    nodes = {dial: {"_target_": _READ, "dial": dial, "value": file.path} for dial, file in files.items()}
+    config = _with_values(config, nodes)
     dial_of = _dials_by_field(config)
     parts = {part: _build_part(part, config[part], dial_of) for part in PARTS if config.get(part) is not None}
     evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
@@ -60,7 +65,7 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
         eviction = Eviction(**evicting) if evicting else None
     except ValueError as error:
         raise ValueError(f"method={config.name}: {error}") from None
-    return Method(config.name, dials, eviction, **parts, dial_of=dial_of)
+    return Method(config.name, dials | files, eviction, **parts, dial_of=dial_of)
 
 
 def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
@@ -75,18 +80,39 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         raise ValueError(f"method={name}: decode cannot be combined with store")
 
 
-def method_identity(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a composed method node as it enters the identity of a run: our own parts by class name alone.
+def method_identity(config: DictConfig, method: Method) -> dict[str, Any]:
+    """Return a composed method node as it enters the identity of a run.
 
-    Where the file of a part lies does not change what it computes; a class from elsewhere keeps its full path.
+    Where something lies does not change what it computes: of our own parts the class name counts alone (a class from
+    elsewhere keeps its full path), of a file that a dial names the content.
     """
-    identity = {str(key): value for key, value in node.items() if key != "test"}
-    for part in PARTS:
-        if identity.get(part) is not None:
-            target = str(identity[part]["_target_"])
-            is_ours = target.startswith("kvbench.methods.")
-            identity[part] = identity[part] | {"_target_": target.rpartition(".")[2] if is_ours else target}
-    return identity
+    digests = {dial: value.digest for dial, value in method.dials.items() if isinstance(value, DialFile)}
+    plain = OmegaConf.to_container(_with_values(config, digests), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): _without_modules(value) for key, value in plain.items() if key != "test"}
+
+
+def _without_modules(node: Any) -> Any:
+    """Return a plain node in which our own classes have no module in their names, at any depth."""
+    if isinstance(node, list):
+        return [_without_modules(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    plain = {key: _without_modules(value) for key, value in node.items()}
+    target = str(plain.get("_target_", ""))
+    return plain | {"_target_": target.rpartition(".")[2]} if target.startswith("kvbench.methods.") else plain
+
+
+def _with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Return a copy of a method's config with other values of some dials. It can still refer to what is around it."""
+    if not values:
+        return config
+    copied = config.copy()
+    OmegaConf.set_readonly(copied, False)
+    OmegaConf.set_struct(copied, False)
+    for dial, value in values.items():
+        copied[dial] = value
+    return copied
 
 
 def _check_use(config: DictConfig, dials: Mapping[str, Any]) -> None:
@@ -114,8 +140,8 @@ def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], s
     """Instantiate a part and check that it keeps its contract."""
     try:
         built = _decoding(node) if part == "decode" else hydra.utils.instantiate(node)
-    except InstantiationException as error:
-        cause = error.__cause__
+    except (InstantiationException, InvalidField) as error:
+        cause = error if isinstance(error, InvalidField) else error.__cause__
         if isinstance(cause, InvalidField):
             raise ValueError(cause.text(lambda field: dial_of.get((part, field), f"{part}.{field}"))) from None
         raise ValueError(f"method.{part}: {one_line(str(cause or error)) or type(cause).__name__}") from cause

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvbench.models.load import EndIds, Loaded, decoding_of, device, end_ids, load, load_tokenizer, max_length
-from kvbench.models.shape import Shape, shape
+from kvbench.models.shape import Shape, compressed_layers, shape
 from kvbench.models.spec import ModelSpec
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Loaded",
     "ModelSpec",
     "Shape",
+    "compressed_layers",
     "decoding_of",
     "device",
     "end_ids",

@@ -54,6 +54,11 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     return set(_types(text)) or {FULL if _number(text, "sliding_window") is None else "sliding_attention"}
 
 
+def full_layers(config: PreTrainedConfig) -> int:
+    """Return the number of layers that a config declares as attending to everything; 0 if it declares none."""
+    return _types(config.get_text_config()).count(FULL)
+
+
 def sizes(config: PreTrainedConfig, name: str, kind: str | None = None) -> set[int]:
     """Return the values of a size over the layers of a type, or over all layers; several where layers differ."""
     text = config.get_text_config()

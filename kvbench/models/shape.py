@@ -65,6 +65,12 @@ def shape(spec: ModelSpec) -> Shape:
         raise ValueError(f"{spec.setting}: {error}") from error
 
 
+def compressed_layers(spec: ModelSpec) -> int:
+    """Return the number of layers that attend to the whole prompt, which are the ones that are compressed."""
+    config = checked_config(spec)
+    return layers.full_layers(config) or _largest(config, "num_hidden_layers")
+
+
 def _largest(config: PreTrainedConfig, name: str, default: int | None = None) -> int:
     """Return a size, the largest where layers differ."""
     values = layers.sizes(config, name)

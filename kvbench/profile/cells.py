@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from kvbench.engine.variant import Variant
+from kvbench.methods.files import DialFile
 from kvbench.models import ModelSpec
 from kvbench.profile.settings import ProfileSettings
 from kvbench.store.identity import identity_hash
@@ -34,7 +35,7 @@ class Cell:
         """The values that tell this cell from others in its folder, JSON-able; they are in its record."""
         return {
             "method": self.variant.method.name,
-            "dials": dict(self.variant.method.dials),
+            "dials": {k: v.digest if isinstance(v, DialFile) else v for k, v in self.variant.method.dials.items()},
             "budget": self.variant.budget,
             "context": self.context,
             "batch": self.batch,

@@ -37,12 +37,14 @@ class CheckedConfig:
     Attributes:
         cfg: the configuration as plain data.
         model, method, benchmark: what its nodes describe.
+        method_identity: what the numbers depend on of the method.
     """
 
     cfg: dict[str, Any]
     model: models.ModelSpec
     method: Method
     benchmark: Benchmark | Suite
+    method_identity: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +144,13 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     if method.promises == "kept" and isinstance(cfg.budget, int):
         method.check_room(cfg.budget)
         method.check_scored(cfg.budget)
-    return CheckedConfig({str(k): v for k, v in plain.items()}, spec, method, _build_benchmark(cfg.benchmark))
+    return CheckedConfig(
+        {str(k): v for k, v in plain.items()},
+        spec,
+        method,
+        _build_benchmark(cfg.benchmark),
+        method_identity(cfg.method, method),
+    )
 
 
 def jobs_of(checked: CheckedConfig) -> list[Job]:
@@ -160,7 +168,7 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
     jobs = []
     for benchmark in benchmarks_of(checked.benchmark, facts):
         identity = {
-            "method": method_identity(cfg["method"]),
+            "method": checked.method_identity,
             "budget": budget,
             "model": {"name": spec.name, "weights": weights},
             "protocol": _protocol(benchmark, facts)

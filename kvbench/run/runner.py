@@ -147,12 +147,13 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
     if not samples.missing:
         return {}
     spec, outcomes = jobs[0].model, {}
-    shape = models.shape(spec)
+    shape, depth = models.shape(spec), models.compressed_layers(spec)
     check_kernel(jobs[0].cfg, models.device(spec), shape)
     for job in jobs:
+        method = job.variant.method
         try:
-            job.variant.method.check_head_dim(shape.head_dim)
-            job.variant.method.check_model(layers=shape.layers, heads=shape.kv_heads, query_heads=shape.heads)
+            method.check_head_dim(shape.head_dim)
+            method.check_model(layers=depth, heads=shape.kv_heads, query_heads=shape.heads)
             check_budget(job, samples)
         except ValueError as error:
             outcomes[job.folder] = Outcome(job, job.folder, error=error)

@@ -16,8 +16,9 @@ from kvbench.methods.base import Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_between
-from kvbench.methods.load import load, method_identity, read_method
+from kvbench.methods.load import load, method_identity
 from kvbench.methods.method import Method
+from kvbench.methods.read import read_method
 from kvbench.methods.scores.window_attention import WindowAttention
 from tests.helpers.methods import with_parts
 
@@ -261,9 +262,8 @@ def test_a_dial_may_be_a_list_or_null(tmp_path: Path) -> None:
 
 
 def test_the_identity_does_not_depend_on_where_our_files_lie(tmp_path: Path) -> None:
-    own(tmp_path, with_score(f"  _target_: {HERE}.Blend\n  beta: 0.5\n"))
-    node: Any = read_method(tmp_path, "own")
-    identity = method_identity({key: dict(node[key]) if hasattr(node[key], "keys") else node[key] for key in node})
+    method = own(tmp_path, with_score(f"  _target_: {HERE}.Blend\n  beta: 0.5\n"))
+    identity = method_identity(read_method(tmp_path, "own"), method)
     assert identity["select"] == {"_target_": "TopK", "window": 6}
     assert identity["score"]["_target_"] == f"{HERE}.Blend", "a class from elsewhere keeps its path"
     assert kvbench.load_method("snapkv").name == "snapkv"

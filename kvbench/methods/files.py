@@ -1,0 +1,91 @@
+"""Dials that name a file, such as a table of heads: `table: "file:NAME"` in a method's YAML.
+
+The default of such a dial begins with `file:`. The user gives a path (`method.table=heads.json`), relative to the
+working directory or to the configuration folder. The part that reads the dial gets a `DialFile`. The content of the
+file, not its name, is part of a run's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvbench.common.paths import conf_dir
+
+_MARK = "file:"
+_LARGEST = 2**26  # bytes; a table of every head of every layer has some thousand numbers
+
+
+@dataclass(frozen=True)
+class DialFile:
+    """The text of a file that a dial names. Two are equal if their texts are, wherever the files lie.
+
+    In messages it is its path, as the user gave it.
+    """
+
+    text: str = field(repr=False)
+    path: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the text, as it enters the identity of a run."""
+        return f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
+
+
+def names_file(default: object) -> bool:
+    """Return True if the default of a dial says that the dial names a file."""
+    return isinstance(default, str) and default.startswith(_MARK)
+
+
+def file_dials(dials: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, DialFile]:
+    """Return {dial: its file} for the dials that name one.
+
+    Raises:
+        ValueError: a file is missing or cannot be read; one line naming the dial.
+    """
+    return {dial: read_file(dial, dials[dial]) for dial, default in defaults.items() if names_file(default)}
+
+
+def read_file(dial: str, value: object) -> DialFile:
+    """Return the file that the value of a dial names. Raises ValueError naming the dial if it is no readable text."""
+    path = str(value).removeprefix(_MARK) if isinstance(value, str | os.PathLike) else ""
+    if not path.strip() or "\0" in path:
+        shown = "null" if value is None else value
+        raise ValueError(f"method.{dial}={shown}: must be the path of a file")
+    try:
+        file = _located(path)
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"method.{dial}={path}: is no file")
+        if status.st_size > _LARGEST:
+            raise ValueError(f"method.{dial}={path}: larger than {_LARGEST >> 20} MiB")
+        text = _text(file, status.st_mtime_ns, status.st_size)
+    except UnicodeDecodeError:
+        raise ValueError(f"method.{dial}={path}: is no text in UTF-8") from None
+    except FileNotFoundError:
+        where = "" if Path(path).is_absolute() else f", neither in {Path.cwd()} nor in {conf_dir()}"
+        raise ValueError(f"method.{dial}={path}: no such file{where}") from None
+    except OSError as error:
+        raise ValueError(f"method.{dial}={path}: cannot be read ({error.strerror})") from None
+    return DialFile(text, path)
+
+
+def _located(path: str) -> Path:
+    """Return where a file lies: at the path, from the working directory, or in the configuration folder."""
+    file = Path(path).expanduser()
+    return file if file.is_absolute() or file.exists() else conf_dir() / file
+
+
+@cache
+def _text(file: Path, stamp: int, size: int) -> str:
+    """Return the text of a file, read once as long as the file stays as it is: all jobs of a sweep ask for it."""
+    return file.read_text(encoding="utf-8")
