@@ -133,7 +133,7 @@ def test_a_file_is_a_dial_on_the_command_line_as_well(folder: Path) -> None:
         ("file:", "method.table=file:: must be the path of a file"),
         (".", "method.table=.: is no file"),
         ("/dev/zero", "method.table=/dev/zero: is no file"),
-        ("odd.json/x", "method.table=odd.json/x: cannot be read (Not a directory)"),
+        ("odd.json/x", "method.table=odd.json/x: no such file, neither in "),
         ("broken.json", "method.table=broken.json: is no text in UTF-8"),
         ("x" * 300, "File name too long"),
         ("odd.json", "method.table=odd.json: must be a list of lists"),
