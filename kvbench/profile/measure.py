@@ -153,6 +153,7 @@ def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
         "first_step_s": statistics.median(first) if first else None,
         "steps": len(steps),
         "steps_by_graph": statistics.mean(single.replayed for single in passes),
+        "decode_step": passes[0].generations[0].decode_step,
         "tokens_per_s": cell.batch / tpot,
     }
 

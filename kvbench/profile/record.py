@@ -49,6 +49,7 @@ class CellRecord(TypedDict):
     first_step_s: NotRequired[Seconds | None]
     steps: NotRequired[Count]
     steps_by_graph: NotRequired[Amount]
+    decode_step: NotRequired[Literal["fused", "transformers"]]
     tokens_per_s: NotRequired[Amount]
     kept_mean: NotRequired[Amount]
     kv_bytes: NotRequired[Count]

@@ -10,7 +10,10 @@ import torch
 
 from kvbench import models
 from kvbench.engine.variant import Request
+from kvbench.engine.walk import obstacle
 from kvbench.models.cache import ModelCache
+from kvbench.models.load import checked_config
+from kvbench.models.pretrained import skeleton
 from kvbench.run import memory
 from kvbench.run.jobs import Job
 from kvbench.run.samples import GroupSamples
@@ -54,10 +57,17 @@ def _no_room(job: Job, span: int) -> ValueError | None:
     return None
 
 
-def check_kernel(cfg: Mapping[str, Any], device: str, shape: models.Shape) -> None:
-    """Raise ValueError if the kernel or the graph that the user asked for cannot run."""
+def check_kernel(cfg: Mapping[str, Any], spec: models.ModelSpec, shape: models.Shape) -> None:
+    """Raise ValueError if the kernel, the graph or the fused steps that the user asked for cannot run."""
+    device = models.device(spec)
     if str(cfg["engine"]["graph"]).lower() == "true" and not device.startswith("cuda"):
         raise ValueError(f"engine.graph=true: CUDA graphs need a GPU, and the model is on device={device}")
+    if str(cfg["engine"]["fused"]).lower() == "true":
+        reason = obstacle(skeleton(checked_config(spec), spec.source.trust_remote_code))
+        if reason is None and device.startswith("cuda") and shape.itemsize != 2:
+            reason = "the kernels take bfloat16 and float16"
+        if reason is not None:
+            raise ValueError(f"engine.fused=true: {reason}; choose engine.fused=auto")
     if cfg["kernel"] != "auto":
         dtype = torch.float32 if shape.itemsize == 4 else torch.bfloat16  # no kernel tells the half precisions apart
         use = AttentionSpec(torch.device(device), dtype, shape.head_dim, shape.heads // shape.kv_heads)

@@ -142,13 +142,13 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
     """Return the outcomes of jobs that cannot be computed, found before weights are loaded or a folder is created.
 
     Raises:
-        ValueError: none of the jobs can be computed: the kernel or graph that the user asked for cannot run.
+        ValueError: none of the jobs can be computed: the kernel, graph or fused steps that the user asked for cannot run.
     """
     if not samples.missing:
         return {}
     spec, outcomes = jobs[0].model, {}
     shape, depth = models.shape(spec), models.compressed_layers(spec)
-    check_kernel(jobs[0].cfg, models.device(spec), shape)
+    check_kernel(jobs[0].cfg, spec, shape)
     for job in jobs:
         method = job.variant.method
         try:

@@ -145,6 +145,7 @@ def test_the_seed_reaches_the_benchmark(compose):
         (["kernel=cuad"], "kernel=cuad: no such kernel. Did you mean 'cuda'?"),
         (["kernel=sdpa", "engine.cache=masked"], "kernel=sdpa: engine.cache=masked attends by torch alone"),
         (["engine.graph=on"], "engine.graph=on: must be one of auto, true, false"),
+        (["engine.fused=1"], "engine.fused=1: must be one of auto, true, false"),
         (["engine.graph=true", "engine.cache=masked"], "engine.graph=true: engine.cache=masked works on the host"),
         (["engine.graph=true", "kernel=torch"], "engine.graph=true: kernel=torch works on the host in every step"),
         (["limit=0"], "limit=0: must be at least 1"),

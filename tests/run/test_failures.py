@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from kvbench import models, store
 from kvbench.engine.variant import Generation, Request
 from kvbench.methods.method import Method
-from kvbench.run import batching, runner
+from kvbench.run import batching, preflight, runner
 from kvbench.run.jobs import Job
 from tests.helpers.runs import answers, let_engine_fail, records, status
 
@@ -52,6 +53,19 @@ def test_a_share_that_is_impossible_on_one_shard_only(jobs: Jobs) -> None:
     assert short.error is None and long.error is None
     assert [r["fallback"] for r in store.load_run(long.folder).samples] == ["recent", None]  # type: ignore[typeddict-item]
     assert store.load_run(long.folder).status["status"] == "done"
+
+
+def test_fused_steps_that_a_model_cannot_have_are_told_before_weights_load(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check builds the model without weights; a model of another class is refused as it would be later."""
+    config = transformers.Phi3Config(hidden_size=32, num_attention_heads=2, intermediate_size=32, pad_token_id=None)
+    monkeypatch.setattr(models, "load", lambda spec: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(preflight, "checked_config", lambda spec: config)
+    (job,) = jobs(["engine.fused=true"])
+    with pytest.raises(ValueError, match="^engine.fused=true: Phi3ForCausalLM is none of llama, mistral, qwen2, qwen3"):
+        runner.run_jobs([job])
+    assert not job.folder.exists()
 
 
 @pytest.mark.parametrize(
