@@ -142,7 +142,8 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
     """Return the outcomes of jobs that cannot be computed, found before weights are loaded or a folder is created.
 
     Raises:
-        ValueError: none of the jobs can be computed: the kernel, graph or fused steps that the user asked for cannot run.
+        ValueError: none of the jobs can be computed: the kernel, graph or fused steps that the user asked for cannot
+            run.
     """
     if not samples.missing:
         return {}

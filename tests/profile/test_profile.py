@@ -134,7 +134,7 @@ def test_what_runs_out_of_memory_is_recorded_and_the_others_go_on(
 
     def small(model, tokenizer, draw, **settings):
         request = draw([])
-        if request.variants[0].method.name == "fullkv" and len(request.prompt.ids) == 160:
+        if request.variants[0].method.name == "fullkv" and len(request.prompts[0].ids) == 160:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
         first = [request]
         return real(model, tokenizer, lambda running: first.pop() if first else draw(running), **settings)
