@@ -245,8 +245,10 @@ class PrefillPass:
         leaves room to grow: every head may then hold the whole budget.
         """
         budget, tokens = self._variants[index].budget, self.tokens[index]
+        kept: list[int] = keep_UT.sum(1).tolist()
+        if policy.policy.adds_to_prompt:
+            return [self.span] * len(kept) if policy.phase == "decode" else kept
         if tokens is None or self._drops(index):
-            kept: list[int] = keep_UT.sum(1).tolist()
             return kept if tokens is None else policy.base(kept, tokens)
         return [policy.tokens(budget if isinstance(budget, int) else tokens)] * len(keep_UT)
 

@@ -123,9 +123,11 @@ class DecodePolicy(Protocol):
 
     Attributes:
         reads: the attention of a step that `observe` gets: "nothing", "last" (of the newest query) or "all".
+        adds_to_prompt: True if `limit` counts from what a head kept of the prompt, and not from its share of a budget.
     """
 
     reads: ClassVar[str] = "nothing"
+    adds_to_prompt: ClassVar[bool] = False
 
     def begin(self, start: Start) -> Tensor:
         """Return the state [U, C] after the prefill."""
@@ -138,7 +140,7 @@ class DecodePolicy(Protocol):
         waiting for the device. It must depend on its arguments alone.
 
         Args:
-            base_BU: the head's share of the budget.
+            base_BU: the head's share of the budget, or its tokens of the prompt (`adds_to_prompt`).
             steps_B1: tokens that followed the compressed prompt.
         """
         return base_BU
@@ -194,9 +196,10 @@ class Decoding:
             raise InvalidField("interval", self.interval, problem, buffer=0)
         if self.interval == 1 and self.buffer > 0:
             raise InvalidField("buffer", self.buffer, "has no effect: {interval} means a cut in every step", interval=1)
-        if not self._has_limit and (self.buffer > 0 or self.budget is not None):
-            name = "buffer" if self.buffer > 0 else "budget"
-            raise InvalidField(name, getattr(self, name), "has no effect: the policy has no limit")
+        if not self._has_limit and self.buffer > 0:
+            raise InvalidField("buffer", self.buffer, "has no effect: the policy has no limit")
+        if (not self._has_limit or self.policy.adds_to_prompt) and self.budget is not None:
+            raise InvalidField("budget", self.budget, "has no effect: the policy has no share of the budget")
         self._check_budget()
 
     def _check_budget(self) -> None:

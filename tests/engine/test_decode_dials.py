@@ -1,0 +1,111 @@
+"""The dials of decode policies, and the tokens that heads hold at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import kvbench
+from kvbench.cache.ragged import RaggedCache
+from kvbench.prompts import Prompt
+from tests.helpers.methods import shipped
+from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
+
+POLICIES = sorted(name for name, method in shipped().items() if method.decode is not None and method.promises == "kept")
+SMALL: dict[str, dict[str, Any]] = {"scope": {"decode_budget": 24, "recent": 8}}  # dials that matter within few tokens
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return tiny_model()
+
+
+def most(name: str, budget: int, dials: dict[str, Any]) -> int:
+    """Return the tokens that a head may hold after a step, by the definition of the dials."""
+    generated = SMALL[name]["decode_budget"] if name == "scope" else 0
+    return budget + generated + int(dials.get("buffer", 0))
+
+
+@pytest.mark.parametrize("buffer", [0, 5])
+def test_heads_hold_their_limit_and_buffer_at_every_one_of_512_tokens(
+    tiny: Tiny, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget, new = 24, 512
+    dials = {"buffer": buffer}
+    variants = [kvbench.Variant(kvbench.load_method(name, **SMALL.get(name, {}), **dials), budget) for name in POLICIES]
+    bounds = [most(name, budget, dials) for name in POLICIES]
+    seen: list[list[int]] = [[] for _ in variants]
+    real = RaggedCache.attend
+
+    def attend(self: RaggedCache, layer: int, rows: Any, *tensors: Any) -> Tensor:
+        out = real(self, layer, rows, *tensors)
+        for row in rows:
+            seen[row].append(max(s.length for s in self._layers[layer].of(row)))
+        return out
+
+    monkeypatch.setattr(RaggedCache, "attend", attend)
+    (outs,) = generate(tiny, [prompt(40)], variants, max_new_tokens=new)
+    for out, bound, of_row in zip(outs, bounds, seen, strict=True):
+        assert len(out.token_ids) == new and len(of_row) == (new - 1) * len(out.kept)
+        assert max(of_row) == bound == out.kept_max
+        if buffer:
+            assert min(of_row[-20 * len(out.kept) :]) == bound - buffer, "a full buffer is cut back to the limit"
+
+
+@pytest.mark.parametrize("cache", ["ragged", "masked"])
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_phases_and_decode_budgets(tiny: Tiny, name: str, question: str, cache: str) -> None:
+    text = Prompt(ids=tuple(prompt(120)), context_len=100, stop_ids=frozenset(), text="")
+    span = 120 if question == "aware" else 100
+    dials: list[dict[str, Any]] = [{}, {"phase": "decode"}, {"phase": "prefill"}, {"buffer": 3}]
+    if name != "scope":
+        dials += [{"decode_budget": 20}, {"decode_budget": 0.25}, {"phase": "decode", "decode_budget": 20}]
+    loaded = [kvbench.load_method(name, **SMALL.get(name, {}), **given) for given in dials]
+    (outs,) = generate(tiny, [text], [kvbench.Variant(m, 48) for m in loaded], question=question, cache=cache)
+    generated = NEW - 1 + 120 - span
+    grown = {"scope": min(24, generated)}.get(name, 0)
+    kept = [{head for layer in out.kept for head in layer} for out in outs]
+    assert kept[:4] == [{48}, {span}, {48}, {48}]
+    assert [out.kept_max for out in outs[:3]] == [48 + grown, span + grown, 48 + generated]
+    assert 48 + grown <= outs[3].kept_max <= 48 + grown + 3
+    if name != "scope":
+        assert kept[4:] == [{48}, {48}, {span}]
+        assert [out.kept_max for out in outs[4:]] == [48, 48, span], "the prompt is the most that was held"
+    assert len({tuple(out.token_ids) for out in outs}) > 1
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_prompt_shorter_than_the_budget_grows_up_to_it(tiny: Tiny, name: str) -> None:
+    for cache in ("ragged", "masked"):
+        method = kvbench.load_method(name, **SMALL.get(name, {}))
+        ((out,),) = generate(tiny, [prompt(37)], [(method, 45)], max_new_tokens=40, cache=cache)
+        assert out.kept_max == (45 if name != "scope" else 37 + SMALL[name]["decode_budget"])
+
+
+def test_budgets_of_layers_and_heads_are_kept_while_generating(tiny: Tiny) -> None:
+    """Pyramid and adaptive budgets under a policy: every head stays at its own share, or its share of another."""
+    method = kvbench.load_method("ada_pyramidkv+h2o_decode")
+    with kvbench.compressed(tiny[0], method, 70) as handle:
+        tiny[0].generate(_tensor(prompt(200)), max_new_tokens=1, do_sample=False)
+        assert handle.cache is not None
+        before = handle.cache.kept
+    with kvbench.compressed(tiny[0], method, 70) as handle:
+        tiny[0].generate(_tensor(prompt(200)), max_new_tokens=30, do_sample=False, eos_token_id=None)
+        assert handle.cache is not None
+        assert handle.cache.kept == before and len({n for layer in before for n in layer}) > 2
+    half = kvbench.load_method("ada_pyramidkv+h2o_decode", decode_budget=0.5)
+    with kvbench.compressed(tiny[0], half, 70) as handle:
+        tiny[0].generate(_tensor(prompt(200)), max_new_tokens=30, do_sample=False, eos_token_id=None)
+        assert handle.cache is not None
+        after = handle.cache.kept
+    for old, new in zip(before, after, strict=True):
+        assert sum(new) == sum(old) // 2 and all(abs(n - o / 2) <= 1 for n, o in zip(new, old, strict=True))
+
+
+def _tensor(ids: list[int]) -> Tensor:
+    import torch
+
+    return torch.tensor([ids])
