@@ -9,6 +9,7 @@ from torch import Tensor
 
 import kvbench
 from kvbench.cache.ragged import RaggedCache
+from kvbench.engine.probe import checked_plan
 from kvbench.prompts import Prompt
 from tests.helpers.methods import shipped
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
@@ -28,15 +29,13 @@ def most(name: str, budget: int, dials: dict[str, Any]) -> int:
     return budget + generated + int(dials.get("buffer", 0))
 
 
-@pytest.mark.parametrize("buffer", [0, 5])
 def test_heads_hold_their_limit_and_buffer_at_every_one_of_512_tokens(
-    tiny: Tiny, buffer: int, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget, new = 24, 512
-    dials = {"buffer": buffer}
-    variants = [kvbench.Variant(kvbench.load_method(name, **SMALL.get(name, {}), **dials), budget) for name in POLICIES]
-    bounds = [most(name, budget, dials) for name in POLICIES]
-    seen: list[list[int]] = [[] for _ in variants]
+    asked = [(name, SMALL.get(name, {}) | {"buffer": buffer}) for name in POLICIES for buffer in (0, 5)]
+    variants = [kvbench.Variant(kvbench.load_method(name, **dials), budget) for name, dials in asked]
+    seen: list[list[int]] = [[] for _ in asked]
     real = RaggedCache.attend
 
     def attend(self: RaggedCache, layer: int, rows: Any, *tensors: Any) -> Tensor:
@@ -45,13 +44,14 @@ def test_heads_hold_their_limit_and_buffer_at_every_one_of_512_tokens(
             seen[row].append(max(s.length for s in self._layers[layer].of(row)))
         return out
 
+    checked_plan(tiny[0])  # the probe makes a cache of its own
     monkeypatch.setattr(RaggedCache, "attend", attend)
     (outs,) = generate(tiny, [prompt(40)], variants, max_new_tokens=new)
-    for out, bound, of_row in zip(outs, bounds, seen, strict=True):
+    for (name, dials), out, of_row in zip(asked, outs, seen, strict=True):
+        bound = most(name, budget, dials)
         assert len(out.token_ids) == new and len(of_row) == (new - 1) * len(out.kept)
         assert max(of_row) == bound == out.kept_max
-        if buffer:
-            assert min(of_row[-20 * len(out.kept) :]) == bound - buffer, "a full buffer is cut back to the limit"
+        assert min(of_row[-20 * len(out.kept) :]) == bound - dials["buffer"], "a full buffer is cut back to the limit"
 
 
 @pytest.mark.parametrize("cache", ["ragged", "masked"])

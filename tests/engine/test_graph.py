@@ -154,20 +154,26 @@ def test_a_step_that_moves_the_cache_is_eager(
 
 
 @pytest.mark.parametrize(
-    ("dials", "eager"),
+    ("name", "dials", "eager"),
     [
-        ({}, 0),
-        ({"reduce": "max", "window": 4}, 0),
-        ({"buffer": 6}, 4),  # a cut of several tokens is work for the host, every seventh step
-        ({"buffer": 9, "interval": 8}, 4),
-        ({"phase": "decode"}, 0),  # the first step cuts the prompt; it would be eager anyway
-        ({"decode_budget": 0.5}, 0),
+        ("h2o_decode", {}, 0),
+        ("h2o_decode", {"reduce": "max", "window": 4}, 0),
+        ("h2o_decode", {"buffer": 6}, 4),  # a cut of several tokens is work for the host, every seventh step
+        ("h2o_decode", {"buffer": 9, "interval": 8}, 4),
+        ("h2o_decode", {"phase": "decode"}, 0),  # the first step cuts the prompt; it would be eager anyway
+        ("h2o_decode", {"decode_budget": 0.5}, 0),
+        ("tova", {}, 0),
+        ("tova+ada_snapkv", {}, 0),  # heads that hold different tokens
+        ("ada_pyramidkv+h2o_decode", {}, 0),
+        ("streaming_llm_decode", {}, 0),
+        ("scope", {"decode_budget": 8, "recent": 4}, 0),
+        ("scope", {"decode_budget": 9, "recent": 3, "every": 4}, 0),
     ],
 )
 def test_a_batch_with_decode_policies_keeps_its_graph(
-    tiny: Loaded, recorded: SimpleNamespace, dials: dict[str, Any], eager: int
+    tiny: Loaded, recorded: SimpleNamespace, name: str, dials: dict[str, Any], eager: int
 ) -> None:
-    variants = [("fullkv", None), (kvbench.load_method("h2o_decode", **dials), 36), ("ada_snapkv", 36)]
+    variants = [("fullkv", None), (kvbench.load_method(name, **dials), 36), ("ada_snapkv", 36)]
     settings = {"stop_ids": [], "max_new_tokens": 32, "max_prompts": 3}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, variants, **settings)
     outs = recorded.generate(variants=variants, **settings)
