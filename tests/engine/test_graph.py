@@ -168,12 +168,14 @@ def test_a_step_that_moves_the_cache_is_eager(
         ("streaming_llm_decode", {}, 0),
         ("scope", {"decode_budget": 8, "recent": 4}, 0),
         ("scope", {"decode_budget": 9, "recent": 3, "every": 4}, 0),
+        ("corm", {"history": 12, "recent": 4, "interval": 8}, 4),  # lengths come from the device every eighth step
     ],
 )
 def test_a_batch_with_decode_policies_keeps_its_graph(
     tiny: Loaded, recorded: SimpleNamespace, name: str, dials: dict[str, Any], eager: int
 ) -> None:
-    variants = [("fullkv", None), (kvbench.load_method(name, **dials), 36), ("ada_snapkv", 36)]
+    budget = None if name == "corm" else 36
+    variants = [("fullkv", None), (kvbench.load_method(name, **dials), budget), ("ada_snapkv", 36)]
     settings = {"stop_ids": [], "max_new_tokens": 32, "max_prompts": 3}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, variants, **settings)
     outs = recorded.generate(variants=variants, **settings)

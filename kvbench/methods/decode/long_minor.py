@@ -33,7 +33,7 @@ class DropLongMinor(DecodePolicy):
 
     def __post_init__(self) -> None:
         check_at_least(self, "history", 1)
-        check_at_least(self, "recent", 1)
+        check_at_least(self, "recent", 0)
 
     def begin(self, start: Start) -> Tensor:
         """Return the last important query of every token of the prompt: the scores by `LastImportant`."""
