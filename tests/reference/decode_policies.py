@@ -70,8 +70,8 @@ def corm(
     """
     out = []
     for u, (kept, of_head) in enumerate(zip(heads, weights, strict=True)):
-        found = {p for row in of_head for p, w in zip(kept, row, strict=True) if w >= 1 / len(kept)}
-        important[u][seen - 1] = sorted(found)
+        above = {p for row in of_head for p, w in zip(kept, row, strict=True) if w >= 1 / len(kept)}
+        important[u][seen - 1] = sorted(above)
         wanted = {p for query in range(max(0, seen - history), seen) for p in important[u].get(query, [])}
         if seen <= history:
             wanted = set(kept)
