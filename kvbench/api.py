@@ -221,6 +221,7 @@ def compressed(
     *,
     cache: str = "ragged",
     kernel: str = "auto",
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **dials: object,
 ) -> AbstractContextManager[Compressed]:
     """Run plain transformers code on a compressed cache.
@@ -232,6 +233,10 @@ def compressed(
     decoding. Each `generate` call starts a new prompt; the handle's `.cache.kept` counts the kept tokens of the latest.
     The model is unchanged when the block ends.
 
+    Args:
+        tokenizer: for methods that read tokens.
+        dials: the method's dials, if it is given by name.
+
     Raises:
         ValueError: a model that the engine cannot run, an unknown method, an impossible budget, or a block that
             never called the model.
@@ -239,7 +244,7 @@ def compressed(
     from kvbench.engine.plain import compressed as compressed_
 
     loaded = load_method(method, **dials) if isinstance(method, str) else method
-    return compressed_(model, _variant(loaded, budget), cache=cache, kernel=kernel)
+    return compressed_(model, _variant(loaded, budget), cache=cache, kernel=kernel, tokenizer=tokenizer)
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -116,7 +116,7 @@ def _weight(projection: nn.Module, inputs: int) -> Tensor | None:
     """
     weight = getattr(projection, "weight", None)
     if isinstance(projection, nn.Linear) and type(weight) is nn.Parameter and not weight.is_meta:
-        return weight.T if weight.shape[1] == inputs and weight.is_floating_point() else None
+        return weight.detach().T if weight.shape[1] == inputs and weight.is_floating_point() else None
     if getattr(projection, "in_features", inputs) != inputs:
         return None
     like = next((p for p in projection.parameters() if p.is_floating_point() and not p.is_meta), None)

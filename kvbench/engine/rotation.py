@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from kvbench.engine.attention import NAME, kvbench_attention, last_logits
 from kvbench.engine.survey import AttentionPlan
 
-_POSITIONS = (0, 1, 2, 3, 7, 20)  # of the check: small, so that frequencies that depend on the length stay as they are
+# of the check: small, so that frequencies that depend on the length stay as they are
+_POSITIONS = (0, 1, 2, 3, 7, 20, 40)
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # of the keys' size; half precisions: 0.03
 
 
@@ -29,16 +30,19 @@ class Rotation:
     """A rotation of channel pairs by positions times frequencies.
 
     Attributes:
-        module, buffer: where the frequencies are; a model may change them with the length of its text.
+        module, buffer: where the frequencies are; a model may change them with the length of its text. Without a
+            module, the keys do not rotate.
         interleaved: True if channels 2i and 2i + 1 form a pair; False if i and i + R / 2 do, of R rotated channels.
     """
 
-    module: nn.Module
+    module: nn.Module | None
     buffer: str
     interleaved: bool
 
     def __call__(self, x: Tensor, by: Tensor) -> Tensor:
         """Return x [..., T, D] rotated by [T] further positions."""
+        if self.module is None:
+            return x
         frequencies: Tensor = getattr(self.module, self.buffer)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         by = torch.as_tensor(by, device=x.device)
@@ -71,6 +75,7 @@ def _candidates(model: PreTrainedModel, head_dim: int) -> Iterator[Rotation]:
             if name.endswith("inv_freq") and "original" not in name and 2 * buffer.numel() <= head_dim:
                 yield Rotation(module, name, interleaved=False)
                 yield Rotation(module, name, interleaved=True)
+    yield Rotation(None, "", interleaved=False)  # layers that know no positions
 
 
 @torch.inference_mode()

