@@ -153,10 +153,11 @@ def test_a_quantised_projection_is_dequantised() -> None:
 
 def test_a_model_without_an_output_projection_is_refused_by_name() -> None:
     model = build(*EXACT["llama"][:3])
+    view = view_of(model, None)
     model.model.layers[0].self_attn.o_proj = nn.Linear(10, 64)
     message = "^model: LlamaAttention of LlamaForCausalLM has no output projection"
     with pytest.raises(ValueError, match=message) as caught:
-        view_of(model, None).o_proj(0)
+        view.o_proj(0)
     assert "\n" not in str(caught.value)
 
 
