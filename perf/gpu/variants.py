@@ -1,6 +1,6 @@
 """Decode kernels compiled with other choices of decode/tuning.h, timed against one another on small and large layers.
 
-    python perf/gpu/variants.py [--out FILE.jsonl] [--seconds 90] [--only default,plain]
+    python perf/gpu/variants.py [--out FILE.jsonl] [--seconds 90] [--only 'default,even split']
     python perf/gpu/variants.py --once default,1,1024,adakv      # three calls, for a profiler
     python perf/gpu/variants.py --ncu default                    # the profiler's figures of a small and a large layer
 
@@ -31,29 +31,17 @@ from kvbench_kernels.ops import launch
 from kvbench_kernels.ops.library import Library
 
 BOUND = 5e-3
-PLAIN = {
-    "EARLY_LAUNCH": 0, "PIECE_UNITS": 0, "ONE_MERGE": 16, "IN_FLIGHT": 8, "ACQUIRE_RELEASE": 0, "EARLY_ARRIVAL": 0,
-    "GUESS_SEGMENT": 0,
-}  # fmt: skip
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
-    "plain": PLAIN,  # as the first kernel that was measured
-    "plain+atomics": PLAIN | {"ACQUIRE_RELEASE": 1},
-    "plain+merge": PLAIN | {"ONE_MERGE": 64, "IN_FLIGHT": 12, "ACQUIRE_RELEASE": 1},
-    "late launch": {"EARLY_LAUNCH": 0},
-    "late arrival": {"EARLY_ARRIVAL": 0},
-    "no guess": {"GUESS_SEGMENT": 0},
-    "fences": {"ACQUIRE_RELEASE": 0},
     "even split": {"PIECE_UNITS": 0},
-    "pieces to 2": {"PIECE_UNITS": 2},
     "pieces to 4": {"PIECE_UNITS": 4},
     "pieces to 16": {"PIECE_UNITS": 16},
-    "pieces from 2": {"FEWEST_UNITS": 2},
-    "pieces from 4": {"FEWEST_UNITS": 4},
     "merge is 1 unit": {"MERGE_UNITS": 1},
-    "merge is 5 units": {"MERGE_UNITS": 5},
-    "merge 32": {"ONE_MERGE": 32},
-    "merge 16": {"ONE_MERGE": 16},
+    "merge is 3 units": {"MERGE_UNITS": 3},
+    "single to 24": {"SINGLE_UNITS": 24},
+    "single to 8": {"SINGLE_UNITS": 8},
+    "one merge 24": {"ONE_MERGE": 24},
+    "8 in flight": {"IN_FLIGHT": 8},
 }
 SHAPES = ((1, 128), (1, 1024), (1, 2048), (16, 128), (16, 1024), (16, 2048), (1, 32768), (32, 2048))
 KINDS = ("equal", "adakv", "pareto")

@@ -107,12 +107,8 @@ KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& sh
 template <typename T, int D, bool kAppend>
 __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArguments args) {
     KVB_SHARED(DecodeShared<D>, shared);
-#if KVB_EARLY_LAUNCH
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-#endif
     find_work<D, kAppend>(args, shared);
-    const bool early = kAppend && KVB_EARLY_ARRIVAL && args.lanes <= kWindow;  // no length is read again
+    const bool early = kAppend && args.lanes <= kWindow;  // no length is read again
     unsigned before = 0;
     if (early && threadIdx.x == 0) before = arrive(args);
     while (shared.cursor.unit < shared.end) {
@@ -149,16 +145,10 @@ __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArg
     }
 }
 
-#if KVB_EARLY_LAUNCH
-#define KVB_LAUNCH_DECODE KVB_LAUNCH_EARLY
-#else
-#define KVB_LAUNCH_DECODE KVB_LAUNCH
-#endif
-
 template <typename T, int D>
 int launch(const DecodeArguments& args, bool append, int ctas, cudaStream_t stream) {
-    if (append) KVB_LAUNCH_DECODE((decode<T, D, true>), ctas, kThreads, 0, stream, args);
-    else KVB_LAUNCH_DECODE((decode<T, D, false>), ctas, kThreads, 0, stream, args);
+    if (append) KVB_LAUNCH((decode<T, D, true>), ctas, kThreads, 0, stream, args);
+    else KVB_LAUNCH((decode<T, D, false>), ctas, kThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 

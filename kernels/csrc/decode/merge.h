@@ -86,13 +86,7 @@ struct Merge {
     KVB_DEVICE bool last_to_arrive(int counter, int all) const {
         __syncthreads();  // every thread's stores come before the addition
         if (threadIdx.x == 0) {
-#if KVB_ACQUIRE_RELEASE
             const bool last = add_acquire_release(args.counters + counter, 1) == all - 1;
-#else
-            __threadfence();
-            const bool last = atomicAdd(args.counters + counter, 1) == all - 1;
-            if (last) __threadfence();
-#endif
             if (last) args.counters[counter] = 0;  // all CTAs have arrived
             shared.last = last;
         }
@@ -166,8 +160,8 @@ struct Merge {
             first = cta_of_unit(part.at.item, shared.total, shared.ctas);
             number = cta_of_unit(part.at.item + part.each - 1, shared.total, shared.ctas) - first + 1;
         }
-        int in_group = kOneMerge;
-        if (number > kOneMerge)
+        int in_group = shared.pieces > 0 ? kMaxMerge : kOneMerge;
+        if (number > in_group)
             while (in_group * in_group < number) ++in_group;
         const int groups = divide_up(number, in_group), group = (cta - first) / in_group;
         const int group_cta = first + group * in_group;

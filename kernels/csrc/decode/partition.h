@@ -32,17 +32,9 @@ template <bool kAppend>
 KVB_DEVICE Lane load_lane(const DecodeArguments& args, int lane) {
     Lane found;
     found.segment = args.segment[lane];
-    // Often the lane's segment has the lane's number. Then these loads need not wait for it. The segment exists in any
-    // case: there are at least as many segments as lanes.
-    const int guess = KVB_GUESS_SEGMENT ? lane : found.segment;
-    found.start = args.start[guess];
-    found.length = args.length[guess];
-    int next = kAppend ? args.start[guess + 1] : 0;
-    if (found.segment != guess) {
-        found.start = args.start[found.segment];
-        found.length = args.length[found.segment];
-        if (kAppend) next = args.start[found.segment + 1];
-    }
+    found.start = args.start[found.segment];
+    found.length = args.length[found.segment];
+    const int next = kAppend ? args.start[found.segment + 1] : 0;
     found.old_length = found.length;
     if (kAppend && found.length + args.tokens <= next - found.start) found.length += args.tokens;
     return found;
@@ -88,7 +80,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
         if (lane_of_warp == choice) shared.warp_counts[warp][choice] = sum;
     }
     __syncthreads();
-    // A lane of the warp for each choice: do all pieces fit into the grid, and those of the longest item into one merge?
+    // A lane of the warp for each choice: do all pieces fit into the grid, and those of the longest lane into one merge?
     bool fits = lane_of_warp < kChoices;
     if (fits) {
         int pieces = 0, most = 0;
@@ -97,8 +89,8 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
             most = max(most, shared.warp_longest[other]);
         }
         const int each = 1 << lane_of_warp;
-        fits = each >= KVB_FEWEST_UNITS && each <= KVB_PIECE_UNITS && pieces <= grid &&
-               pieces_of(most, lane_of_warp) <= kOneMerge;
+        fits = each <= KVB_PIECE_UNITS && pieces <= grid &&
+               pieces_of(most, lane_of_warp) <= (each == 1 ? KVB_SINGLE_UNITS : kMaxMerge);
     }
     const unsigned fitting = __ballot_sync(kFullWarp, fits);
     const int choice = fitting == 0 ? kChoices : __ffs(static_cast<int>(fitting)) - 1;

@@ -31,7 +31,6 @@ def ragged_decode(
 ) -> None:  # fmt: skip
     require.arena(k_RD, v_RD, start_S1, length_S, compiled)
     require.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
-    require.lanes(segment_N, length_S)
     if compiled:
         require.scratch(workspace, k_RD)
 
@@ -43,7 +42,6 @@ def ragged_append_decode(
     require.arena(k_RD, v_RD, start_S1, length_S, compiled)
     require.new_tokens(k_BUTD, v_BUTD, k_RD, segment_N, compiled)
     require.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
-    require.lanes(segment_N, length_S)
     if (q_BHTD.shape[0], q_BHTD.shape[2]) != (k_BUTD.shape[0], k_BUTD.shape[2]):
         raise ValueError("q_BHTD: must have the rows and tokens of k_BUTD")
     require.shaped("status", status, (1,), torch.int32, k_RD)

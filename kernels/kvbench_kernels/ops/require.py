@@ -37,12 +37,6 @@ def arena(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor | None,
         steps("v_RD", v_RD)
 
 
-def lanes(segment_N: Tensor, length_S: Tensor) -> None:
-    """Require enough segments for all lanes. The kernels read length_S[n] for lane n before they know its segment."""
-    if segment_N.numel() > length_S.numel():
-        raise ValueError("segment_N: has more elements than there are segments; no two may name the same segment")
-
-
 def new_tokens(k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, segment_N: Tensor, compiled: bool) -> None:
     """Require keys and values that can be appended."""
     if k_BUTD.dim() != 4 or k_BUTD.shape[3] != k_RD.shape[1]:
