@@ -59,7 +59,7 @@ def read_file(dial: str, value: object) -> DialFile:
     """Return the file that the value of a dial names. Raises ValueError naming the dial if it is no readable text."""
     path = str(value).removeprefix(_MARK) if isinstance(value, str | os.PathLike) else ""
     if not path.strip() or "\0" in path:
-        shown = "null" if value is None else value
+        shown = "null" if value is None else path if isinstance(value, str) else value
         raise ValueError(f"method.{dial}={shown}: must be the path of a file")
     try:
         file = _located(path)

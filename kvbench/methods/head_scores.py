@@ -7,10 +7,10 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from kvbench.methods.base import Part
 from kvbench.methods.fields import InvalidField
+from kvbench.methods.files import DialFile
 
 _KEY = re.compile(r"(\d{1,5})-(\d{1,5})")
 
@@ -23,10 +23,10 @@ class HeadScores(Part):
         table: JSON file {"layer-head": [scores]}.
 
     Raises:
-        InvalidField: there is no such file, or it is no such table.
+        InvalidField: the file is no such table.
     """
 
-    table: str
+    table: DialFile
 
     def __post_init__(self) -> None:
         self._read()
@@ -46,31 +46,22 @@ class HeadScores(Part):
 
     def _read(self) -> tuple[tuple[float, ...], int]:
         """Return the mean score of every head, and the heads of a layer."""
-        if not isinstance(self.table, str) or not self.table.strip():
-            raise InvalidField("table", self.table, "must name a JSON file of scores for all query heads of the model")
         try:
-            file = Path(self.table).expanduser().resolve()
-            return read_head_scores(str(file), file.stat().st_mtime_ns)
-        except OSError as error:
-            raise InvalidField("table", self.table, f"cannot be read ({error.strerror})") from None
+            return read_head_scores(self.table.text)
         except ValueError as error:
             raise InvalidField("table", self.table, f"is no table of head scores ({error})") from None
 
 
 @lru_cache(maxsize=8)
-def read_head_scores(file: str, changed: int = 0) -> tuple[tuple[float, ...], int]:
-    """Return the mean score of every head, layer by layer, and the heads of a layer.
-
-    Args:
-        changed: when the file was written; a changed file is read again.
+def read_head_scores(text: str) -> tuple[tuple[float, ...], int]:
+    """Return the mean score of every head, layer by layer, and the heads of a layer, from a table in JSON.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is no table of head scores.
+        ValueError: the text is no table of head scores.
     """
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(content, dict) or not content:
         raise ValueError("not an object of scores")

@@ -130,7 +130,7 @@ def test_a_file_is_a_dial_on_the_command_line_as_well(folder: Path) -> None:
         ("nowhere.json", "method.table=nowhere.json: no such file, neither in "),
         ("/no/where.json", "method.table=/no/where.json: no such file"),
         ("", "method.table=: must be the path of a file"),
-        ("file:", "method.table=file:: must be the path of a file"),
+        ("file:", "method.table=: must be the path of a file"),
         (".", "method.table=.: is no file"),
         ("/dev/zero", "method.table=/dev/zero: is no file"),
         ("odd.json/x", "method.table=odd.json/x: no such file, neither in "),
@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_read_names_the_dial(folder: Path, value: Any, exp
 
 
 def test_a_dial_without_a_default_must_be_given(folder: Path) -> None:
-    assert message(folder) == "method.table=file:: must be the path of a file"
+    assert message(folder) == "method.table=: must be the path of a file"
 
 
 @pytest.mark.parametrize("layers, heads", [(3, 2), (4, 4)])
