@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -22,15 +22,12 @@ from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
 from kvbench.engine.prefill import ContinuePass, Place, now
 from kvbench.engine.probe import checked_plan
+from kvbench.engine.requests import Answer, Draw, EqualLengths, check_request, row_errors
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
 from kvbench.engine.start import prepare, start_prefill
-from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens
+from kvbench.engine.variant import Generation, Request, Variant, span_tokens
 
-Draw = Callable[[Sequence[Request]], Request | None]
-"""Returns the next request that may join the given ones; None if none may join, or none is left."""
-
-Answer = tuple[Request, list[Generation]]
 _NOT_FINITE = -1  # stands for the token of a row whose logits are not finite
 
 
@@ -76,24 +73,29 @@ def stream(
     caches = LayerCaches(plan, make_cache(model, cache, kernel))
     batch = _Batch(model, tokenizer, caches, RequestLimits(model, plan, max_length), question, graph, step)
     one_prompt = depends_on_length(model)
+    parts = EqualLengths(draw) if one_prompt else None
+    take = draw if parts is None else parts.draw
     try:
         with kvbench_attention(model):
             while True:
                 joining: list[Request] = []
                 while (batch.half_empty or joining) and not (one_prompt and (batch.requests or joining)):
-                    request = draw([*batch.requests, *joining])
+                    request = take([*batch.requests, *joining])
                     if request is None:
                         break
                     joining.append(request)
                 if joining:
-                    yield from batch.join(joining)
+                    answers: Iterable[Answer] = batch.join(joining)
                 elif batch.requests:
                     seconds, replayed, answers = batch.step()
                     if on_step is not None:
                         on_step(seconds, replayed)
-                    yield from answers
                 else:
                     return
+                for answer in answers:
+                    whole = answer if parts is None else parts.join(*answer)
+                    if whole is not None:
+                        yield whole
     finally:
         forget_lengths(model)
 
@@ -180,28 +182,12 @@ class _Batch:
         return seconds, self._replayed > before, list(self._answers())
 
     def _failed(self, request: Request) -> dict[int, Generation]:
-        """Return the generations of the rows whose prompts the model cannot answer, by their index in the request.
-
-        Raises:
-            ValueError: a request that no model could answer.
-        """
-        if not request.rows or request.max_new_tokens < 1 or not all(prompt.ids for prompt in request.prompts):
-            raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
-        errors: dict[int, str] = {}
-        for prompt in request.prompts:
-            if self._question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
-                raise ValueError(
-                    "question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render"
-                )
-            error = self._limits.error(prompt.ids, request.max_new_tokens)
-            if error is not None:
-                errors[id(prompt)] = error
-        if len({context_key(prompt, self._question) for prompt in request.prompts}) > 1:
-            raise ValueError("the prompts of a request must have the same context; give each its own request")
+        """Return the generations of the rows that the model cannot answer, by their index in the request."""
+        check_request(request, self._question)
+        span = span_tokens(request.prompts[0], self._question)
+        errors = row_errors(request, self._question, self._limits, self._model, self._tokenizer)
         return {
-            place: failed_generation(prompt, span_tokens(prompt, self._question), self._ran, errors[id(prompt)])
-            for place, (prompt, _) in enumerate(request.rows)
-            if id(prompt) in errors
+            place: failed_generation(request.rows[place][0], span, self._ran, error) for place, error in errors.items()
         }
 
     def _prefill(self, request: Request, failed: dict[int, Generation]) -> OpenRequest:

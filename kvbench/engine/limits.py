@@ -49,6 +49,19 @@ class RequestLimits:
             return f"token id {wrong} is not in the model's vocabulary of {self._vocab}; use the model's own tokenizer"
         return self.length_error(len(ids), max_new_tokens)
 
+    def pass_error(self, name: str, span: int, tokens: int) -> str | None:
+        """Return one line that says why a method cannot read `tokens` more after a context; None if it can."""
+        needed = span + tokens
+        reads = f"method={name}: it reads {tokens} more tokens after a context of {span}"
+        if self._limit is not None and needed > self._limit[0]:
+            return f"{reads}, but {self._limit[1]}; choose a shorter context or another method"
+        if self._switch is not None and span <= self._switch < needed:
+            return (
+                f"{reads}, and the model changes its rotary frequencies at {self._switch} tokens (longrope); choose "
+                "another context or method"
+            )
+        return None
+
     def length_error(self, prompt: int, max_new_tokens: int) -> str | None:
         """Return one line that says why a prompt and an answer of these lengths cannot be; None if they can."""
         needed = prompt + max(0, max_new_tokens - 1)  # the last token is never read again

@@ -28,6 +28,7 @@ from kvbench.engine.caches import LayerCaches, make_cache
 from kvbench.engine.limits import RequestLimits, check_methods
 from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
 from kvbench.engine.probe import checked_plan
+from kvbench.engine.requests import pass_error
 from kvbench.engine.rope import forget_lengths
 from kvbench.engine.start import prepare, start_prefill
 from kvbench.engine.variant import Variant
@@ -131,6 +132,8 @@ class Compressed:
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Give a new prompt a new cache, and continue a running one."""
+        if kwargs.get("kvbench") is not None:  # a pass of the method's own
+            return args, kwargs
         self.calls += 1
         ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else next(iter(args), None)
         if ids_BT is None or kwargs.get("use_cache") is False:
@@ -155,9 +158,13 @@ class Compressed:
         attention.begin()
         return args, {**kwargs, self._keyword: self.cache, "kvbench": attention}
 
-    def after_forward(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
+    def after_forward(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+    ) -> None:
         """Check that the model used our attention and our cache."""
         assert self._attention is not None and self.cache is not None
+        if kwargs.get("kvbench") is not self._attention:
+            return
         self._attention.finish()
         if self.cache.get_seq_length() != self._expected:
             raise ValueError(
@@ -168,6 +175,8 @@ class Compressed:
     def _start(self, ids_BT: Tensor) -> tuple[CompressedCache, AttentionPass]:
         self._prompt = self._expected = ids_BT.shape[1]
         self._refuse(self._limits.length_error(self._prompt, 0))
+        ids = ids_BT[0].tolist()
+        self._refuse(pass_error(self._variant, ids, self._limits, self._model, self._tokenizer))
         forget_lengths(self._model)
         cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
         self._prefill = start_prefill(
@@ -214,7 +223,7 @@ def compressed(
     prepare(model, tokenizer, [variant])  # the hooks would take its forward call for the caller's
     hooks = [
         model.register_forward_pre_hook(handle.before_forward, with_kwargs=True),
-        model.register_forward_hook(handle.after_forward),
+        model.register_forward_hook(handle.after_forward, with_kwargs=True),
     ]
     try:
         with kvbench_attention(model), torch.no_grad():

@@ -2,7 +2,8 @@
 
 In the shared prefill every layer attends to the whole prompt, and each variant chooses the tokens it keeps.
 Compression happens inside the layer, while the prefill proceeds. At any time the device holds the full keys and values
-of one layer only, and the kept tokens. Variants whose layer budgets need the statistics of all layers wait for the end.
+of one layer only, and the kept tokens. Variants whose layer budgets need the statistics of all layers wait for the end,
+and so do those with forward passes of their own (`kvbench.engine.passes`).
 
 Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of the call, D head dimension.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,8 +27,9 @@ from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
+from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.variant import Variant
-from kvbench.methods.base import Score
+from kvbench.methods.base import Probe, Score
 from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding
 
@@ -58,6 +60,7 @@ class PrefillPass:
         facts: what the methods' parts may know of the prompt.
         span: tokens that are compressed.
         hidden: the inputs of the layers, where a part reads them.
+        run_probe: runs the passes of a probe, where a variant has one.
 
     Attributes:
         span: tokens that are compressed.
@@ -80,8 +83,9 @@ class PrefillPass:
         span: int,
         facts: PromptFacts | None = None,
         hidden: LayerInputs | None = None,
+        run_probe: ProbeRunner | None = None,
     ) -> None:
-        self._facts, self._hidden = facts, hidden
+        self._facts, self._hidden, self._run_probe = facts, hidden, run_probe
         self._variants, self._caches, self._places = variants, caches, places
         self._guard = LayerGuard(caches.plan)
         self._num_layers = len(caches.plan.full)
@@ -93,6 +97,7 @@ class PrefillPass:
         self._totals: dict[int, list[int] | None] = {}
         self._statistics: dict[int, list[Tensor]] = defaultdict(list)
         self._waiting: list[LayerContext] = []
+        self._local_keys: dict[int, tuple[Tensor, Tensor]] = {}
 
     def begin(self) -> None:
         """Start the forward call."""
@@ -106,6 +111,9 @@ class PrefillPass:
         if layer in self._caches.local:
             local = self._caches.local[layer]
             local.add([place.row for places in self._places for place in places], k_BUTD[0], v_BUTD[0])
+            if self._run_probe is not None:
+                size = local.mask.size
+                self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
         out_BHTD = F.scaled_dot_product_attention(
             q_BHTD, k_BUTD, v_BUTD, is_causal=q_BHTD.shape[2] > 1, scale=scaling, enable_gqa=True
@@ -130,16 +138,17 @@ class PrefillPass:
         return out_BHTD
 
     def finish(self) -> None:
-        """End the forward call: variants that need the statistics of all layers choose now."""
+        """End the forward call: variants that need something of all layers choose now."""
         self._guard.finish()
         self.close()
         if not self._waiting:
             return
         device = self._waiting[0].k.device
         begin, late = now(device), self._late()
+        self._run_probes(late)
         for index in late:
             with self._timed([index], self._waiting[0]):
-                self._totals[index] = self._layer_totals(index, self._waiting[0], self._statistics.pop(index))
+                self._totals[index] = self._layer_totals(index, self._waiting[0], self._statistics.pop(index, None))
         while self._waiting:
             self._store(late, self._waiting.pop(0))
         self.total_s += now(device) - begin
@@ -156,15 +165,36 @@ class PrefillPass:
             scores: list[Score] = []
             for index in late:
                 method = self._variants[index].method
+                early = [score for score in method.all_scores if "probed" not in score.needs]
                 with self._timed([index], ctx):
-                    self._statistics[index].append(method.statistic(ctx))
-                    for score in method.all_scores:
+                    if method.needs_statistics and method.probe is None:
+                        self._statistics[index].append(method.statistic(ctx))
+                    for score in early:
                         ctx.score(score)
                     if method.store is not None:
                         method.store.summarise(ctx)
-                scores += method.all_scores
-            ctx.keep_scores(scores)
+                scores += early
+            with self._timed(late, ctx):  # without the others, each would need the same copies
+                ctx.keep_scores(scores)
             self._waiting.append(ctx)
+
+    def _run_probes(self, late: Sequence[int]) -> None:
+        """Run every probe of the waiting variants once. Its seconds count for each variant that has it."""
+        users: dict[Probe, list[int]] = defaultdict(list)
+        for index in late:
+            probe = self._variants[index].method.probe
+            if probe is not None:
+                users[probe].append(index)
+        for probe, variants in users.items():
+            assert self._run_probe is not None
+            with self._timed(variants, self._waiting[0]):
+                self._run_probe(probe, self._waiting, self._local_keys)
+            for index in variants:
+                method = self._variants[index].method
+                for ctx in self._waiting if method.needs_statistics else ():
+                    with self._timed([index], ctx):
+                        self._statistics[index].append(method.statistic(ctx))
+        self._local_keys.clear()
 
     def _store(self, variants: Sequence[int], ctx: LayerContext) -> None:
         """Choose the tokens of a layer that the variants keep, and store them in all of their rows."""
@@ -178,38 +208,43 @@ class PrefillPass:
                 if method.store is not None:
                     side = method.store.prepare(ctx, entries[0].keep_UT, *(merged or (ctx.k, ctx.v)))
                     entries = [replace(entry, side=side) for entry in entries]
-            if merged is None:
+            if merged is None and method.store is None:
                 plain[index] = entries
                 continue
-            k_UTD, v_UTD = merged
-            with self._timed([index], ctx, parts=len(entries)):
+            k_UTD, v_UTD = (ctx.k, ctx.v) if merged is None else merged
+            with self._timed([index], ctx, {index: 1 / len(entries)}):
                 self._caches.kv.add(ctx.layer, entries, k_UTD.to(ctx.k.dtype), v_UTD.to(ctx.v.dtype))
         if plain:
             together = [entry for entries in plain.values() for entry in entries]
-            with self._timed(list(plain), ctx, parts=len(together)):
+            with self._timed(list(plain), ctx, self._shares(plain)):
                 self._caches.kv.add(ctx.layer, together, ctx.k, ctx.v)
 
+    def _shares(self, plain: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
+        """Return which share of the time to store several variants a single row of each would take: by its tokens."""
+        every = [self.span if self._variants[index].method.keeps_prompt else self.tokens[index] for index in plain]
+        tokens = {index: self.span if own is None else own for index, own in zip(plain, every, strict=True)}
+        total = sum(tokens[index] * len(entries) for index, entries in plain.items())
+        return {index: tokens[index] / total for index in plain}
+
     @contextmanager
-    def _timed(self, variants: Sequence[int], ctx: LayerContext, parts: int = 1) -> Iterator[None]:
+    def _timed(
+        self, variants: Sequence[int], ctx: LayerContext, shares: Mapping[int, float] | None = None
+    ) -> Iterator[None]:
         """Add the seconds of a block, and of the results that it reuses, to the times of variants.
 
         Args:
-            parts: number of equal parts of the block, of which every variant's time gets one.
+            shares: the share of each variant, where it is not all of the time.
         """
         ctx.watch.user = variants[0] if len(variants) == 1 else None
         begin, reused_s = now(ctx.k.device), ctx.reused_s
         yield
         seconds = now(ctx.k.device) - begin + ctx.reused_s - reused_s
         for index in variants:
-            self.compress_s[index] += seconds / parts
+            self.compress_s[index] += seconds * (1.0 if shares is None else shares[index])
 
     def _late(self) -> list[int]:
         """Return the variants that choose their tokens at the end of the prefill."""
-        return [
-            index
-            for index, variant in enumerate(self._variants)
-            if variant.method.needs_statistics and self._drops(index)
-        ]
+        return [index for index, variant in enumerate(self._variants) if variant.method.waits and self._drops(index)]
 
     def _drops(self, index: int) -> bool:
         return self._variants[index].method.drops(self.tokens[index], self.span)

@@ -6,9 +6,12 @@ transformers keeps such frequencies on the rotary module, so they stay after the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
+
+_STATE = ("inv_freq", "max_seq_len_cached", "attention_scaling")  # of a rotary module, with a prefix per kind of layer
 
 
 def depends_on_length(model: PreTrainedModel) -> bool:
@@ -56,6 +59,23 @@ def forget_lengths(model: PreTrainedModel) -> None:
             used, original = (getattr(module, f"{prefix}{name}", None) for name in ("inv_freq", "original_inv_freq"))
             if isinstance(used, torch.Tensor) and isinstance(original, torch.Tensor) and used is not original:
                 used.copy_(original)  # before 5.5, transformers forgets that it saw the longer text
+
+
+@contextmanager
+def kept_lengths(model: PreTrainedModel) -> Iterator[None]:
+    """Restore the rotary frequencies after a block with forward calls for longer texts."""
+    held: list[tuple[torch.nn.Module, str, object]] = []
+    if depends_on_length(model):
+        for module in model.modules():
+            if hasattr(module, "rope_type"):
+                names = [name for name in {**vars(module), **module._buffers} if name.endswith(_STATE)]
+                values = ((name, getattr(module, name)) for name in names)
+                held += [(module, n, v.clone() if isinstance(v, torch.Tensor) else v) for n, v in values]
+    try:
+        yield
+    finally:
+        for module, name, value in held:
+            setattr(module, name, value)
 
 
 def _scalings(model: PreTrainedModel) -> Iterator[tuple[object, Mapping[str, int | None]]]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbench.engine.caches import LayerCaches
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.model_view import decoder_layers, view_of
+from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.prefill import Place, PrefillPass
 from kvbench.engine.variant import Variant
 from kvbench.methods.context import PromptFacts
@@ -25,7 +26,7 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, v
     Raises:
         ValueError: a method does not fit the model; one line.
     """
-    if any("model" in variant.method.needs for variant in variants):
+    if any("model" in variant.method.needs or variant.method.probe is not None for variant in variants):
         view_of(model, tokenizer)
 
 
@@ -63,7 +64,10 @@ def start_prefill(
         seed=_sample_seed(seed, token_ids),
     )
     hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
-    return PrefillPass(variants, caches, places=places, span=span, facts=facts, hidden=hidden)
+    run_probe = None
+    if any(variant.method.probe is not None for variant in variants):
+        run_probe = ProbeRunner(model, caches.plan, view_of(model, tokenizer), token_ids)
+    return PrefillPass(variants, caches, places=places, span=span, facts=facts, hidden=hidden, run_probe=run_probe)
 
 
 def _sample_seed(seed: int, token_ids: Tensor) -> int:

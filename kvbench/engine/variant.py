@@ -74,6 +74,10 @@ class Request:
         """Return the request of the first `count` rows."""
         return replace(self, rows=self.rows[:count])
 
+    def select(self, places: Iterable[int]) -> Request:
+        """Return the request of the rows with these indices."""
+        return replace(self, rows=[self.rows[place] for place in places])
+
 
 def context_key(prompt: PromptLike, question: str) -> Hashable:
     """Return a key that is equal for prompts that can share a prefill: their contexts are the same tokens."""

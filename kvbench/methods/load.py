@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,7 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.text import one_line
-from kvbench.methods.base import Heads, Layers, Merge, Score, Select
+from kvbench.methods.base import Heads, Layers, Merge, Part, Probe, Score, Select
 from kvbench.methods.composition import references
 from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
@@ -24,7 +25,9 @@ from kvbench.methods.method import Method
 from kvbench.methods.read import read_method
 from kvbench.methods.storage import Store
 
-_PROTOCOLS: dict[str, type] = dict(zip(PARTS, (Score, Layers, Heads, Select, Merge, Store, DecodePolicy), strict=True))
+_PROTOCOLS: dict[str, type] = dict(
+    zip(PARTS, (Score, Layers, Heads, Select, Probe, Merge, Store, DecodePolicy), strict=True)
+)
 _EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
 _READ = f"{read_file.__module__}.{read_file.__name__}"
@@ -57,7 +60,8 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     nodes = {dial: {"_target_": _READ, "dial": dial, "value": file.path} for dial, file in files.items()}
     config = _with_values(config, nodes)
     dial_of = _dials_by_field(config)
-    parts = {part: _build_part(part, config[part], dial_of) for part in PARTS if config.get(part) is not None}
+    resolved = copy.deepcopy(config)  # hydra resolves in place a part that another part interpolates
+    parts = {part: _build_part(part, resolved[part], dial_of) for part in PARTS if config.get(part) is not None}
     evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
     _check_combination(config.name, evicting, parts)
     _check_use(config, dials)
@@ -74,6 +78,14 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         raise ValueError(f"method={name}: a method that drops tokens also needs select in its YAML")
     if "merge" in parts and not evicting:
         raise ValueError(f"method={name}: merge needs score, layers, heads and select")
+    reads_probe = any(
+        "probed" in part.needs for part in (*evicting.values(), *parts.values()) if isinstance(part, Part)
+    )
+    if reads_probe != ("probe" in parts):
+        raise ValueError(
+            f"method={name}: "
+            + ("no part reads what probe finds" if "probe" in parts else "a part reads what a probe finds; add probe")
+        )
     if "decode" in parts and "score" not in evicting:
         raise ValueError(f"method={name}: decode needs score, layers, heads and select")
     if "decode" in parts and "store" in parts:

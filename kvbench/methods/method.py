@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from kvbench.methods.base import Merge, Part, Score
+from kvbench.methods.base import Merge, Part, Probe, Score
 from kvbench.methods.context import Kernels, LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding
 from kvbench.methods.dials import check_budget
@@ -28,6 +29,7 @@ class Method:
     Attributes:
         dials: what the user may set, as in the YAML.
         eviction: which tokens of the prompt stay; None for a method that keeps all of them.
+        probe: forward passes of the method's own, before anything is scored; None for none.
         merge: how kept keys and values take up something of the dropped ones; None for not at all.
         store: the form in which kept tokens are held; None for plain keys and values.
         decode: what leaves the cache while generating, and when; None for nothing.
@@ -37,6 +39,7 @@ class Method:
     name: str
     dials: Mapping[str, Any] = field(default_factory=dict, hash=False)
     eviction: Eviction | None = None
+    probe: Probe | None = None
     merge: Merge | None = None
     store: Store | None = None
     decode: Decoding | None = None
@@ -47,7 +50,7 @@ class Method:
         """The parts that this method has, by their names in the YAML."""
         evicting = {} if self.eviction is None else vars(self.eviction)
         policy = None if self.decode is None else self.decode.policy
-        parts = {**evicting, "merge": self.merge, "store": self.store, "decode": policy}
+        parts = {**evicting, "probe": self.probe, "merge": self.merge, "store": self.store, "decode": policy}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
@@ -94,6 +97,11 @@ class Method:
         """True if layer budgets depend on the scores of all layers. K and V then wait for the prefill's end."""
         layers = None if self.eviction is None else self.eviction.layers
         return layers is not None and layers.needs_statistics
+
+    @property
+    def waits(self) -> bool:
+        """True if keys and values of all layers wait for the prefill's end, before tokens are chosen."""
+        return self.needs_statistics or self.probe is not None
 
     @property
     def queries(self) -> int:
@@ -268,26 +276,24 @@ class Method:
         """
         if not 0 <= layer < num_layers:
             raise ValueError(f"layer={layer} must lie in [0, num_layers={num_layers})")
-        given = {"model": model, "token_ids": token_ids, "spans": spans, "hidden": hidden, "probed": probed}
-        missing = sorted(name for name in self.needs if given[name] is None)
-        if missing:
-            raise ValueError(f"method={self.name}: reads {', '.join(missing)}; give keep({missing[0]}=...)")
-        q, k, v = map(_unbatched, (q, k, v))
-        ctx = LayerContext(
+        ctx = self._context(
             q,
             k,
             v,
-            scaling=scaling,
-            layer=layer,
-            num_layers=num_layers,
-            kernels=kernels,
-            facts=PromptFacts(token_ids, spans or {}, model, seed),
-            hidden_TE=hidden,
+            scaling,
+            layer,
+            num_layers,
+            kernels,
+            model=model,
+            token_ids=token_ids,
+            spans=spans,
+            hidden=hidden,
             probed=probed,
+            seed=seed,
         )
         tokens = self.tokens(budget, ctx.num_tokens)
         if not self.drops(tokens, ctx.num_tokens):
-            keep_UT = k.new_ones(k.shape[:2]).bool()
+            keep_UT = torch.ones(ctx.k.shape[:2], dtype=torch.bool, device=k.device)
         else:
             totals = self.layer_totals(
                 tokens,
@@ -312,12 +318,16 @@ class Method:
         """Return `keep` of all layers of a model at once, given as (q, k, v) triples; serves every method.
 
         Args:
-            facts: as `keep` takes them, the same for all layers.
+            facts: as `keep` takes them, the same for all layers. Lists of `hidden` and `probed` have an item per layer.
         """
+        own = [name for name in ("hidden", "probed") if isinstance(facts.get(name), list)]
+        of_layer = [facts | {name: facts[name][i] for name in own} for i in range(len(layers))]
         scores = None
         if self.needs_statistics:
             scores = [
-                self.layer_statistic(q, k, v, scaling=scaling, layer=i, num_layers=len(layers))
+                self.layer_statistic(
+                    q, k, v, scaling=scaling, layer=i, num_layers=len(layers), kernels=kernels, **of_layer[i]
+                )
                 for i, (q, k, v) in enumerate(layers)
             ]
         return [
@@ -331,7 +341,7 @@ class Method:
                 scaling=scaling,
                 layer_scores=scores,
                 kernels=kernels,
-                **facts,
+                **of_layer[i],
             )
             for i, (q, k, v) in enumerate(layers)
         ]
@@ -346,11 +356,49 @@ class Method:
         layer: int = 0,
         num_layers: int = 1,
         kernels: Kernels | None = None,
+        **facts: Any,
     ) -> Tensor:
-        """Return the statistic of one layer, as `keep` needs it of every layer if the method `needs_statistics`."""
+        """Return the statistic of one layer, as `keep` needs it of every layer if the method `needs_statistics`.
+
+        Args:
+            facts: as `keep` takes them.
+        """
+        return self.statistic(self._context(q, k, v, scaling, layer, num_layers, kernels, **facts))
+
+    def _context(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scaling: float | None,
+        layer: int,
+        num_layers: int,
+        kernels: Kernels | None,
+        *,
+        model: ModelView | None = None,
+        token_ids: Tensor | None = None,
+        spans: Mapping[str, tuple[int, int]] | None = None,
+        hidden: Tensor | None = None,
+        probed: Mapping[Any, Any] | None = None,
+        seed: int = 0,
+    ) -> LayerContext:
+        """Return a layer with the given facts. Raises ValueError if one that a part reads is missing."""
+        given = {"model": model, "token_ids": token_ids, "spans": spans, "hidden": hidden, "probed": probed}
+        missing = sorted(name for name in self.needs if given[name] is None)
+        if missing:
+            raise ValueError(f"method={self.name}: reads {', '.join(missing)}; give keep({missing[0]}=...)")
         q, k, v = map(_unbatched, (q, k, v))
-        return self.statistic(
-            LayerContext(q, k, v, scaling=scaling, layer=layer, num_layers=num_layers, kernels=kernels)
+        return LayerContext(
+            q,
+            k,
+            v,
+            scaling=scaling,
+            layer=layer,
+            num_layers=num_layers,
+            kernels=kernels,
+            facts=PromptFacts(token_ids, spans or {}, model, seed),
+            hidden_TE=hidden,
+            probed=probed,
         )
 
     def _text(self, error: InvalidField, part: str) -> str:

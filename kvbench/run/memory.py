@@ -41,12 +41,12 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
 def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
     """Return the bytes that the forward passes of a context and of its questions need in addition to the cache.
 
-    For the context these are activations, scores and, where layer budgets need the scores of all layers, the K and V
-    of all layers. Questions follow after that; those of equal length are one pass.
+    For the context these are activations, scores and the K and V of all layers where a method waits for the end
+    of the prefill. Questions follow after that; those of equal length are one pass.
     """
     queries = max((v.method.queries for v in request.variants), default=0)
     scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * max(1, queries))
-    waiting = span * shape.token_bytes if any(v.method.needs_statistics for v in request.variants) else 0
+    waiting = span * shape.token_bytes if any(v.method.waits for v in request.variants) else 0
     lengths = Counter(len(prompt.ids) - span for prompt, _ in request.rows)
     question = max((length * rows for length, rows in lengths.items()), default=0)
     return max(_activations(shape, span) + scores + waiting, _activations(shape, question))

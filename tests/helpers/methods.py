@@ -127,7 +127,7 @@ class DrawnView:
         return torch.arange(len(kind) % 3 + 1)
 
 
-def facts(method: Method, q_HTD: Tensor) -> dict[str, Any]:
+def facts(method: Method, q_HTD: Tensor, k_UTD: Tensor) -> dict[str, Any]:
     """Return what `Method.keep` must be given for a method, apart from queries, keys and values."""
     heads, tokens, dim = q_HTD.shape[-3:]
     g = torch.Generator().manual_seed(0)
@@ -136,5 +136,6 @@ def facts(method: Method, q_HTD: Tensor) -> dict[str, Any]:
         "token_ids": torch.randint(0, 256, (tokens,), generator=g),
         "spans": {"context": (0, tokens), "question": (tokens, tokens)},
         "hidden": torch.randn(tokens, 24, generator=g),
+        "probed": {method.probe: torch.rand(k_UTD.shape[-3:-1], generator=g)},
     }
     return {name: known[name] for name in method.needs}

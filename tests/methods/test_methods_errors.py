@@ -20,7 +20,7 @@ def message(method: str, budget: Any = 40, tokens: int = TOKENS, **dials: Any) -
     x = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError) as caught:
         loaded = load(method, 1, 2, **dials) if method in options("method") else kvbench.load_method(method, **dials)
-        loaded.keep(x, x, x, budget=budget, **facts(loaded, x))
+        loaded.keep(x, x, x, budget=budget, **facts(loaded, x, x))
     text = str(caught.value)
     assert text.strip() and "\n" not in text
     return text

@@ -61,7 +61,7 @@ class Case:
                 layer=layer,
                 num_layers=len(self.layers),
                 scaling=self.scaling,
-                **facts(method, self.torch_layer(layer)[0]),
+                **facts(method, *self.torch_layer(layer)[:2]),
                 **context,
             )
             for layer in range(len(self.layers))
