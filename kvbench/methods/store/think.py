@@ -31,10 +31,12 @@ class ThinkKeys(Half):
         return max(0, kept - self.recent)
 
     def summary(self, ctx: LayerContext) -> Tensor:
-        return _squares(ctx.q[:, -self.queries :]).mean(1).unflatten(0, (ctx.num_kv_heads, -1)).mean(1)
+        squares_HD = _squares(ctx.q[:, -self.queries :]).mean(1)
+        return squares_HD.view(ctx.num_kv_heads, ctx.group, -1).mean(1)
 
     def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
         queries_UD = ctx.summary(self)
+        assert queries_UD is not None
         weight_UD = queries_UD * (_squares(x_UTD) * keep_UT[..., None]).sum(1) / keep_UT.sum(1, True).clamp_min(1)
         count = x_UTD.shape[-1] - int(self.ratio * x_UTD.shape[-1])
         best_UC = weight_UD.argsort(dim=-1, descending=True, stable=True)[:, :count]
