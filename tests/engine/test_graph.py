@@ -126,6 +126,15 @@ def test_recorded_steps_give_the_same_tokens(tiny: Loaded, recorded: SimpleNames
     assert recorded.batches[0].replayed > 0
 
 
+def test_fused_steps_are_recorded(tiny: Loaded, recorded: SimpleNamespace) -> None:
+    settings = {"max_new_tokens": 24, "max_prompts": 2, "stop_ids": []}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, VARIANTS, **settings)
+    outs = recorded.generate(fused="true", **settings)
+    assert tokens(outs) == tokens(expected)
+    assert {g.decode_step for of_prompt in outs for g in of_prompt} == {"fused"}
+    assert recorded.batches[0].replayed > 0
+
+
 def test_all_steps_but_the_first_are_replayed(recorded: SimpleNamespace) -> None:
     (out,) = recorded.generate(PROMPTS[:1], stop_ids=[], max_new_tokens=24)
     assert recorded.batches[0].replayed == 24 - 1 - graph._STEADY  # the first token is the prefill's
