@@ -5,8 +5,8 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -146,13 +146,24 @@ class Method:
         if tokens <= protected == 0:
             raise ValueError(f"budget={budget or tokens}: {self.name} would keep no token; the budget must be larger")
         if tokens <= protected:
-            dials = [dial for (part, _), dial in self.dial_of.items() if part == "select" and self.dials.get(dial)]
-            settings = ", ".join(f"method.{dial}={self.dials[dial]}" for dial in dials) or "by its selection"
+            settings = ", ".join(f"method.{d}={self.dials[d]}" for d in self._protecting(tokens)) or "by its selection"
             raise ValueError(
                 f"budget={budget or tokens}: {self.name} always keeps {protected} tokens ({settings}); "
                 f"the budget must be larger, or these smaller"
             )
         self._check_decode_room(tokens, budget)
+
+    def _protecting(self, tokens: int) -> Iterator[str]:
+        """Yield the dials without which the selection would always keep fewer tokens."""
+        select = self._evicting.select
+        for (part, name), dial in self.dial_of.items():
+            if part == "select" and is_dataclass(select) and not isinstance(select, type):
+                try:
+                    smaller = replace(select, **{name: 0})
+                except (TypeError, ValueError):
+                    continue  # no number, or one that cannot be 0
+                if smaller.protected(tokens).total < select.protected(tokens).total:
+                    yield dial
 
     def _check_decode_room(self, tokens: int, budget: str) -> None:
         """Raise ValueError if the budget while generating leaves no token that the policy may drop."""

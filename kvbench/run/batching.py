@@ -254,7 +254,7 @@ def _record(task: Task, variants: Sequence[Variant], generations: Sequence[Gener
             continue
         generation = replace(generation, text=answer_text(record.prompt, generation.text))
         try:
-            line = answered(sample, generation, run.job.benchmark, device)
+            line = answered(sample, variant, generation, run.job.benchmark, device)
         except Exception as problem:  # the benchmark failed to score; other runs go on
             log.error("%s: cannot be scored", sample.id, exc_info=problem)
             run.error = problem

@@ -27,8 +27,14 @@ def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | N
     )
 
 
-def answered(sample: Sample, generation: Generation, benchmark: Benchmark, device: str) -> dict[str, object]:
-    """Return the record of a sample with an answer: a line of samples.jsonl."""
+def answered(
+    sample: Sample, variant: Variant, generation: Generation, benchmark: Benchmark, device: str
+) -> dict[str, object]:
+    """Return the record of a sample with an answer: a line of samples.jsonl.
+
+    Its `promise` says what the kept tokens were checked against: "kept", the budget; "read", all tokens, of which the
+    budget is read in each step; "all", all tokens; "measured": nothing, the method decides how many stay.
+    """
     return _common(sample, "ok", None, device) | {
         "prediction": generation.text,
         "token_ids": generation.token_ids,
@@ -39,6 +45,7 @@ def answered(sample: Sample, generation: Generation, benchmark: Benchmark, devic
         "new_tokens": len(generation.token_ids),
         "finish_reason": generation.finish_reason,
         "budget_tokens": generation.budget_tokens,
+        "promise": variant.method.promises or ("measured" if variant.method.evicts else "all"),
         "kept": generation.kept,
         "kept_mean": generation.kept_mean,
         "kept_max_decode": generation.kept_max,
