@@ -6,7 +6,7 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -155,14 +155,14 @@ class Method:
 
     def _protecting(self, tokens: int) -> Iterator[str]:
         """Yield the dials without which the selection would always keep fewer tokens."""
-        select = self._evicting.select
+        select: Any = self._evicting.select  # a dataclass: only the fields of one are fed by dials
         for (part, name), dial in self.dial_of.items():
-            if part == "select" and is_dataclass(select) and not isinstance(select, type):
+            if part == "select":
                 try:
-                    smaller = replace(select, **{name: 0})
+                    smaller = replace(select, **{name: 0}).protected(tokens).total
                 except (TypeError, ValueError):
                     continue  # no number, or one that cannot be 0
-                if smaller.protected(tokens).total < select.protected(tokens).total:
+                if smaller < select.protected(tokens).total:
                     yield dial
 
     def _check_decode_room(self, tokens: int, budget: str) -> None:
