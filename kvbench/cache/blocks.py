@@ -115,7 +115,7 @@ class Pool:
         lengths = [s.length for s in self.segments]
         device, size = x_UTD.device, self.half.block
         segment_M, token_M = keep_ST.nonzero().unbind(1)
-        _, age_M = _spread(lengths, device)
+        _, age_M = spread(lengths, device)
         done_S = torch.tensor([self.done(i) for i in range(len(lengths))], dtype=torch.long, device=device)
         old_M = age_M < done_S[segment_M]
         segment_N, block_N = segment_M[old_M][::size], age_M[old_M][::size] // size
@@ -151,7 +151,7 @@ class Pool:
         if tokens == 1 and all(end <= n for n, end in zip(before, after, strict=True)):
             self._keep_plain(index_L, length_L, x_LTD[:, 0])
             return
-        lane_M, age_M = _spread([n + tokens - max(n, end) for n, end in zip(before, after, strict=True)], device)
+        lane_M, age_M = spread([n + tokens - max(n, end) for n, end in zip(before, after, strict=True)], device)
         age_M = age_M + torch.maximum(length_L, torch.tensor(after, dtype=torch.long, device=device))[lane_M]
         self._keep_plain(index_L[lane_M], age_M, x_LTD[lane_M, age_M - length_L[lane_M]])
 
@@ -161,14 +161,14 @@ class Pool:
         flat, device, size = out_LWD.flatten(0, 1), out_LWD.device, self.half.block
         done = [self.done(i) for i in indices]
         if any(done):
-            lane_N, block_N = _spread([n // size for n in done], device)
+            lane_N, block_N = spread([n // size for n in done], device)
             owner_N = index_L[lane_N]
             at_N = self.block_S[owner_N] + block_N
             head_N = None if self.head_S is None else self.head_S[owner_N]
             x_NBD = self.half.decode(tuple(x[at_N] for x in self.buffers), head_N, self._dim)
             to_NB = (lane_N * width + block_N * size)[:, None] + torch.arange(size, device=device)
             flat[to_NB.flatten()] = x_NBD.flatten(0, 1).to(flat.dtype)
-        lane_M, age_M = _spread([self.segments[i].length - n for i, n in zip(indices, done, strict=True)], device)
+        lane_M, age_M = spread([self.segments[i].length - n for i, n in zip(indices, done, strict=True)], device)
         age_M = age_M + torch.tensor(done, dtype=torch.long, device=device)[lane_M]
         flat[lane_M * width + age_M] = self.plain_RD[self._slots_of(index_L[lane_M], age_M)]
         return out_LWD
@@ -191,12 +191,12 @@ class Pool:
         size, device = self.half.block, self.plain_RD.device
         done = [other.done(i) for i in sources]
         source_L = torch.tensor(sources, device=device)
-        lane_N, block_N = _spread([n // size for n in done], device)
+        lane_N, block_N = spread([n // size for n in done], device)
         from_N, to_N = other.block_S[source_L[lane_N]] + block_N, self.block_S[first + lane_N] + block_N
         for new, old in zip(self.buffers, other.buffers, strict=True):
             new.index_copy_(0, to_N, old[from_N])
         lengths = [other.segments[i].length for i in sources]
-        lane_M, age_M = _spread([n - e for n, e in zip(lengths, done, strict=True)], device)
+        lane_M, age_M = spread([n - e for n, e in zip(lengths, done, strict=True)], device)
         age_M = age_M + torch.tensor(done, device=device)[lane_M]
         from_M, to_M = other._slots_of(source_L[lane_M], age_M), self._slots_of(first + lane_M, age_M)
         self.plain_RD.index_copy_(0, to_M, other.plain_RD[from_M])
@@ -265,7 +265,7 @@ def _starts(counts: Sequence[int]) -> tuple[list[int], int]:
     return starts, total
 
 
-def _spread(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def spread(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the owner of each of sum(counts) items, and its place among the items of that owner."""
     count_L = torch.tensor(counts, dtype=torch.long, device=device)
     total = sum(counts)

@@ -125,6 +125,10 @@ class EncodedRows:
         """Return the stored tokens of a row per KV head."""
         return [part.segments[i].length for part, i in self._of(row)]
 
+    def peak(self, row: int) -> int:
+        """Return the most tokens that a head of a row held after a step: those that it holds, as none are evicted."""
+        return max(self.lengths(row))
+
     def used_bytes(self, row: int) -> int:
         """Return the bytes of the stored tokens of a row."""
         return sum(pool.used_bytes(i) for part, i in self._of(row) for pool in (part.keys, part.values))

@@ -29,6 +29,7 @@ class _Row:
     keep_UN: Tensor
     state_UN: Tensor | None  # of the decode policy; one column per token seen
     peak: int  # most tokens that a head held after a step
+    encoded: tuple[list[int], list[int]]  # per head, how many keys and values have been encoded, in order of arrival
 
 
 class MaskedCache:
@@ -49,7 +50,12 @@ class MaskedCache:
                 start = Start(layer, len(self._layers), keep_UT.shape[1], at_UT, keep_UT, entry.score_UT)
                 state_UT = entry.policy.policy.begin(start).float()
             peak = int(keep_UT.sum(1).max())
-            self._layers[layer][entry.row] = _Row(entry, layer, k_UTD, v_UTD, keep_UT, state_UT, peak)
+            encoded = [0] * len(keep_UT), [0] * len(keep_UT)
+            k, v = k_UTD, v_UTD
+            if entry.store is not None:
+                entry.store.check(k_UTD.shape[-1])
+                k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
+            self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded)
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
@@ -63,8 +69,9 @@ class MaskedCache:
 
     def _attend_row(self, row: _Row, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> Tensor:
         tokens = q_HTD.shape[1]
-        k_UND, v_UND = self._as_stored(row, k_UTD, v_UTD)
-        row.k_UND, row.v_UND = torch.cat([row.k_UND, k_UTD], 1), torch.cat([row.v_UND, v_UTD], 1)
+        if row.entry.store is not None:
+            _encode_due(row)
+        row.k_UND, row.v_UND = k_UND, v_UND = torch.cat([row.k_UND, k_UTD], 1), torch.cat([row.v_UND, v_UTD], 1)
         row.keep_UN = torch.cat([row.keep_UN, row.keep_UN.new_ones(len(row.keep_UN), tokens)], 1)
         seen = row.keep_UN.shape[1]
         causal_TN = torch.ones(tokens, seen, dtype=torch.bool, device=q_HTD.device).tril_(seen - tokens)
@@ -77,19 +84,6 @@ class MaskedCache:
             _evict(row, row.entry.policy, attention)
         row.peak = max(row.peak, int(row.keep_UN.sum(1).max()))
         return out_UGTD.flatten(0, 1)
-
-    @staticmethod
-    def _as_stored(row: _Row, k_UTD: Tensor, v_UTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values as a step sees them: old tokens after encoding and decoding, new tokens unchanged."""
-        store = row.entry.store
-        k_UND, v_UND = row.k_UND, row.v_UND
-        if store is not None:
-            store.check(k_UND.shape[-1])
-            k_UND, v_UND = (
-                _as_held(row.entry, index, half, x_UND, row.keep_UN)
-                for index, (half, x_UND) in enumerate(((store.keys, k_UND), (store.values, v_UND)))
-            )
-        return torch.cat([k_UND, k_UTD], 1), torch.cat([v_UND, v_UTD], 1)
 
     def release(self, rows: Sequence[int]) -> None:
         for layer in self._layers:
@@ -113,26 +107,42 @@ class MaskedCache:
         return sum(held.values())
 
 
-def _as_held(entry: Entry, index: int, half: Half | None, x_UND: Tensor, keep_UN: Tensor) -> Tensor:
-    """Return keys (index 0) or values (1) with the encoded tokens as they come back, head by head."""
-    if half is None:
-        return x_UND
-    side, x_UND = entry.side[index] if entry.side else Side(), x_UND.clone()
-    for head, (kept, keep_N) in enumerate(zip(entry.keep_UT.sum(1).tolist(), keep_UN, strict=True)):
-        stored = keep_N.nonzero().flatten()
-        old = stored[: half.encoded(len(stored), kept)]
-        if not len(old):
-            continue
-        x_NBD = x_UND[head, old].unflatten(0, (-1, half.block))
-        head_N = None if side.head is None else side.head[head].expand(len(x_NBD), *side.head.shape[1:])
-        token_NB = None
-        if side.token is not None:
-            generated = x_UND.shape[1] - side.token.shape[1]
-            of_all = torch.cat([side.token[head], side.token.new_zeros(generated, *side.token.shape[2:])])
-            token_NB = of_all[old].unflatten(0, (-1, half.block))
-        held_NBD = half.decode(half.encode(x_NBD, head_N, token_NB), head_N, x_UND.shape[-1])
-        x_UND[head, old] = held_NBD.flatten(0, 1).to(x_UND.dtype)
-    return x_UND
+def _encode_due(row: _Row) -> None:
+    """Replace the tokens whose turn has come by what is left of them after encoding and decoding.
+
+    Tokens count in the order in which they arrived, dropped ones included. In a block, one that lives stands in for
+    those that were dropped before it was encoded.
+    """
+    assert row.entry.store is not None
+    for index, (half, x_UND) in enumerate(zip(row.entry.store.halves, (row.k_UND, row.v_UND), strict=True)):
+        side = row.entry.side[index] if row.entry.side else Side()
+        for head, (keep_T, keep_N) in enumerate(zip(row.entry.keep_UT, row.keep_UN.tolist(), strict=True)):
+            if half is not None:
+                arrived = [*keep_T.nonzero().flatten().tolist(), *range(len(keep_T), len(keep_N))]
+                end = half.encoded(len(arrived), int(keep_T.sum()))
+                firsts = range(row.encoded[index][head], end, half.block)
+                row.encoded[index][head] = end
+                blocks = [arrived[first : first + half.block] for first in firsts]
+                blocks = [block for block in blocks if any(keep_N[token] for token in block)]
+                if blocks:
+                    _encode_blocks(half, side, x_UND, head, blocks, keep_N)
+
+
+def _encode_blocks(
+    half: Half, side: Side, x_UND: Tensor, head: int, blocks: Sequence[Sequence[int]], keep_N: Sequence[bool]
+) -> None:
+    """Encode and decode the tokens of some blocks of one head, in place."""
+    stand_ins = [next(token for token in block if keep_N[token]) for block in blocks]
+    rows = [[t if keep_N[t] else other for t in block] for block, other in zip(blocks, stand_ins, strict=True)]
+    token_NB = torch.tensor(rows, device=x_UND.device)
+    head_N = None if side.head is None else side.head[head].expand(len(blocks), *side.head.shape[1:])
+    known_NB = None
+    if side.token is not None:
+        generated = x_UND.shape[1] - side.token.shape[1]
+        of_all = torch.cat([side.token[head], side.token.new_zeros(generated, *side.token.shape[2:])])
+        known_NB = of_all[token_NB]
+    held_NBD = half.decode(half.encode(x_UND[head, token_NB], head_N, known_NB), head_N, x_UND.shape[-1])
+    x_UND[head, token_NB] = held_NBD.to(x_UND.dtype)
 
 
 def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:

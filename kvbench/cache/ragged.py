@@ -12,13 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.arena import Arena, Segment, gather, merge
+from kvbench.cache.arena import Arena, Segment, gather, live_slots, merge
 from kvbench.cache.base import Counts, Entry
 from kvbench.cache.encoded import EncodedRows
+from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
 from kvbench.cache.held import HeldRow, PolicyGroup, begin
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.decoding import DecodePolicy
@@ -134,6 +136,12 @@ class _ArenaLayer:
         self._count()
         segments = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
         return sorted(segments, key=lambda s: s.head)
+
+    def keys(self, row: int) -> Tensor:
+        """Return what the live slots of a row hold as keys."""
+        self._count()
+        of_row = [(arena.buffers.k_RD, [s for s in arena.segments if s.row == row]) for arena in self._arenas]
+        return torch.cat([k_RD[live_slots(segments, k_RD.device)] for k_RD, segments in of_row])
 
     def peak(self, row: int) -> int:
         """Return the most tokens that a head of a row held after a step."""
@@ -259,6 +267,13 @@ class _ArenaLayer:
         self.moves += 1
 
 
+class _Form(NamedTuple):
+    """The form of rows with a storage part: the part, and whether they evict while decoding."""
+
+    store: Store
+    evicts: bool
+
+
 class RaggedCache:
     """The cache that saves memory. Rows with a storage part keep buffers of encoded blocks.
 
@@ -270,30 +285,40 @@ class RaggedCache:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
         self._layers = [_ArenaLayer(chosen, layer, num_layers) for layer in range(num_layers)]
-        self._encoded: list[dict[Store, EncodedRows]] = [{} for _ in range(num_layers)]
-        self._store_of: dict[int, Store] = {}
+        self._encoded: list[dict[_Form, EncodedRows | EncodedHeldRows]] = [{} for _ in range(num_layers)]
+        self._form_of: dict[int, _Form] = {}
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        plain = [e for e in entries if e.store is None]
-        if plain:
-            self._layers[layer].add(plain, k_UTD, v_UTD)
-        for store in dict.fromkeys(entry.store for entry in entries):
-            if store is not None:
-                of_store = [entry for entry in entries if entry.store == store]
-                self._encoded[layer].setdefault(store, EncodedRows(store, self._packed)).add(of_store, k_UTD, v_UTD)
-                self._store_of |= dict.fromkeys((entry.row for entry in of_store), store)
+        forms: dict[_Form | None, list[Entry]] = {}
+        for entry in entries:
+            form = None if entry.store is None else _Form(entry.store, entry.policy is not None)
+            forms.setdefault(form, []).append(entry)
+        for form, of_form in forms.items():
+            if form is None:
+                self._layers[layer].add(of_form, k_UTD, v_UTD)
+                continue
+            if form not in self._encoded[layer]:
+                self._encoded[layer][form] = self._rows_of(form, layer)
+            self._encoded[layer][form].add(of_form, k_UTD, v_UTD)
+            self._form_of |= dict.fromkeys((entry.row for entry in of_form), form)
+
+    def _rows_of(self, form: _Form, layer: int) -> EncodedRows | EncodedHeldRows:
+        if not form.evicts:
+            return EncodedRows(form.store, self._packed)
+        backend = BlockBackend(form.store)
+        return EncodedHeldRows(backend, _ArenaLayer(backend, layer, len(self._layers)))
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
-        groups: dict[Store | None, list[int]] = {}
+        groups: dict[_Form | None, list[int]] = {}
         for index, row in enumerate(rows):
-            groups.setdefault(self._store_of.get(row), []).append(index)
+            groups.setdefault(self._form_of.get(row), []).append(index)
         if list(groups) == [None]:
             return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling)
         out_BHTD = torch.empty_like(q_BHTD)
-        for store, indices in groups.items():
-            layer_rows = self._layers[layer] if store is None else self._encoded[layer][store]
+        for form, indices in groups.items():
+            layer_rows = self._layers[layer] if form is None else self._encoded[layer][form]
             at = torch.tensor(indices, device=q_BHTD.device)
             together = tuple(rows[index] for index in indices)
             out_BHTD[at] = layer_rows.attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
@@ -305,14 +330,14 @@ class RaggedCache:
                 of_store.release(rows)
             layer.release(rows)
         for row in rows:
-            self._store_of.pop(row, None)
+            self._form_of.pop(row, None)
 
     @property
     def moves(self) -> int:
         return sum(layer.moves for layer in self._layers)
 
     def room(self, rows: Sequence[int]) -> int:
-        if any(row in self._store_of for row in rows):
+        if any(row in self._form_of for row in rows):
             return 0
         return min(layer.room(tuple(rows)) for layer in self._layers)
 
@@ -329,24 +354,24 @@ class RaggedCache:
             layer.reset_counts(of_layer)
 
     def lengths(self, row: int) -> list[list[int]]:
-        if (store := self._store_of.get(row)) is not None:
-            return [encoded[store].lengths(row) for encoded in self._encoded]
+        if (form := self._form_of.get(row)) is not None:
+            return [encoded[form].lengths(row) for encoded in self._encoded]
         return [[s.length for s in layer.of(row)] for layer in self._layers]
 
     def peak(self, row: int) -> int:
-        if row in self._store_of:  # nothing of such a row is evicted
-            return max(map(max, self.lengths(row)))
+        if (form := self._form_of.get(row)) is not None:
+            return max(encoded[form].peak(row) for encoded in self._encoded)
         return max(layer.peak(row) for layer in self._layers)
 
     def used_bytes(self, row: int) -> int:
-        if (store := self._store_of.get(row)) is not None:
-            return sum(encoded[store].used_bytes(row) for encoded in self._encoded)
+        if (form := self._form_of.get(row)) is not None:
+            return sum(encoded[form].used_bytes(row) for encoded in self._encoded)
         return sum(layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers)
 
     def slack_bytes(self, row: int) -> int:
         self._settle()
-        if (store := self._store_of.get(row)) is not None:
-            return sum(encoded[store].row_bytes(row) for encoded in self._encoded) - self.used_bytes(row)
+        if (form := self._form_of.get(row)) is not None:
+            return sum(encoded[form].row_bytes(row) for encoded in self._encoded) - self.used_bytes(row)
         return sum(
             layer.token_bytes() * sum(s.capacity - s.length for s in layer.of(row)) + layer.state_bytes(row)
             for layer in self._layers

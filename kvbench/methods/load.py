@@ -88,8 +88,6 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         )
     if "decode" in parts and "score" not in evicting:
         raise ValueError(f"method={name}: decode needs score, layers, heads and select")
-    if "decode" in parts and "store" in parts:
-        raise ValueError(f"method={name}: decode cannot be combined with store")
 
 
 def method_identity(config: DictConfig, method: Method) -> dict[str, Any]:

@@ -141,3 +141,25 @@ def test_allocated_bytes_are_those_of_the_tensors() -> None:
     formula = sum(kivi_bytes(int(kept), 64, 2, 32, 128) for kept in keep_UT.sum(1))
     assert cache.bytes() == cache.used_bytes(0) == resident
     assert resident == pytest.approx(formula, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "dials"),
+    [("h2o_decode+kivi", {"group_size": 8, "residual": 16}), ("streaming_llm_decode+think", {"recent": 8})],
+)
+def test_stores_and_decode_policies_combine(name: str, dials: dict[str, int]) -> None:
+    """Both act: the masked cache gives the same tokens, heads hold the budget, and bytes are fewer than plain ones."""
+    loaded = kvbench.load_model("tiny")
+    ids = torch.randint(3, 250, (150,), generator=torch.Generator().manual_seed(1)).tolist()
+    variants = [kvbench.Variant(kvbench.load_method(name, **dials), 90)]
+    variants.append(kvbench.Variant(kvbench.load_method(name.split("+")[0]), 90))
+    answers = [
+        kvbench.generate(loaded.model, loaded.tokenizer, [ids], variants, max_new_tokens=40, stop_ids=[], cache=cache)[
+            0
+        ]
+        for cache in ("ragged", "masked")
+    ]
+    for ragged, masked in zip(*answers, strict=True):
+        assert ragged.token_ids == masked.token_ids
+        assert ragged.kept_max == masked.kept_max == 90
+    assert answers[0][0].kv_bytes < 0.9 * answers[0][1].kv_bytes

@@ -1,0 +1,381 @@
+"""Rows that are encoded by a storage part and evict while decoding.
+
+The arena of such rows holds a number for each token instead of its key and value: the row of `TokenPool.where` that
+says where the token lies. Decode policies move these numbers as they move keys and values of plain rows. A token that
+has left the arena frees its slot. Tokens of a block share its memory, which is free once all of them have left.
+
+Tokens are encoded in the order in which they arrived, dropped ones included. In a block, a token that lives stands in
+for those that left before it was encoded.
+
+Shape suffixes: B rows of the call, H query heads, U KV heads, G = H / U, N segments of the call, S segments, T new
+tokens, M tokens, n blocks, b tokens of a block, W the longest segment of a call, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.cache.arena import Segment
+from kvbench.cache.base import Entry
+from kvbench.cache.blocks import PlainHalf, spread
+from kvbench.methods.storage import Half, Side, Store
+from kvbench_kernels.backends import Buffers, Lanes
+from kvbench_kernels.backends.base import append
+
+
+class TokenPool:
+    """The keys, or the values, of all tokens in blocks and plain slots that are given out one by one.
+
+    Attributes:
+        where: per token, its plain slot, or -1 - place of an encoded token, counted over all blocks.
+    """
+
+    def __init__(self, half: Half, like: Tensor, head_O: Tensor | None, token_M: Tensor | None) -> None:
+        self.half, self._dim, device = half, like.shape[-1], like.device
+        self.where = torch.zeros(0, dtype=torch.int32, device=device)
+        self.plain_RD = like.new_zeros(0, self._dim)
+        self.head_O = None if head_O is None else head_O[:0]
+        self.token_M = None if token_M is None else token_M[:0]
+        shapes = half.encode(
+            like.new_zeros(1, half.block, self._dim),
+            None if head_O is None else head_O[:1],
+            None if token_M is None else token_M.new_zeros(1, half.block, *token_M.shape[1:]),
+        )
+        self.blocks = tuple(x.new_zeros(0, *x.shape[1:]) for x in shapes)
+        self._used_R = torch.zeros(0, dtype=torch.bool, device=device)
+        self._used_n = torch.zeros(0, dtype=torch.bool, device=device)
+
+    def sweep(self, tokens: Tensor) -> None:
+        """Free all slots and blocks but those of the given tokens."""
+        where = self.where[tokens].long()
+        self._used_R.zero_()[where[where >= 0]] = True
+        self._used_n.zero_()[self.blocks_of(where)] = True
+
+    def blocks_of(self, where_M: Tensor) -> Tensor:
+        """Return the blocks of the encoded tokens among some, each once."""
+        blocks_n: Tensor = ((-1 - where_M[where_M < 0]) // self.half.block).unique()
+        return blocks_n
+
+    def put(self, tokens: Tensor, x_MD: Tensor, known_M: Tensor | None) -> None:
+        """Hold new tokens in plain slots; `known_M` is what encoding needs to know of each, 0 if None."""
+        self.where = _grown(self.where, int(tokens.max()) + 1 if len(tokens) else 0)
+        if self.token_M is not None:
+            self.token_M = _grown(self.token_M, len(self.where))
+            self.token_M[tokens] = 0 if known_M is None else known_M
+        slots, self._used_R = _take(self._used_R, len(tokens))
+        self.plain_RD = _grown(self.plain_RD, len(self._used_R))
+        self.plain_RD[slots] = x_MD
+        self.where[tokens] = slots.int()
+
+    def encode(self, tokens: Tensor, age_M: Tensor, segment_M: Tensor, owner_M: Tensor) -> None:
+        """Encode plain tokens of whole blocks of arrivals, of which some may have left."""
+        if not len(tokens):
+            return
+        size = self.half.block
+        key_M = segment_M * (int(age_M.max()) // size + 1) + age_M // size
+        _, block_M = key_M.unique(return_inverse=True)
+        count = int(block_M.max()) + 1
+        first_n = torch.full((count,), len(tokens), device=tokens.device)
+        first_n = first_n.scatter_reduce_(0, block_M, torch.arange(len(tokens), device=tokens.device), "amin")
+        member_nb = first_n[:, None].repeat(1, size)
+        member_nb[block_M, age_M % size] = torch.arange(len(tokens), device=tokens.device)
+        slot_M = self.where[tokens].long()
+        head_n = None if self.head_O is None else self.head_O[owner_M[first_n]]
+        known_nb = None if self.token_M is None else self.token_M[tokens[member_nb]]
+        encoded = self.half.encode(self.plain_RD[slot_M[member_nb]], head_n, known_nb)
+        at_n, self._used_n = _take(self._used_n, count)
+        self.blocks = tuple(_grown(x, len(self._used_n)) for x in self.blocks)
+        for buffer, x in zip(self.blocks, encoded, strict=True):
+            buffer[at_n] = x
+        self._used_R[slot_M] = False
+        self.where[tokens] = (-1 - (at_n[block_M] * size + age_M % size)).int()
+
+    def read(self, tokens: Tensor, owner_M: Tensor) -> Tensor:
+        """Return tokens, decoded: [M, D]."""
+        where_M, size = self.where[tokens].long(), self.half.block
+        x_MD = self.plain_RD.new_empty(len(tokens), self._dim)
+        plain = where_M >= 0
+        x_MD[plain] = self.plain_RD[where_M[plain]]
+        if not bool(plain.all()):
+            place = -1 - where_M[~plain]
+            blocks, inverse = (place // size).unique(return_inverse=True)
+            owner_n = owner_M.new_zeros(len(blocks)).scatter_(0, inverse, owner_M[~plain])
+            head_n = None if self.head_O is None else self.head_O[owner_n]
+            x_nbD = self.half.decode(tuple(x[blocks] for x in self.blocks), head_n, self._dim)
+            x_MD[~plain] = x_nbD[inverse, place % size].to(x_MD.dtype)
+        return x_MD
+
+    def used_bytes(self, tokens: Tensor) -> int:
+        """Return the bytes of tokens: whole blocks, as published, and plain slots."""
+        where = self.where[tokens].long()
+        blocks = self.blocks_of(where)
+        plain = int((where >= 0).sum()) * self._dim * self.plain_RD.itemsize
+        return plain + (self.half.nbytes(tuple(x[blocks] for x in self.blocks)) if len(blocks) else 0)
+
+    def side_bytes(self) -> int:
+        """Return the bytes of what encoding needs to know of one KV head."""
+        return 0 if self.head_O is None else self.head_O[:1].nbytes
+
+    def nbytes(self) -> int:
+        """Return the bytes that are allocated."""
+        tensors = (self.where, self.plain_RD, self.head_O, self.token_M, *self.blocks)
+        return sum(x.nbytes for x in tensors if x is not None)
+
+
+class BlockBackend:
+    """A backend for an arena of token numbers. Policies and layouts treat them like keys and values.
+
+    Attributes:
+        owners, arrived, kept: per segment of the next call, its owner (a number for each row and KV head), the tokens
+            that arrived in it so far, and those that were kept of the prompt.
+    """
+
+    name = "blocks"
+    needs_bias = False
+    prompt = None
+    packed = None
+
+    def __init__(self, store: Store) -> None:
+        self._halves: tuple[Half, Half] = store.keys or PlainHalf(), store.values or PlainHalf()
+        self.pools: tuple[TokenPool, ...] = ()
+        self._age = self._owner = torch.zeros(0, dtype=torch.int32)
+        self.owners: Sequence[int] = ()
+        self.arrived: Sequence[int] = ()
+        self.kept: Sequence[int] = ()
+        self._used = torch.zeros(0, dtype=torch.bool)
+
+    def begin(self, entry: Entry, owners: Sequence[int], k_UTD: Tensor, v_UTD: Tensor) -> Tensor:
+        """Hold the tokens that a row keeps of a prompt. Return their numbers [U, T, 1], 0 for the others."""
+        if not self.pools:
+            sides = entry.side or (Side(), Side())
+            self.pools = tuple(
+                TokenPool(half, k_UTD, side.head, None if side.token is None else side.token.flatten(0, 1))
+                for half, side in zip(self._halves, sides, strict=True)
+            )
+            self._age, self._owner, self._used = (x.to(k_UTD.device) for x in (self._age, self._owner, self._used))
+        head_M, token_M = entry.keep_UT.nonzero().unbind(1)
+        kept = entry.keep_UT.sum(1).tolist()
+        _, age_M = spread(kept, k_UTD.device)
+        owner_M = torch.tensor(owners, device=k_UTD.device)[head_M]
+        numbers = self._new(owner_M, age_M)
+        for index, (pool, x_UTD) in enumerate(zip(self.pools, (k_UTD, v_UTD), strict=True)):
+            side = entry.side[index] if entry.side else Side()
+            if pool.head_O is not None and side.head is not None:
+                pool.head_O = _grown(pool.head_O, max(owners) + 1)
+                pool.head_O[list(owners)] = side.head
+            pool.put(numbers, x_UTD[head_M, token_M], None if side.token is None else side.token[head_M, token_M])
+            end_U = torch.tensor([pool.half.encoded(n, n) for n in kept], device=k_UTD.device)
+            due = age_M < end_U[head_M]
+            pool.encode(numbers[due], age_M[due], head_M[due], owner_M[due])
+        numbers_UT1 = torch.zeros(*entry.keep_UT.shape, 1, dtype=torch.int32, device=k_UTD.device)
+        numbers_UT1[head_M, token_M, 0] = numbers.int()
+        return numbers_UT1
+
+    def append_and_attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        buffers: Buffers,
+        lanes: Lanes,
+        scaling: float,
+        lengths: Callable[[], Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Append T tokens to every segment, then attend to all of its tokens, causally: [B, H, T, D]."""
+        batch, kv_heads, tokens, _ = k_BUTD.shape
+        device = q_BHTD.device
+        self._sweep(buffers)
+        segments = lanes.segment_N.tolist()
+        before = buffers.length_S[lanes.index_N].tolist()
+        lane_M, column_M = spread(before, device)
+        numbers = buffers.k_RD[buffers.start_S1[lanes.index_N][lane_M].long() + column_M, 0].long()
+        for pool in self.pools:
+            ends = [pool.half.encoded(n, kept) for n, kept in zip(self.arrived, self.kept, strict=True)]
+            due = self._age[numbers] < torch.tensor(ends, device=device)[lane_M]
+            due &= pool.where[numbers] >= 0
+            tokens_due = numbers[due]
+            pool.encode(tokens_due, self._age[tokens_due].long(), lane_M[due], self._owner[tokens_due].long())
+        lane_N = torch.arange(len(segments), device=device).repeat_interleave(tokens)
+        age_N = torch.tensor(self.arrived, device=device)[lane_N] + torch.arange(tokens, device=device).repeat(
+            len(segments)
+        )
+        new = self._new(torch.tensor(self.owners, device=device)[lane_N], age_N)
+        for pool, x_BUTD in zip(self.pools, (k_BUTD, v_BUTD), strict=True):
+            pool.put(new, x_BUTD.reshape(-1, x_BUTD.shape[-1]), None)
+        numbers_BUT1 = new.int().view(batch, kv_heads, tokens, 1)
+        append(buffers, lanes, numbers_BUT1, numbers_BUT1)
+        q_NGTD = q_BHTD.unflatten(1, (kv_heads, -1)).flatten(0, 1)
+        width, group = max(before) + tokens, q_NGTD.shape[1]
+        k_NWD, v_NWD = (self._read(pool, buffers, lanes, width) for pool in self.pools)
+        visible_NTW = _visible(buffers, lanes, tokens, width)
+        out_N1QD = F.scaled_dot_product_attention(
+            q_NGTD.flatten(1, 2)[:, None],
+            k_NWD[:, None],
+            v_NWD[:, None],
+            attn_mask=visible_NTW.repeat(1, group, 1)[:, None],
+            scale=scaling,
+        )
+        out_BHTD: Tensor = out_N1QD[:, 0].unflatten(1, (group, tokens)).unflatten(0, (batch, kv_heads)).flatten(1, 2)
+        return out_BHTD
+
+    def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
+        """Return the attention of queries to the slots of their lanes: [N, G, T, width] float32, 0 on empty slots."""
+        tokens = q_NGTD.shape[2]
+        k_NWD = self._read(self.pools[0], buffers, lanes, width).float()
+        logits = torch.einsum("ngtd,nwd->ngtw", q_NGTD.float() * scaling, k_NWD)
+        return logits.masked_fill_(~_visible(buffers, lanes, tokens, width)[:, None], -torch.inf).softmax(-1)
+
+    def _read(self, pool: TokenPool, buffers: Buffers, lanes: Lanes, width: int) -> Tensor:
+        """Return the tokens of some segments, decoded, by slot: [N, width, D], 0 on empty slots."""
+        lengths = buffers.length_S[lanes.index_N].tolist()
+        lane_M, column_M = spread(lengths, buffers.k_RD.device)
+        numbers = buffers.k_RD[buffers.start_S1[lanes.index_N][lane_M].long() + column_M, 0].long()
+        x_NWD = pool.plain_RD.new_zeros(len(lengths), width, pool.plain_RD.shape[1])
+        x_NWD[lane_M, column_M] = pool.read(numbers, self._owner[numbers].long())
+        return x_NWD
+
+    def _sweep(self, buffers: Buffers) -> None:
+        """Free the tokens that have left the arena."""
+        lane_M, column_M = spread(buffers.length_S.tolist(), buffers.k_RD.device)
+        numbers = buffers.k_RD[buffers.start_S1[lane_M].long() + column_M, 0].long()
+        self._used.zero_()[numbers] = True
+        for pool in self.pools:
+            pool.sweep(numbers)
+
+    def _new(self, owner_M: Tensor, age_M: Tensor) -> Tensor:
+        """Return numbers for new tokens."""
+        numbers, self._used = _take(self._used, len(owner_M))
+        self._age, self._owner = (_grown(x, len(self._used)) for x in (self._age, self._owner))
+        self._age[numbers], self._owner[numbers] = age_M.int(), owner_M.int()
+        return numbers
+
+    def nbytes(self) -> int:
+        """Return the bytes that are allocated."""
+        return sum(pool.nbytes() for pool in self.pools) + self._age.nbytes + self._owner.nbytes
+
+
+class ArenaLayer(Protocol):
+    """The arena of one layer, as `EncodedHeldRows` uses it."""
+
+    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None: ...
+    def attend(
+        self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+    ) -> Tensor: ...
+    def release(self, rows: Sequence[int]) -> None: ...
+    def of(self, row: int) -> list[Segment]: ...
+    def peak(self, row: int) -> int: ...
+    def nbytes(self) -> int: ...
+    def state_bytes(self, row: int) -> int: ...
+    def settle(self) -> None: ...
+    def keys(self, row: int) -> Tensor:
+        """Return what the live slots of a row hold as keys: [M, D]."""
+        ...
+
+
+class EncodedHeldRows:
+    """All rows of one layer that share a storage part and evict while decoding.
+
+    Args:
+        backend: attends to the tokens of the arena.
+        arena: an arena of the numbers of tokens, which attends by `backend`.
+    """
+
+    def __init__(self, backend: BlockBackend, arena: ArenaLayer) -> None:
+        self._backend, self._arena = backend, arena
+        self._owner: dict[tuple[int, int], int] = {}
+        self._kept: dict[int, list[int]] = {}
+        self._generated: dict[int, int] = {}
+
+    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
+        """Store the keys and values of a prompt that the rows keep."""
+        for entry in entries:
+            assert entry.store is not None
+            entry.store.check(k_UTD.shape[-1])
+            used = set(self._owner.values())
+            free = (n for n in range(len(used) + len(k_UTD)) if n not in used)
+            owners = [next(free) for _ in range(len(k_UTD))]
+            self._owner |= {(entry.row, head): owner for head, owner in enumerate(owners)}
+            self._kept[entry.row], self._generated[entry.row] = entry.keep_UT.sum(1).tolist(), 0
+            numbers_UT1 = self._backend.begin(entry, owners, k_UTD, v_UTD)
+            self._arena.add([entry], numbers_UT1, numbers_UT1)
+
+    def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Append T new tokens to `rows`, attend causally, and let the policies act: [B, H, T, D]."""
+        self._arena.settle()
+        heads = range(k_BUTD.shape[1])
+        self._backend.owners = [self._owner[row, head] for row in rows for head in heads]
+        self._backend.kept = [self._kept[row][head] for row in rows for head in heads]
+        self._backend.arrived = [self._kept[row][head] + self._generated[row] for row in rows for head in heads]
+        out_BHTD = self._arena.attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        for row in rows:
+            self._generated[row] += k_BUTD.shape[2]
+        return out_BHTD
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Forget rows; their slots are used again by the tokens that come next."""
+        self._arena.release(rows)
+        for row in rows:
+            self._kept.pop(row, None)
+            self._generated.pop(row, None)
+        self._owner = {key: owner for key, owner in self._owner.items() if key[0] in self._kept}
+        if not self._kept:
+            self._backend.pools = ()
+
+    def lengths(self, row: int) -> list[int]:
+        """Return the stored tokens of a row per KV head."""
+        return [segment.length for segment in self._arena.of(row)]
+
+    def peak(self, row: int) -> int:
+        """Return the most tokens that a head of a row held after a step."""
+        return self._arena.peak(row)
+
+    def used_bytes(self, row: int) -> int:
+        """Return the bytes of the stored tokens of a row, in whole blocks."""
+        numbers, heads = self._arena.keys(row)[:, 0].long(), len(self._kept[row])
+        return sum(pool.used_bytes(numbers) + heads * pool.side_bytes() for pool in self._backend.pools)
+
+    def row_bytes(self, row: int) -> int:
+        """Return the bytes of a row, with those of its policy and of the numbers of its tokens."""
+        numbers = sum(2 * 4 * segment.capacity for segment in self._arena.of(row))
+        return self.used_bytes(row) + self._arena.state_bytes(row) + numbers
+
+    def bytes(self) -> int:
+        """Return the bytes that are allocated for all rows."""
+        return self._arena.nbytes() + self._backend.nbytes()
+
+    def settle(self) -> None:
+        """Lay out the rows that joined since the last step together with the others."""
+        self._arena.settle()
+
+
+def _visible(buffers: Buffers, lanes: Lanes, tokens: int, width: int) -> Tensor:
+    """Return which slots the T newest tokens see: [N, T, W]."""
+    device = buffers.k_RD.device
+    length_N11 = buffers.length_S[lanes.index_N][:, None, None]
+    newer_T1 = torch.arange(tokens - 1, -1, -1, device=device)[:, None]
+    return torch.arange(width, device=device) < length_N11 - newer_T1
+
+
+def _grown(x: Tensor, count: int) -> Tensor:
+    """Return a tensor with at least `count` rows, the first of which are those of `x`."""
+    if len(x) >= count:
+        return x
+    grown = x.new_zeros(count, *x.shape[1:])
+    grown[: len(x)] = x
+    return grown
+
+
+def _take(used: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return `count` places that are not in use, and which places are in use then. There may be more places after."""
+    free = (~used).nonzero().flatten()[:count]
+    if len(free) < count:
+        first = len(used)
+        used = _grown(used, first + max(count - len(free), first // 8))
+        free = torch.cat([free, torch.arange(first, first + count - len(free), device=used.device)])
+    used[free] = True
+    return free, used
