@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,9 +64,23 @@ def _parts_hash(method: Method | None) -> str:
     if method is None:
         files = set((Path(__file__).parents[1] / "methods").rglob("*.py"))
     else:
-        modules = {base.__module__ for part in method.parts for base in type(part).__mro__ if base is not object}
+        modules = {base.__module__ for part in method.parts for kind in _classes(part) for base in kind.__mro__[:-1]}
         files = {file for module in modules for file in imported_files(module, _METHODS, _folder_of(module)).values()}
     return hash_sources(sorted(files - set(_shared_method_files())))
+
+
+def _classes(part: object) -> Iterator[type]:
+    """Yield the class of a part and those of the parts that it holds: a YAML may nest them."""
+    if is_dataclass(part) and not isinstance(part, type):
+        yield type(part)
+        for field in fields(part):
+            yield from _classes(getattr(part, field.name))
+    elif isinstance(part, Sequence) and not isinstance(part, str):
+        for item in part:
+            yield from _classes(item)
+    elif isinstance(part, Mapping):
+        for item in part.values():
+            yield from _classes(item)
 
 
 def _folder_of(module: str) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import kvbench
 from kvbench import config
+from kvbench.methods.base import Score
 from kvbench.methods.composition import Composition
-from kvbench.methods.read import compose
+from kvbench.methods.dials import split_dials
+from kvbench.methods.layers.uniform import Uniform
+from kvbench.methods.load import build, load
+from kvbench.methods.read import compose, read_method
 
 BASE = """# A base (arXiv 1111.11111).
 name: base
@@ -173,9 +179,6 @@ def test_methods_that_inherit_are_short() -> None:
     ],
 )
 def test_python_and_the_command_line_compose_the_same(name: str, dials: dict[str, Any], compose: Any) -> None:
-    from kvbench.methods.dials import split_dials
-    from kvbench.methods.load import build
-
     cfg = compose(f"method={name}", "model=tiny", *(f"method.{key}={value}" for key, value in dials.items()))
     config.check(cfg, {"method": name})
     method = kvbench.load_method(name, **dials)
@@ -186,3 +189,24 @@ def test_python_and_the_command_line_compose_the_same(name: str, dials: dict[str
 def test_the_list_of_methods_describes_combinations() -> None:
     method: Composition = config.method("pyramidkv+h2o_decode")
     assert set(method.notes) >= set(method.dials)
+
+
+@dataclass(frozen=True)
+class Above(Uniform):
+    """Layer budgets by a part that refers to another part of the same method."""
+
+    score: Score | None = None
+
+
+def test_a_part_may_refer_to_another_part(tmp_path: Path) -> None:
+    """A sweep builds the method of a configuration more than once, which must stay as it is."""
+    text = f"layers:\n  _target_: {__name__}.Above\n  score: ${{..score}}\n"
+    write(tmp_path, "base", BASE)
+    write(tmp_path, "above", f"use: base\n{text}")
+    node = read_method(tmp_path, "above")
+    written = OmegaConf.to_yaml(node)
+    methods = [build(node, split_dials(node)) for _ in range(2)]
+    assert OmegaConf.to_yaml(node) == written and methods[0] == methods[1]
+    eviction = methods[0].eviction
+    assert eviction is not None and isinstance(eviction.layers, Above) and eviction.layers.score == eviction.score
+    assert load(tmp_path, "above", width=5).eviction != eviction

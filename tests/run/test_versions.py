@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 import kvbench
+from kvbench.methods.base import Score
+from kvbench.methods.context import LayerContext
 from kvbench.methods.select.top_k import TopK
 from kvbench.run.source_hash import cpp_content, hash_sources, imported_files, python_content
-from kvbench.run.versions import versions
+from kvbench.run.versions import _SHARED, _shared_method_files, versions
 from tests.helpers.methods import with_parts
 
 PYTHON = '''"""A module."""
@@ -150,6 +157,90 @@ def test_a_method_from_elsewhere_is_hashed_with_its_helpers_alone(own_package: P
         method = replace(with_parts(plain, select=part), name=f"own{len(hashes)}")
         hashes.append(versions(method)["method"])
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@dataclass(frozen=True)
+class Nested(Score):
+    """A score that holds others, as a YAML may nest them."""
+
+    inner: Any
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        return ctx.k.norm(dim=-1)
+
+
+@pytest.mark.parametrize("holds", [lambda part: part, lambda part: (part,), lambda part: (("x", part),)])
+def test_parts_within_parts_count(holds: Callable[[object], object]) -> None:
+    scores = {name: kvbench.load_method(name).named_parts["score"] for name in ("h2o", "prefixkv", "streaming_llm")}
+    evicting = kvbench.load_method("h2o")
+    hashes = {versions(with_parts(evicting, score=Nested(holds(part))))["method"] for part in scores.values()}
+    assert len(hashes) == 3
+
+
+CHANGES = """
+import sys
+from pathlib import Path
+import kvbench
+from kvbench.run import versions as v
+
+methods = {name: kvbench.load_method(name) for name in ("snapkv", "h2o", "ada_snapkv+kivi", "kivi")}
+folder = Path(kvbench.__file__).parent / "methods"
+
+def hashes():
+    for cached in (v._shared_versions, v._shared_method_files, v._parts_hash):
+        cached.cache_clear()
+    return {name: (v.versions(m)["code"], v.versions(m)["method"]) for name, m in methods.items()}
+
+def append(file, text):
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((path.read_text() if path.exists() else "") + text)
+    now = hashes()
+    changed = sorted(name for name in methods if now[name] != before[name])
+    before.update(now)
+    print(file, changed)
+
+before = hashes()
+append("scores/added.py", "X = 1\\n")
+append("added/part.py", "X = 1\\n")
+append("scores/column_sums.py", "# a comment\\n")
+append("scores/column_sums.py", "X = 1\\n")
+append("store/kivi.py", "X = 1\\n")
+append("method.py", "# a comment\\n")
+append("method.py", "X = 1\\n")
+"""
+
+
+def test_only_the_methods_that_use_a_file_change_with_it(tmp_path: Path) -> None:
+    """A new method, or a comment, must not make the recorded runs of the others look outdated."""
+    root = Path(kvbench.__file__).parents[1]
+    for name in ("kvbench", "conf", "hydra_plugins"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = os.pathsep.join([str(tmp_path), str(root / "kernels")])
+    command = [sys.executable, "-c", CHANGES]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    everything = ["ada_snapkv+kivi", "h2o", "kivi", "snapkv"]
+    assert done.stdout.splitlines() == [
+        "scores/added.py []",
+        "added/part.py []",
+        "scores/column_sums.py []",
+        "scores/column_sums.py ['h2o']",
+        "store/kivi.py ['ada_snapkv+kivi', 'kivi']",
+        "method.py []",
+        f"method.py {everything}",
+    ]
+
+
+def test_what_the_shared_code_imports_of_the_methods_is_shared() -> None:
+    folder = Path(kvbench.__file__).parent
+    shared = set(_shared_method_files())
+    for room in _SHARED:
+        for file in (folder / room).rglob("*.py"):
+            module = ".".join(["kvbench", *file.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__")
+            files = imported_files(module, "kvbench.methods")
+            files.pop(module)
+            assert set(files.values()) <= shared | {folder / "methods" / "__init__.py"}, module
 
 
 def test_a_method_is_hashed_with_its_own_parts_and_what_they_inherit() -> None:
