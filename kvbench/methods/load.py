@@ -58,13 +58,12 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     check_types(dials, defaults)
     files = file_dials(dials, defaults)
     nodes = {dial: {"_target_": _READ, "dial": dial, "value": file.path} for dial, file in files.items()}
-    _check_use(config, dials)
     dial_of = _dials_by_field(config)
-    config = _with_values(config, nodes)  # a copy: to instantiate a part resolves the parts that it refers to, in place
-    resolved = copy.deepcopy(config)  # hydra resolves in place a part that another part interpolates
-    parts = {part: _build_part(part, resolved[part], dial_of) for part in PARTS if config.get(part) is not None}
+    copied = _with_values(config, nodes)  # hydra resolves in place a part that another part interpolates
+    parts = {part: _build_part(part, copied[part], dial_of) for part in PARTS if config.get(part) is not None}
     evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
     _check_combination(config.name, evicting, parts)
+    _check_use(config, dials)
     try:
         eviction = Eviction(**evicting) if evicting else None
     except ValueError as error:
