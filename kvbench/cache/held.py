@@ -110,13 +110,13 @@ class PolicyGroup:
         self._base_BU = torch.tensor(self.quota.base_BU, device=device)
         self._buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
         width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
-        self._columns_C = torch.arange(width, device=device)
+        self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
         self.slots = Slots(
             layer,
-            torch.tensor([row.span for row in held], device=device),
-            torch.tensor([row.seen for row in held], device=device),
+            torch.tensor([row.span for row in held], dtype=torch.int32, device=device),
+            torch.tensor([row.seen for row in held], dtype=torch.int32, device=device),
             _stacked([row.pos_UC for row in held], width),
-            self._columns_C < self._length_BU[..., None],
+            self._columns_C < self._length_BU[..., None].int(),
             _stacked([row.state_UC for row in held], width),
             aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
         )
@@ -168,7 +168,7 @@ class PolicyGroup:
         self._append(q_BHTD.shape[2])
         if self.policy.reads != "nothing":
             self._observe(q_BHTD if self.policy.reads == "all" else q_BHTD[:, :, -1:], buffers, scaling)
-        steps_B1 = (s.seen_B - s.span_B)[:, None]
+        steps_B1 = (s.seen_B - s.span_B)[:, None].long()
         s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer)
         if not self.quota.has_limit:
             self._mask(buffers)
@@ -195,12 +195,12 @@ class PolicyGroup:
         s = self.slots
         ahead_T = torch.arange(new, device=s.pos_BUC.device)
         column_BUT = self._length_BU[..., None] + ahead_T
-        position_BUT = (s.seen_B[:, None, None] + ahead_T).expand_as(column_BUT)
-        s.pos_BUC.scatter_(2, column_BUT, position_BUT.to(s.pos_BUC.dtype))
+        position_BUT = (s.seen_B[:, None, None] + ahead_T.int()).expand_as(column_BUT)
+        s.pos_BUC.scatter_(2, column_BUT, position_BUT)
         s.state_BUC.scatter_(2, column_BUT, 0.0)
         self._length_BU += new
         s.seen_B += new
-        s.live_BUC = self._columns_C < self._length_BU[..., None]
+        s.live_BUC = self._columns_C < self._length_BU[..., None].int()
 
     def _observe(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
         """Give the policy the attention of the newest queries: all rows at once, unless a question makes it large."""
@@ -227,18 +227,10 @@ class PolicyGroup:
             state_BUC.copy_(slots.state_BUC)
             slots.state_BUC = state_BUC
 
-    def _worth(self) -> Tensor:
-        """Return what tokens are worth; empty slots inf, protected tokens just below."""
-        s = self.slots
-        worth_BUC = self.policy.drop(s)
-        return worth_BUC.clamp(max=torch.finfo(worth_BUC.dtype).max).masked_fill(~s.live_BUC, torch.inf)
-
     def _drop_one(self, due_BU: Tensor, buffers: Buffers) -> None:
         """Drop the token worth least from heads where one is due: the last slot takes its place. Device work alone."""
         s = self.slots
-        worth_BUC = self._worth()
-        least_BUC = worth_BUC == worth_BUC.amin(-1, keepdim=True)
-        column_BU = torch.where(least_BUC & s.live_BUC, s.pos_BUC, -1).argmax(-1)
+        column_BU = self._backend.least(self.policy.drop(s), s.pos_BUC, self._length_BU)
         last_BU = (self._length_BU - 1).clamp(min=0)
         column_BU = torch.where(due_BU, column_BU, last_BU)
         self._move(buffers, column_BU[..., None], last_BU[..., None])
@@ -246,9 +238,11 @@ class PolicyGroup:
 
     def _least(self, counts_BU: Tensor) -> Tensor:
         """Return a mask of the tokens worth least, `counts_BU` of each head; of equals, the latest."""
-        s = self.slots
+        s, worth_BUC = self.slots, self.policy.drop(self.slots)
+        # protected tokens are the last to leave, but empty slots do not leave at all
+        worth_BUC = worth_BUC.clamp(max=torch.finfo(worth_BUC.dtype).max).masked_fill(~s.live_BUC, torch.inf)
         latest_BUC = s.pos_BUC.argsort(-1, descending=True)
-        order_BUC = latest_BUC.gather(-1, self._worth().gather(-1, latest_BUC).argsort(dim=-1, stable=True))
+        order_BUC = latest_BUC.gather(-1, worth_BUC.gather(-1, latest_BUC).argsort(dim=-1, stable=True))
         first_BUC = (self._columns_C < counts_BU[..., None]).expand_as(order_BUC)
         return torch.zeros_like(s.live_BUC).scatter_(-1, order_BUC, first_BUC)
 

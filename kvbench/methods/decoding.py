@@ -52,9 +52,9 @@ class Slots:
     """The slots of all rows of one policy in one layer. A head's slots are in no order.
 
     Attributes:
-        span_B: tokens of the compressed prompt.
-        seen_B: tokens of the sequence, those of this step included.
-        pos_BUC: position of the slot's token in the sequence.
+        span_B: int32, tokens of the compressed prompt.
+        seen_B: int32, tokens of the sequence, those of this step included.
+        pos_BUC: int32, position of the slot's token in the sequence.
         live_BUC: True for slots that hold a token; everything else about the others is undefined.
         state_BUC: float32, the policy's own; moves with the token, and is 0 for a new one. Changed in place.
         limit_BU: tokens that each head may hold; None for a policy without a limit.
@@ -115,6 +115,11 @@ class Slots:
         order_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER).argsort(-1)
         sorted_BUC = x_BUC.masked_fill(~self.live_BUC, 0).gather(-1, order_BUC)
         return torch.empty_like(x_BUC).scatter_(-1, order_BUC, work(sorted_BUC).to(x_BUC.dtype))
+
+
+def over_queries(weights_BUGTC: Tensor) -> Tensor:
+    """Return [B, U, G, C]: the attention of all queries of a step together."""
+    return weights_BUGTC[:, :, :, 0] if weights_BUGTC.shape[3] == 1 else weights_BUGTC.sum(3)
 
 
 @runtime_checkable

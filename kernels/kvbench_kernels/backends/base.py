@@ -134,6 +134,13 @@ class Backend(Protocol):
         """Return the attention of queries to the slots of their lanes: [N, G, T, width] float32, 0 on empty slots."""
         ...
 
+    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+        """Return, per head, the live slot that is worth least; of equals, the one whose token came last: [B, U].
+
+        Slots from length_BU on hold no token. pos_BUC is int32, length_BU int64.
+        """
+        ...
+
 
 def queries(lanes: Lanes, q_BHTD: Tensor, group: int) -> Tensor:
     """Return the queries in the order of the arena's segments: [S, G, T, D]."""

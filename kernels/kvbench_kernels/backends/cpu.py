@@ -15,6 +15,7 @@ from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
 from kvbench_kernels.ops.library import open_shared
+from kvbench_kernels.ops.weights import least
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 MAX_QUERIES = 64  # of a KV head, group x tokens; for more of them matrix products are faster
@@ -79,7 +80,43 @@ class CpuBackend:
         return out_BTHD.transpose(1, 2)
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
-        return self._for_many.weights(q_NGTD, buffers, lanes, scaling, width)
+        lane_count, group, tokens, dim = q_NGTD.shape
+        if dim not in HEAD_DIMS or q_NGTD.dtype != torch.float32 or buffers.k_RD.dtype != torch.float32:
+            return self._for_many.weights(q_NGTD, buffers, lanes, scaling, width)
+        q_NGTD = q_NGTD.contiguous()
+        out_NGTC = q_NGTD.new_empty(lane_count, group, tokens, width)
+        code = self._library.kvb_cpu_weights(
+            q_NGTD.data_ptr(),
+            buffers.k_RD.data_ptr(),
+            buffers.start_S1.data_ptr(),
+            buffers.length_S.data_ptr(),
+            lanes.segment_N.data_ptr(),
+            out_NGTC.data_ptr(),
+            lane_count,
+            group,
+            tokens,
+            dim,
+            width,
+            scaling,
+        )
+        if code:
+            raise RuntimeError(f"a segment is longer than {width} slots, or head dimension {dim}")
+        return out_NGTC
+
+    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+        if worth_BUC.dtype != torch.float32:
+            return least(worth_BUC, pos_BUC, length_BU)
+        worth_BUC = worth_BUC.contiguous()
+        column_BU = torch.empty_like(length_BU)
+        self._library.kvb_cpu_least(
+            worth_BUC.data_ptr(),
+            pos_BUC.data_ptr(),
+            length_BU.data_ptr(),
+            column_BU.data_ptr(),
+            column_BU.numel(),
+            worth_BUC.shape[-1],
+        )
+        return column_BU
 
 
 @cache
@@ -96,6 +133,10 @@ def library() -> Any:
     opened.kvb_cpu_scratch.argtypes = [pointer, pointer, *[number] * 4]
     opened.kvb_cpu_attend.restype = ctypes.c_int
     opened.kvb_cpu_attend.argtypes = [*[pointer] * 12, *[number] * 5, ctypes.c_float]
+    opened.kvb_cpu_weights.restype = ctypes.c_int
+    opened.kvb_cpu_weights.argtypes = [*[pointer] * 6, *[number] * 5, ctypes.c_float]
+    opened.kvb_cpu_least.restype = None
+    opened.kvb_cpu_least.argtypes = [*[pointer] * 4, *[number] * 2]
     opened.kvb_cpu_packed_scratch.restype = number
     opened.kvb_cpu_packed_scratch.argtypes = [pointer, *[number] * 4]
     opened.kvb_cpu_packed.restype = ctypes.c_int

@@ -10,7 +10,7 @@ from torch import Tensor
 from kvbench_kernels import ops
 from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.ops.prompt import PromptKernels
-from kvbench_kernels.ops.weights import weights
+from kvbench_kernels.ops.weights import least, weights
 
 
 class CudaBackend:
@@ -59,6 +59,9 @@ class CudaBackend:
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         start_N, length_N = buffers.start_S1[lanes.index_N], buffers.length_S[lanes.index_N]
         return weights(q_NGTD, buffers.k_RD, start_N, length_N, scaling, width)
+
+    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+        return least(worth_BUC, pos_BUC, length_BU)
 
     def _workspace(self, dim: int, device: torch.device) -> Tensor:
         if (device, dim) not in self._scratch:

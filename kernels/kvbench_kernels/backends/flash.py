@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
-from kvbench_kernels.ops.weights import weights
+from kvbench_kernels.ops.weights import least, weights
 
 # flash-attention 3, then 2; of version 2 only the inner function accepts live lengths.
 _PACKAGES = (
@@ -82,6 +82,9 @@ class FlashBackend:
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         start_N, length_N = buffers.start_S1[lanes.index_N], buffers.length_S[lanes.index_N]
         return weights(q_NGTD, buffers.k_RD, start_N, length_N, scaling, width)
+
+    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+        return least(worth_BUC, pos_BUC, length_BU)
 
 
 def find() -> tuple[Varlen, str]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
-from kvbench_kernels.ops.weights import softmax_over_visible
+from kvbench_kernels.ops.weights import least, softmax_over_visible
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -65,6 +65,9 @@ class SlabBackend:
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         return weights_of_slabs(q_NGTD, buffers, lanes, scaling, width)
+
+    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+        return least(worth_BUC, pos_BUC, length_BU)
 
 
 def weights_of_slabs(q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""The attention weights of a step, for decode policies that read them.
+"""The attention weights of a step for decode policies that read them, and the search for the slot worth least.
 
-Shape suffixes: N segments, G query heads per KV head, T newest tokens, C slots, R slots of the arena, D head dimension.
+Shape suffixes: B rows, U KV heads, N segments, G query heads per KV head, T newest tokens, C slots, R slots of the
+arena, D head dimension.
 """
 
 from __future__ import annotations
@@ -31,3 +32,14 @@ def softmax_over_visible(logits_NQC: Tensor, length_N: Tensor, tokens: int) -> T
     hidden_NTC = torch.arange(logits_NQC.shape[2], device=length_N.device) >= visible_NT[..., None]
     logits_NGTC: Tensor = logits_NQC.unflatten(1, (-1, tokens)).masked_fill_(hidden_NTC[:, None], -torch.inf)
     return logits_NGTC.softmax(-1)
+
+
+def least(worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+    """Return, per head, the live slot that is worth least; of equals, the one whose token came last: [B, U].
+
+    Slots c >= length hold no token. A worth of inf protects a token as long as another one has less.
+    """
+    live_BUC = torch.arange(worth_BUC.shape[-1], device=worth_BUC.device) < length_BU[..., None]
+    worth_BUC = worth_BUC.masked_fill(~live_BUC, torch.inf)
+    least_BUC = (worth_BUC == worth_BUC.amin(-1, keepdim=True)) & live_BUC
+    return torch.where(least_BUC, pos_BUC, -1).argmax(-1)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots, Start
+from kvbench.methods.decoding import DecodePolicy, Slots, Start, over_queries
 from kvbench.methods.fields import check_one_of
 from kvbench.methods.scores.groups import REDUCTIONS, reduce_group
 from kvbench.methods.window import check_window, window_tokens
@@ -49,14 +49,14 @@ class AccumulateAndEvict(DecodePolicy):
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
         """Add the attention of the step."""
-        slots.state_BUC += reduce_group(weights_BUGTC.sum(3), self.reduce, dim=2)
+        slots.state_BUC += reduce_group(over_queries(weights_BUGTC), self.reduce, dim=2)
 
     def drop(self, slots: Slots) -> Tensor:
         """Return the accumulated attention; recent tokens stay."""
         assert slots.limit_BU is not None
         window: int | Tensor = 0
         if isinstance(self.window, float):
-            window = (self.window * slots.limit_BU.double()).long()[..., None]
+            window = (self.window * slots.limit_BU.double()).int()[..., None]
         else:
             window = self.window
         return slots.state_BUC.masked_fill(slots.recent(window), torch.inf)
