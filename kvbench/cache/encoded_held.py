@@ -26,6 +26,7 @@ from kvbench.cache.blocks import PlainHalf, spread
 from kvbench.methods.storage import Half, Side, Store
 from kvbench_kernels.backends import Buffers, Lanes
 from kvbench_kernels.backends.base import append
+from kvbench_kernels.ops.weights import least
 
 
 class TokenPool:
@@ -222,6 +223,9 @@ class BlockBackend:
         )
         out_BHTD: Tensor = out_N1QD[:, 0].unflatten(1, (group, tokens)).unflatten(0, (batch, kv_heads)).flatten(1, 2)
         return out_BHTD
+
+    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
+        return least(worth_BUC, pos_BUC, length_BU)
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         """Return the attention of queries to the slots of their lanes: [N, G, T, width] float32, 0 on empty slots."""
