@@ -1,7 +1,8 @@
 """Several methods as one: `ada_snapkv+kivi`.
 
 `a+b` is b on top of a. The parts in which b differs from the method that it is built on replace those of a; its other
-parts only fill gaps. A combination that would be the same without one of its methods is refused.
+parts only fill gaps. A method with a store or a decode policy brings just that, and comes last in whatever order. A
+combination that would be the same without one of its methods is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvbench.methods.composition import Composition, filled, reached, renamed
+from kvbench.methods.composition import STORED, Composition, filled, reached, renamed
 from kvbench.methods.dials import PARTS
 
 _REPLACED = ("score", "layers", "heads", "select")  # every evicting method has them; of any other part there is one
@@ -42,8 +43,8 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
 
 
 def _in_order(factors: Sequence[Composition]) -> list[Composition]:
-    """Return the factors in the order of the parts that they have, as far as the result does not depend on it."""
-    order = list(factors)
+    """Return the factors in the order of their parts, as far as the result does not depend on it; `STORED` last."""
+    order = sorted(factors, key=lambda factor: factor.own <= STORED)
     for _ in order:
         for i in range(len(order) - 1):
             swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]

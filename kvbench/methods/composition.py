@@ -9,6 +9,8 @@ from typing import Any
 
 from kvbench.methods.dials import PARTS
 
+STORED = frozenset({"store", "decode", "look", "feed"})
+"""Parts that act on stored tokens, whichever tokens of the prompt these are."""
 _REFERENCE = re.compile(r"\$\{\s*(\.+)(\w+)")
 
 
@@ -23,7 +25,7 @@ class Composition:
         parts: part → node with its `_target_`.
         origin: part → the method whose file writes it.
         own: parts that the method brings into a combination: those in which it differs from the method at the end of
-            its chain of `use`, or all parts of a method without `use`.
+            its chain of `use`. Without `use`, what acts on stored tokens (`STORED`), or else all parts.
         own_dials: dials, likewise.
         added, added_dials: the same for a method that uses this one; empty without `use`.
         notes: dial → the default as it is written and the comment next to it.

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
 from kvbench.methods.combination import combination
-from kvbench.methods.composition import Composition, reached
+from kvbench.methods.composition import STORED, Composition, reached
 from kvbench.methods.dials import FIXED, PARTS
 
 _NO_DIALS = ("use", *FIXED, *PARTS)
@@ -108,6 +108,7 @@ def _extended(base: Composition | None, name: str, node: Mapping[str, Any], text
     dials = {key: own_dials.get(key, value) for key, value in base.dials.items()} | own_dials
     read = reached(dials, parts)
     own = frozenset(part for part in (*written, *base.added) if part in parts)
+    own = own & STORED if is_root and own & STORED else own
     return Composition(
         name,
         summary=_head(text),

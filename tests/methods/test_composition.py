@@ -115,7 +115,7 @@ def test_a_combination_has_the_parts_of_both(folder: Path) -> None:
     assert set(method.dials) == {"window", "width", "steep", "bits"}
 
 
-@pytest.mark.parametrize("names", ["kivi+pyramid", "pyramid+evict+kivi", "pyramid+kivi+evict", "kivi+pyramid+evict"])
+@pytest.mark.parametrize("names", ["kivi+pyramid", "pyramid+evict+kivi", "evict+kivi+pyramid", "kivi+pyramid+evict"])
 def test_the_order_does_not_matter_where_the_parts_are_the_same(folder: Path, names: str) -> None:
     method = compose(folder, names)
     factors = set(names.split("+"))
@@ -129,6 +129,15 @@ def test_a_dial_of_both_is_called_by_its_method(folder: Path) -> None:
     assert method.parts["decode"]["window"] == "${..evict_window}"
     assert method.parts["select"]["window"] == "${..window}"
     assert method.notes["evict_window"] == ("0.5", "a share")
+
+
+def test_a_policy_brings_no_prompt_parts_of_its_own(folder: Path) -> None:
+    """The methods that write everything into one file are combined like those that inherit."""
+    write(folder, "alone", f"name: alone\n{SUMS}{BASE[BASE.index('layers:') :]}{EVICT}window: 0.5\n")
+    for name in ("pyramid+alone", "alone+pyramid"):
+        method = compose(folder, name)
+        assert method.name == "pyramid+alone" and method.dials["alone_window"] == 0.5
+        assert method.origin == {**compose(folder, "pyramid").origin, "decode": "alone"}
 
 
 def test_a_dial_of_the_common_base_is_one_dial(folder: Path) -> None:
@@ -175,6 +184,7 @@ def test_methods_that_inherit_are_short() -> None:
     [
         ("ada_snapkv+kivi", {"bits": 4, "window": 16}),
         ("kivi+ada_snapkv", {"bits": 4, "window": 16}),
+        ("h2o_decode+pyramidkv", {"h2o_decode_window": 0.25, "window": 16}),
         ("pyramidkv+h2o_decode", {"h2o_decode_window": 0.25}),
     ],
 )
@@ -183,7 +193,7 @@ def test_python_and_the_command_line_compose_the_same(name: str, dials: dict[str
     config.check(cfg, {"method": name})
     method = kvbench.load_method(name, **dials)
     assert build(cfg.method, split_dials(config.defaults("method", name))) == method
-    assert method.name == name.replace("kivi+ada_snapkv", "ada_snapkv+kivi")
+    assert method.name in ("ada_snapkv+kivi", "pyramidkv+h2o_decode")
 
 
 def test_the_list_of_methods_describes_combinations() -> None:
