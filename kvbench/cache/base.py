@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.context import Kernels
 from kvbench.methods.decoding import Decoding
+from kvbench.methods.looking import Look
 from kvbench.methods.storage import Side, Store
 
 Counts = list[tuple[int, int, list[QuotaCounts]]]
@@ -36,6 +38,8 @@ class Entry:
         policy: decode part of the method; None for rows that evict nothing while generating.
         score_UT: the method's scores, from which a policy starts; None without a policy or a score.
         base_U: each KV head's share of the budget while generating; None without a policy.
+        look: look part of the method; None for rows of which a step reads everything.
+        reads: tokens that a query head may read per step; None without a look.
     """
 
     row: int
@@ -46,6 +50,42 @@ class Entry:
     score_UT: Tensor | None = None
     base_U: Sequence[int] | None = None
     side: Sequence[Side] = ()
+    look: Look | None = None
+    reads: int | None = None
+
+
+@dataclass
+class Reads:
+    """The tokens that the query heads of a row read in decode steps of one layer, counted on the device."""
+
+    most: Tensor | int = 0
+    total: Tensor | int = 0
+    steps: int = 0
+
+    def count(self, tokens: Tensor, heads: int | None = None) -> None:
+        """Count a step: tokens of each query head, or of all `heads` alike."""
+        self.most = torch.maximum(torch.as_tensor(self.most, device=tokens.device), tokens.max())
+        self.total = self.total + (tokens.sum() if heads is None else tokens * heads)
+        self.steps += tokens.numel() if heads is None else heads
+
+
+class TokensRead(NamedTuple):
+    """The tokens that a query head of a row read per decode step.
+
+    Attributes:
+        most: the most, in the layers to which the budget applies; 0 without such a step.
+        mean: the mean over steps, heads and all compressed layers; 0 without a step.
+    """
+
+    most: int
+    mean: float
+
+
+def tokens_read(look: Look, layers: Sequence[Reads]) -> TokensRead:
+    """Return the tokens that a row with a look read, from the counts of its layers."""
+    chosen = [int(reads.most) for layer, reads in enumerate(layers) if not look.reads_all(layer)]
+    steps = sum(reads.steps for reads in layers)
+    return TokensRead(max(chosen, default=0), sum(int(reads.total) for reads in layers) / max(1, steps))
 
 
 class KVCache(Protocol):
@@ -78,6 +118,10 @@ class KVCache(Protocol):
 
     def lengths(self, row: int) -> list[list[int]]:
         """Return the stored tokens per layer and KV head."""
+        ...
+
+    def tokens_read(self, row: int) -> TokensRead | None:
+        """Return how many tokens a decode step of a row read; None for a row of which steps read everything."""
         ...
 
     def peak(self, row: int) -> int:

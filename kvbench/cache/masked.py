@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.base import Entry
+from kvbench.cache.base import Entry, Reads, TokensRead, tokens_read
 from kvbench.methods.decoding import Decoding, Slots, Start
+from kvbench.methods.looking import Look
 from kvbench.methods.storage import Half, Side
 
 
@@ -30,6 +31,7 @@ class _Row:
     state_UN: Tensor | None  # of the decode policy; one column per token seen
     peak: int  # most tokens that a head held after a step
     encoded: tuple[list[int], list[int]]  # per head, how many keys and values have been encoded, in order of arrival
+    reads: Reads  # tokens that query heads read, for a look
 
 
 class MaskedCache:
@@ -55,7 +57,7 @@ class MaskedCache:
             if entry.store is not None:
                 entry.store.check(k_UTD.shape[-1])
                 k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
-            self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded)
+            self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads())
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
@@ -75,10 +77,13 @@ class MaskedCache:
         row.keep_UN = torch.cat([row.keep_UN, row.keep_UN.new_ones(len(row.keep_UN), tokens)], 1)
         seen = row.keep_UN.shape[1]
         causal_TN = torch.ones(tokens, seen, dtype=torch.bool, device=q_HTD.device).tril_(seen - tokens)
-        visible_UTN = row.keep_UN[:, None] & causal_TN
         q_UGTD = q_HTD.unflatten(0, (k_UTD.shape[0], -1))
+        visible_UGTN = (row.keep_UN[:, None] & causal_TN)[:, None].expand(-1, q_UGTD.shape[1], -1, -1)
+        if row.entry.look is not None and tokens == 1:
+            visible_UGTN = _looked_at(row, row.entry.look, q_UGTD[:, :, 0])[:, :, None]
+            row.reads.count(visible_UGTN.sum(-1))
         logits = torch.einsum("ugtd,und->ugtn", q_UGTD.float(), k_UND.float()) * scaling
-        attention = logits.masked_fill(~visible_UTN[:, None], -torch.inf).softmax(-1)
+        attention = logits.masked_fill(~visible_UGTN, -torch.inf).softmax(-1)
         out_UGTD = torch.einsum("ugtn,und->ugtd", attention.to(v_UND.dtype), v_UND)
         if row.entry.policy is not None:
             _evict(row, row.entry.policy, attention)
@@ -93,6 +98,10 @@ class MaskedCache:
     def lengths(self, row: int) -> list[list[int]]:
         return [layer[row].keep_UN.sum(1).tolist() for layer in self._layers]
 
+    def tokens_read(self, row: int) -> TokensRead | None:
+        look = self._layers[0][row].entry.look
+        return None if look is None else tokens_read(look, [layer[row].reads for layer in self._layers])
+
     def peak(self, row: int) -> int:
         return max(layer[row].peak for layer in self._layers)
 
@@ -105,6 +114,20 @@ class MaskedCache:
     def bytes(self) -> int:
         held = {id(x): x.nbytes for layer in self._layers for row in layer.values() for x in (row.k_UND, row.v_UND)}
         return sum(held.values())
+
+
+def _looked_at(row: _Row, look: Look, q_UGD: Tensor) -> Tensor:
+    """Return which tokens [U, G, N] a decode step reads, from summaries of all blocks in this step."""
+    seen = row.keep_UN.shape[1]
+    everything = torch.ones(*q_UGD.shape[:2], seen, dtype=torch.bool, device=q_UGD.device)
+    assert row.entry.reads is not None
+    if look.reads_all(row.layer) or seen <= row.entry.reads:
+        return everything
+    blocks = row.k_UND.split(look.block, 1)
+    summary_UMX = torch.stack([look.summary(block_UBD) for block_UBD in blocks], 1)
+    chosen_UGC = look.choose(q_UGD, summary_UMX, row.entry.reads)
+    block_N = torch.arange(seen, device=q_UGD.device) // look.block
+    return (chosen_UGC[..., None] == block_N).any(2)
 
 
 def _encode_due(row: _Row) -> None:

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.arena import Arena, Segment, gather, live_slots, merge
-from kvbench.cache.base import Counts, Entry
+from kvbench.cache.base import Counts, Entry, TokensRead, tokens_read
 from kvbench.cache.encoded import EncodedRows
 from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
 from kvbench.cache.held import HeldRow, PolicyGroup, begin
+from kvbench.cache.looking import LookRows
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.decoding import DecodePolicy
+from kvbench.methods.looking import Look
 from kvbench.methods.storage import Store
 from kvbench_kernels.backends import Backend, Lanes, make_backend
 
@@ -268,14 +270,15 @@ class _ArenaLayer:
 
 
 class _Form(NamedTuple):
-    """The form of rows with a storage part: the part, and whether they evict while decoding."""
+    """The form of rows with buffers of their own: a storage part, and whether they evict while decoding; or a look."""
 
-    store: Store
+    store: Store | None
     evicts: bool
+    look: Look | None = None
 
 
 class RaggedCache:
-    """The cache that saves memory. Rows with a storage part keep buffers of encoded blocks.
+    """The cache that saves memory. Rows with a storage part or a look have buffers of their own.
 
     Args:
         backend: computes the attention of the other rows; by default plain torch.
@@ -285,14 +288,14 @@ class RaggedCache:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
         self._layers = [_ArenaLayer(chosen, layer, num_layers) for layer in range(num_layers)]
-        self._encoded: list[dict[_Form, EncodedRows | EncodedHeldRows]] = [{} for _ in range(num_layers)]
+        self._encoded: list[dict[_Form, EncodedRows | EncodedHeldRows | LookRows]] = [{} for _ in range(num_layers)]
         self._form_of: dict[int, _Form] = {}
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         forms: dict[_Form | None, list[Entry]] = {}
         for entry in entries:
-            form = None if entry.store is None else _Form(entry.store, entry.policy is not None)
-            forms.setdefault(form, []).append(entry)
+            own = _Form(entry.store, entry.policy is not None, entry.look)
+            forms.setdefault(None if own.store is None and own.look is None else own, []).append(entry)
         for form, of_form in forms.items():
             if form is None:
                 self._layers[layer].add(of_form, k_UTD, v_UTD)
@@ -302,7 +305,10 @@ class RaggedCache:
             self._encoded[layer][form].add(of_form, k_UTD, v_UTD)
             self._form_of |= dict.fromkeys((entry.row for entry in of_form), form)
 
-    def _rows_of(self, form: _Form, layer: int) -> EncodedRows | EncodedHeldRows:
+    def _rows_of(self, form: _Form, layer: int) -> EncodedRows | EncodedHeldRows | LookRows:
+        if form.look is not None:
+            return LookRows(form.look, layer)
+        assert form.store is not None
         if not form.evicts:
             return EncodedRows(form.store, self._packed)
         backend = BlockBackend(form.store)
@@ -362,6 +368,13 @@ class RaggedCache:
         if (form := self._form_of.get(row)) is not None:
             return max(encoded[form].peak(row) for encoded in self._encoded)
         return max(layer.peak(row) for layer in self._layers)
+
+    def tokens_read(self, row: int) -> TokensRead | None:
+        form = self._form_of.get(row)
+        if form is None or form.look is None:
+            return None
+        layers = (encoded[form] for encoded in self._encoded)
+        return tokens_read(form.look, [rows.reads(row) for rows in layers if isinstance(rows, LookRows)])
 
     def used_bytes(self, row: int) -> int:
         if (form := self._form_of.get(row)) is not None:

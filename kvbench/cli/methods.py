@@ -102,6 +102,8 @@ def _class_name(part: Mapping[str, Any]) -> str:
 
 def _phase(parts: Mapping[str, str]) -> str:
     """Return when the method acts."""
+    if "look" in parts:
+        return "every decode step"
     if "decode" in parts:
         return "prefill and every decode step"
     if "store" in parts:

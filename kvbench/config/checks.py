@@ -55,9 +55,10 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
 def has_budget(method: Mapping[str, Any]) -> bool:
     """Return True if a budget applies to a composed method node.
 
-    A method without layer budgets keeps everything, or decides by itself how many tokens stay.
+    A method without layer budgets keeps everything, or decides by itself how many tokens stay. A look reads as many
+    tokens as the budget says.
     """
-    return method.get("layers") is not None
+    return method.get("layers") is not None or method.get("look") is not None
 
 
 def shard_of(text: str | None) -> tuple[int, int]:

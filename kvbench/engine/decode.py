@@ -279,7 +279,7 @@ class _Batch:
                     row.finish = "length"
             if row.finish is not None:
                 row.clock = self._clock - row.clock
-                row.kept_max = self._cache.peak(row.id)
+                row.kept_max, row.read = self._cache.peak(row.id), self._cache.tokens_read(row.id)
                 done.append(row.id)
         if done:
             self._caches.release(done)

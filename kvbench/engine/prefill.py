@@ -208,7 +208,7 @@ class PrefillPass:
                 if method.store is not None:
                     side = method.store.prepare(ctx, entries[0].keep_UT, *(merged or (ctx.k, ctx.v)))
                     entries = [replace(entry, side=side) for entry in entries]
-            if merged is None and method.store is None:
+            if merged is None and method.store is None and method.look is None:
                 plain[index] = entries
                 continue
             k_UTD, v_UTD = (ctx.k, ctx.v) if merged is None else merged
@@ -270,6 +270,8 @@ class PrefillPass:
             policy=policy,
             score_UT=None if policy is None else method.scores(ctx),
             base_U=None if policy is None else self._base(index, policy, keep_UT),
+            look=method.look,
+            reads=None if method.look is None else self.tokens[index],
         )
         return [entry, *(replace(entry, row=place.row, reserve=place.reserve) for place in others)]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from kvbench.cache.base import TokensRead
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Generation, PromptLike, Request, Timings
 
@@ -29,6 +30,7 @@ class Row:
         finish: why it stopped; None until then.
         error: why it failed, in one line.
         kept_max: most tokens that any head stored, set when it stops.
+        read: tokens that its decode steps read, set when it stops; None if they read everything.
         first_token_s: seconds from the prefill to the first token.
         clock: decode seconds of the batch at its first token; when it stops, from its first token to its last.
         measured: the kept tokens per layer and head, and the used and slack bytes, right after compression.
@@ -44,6 +46,7 @@ class Row:
     finish: str | None = None
     error: str | None = None
     kept_max: int = 0
+    read: TokensRead | None = None
     first_token_s: float = 0.0
     clock: float = 0.0
     measured: tuple[list[list[int]], int, int] = ([], 0, 0)
@@ -98,6 +101,7 @@ class OpenRequest:
             budget_tokens=self.prefill.tokens[row.variant],
             kept=kept,
             kept_max=max(row.kept_max, max(map(max, kept))),
+            read=row.read,
             kv_bytes=used,
             slack_bytes=slack,
             kv_bytes_full=self.prefill.full_bytes,

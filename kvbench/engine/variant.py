@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from kvbench.cache.base import TokensRead
 from kvbench.methods.method import Method
 
 
@@ -122,6 +123,7 @@ class Generation:
         budget_tokens: tokens per KV head that the budget allowed; None without a budget.
         kept: stored tokens per layer and KV head right after compression; empty if nothing was computed.
         kept_max: most tokens any head stored, prefill and decoding included.
+        read: tokens that a query head read per decode step; None for a method that reads all that it keeps.
         kv_bytes: bytes of the kept keys and values right after compression.
         slack_bytes: bytes reserved for further tokens.
         kv_bytes_full: bytes of the same span in a full cache.
@@ -147,6 +149,7 @@ class Generation:
     decode_step: str = "transformers"
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0, 0.0, None))
     error: str | None = None
+    read: TokensRead | None = None
 
     @property
     def kept_total(self) -> int:

@@ -21,12 +21,13 @@ from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_type
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
+from kvbench.methods.looking import Look
 from kvbench.methods.method import Method
 from kvbench.methods.read import read_method
 from kvbench.methods.storage import Store
 
 _PROTOCOLS: dict[str, type] = dict(
-    zip(PARTS, (Score, Layers, Heads, Select, Probe, Merge, Store, DecodePolicy), strict=True)
+    zip(PARTS, (Score, Layers, Heads, Select, Probe, Merge, Store, DecodePolicy, Look), strict=True)
 )
 _EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
@@ -85,6 +86,9 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
             f"method={name}: "
             + ("no part reads what probe finds" if "probe" in parts else "a part reads what a probe finds; add probe")
         )
+    others = [part for part in PARTS if part in {*evicting, *parts} - {"look"}]
+    if "look" in parts and others:
+        raise ValueError(f"method={name}: look reads part of a cache that keeps every token; leave out {others[0]}")
     if "decode" in parts and "score" not in evicting:
         raise ValueError(f"method={name}: decode needs score, layers, heads and select")
 

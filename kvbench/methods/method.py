@@ -18,6 +18,7 @@ from kvbench.methods.decoding import Decoding
 from kvbench.methods.dials import check_budget
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
+from kvbench.methods.looking import Look
 from kvbench.methods.model_view import ModelView
 from kvbench.methods.storage import Store
 
@@ -33,6 +34,7 @@ class Method:
         merge: how kept keys and values take up something of the dropped ones; None for not at all.
         store: the form in which kept tokens are held; None for plain keys and values.
         decode: what leaves the cache while generating, and when; None for nothing.
+        look: which tokens a decode step reads; None for all that are kept.
         dial_of: (part, field of it) -> the dial that feeds the field, for messages.
     """
 
@@ -43,6 +45,7 @@ class Method:
     merge: Merge | None = None
     store: Store | None = None
     decode: Decoding | None = None
+    look: Look | None = None
     dial_of: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -50,7 +53,14 @@ class Method:
         """The parts that this method has, by their names in the YAML."""
         evicting = {} if self.eviction is None else vars(self.eviction)
         policy = None if self.decode is None else self.decode.policy
-        parts = {**evicting, "probe": self.probe, "merge": self.merge, "store": self.store, "decode": policy}
+        parts = {
+            **evicting,
+            "probe": self.probe,
+            "merge": self.merge,
+            "store": self.store,
+            "decode": policy,
+            "look": self.look,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
@@ -75,6 +85,8 @@ class Method:
         "kept": the kept tokens add up to the budget. "read": as many tokens are read in every step. Without a budget
         everything is kept, or the method decides by itself how much; what it kept is measured and reported.
         """
+        if self.look is not None:
+            return "read"
         return "kept" if self.eviction is not None and self.eviction.counted else None
 
     @property
@@ -84,8 +96,8 @@ class Method:
 
     @property
     def keeps_prompt(self) -> bool:
-        """True if the whole prompt is kept, and cut to the budget when decoding begins."""
-        return self.decode is not None and self.decode.phase == "decode"
+        """True if the whole prompt is kept: it is cut when decoding begins, or a step reads part of it."""
+        return self.look is not None or (self.decode is not None and self.decode.phase == "decode")
 
     @property
     def exact(self) -> bool:
@@ -117,6 +129,8 @@ class Method:
     def tokens(self, budget: int | float | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
 
+        If they count what a step reads, they may be more than the prompt has: an answer follows.
+
         Raises:
             ValueError: the budget is no budget, or leaves no room next to the tokens that are always kept.
         """
@@ -127,8 +141,10 @@ class Method:
         budget = check_budget(budget)
         if isinstance(budget, int):
             self.check_room(budget)
-            return min(budget, span)
+            return min(budget, span) if self.look is None else budget
         tokens = int(budget * span + 1e-9)  # 0.29 of 100 is 29, although 0.29 * 100 is a hair less
+        if self.look is not None:  # a short prompt is read by as many tokens as the look needs
+            return max(tokens, self.look.least)
         if tokens < span or self.decode is not None:
             self.check_room(tokens, f"{budget} (of {span} tokens: {tokens})")
         return min(tokens, span)
@@ -142,6 +158,16 @@ class Method:
         Raises:
             ValueError: one line naming `budget` and the dials to change.
         """
+        if self.look is not None:
+            if tokens < self.look.least:
+                dials = [
+                    f"method.{dial}={self.dials[dial]}" for (part, _), dial in self.dial_of.items() if part == "look"
+                ]
+                raise ValueError(
+                    f"budget={budget or tokens}: {self.name} reads at least {self.look.least} tokens per step "
+                    f"({', '.join(dials)}); the budget must be larger, or these smaller"
+                )
+            return
         protected = self._evicting.select.protected(tokens).total
         if tokens <= protected == 0:
             raise ValueError(f"budget={budget or tokens}: {self.name} would keep no token; the budget must be larger")

@@ -141,9 +141,10 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     spec = models.ModelSpec.from_node(plain["model"])
     spec.check_answers()
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    if method.promises == "kept" and isinstance(cfg.budget, int):
+    if method.promises is not None and isinstance(cfg.budget, int):
         method.check_room(cfg.budget)
-        method.check_scored(cfg.budget)
+        if method.promises == "kept":
+            method.check_scored(cfg.budget)
     return CheckedConfig(
         {str(k): v for k, v in plain.items()},
         spec,

@@ -21,10 +21,18 @@ def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | N
         if not variant.method.exact and kept < heads * span:
             return None  # a reference's rounding: it drifts, and the record shows by how much
     if kept == expected:
-        return None
+        return _broken_reads(variant, generation)
     return RuntimeError(
         f"{variant} kept {kept} tokens of {heads * span} over all layers and heads instead of {expected}"
     )
+
+
+def _broken_reads(variant: Variant, generation: Generation) -> RuntimeError | None:
+    """Return the error of a generation of which a step read more tokens than its budget says; None if none did."""
+    read, tokens = generation.read, generation.budget_tokens
+    if read is None or tokens is None or read.most <= tokens:
+        return None
+    return RuntimeError(f"{variant} read {read.most} tokens of a head in one step instead of {tokens} at most")
 
 
 def answered(
@@ -32,10 +40,16 @@ def answered(
 ) -> dict[str, object]:
     """Return the record of a sample with an answer: a line of samples.jsonl.
 
+    Of a method that reads a part of what it keeps, `read_max` is the most tokens that a query head read in a step, in
+    the layers to which the budget applies, and `read_mean` the mean over all layers, heads and steps.
+
     Its `promise` says what the kept tokens were checked against: "kept", the budget; "read", all tokens, of which the
     budget is read in each step; "all", all tokens; "measured": nothing, the method decides how many stay.
     """
-    return _common(sample, "ok", None, device) | {
+    read = {} if generation.read is None else {"read_max": generation.read.most, "read_mean": generation.read.mean}
+    return {
+        **_common(sample, "ok", None, device),
+        **read,
         "prediction": generation.text,
         "token_ids": generation.token_ids,
         "scores": benchmark.score(sample.answers, generation.text, sample.meta),

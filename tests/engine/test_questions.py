@@ -10,9 +10,11 @@ import pytest
 
 import kvbench
 from kvbench.engine.decode import stream
+from kvbench.engine.model_view import view_of
 from kvbench.engine.variant import Request
 from kvbench.prompts import Prompt
-from tests.helpers.tiny_engine import BUDGETS, METHODS, NEW, Tiny, generate, prompt, tiny_model, variants
+from tests.helpers.methods import shipped
+from tests.helpers.tiny_engine import METHODS, NEW, Tiny, generate, prompt, tiny_model, variants
 
 LENGTHS = (5, 9, 1, 12, 5, 9, 5, 5)  # tokens of the questions: some equal, some not, one of a single token
 
@@ -49,7 +51,7 @@ def test_questions_on_one_context_are_answered_as_alone(tiny: Tiny, name: str, c
     generate(tiny, asked[:1], variants((name,), (70,)), **settings)  # what runs once per process is not counted
     with calls(tiny[0]) as shapes:
         together = generate(tiny, asked, variants((name,)), **settings)
-    rows = len(asked) * len(BUDGETS)
+    rows = len(asked) * len(variants((name,)))
     assert [shape for shape in shapes if shape[1] == 150] == [(1, 150)], "one prefill"
     assert shapes[-(NEW - 1) :] == [(rows, 1)] * (NEW - 1), "all rows step together"
     for question, of_question in zip(asked, together, strict=True):
@@ -60,12 +62,14 @@ def test_questions_on_one_context_are_answered_as_alone(tiny: Tiny, name: str, c
 
 
 def test_eight_questions_on_a_long_context_cost_one_prefill(tiny: Tiny) -> None:
-    """All methods at once: after the prefill there is a pass per length of a question, and the steps of one row."""
+    """All methods run at once. After the prefill come their own passes, one per length of a question, and the steps."""
     asked = questions(2048)
+    probes = {method.probe for method in shipped().values() if method.probe is not None}
+    passes = [len(ids) for probe in probes for ids, _ in probe.passes(asked[0].ids[:2048], view_of(*tiny))]
     with calls(tiny[0]) as shapes:
         together = generate(tiny, asked, variants(budgets=(70,)), question="agnostic", max_rows=1000)
-    assert [tokens for _, tokens in shapes if tokens > 1] == [2048, 5, 9, 12]
-    assert len(shapes) == 1 + len(set(LENGTHS)) + NEW - 1
+    assert [tokens for _, tokens in shapes if tokens > 1] == [2048, *passes, 5, 9, 12]
+    assert len(shapes) == 1 + len(passes) + len(set(LENGTHS)) + NEW - 1
     assert all(len(generations) == len(METHODS) for generations in together)
 
 

@@ -1,0 +1,1 @@
+"""Looks: which of the kept tokens a decode step reads."""

@@ -1,0 +1,51 @@
+"""The contract of looks: which tokens a decode step reads, where nothing is evicted.
+
+Shape suffixes: U KV heads, G query heads per KV head, N blocks of any KV heads, M blocks of a row, B tokens of a block,
+C chosen blocks, X numbers of a summary, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from kvbench.methods.base import Part
+
+
+@runtime_checkable
+class Look(Part, Protocol):
+    """A rule for which blocks of tokens each query head reads in a decode step.
+
+    A row's tokens lie in blocks of `block` tokens in the order of their positions; the last block may be unfinished.
+    The cache keeps the summary of every finished block. The budget counts the tokens that a query head reads per step.
+    A row with no more tokens than the budget is read as a whole, and so are the prompt and the question.
+    """
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        ...
+
+    @property
+    def least(self) -> int:
+        """Tokens that a step reads at least. A budget must not be smaller."""
+        return self.block
+
+    def reads_all(self, layer: int) -> bool:
+        """Return True for a layer of which every step reads all tokens. The budget does not apply to it."""
+        return False
+
+    def summary(self, k_NBD: Tensor) -> Tensor:
+        """Return [N, X] summaries of the keys of blocks, each of which may have fewer than `block` tokens."""
+        ...
+
+    def choose(self, q_UGD: Tensor, summary_UMX: Tensor, tokens: int) -> Tensor:
+        """Return the blocks [U, G, C] that each query head reads, every one at most once and no more than `tokens`.
+
+        Args:
+            q_UGD: the queries of a step, after RoPE.
+            summary_UMX: summaries of all blocks, the unfinished one last.
+            tokens: the budget, at least `least` and below the number of tokens.
+        """
+        ...
