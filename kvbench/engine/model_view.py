@@ -17,20 +17,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.common.suggest import did_you_mean
+from kvbench.common.text import one_line
 from kvbench.engine.rotation import Rotation, find_rotation
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.methods.model_view import TOKEN_KINDS
 
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
-_rotations: WeakKeyDictionary[PreTrainedModel, Rotation | None] = WeakKeyDictionary()
+_views: WeakKeyDictionary[PreTrainedModel, EngineView] = WeakKeyDictionary()
 
 
 def view_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> EngineView:
     """Return the view of a model. Its rotation is checked once per model and process, by a forward call."""
-    plan = survey(model)
-    if model not in _rotations:
-        _rotations[model] = find_rotation(model, plan)
-    return EngineView(model, plan, tokenizer)
+    view = _views.get(model)
+    if view is None or view.tokenizer is not tokenizer:
+        plan = survey(model)
+        rotation = find_rotation(model, plan) if view is None else view.rotation
+        view = _views[model] = EngineView(type(model).__name__, plan, rotation, tokenizer)
+    return view
 
 
 def decoder_layers(model: PreTrainedModel, plan: AttentionPlan) -> Mapping[int, nn.Module]:
@@ -43,15 +46,18 @@ class EngineView:
     """The `kvbench.methods.model_view.ModelView` of a loaded model.
 
     Args:
+        name: class of the model, for messages.
+        rotation: of its keys; None if it is unknown.
         tokenizer: None where the caller gave none; questions about tokens are then refused.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: AttentionPlan, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        self._name = type(model).__name__
+    def __init__(
+        self, name: str, plan: AttentionPlan, rotation: Rotation | None, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        self._name, self.rotation, self.tokenizer = name, rotation, tokenizer
         self._modules = [plan.modules[layer] for layer in plan.full]
         self._shape = plan.heads, plan.head_dim
-        self._rotation = _rotations.get(model)
-        self.tokenizer = tokenizer
+        self._ids: dict[str, Tensor] = {}
 
     def o_proj(self, layer: int) -> Tensor:
         """Return [H, D, E]; see `ModelView`."""
@@ -70,12 +76,12 @@ class EngineView:
 
     def rotate(self, x: Tensor, by: Tensor) -> Tensor:
         """Return x [..., T, D] rotated by further positions; see `ModelView`."""
-        if self._rotation is None:
+        if self.rotation is None:
             raise ValueError(
                 f"model: {self._name} rotates its keys in a way that kvbench does not know, and this method rotates "
                 "them; choose another model or method"
             )
-        rotated: Tensor = self._rotation(x, by)
+        rotated: Tensor = self.rotation(x, by)
         return rotated
 
     def encode(self, text: str) -> list[int]:
@@ -89,17 +95,22 @@ class EngineView:
         if not tokenizer.chat_template:
             return []
         chat = [{"role": "user", "content": "x"}]
-        short, long = (
-            str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wanted))
-            for wanted in (False, True)
-        )
+        try:
+            short, long = (
+                str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wanted))
+                for wanted in (False, True)
+            )
+        except Exception as error:  # a template is a program; jinja's errors have no common type
+            raise ValueError(f"the model's chat template cannot be used ({one_line(str(error))})") from error
         return self.encode(long[len(short) :]) if long.startswith(short) else []
 
     def ids(self, kind: str) -> Tensor:
         """Return the sorted ids of a kind of tokens; see `ModelView`."""
         if kind not in TOKEN_KINDS:
             raise ValueError(f"ids({kind!r}): no such kind of tokens.{did_you_mean(kind, TOKEN_KINDS)}")
-        return torch.tensor(_ids_of(self._need_tokenizer(), kind), dtype=torch.long)
+        if kind not in self._ids:
+            self._ids[kind] = torch.tensor(_ids_of(self._need_tokenizer(), kind), dtype=torch.long)
+        return self._ids[kind]
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

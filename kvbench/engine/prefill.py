@@ -204,7 +204,7 @@ class PrefillPass:
             with self._timed([index], ctx):
                 entries, merged = self._entries(index, ctx), None
                 if method.merge is not None and self._drops(index):
-                    merged = method.merge(ctx, entries[0].keep_UT)
+                    merged = method.merged(ctx, entries[0].keep_UT)
                 if method.store is not None:
                     side = method.store.prepare(ctx, entries[0].keep_UT, *(merged or (ctx.k, ctx.v)))
                     entries = [replace(entry, side=side) for entry in entries]
@@ -213,7 +213,7 @@ class PrefillPass:
                 continue
             k_UTD, v_UTD = (ctx.k, ctx.v) if merged is None else merged
             with self._timed([index], ctx, {index: 1 / len(entries)}):
-                self._caches.kv.add(ctx.layer, entries, k_UTD.to(ctx.k.dtype), v_UTD.to(ctx.v.dtype))
+                self._caches.kv.add(ctx.layer, entries, k_UTD, v_UTD)
         if plain:
             together = [entry for entries in plain.values() for entry in entries]
             with self._timed(list(plain), ctx, self._shares(plain)):

@@ -106,14 +106,17 @@ class Eviction:
             query_heads=ctx.num_kv_heads * ctx.group,
         )
         counts = self.heads(ctx, candidates, total - protected.total * ctx.num_kv_heads, budget)
-        return self.select(ctx, candidates, counts, protected)
+        return self._checked(ctx, self.select(ctx, candidates, counts, protected))
 
     def _measured_mask(self, ctx: LayerContext) -> Tensor:
         """Return the keep mask of a selection that decides by itself how many tokens stay."""
         protected = self.select.protected(ctx.num_tokens)
         if protected.total >= ctx.num_tokens:
             return torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool, device=ctx.k.device)
-        keep_UT = self.select(ctx, self._candidates(ctx, protected), None, protected)
+        return self._checked(ctx, self.select(ctx, self._candidates(ctx, protected), None, protected))
+
+    def _checked(self, ctx: LayerContext, keep_UT: Tensor) -> Tensor:
+        """Return a keep mask. Raises ValueError if it is none, which might pass unnoticed by broadcasting."""
         if keep_UT.shape != ctx.k.shape[:2] or keep_UT.dtype != torch.bool:
             raise ValueError(
                 f"method: the selection {type(self.select).__name__} returned {list(keep_UT.shape)} {keep_UT.dtype}, "

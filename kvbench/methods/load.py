@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.text import one_line
-from kvbench.methods.base import Heads, Layers, Merge, Part, Probe, Score, Select
+from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Probe, Score, Select
 from kvbench.methods.composition import references
 from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
@@ -160,6 +160,9 @@ def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], s
     own = built.policy if isinstance(built, Decoding) else built
     if not isinstance(own, protocol):
         raise ValueError(f"method.{part}={target}: must inherit from {protocol.__module__}.{protocol.__name__}")
+    unknown = sorted(own.needs - NEEDS) if isinstance(own, Part) else []
+    if unknown:
+        raise ValueError(f"method.{part}={target}: needs {unknown[0]}, which is none of {', '.join(sorted(NEEDS))}")
     try:
         hash(built)
     except TypeError:

@@ -273,6 +273,23 @@ class Method:
             self.check_scored(tokens)
         return self._evicting.mask(ctx, tokens, total)
 
+    def merged(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [U, T, D] to store of kept tokens: the layer's own, or merged ones.
+
+        Raises:
+            ValueError: the merge returned other shapes.
+        """
+        if self.merge is None:
+            return ctx.k, ctx.v
+        merged = self.merge(ctx, keep_UT)
+        for x, own in zip(merged, (ctx.k, ctx.v), strict=True):
+            if x.shape != own.shape:
+                raise ValueError(
+                    f"method={self.name}: the merge {type(self.merge).__name__} returned {list(x.shape)}, must be "
+                    f"[KV heads, tokens, head dimension] = {list(own.shape)}"
+                )
+        return merged[0].to(ctx.k.dtype), merged[1].to(ctx.v.dtype)
+
     def keep(
         self,
         q: Tensor,

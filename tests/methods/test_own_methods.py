@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import kvbench
-from kvbench.methods.base import Protected, Score, Select
+from kvbench.methods.base import Merge, Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_between
@@ -267,3 +267,112 @@ def test_the_identity_does_not_depend_on_where_our_files_lie(tmp_path: Path) -> 
     assert identity["select"] == {"_target_": "TopK", "window": 6}
     assert identity["score"]["_target_"] == f"{HERE}.Blend", "a class from elsewhere keeps its path"
     assert kvbench.load_method("snapkv").name == "snapkv"
+
+
+@dataclass(frozen=True)
+class Curious(Blend):
+    """A score that asks for something that no context has."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"modle"})
+
+
+@dataclass(frozen=True)
+class Free(Select):
+    """A selection that decides by itself, and returns what it is told to."""
+
+    returned: str = "mask"
+
+    @property
+    def counted(self) -> bool:
+        return False
+
+    def __call__(
+        self, ctx: LayerContext, candidates: Candidates | None, budget: HeadBudget | None, protected: Protected
+    ) -> Tensor:
+        assert candidates is None and budget is None and protected == (0, 0)
+        keep_UT = ctx.k[..., 0] > 0
+        return {"mask": keep_UT, "numbers": keep_UT.long(), "one head": keep_UT[:1]}[self.returned]
+
+
+@dataclass(frozen=True)
+class Halved(Merge):
+    """A merge that halves everything, or returns other shapes."""
+
+    right: bool = True
+
+    def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
+        return (ctx.k.double() / 2, ctx.v / 2) if self.right else (ctx.k[:, :3], ctx.v)
+
+
+def test_a_selection_needs_no_score_and_no_budget(tmp_path: Path) -> None:
+    """Its mask is taken as it is, on prompts of any length."""
+    method = own(tmp_path, f"name: own\nselect:\n  _target_: {HERE}.Free\n")
+    assert method.promises is None and method.evicts and len(method.parts) == 1
+    x = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(0))
+    for budget in (None, 5, 0.5):
+        kept = method.keep(x, x, x, budget=budget)
+        assert [head.tolist() for head in kept] == [row.nonzero().flatten().tolist() for row in x[..., 0] > 0]
+    with pytest.raises(ValueError, match="^budget=5: own decides by itself how many tokens stay, give None$"):
+        kvbench.api.as_variant((method, 5))
+    tiny = kvbench.load_model("tiny")
+    outs = [
+        kvbench.generate(tiny.model, tiny.tokenizer, [list(range(5, 65))], [(method, None)], cache=cache)[0][0]
+        for cache in ("ragged", "masked")
+    ]
+    assert outs[0].kept == outs[1].kept and outs[0].token_ids == outs[1].token_ids
+    assert 0 < outs[0].kept_total < 60 * 8 and outs[0].budget_tokens is None
+
+
+@pytest.mark.parametrize("returned", ["numbers", "one head"])
+def test_a_mask_that_is_none_is_one_line(tmp_path: Path, returned: str) -> None:
+    method = own(tmp_path, f"name: own\nselect:\n  _target_: {HERE}.Free\n  returned: {returned}\n")
+    x = torch.randn(2, 64, 8)
+    with pytest.raises(ValueError, match=r"^method: the selection Free returned .*must be a mask of") as caught:
+        method.keep(x, x, x)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (with_score(f"  _target_: {HERE}.Curious\n  beta: 0.5\n"), "needs modle, which is none of hidden, model"),
+        (YAML.replace(TAIL, f"select:\n  _target_: {HERE}.Free\n"), "decides how many tokens stay; leave out layers"),
+        (f"name: own\nmerge:\n  _target_: {HERE}.Halved\n", "merge needs score, layers, heads and select"),
+        (f"name: own\nmerge:\n  _target_: {HERE}.Blend\n", "must inherit from kvbench.methods.base.Merge"),
+        (f"name: own\nselect:\n  _target_: {HERE}.Tail\n", "also needs score, layers, heads"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in message(tmp_path, text)
+
+
+def test_a_merge_of_other_shapes_is_one_line(tmp_path: Path) -> None:
+    tiny, x = kvbench.load_model("tiny"), torch.randn(2, 64, 8)
+    text = YAML + f"merge:\n  _target_: {HERE}.Halved\n  right: "
+    halved = own(tmp_path, text + "true\n")
+    k, v = halved.merged(LayerContext(x, x, x), torch.ones(2, 64, dtype=torch.bool))
+    assert k.dtype == v.dtype == x.dtype and torch.equal(k, x / 2) and torch.equal(v, x / 2)
+    prompts = [list(range(5, 65))]
+    with pytest.raises(ValueError, match=r"^method=own: the merge Halved returned \[2, 3, 32\], must be") as caught:
+        kvbench.generate(tiny.model, tiny.tokenizer, prompts, [(own(tmp_path, text + "false\n"), 30)])
+    assert "\n" not in str(caught.value)
+    for cache in ("ragged", "masked"):  # halved values give another answer, and only where tokens are dropped
+        plain, merged, whole, full = kvbench.generate(
+            tiny.model,
+            tiny.tokenizer,
+            prompts,
+            [(own(tmp_path), 30), (halved, 30), (halved, 60), ("fullkv", None)],
+            max_new_tokens=12,
+            stop_ids=[],
+            cache=cache,
+        )[0]
+        assert plain.token_ids != merged.token_ids and plain.kept == merged.kept
+        assert whole.token_ids == full.token_ids
+
+
+def test_a_message_about_room_names_the_dials_that_protect(tmp_path: Path) -> None:
+    method = kvbench.load_method("critical", window=20)
+    with pytest.raises(ValueError, match=r"^budget=20: critical always keeps 20 tokens \(method\.window=20\);"):
+        method.check_room(20)
