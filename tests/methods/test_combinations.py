@@ -1,0 +1,91 @@
+"""Every pair of methods, found by glob: refused in one line, or every part that it has from one of them matters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import kvbench
+from kvbench import config
+from kvbench.methods.method import Method
+from tests.helpers.methods import budget_for, load
+from tests.helpers.tiny_engine import generate, prompt, tiny_model
+
+BUDGET = 70
+SMALL = {"residual": 32, "recent": 4, "decode_budget": 8}
+PROMPT = ("score", "layers", "heads", "select")
+
+
+def pairs() -> dict[str, tuple[str, str]]:
+    """Return {name of a combination: its two methods} for all pairs that are allowed."""
+    allowed = {}
+    for names in itertools.permutations(sorted(config.options("method")), 2):
+        try:
+            method = load("+".join(names))
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error).startswith(f"method={names[0]}+{names[1]}: "), error
+        else:
+            allowed[method.name] = names
+    return allowed
+
+
+PAIRS = pairs()
+
+
+def without(whole: Method, part: str, rest: Method) -> Method | None:
+    """Return a combination with a part of the other method, or none, in the place of its own; None if they are equal."""
+    other, parts = rest.named_parts.get(part), whole.named_parts
+    if other == parts[part]:
+        return None
+    assert whole.eviction is not None or part not in PROMPT
+    if part not in PROMPT:
+        field: dict[str, Any] = {part: getattr(rest, part)}
+        return None if part == "probe" else replace(whole, name=f"{whole.name} without {part}", **field)
+    if rest.eviction is None:  # then the other method keeps everything
+        return replace(whole, name=f"{whole.name} without eviction", eviction=None, merge=None, probe=None, decode=None)
+    try:
+        eviction = replace(whole.eviction, **{part: other})  # type: ignore[type-var, arg-type]
+        changed = replace(whole, name=f"{whole.name} without {part}", eviction=eviction)
+        changed.check_scored(BUDGET)
+    except ValueError:  # the selection decides by itself how much it keeps, or the score needs a wider window
+        changed = replace(whole, name=f"{whole.name} without the prompt's parts", eviction=rest.eviction)
+    return changed
+
+
+def small(name: str) -> Method:
+    """Return a method whose store and decode policy begin to work on a short prompt and answer."""
+    return load(name, **{dial: value for dial, value in SMALL.items() if dial in config.method(name).dials})
+
+
+def counterparts(name: str) -> Iterator[tuple[str, Method]]:
+    """Yield each part that a combination has from one of its methods, and the combination without it."""
+    whole = small(name)
+    for factor, other in itertools.permutations(name.split("+")):
+        alone, rest = small(factor), small(other)
+        for part in sorted(config.method(factor).own):
+            if part in alone.named_parts and alone.named_parts[part] == whole.named_parts.get(part):
+                changed = without(whole, part, rest)
+                if changed is not None:
+                    yield part, changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", sorted({name.split("+")[0] for name in PAIRS}))
+def test_every_part_of_a_combination_changes_what_is_kept_or_stored(first: str) -> None:
+    names = [name for name in PAIRS if name.split("+")[0] == first]
+    changed = [(name, part, method) for name in names for part, method in counterparts(name)]
+    methods = [*map(small, names), *(method for _, _, method in changed)]
+    variants = [kvbench.Variant(method, budget_for(method, BUDGET)) for method in methods]
+    (rows,) = generate(tiny_model(), [prompt(150)], variants, max_new_tokens=16, max_rows=32)
+    seen = [(row.kept, row.kept_max, row.kv_bytes, row.token_ids) for row in rows]
+    whole = dict(zip(names, seen, strict=False))
+    same = [
+        f"{name}: {part}"
+        for (name, part, _), row in zip(changed, seen[len(names) :], strict=True)
+        if row == whole[name]
+    ]
+    assert not same
