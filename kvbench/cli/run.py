@@ -5,6 +5,7 @@ Nothing heavy is imported before Hydra has answered `--help`, `--cfg` and tab co
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ from kvbench.config import check, register
 from kvbench.config.compose import inspect
 from kvbench.config.messages import one_line
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _RESUME = "issue the same command again to resume"
 
 
@@ -97,11 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explained(error: Exception, overrides: Sequence[str], outputs: str | None) -> str:
     """Return the message of a mistake, naming the override to change.
 
-    An OSError without a file comes from a full disk, so it is about the outputs, too.
+    An OSError without a file is about the outputs if its cause is the disk: writing does not say to which file.
     """
     if not isinstance(error, OSError) or not error.strerror:  # some errors of Hydra count as one
         return one_line(error, overrides)
     file = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
-    if outputs is not None and (file is None or file.is_relative_to(Path(outputs).absolute())):
-        return f"paths.outputs: cannot write {error.filename or 'there'} ({error.strerror})"
+    if outputs is not None:
+        is_there = error.errno in _DISK if file is None else file.is_relative_to(Path(outputs).absolute())
+        if is_there:
+            return f"paths.outputs: cannot write {error.filename or 'there'} ({error.strerror})"
     return message_of(error)

@@ -75,6 +75,11 @@ class Score(Part, Protocol):
         return 0
 
     @property
+    def is_shared(self) -> bool:
+        """True if all KV heads of a layer get the same scores, so that no rule can tell the heads apart by them."""
+        return False
+
+    @property
     def unscored(self) -> int:
         """Tokens at the end of the prompt that get no score of their own. The selection must protect them."""
         return 0
@@ -152,6 +157,11 @@ class Heads(Part, Protocol):
             budget: the budget of all layers, without statistics.
         """
         ...
+
+    @property
+    def compares_heads(self) -> bool:
+        """True if the rule gives a head more the better its scores are next to those of the others."""
+        return False
 
     @property
     def exact(self) -> bool:

@@ -136,7 +136,7 @@ def _combined(a: Composition, b: Composition, name: str) -> Composition:
         added=a.added | b.own,
         added_dials=a.added_dials | b.own_dials,
         notes={**b.notes, **a.notes, **{new: b.notes[old] for old, new in names.items() if old in b.notes}},
-        test=_both_tests(a.test, b.test, names),
+        test=_both_tests(a.test, b.test, names, {*dials, *added}),
     )
 
 
@@ -151,6 +151,8 @@ def _same_kind(a: Any, b: Any) -> bool:
     return interpolated or a is None or b is None or type(a) is type(b)
 
 
-def _both_tests(a: Mapping[str, Any], b: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _both_tests(
+    a: Mapping[str, Any], b: Mapping[str, Any], names: Mapping[str, str], known: Collection[str]
+) -> dict[str, Any]:
     dials = {**{names.get(k, k): v for k, v in (b.get("dials") or {}).items()}, **(a.get("dials") or {})}
-    return {**a, **b, "dials": dials}
+    return {**a, **b, "dials": {key: value for key, value in dials.items() if key in known}}

@@ -78,6 +78,12 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         raise ValueError(f"method={name}: a method that drops tokens also needs select in its YAML")
     if "merge" in parts and not evicting:
         raise ValueError(f"method={name}: merge needs score, layers, heads and select")
+    score, heads = evicting.get("score"), evicting.get("heads")
+    if isinstance(heads, Heads) and isinstance(score, Score) and heads.compares_heads and score.is_shared:
+        raise ValueError(
+            f"method={name}: heads={type(heads).__name__} compares the scores of heads, and those of "
+            f"{type(score).__name__} are the same for all heads of a layer; leave one of them out"
+        )
     reads_probe = any(
         "probed" in part.needs for part in (*evicting.values(), *parts.values()) if isinstance(part, Part)
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from kvbench.cli.run import _explained
 
 TINY = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0,100]", "benchmark.max_new_tokens=5", "budget=100"]
 
@@ -150,3 +153,20 @@ def test_a_sweep_says_which_job_failed_and_keeps_the_others(tmp_path):
     assert [len(rows) for name, rows in rows_by_run.items() if "b0.4" in name] == [2]
     states = [json.loads(p.read_text())["status"] for p in sorted(tmp_path.glob("outputs/runs/*/*/*/status.json"))]
     assert states == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "paths.outputs: cannot write there (No space",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "out/runs"), "paths.outputs: cannot write out/runs"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "No such file or directory"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "heads.json"), "heads.json: No such file"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "Connection refused"),
+    ],
+)
+def test_only_trouble_with_the_disk_is_about_the_outputs(error: OSError, expected: str) -> None:
+    assert _explained(error, [], "out").startswith(expected)

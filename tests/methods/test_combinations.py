@@ -27,7 +27,8 @@ def pairs() -> dict[str, tuple[str, str]]:
         try:
             method = load("+".join(names))
         except ValueError as error:
-            assert "\n" not in str(error) and str(error).startswith(f"method={names[0]}+{names[1]}: "), error
+            line = str(error)
+            assert "\n" not in line and line.startswith("method=") and all(name in line for name in names), line
         else:
             allowed[method.name] = names
     return allowed
@@ -37,7 +38,7 @@ PAIRS = pairs()
 
 
 def without(whole: Method, part: str, rest: Method) -> Method | None:
-    """Return a combination with a part of the other method, or none, in the place of its own; None if they are equal."""
+    """Return a combination with the other method's part, or none, in the place of its own; None if both are equal."""
     other, parts = rest.named_parts.get(part), whole.named_parts
     if other == parts[part]:
         return None
@@ -80,8 +81,8 @@ def test_every_part_of_a_combination_changes_what_is_kept_or_stored(first: str) 
     changed = [(name, part, method) for name in names for part, method in counterparts(name)]
     methods = [*map(small, names), *(method for _, _, method in changed)]
     variants = [kvbench.Variant(method, budget_for(method, BUDGET)) for method in methods]
-    (rows,) = generate(tiny_model(), [prompt(150)], variants, max_new_tokens=16, max_rows=32)
-    seen = [(row.kept, row.kept_max, row.kv_bytes, row.token_ids) for row in rows]
+    both = generate(tiny_model(), [prompt(150), [7] * 100 + prompt(50)], variants, max_new_tokens=16, max_rows=32)
+    seen = [[(row.kept, row.kept_max, row.kv_bytes, row.token_ids) for row in rows] for rows in zip(*both, strict=True)]
     whole = dict(zip(names, seen, strict=False))
     same = [
         f"{name}: {part}"

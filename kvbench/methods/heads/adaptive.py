@@ -36,6 +36,11 @@ class Adaptive(Heads):
         check_allocation(self)
 
     @property
+    def compares_heads(self) -> bool:
+        """True: the best tokens are counted over all heads."""
+        return True
+
+    @property
     def exact(self) -> bool:
         """True if the heads' tokens add up to the layer's."""
         return self.allocation == "exact"

@@ -22,6 +22,11 @@ class LayerColumnSums(Score):
         """Queries whose attention is held at once: a block."""
         return COLUMN_SUM_QUERIES
 
+    @property
+    def is_shared(self) -> bool:
+        """True: the attention of all heads is one sum."""
+        return True
+
     def __call__(self, ctx: LayerContext) -> Tensor:
         """Return [U, T] scores."""
         return ctx.column_sums().mean(0, keepdim=True).expand(ctx.num_kv_heads, -1)

@@ -17,6 +17,11 @@ class Recency(Score):
     With protected sinks this is StreamingLLM (Xiao et al. 2023, arXiv 2309.17453).
     """
 
+    @property
+    def is_shared(self) -> bool:
+        """True: a position is the same for all heads."""
+        return True
+
     def __call__(self, ctx: LayerContext) -> Tensor:
         """Return [U, T] scores."""
         positions = torch.arange(ctx.num_tokens, dtype=torch.float32, device=ctx.k.device)
