@@ -22,7 +22,7 @@ from kvbench.run.record import broken_promise
 from tests.helpers.methods import budget_for, load, shipped
 
 NEW = 5
-SMALL = {"window": 5, "recent": 5}  # in the place of what suits prompts of thousands of tokens
+SMALL = {"window": 5, "recent": 5, "page": 3}  # in the place of what suits prompts of thousands of tokens
 
 
 @dataclass(frozen=True)
