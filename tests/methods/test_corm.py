@@ -62,3 +62,13 @@ def test_a_short_prompt_is_kept(history: int, recent: int) -> None:
     method = kvbench.load_method("corm", history=history, recent=recent)
     assert method.promises is None
     assert [head.tolist() for head in method.keep(x, x, x)] == [list(range(40))] * 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tokens_of_a_short_prompt_leave_once_enough_queries_were_there(seed: int) -> None:
+    """The queries of a short prompt count among the last `history` ones, as those of a long prompt do."""
+    case = draw(9300 + seed)
+    q, k, v = case.torch_layer(0)
+    last_UT = LastImportant(case.tokens + 5)(LayerContext(q, k, v, scaling=case.scaling))
+    twin = corm.last_important(*case.layers[0][:2], case.tokens, case.scaling)
+    assert last_UT.tolist() == [[max(0, last) for last in row] for row in twin]

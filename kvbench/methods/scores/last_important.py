@@ -21,7 +21,7 @@ class LastImportant(Score):
 
     CORM (Dai et al. 2024, arXiv 2404.15949). A token is important to a query that sees t tokens if some query head of
     the group gives it at least 1 / t of its attention. A prompt of at most `history` tokens is too short to tell: there
-    the last query counts as having found all tokens important.
+    the first query counts as having found all tokens important, so that none leaves before `history` queries were there.
     """
 
     history: int = 256
@@ -36,10 +36,9 @@ class LastImportant(Score):
 
     def __call__(self, ctx: LayerContext) -> Tensor:
         """Return [U, T] scores."""
-        last_UT = torch.full(ctx.k.shape[:2], -1.0, device=ctx.k.device)
-        if ctx.num_tokens <= self.history:
-            return last_UT + ctx.num_tokens
-        for begin, end, attention_UGQT in ctx.rows(ctx.num_tokens - self.history):
+        first = ctx.num_tokens - self.history
+        last_UT = torch.full(ctx.k.shape[:2], -1.0 if first > 0 else 0.0, device=ctx.k.device)
+        for begin, end, attention_UGQT in ctx.rows(max(0, first)):
             at_Q1 = torch.arange(begin, end, device=ctx.k.device)[:, None]
             important_UQT = (attention_UGQT >= 1 / (at_Q1 + 1)).any(1)
             last_UT[:, :end] = last_UT[:, :end].maximum(torch.where(important_UQT, at_Q1, -1).amax(1).float())
