@@ -20,8 +20,8 @@ class LastImportant(Score):
     """The position of the last of `history` queries that found a token important; -1 if none did.
 
     CORM (Dai et al. 2024, arXiv 2404.15949). A token is important to a query that sees t tokens if some query head of
-    the group gives it at least 1 / t of its attention. A prompt of at most `history` tokens is too short to tell: there
-    the first query counts as having found all tokens important, so that none leaves before `history` queries were there.
+    the group gives it at least 1 / t of its attention. A prompt of at most `history` tokens is too short to tell: its
+    first query counts as having found all tokens important, so that none leaves before `history` queries are there.
     """
 
     history: int = 256
