@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,14 @@ def cases(large: bool) -> Iterator[Case]:
                 yield Case("rope", title, BOUND[dtype], partial(rope, dtype=dtype, dim=dim, normed=normed))
         for size in (72, 1000):
             yield Case("silu_mul", f"{name} F{size}", BOUND[dtype], partial(silu_mul, dtype=dtype, size=size))
+        for bits, group, dim in ((2, 32, 64), (4, 16, 80), (8, 32, 128), (2, 8, 256), (4, 32, 32)):
+            for queries, tokens in ((1, 1), (3, 1), (12, 1), (2, 5)):
+                title = f"{name} {bits} bits G{group} D{dim} Q{queries} T{tokens}"
+                run = partial(packed, dtype=dtype, bits=bits, size=group, dim=dim, group=queries, tokens=tokens)
+                yield Case("packed_decode", title, BOUND[dtype], run)
+        for k_bits, v_bits in ((0, 2), (4, 0), (0, 0)):
+            run = partial(packed, dtype=dtype, bits=k_bits, v_bits=v_bits, size=32, dim=64, group=4, tokens=1)
+            yield Case("packed_decode", f"{name} {k_bits} and {v_bits} bits", BOUND[dtype], run)
     for scope in ("head", "layer"):
         for ties in (False, True):
             yield Case("select", f"{scope}{' ties' if ties else ''}", 0, partial(select, scope=scope, ties=ties))
@@ -227,6 +236,50 @@ def relayout(device: torch.device, seed: int, dtype: torch.dtype) -> float:
     exact = drawn.on(torch.device("cpu"), torch.float64)[:4]
     reference.ragged_relayout(*exact, source_M, start_M1, *expected)
     return float(not all(same(x, y) for x, y in zip(new, expected, strict=True)))
+
+
+def packed(
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype,
+    bits: int,
+    size: int,
+    dim: int,
+    group: int,
+    tokens: int,
+    v_bits: int | None = None,
+) -> float:
+    """Compare `packed_decode`, with lanes of any lengths, one of them empty, and plain slots in a ring."""
+    g = torch.Generator().manual_seed(seed)
+    v_bits = bits if v_bits is None else v_bits
+    rows, kv_heads, lanes = 2, 3, 6
+    stored_N = torch.randint(1, 700, (lanes,), generator=g)
+    stored_N[1], stored_N[2] = 0, 256
+    encoded: list[list[int]] = [[], []]
+    place_N6, plain, blocks = torch.zeros(lanes, 6, dtype=torch.int32), [3, 5], [1, 2]
+    for lane, stored in enumerate(stored_N.tolist()):
+        for half, (of_code, block) in enumerate(((bits, size), (v_bits, 1))):
+            count = int(torch.randint(0, stored + 1, (), generator=g)) // block * block if of_code else 0
+            slots = stored - count + int(torch.randint(0, 4, (), generator=g))
+            place_N6[lane, 3 * half : 3 * half + 3] = torch.tensor([blocks[half], plain[half], slots])
+            encoded[half].append(count)
+            blocks[half] += count // block
+            plain[half] += slots
+    count_N3 = torch.stack([stored_N, *map(torch.tensor, encoded)], 1).int()
+    halves: list[Tensor] = []
+    for half, (of_code, groups) in enumerate(((bits, dim), (v_bits, dim // size if v_bits else 1))):
+        codes = torch.randint(0, 256, (blocks[half], groups, max(1, size * of_code // 8)), generator=g).byte()
+        scale, low = normal(g, blocks[half], groups, dtype=dtype) / 8, normal(g, blocks[half], groups, dtype=dtype)
+        halves += [codes, scale, low, normal(g, plain[half], dim, dtype=dtype)]
+    q = normal(g, rows, tokens, kv_heads * group, dim, dtype=dtype).transpose(1, 2)
+    k, v = (normal(g, rows, tokens, kv_heads, dim, dtype=dtype).transpose(1, 2) for _ in range(2))
+    out, expected = torch.full_like(q, NAN, dtype=dtype, device=device), torch.empty_like(q)
+    sizes = bits, v_bits, int(stored_N.max()) + tokens, 1 / math.sqrt(dim)
+    actual = [x.to(device) if x.dtype == torch.uint8 else x.to(device, dtype) for x in (q, k, v, *halves)]
+    torch.ops.kvb.packed_decode(*actual, place_N6.to(device), count_N3.to(device), *sizes, out)
+    exact: list[Any] = [q, k, v, *halves, place_N6, count_N3, *sizes, expected]
+    reference.packed_decode(*exact)
+    return error(out, expected)
 
 
 def add_rms_norm(device: torch.device, seed: int, dtype: torch.dtype, size: int, added: bool) -> float:

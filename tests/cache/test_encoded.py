@@ -20,6 +20,7 @@ from kvbench.methods.context import LayerContext
 from kvbench.methods.storage import Encoded, Half, Side, Store
 from kvbench.methods.store.kivi import Kivi
 from kvbench_kernels import backends
+from kvbench_kernels.backends.cuda import CudaBackend
 
 KERNELS = ("torch", "cpu")
 
@@ -176,3 +177,18 @@ def test_keys_and_values_that_no_part_encodes_are_exact() -> None:
     outs = [cache.attend(0, [0], q, k, v, 0.2) for cache in caches]
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-6, atol=1e-6)
     assert caches[0].used_bytes(0) == caches[1].used_bytes(0)
+
+
+@pytest.mark.parametrize("store", [Kivi(2, 32, 64), Kivi(4, 16, 16), ValuesAlone()], ids=str)
+def test_the_op_for_gpus_attends_to_packed_rows(store: Store) -> None:
+    """On a CPU the op runs in torch. It reads the same blocks and plain slots as decoding first does."""
+    g = torch.Generator().manual_seed(6)
+    k_UTD, v_UTD = (torch.randn(2, 300, 64, generator=g).bfloat16() for _ in range(2))
+    entries = entries_of(store, 0, 3, 2, 300, 9, g)
+    packed, decoded = RaggedCache(1, CudaBackend()), RaggedCache(1, backends.make_backend("torch"))
+    for cache in (packed, decoded):
+        cache.add(0, entries, k_UTD, v_UTD)
+    for new in (1, 1, 3, 1, 1, 1):
+        q, k, v = (torch.randn(3, heads, new, 64, generator=g).bfloat16() for heads in (6, 2, 2))
+        outs = [cache.attend(0, [0, 1, 2], q, k, v, 0.125) for cache in (packed, decoded)]
+        torch.testing.assert_close(outs[0], outs[1], rtol=3e-2, atol=3e-2)

@@ -65,6 +65,16 @@ def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
             "sin_ND": torch.rand(2, 64).to(dtype), "q_weight_D": None, "k_weight_D": torch.randn(64).to(dtype),
             "eps": 1e-6,
         },
+        "packed_decode": {
+            "q_BHTD": q, "k_BUTD": k, "v_BUTD": v, "k_codes": torch.randint(0, 256, (9, 64, 8), generator=g).byte(),
+            "k_scale": torch.rand(9, 64).to(dtype), "k_low": torch.rand(9, 64).to(dtype),
+            "k_plain_RD": torch.randn(60, 64).to(dtype), "v_codes": torch.randint(0, 256, (90, 2, 8)).byte(),
+            "v_scale": torch.rand(90, 2).to(dtype), "v_low": torch.rand(90, 2).to(dtype),
+            "v_plain_RD": torch.randn(60, 64).to(dtype),
+            "place_N6": torch.tensor([[lane, 9 * lane, 9, 10 * lane, 9 * lane, 9] for lane in range(6)]).int(),
+            "count_N3": torch.tensor([[40, 32, 33], [5, 0, 1], [0, 0, 0], [32, 32, 32], [9, 0, 9], [1, 0, 0]]).int(),
+            "k_bits": 2, "v_bits": 2, "most": 43, "scaling": 0.125, "out_BHTD": torch.empty_like(q),
+        },
         "silu_mul": {"gate_NF": torch.randn(3, 72).to(dtype), "up_NF": torch.randn(3, 72).to(dtype)},
         "ragged_relayout": {
             **arena, **place, "k_QD": torch.zeros(140, 64, dtype=dtype), "v_QD": torch.zeros(140, 64, dtype=dtype)
@@ -167,6 +177,13 @@ WRONG = [
     ("rope", {"k_NUD": torch.zeros(3, 3, 64).bfloat16()}, "k_NUD: must be [tokens of q_NHD, KV heads, head dimension"),
     ("rope", {"sin_ND": torch.zeros(2, 32).bfloat16()}, "sin_ND: must be torch.bfloat16, [2, 64], on cpu"),
     ("rope", {"k_weight_D": torch.zeros(3, 64)}, "k_weight_D: must be contiguous, torch.bfloat16, [64], on cpu"),
+    ("packed_decode", {"k_BUTD": torch.zeros(2, 3, 3, 32)}, "k_BUTD: must be [rows of q_BHTD, KV heads, new tokens,"),
+    ("packed_decode", {"v_BUTD": torch.zeros(2, 3, 1, 64)}, "v_BUTD: must have the shape of k_BUTD"),
+    ("packed_decode", {"k_bits": 3}, "k_bits=3: must be one of 0, 2, 4, 8"),
+    ("packed_decode", {"k_codes": torch.zeros(9, 60, 8).byte()}, "k_codes: must be contiguous bytes, [blocks, groups"),
+    ("packed_decode", {"v_scale": torch.zeros(90, 3)}, "v_scale: must be contiguous, torch.bfloat16, [90, 2], on cpu"),
+    ("packed_decode", {"v_plain_RD": torch.zeros(60, 32)}, "v_plain_RD: must be contiguous, [slots, head dimension of"),
+    ("packed_decode", {"place_N6": torch.zeros(6, 6)}, "place_N6: must be contiguous, torch.int32, [6, 6], on cpu"),
     ("silu_mul", {"gate_NF": torch.zeros(72).bfloat16()}, "gate_NF: must be [tokens, width of the MLP]"),
     ("silu_mul", {"up_NF": torch.zeros(3, 80).bfloat16()}, "up_NF: must be torch.bfloat16, [3, 72], on cpu"),
 ]

@@ -41,12 +41,12 @@ for kind in (test_kernels_select.quantised, test_kernels_select.bits):
             assert not test_kernels_select.differs(kernels, kind(g, heads, candidates), total, 0.2, scope)
 with ops.emulated(Path(sys.argv[1])):
     for case in parity.cases(large=False):
-        if case.op in ("add_rms_norm", "rope", "silu_mul"):
+        if case.op in ("add_rms_norm", "rope", "silu_mul", "packed_decode"):
             assert case.run(torch.device("cpu"), 1) <= case.bound
 print("clean")
 """
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu", "step.cu")
+UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu", "step.cu", "packed.cu")
 
 
 def run(library_file: Path) -> subprocess.CompletedProcess[str]:

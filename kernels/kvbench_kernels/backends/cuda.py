@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvbench_kernels import ops
 from kvbench_kernels.backends.base import Buffers, Lanes
+from kvbench_kernels.backends.packed import CudaPacked
 from kvbench_kernels.ops.prompt import PromptKernels
 from kvbench_kernels.ops.weights import least, weights
 
@@ -22,7 +23,7 @@ class CudaBackend:
     name = "cuda"
     needs_bias = False
     prompt = PromptKernels()
-    packed = None
+    packed = CudaPacked()
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[torch.device, int], Tensor] = {}

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kvbench_kernels import ops
+
 _KIND = re.compile(r"affine([248])/(tokens|channels)(\d+)")
 _LANES = 16  # the CPU kernel reads as many codes at a time
 _MAX_QUERIES = 64  # of a KV head, group x tokens
@@ -73,9 +75,9 @@ class PackedAttention(Protocol):
         """Attend to the stored tokens of every lane and, causally, to its new ones: [B, H, T, D]. Nothing is appended.
 
         Args:
-            place_N6: int64, of the keys: first block, first plain slot, plain slots; and the same of the values.
-            count_N3: int64, stored tokens, encoded keys, encoded values. The oldest tokens are encoded, and the plain
-                token `age` lies in slot `first + age % slots`.
+            place_N6: int64 on the host; of the keys, first block, first plain slot, plain slots; then of the values.
+            count_N3: int64 on the host; stored tokens, encoded keys, encoded values. The oldest tokens are encoded,
+                and the plain token `age` lies in slot `first + age % slots`.
         """
         ...
 
@@ -162,3 +164,55 @@ class CpuPacked:
                 f"head dimension {dim} or groups {keys.layout.group}, {values.layout.group} not supported"
             )
         return out_BTHD.transpose(1, 2)
+
+
+class CudaPacked:
+    """Attention by the op `packed_decode` (csrc/packed/packed.cu), for bfloat16 and float16."""
+
+    def supports(self, keys: Layout | None, values: Layout | None, group: int, tokens: int, like: Tensor) -> bool:
+        """Return True if it reads these layouts, for T new tokens of the dtype and head dimension of `like`."""
+        dim = like.shape[-1]
+        return (
+            keys is not None
+            and values is not None
+            and keys.along in ("", "tokens")
+            and values.along in ("", "channels")
+            and (not values.group or not dim % values.group)
+            and like.dtype in (torch.bfloat16, torch.float16)
+            and not dim % 8
+            and dim <= _MAX_DIM
+            and group * tokens <= _MAX_QUERIES
+        )
+
+    def attend(
+        self,
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        keys: PackedHalf,
+        values: PackedHalf,
+        place_N6: Tensor,
+        count_N3: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Attend to the stored tokens of every lane and, causally, to its new ones: [B, H, T, D]."""
+        batch, heads, tokens, dim = q_BHTD.shape
+        out_BHTD = q_BHTD.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+        none = torch.empty(0, dim, 1, dtype=torch.uint8, device=q_BHTD.device), q_BHTD[:0, 0, 0], q_BHTD[:0, 0, 0]
+        torch.ops.kvb.packed_decode(
+            ops.rows(q_BHTD),
+            ops.rows(k_BUTD),
+            ops.rows(v_BUTD),
+            *(keys.encoded or none),
+            keys.plain_RD,
+            *(values.encoded or none),
+            values.plain_RD,
+            place_N6.to(q_BHTD.device, torch.int32),
+            count_N3.to(q_BHTD.device, torch.int32),
+            keys.layout.bits,
+            values.layout.bits,
+            int(count_N3[:, 0].max()) + tokens,
+            scaling,
+            out_BHTD,
+        )
+        return out_BHTD

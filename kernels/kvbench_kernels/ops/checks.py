@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels.ops import require
+from kvbench_kernels.ops.packed import check as packed_decode  # noqa: F401
 
 GROUPS = ("mean", "max", "sum")
 POOLS = ("max", "avg", "none")

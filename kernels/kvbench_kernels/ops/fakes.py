@@ -37,7 +37,7 @@ def in_place(*arguments: object) -> None:
     """Return nothing, as all other ops do."""
 
 
-ragged_append = ragged_decode = ragged_append_decode = ragged_gather = ragged_relayout = rope = in_place
+ragged_append = ragged_decode = ragged_append_decode = ragged_gather = ragged_relayout = rope = packed_decode = in_place
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

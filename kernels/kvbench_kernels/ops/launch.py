@@ -268,6 +268,43 @@ def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tenso
     return out_NF
 
 
+def packed_decode(
+    library: Library, stream: int | None, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_codes: Tensor,
+    k_scale: Tensor, k_low: Tensor, k_plain_RD: Tensor, v_codes: Tensor, v_scale: Tensor, v_low: Tensor,
+    v_plain_RD: Tensor, place_N6: Tensor, count_N3: Tensor, k_bits: int, v_bits: int, most: int, scaling: float,
+    out_BHTD: Tensor,
+) -> None:  # fmt: skip
+    (batch, heads, tokens, dim), kv_heads = q_BHTD.shape, k_BUTD.shape[1]
+    halves = (k_codes, k_scale, k_low, k_plain_RD, v_codes, v_scale, v_low, v_plain_RD)
+    queries = heads // kv_heads * tokens
+    bytes_ = library.size("packed_workspace", batch * kv_heads, queries, dim, most)
+    workspace = q_BHTD.new_empty(bytes_, dtype=torch.uint8)
+    groups = (codes.shape[2] * 8 // bits if bits else 0 for codes, bits in ((k_codes, k_bits), (v_codes, v_bits)))
+    k_group, v_group = groups
+    library.call(
+        "packed_decode",
+        *_strided(q_BHTD),
+        *_strided(k_BUTD),
+        *_strided(v_BUTD),
+        *(x.data_ptr() for x in (*halves, place_N6, count_N3)),
+        *_strided(out_BHTD),
+        workspace.data_ptr(),
+        scaling,
+        batch,
+        kv_heads,
+        heads // kv_heads,
+        tokens,
+        dim,
+        most,
+        k_bits,
+        k_group,
+        v_bits,
+        v_group,
+        _DTYPE[q_BHTD.dtype],
+        stream,
+    )
+
+
 def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, fused: bool) -> int:
     blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, q_BHTD.shape[3], _DTYPE[q_BHTD.dtype], int(fused))
     if workspace.numel() < bytes_:

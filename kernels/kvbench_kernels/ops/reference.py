@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench_kernels.ops.apportion import apportion
+from kvbench_kernels.ops.packed import packed_decode as packed_decode
 
 QUERY_BLOCK = 256  # queries whose logits are in memory at a time, where all queries of a prompt are needed
 

@@ -19,11 +19,13 @@ SIGNATURES = {
     "add_rms_norm": "plplpfpiiip",
     "rope": "pll" * 2 + "pl" * 2 + "ppf" + "iiiiip",
     "silu_mul": "plplpiiip",
+    "packed_decode": "plll" * 3 + "p" * 8 + "pp" + "plll" + "pf" + "iiiiii" + "iiiiip",
 }
 SIZES = {
     "decode_workspace_bytes": "ii",
     "window_score_workspace": "llllii",
     "select_workspace": "l",
+    "packed_workspace": "llll",
 }
 COUNTS = {
     "decode_ctas": "iii",
