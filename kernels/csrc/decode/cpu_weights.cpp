@@ -11,7 +11,7 @@
 //
 // This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
-#include "../cpu_vectors.hpp"
+#include "cpu_vectors.hpp"
 
 namespace {
 
