@@ -107,8 +107,9 @@ def measure(bench: Bench, layer: Layer, name: str, make: Make) -> dict[str, Any]
         if name.startswith("ours"):
             raise
         return {"missing": bench.survive(problem, name)}
-    if int(layer.status):
-        raise RuntimeError(f"{name}: segment {int(layer.status) - 1} had no room for the new tokens")
+    if status := int(layer.status):
+        full = f"segment {status - 1} had no room for the new tokens"
+        raise RuntimeError(f"{name}: {'two calls used one workspace at the same time' if status < 0 else full}")
     tb_s = layer.nbytes / timing.median / 1e12
     return {**timing.micro(), "calls": timing.calls, "tb_s": tb_s, **checked}
 

@@ -7,6 +7,7 @@ the same `crew` run at the same time: they check, and time nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -61,12 +62,13 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
         Step("append", 20, bench("append")),
         Step("scoring", 35, bench("scoring")),
     ]
+    workers = _workers()
     second = [
         Step("step", 60, bench("step")),
         Step("breakdown", 25, bench("breakdown"), env=_KEEP_CUPTI),
         Step("profile", 45, _profile(out, 1, 32768, toy)),
         Step("check", 45, _check(toy), crew="checks", read=_cases),
-        Step("tests", 45, _tests(toy), crew="checks", read=_tested, good=_passed(toy)),
+        Step("tests", 45 if workers else 150, _tests(toy, workers), crew="checks", read=_tested, good=_passed(toy)),
         _sanitizer("memcheck", "memory", toy),
         _control(toy),
         *(_sanitizer(tool, "sanitizers", toy) for tool in SANITIZERS if tool != "memcheck"),
@@ -90,11 +92,16 @@ def _cases(output: str) -> dict[str, Any]:
     return {"passed": int(matches[1]), "of": int(matches[2])} if matches else {}
 
 
-def _tests(toy: bool) -> list[str]:
+def _workers() -> int:
+    """Return the number of processes for the tests; 0 without pytest-xdist. Most of a test's time is the CPU's."""
+    return 0 if importlib.util.find_spec("xdist") is None else min(8, os.cpu_count() or 1)
+
+
+def _tests(toy: bool, workers: int) -> list[str]:
     """Return the command for the tests that need a GPU; other test files may need packages that are not installed."""
     marked = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in file.read_text("utf-8")]
     files = [str(file.relative_to(ROOT)) for file in marked]
-    few = ["--collect-only"] if toy else []
+    few = ["--collect-only"] if toy else ["-n", str(workers)] if workers else []
     # the project's own options ask for plugins that the machine may lack
     how = ["-o", "addopts=--strict-markers", "-q", "-p", "no:cacheprovider", "--tb=short"]
     how += ["--continue-on-collection-errors"]

@@ -151,6 +151,19 @@ def test_the_first_call_fits_into_four_minutes(load: Load, tmp_path: Path) -> No
     assert sum(step.share for step in first) + 3 <= 240 and steps[: len(first)] == first
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_tests_run_in_several_processes_where_xdist_is_installed(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    suite_steps = load("suite_steps")
+    monkeypatch.setattr(suite_steps.importlib.util, "find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(suite_steps.os, "cpu_count", lambda: 16)
+    (tests,) = (step for step in suite_steps.steps(tmp_path, tmp_path / "records", False) if step.name == "tests")
+    assert ("-n 8" in " ".join(tests.command)) == installed and tests.share == (45 if installed else 150)
+    (toy,) = (step for step in suite_steps.steps(tmp_path, tmp_path / "records", True) if step.name == "tests")
+    assert "-n" not in toy.command
+
+
 def test_steps_by_name_and_by_group(load: Load, tmp_path: Path) -> None:
     steps = load("suite_steps").steps(tmp_path, tmp_path / "records", False)
     chosen = load("suite")._chosen(steps, "first,rivals")
@@ -329,7 +342,9 @@ def test_a_result_without_a_triad_gets_the_share_of_a_read_and_no_verdict(load: 
     )  # fmt: skip
 
 
-def test_the_committed_result_of_the_first_run_can_be_read() -> None:
+def test_the_committed_results_can_be_read() -> None:
+    done = suite("--table", ROOT / "perf/results/gpu_h200.json")
+    assert done.returncode == 0 and "0.88 (32 x 2048 equal; of the fastest ceiling 0.84)" in done.stdout
     file = ROOT / "perf/results/gpu_h200_first.json"
     done = suite("--table", file)
     assert done.returncode == 0 and "0.90 of the read ceiling (32 x 2048 equal)" in done.stdout
@@ -442,6 +457,16 @@ def test_whatever_a_rival_raises_its_measurement_is_missing(load: Load, tmp_path
     assert decode.measure(bench, layer_, "fa3", bad) == {"missing": "no such argument"}
     with pytest.raises(TypeError):
         decode.measure(bench, layer_, "ours", bad)
+
+
+@pytest.mark.parametrize(("status", "message"), [(-1, "two calls used one workspace"), (3, "segment 2 had no room")])
+def test_a_status_that_is_not_zero_is_named(load: Load, status: int, message: str) -> None:
+    decode, layers = load("decode"), load("layers")
+    bench = load("bench").Bench("decode", "", ["--toy"])
+    layer_ = layers.Layer(layers.Shape(1, 24, heads=4, kv_heads=2, dim=64), [24, 24], 2, bench.device)
+    layer_.status.fill_(status)
+    with pytest.raises(RuntimeError, match=f"sdpa_padded: {message}"):
+        decode.measure(bench, layer_, "sdpa_padded", lambda _: lambda _: torch.zeros(1))
 
 
 def test_an_error_that_ends_the_context_ends_the_benchmark(

@@ -24,7 +24,7 @@ KVB_DEVICE int cta_of_unit(int unit, int total, int ctas) {
 // Pieces of an item of `units` units.
 KVB_DEVICE int pieces_of(int units, int choice) {
     const int each = 1 << choice;
-    return units <= each + KVB_MERGE_UNITS ? 1 : (units + each - 1) >> choice;
+    return units <= each + kMergeUnits ? 1 : (units + each - 1) >> choice;
 }
 
 // With kAppend the length includes the new tokens, if the segment has room for them.

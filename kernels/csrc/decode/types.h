@@ -11,8 +11,6 @@ constexpr int kColumns = 8;            // query columns (token, head of the grou
 constexpr int kMinUnits = 2;           // fewer units are not worth a CTA: merging costs about as much
 constexpr int kMaxCtas = 2048;
 constexpr int kWindow = 256;  // lanes whose segments a CTA holds in shared memory
-template <int D> constexpr int kInFlight = D > 64 ? KVB_IN_FLIGHT : 8;  // loads in flight in a thread that merges
-constexpr int kOneMerge = KVB_ONE_MERGE;
 constexpr int kMaxMerge = 64;  // pieces in one merge: more than the square root of kMaxCtas
 static_assert(kOneMerge <= kMaxMerge && kMaxMerge * kMaxMerge >= kMaxCtas);
 
