@@ -60,6 +60,9 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Back
     order = [index[s.row, s.head] for s in segments]
     keep_ST = keep_ST[torch.tensor(order, device=device)]
     start_S1 = _starts(segments, slots, device)
+    if tokens == 0:  # rows that a prompt is fed into
+        k_RD, v_RD = (x_UTD.new_zeros(slots, dim) for x_UTD in (k_UTD, v_UTD))
+        return _arena(segments, slabs, k_RD, v_RD, start_S1, start_S1[:0].long() if backend.needs_bias else None)
     if backend.prompt is not None:
         head_S = torch.tensor([s.head for s in segments], dtype=torch.int32, device=device)
         k_RD, v_RD = backend.prompt.gather(k_UTD, v_UTD, keep_ST, head_S, start_S1, slots)

@@ -7,7 +7,7 @@ engine counts the tokens that were seen, the cache counts the tokens that were k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +23,8 @@ from kvbench.methods.storage import Side, Store
 Counts = list[tuple[int, int, list[QuotaCounts]]]
 """The counts of a cache on the host, per layer: free tokens of every active segment, appended tokens, and the counts of
 its decode policies."""
+
+Rotate = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Entry:
         base_U: each KV head's share of the budget while generating; None without a policy.
         look: look part of the method; None for rows of which a step reads everything.
         reads: tokens that a query head may read per step; None without a look.
+        at_once: most tokens that are appended in one call, apart from questions.
+        rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
     """
 
     row: int
@@ -49,6 +53,8 @@ class Entry:
     policy: Decoding | None = None
     score_UT: Tensor | None = None
     base_U: Sequence[int] | None = None
+    at_once: int = 1
+    rotate: Rotate | None = None
     side: Sequence[Side] = ()
     look: Look | None = None
     reads: int | None = None

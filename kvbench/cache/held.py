@@ -20,12 +20,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvbench.cache.arena import Arena
-from kvbench.cache.base import Entry
+from kvbench.cache.base import Entry, Rotate
 from kvbench.cache.quota import Quota
 from kvbench.methods.decoding import Decoding, Slots, Start
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
 AT_ONCE = 2**26  # attention weights that are held at once; those of a long question are observed row by row
+
+
+@dataclass
+class TurnedKeys:
+    """The keys that a policy turns, in float32 as they were before the first turn. Roundings then do not add up.
+
+    Attributes:
+        k_UMD: the keys.
+        known_U: True for heads whose keys have been turned.
+    """
+
+    k_UMD: Tensor
+    known_U: Tensor
 
 
 @dataclass
@@ -40,6 +53,8 @@ class HeldRow:
     span: int
     seen: int
     peak: int  # most tokens that a head held after a step
+    rotate: Rotate | None = None
+    turned: TurnedKeys | None = None
 
     def nbytes(self) -> int:
         """Return the bytes of positions and state."""
@@ -48,13 +63,12 @@ class HeldRow:
     def most_reserved(self, entry: Entry) -> int:
         """Return the slots to reserve in addition to the kept tokens: no more than the limit and the buffer ask for."""
         kept = entry.keep_UT.sum(1).cpu()
-        limit = self.decoding.policy.limit(
-            torch.from_numpy(self.base_U)[None], torch.tensor([[entry.reserve]]), self.layer
-        )
+        base_1U, steps_11 = torch.from_numpy(self.base_U)[None], torch.tensor([[entry.reserve]])
+        limit = self.decoding.policy.limit(base_1U, steps_11, self.layer)
         if limit is None:
             return entry.reserve
-        ahead = int((limit[0] - kept).max()) + self.decoding.buffer + 1
-        return min(entry.reserve, max(1, ahead))
+        ahead = int((limit[0] - kept).max()) + self.decoding.buffer + entry.at_once
+        return min(entry.reserve, max(entry.at_once, ahead))
 
 
 def first_slots(entry: Entry, layer: int, num_layers: int) -> Start:
@@ -72,7 +86,9 @@ def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
     start = first_slots(entry, layer, num_layers)
     state_UC = entry.policy.policy.begin(start).float()
     peak = int(start.live_UC.sum(1).max())
-    return HeldRow(entry.policy, start.pos_UC, state_UC, np.array(entry.base_U), layer, start.span, start.span, peak)
+    return HeldRow(
+        entry.policy, start.pos_UC, state_UC, np.array(entry.base_U), layer, start.span, start.span, peak, entry.rotate
+    )
 
 
 class PolicyGroup:
@@ -110,6 +126,7 @@ class PolicyGroup:
         self._base_BU = torch.tensor(self.quota.base_BU, device=device)
         self._buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
         width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
+        self._dim = arena.buffers.k_RD.shape[1]
         self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
         self.slots = Slots(
             layer,
@@ -120,6 +137,19 @@ class PolicyGroup:
             _stacked([row.state_UC for row in held], width),
             aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
         )
+        if self.policy.turns:
+            self._turned = self._turned_keys()  # here, because a recorded step must not make them again
+
+    def _turned_keys(self) -> tuple[Tensor, Tensor]:
+        """The keys before their first turn [B, U, m, D], and for which heads they are known [B, U]."""
+        (rows, heads), device = self._length_BU.shape, self._length_BU.device
+        shape = self.policy.turned(self.slots).shape[2], self._dim
+        k_BUMD = torch.zeros(rows, heads, *shape, device=device)
+        known_BU = torch.zeros(rows, heads, dtype=torch.bool, device=device)
+        for i, row in enumerate(self._states):
+            if row.turned is not None:
+                k_BUMD[i], known_BU[i] = row.turned.k_UMD, row.turned.known_U
+        return k_BUMD, known_BU
 
     def leave(self) -> dict[int, HeldRow]:
         """Return the rows as they are between two layouts."""
@@ -128,6 +158,9 @@ class PolicyGroup:
             width = max(1, int(self.quota.lengths_BU[i].max()))
             row.pos_UC, row.state_UC = s.pos_BUC[i, :, :width].clone(), s.state_BUC[i, :, :width].clone()
             row.seen, row.peak = int(self.quota.seen_B1[i, 0]), int(self.quota.peak_B[i])
+            if self.policy.turns:
+                k_BUMD, known_BU = self._turned
+                row.turned = TurnedKeys(k_BUMD[i].clone(), known_BU[i].clone())
         return dict(zip(self.rows, self._states, strict=True))
 
     def check(self) -> None:
@@ -283,8 +316,28 @@ class PolicyGroup:
             bias = torch.where(ends_BUn, -torch.inf, buffers.bias_R[slot]).to(buffers.bias_R.dtype)
             buffers.bias_R.index_copy_(0, slot, bias)
         self._length_BU -= count_BU
+        if self.policy.turns:
+            self._turn(buffers, count_BU > 0)
         length_S = buffers.length_S
         length_S.index_add_(0, self._lanes.index_N, -count_BU.flatten().to(length_S.dtype))
+
+    def _turn(self, buffers: Buffers, due_BU: Tensor) -> None:
+        """Rotate keys by as many positions as tokens of their head are gone. Device work alone."""
+        s, rotate = self.slots, self._states[0].rotate
+        if rotate is None:
+            raise ValueError("this decode policy turns keys, which needs a view of the model; give the method a feed")
+        s.live_BUC = self._columns_C < self._length_BU[..., None].int()
+        column_BUm = self.policy.turned(s)
+        column_BUm = torch.where(s.live_BUC.gather(2, column_BUm), column_BUm, column_BUm[..., :1])
+        slot = (self._start_BU[..., None] + column_BUm).flatten()
+        k_BUMD, known_BU = self._turned
+        now_BUmD = buffers.k_RD[slot].float().view(*column_BUm.shape, -1)
+        k_BUMD.copy_(torch.where(known_BU[..., None, None], k_BUMD, now_BUmD))
+        known_BU |= due_BU
+        gone_BU1 = (s.seen_B[:, None] - self._length_BU)[..., None]
+        turned_BUmD = rotate(k_BUMD.flatten(0, 2), gone_BU1.expand_as(column_BUm).flatten()).view_as(k_BUMD)
+        k_BUmD = torch.where(known_BU[..., None, None], turned_BUmD, now_BUmD)
+        buffers.k_RD.index_copy_(0, slot, k_BUmD.flatten(0, 2).to(buffers.k_RD.dtype))
 
 
 def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:

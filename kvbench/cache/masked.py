@@ -198,6 +198,7 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         if any(step % every == 0 for step in range(steps - new + 1, steps + 1)):
             row.keep_UN = row.keep_UN & ~policy.drop(slots)[0]
         return
+    before_U = row.keep_UN.sum(1)
     scheduled = decoding.interval and any(step % decoding.interval == 0 for step in range(steps - new + 1, steps + 1))
     worth_UN = policy.drop(slots)[0]
     for head, most in enumerate(limit[0].tolist()):
@@ -206,3 +207,19 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
             worth = worth_UN[head].tolist()
             held.sort(key=lambda token: (worth[token], -token))
             row.keep_UN[head, held[: len(held) - most]] = False
+    if policy.turns:
+        _turn(row, slots, before_U)
+
+
+def _turn(row: _Row, slots: Slots, before_U: Tensor) -> None:
+    """Rotate the keys of a policy's chosen tokens by a position for every token that left."""
+    policy, rotate = row.entry.policy, row.entry.rotate
+    assert policy is not None and rotate is not None
+    row.k_UND = row.k_UND.clone()
+    slots.live_BUC = row.keep_UN[None]
+    columns_UM = policy.policy.turned(slots)[0]
+    for head, left in enumerate((before_U - row.keep_UN.sum(1)).tolist()):
+        for column in columns_UM[head].tolist():
+            if left and bool(row.keep_UN[head, column]):
+                turned = rotate(row.k_UND[head, column, None].float(), torch.tensor([left], device=row.k_UND.device))
+                row.k_UND[head, column] = turned[0].to(row.k_UND.dtype)

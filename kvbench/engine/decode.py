@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -20,12 +20,12 @@ from kvbench.engine.caches import LayerCaches, device_of, make_cache
 from kvbench.engine.fused import fused_step
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
-from kvbench.engine.prefill import ContinuePass, Place, now
+from kvbench.engine.prefill import ContinuePass, Place, PrefillPass, now
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.requests import Answer, Draw, EqualLengths, check_request, row_errors
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
-from kvbench.engine.start import prepare, start_prefill
+from kvbench.engine.start import prepare, start_feed, start_prefill
 from kvbench.engine.variant import Generation, Request, Variant, span_tokens
 
 _NOT_FINITE = -1  # stands for the token of a row whose logits are not finite
@@ -212,22 +212,49 @@ class _Batch:
             self._tokenizer,
             variants,
             self._caches,
-            places=list(places.values()),
+            places=[[] if variant.method.feed else rows_of for variant, rows_of in places.items()],
             token_ids=ids_T,
             context_len=context.context_len,
             seed=request.seed,
         )
-        try:
-            logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
-        finally:
-            prefill.close()
+        logits: dict[int, Tensor] = {}
+        shared = [row for row in rows if variants[row.variant].method.feed is None]
+        if shared:
+            try:
+                logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
+            finally:
+                prefill.close()
+            logits |= {row.id: logits_BV[0] for row in shared}
         seconds = now(self._device) - begin
-        return OpenRequest(request, rows, failed, prefill, seconds - prefill.total_s, logits_BV)
+        for feed in dict.fromkeys(variant.method.feed for variant in variants):
+            if feed is not None:
+                fed = [row for row in rows if variants[row.variant].method.feed == feed]
+                logits |= self._feed(fed, variants, places, prefill, ids_T)
+        return OpenRequest(request, rows, failed, prefill, seconds - prefill.total_s, logits)
+
+    def _feed(
+        self,
+        rows: Sequence[Row],
+        variants: Sequence[Variant],
+        places: Mapping[Variant, Sequence[Place]],
+        prefill: PrefillPass,
+        ids_T: Tensor,
+    ) -> dict[int, Tensor]:
+        """Take the prompt in chunk by chunk, for rows of an equal feed. Return the logits [V] of its last token."""
+        begin, span = now(self._device), len(ids_T)
+        place_of = {place.row: place for of_variant in places.values() for place in of_variant}
+        pairs = [(place_of[row.id], variants[row.variant]) for row in rows]
+        attention = start_feed(self._model, self._tokenizer, pairs, self._caches, span)
+        position_BT = torch.arange(span, device=self._device).expand(len(rows), -1)
+        logits_BV = self._call(ids_T.expand(len(rows), -1), position_BT, attention)
+        prefill.full_bytes = max(prefill.full_bytes, attention.full_bytes)
+        for row in rows:
+            row.feed_s = now(self._device) - begin
+        return {row.id: logits_V for row, logits_V in zip(rows, logits_BV, strict=True)}
 
     def _first_tokens(self, entry: OpenRequest) -> None:
         """Choose the first token of every row, after the row's question. Questions of equal length go together."""
-        logits_BV, entry.logits_BV = entry.logits_BV, None
-        assert logits_BV is not None
+        logits, entry.logits = entry.logits, {}
         lengths: dict[int, list[Row]] = {}
         for row in entry.rows:
             lengths.setdefault(len(row.prompt.ids), []).append(row)
@@ -238,7 +265,7 @@ class _Batch:
             if questions[0]:
                 of_rows_BV = self._forward(torch.tensor(questions, device=self._device), rows)
             else:
-                of_rows_BV = logits_BV.expand(len(rows), -1)
+                of_rows_BV = torch.stack([logits[row.id] for row in rows])
             tokens |= zip((row.id for row in rows), self._choose(rows, of_rows_BV), strict=True)
             seconds = now(self._device) - begin
             for row in rows:

@@ -25,12 +25,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from kvbench.cache.base import KVCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
 from kvbench.engine.caches import LayerCaches, make_cache
+from kvbench.engine.feed import FeedPass
 from kvbench.engine.limits import RequestLimits, check_methods
 from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.requests import pass_error
 from kvbench.engine.rope import forget_lengths
-from kvbench.engine.start import prepare, start_prefill
+from kvbench.engine.start import prepare, start_feed, start_prefill
 from kvbench.engine.variant import Variant
 
 _RESERVE = 64  # `generate` does not say how many tokens will come; beyond this the cache grows by half its length
@@ -119,7 +120,7 @@ class Compressed:
     ) -> None:
         self._model, self._variant, self._kind, self._kernel = model, variant, cache, kernel
         self._tokenizer = tokenizer
-        self._prefill: PrefillPass | None = None
+        self._prefill: PrefillPass | FeedPass | None = None
         self._plan = checked_plan(model)
         check_methods(self._plan, [variant.method])
         self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
@@ -179,14 +180,19 @@ class Compressed:
         self._refuse(pass_error(self._variant, ids, self._limits, self._model, self._tokenizer))
         forget_lengths(self._model)
         cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
-        self._prefill = start_prefill(
-            self._model,
-            self._tokenizer,
-            [self._variant],
-            cache.caches,
-            places=[[Place(0, _RESERVE)]],
-            token_ids=ids_BT[0],
-        )
+        place = Place(0, _RESERVE)
+        if self._variant.method.feed is not None:
+            pair = place, self._variant
+            self._prefill = start_feed(self._model, self._tokenizer, [pair], cache.caches, self._prompt)
+        else:
+            self._prefill = start_prefill(
+                self._model,
+                self._tokenizer,
+                [self._variant],
+                cache.caches,
+                places=[[place]],
+                token_ids=ids_BT[0],
+            )
         return cache, self._prefill
 
     def close(self) -> None:

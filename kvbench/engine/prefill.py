@@ -56,7 +56,7 @@ class PrefillPass:
     Args:
         variants: different methods and budgets.
         caches: destination of the kept keys and values.
-        places: per variant, the rows to fill.
+        places: per variant, the rows to fill; none for a variant that feeds its prompt.
         facts: what the methods' parts may know of the prompt.
         span: tokens that are compressed.
         hidden: the inputs of the layers, where a part reads them.
@@ -160,7 +160,7 @@ class PrefillPass:
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late()
-        self._store([index for index in range(len(self._variants)) if index not in late], ctx)
+        self._store([index for index, places in enumerate(self._places) if places and index not in late], ctx)
         if late:
             scores: list[Score] = []
             for index in late:

@@ -31,6 +31,7 @@ class Row:
         error: why it failed, in one line.
         kept_max: most tokens that any head stored, set when it stops.
         read: tokens that its decode steps read, set when it stops; None if they read everything.
+        feed_s: seconds of a prompt that was fed in chunks, with all rows that were fed together; else None.
         first_token_s: seconds from the prefill to the first token.
         clock: decode seconds of the batch at its first token; when it stops, from its first token to its last.
         measured: the kept tokens per layer and head, and the used and slack bytes, right after compression.
@@ -47,6 +48,7 @@ class Row:
     error: str | None = None
     kept_max: int = 0
     read: TokensRead | None = None
+    feed_s: float | None = None
     first_token_s: float = 0.0
     clock: float = 0.0
     measured: tuple[list[list[int]], int, int] = ([], 0, 0)
@@ -59,7 +61,7 @@ class OpenRequest:
     Attributes:
         failed: generations of the rows whose prompts the model cannot answer, by their index in the request.
         prefill_s: seconds of the prefill without compression.
-        logits_BV: logits of the context's last token, until the first tokens are chosen.
+        logits: per row of the cache, the logits [V] of the context's last token, until the first tokens are chosen.
         layout_s: seconds of the cache's layout, per row.
         together: rows that decode together when this request joins.
     """
@@ -69,7 +71,7 @@ class OpenRequest:
     failed: dict[int, Generation]
     prefill: PrefillPass
     prefill_s: float
-    logits_BV: Tensor | None
+    logits: dict[int, Tensor]
     layout_s: float = 0.0
     together: int = 0
 
@@ -92,6 +94,7 @@ class OpenRequest:
         kept, used, slack = row.measured
         steps = len(row.ids) - 1
         compress_s = self.prefill.compress_s[row.variant] + self.layout_s
+        prefill_s = self.prefill_s if row.feed_s is None else row.feed_s
         return Generation(
             text=text,
             token_ids=row.ids,
@@ -109,9 +112,9 @@ class OpenRequest:
             kernel=ran[0],
             decode_step=ran[1],
             timings=Timings(
-                self.prefill_s,
+                prefill_s,
                 compress_s,
-                self.prefill_s + compress_s + row.first_token_s,
+                prefill_s + compress_s + row.first_token_s,
                 row.clock / steps if steps > 0 else None,
             ),
             error=row.error,

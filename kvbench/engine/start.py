@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.engine.caches import LayerCaches
+from kvbench.engine.feed import FeedPass
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.model_view import decoder_layers, view_of
 from kvbench.engine.passes import ProbeRunner
@@ -26,8 +27,42 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, v
     Raises:
         ValueError: a method does not fit the model; one line.
     """
-    if any("model" in variant.method.needs or variant.method.probe is not None for variant in variants):
+    if any(_needs_view(variant) for variant in variants):
         view_of(model, tokenizer)
+
+
+def _needs_view(variant: Variant) -> bool:
+    """Return True if a method reads the model, apart from the layers of its prompt."""
+    method = variant.method
+    turns = method.decode is not None and method.decode.policy.turns
+    return "model" in method.needs or method.probe is not None or turns
+
+
+def start_feed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: Sequence[tuple[Place, Variant]],
+    caches: LayerCaches,
+    span: int,
+) -> FeedPass:
+    """Return the attention of a prompt that rows with an equal feed take in chunk by chunk.
+
+    Args:
+        rows: a row of the cache and its variant, for every row of the call.
+        span: tokens of the prompt.
+
+    Raises:
+        ValueError: a budget that is impossible on this prompt.
+    """
+    variants = [variant for _, variant in rows]
+    return FeedPass(
+        variants,
+        [place.row for place, _ in rows],
+        [place.reserve for place, _ in rows],
+        caches,
+        span=span,
+        model=view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None,
+    )
 
 
 def start_prefill(

@@ -129,10 +129,12 @@ class DecodePolicy(Protocol):
     Attributes:
         reads: the attention of a step that `observe` gets: "nothing", "last" (of the newest query) or "all".
         adds_to_prompt: True if `limit` counts from what a head kept of the prompt, and not from its share of a budget.
+        turns: True if the keys of `turned` tokens rotate by a position for every token that leaves.
     """
 
     reads: ClassVar[str] = "nothing"
     adds_to_prompt: ClassVar[bool] = False
+    turns: ClassVar[bool] = False
 
     def begin(self, start: Start) -> Tensor:
         """Return the state [U, C] after the prefill."""
@@ -163,6 +165,26 @@ class DecodePolicy(Protocol):
         A policy without a limit returns a mask of all tokens that leave.
         """
         ...
+
+    def turned(self, slots: Slots) -> Tensor:
+        """Return the slots [B, U, m] whose keys rotate, in an order that does not change from step to step."""
+        raise TypeError(f"{type(self).__name__} turns no keys")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A prefill of its own: the prompt goes through the decode path in chunks, and the policy evicts after each.
+
+    For methods that change what the prompt's own tokens attend to. Rows with an equal feed go together.
+
+    Args:
+        chunk: tokens of a chunk.
+    """
+
+    chunk: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "chunk", 1)
 
 
 @dataclass(frozen=True)

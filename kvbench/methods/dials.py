@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from kvbench.common.suggest import did_you_mean
 from kvbench.methods.files import names_file
 
-PARTS = ("score", "layers", "heads", "select", "probe", "merge", "store", "decode", "look")
+PARTS = ("score", "layers", "heads", "select", "probe", "merge", "feed", "store", "decode", "look")
 FIXED = ("name", "test")
 """Entries of a method's YAML that are neither dials nor parts; `test` is for the tests that find methods by glob."""
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}

@@ -16,18 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench.common.text import one_line
 from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Probe, Score, Select
 from kvbench.methods.composition import references
-from kvbench.methods.decoding import DecodePolicy, Decoding
+from kvbench.methods.decoding import DecodePolicy, Decoding, Feed
 from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
+from kvbench.methods.heads.uniform import Uniform
 from kvbench.methods.looking import Look
 from kvbench.methods.method import Method
 from kvbench.methods.read import read_method
 from kvbench.methods.storage import Store
 
 _PROTOCOLS: dict[str, type] = dict(
-    zip(PARTS, (Score, Layers, Heads, Select, Probe, Merge, Store, DecodePolicy, Look), strict=True)
+    zip(PARTS, (Score, Layers, Heads, Select, Probe, Merge, Feed, Store, DecodePolicy, Look), strict=True)
 )
 _EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
@@ -97,6 +98,27 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         raise ValueError(f"method={name}: look reads part of a cache that keeps every token; leave out {others[0]}")
     if "decode" in parts and "score" not in evicting:
         raise ValueError(f"method={name}: decode needs score, layers, heads and select")
+    _check_feed(name, evicting, parts)
+
+
+def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Raise ValueError for parts that have no meaning with a feed, or need one."""
+    decoding = parts.get("decode")
+    if "feed" not in parts:
+        if decoding is not None and decoding.policy.turns:
+            raise ValueError(f"method={name}: its decode policy turns keys, which needs a feed")
+        return
+    if decoding is None:
+        raise ValueError(f"method={name}: feed needs decode, which evicts after each chunk")
+    for part in ("merge", "probe", "store"):
+        if part in parts:
+            raise ValueError(f"method={name}: {part} cannot be combined with feed: there is no prefill before decoding")
+    if decoding.phase != "both":
+        raise ValueError(f"method.phase={decoding.phase}: {name} feeds its prompt, which has no phases; choose both")
+    if decoding.policy.adds_to_prompt:
+        raise ValueError(f"method={name}: its decode policy evicts generated tokens alone; leave out feed")
+    if not isinstance(evicting.get("heads"), Uniform) or evicting["layers"].needs_statistics:
+        raise ValueError(f"method={name}: budgets from scores cannot be combined with feed: a fed prompt has no scores")
 
 
 def method_identity(config: DictConfig, method: Method) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvbench.methods.base import Merge, Part, Probe, Score
 from kvbench.methods.context import Kernels, LayerContext, PromptFacts
-from kvbench.methods.decoding import Decoding
+from kvbench.methods.decoding import Decoding, Feed
 from kvbench.methods.dials import check_budget
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
@@ -35,6 +35,7 @@ class Method:
         store: the form in which kept tokens are held; None for plain keys and values.
         decode: what leaves the cache while generating, and when; None for nothing.
         look: which tokens a decode step reads; None for all that are kept.
+        feed: the chunks in which the prompt goes through the decode path; None for the shared prefill.
         dial_of: (part, field of it) -> the dial that feeds the field, for messages.
     """
 
@@ -46,6 +47,7 @@ class Method:
     store: Store | None = None
     decode: Decoding | None = None
     look: Look | None = None
+    feed: Feed | None = None
     dial_of: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -57,6 +59,7 @@ class Method:
             **evicting,
             "probe": self.probe,
             "merge": self.merge,
+            "feed": self.feed,
             "store": self.store,
             "decode": policy,
             "look": self.look,

@@ -175,6 +175,7 @@ def test_a_step_that_moves_the_cache_is_eager(
         ("tova+ada_snapkv", {}, 0),  # heads that hold different tokens
         ("ada_pyramidkv+h2o_decode", {}, 0),
         ("streaming_llm_decode", {}, 0),
+        ("streaming_llm_true", {"chunk": 16}, 0),  # keys of sinks turn in every step
         ("scope", {"decode_budget": 8, "recent": 4}, 0),
         ("scope", {"decode_budget": 9, "recent": 3, "every": 4}, 0),
         ("corm", {"history": 12, "recent": 4, "interval": 8}, 4),  # lengths come from the device every eighth step

@@ -1,0 +1,129 @@
+"""The attention of a prompt that goes through the decode path in chunks, with eviction after each.
+
+A layer's output for a chunk depends on the chunks before it alone. So all chunks of the prompt pass through a layer,
+one after the other, before the next layer; one forward call of the model serves the whole prompt.
+
+Shape suffixes: B rows, H query heads, U KV heads, T tokens of the prompt, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.base import Entry
+from kvbench.engine.caches import LayerCaches
+from kvbench.engine.guard import LayerGuard
+from kvbench.engine.variant import Variant
+from kvbench.methods.decoding import Feed
+from kvbench.methods.model_view import ModelView
+
+
+class FeedPass:
+    """The attention over a prompt, for rows whose methods feed it in equal chunks.
+
+    Args:
+        variants: the variant of each row.
+        rows: rows of the cache.
+        reserves: per row, the tokens that will be appended after the prompt.
+        caches: destination of the keys and values.
+        span: tokens of the prompt.
+        model: a view of the model, for policies that turn keys.
+
+    Attributes:
+        tokens: per row, the tokens per KV head that its budget allows; None without a budget.
+        full_bytes: bytes of the prompt in a full cache of one row, over the layers that are compressed.
+
+    Raises:
+        ValueError: a budget that is impossible on this prompt.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        rows: Sequence[int],
+        reserves: Sequence[int],
+        caches: LayerCaches,
+        *,
+        span: int,
+        model: ModelView | None,
+    ) -> None:
+        self._variants, self._rows, self._reserves, self._caches = variants, list(rows), reserves, caches
+        self._span, self._model = span, model
+        self._guard = LayerGuard(caches.plan)
+        self._num_layers = len(caches.plan.full)
+        self.tokens = [variant.method.tokens(variant.budget, span) for variant in variants]
+        self.full_bytes = 0
+
+    def begin(self) -> None:
+        """Start the forward call."""
+        self._guard.begin()
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Attend in one of the model's layers, chunk by chunk: [B, H, T, D]."""
+        self._guard.enter(layer)
+        nothing_U0D = k_BUTD[0, :, :0]
+        if layer in self._caches.local:
+            self._caches.local[layer].add(self._rows, nothing_U0D, nothing_U0D)
+        else:
+            group = q_BHTD.shape[1] // k_BUTD.shape[1]
+            entries = [self._entry(place, self._caches.plan.index(layer), nothing_U0D, group) for place in self._places]
+            self._caches.kv.add(self._caches.plan.index(layer), entries, nothing_U0D, nothing_U0D)
+            self.full_bytes += k_BUTD[0].nbytes + v_BUTD[0].nbytes
+        outs = []
+        for chunk in torch.arange(self._span).split(self._feed.chunk):
+            at = slice(int(chunk[0]), int(chunk[-1]) + 1)
+            outs.append(
+                self._caches.attend(layer, self._rows, q_BHTD[:, :, at], k_BUTD[:, :, at], v_BUTD[:, :, at], scaling)
+            )
+        return torch.cat(outs, 2)
+
+    def finish(self) -> None:
+        """End the forward call."""
+        self._guard.finish()
+
+    def close(self) -> None:
+        """Do nothing: the pass adds nothing to the model."""
+
+    @property
+    def _places(self) -> range:
+        return range(len(self._rows))
+
+    @property
+    def _feed(self) -> Feed:
+        feed = self._variants[0].method.feed
+        assert feed is not None
+        return feed
+
+    def _entry(self, place: int, layer: int, nothing_U0D: Tensor, group: int) -> Entry:
+        """Return an empty row of one layer, with its share of the budget."""
+        variant, heads = self._variants[place], len(nothing_U0D)
+        policy = variant.method.policy
+        assert policy is not None
+        return Entry(
+            self._rows[place],
+            torch.ones(heads, 0, dtype=torch.bool, device=nothing_U0D.device),
+            self._span + self._reserves[place],
+            policy=policy,
+            score_UT=nothing_U0D.new_zeros(heads, 0, dtype=torch.float32),
+            base_U=self._base(variant, self.tokens[place], layer, heads, heads * group),
+            at_once=self._feed.chunk,
+            rotate=None if self._model is None else self._model.rotate,
+        )
+
+    def _base(self, variant: Variant, tokens: int | None, layer: int, heads: int, query_heads: int) -> list[int]:
+        """Return each head's share of the budget: that of its layer, in equal parts."""
+        method, policy, budget = variant.method, variant.method.policy, variant.budget
+        assert policy is not None
+        if tokens is None:
+            return [self._span] * heads
+        if not method.drops(tokens, self._span):
+            return [policy.tokens(budget if isinstance(budget, int) else tokens)] * heads
+        totals = method.layer_totals(
+            tokens, span=self._span, layers=self._num_layers, heads=heads, query_heads=query_heads
+        )
+        assert totals is not None
+        least, more = divmod(totals[layer], heads)
+        return policy.base([least + (head < more) for head in range(heads)], tokens)
