@@ -141,7 +141,7 @@ class PolicyGroup:
             self._turned = self._turned_keys()  # here, because a recorded step must not make them again
 
     def _turned_keys(self) -> tuple[Tensor, Tensor]:
-        """The keys before their first turn [B, U, m, D], and for which heads they are known [B, U]."""
+        """Return the keys before their first turn [B, U, m, D], and for which heads they are known [B, U]."""
         (rows, heads), device = self._length_BU.shape, self._length_BU.device
         shape = self.policy.turned(self.slots).shape[2], self._dim
         k_BUMD = torch.zeros(rows, heads, *shape, device=device)
