@@ -19,6 +19,7 @@ from kvbench.models import Shape
 
 FRACTION = 0.9  # of the free memory: the rest is for what the estimate does not know
 GIB = 2**30
+STATE_BYTES = 8  # of a token in a KV head: its position and its state, for a decode policy
 _PROC, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _VERSION_2 = ("memory.max", "memory.current")
 
@@ -29,13 +30,16 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
     `RaggedCache` stores what the budget allows. `MaskedCache` (`masked`) stores all tokens, and copies a row of a layer
     to append to it.
     """
-    tokens = 0
+    total = 0
     for prompt, variant in request.rows:
         rest = len(prompt.ids) - span + request.max_new_tokens
         allowed = None if masked or variant.method.keeps_prompt else variant.method.tokens(variant.budget, span)
         need = (span if allowed is None else allowed) + rest
-        tokens += need + max(16, need // 8)
-    return tokens * shape.token_bytes
+        if variant.method.feed is not None:
+            need += variant.method.feed.chunk
+        state_bytes = 0 if variant.method.policy is None else STATE_BYTES * shape.layers * shape.kv_heads
+        total += (need + max(16, need // 8)) * (shape.token_bytes + state_bytes)
+    return total
 
 
 def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
