@@ -89,13 +89,12 @@ def run(
 ) -> Pass:
     """Answer every prompt under the cell's variant, all rows in one batch."""
     queue = [Request.of(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
-    calls, first, stamps, by_graph = 0, None, [], []
+    calls, prefilled, first, stamps, by_graph = 0, False, None, [], []
 
-    def called() -> None:
-        nonlocal calls
-        if calls == len(
-            prompts
-        ):  # one call per prompt came before; this is the first step, which never runs as a graph
+    def called(tokens: int) -> None:
+        nonlocal calls, prefilled
+        if not prefilled and calls >= len(prompts) and tokens == 1:  # the first step, which never runs as a graph
+            prefilled = True
             meter.prefilled()
         calls += 1
 
@@ -125,9 +124,12 @@ def run(
 
 
 @contextmanager
-def _forward_calls(model: Any, called: Callable[[], None]) -> Iterator[None]:
-    """Call `called` before every forward call, inside this context. All begin with the embeddings, fused ones too."""
-    handle = model.get_input_embeddings().register_forward_pre_hook(lambda *_: called())
+def _forward_calls(model: Any, called: Callable[[int], None]) -> Iterator[None]:
+    """Call `called` with the tokens of a row before every forward call, inside this context.
+
+    All calls begin with the embeddings, fused ones too. One per prompt is the prefill; a method may add its own.
+    """
+    handle = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: called(args[0].shape[-1]))
     try:
         yield
     finally:

@@ -60,7 +60,9 @@ def test_a_prompt_without_finite_logits_fails_alone(poisoned: Tiny, question: st
     for generation in outs[bad]:
         assert (generation.finish_reason, generation.token_ids, generation.text) == ("failed", [], "")
         assert "token 1 are not finite" in str(generation.error) and "model.dtype=" in str(generation.error)
-    assert all(generation.error is None for neighbour in good for generation in outs[neighbour])
+    for neighbour, alone in zip(good, expected, strict=True):  # some method may answer with the poison itself
+        assert [generation.error for generation in outs[neighbour]] == [generation.error for generation in alone]
+        assert sum(generation.error is None for generation in alone) > len(alone) // 2
 
 
 def test_a_row_that_overflows_while_decoding_fails_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
