@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
 from kvbench.run import jobs
 from kvbench.run.jobs import prepare, settle
+from tests.helpers.methods import head_table
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,35 @@ def test_a_sweep_checks_every_job_before_the_first_file_is_read(
     assert [len(job.jobs) for job in sweep] == [1, 1]
     with pytest.raises(ValueError, match="method.reduce=x"):
         check([composed("method=snapkv"), composed("method=h2o", "method.reduce=x")])
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [("kivi+ada_snapkv", "ada_snapkv+kivi"), ("h2o_decode+pyramidkv+kivi", "pyramidkv+h2o_decode+kivi")],
+)
+def test_a_combination_is_one_run_whatever_the_order(compose: Callable[..., DictConfig], typed: str, name: str) -> None:
+    sweep = [prepare(compose(f"method={text}", "model=tiny", "budget=100"))[0] for text in (typed, name, "snapkv")]
+    first, second, other = sweep
+    assert first.folder == second.folder and first.key == second.key
+    assert first.label["method"] == name and first.folder.name.startswith(f"{name}-b100-")
+    assert first.group == other.group, "they share their prefills"
+
+
+def test_the_content_of_a_file_makes_the_run(
+    compose: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another table under the same name is another run, and the same table under another name is not."""
+    monkeypatch.chdir(tmp_path)
+
+    def folder(file: str) -> str:
+        (job,) = prepare(compose("method=headkv", "model=tiny", "budget=100", f"method.table={file}"))
+        return job.folder.name
+
+    shutil.copy(head_table(4, 4), "a.json")
+    shutil.copy(head_table(4, 4), "b.json")
+    first = folder("a.json")
+    assert folder("b.json") == folder(str(tmp_path / "a.json")) == first
+    shutil.copy(head_table(4, 4, seed=1), "a.json")
+    assert folder("a.json") != first
+    with pytest.raises(ValueError, match=r"^method\.table=c\.json: no such file"):
+        prepare(compose("method=headkv", "model=tiny", "budget=100", "method.table=c.json"))
