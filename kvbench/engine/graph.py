@@ -117,6 +117,7 @@ class GraphedSteps:
         self._steady = 0
         self._recording: _Recording | None = None
         self._works = True
+        self._without_room = 0  # steps in a row; -1 once it is logged
         self.replayed = 0
 
     def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
@@ -126,8 +127,10 @@ class GraphedSteps:
         if key != self._key:
             self._key, self._steady, self._recording = key, 0, None
         self._steady += 1
-        # without room the cache moves in this step; rows with a storage part or a decode policy cannot be recorded
-        if self._steady <= _STEADY or not self._works or self._cache.room(rows) < 1:
+        # without room the cache moves in this step, or work on the host belongs to it
+        has_room = self._cache.room(rows) >= 1
+        self._log_host_work(has_room)
+        if self._steady <= _STEADY or not self._works or not has_room:
             return self._forward(ids_B1, position_B1, attention)
         if self._recording is None:
             self._recording = self._recorded(ids_B1, position_B1, attention)
@@ -140,6 +143,18 @@ class GraphedSteps:
         self._recording.replay()
         self.replayed += 1
         return self._recording.logits_BV
+
+    def _log_host_work(self, has_room: bool) -> None:
+        """Log once if step after step of a batch cannot be recorded."""
+        if self._without_room < 0:
+            return
+        self._without_room = 0 if has_room else self._without_room + 1
+        if self._without_room > 2 * _STEADY:
+            self._without_room = -1
+            log.warning(
+                "decoding without CUDA graphs in this batch: its rows with a storage part, or with a policy without "
+                "a limit, need the host in every step; other batches keep their graphs"
+            )
 
     def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> _Recording | None:
         """Record a step; return None if that fails. The cache counts its token; the replay then writes it."""

@@ -195,12 +195,16 @@ def test_a_batch_with_decode_policies_keeps_its_graph(
     assert recorded.batches[0].replayed >= 32 - 1 - graph._STEADY - eager
 
 
-def test_rows_with_work_on_the_host_are_eager(tiny: Loaded, recorded: SimpleNamespace) -> None:
+def test_rows_with_work_on_the_host_are_eager(
+    tiny: Loaded, recorded: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     variants = [("snapkv", 40), ("kivi", None)]
-    settings = {"stop_ids": [], "max_new_tokens": 8}
+    settings = {"stop_ids": [], "max_new_tokens": 20}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], variants, **settings)
     assert tokens(recorded.generate(PROMPTS[:1], variants, **settings)) == tokens(expected)
     assert recorded.batches[0].replayed == 0
+    (line,) = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
+    assert line.startswith("decoding without CUDA graphs in this batch: its rows with a storage part")
 
 
 def test_a_step_that_cannot_be_recorded_is_eager(
