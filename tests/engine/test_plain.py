@@ -28,7 +28,7 @@ def test_compressed_runs_plain_transformers_code(tiny: Tiny) -> None:
     }
     before = model.generate(tokens, **settings)
     for variant in variants():
-        with kvbench.compressed(model, variant.method, variant.budget) as handle:
+        with kvbench.compressed(model, variant.method, variant.budget, tokenizer=tiny[1]) as handle:
             first = model.generate(tokens, **settings)
             second = model.generate(tokens, **settings)
         (out,) = generate(tiny, [tokens[0].tolist()], [variant])[0]
