@@ -66,6 +66,9 @@ def cases(large: bool) -> Iterator[Case]:
                 yield Case("rope", title, BOUND[dtype], partial(rope, dtype=dtype, dim=dim, normed=normed))
         for size in (72, 1000):
             yield Case("silu_mul", f"{name} F{size}", BOUND[dtype], partial(silu_mul, dtype=dtype, size=size))
+        for dim, queries, tokens in ((64, 3, 1), (80, 1, 5), (128, 8, 1), (256, 2, 40)):
+            run = partial(decode_weights, dtype=dtype, dim=dim, group=queries, tokens=tokens)
+            yield Case("decode_weights", f"{name} D{dim} Q{queries} T{tokens}", BOUND[dtype], run)
         for bits, group, dim in ((2, 32, 64), (4, 16, 80), (8, 32, 128), (2, 8, 256), (4, 32, 32)):
             for queries, tokens in ((1, 1), (3, 1), (12, 1), (2, 5)):
                 title = f"{name} {bits} bits G{group} D{dim} Q{queries} T{tokens}"
@@ -305,6 +308,21 @@ def rope(device: torch.device, seed: int, dtype: torch.dtype, dim: int, normed: 
     torch.ops.kvb.rope(actual[:, :6], actual[:, 6:8], *on_device, 1e-6)
     reference.rope(both_NHD[:, :6], both_NHD[:, 6:8], cos_ND, sin_ND, q_weight, k_weight, 1e-6)
     return error(actual, both_NHD) if same(actual[:, 8:], both_NHD[:, 8:]) else math.inf
+
+
+def decode_weights(device: torch.device, seed: int, dtype: torch.dtype, dim: int, group: int, tokens: int) -> float:
+    """Compare `decode_weights`, with lanes of any lengths in another order than the segments; NaN fills empty slots."""
+    g = torch.Generator().manual_seed(seed)
+    length_S = torch.tensor([tokens, tokens + 130, tokens + 999]).int()
+    start_S1 = torch.tensor([0, 64, 384, 1600]).int()
+    segment_N = torch.tensor([2, 0, 1]).int()
+    k_RD, q_NGTD = normal(g, 1600, dim, dtype=dtype), normal(g, 3, group, tokens, dim, dtype=dtype)
+    exact = reference.decode_weights(q_NGTD, k_RD, start_S1, length_S, segment_N, dim**-0.5, tokens + 1000)
+    for start, length, end in zip(start_S1.tolist(), length_S.tolist(), start_S1.tolist()[1:], strict=False):
+        k_RD[start + length : end] = math.nan
+    places = (x.to(device) for x in (start_S1, length_S, segment_N))
+    tensors = (x.to(device, dtype) for x in (q_NGTD, k_RD))
+    return error(torch.ops.kvb.decode_weights(*tensors, *places, dim**-0.5, tokens + 1000), exact.double())
 
 
 def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> float:

@@ -75,6 +75,11 @@ def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
             "count_N3": torch.tensor([[40, 32, 33], [5, 0, 1], [0, 0, 0], [32, 32, 32], [9, 0, 9], [1, 0, 0]]).int(),
             "k_bits": 2, "v_bits": 2, "most": 43, "scaling": 0.125, "out_BHTD": torch.empty_like(q),
         },
+        "decode_weights": {
+            "q_NGTD": torch.randn(3, 2, 1, 64, generator=g).to(dtype), "k_RD": torch.randn(90, 64).to(dtype),
+            "start_S1": torch.tensor([0, 30, 60, 90]).int(), "length_S": torch.tensor([3, 30, 7]).int(),
+            "segment_N": torch.tensor([1, 2, 0]).int(), "scaling": 0.125, "width": 33,
+        },
         "silu_mul": {"gate_NF": torch.randn(3, 72).to(dtype), "up_NF": torch.randn(3, 72).to(dtype)},
         "ragged_relayout": {
             **arena, **place, "k_QD": torch.zeros(140, 64, dtype=dtype), "v_QD": torch.zeros(140, 64, dtype=dtype)
@@ -178,6 +183,12 @@ WRONG = [
     ("rope", {"sin_ND": torch.zeros(2, 32).bfloat16()}, "sin_ND: must be torch.bfloat16, [2, 64], on cpu"),
     ("rope", {"k_weight_D": torch.zeros(3, 64)}, "k_weight_D: must be contiguous, torch.bfloat16, [64], on cpu"),
     ("packed_decode", {"k_BUTD": torch.zeros(2, 3, 3, 32)}, "k_BUTD: must be [rows of q_BHTD, KV heads, new tokens,"),
+    ("decode_weights", {"width": 0}, "width=0: must be at least 1"),
+    (
+        "decode_weights",
+        {"q_NGTD": torch.zeros(2, 2, 1, 64)},
+        "q_NGTD: must be [lanes, query heads per KV",
+    ),
     ("packed_decode", {"v_BUTD": torch.zeros(2, 3, 1, 64)}, "v_BUTD: must have the shape of k_BUTD"),
     ("packed_decode", {"k_bits": 3}, "k_bits=3: must be one of 0, 2, 4, 8"),
     ("packed_decode", {"k_codes": torch.zeros(9, 60, 8).byte()}, "k_codes: must be contiguous bytes, [blocks, groups"),

@@ -14,6 +14,7 @@ import torch
 from kvbench.cache.arena import Segment, lay_out
 from kvbench_kernels.backends import Buffers, Lanes, make_backend
 from kvbench_kernels.ops import weights as reference
+from tests.helpers.kernels_prefill import DTYPES, emulated, needs_gxx
 
 BACKENDS = ["torch", "sdpa", "cuda", pytest.param("cpu", marks=pytest.mark.gxx)]
 DIMS = (16, 32, 64, 80, 96, 128, 256, 24)
@@ -66,6 +67,24 @@ def test_the_reference_is_plain_attention() -> None:
         keys = case.buffers.k_RD[int(case.start[lane]) :][:seen]
         wanted = (keys @ case.q[lane, group, token] * 0.5).softmax(0)
         torch.testing.assert_close(out[lane, group, token, :seen], wanted, rtol=1e-5, atol=1e-6)
+
+
+@needs_gxx
+@pytest.mark.parametrize("seed", range(6))
+def test_the_cuda_kernel_on_the_emulator(seed: int) -> None:
+    """Slots without a token hold NaN: to read one would show."""
+    case, dtype = drawn(seed), DTYPES[seed % 2]
+    buffers, lanes = case.buffers, case.lanes
+    q, k_RD = case.q.to(dtype), buffers.k_RD.to(dtype)
+    exact = reference.weights(q.double(), k_RD.double(), case.start, case.length, 0.3, case.width)
+    for start, length, end in zip(
+        buffers.start_S1.tolist(), buffers.length_S.tolist(), buffers.start_S1.tolist()[1:], strict=False
+    ):
+        k_RD[start + length : end] = torch.nan
+    arguments = q, k_RD, buffers.start_S1, buffers.length_S, lanes.segment_N, 0.3, case.width
+    reference.check(*arguments, compiled=True)
+    out = reference.launch(emulated(), None, *arguments)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.gxx

@@ -11,7 +11,7 @@ from kvbench_kernels import ops
 from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.backends.packed import CudaPacked
 from kvbench_kernels.ops.prompt import PromptKernels
-from kvbench_kernels.ops.weights import least, weights
+from kvbench_kernels.ops.weights import least
 
 
 class CudaBackend:
@@ -58,8 +58,10 @@ class CudaBackend:
         return out_BHTD
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
-        start_N, length_N = buffers.start_S1[lanes.index_N], buffers.length_S[lanes.index_N]
-        return weights(q_NGTD, buffers.k_RD, start_N, length_N, scaling, width)
+        weights_NGTC: Tensor = torch.ops.kvb.decode_weights(
+            q_NGTD.contiguous(), buffers.k_RD, buffers.start_S1, buffers.length_S, lanes.segment_N, scaling, width
+        )
+        return weights_NGTC
 
     def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
         return least(worth_BUC, pos_BUC, length_BU)

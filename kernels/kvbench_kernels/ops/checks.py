@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvbench_kernels.ops import require
 from kvbench_kernels.ops.packed import check as packed_decode  # noqa: F401
+from kvbench_kernels.ops.weights import check as decode_weights  # noqa: F401
 
 GROUPS = ("mean", "max", "sum")
 POOLS = ("max", "avg", "none")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels.ops.library import Library
+from kvbench_kernels.ops.weights import launch as decode_weights  # noqa: F401
 
 _DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 _GROUP = {"mean": 0, "max": 1, "sum": 2}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvbench_kernels.ops.apportion import apportion
 from kvbench_kernels.ops.packed import packed_decode as packed_decode
+from kvbench_kernels.ops.weights import decode_weights as decode_weights
 
 QUERY_BLOCK = 256  # queries whose logits are in memory at a time, where all queries of a prompt are needed
 

@@ -37,6 +37,8 @@ SCHEMAS = {
     "Tensor(a!) k_RD, Tensor(b!) v_RD) -> ()",
     "ragged_relayout": "(Tensor k_RD, Tensor v_RD, Tensor start_S1, Tensor length_S, Tensor source_M, "
     "Tensor start_M1, Tensor(a!) k_QD, Tensor(b!) v_QD) -> ()",
+    "decode_weights": "(Tensor q_NGTD, Tensor k_RD, Tensor start_S1, Tensor length_S, Tensor segment_N, "
+    "float scaling, int width) -> Tensor",
     "add_rms_norm": "(Tensor(a!) residual_NC, Tensor? x_NC, Tensor weight_C, float eps) -> Tensor",
     "rope": "(Tensor(a!) q_NHD, Tensor(b!) k_NUD, Tensor cos_ND, Tensor sin_ND, Tensor? q_weight_D, "
     "Tensor? k_weight_D, float eps) -> ()",

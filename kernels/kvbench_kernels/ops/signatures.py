@@ -19,6 +19,7 @@ SIGNATURES = {
     "add_rms_norm": "plplpfpiiip",
     "rope": "pll" * 2 + "pl" * 2 + "ppf" + "iiiiip",
     "silu_mul": "plplpiiip",
+    "decode_weights": "pppppfpiiiiiip",
     "packed_decode": "plll" * 3 + "p" * 8 + "pp" + "plll" + "pf" + "iiiiii" + "iiiiip",
 }
 SIZES = {
