@@ -20,7 +20,8 @@ _DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 def weights(q_NGTD: Tensor, k_RD: Tensor, start_N: Tensor, length_N: Tensor, scaling: float, width: int) -> Tensor:
     """Return the softmax of queries over the live slots of N segments: [N, G, T, width], 0 on empty slots.
 
-    It is computed in float32, or in float64 if the inputs are float64. Query t of T sees the first length - T + t + 1 slots.
+    It is computed in float32, or in float64 if the inputs are float64. Query t of T sees the first length - T + t + 1
+    slots.
 
     Args:
         start_N: first slot of each segment.
