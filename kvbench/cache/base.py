@@ -38,7 +38,7 @@ class Entry:
         store: storage part of the method; None for plain rows.
         side: what the storage part's `prepare` returned for keys and values; empty if it needs nothing.
         policy: decode part of the method; None for rows that evict nothing while generating.
-        score_UT: the method's scores, from which a policy starts; None without a policy or a score.
+        score_UT: the scores from which a policy starts; None without a policy, or if it needs none.
         base_U: each KV head's share of the budget while generating; None without a policy.
         look: look part of the method; None for rows of which a step reads everything.
         reads: tokens that a query head may read per step; None without a look.

@@ -30,14 +30,14 @@ class Description:
     summary: str
     paper: str
     phase: str
-    evicts: bool
+    budget: bool
     parts: Mapping[str, str]
     dials: Sequence[Dial]
 
     def text(self) -> str:
         """Return all of it for a terminal."""
         lines = [self.name, *(f"  {line}" for line in self.summary.splitlines())]
-        lines.append(f"  phase: {self.phase}; budget: {'applies' if self.evicts else 'does not apply'}")
+        lines.append(f"  phase: {self.phase}; budget: {'applies' if self.budget else 'does not apply'}")
         if self.parts:
             lines.append("  parts: " + ", ".join(f"{part} {name}" for part, name in self.parts.items()))
         words = [(f"method.{dial.name}={dial.default}", dial.help) for dial in self.dials]
@@ -61,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         [
             known.name,
             known.phase,
-            "yes" if known.evicts else "no",
+            "yes" if known.budget else "no",
             known.paper,
             ", ".join(f"{part} {target}" for part, target in known.parts.items()) or "none",
             ", ".join(f"{dial.name}={dial.default}" for dial in known.dials),
         ]
         for known in map(describe, sorted(options("method")))
     ]
-    headers = ["method", "phase", "evicts", "arXiv", "parts", "dials"]
+    headers = ["method", "phase", "budget", "arXiv", "parts", "dials"]
     print(tabulate(rows, headers, maxcolwidths=[None, 12, None, None, 34, 34], disable_numparse=True))
     print("\nOne method with the meaning of its dials: kvbench methods NAME")
     return 0
@@ -84,7 +84,7 @@ def describe(name: str) -> Description:
         summary=known.summary,
         paper=", ".join(match[1] for match in matches if match),
         phase=_phase(parts),
-        evicts=has_budget(known.parts),
+        budget=has_budget(known.parts),
         parts=parts,
         dials=[Dial(dial, _default(known.notes[dial][0]), known.notes[dial][1]) for dial in known.dials],
     )

@@ -268,7 +268,7 @@ class PrefillPass:
             first.reserve,
             store=method.store,
             policy=policy,
-            score_UT=None if policy is None else method.scores(ctx),
+            score_UT=method.start_scores(ctx),
             base_U=None if policy is None else self._base(index, policy, keep_UT),
             look=method.look,
             reads=None if method.look is None else self.tokens[index],

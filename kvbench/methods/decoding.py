@@ -17,6 +17,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from kvbench.methods.base import Score
 from kvbench.methods.dials import as_plain_number
 from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
 from kvbench.methods.rounding import apportion
@@ -36,7 +37,7 @@ class Start:
         span: tokens of the compressed prompt.
         pos_UC: position of each slot's token in the sequence.
         live_UC: True for slots that hold a token.
-        score_UC: the method's scores of these tokens; None for a method without a score.
+        score_UC: the scores of these tokens by the policy's `score`; None for a policy without one.
     """
 
     layer: int
@@ -136,8 +137,15 @@ class DecodePolicy(Protocol):
     adds_to_prompt: ClassVar[bool] = False
     turns: ClassVar[bool] = False
 
+    @property
+    def score(self) -> Score | None:
+        """The scores of the prompt from which `begin` starts; None if it needs none."""
+        return None
+
     def begin(self, start: Start) -> Tensor:
-        """Return the state [U, C] after the prefill."""
+        """Return the state [U, C] after the prefill: the scores of the tokens, or 0 without any."""
+        if start.score_UC is not None:
+            return start.score_UC.float()
         return torch.zeros_like(start.pos_UC, dtype=torch.float32)
 
     def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor | None:

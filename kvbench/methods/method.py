@@ -127,7 +127,8 @@ class Method:
     def all_scores(self) -> tuple[Score, ...]:
         """All scores that the method reads of a layer, its own first."""
         evicting = () if self.eviction is None else self.eviction.scores
-        return (*evicting, *(() if self.merge is None else self.merge.scores))
+        start = None if self.policy is None else self.policy.policy.score
+        return (*evicting, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
 
     def tokens(self, budget: int | float | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
@@ -261,6 +262,11 @@ class Method:
     def scores(self, ctx: LayerContext) -> Tensor | None:
         """Return [U, T] scores, shared by all variants with an equal score part; None without one."""
         score = self._evicting.score
+        return None if score is None else ctx.score(score)
+
+    def start_scores(self, ctx: LayerContext) -> Tensor | None:
+        """Return the [U, T] scores from which the decode policy starts; None if it needs none."""
+        score = None if self.policy is None else self.policy.policy.score
         return None if score is None else ctx.score(score)
 
     def statistic(self, ctx: LayerContext) -> Tensor:

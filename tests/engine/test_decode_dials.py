@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import kvbench
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.probe import checked_plan
+from kvbench.methods.context import LayerContext
+from kvbench.methods.scores.column_sums import ColumnSums
+from kvbench.methods.scores.last_important import LastImportant
 from kvbench.prompts import Prompt
 from tests.helpers.methods import shipped
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
@@ -109,3 +113,22 @@ def _tensor(ids: list[int]) -> Tensor:
     import torch
 
     return torch.tensor([ids])
+
+
+@pytest.mark.parametrize("name", ["scope", "snapkv+tova", "snapkv+h2o_decode", "kvzip+h2o_decode", "snapkv+corm"])
+def test_a_prompt_shorter_than_the_window_decodes(tiny: Tiny, name: str) -> None:
+    """Nothing is evicted after the prefill, so no score of the method is needed."""
+    variants = [kvbench.Variant(kvbench.load_method(name), 64), kvbench.Variant(kvbench.load_method("fullkv"), None)]
+    ((out, full),) = generate(tiny, [prompt(5)], variants)
+    assert out.token_ids == full.token_ids
+
+
+def test_policies_start_from_their_own_score() -> None:
+    """Whatever chose the prompt's tokens: a window's attention is neither an accumulated one nor a position."""
+    q, k, v = torch.randn(3, 4, 40, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    ctx = LayerContext(q, k[:2], v[:2])
+    for base in ("snapkv", "streaming_llm"):
+        sums, last = (kvbench.load_method(f"{base}+{name}").start_scores(ctx) for name in ("h2o_decode", "corm"))
+        assert sums is not None and torch.equal(sums, ColumnSums("mean")(ctx))
+        assert last is not None and torch.equal(last, LastImportant(256)(ctx))
+    assert kvbench.load_method("snapkv+tova").start_scores(ctx) is None

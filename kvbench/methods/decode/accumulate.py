@@ -11,8 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots, Start, over_queries
+from kvbench.methods.base import Score
+from kvbench.methods.decoding import DecodePolicy, Slots, over_queries
 from kvbench.methods.fields import check_one_of
+from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.scores.groups import REDUCTIONS, reduce_group
 from kvbench.methods.window import check_window, window_tokens
 
@@ -38,10 +40,10 @@ class AccumulateAndEvict(DecodePolicy):
         check_window(self)
         check_one_of(self, "reduce", REDUCTIONS)
 
-    def begin(self, start: Start) -> Tensor:
-        """Return the attention accumulated so far: the scores of the kept tokens."""
-        assert start.score_UC is not None
-        return start.score_UC.float()
+    @property
+    def score(self) -> Score:
+        """The attention accumulated over the prompt, whichever score chose the tokens that stay."""
+        return ColumnSums(self.reduce)
 
     def protects(self, tokens: int) -> int:
         """Return the recent tokens."""

@@ -11,8 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots, Start
+from kvbench.methods.base import Score
+from kvbench.methods.decoding import DecodePolicy, Slots
 from kvbench.methods.fields import check_at_least
+from kvbench.methods.scores.last_important import LastImportant
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class DropLongMinor(DecodePolicy):
         check_at_least(self, "history", 1)
         check_at_least(self, "recent", 0)
 
-    def begin(self, start: Start) -> Tensor:
-        """Return the last important query of every token of the prompt: the scores by `LastImportant`."""
-        assert start.score_UC is not None
-        return start.score_UC.float()
+    @property
+    def score(self) -> Score:
+        """The last important queries of the prompt, whichever score chose the tokens that stay."""
+        return LastImportant(self.history)
 
     def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> None:
         """Return None: `drop` decides how many tokens leave."""
