@@ -116,15 +116,15 @@ def _tensor(ids: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["scope", "snapkv+tova", "snapkv+h2o_decode", "kvzip+h2o_decode", "snapkv+corm"])
+def test_a_prompt_shorter_than_the_window_decodes(tiny: Tiny, name: str) -> None:
     """The prompt keeps all of its tokens, so the method's score is not needed."""
-    """Nothing is evicted after the prefill, so no score of the method is needed."""
     variants = [kvbench.Variant(kvbench.load_method(name), 64), kvbench.Variant(kvbench.load_method("fullkv"), None)]
     ((out, full),) = generate(tiny, [prompt(5)], variants)
     assert out.token_ids == full.token_ids
 
 
+def test_policies_start_from_their_own_score() -> None:
     """A score that chose the tokens of the prompt is neither accumulated attention nor a position."""
-    """Whatever chose the prompt's tokens: a window's attention is neither an accumulated one nor a position."""
     q, k, v = torch.randn(3, 4, 40, 8, generator=torch.Generator().manual_seed(0)).unbind()
     ctx = LayerContext(q, k[:2], v[:2])
     for base in ("snapkv", "streaming_llm"):
