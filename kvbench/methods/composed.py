@@ -1,4 +1,4 @@
-"""What a method is: its parts put together, as plain data, and what follows from them.
+"""The parts of a method, put together as plain data, and the properties that follow from them.
 
 Shape suffixes: U KV heads, T tokens of the compressed span.
 """

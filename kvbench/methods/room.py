@@ -1,4 +1,4 @@
-"""Checks that a budget leaves something to choose next to what a method always keeps or reads.
+"""Errors for budgets that leave nothing to choose next to the tokens that a method always keeps or reads.
 
 `dials` are the fields of the part that dials of the YAML feed: {field: (dial, its value)}. `budget` is how the user
 gave it, as in `budget=128`. Every error is one line that names it and the dials to change.
