@@ -256,8 +256,10 @@ class PrefillPass:
         if self._drops(index):
             if index not in self._totals:
                 self._totals[index] = self._layer_totals(index, ctx, None)
-            totals = self._totals[index]
-            keep_UT = method.mask(ctx, self.tokens[index], None if totals is None else totals[ctx.layer])
+            tokens, totals = self.tokens[index], self._totals[index]
+            if tokens is not None:
+                method.check_scored(tokens)
+            keep_UT = method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
         else:
             keep_UT = every_UT
         policy = method.policy

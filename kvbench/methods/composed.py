@@ -125,9 +125,9 @@ class Composed:
     @property
     def all_scores(self) -> tuple[Score, ...]:
         """All scores that the method reads of a layer, its own first."""
-        evicting = () if self.eviction is None else self.eviction.scores
+        own = () if self.eviction is None else self.eviction.scores
         start = None if self.policy is None else self.policy.policy.score
-        return (*evicting, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
+        return (*own, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
 
     def tokens(self, budget: int | float | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
@@ -165,7 +165,7 @@ class Composed:
         if self.look is not None:
             check_reading_room(self.name, self.look, tokens, shown, self._dials_of("look"))
             return
-        check_kept_room(self.name, self._evicting.select, tokens, shown, self._dials_of("select"))
+        check_kept_room(self.name, self.evicting.select, tokens, shown, self._dials_of("select"))
         if self.policy is not None:
             check_decode_room(self.name, self.policy, tokens, shown, self._dials_of("decode"))
 
@@ -175,8 +175,8 @@ class Composed:
 
     def check_scored(self, tokens: int) -> None:
         """Raise ValueError if a token that a budget of `tokens` may evict has no score."""
-        score = self._evicting.score
-        window, unscored = self._evicting.select.protected(tokens).window, 0 if score is None else score.unscored
+        score = self.evicting.score
+        window, unscored = self.evicting.select.protected(tokens).window, 0 if score is None else score.unscored
         if window < unscored:
             raise ValueError(
                 f"method={self.name}: its score ranks none of the last {unscored} tokens, but with {tokens} tokens per "
@@ -215,10 +215,10 @@ class Composed:
             return None if self.evicts else [span * heads] * layers
         if tokens >= span:
             return [span * heads] * layers
-        budget = self._evicting.budget(
+        budget = self.evicting.budget(
             tokens, span=span, layers=layers, heads=heads, query_heads=query_heads, statistics=statistics
         )
-        return self._evicting.layer_totals(budget)
+        return self.evicting.layer_totals(budget)
 
     def drops(self, tokens: int | None, span: int) -> bool:
         """Return True if the method may drop tokens of a prompt of `span`, of which `tokens` are allowed."""
@@ -226,7 +226,7 @@ class Composed:
 
     def scores(self, ctx: LayerContext) -> Tensor | None:
         """Return [U, T] scores, shared by all variants with an equal score part; None without one."""
-        score = self._evicting.score
+        score = self.evicting.score
         return None if score is None else ctx.score(score)
 
     def start_scores(self, ctx: LayerContext) -> Tensor | None:
@@ -236,16 +236,10 @@ class Composed:
 
     def statistic(self, ctx: LayerContext) -> Tensor:
         """Return the summary of a layer that layer budgets need of every layer, if `needs_statistics`."""
-        layers, score = self._evicting.layers, self._evicting.score
+        layers, score = self.evicting.layers, self.evicting.score
         assert layers is not None and score is not None
         score_UT = ctx.score(score)  # outside of the memo: its seconds would count twice
         return ctx.memo(("statistic", layers, score), lambda: layers.statistic(ctx, score_UT))
-
-    def mask(self, ctx: LayerContext, tokens: int | None, total: int | None) -> Tensor:
-        """Return the keep mask [U, T] of a layer that may keep `total` tokens over its heads; None without a budget."""
-        if tokens is not None:
-            self.check_scored(tokens)
-        return self._evicting.mask(ctx, tokens, total)
 
     def merged(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values [U, T, D] to store of kept tokens: the layer's own, or merged ones.
@@ -269,7 +263,7 @@ class Composed:
         return error.text(lambda name: self.dial_of.get((part, name), name))
 
     @property
-    def _evicting(self) -> Eviction:
+    def evicting(self) -> Eviction:
         """The eviction of a method that has one."""
         assert self.eviction is not None, f"{self.name} keeps every token"
         return self.eviction

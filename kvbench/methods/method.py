@@ -88,7 +88,9 @@ class Method(Composed):
                 query_heads=ctx.num_kv_heads * ctx.group,
                 statistics=layer_scores,
             )
-            keep_UT = self.mask(ctx, tokens, None if totals is None else totals[layer])
+            if tokens is not None:
+                self.check_scored(tokens)
+            keep_UT = self.evicting.mask(ctx, tokens, None if totals is None else totals[layer])
         return [row.nonzero().flatten() for row in keep_UT]
 
     def keep_layers(
