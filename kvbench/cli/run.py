@@ -22,7 +22,9 @@ from kvbench.cli.signals import Preempted, preemptible
 from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, message_of, say
 from kvbench.common.paths import conf_dir
 from kvbench.config import check, register
+from kvbench.config.combinations import deferred
 from kvbench.config.compose import inspect
+from kvbench.config.compose import parse as parse_overrides
 from kvbench.config.messages import one_line
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
@@ -73,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = sys.argv
     try:
         with preemptible():
+            overrides = arguments.overrides
+            if "-m" in arguments.flags and arguments.composes:
+                overrides = deferred(parse_overrides(overrides))
             if arguments.composes:
-                composed = inspect(arguments.overrides)
+                composed = inspect(overrides)
                 check_package(composed, arguments)
                 outputs = str(composed.paths.outputs)
                 if composed.shard is not None:  # shards share a machine: threads that spin take it from each other
                     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
-            sys.argv = [before[0], *arguments.words]  # which is where Hydra reads them
+            sys.argv = [before[0], *arguments.flags, *overrides]  # which is where Hydra reads them
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_task)()
     except Preempted as stop:
         say(f"preempted, {stop}; {_RESUME}")

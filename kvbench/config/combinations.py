@@ -48,3 +48,22 @@ def _count(override: Override) -> int:
         raise ValueError(f"{override.input_line}: a range needs a finite start, stop and step other than 0")
     start, stop, step = (float(number) for number in numbers if number is not None)
     return max(1, min(MOST_JOBS + 1, math.ceil((stop - start) / step)))
+
+
+def deferred(overrides: Sequence[Override]) -> list[str]:
+    """Return the overrides of a sweep in which settings of a swept group are lists of one value.
+
+    Hydra applies what is no list to the group's default before it looks at the sweep. Of `method=tova,scope
+    method.buffer=2`, the default method would be asked for a setting that it need not have.
+    """
+    swept = {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
+    return [_listed(override, swept) for override in overrides]
+
+
+def _listed(override: Override, swept: set[str]) -> str:
+    line = str(override.input_line)
+    group, dot, _ = str(override.key_or_group).partition(".")
+    if not dot or group not in swept or override.is_sweep_override() or override.is_delete():
+        return line
+    key, _, value = line.partition("=")
+    return f"{key}=choice({value})"

@@ -30,6 +30,13 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
     if twice is not None:
         raise ValueError(f"method={name}: {twice} is named twice")
     factors = _in_order([read(factor) for factor in names])
+    for factor in factors:
+        if "feed" in factor.parts:  # its chunks are not scored, and what its policy drops is all that leaves
+            other = next(f.name for f in factors if f is not factor)
+            raise ValueError(
+                f"method={name}: {factor.name} feeds its prompt through the decode path, where nothing of {other} "
+                f"acts; write method={factor.name} or method={other}"
+            )
     for part in PARTS:
         both = [factor for factor in factors if part in factor.own and part not in _REPLACED]
         if len(both) > 1 and not _is_same(part, *both[:2]):

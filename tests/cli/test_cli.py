@@ -142,6 +142,14 @@ def test_a_sweep_is_its_single_runs_and_resumes_to_nothing(tmp_path):
     assert "2 of 2 samples recorded, nothing to compute" in again.stderr
 
 
+def test_a_sweep_sets_a_dial_that_the_default_method_lacks(tmp_path):
+    done = kvbench("-m", *TINY, "method=h2o_decode,tova", "method.buffer=2", "paths.outputs=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| h2o_decode" in done.stdout and "| tova" in done.stdout
+    configs = [path.read_text() for path in (tmp_path / "a" / "runs").rglob("config.yaml")]
+    assert len(configs) == 2 and all("buffer: 2" in config for config in configs)
+
+
 def test_a_sweep_says_which_job_failed_and_keeps_the_others(tmp_path):
     """A budget that only this prompt makes impossible: the other job is recorded, the exit code says failure."""
     args = [a for a in TINY if not a.startswith("budget")]

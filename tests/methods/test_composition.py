@@ -166,6 +166,14 @@ def test_a_combination_without_meaning_is_one_line_with_the_reason(folder: Path,
     assert expected in message(folder, name)
 
 
+@pytest.mark.parametrize(
+    "name", ["snapkv+streaming_llm_true", "streaming_llm_true+kivi", "tova+streaming_llm_true"]
+)
+def test_nothing_is_combined_with_a_fed_prompt(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^method=.*: streaming_llm_true feeds its prompt .* write method="):
+        kvbench.load_method(name)
+
+
 def test_one_dial_with_two_kinds_of_values_names_both_methods(folder: Path) -> None:
     write(folder, "share", BASE.replace("name: base", "name: share").replace("window: 4 ", "window: 0.5 "))
     write(folder, "chosen", "use: base\nselect:\n  _target_: x.Y\n  window: ${..window}\n")
