@@ -166,9 +166,7 @@ def test_a_combination_without_meaning_is_one_line_with_the_reason(folder: Path,
     assert expected in message(folder, name)
 
 
-@pytest.mark.parametrize(
-    "name", ["snapkv+streaming_llm_true", "streaming_llm_true+kivi", "tova+streaming_llm_true"]
-)
+@pytest.mark.parametrize("name", ["snapkv+streaming_llm_true", "streaming_llm_true+kivi", "tova+streaming_llm_true"])
 def test_nothing_is_combined_with_a_fed_prompt(name: str) -> None:
     with pytest.raises(ValueError, match=r"^method=.*: streaming_llm_true feeds its prompt .* write method="):
         kvbench.load_method(name)
