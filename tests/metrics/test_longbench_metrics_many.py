@@ -86,5 +86,5 @@ def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
     )
     done = run(code, tmp_path)
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: score_many: a worker process ended. Call it below `if __name__")
+    told = "RuntimeError: score_many: a worker process ended. Call it below `if __name__"
+    assert any(line.startswith(told) for line in done.stderr.splitlines())  # Python may warn about workers after it

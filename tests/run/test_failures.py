@@ -12,7 +12,9 @@ import transformers
 
 from kvbench import models, store
 from kvbench.engine.variant import Generation, Request
-from kvbench.methods.method import Method
+from kvbench.methods.eviction import Eviction
+from kvbench.methods.scores.column_sums import ColumnSums
+from kvbench.methods.scores.window_attention import WindowAttention
 from kvbench.run import batching, preflight, runner
 from kvbench.run.jobs import Job
 from tests.helpers.runs import answers, let_engine_fail, records, status
@@ -129,7 +131,7 @@ def test_out_of_memory_is_recorded_per_sample(jobs: Jobs, monkeypatch: pytest.Mo
     gone = {r["id"] for r in records(calm) if r["prompt_tokens"] == longest}
 
     def fails(requests: list[Request]) -> BaseException | None:
-        too_long = any(len(request.prompt.ids) == longest for request in requests)
+        too_long = any(len(prompt.ids) == longest for request in requests for prompt in request.prompts)
         return torch.OutOfMemoryError("CUDA out of memory") if too_long else None
 
     let_engine_fail(monkeypatch, fails)
@@ -238,15 +240,15 @@ def test_a_variant_that_fails_ends_no_other(jobs: Jobs, monkeypatch: pytest.Monk
     """Even when it fails late, on one sample, in a batch with all others."""
     grid = [SNAP, H2O, ["method=kivi"], ["method=fullkv"]]
     calm = runner.run_jobs(jobs(*[[*overrides, CALM] for overrides in grid]))
-    real = Method.mask
+    real = Eviction.mask
     longest = max(r["span"] for r in records(calm[0]))
 
-    def broken(self: Method, ctx: Any, tokens: int, total: int) -> torch.Tensor:
-        if self.name == "h2o" and ctx.num_tokens == longest and ctx.layer == 2:
+    def broken(self: Eviction, ctx: Any, tokens: int, total: int) -> torch.Tensor:
+        if isinstance(self.score, ColumnSums) and ctx.num_tokens == longest and ctx.layer == 2:
             raise error
         return real(self, ctx, tokens, total)
 
-    monkeypatch.setattr(Method, "mask", broken)
+    monkeypatch.setattr(Eviction, "mask", broken)
     outcomes = runner.run_jobs(jobs(*grid))
     assert [o.error for o in outcomes] == [None, error, None, None]
     assert [status(o)["status"] for o in outcomes] == ["done", "failed", "done", "done"]
@@ -263,13 +265,13 @@ def test_a_variant_that_fails_ends_no_other(jobs: Jobs, monkeypatch: pytest.Monk
 def test_a_broken_budget_ends_that_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that silently keeps everything is caught on its first sample; the other run goes on."""
     prepared = jobs(SNAP, H2O)
-    real = Method.mask
+    real = Eviction.mask
 
-    def broken(self: Method, ctx: Any, tokens: int, total: int) -> torch.Tensor:
+    def broken(self: Eviction, ctx: Any, tokens: int, total: int) -> torch.Tensor:
         keep_UT = real(self, ctx, tokens, total)
-        return torch.ones_like(keep_UT) if self.name == "snapkv" else keep_UT
+        return torch.ones_like(keep_UT) if isinstance(self.score, WindowAttention) else keep_UT
 
-    monkeypatch.setattr(Method, "mask", broken)
+    monkeypatch.setattr(Eviction, "mask", broken)
     snap, h2o = runner.run_jobs(prepared)
     assert "instead of 800" in str(snap.error)
     assert status(snap)["status"] == "failed" and records(snap) == []

@@ -12,7 +12,7 @@
 //     t of T sees the first length - T + t + 1 slots.
 #include <string.h>
 
-#include "../common.h"
+#include "common.h"
 
 namespace kvb {
 
