@@ -116,7 +116,7 @@ def test_a_sweep_of_single_jobs_leaves_a_plan_that_status_reads(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_sigterm_at_a_random_moment_is_said_last(seed: int, tmp_path: Path) -> None:
-    """Before Python has loaded the command, the signal ends the process without a word."""
+    """A signal that comes before Python has loaded the command ends the process, and nothing is printed."""
     words = [sys.executable, "-m", "kvbench", "-m", *WORDS, "budget=50,100", "paths.outputs=out"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

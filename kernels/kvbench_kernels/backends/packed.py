@@ -82,6 +82,19 @@ class PackedAttention(Protocol):
         ...
 
 
+def _is_known(keys: Layout | None, values: Layout | None, dim: int, queries: int) -> bool:
+    """Return True if the kernels can read these layouts, with this head dimension and number of queries per KV head."""
+    return (
+        keys is not None
+        and values is not None
+        and keys.along in ("", "tokens")
+        and values.along in ("", "channels")
+        and (not values.group or not dim % values.group)
+        and dim <= _MAX_DIM
+        and queries <= _MAX_QUERIES
+    )
+
+
 class CpuPacked:
     """Attention in our own C++ in float32 (csrc/packed/cpu_packed.cpp).
 
@@ -96,17 +109,10 @@ class CpuPacked:
         """Return True if it reads these layouts, for T new tokens of the dtype and head dimension of `like`."""
         dim = like.shape[-1]
         return (
-            keys is not None
-            and values is not None
-            and keys.along in ("", "tokens")
-            and values.along in ("", "channels")
-            and not keys.group % _LANES
-            and not values.group % _LANES
-            and (not values.group or not dim % values.group)
+            _is_known(keys, values, dim, group * tokens)
+            and all(half is None or not half.group % _LANES for half in (keys, values))
             and like.dtype == torch.float32
             and not dim % _LANES
-            and dim <= _MAX_DIM
-            and group * tokens <= _MAX_QUERIES
         )
 
     def attend(
@@ -173,15 +179,9 @@ class CudaPacked:
         """Return True if it reads these layouts, for T new tokens of the dtype and head dimension of `like`."""
         dim = like.shape[-1]
         return (
-            keys is not None
-            and values is not None
-            and keys.along in ("", "tokens")
-            and values.along in ("", "channels")
-            and (not values.group or not dim % values.group)
+            _is_known(keys, values, dim, group * tokens)
             and like.dtype in (torch.bfloat16, torch.float16)
             and not dim % 8
-            and dim <= _MAX_DIM
-            and group * tokens <= _MAX_QUERIES
         )
 
     def attend(
