@@ -135,6 +135,7 @@ def _combined(a: Composition, b: Composition, name: str) -> Composition:
         a,
         name=f"{a.name}+{b.name}",
         summary="\n".join(filter(None, (a.summary, b.summary))),
+        about={**a.about, **b.about},
         dials={**dials, **added},
         parts={**from_a, **{part: renamed(node, names, 1) for part, node in from_b.items()}},
         origin={part: (b if part in from_b else a).origin[part] for part in (*from_a, *from_b)},

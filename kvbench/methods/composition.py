@@ -21,6 +21,7 @@ class Composition:
     Attributes:
         name: the name of the method; of a combination, the names with a + between them.
         summary: the comment at the top of the file.
+        about: method → where it comes from, see `kvbench.methods.dials.ABOUT`; of a combination, of each of its methods.
         dials: name → default.
         parts: part → node with its `_target_`.
         origin: part → the method whose file writes it.
@@ -34,6 +35,7 @@ class Composition:
 
     name: str
     summary: str = ""
+    about: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     dials: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)

@@ -17,13 +17,16 @@ from kvbench.common.suggest import did_you_mean
 from kvbench.methods.files import names_file
 
 PARTS = ("score", "layers", "heads", "select", "probe", "merge", "feed", "store", "decode", "look")
-FIXED = ("name", "test")
-"""Entries of a method's YAML that are neither dials nor parts; `test` is for the tests that find methods by glob."""
+FIXED = ("name", "about", "test")
+"""Entries of a method's YAML that are neither dials nor parts: `about` says where the method comes from, and `test` is for
+the tests that find methods by glob. They change no run, and only the name is in its identity."""
+ABOUT = ("paper", "code", "equal")
+"""Entries of `about`: the paper, the reference code with its commit, and what is equal to what it computes."""
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
 
 
 def split_dials(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the dials of a method's config: its top-level entries without name, `test` and parts."""
+    """Return the dials of a method's config: its top-level entries without those in `FIXED` and parts."""
     dials = {str(key): config[key] for key in config if key not in (*FIXED, *PARTS)}
     return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in dials.items()}
 

@@ -17,7 +17,7 @@ from kvbench.common.text import one_line
 from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Probe, Score, Select
 from kvbench.methods.composition import references
 from kvbench.methods.decoding import DecodePolicy, Decoding, Feed
-from kvbench.methods.dials import PARTS, as_plain_number, check_keys, check_types, split_dials
+from kvbench.methods.dials import FIXED, PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
@@ -130,7 +130,7 @@ def method_identity(config: DictConfig, method: Method) -> dict[str, Any]:
     digests = {dial: value.digest for dial, value in method.dials.items() if isinstance(value, DialFile)}
     plain = OmegaConf.to_container(_with_values(config, digests), resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): _without_modules(value) for key, value in plain.items() if key != "test"}
+    return {str(key): _without_modules(value) for key, value in plain.items() if key == "name" or key not in FIXED}
 
 
 def _without_modules(node: Any) -> Any:

@@ -20,7 +20,7 @@ from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
 from kvbench.methods.combination import combination
 from kvbench.methods.composition import STORED, Composition, reached
-from kvbench.methods.dials import FIXED, PARTS
+from kvbench.methods.dials import ABOUT, FIXED, PARTS
 
 _NO_DIALS = ("use", *FIXED, *PARTS)
 _NOTED = re.compile(r"(\w+): *(.*?)(?: +# *(.*))?")
@@ -95,7 +95,22 @@ def _content(name: str, path: Path) -> tuple[dict[str, Any], str]:
             raise ValueError(f"method.{part}={node[part]}: must be a part, with the class as _target_")
     if not isinstance(node.get("test"), dict | None):
         raise ValueError(f"method={name}: test: in {path.name} must hold dials and a budget")
+    _check_about(name, path, node.get("about"))
     return node, text
+
+
+def _check_about(name: str, path: Path, about: Any) -> None:
+    """Raise ValueError unless `about` holds texts under known names, or is missing."""
+    if not isinstance(about, dict | None):
+        raise ValueError(f"method={name}: about: in {path.name} must hold {', '.join(ABOUT)}")
+    for key, value in (about or {}).items():
+        if key not in ABOUT:
+            raise ValueError(
+                f"method={name}: about: in {path.name} has no entry {key!r}, only {', '.join(ABOUT)}."
+                f"{did_you_mean(str(key), ABOUT)}"
+            )
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"method={name}: about: {key}: {value} in {path.name} must be text")
 
 
 def _extended(base: Composition | None, name: str, node: Mapping[str, Any], text: str) -> Composition:
@@ -112,6 +127,7 @@ def _extended(base: Composition | None, name: str, node: Mapping[str, Any], text
     return Composition(
         name,
         summary=_head(text),
+        about={name: node["about"]} if node.get("about") else {},
         dials={key: value for key, value in dials.items() if key not in inherited or key in read},
         parts=parts,
         origin={part: name if part in written else base.origin[part] for part in parts},

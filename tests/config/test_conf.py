@@ -14,6 +14,7 @@ from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts, benchmarks_of
 from kvbench.config.annotations import settings_of
 from kvbench.methods.composition import reached
+from kvbench.methods.dials import ABOUT
 from tests.helpers.methods import load, test_overrides
 
 METHODS, BENCHMARKS = sorted(config.options("method")), sorted(config.options("benchmark"))
@@ -24,6 +25,17 @@ MODELS, EXPERIMENTS = sorted(config.options("model")), sorted(config.options("ex
 def test_the_name_is_the_file(group):
     for name in config.options(group):
         assert config.defaults(group, name).name == name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_where_it_comes_from(name: str) -> None:
+    """The paper with its arXiv id if there is one, the code with its commit, and what was found equal."""
+    about = config.method(name).about[name]
+    assert set(about) == set(ABOUT)
+    assert re.search(r"arXiv \d{4}\.\d{5}", about["paper"]) or about["paper"].startswith("none")
+    assert about["code"] == "none published" or all(
+        re.fullmatch(r"[\w.-]+/[\w.-]+( [0-9a-f]{7})?", code) for code in about["code"].split(", ")
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -100,12 +100,30 @@ def test_a_part_of_null_is_taken_away(folder: Path) -> None:
         ({"a": "x: [\n"}, "a", "method=a: a.yaml cannot be read: "),
         ({"a": "x: 1\nx: 2\n"}, "a", "method=a: a.yaml cannot be read: "),
         ({"a": "test: 3\n"}, "a", "method=a: test: in a.yaml must hold dials and a budget"),
+        ({"a": "about: 3\n"}, "a", "method=a: about: in a.yaml must hold paper, code, equal"),
+        ({"a": "about: {cod: x}\n"}, "a", "a.yaml has no entry 'cod', only paper, code, equal. Did you mean 'code'?"),
+        ({"a": "about: {code: 3}\n"}, "a", "method=a: about: code: 3 in a.yaml must be text"),
+        ({"a": 'about: {equal: " "}\n'}, "a", "method=a: about: equal:   in a.yaml must be text"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line(folder: Path, files: dict[str, str], name: str, expected: str) -> None:
     for file, text in files.items():
         write(folder, file, text)
     assert expected in message(folder, name)
+
+
+def test_where_a_method_comes_from_is_its_own_and_no_dial(folder: Path) -> None:
+    about = {"paper": "A. Author 2020, arXiv 2000.00000", "code": "a/b 1234567", "equal": "kept tokens"}
+    write(folder, "a", f"use: base\n{PYRAMID}about: {about}\n")
+    write(folder, "b", "use: a\nsteep: 9\n")
+    write(folder, "c", f"name: c\n{KIVI}about: {{code: none published}}\n")
+    method, combined = compose(folder, "a"), compose(folder, "a+c")
+    assert method.about == {"a": about} and compose(folder, "b").about == {}
+    assert combined.about == {"a": about, "c": {"code": "none published"}} and compose(folder, "c+a").about.keys() == {
+        "a",
+        "c",
+    }
+    assert "about" not in {**method.node, **method.dials, **method.notes, **combined.node}
 
 
 def test_a_combination_has_the_parts_of_both(folder: Path) -> None:
