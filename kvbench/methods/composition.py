@@ -21,7 +21,7 @@ class Composition:
     Attributes:
         name: the name of the method; of a combination, the names with a + between them.
         summary: the comment at the top of the file.
-        about: method → where it comes from, see `kvbench.methods.dials.ABOUT`; of a combination, of each of its methods.
+        about: method → where it comes from, see `kvbench.methods.dials.ABOUT`; a combination has an entry per method.
         dials: name → default.
         parts: part → node with its `_target_`.
         origin: part → the method whose file writes it.

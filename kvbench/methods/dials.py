@@ -18,8 +18,8 @@ from kvbench.methods.files import names_file
 
 PARTS = ("score", "layers", "heads", "select", "probe", "merge", "feed", "store", "decode", "look")
 FIXED = ("name", "about", "test")
-"""Entries of a method's YAML that are neither dials nor parts: `about` says where the method comes from, and `test` is for
-the tests that find methods by glob. They change no run, and only the name is in its identity."""
+"""Entries of a method's YAML that are neither dials nor parts: `about` says where the method comes from, and `test` is
+for the tests that find methods by glob. Neither changes a run, so neither is in its identity."""
 ABOUT = ("paper", "code", "equal")
 """Entries of `about`: the paper, the reference code with its commit, and what is equal to what it computes."""
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
