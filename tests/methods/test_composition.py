@@ -197,12 +197,6 @@ def test_one_dial_with_two_kinds_of_values_names_both_methods(folder: Path) -> N
     assert expected in message(folder, "share+chosen")
 
 
-def test_methods_that_inherit_are_short() -> None:
-    for name, path in config.options("method").items():
-        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-        assert len(lines) <= 15 or not any(line.startswith("use:") for line in lines), name
-
-
 @pytest.mark.parametrize(
     ("name", "dials"),
     [
