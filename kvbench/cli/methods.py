@@ -91,7 +91,9 @@ def describe(name: str) -> Description:
 
 
 def _default(value: str) -> str:
-    """Return a default as written; of one that a model may hint, the value without a hint."""
+    """Return a default as written; of one that a model may hint, the value without a hint; of a file, its path."""
+    file = re.fullmatch(r'"?file:([^;]*).*', value)
+    value = file[1] if file else value
     hinted = re.fullmatch(r"\$\{oc\.select:[\w.]+, ?(.*)\}", value)
     return hinted[1] if hinted else value
 

@@ -3,11 +3,15 @@
 The default of such a dial begins with `file:`. The user gives a path (`method.table=heads.json`), relative to the
 working directory or to the configuration folder. The part that reads the dial gets a `DialFile`. The content of the
 file, not its name, is part of a run's identity.
+
+`file:NAME; COMMAND` also says which command writes such a file, for the message about a missing one. A file
+`NAME.about.json` next to `NAME.json` says how it was computed. If it holds a sha256, the file must have it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -52,15 +56,21 @@ def file_dials(dials: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     Raises:
         ValueError: a file is missing or cannot be read; one line naming the dial.
     """
-    return {dial: read_file(dial, dials[dial]) for dial, default in defaults.items() if names_file(default)}
+    return {dial: read_file(dial, dials[dial], default) for dial, default in defaults.items() if names_file(default)}
 
 
-def read_file(dial: str, value: object) -> DialFile:
-    """Return the file that the value of a dial names. Raises ValueError naming the dial if it is no readable text."""
-    path = str(value).removeprefix(_MARK) if isinstance(value, str | os.PathLike) else ""
+def read_file(dial: str, value: object, default: str = "") -> DialFile:
+    """Return the file that the value of a dial names. Raises ValueError naming the dial if it is no readable text.
+
+    Args:
+        default: the default of the dial, which may say which command writes such a file.
+    """
+    path, command = _named(str(value)) if isinstance(value, str | os.PathLike) else ("", "")
+    command = command or _named(default)[1]
+    remedy = f"; `{command}` writes one" if command else ""
     if not path.strip() or "\0" in path:
         shown = "null" if value is None else path if isinstance(value, str) else value
-        raise ValueError(f"method.{dial}={shown}: must be the path of a file")
+        raise ValueError(f"method.{dial}={shown}: must be the path of a file{remedy}")
     try:
         file = _located(path)
         status = file.stat()
@@ -73,10 +83,33 @@ def read_file(dial: str, value: object) -> DialFile:
         raise ValueError(f"method.{dial}={path}: is no text in UTF-8") from None
     except FileNotFoundError:
         where = "" if Path(path).is_absolute() else f", neither in {Path.cwd()} nor in {conf_dir()}"
-        raise ValueError(f"method.{dial}={path}: no such file{where}") from None
+        raise ValueError(f"method.{dial}={path}: no such file{where}{remedy}") from None
     except OSError as error:
         raise ValueError(f"method.{dial}={path}: cannot be read ({error.strerror})") from None
-    return DialFile(text, path)
+    read = DialFile(text, path)
+    _check_sum(dial, read, file.with_suffix(".about.json"))
+    return read
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Return the path that a value or a default names, and the command that writes such a file, or ""."""
+    if not text.startswith(_MARK):
+        return text, ""
+    path, _, command = text.removeprefix(_MARK).partition("; ")
+    return path, command.strip()
+
+
+def _check_sum(dial: str, file: DialFile, about: Path) -> None:
+    """Raise ValueError if the file next to it holds another checksum."""
+    try:
+        facts = json.loads(about.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        raise ValueError(f"method.{dial}={file}: {about} cannot be read; restore it, or remove it") from None
+    expected = facts.get("sha256") if isinstance(facts, dict) else None
+    if expected is not None and file.digest != f"sha256:{expected}":
+        raise ValueError(f"method.{dial}={file}: is not the file that {about} describes; restore it, or remove {about}")
 
 
 def _located(path: str) -> Path:

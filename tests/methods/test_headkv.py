@@ -57,14 +57,15 @@ def test_the_printed_capacities(tmp_path: Path, beta: float, allocation: str) ->
 @pytest.mark.parametrize("seed", range(24))
 def test_kept_tokens_are_those_of_the_naive_twin(seed: int, allocation: str) -> None:
     case = draw(9000 + seed, num_layers=seed % 5 + 1)
-    query_heads, beta = len(case.layers[0][0]), [1, 1.01, 1.5, 5][seed % 4]
+    query_heads, beta, temp = len(case.layers[0][0]), [1, 1.01, 1.5, 5][seed % 4], [1.0, 0.5, 2.5, 0.0][seed // 4 % 4]
     table = head_table(len(case.layers), query_heads, seed)
     dials = {name: value for name, value in case.dials.items() if name in ("kernel_size", "pooling")}
-    method = kvbench.load_method("headkv", table=table, beta=beta, window=case.window, allocation=allocation, **dials)
+    dials["allocation"] = allocation
+    method = kvbench.load_method("headkv", table=table, beta=beta, temp=temp, window=case.window, **dials)
     kept = case.keep(method)
     twin = headkv.exact if allocation == "exact" else headkv.reference
     candidates, group = case.tokens - case.window, query_heads // case.heads
-    caps = twin(list(read_head_scores(Path(table).read_text())[0]), group, case.base, beta, candidates)
+    caps = twin(list(read_head_scores(Path(table).read_text())[0]), group, case.base, beta, candidates, temp)
     case.dials["reduce"] = "mean"
     for layer, heads in enumerate(kept):
         for head, (row, got) in enumerate(zip(case.window_scores(layer), heads, strict=True)):
@@ -72,6 +73,31 @@ def test_kept_tokens_are_those_of_the_naive_twin(seed: int, allocation: str) -> 
             assert chosen[len(chosen) - case.window :] == list(range(candidates, case.tokens))
             problem = select.explain_mismatch(chosen[: len(chosen) - case.window], row, cap, select.RTOL[case.dtype])
             assert problem is None, problem
+
+
+def test_the_budget_of_kvcache_factory_is_ours_with_the_window_added(tmp_path: Path) -> None:
+    """KVCache-Factory shares out C tokens and keeps the window next to them; C = 128, beta 1.01, window 8."""
+    table = write(tmp_path, {f"{i // 4}-{i % 4}": s for i, s in enumerate([0.5, 0.25, 0.15, 0.1, 0, 0, 0, 0])})
+    budget = LayerBudget(128 + 8, 5000, layers=2, heads=4, query_heads=4, window=8)
+    assert flat(TableLayers(read_file("table", table), 1.01, "reference").capacities(budget))[:5] == [
+        506,
+        254,
+        153,
+        103,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("temp", [-1.0, 51.0])
+def test_a_temperature_that_would_round_away_all_shares_is_one_line(temp: float) -> None:
+    with pytest.raises(ValueError, match=rf"^method\.temp={temp}: must be at (least 0|most 50)$"):
+        kvbench.load_method("headkv", table=head_table(4, 4), temp=temp)
+
+
+def test_a_temperature_of_zero_makes_all_heads_equal() -> None:
+    table = read_file("table", head_table(2, 4))
+    budget = LayerBudget(128, 5000, layers=2, heads=4, query_heads=4, window=8)
+    assert flat(TableLayers(table, 1.01, temp=0.0).capacities(budget)) == [120] * 8
 
 
 def test_a_head_takes_no_more_than_the_prompt_has(tmp_path: Path) -> None:
@@ -109,12 +135,28 @@ def test_a_file_that_is_no_table_is_one_line(tmp_path: Path, content: Any, reaso
 
 
 @pytest.mark.parametrize("table", [None, "", "nowhere.json", "/", 3, True])
-def test_a_missing_table_names_the_dial(table: object) -> None:
+def test_a_missing_table_names_the_dial_and_the_command(table: object) -> None:
     with pytest.raises(
         ValueError, match=r"^method\.table=.*: (must be the path of a file|no such file|is no file)"
     ) as caught:
         kvbench.load_method("headkv", table=table)
     assert "\n" not in str(caught.value)
+    wants_command = "must be the path" in str(caught.value) or "no such file" in str(caught.value)
+    assert wants_command == ("python -m kvbench heads model=NAME" in str(caught.value))
+
+
+def test_a_file_with_another_checksum_than_its_description_is_refused(tmp_path: Path) -> None:
+    table = write(tmp_path, {"0-0": 1, "0-1": 3})
+    digest = read_file("table", table).digest.removeprefix("sha256:")
+    about = tmp_path / "table.about.json"
+    about.write_text(json.dumps({"sha256": digest}))
+    assert read_file("table", table).path == table
+    write(tmp_path, {"0-0": 1, "0-1": 2})
+    with pytest.raises(ValueError, match=r"^method\.table=.*table.json: is not the file that .*about.json describes"):
+        read_file("table", table)
+    about.write_text("{")
+    with pytest.raises(ValueError, match=r"^method\.table=.*table.json: .*about.json cannot be read"):
+        read_file("table", table)
 
 
 def test_a_table_of_another_model_names_both_shapes() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.methods.base import Heads, LayerBudget, LayerContext, Layers
 from kvbench.methods.candidates import Candidates
-from kvbench.methods.fields import check_allocation, check_at_least
+from kvbench.methods.fields import check_allocation, check_at_least, check_between
 from kvbench.methods.head_scores import HeadScores
 from kvbench.methods.rounding import apportion
 
@@ -17,10 +17,12 @@ class _Capacities(HeadScores):
 
     beta: float = 1.01  # at least 1
     allocation: str = "exact"
+    temp: float = 1.0  # exponent of the shares; with more than 50 all of them could round to 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, "beta", 1)
+        check_between(self, "temp", 0, 50)
         check_allocation(self)
 
     @property
@@ -31,11 +33,11 @@ class _Capacities(HeadScores):
     def capacities(self, budget: LayerBudget) -> list[list[int]]:
         """Return the candidates of every layer and KV head; a KV head has the mean of its query heads."""
         self.check_model(layers=budget.layers, heads=budget.heads, query_heads=budget.query_heads)
-        scores, heads, group = self.head_scores, budget.heads, budget.query_heads // budget.heads
+        heads, group, total = budget.heads, budget.query_heads // budget.heads, sum(self.head_scores)
         base, most = budget.tokens - budget.protected, budget.span - budget.protected
-        pool, least = base // self.beta * len(scores), base - base // self.beta
-        shares = [score / sum(scores) * pool + least for score in scores]
-        shares = shares if self.exact else [float(round(share)) for share in shares]
+        powers = [(score / total) ** self.temp for score in self.head_scores]
+        pool, least, total = base // self.beta * len(powers), base - base // self.beta, sum(powers)
+        shares = [(float if self.exact else round)(power / total * pool + least) for power in powers]
         means = [sum(shares[i : i + group]) / group for i in range(0, len(shares), group)]
         counts = apportion(means, budget.free, most) if self.exact else [min(most, round(mean)) for mean in means]
         return [counts[i : i + heads] for i in range(0, len(counts), heads)]
@@ -46,7 +48,6 @@ class TableLayers(_Capacities, Layers):
     """The sum of what the table gives to the heads of each layer."""
 
     def __call__(self, budget: LayerBudget) -> list[int]:
-        """Return the tokens of each layer, summed over its KV heads."""
         return [sum(counts) + budget.heads * budget.protected for counts in self.capacities(budget)]
 
 
@@ -55,6 +56,5 @@ class TableHeads(_Capacities, Heads):
     """The table's candidates for the heads of one layer; scaled if something else chose the layer's tokens."""
 
     def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> list[int]:
-        """Return the candidates to keep per KV head."""
         counts = self.capacities(budget)[ctx.layer]
         return counts if sum(counts) == total else apportion(counts, total, budget.span - budget.protected)
