@@ -63,8 +63,9 @@ class HeldRow:
     def most_reserved(self, entry: Entry) -> int:
         """Return the slots to reserve in addition to the kept tokens: no more than the limit and the buffer ask for."""
         kept = entry.keep_UT.sum(1).cpu()
-        base_1U, steps_11 = torch.from_numpy(self.base_U)[None], torch.tensor([[entry.reserve]])
-        limit = self.decoding.policy.limit(base_1U, steps_11, self.layer)
+        base_1U = torch.from_numpy(self.base_U)[None]
+        steps_11, span_11 = torch.tensor([[entry.reserve]]), torch.tensor([[self.span]])
+        limit = self.decoding.policy.limit(base_1U, steps_11, self.layer, span_11)
         if limit is None:
             return entry.reserve
         ahead = int((limit[0] - kept).max()) + self.decoding.buffer + entry.at_once
@@ -202,7 +203,7 @@ class PolicyGroup:
         if self.policy.reads != "nothing":
             self._observe(q_BHTD if self.policy.reads == "all" else q_BHTD[:, :, -1:], buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
-        s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer)
+        s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
         if not self.quota.has_limit:
             self._mask(buffers)
             return

@@ -191,7 +191,8 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         policy.observe(slots, attention_UGTN[None, :, :, -1:])
     row.state_UN = slots.state_BUC[0]
     steps = seen - span
-    limit = policy.limit(torch.tensor([base_U], device=device), torch.tensor([[steps]], device=device), row.layer)
+    steps_11, span_11 = (torch.tensor([[tokens]], device=device) for tokens in (steps, span))
+    limit = policy.limit(torch.tensor([base_U], device=device), steps_11, row.layer, span_11)
     slots.limit_BU = limit
     if limit is None:
         every = max(1, decoding.interval)

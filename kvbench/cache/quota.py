@@ -124,7 +124,8 @@ class Quota:
         return Cut(counts_BU, steady, self._may_drop)
 
     def _limit(self, seen_B1: Ints) -> Ints | None:
-        limit = self._policy.limit(self._base, torch.from_numpy(seen_B1 - self._span_B1), self._layer)
+        steps_B1, span_B1 = (torch.from_numpy(x) for x in (seen_B1 - self._span_B1, self._span_B1))
+        limit = self._policy.limit(self._base, steps_B1, self._layer, span_B1)
         return None if limit is None else limit.numpy()
 
     def _scheduled(self, seen_B1: Ints, new: int) -> Ints:

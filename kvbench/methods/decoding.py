@@ -131,11 +131,13 @@ class DecodePolicy(Protocol):
         reads: the attention of a step that `observe` gets: "nothing", "last" (of the newest query) or "all".
         adds_to_prompt: True if `limit` counts from what a head kept of the prompt, and not from its share of a budget.
         turns: True if the keys of `turned` tokens rotate by a position for every token that leaves.
+        phases: the values of `phase` that mean something to the policy.
     """
 
     reads: ClassVar[str] = "nothing"
     adds_to_prompt: ClassVar[bool] = False
     turns: ClassVar[bool] = False
+    phases: ClassVar[Sequence[str]] = PHASES
 
     @property
     def score(self) -> Score | None:
@@ -148,7 +150,7 @@ class DecodePolicy(Protocol):
             return start.score_UC.float()
         return torch.zeros_like(start.pos_UC, dtype=torch.float32)
 
-    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor | None:
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> Tensor | None:
         """Return the tokens [B, U] that a head may hold after a step; None if `drop` returns a mask.
 
         It is called on the host and on the device with the same integers, so that the host knows all lengths without
@@ -157,6 +159,7 @@ class DecodePolicy(Protocol):
         Args:
             base_BU: the head's share of the budget, or its tokens of the prompt (`adds_to_prompt`).
             steps_B1: tokens that followed the compressed prompt.
+            span_B1: tokens of the compressed prompt.
         """
         return base_BU
 
@@ -219,7 +222,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", as_plain_number(self.budget))
-        check_one_of(self, "phase", PHASES)
+        check_one_of(self, "phase", self.policy.phases)
         check_at_least(self, "interval", 0)
         check_at_least(self, "buffer", 0)
         if self.phase == "prefill":
@@ -250,7 +253,7 @@ class Decoding:
     @property
     def _has_limit(self) -> bool:
         ones_11 = torch.ones(1, 1, dtype=torch.long)
-        return self.policy.limit(ones_11, ones_11, 0) is not None
+        return self.policy.limit(ones_11, ones_11, 0, ones_11) is not None
 
     def tokens(self, tokens: int) -> int:
         """Return the budget per KV head while generating, if the prompt's is `tokens`."""

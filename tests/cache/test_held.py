@@ -27,7 +27,7 @@ class Growing(DecodePolicy):
 
     reads: ClassVar[str] = "last"
 
-    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor:
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> Tensor:
         return base_BU + 3 + steps_B1 // 2
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
@@ -40,7 +40,7 @@ class Growing(DecodePolicy):
 class Scattered(DecodePolicy):
     """A policy without a limit: in each head other tokens leave, and another number of them."""
 
-    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> None:
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> None:
         return None
 
     def drop(self, slots: Slots) -> Tensor:
@@ -168,7 +168,7 @@ class Drifting(DecodePolicy):
     def __init__(self) -> None:
         self.calls = 0
 
-    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor:
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> Tensor:
         self.calls += 1
         return base_BU + self.calls % 2
 

@@ -29,7 +29,9 @@ class Holding:
         self.kept += range(self.seen, self.seen + new)
         self.seen += new
         state_S = torch.cat([self.state_S, torch.zeros(new)])
-        limit = self.policy.limit(torch.tensor([[self.base]]), torch.tensor([[self.seen - self.span]]), 0)
+        numbers = (torch.tensor([[n]]) for n in (self.base, self.seen - self.span, self.span))
+        base_11, steps_11, span_11 = numbers
+        limit = self.policy.limit(base_11, steps_11, 0, span_11)
         slots = Slots(
             0,
             torch.tensor([self.span]),

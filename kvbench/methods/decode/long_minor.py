@@ -42,7 +42,7 @@ class DropLongMinor(DecodePolicy):
         """The last important queries of the prompt, whichever score chose the tokens that stay."""
         return LastImportant(self.history)
 
-    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> None:
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> None:
         """Return None: `drop` decides how many tokens leave."""
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:

@@ -42,7 +42,7 @@ class FrozenPrompt(DecodePolicy):
         if self.tokens <= self.recent:
             raise InvalidField("tokens", self.tokens, "must be larger than {recent}", recent=self.recent)
 
-    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int) -> Tensor:
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> Tensor:
         """Return the tokens that a head may hold: those of the prompt, and its generated ones."""
         grown = self.tokens if not self.every else (self.recent + (steps_B1 - 1) // self.every).clamp(max=self.tokens)
         return base_BU + grown
