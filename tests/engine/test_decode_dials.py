@@ -19,6 +19,7 @@ from kvbench.prompts import Prompt
 from tests.helpers.methods import shipped
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
 
+
 def is_steady(method: Method) -> bool:
     """Return True if a head's limit stays the same in long answers."""
     assert method.decode is not None

@@ -103,7 +103,8 @@ def test_the_budget_of_scope_is_the_printed_one() -> None:
     """256 recent tokens of 512, 4096 generated at most: a token more every 15 steps."""
     policy = FrozenPrompt(tokens=512, recent=256, every=(4096 - 256) // (512 - 256))
     steps_B1 = torch.tensor([0, 14, 15, 100, 3839])[:, None] + 1
-    assert policy.limit(torch.zeros(5, 1).long(), steps_B1, 0, torch.ones(5, 1).long()).flatten().tolist() == [256, 256, 257, 262, 511]
+    zeros_B1 = torch.zeros_like(steps_B1)
+    assert policy.limit(zeros_B1, steps_B1, 0, zeros_B1).flatten().tolist() == [256, 256, 257, 262, 511]
     assert [naive.scope_window(t, 512, 256, 15) for t in (0, 14, 15, 100, 3839)] == [256, 256, 257, 262, 511]
 
 

@@ -1,4 +1,4 @@
-"""Drops at a fixed place of the cache, naively: one list of positions, one token at a time (PrefixKV, Elastic Cache)."""
+"""Drops at a fixed place of the cache, naively: one list of positions, one token at a time."""
 
 from __future__ import annotations
 
