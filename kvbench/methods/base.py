@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from kvbench.methods.candidates import Candidates, HeadBudget
@@ -118,6 +119,12 @@ class LayerBudget:
         """Candidates to keep, over all layers and heads."""
         return (self.tokens - self.protected) * self.layers * self.heads
 
+    def stacked(self) -> Tensor:
+        """Return the statistics of all layers on the CPU, [L, ...]. Raises ValueError if a layer's is missing."""
+        if self.statistics is None or len(self.statistics) != self.layers:
+            raise ValueError(f"these layer budgets need layer_scores of all {self.layers} layers; see keep_layers")
+        return torch.stack([statistic.detach().to("cpu") for statistic in self.statistics])
+
 
 @runtime_checkable
 class Layers(Part, Protocol):
@@ -129,8 +136,11 @@ class Layers(Part, Protocol):
 
     @property
     def exact(self) -> bool:
-        """True if the layers' tokens add up to the budget; False for a reference's rounding of it."""
-        return True
+        """True if the layers' tokens add up to the budget; False for a reference's rounding of it.
+
+        A field `allocation` of the part chooses between the two.
+        """
+        return getattr(self, "allocation", "exact") == "exact"
 
     @property
     def needs_statistics(self) -> bool:
@@ -165,8 +175,11 @@ class Heads(Part, Protocol):
 
     @property
     def exact(self) -> bool:
-        """True if the heads' candidates add up to the layer's total; False for a reference's rounding of it."""
-        return True
+        """True if the heads' candidates add up to the layer's total; False for a reference's rounding of it.
+
+        A field `allocation` of the part chooses between the two.
+        """
+        return getattr(self, "allocation", "exact") == "exact"
 
 
 @runtime_checkable

@@ -75,6 +75,14 @@ class Candidates:
         """
         return self.memo(("heads", key), lambda: self._heads_by_rank(scale_U))
 
+    def best_mass(self, count: int) -> Tensor:
+        """Return the share [U] of each head's scores that its best `count` candidates hold.
+
+        A head whose attention lies in the window alone has no scores, and its share is 0.
+        """
+        held_U = self.values_UN.gather(1, self.order_UN[:, :count]).sum(1)
+        return held_U / self.values_UN.sum(1).clamp_min(torch.finfo(self.values_UN.dtype).tiny)
+
     def _heads_by_rank(self, scale_U: Tensor | None) -> Tensor:
         values = self.values_UN if scale_U is None else self.values_UN * scale_U[:, None]
         return values.flatten().argsort(descending=True, stable=True) // max(1, self.values_UN.shape[1])

@@ -1,7 +1,7 @@
 """The contract of storage parts: the form in which kept tokens are held.
 
 Shape suffixes: N blocks of any rows and KV heads, B tokens of a block, U KV heads, T tokens of the compressed span,
-D head dimension.
+D head dimension, C channels that stay.
 
 A part owns no state. The cache owns flat buffers of encoded blocks, and hands over as many blocks at a time as suit
 the device.
@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from kvbench.methods.base import Part
 from kvbench.methods.context import LayerContext
+from kvbench.methods.fields import InvalidField
 
 Encoded = tuple[Tensor, ...]
 """Encoded blocks: every tensor has one leading row per block."""
@@ -88,6 +90,38 @@ class Half(Part, Protocol):
     def nbytes(self, encoded: Encoded) -> int:
         """Return the bytes of encoded blocks as published: of codes of mixed widths, what they take if packed."""
         return sum(x.nbytes for x in encoded)
+
+
+class ChannelHalf(Half, Protocol):
+    """A form that drops the share `ratio` of a head's channels, those with the least `weights`. They come back as 0."""
+
+    ratio: float
+
+    def weights(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Tensor:
+        """Return what the channels of each head are worth, [U, D]; arguments as of `prepare`."""
+        ...
+
+    def check(self, head_dim: int) -> None:
+        """Raise InvalidField if no channel of this head dimension would be dropped."""
+        if int(self.ratio * head_dim) < 1:
+            raise InvalidField("ratio", self.ratio, f"drops none of {head_dim} channels")
+
+    def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
+        """Return the channels that stay, as indices [U, C]."""
+        count = x_UTD.shape[-1] - int(self.ratio * x_UTD.shape[-1])
+        best_UD = self.weights(ctx, keep_UT, x_UTD).argsort(dim=-1, descending=True, stable=True)
+        return Side(head=best_UD[:, :count].sort(-1).values.to(torch.int16))
+
+    def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
+        """Return the channels that stay."""
+        assert head_N is not None
+        return (x_NBD.gather(2, head_N.long()[:, None].expand(-1, self.block, -1)),)
+
+    def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
+        """Return [N, B, D] tokens with 0 in the other channels."""
+        assert head_N is not None
+        channel_NBC = head_N.long()[:, None].expand(-1, self.block, -1)
+        return encoded[0].new_zeros(*encoded[0].shape[:2], dim).scatter_(2, channel_NBC, encoded[0])
 
 
 @runtime_checkable

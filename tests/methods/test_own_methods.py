@@ -129,7 +129,7 @@ def with_score(lines: str) -> str:
 @pytest.mark.parametrize(
     ("dials", "expected"),
     [
-        ({"recent": -1}, "method.recent=-1: must be at least 1, its queries make the scores"),
+        ({"recent": -1}, "method.recent=-1: must be at least 1"),
         ({"width": 4}, "method.width=4: must be odd, so that pooling keeps the length"),
         ({"beta": 1.5}, "method.beta=1.5: must be at most 1"),
         ({"beta": "steep"}, "method.beta=steep: must be a number (default 0.5)"),

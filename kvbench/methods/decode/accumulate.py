@@ -46,7 +46,6 @@ class AccumulateAndEvict(DecodePolicy):
         return ColumnSums(self.reduce)
 
     def protects(self, tokens: int) -> int:
-        """Return the recent tokens."""
         return window_tokens(self.window, tokens)
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
@@ -56,9 +55,6 @@ class AccumulateAndEvict(DecodePolicy):
     def drop(self, slots: Slots) -> Tensor:
         """Return the accumulated attention; recent tokens stay."""
         assert slots.limit_BU is not None
-        window: int | Tensor = 0
-        if isinstance(self.window, float):
-            window = (self.window * slots.limit_BU.double()).int()[..., None]
-        else:
-            window = self.window
+        is_share = isinstance(self.window, float)
+        window = (self.window * slots.limit_BU.double()).int()[..., None] if is_share else int(self.window)
         return slots.state_BUC.masked_fill(slots.recent(window), torch.inf)

@@ -40,11 +40,6 @@ class Adaptive(Heads):
         """True: the best tokens are counted over all heads."""
         return True
 
-    @property
-    def exact(self) -> bool:
-        """True if the heads' tokens add up to the layer's."""
-        return self.allocation == "exact"
-
     def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> HeadBudget:
         """Return the candidates to keep per KV head, as a rule where kernels know it."""
         if self.exact and not self.normalize:
@@ -52,11 +47,7 @@ class Adaptive(Heads):
         heads, count = candidates.values_UN.shape
         base = total // heads
         if self.normalize:
-            values = candidates.values_UN
-            best = values.gather(1, candidates.order_UN[:, :base]).sum(1)
-            # a head whose attention lies in the window alone has no mass here, and gets its floor only
-            mass = values.sum(1).clamp_min(torch.finfo(values.dtype).tiny)
-            ranked = candidates.heads_by_rank(best / mass, key=("mass", base))
+            ranked = candidates.heads_by_rank(candidates.best_mass(base), key=("mass", base))
         else:
             ranked = candidates.heads_by_rank()
         counts_U = torch.bincount(ranked[:total], minlength=heads)

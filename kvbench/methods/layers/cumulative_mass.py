@@ -1,7 +1,4 @@
-"""Layer budgets by accumulated attention: PrefixKV.
-
-Shape suffixes: L layers, T tokens, U KV heads.
-"""
+"""Layer budgets by accumulated attention: PrefixKV. Shape suffixes: L layers, T tokens, U KV heads."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_allocation
 from kvbench.methods.rounding import apportion
 
-_TOLERANCE = 5  # tokens, as in the reference
-
 
 @dataclass(frozen=True)
 class CumulativeMass(Layers):
@@ -24,8 +19,7 @@ class CumulativeMass(Layers):
 
     PrefixKV (Wang et al. 2024, arXiv 2412.03409). Sort each layer's normalised scores; a binary search finds the mass
     p at which dropping the rest of every layer meets the budget to within 5 tokens; the drops are then scaled to the
-    budget. The reference does this offline on calibration prompts, here it is done on the prompt itself. Needs the
-    scores of all layers.
+    budget. The reference does this offline on calibration prompts, here it is done on the prompt itself.
 
     Args:
         allocation: exact scales by largest remainder, so that the budget is met; reference truncates.
@@ -37,13 +31,7 @@ class CumulativeMass(Layers):
         check_allocation(self)
 
     @property
-    def exact(self) -> bool:
-        """True if the layers' tokens add up to the budget."""
-        return self.allocation == "exact"
-
-    @property
     def needs_statistics(self) -> bool:
-        """True: the mass is searched over all layers."""
         return True
 
     def statistic(self, ctx: LayerContext, score_UT: Tensor) -> Tensor:
@@ -51,41 +39,22 @@ class CumulativeMass(Layers):
         return score_UT.double().mean(0)
 
     def __call__(self, budget: LayerBudget) -> list[int]:
-        """Return the tokens of each layer, summed over its KV heads.
-
-        Raises:
-            ValueError: the statistics of a layer are missing.
-        """
+        """Return the tokens of each layer, summed over its KV heads. Raises ValueError without all statistics."""
         if budget.layers == 1:
             return [budget.tokens * budget.heads]
-        if budget.statistics is None or len(budget.statistics) != budget.layers:
-            raise ValueError(
-                f"layer budgets by cumulative mass need layer_scores of all {budget.layers} layers; see keep_layers"
-            )
-        mass_LT = torch.stack([s.detach().cpu().double() for s in budget.statistics])
-        mass_LT = mass_LT.sort(dim=-1, descending=True).values
+        mass_LT = budget.stacked().sort(dim=-1, descending=True).values
         cdf_LT = (mass_LT / mass_LT.sum(-1, keepdim=True)).cumsum(-1)
-        target = budget.layers * (budget.span - budget.tokens)
-        most = budget.span - budget.protected
-        dropped = _search(cdf_LT, target, most)
+        target, most = budget.layers * (budget.span - budget.tokens), budget.span - budget.protected
+        low, high, dropped = 0.0, 1.0, [0]
+        for _ in range(60):
+            point = (low + high) / 2
+            kept_L1 = torch.searchsorted(cdf_LT, cdf_LT.new_full((budget.layers, 1), point)) + 1
+            dropped = (most - kept_L1).clamp(min=0).flatten().tolist()
+            if abs(sum(dropped) - target) < 5:  # tokens, as in the reference
+                break
+            low, high = (low, point) if sum(dropped) < target else (point, high)
         if self.allocation == "exact":
             dropped = apportion(dropped, target, most)
         else:
-            scale = max(1, sum(dropped))
-            dropped = [min(most, count * target // scale) for count in dropped]
+            dropped = [min(most, count * target // max(1, sum(dropped))) for count in dropped]
         return [(budget.span - count) * budget.heads for count in dropped]
-
-
-def _search(cdf_LT: Tensor, target: int, most: int) -> list[int]:
-    """Return tokens to drop per layer, at most `most`, so that they add up to about `target`."""
-    low, high = 0.0, 1.0
-    dropped: list[int] = []
-    for _ in range(60):
-        mid = (low + high) / 2
-        point = torch.full((cdf_LT.shape[0], 1), mid, dtype=cdf_LT.dtype)
-        kept = torch.searchsorted(cdf_LT, point)[:, 0] + 1
-        dropped = (most - kept).clamp(min=0).tolist()
-        if abs(sum(dropped) - target) < _TOLERANCE:
-            break
-        low, high = (low, mid) if sum(dropped) < target else (mid, high)
-    return dropped

@@ -31,10 +31,7 @@ class GlobalTop(Layers):
         """Return the tokens of each layer, summed over its KV heads. Raises ValueError without all scores."""
         if budget.layers == 1:
             return [budget.tokens * budget.heads]
-        if budget.statistics is None or len(budget.statistics) != budget.layers:
-            raise ValueError(f"a global threshold needs layer_scores of all {budget.layers} layers; see keep_layers")
-        ends = slice(budget.sinks, budget.span - budget.window)
-        score_LN = torch.stack([score_UT[:, ends].flatten().to("cpu") for score_UT in budget.statistics])
+        score_LN = budget.stacked()[..., budget.sinks : budget.span - budget.window].flatten(1)
         best = score_LN.flatten().argsort(descending=True, stable=True)[: budget.free] // score_LN.shape[1]
         held = torch.bincount(best, minlength=budget.layers).tolist()
         return [count + budget.protected * budget.heads for count in held]

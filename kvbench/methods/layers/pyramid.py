@@ -33,11 +33,6 @@ class Pyramid(Layers):
         check_at_least(self, "beta", 1)
         check_allocation(self)
 
-    @property
-    def exact(self) -> bool:
-        """True if the layers' tokens add up to the budget."""
-        return self.allocation == "exact"
-
     def __call__(self, budget: LayerBudget) -> list[int]:
         """Return the tokens of each layer, summed over its KV heads."""
         base = budget.tokens - budget.protected

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
+
 POOLINGS = ("avg", "max", "none")
+
+
+def check_pooling(part: Any) -> None:
+    """Raise InvalidField if the part's fields `kernel_size` and `pooling` are none that `pool` takes."""
+    check_at_least(part, "kernel_size", 1)
+    if part.kernel_size % 2 == 0:
+        raise InvalidField("kernel_size", part.kernel_size, "must be odd, so that pooling keeps the length")
+    check_one_of(part, "pooling", POOLINGS)
 
 
 def pool(x_UN: Tensor, pooling: str, kernel_size: int) -> Tensor:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.methods.base import LayerContext, Score
-from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
+from kvbench.methods.fields import check_at_least, check_one_of
 from kvbench.methods.scores.groups import REDUCTIONS, add_up, reduce_group
-from kvbench.methods.scores.pooling import POOLINGS, pool
+from kvbench.methods.scores.pooling import check_pooling, pool
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,25 @@ class WindowAttention(Score):
     reduce: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise InvalidField("window", self.window, "must be at least 1, its queries make the scores")
-        check_at_least(self, "kernel_size", 1)
-        if self.kernel_size % 2 == 0:
-            raise InvalidField("kernel_size", self.kernel_size, "must be odd, so that pooling keeps the length")
-        check_one_of(self, "pooling", POOLINGS)
+        check_at_least(self, "window", 1)  # its queries make the scores
+        check_pooling(self)
         check_one_of(self, "reduce", REDUCTIONS)
 
     @property
     def queries(self) -> int:
-        """Queries whose attention is held at once: the window."""
         return self.window
 
     @property
     def unscored(self) -> int:
-        """Tokens without a score: those of the window."""
         return self.window
 
     def __call__(self, ctx: LayerContext) -> Tensor:
-        """Return [U, T] scores."""
-        past = ctx.num_tokens - self.window
-        if ctx.kernels is not None:
+        past, size = ctx.num_tokens - self.window, self.kernel_size
+        if ctx.kernels is None:
+            mean_UGN = add_up(ctx.window_attention(self.window)[..., :past], 2) / self.window
+            score_UN = pool(reduce_group(mean_UGN, self.reduce, dim=1), self.pooling, size)
+        else:
             score_UN = ctx.kernels.window_score(
-                ctx.q[:, past:],
-                ctx.k,
-                scaling=ctx.scaling,
-                reduce=self.reduce,
-                pooling=self.pooling,
-                kernel_size=self.kernel_size,
+                ctx.q[:, past:], ctx.k, scaling=ctx.scaling, reduce=self.reduce, pooling=self.pooling, kernel_size=size
             )
-            return F.pad(score_UN, (0, self.window))
-        attention_UGWT = ctx.window_attention(self.window)
-        score_UN = reduce_group(add_up(attention_UGWT[..., :past], 2) / self.window, self.reduce, dim=1)
-        return F.pad(pool(score_UN, self.pooling, self.kernel_size), (0, self.window))
+        return F.pad(score_UN, (0, self.window))

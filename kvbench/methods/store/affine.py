@@ -1,6 +1,6 @@
 """Asymmetric uniform quantisation of keys or values, in groups of tokens or of channels.
 
-Shape suffixes: N blocks, B tokens of a block, D head dimension, G members of a quantisation group.
+Shape suffixes: N blocks, B tokens of a block, D head dimension.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.storage import Encoded, Half
-from kvbench.methods.store.packing import decode_groups, encode_groups
+from kvbench.methods.storage import Encoded
+from kvbench.methods.store.packing import Groups, decode_groups, encode_groups
 
 
 @dataclass(frozen=True)
-class PerChannel(Half):
+class PerChannel(Groups):
     """Blocks of `group_size` tokens, a scale and a minimum per channel; `residual` tokens are encoded at a time."""
-
-    bits: int
-    group_size: int
-    residual: int
 
     @property
     def block(self) -> int:
@@ -41,12 +37,8 @@ class PerChannel(Half):
 
 
 @dataclass(frozen=True)
-class PerToken(Half):
+class PerToken(Groups):
     """Single tokens with a scale and a minimum per group of channels; the newest `residual` stay as they are."""
-
-    bits: int
-    group_size: int
-    residual: int
 
     @property
     def kind(self) -> str:

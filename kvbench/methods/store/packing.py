@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from kvbench.methods.storage import Half
+
+
+@dataclass(frozen=True)
+class Groups(Half):
+    """Codes of `bits` bits with a scale and a minimum per group. About `residual` of the newest tokens stay plain."""
+
+    bits: int
+    group_size: int
+    residual: int
 
 
 def encode_groups(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
