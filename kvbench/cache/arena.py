@@ -9,7 +9,7 @@ largest of them, at most an eighth above the smallest (or 16 slots). They can th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,6 +112,22 @@ def merge(arenas: Sequence[Arena], released: frozenset[int], backend: Backend) -
         k_RD.index_copy_(0, new, arena.buffers.k_RD[old])
         v_RD.index_copy_(0, new, arena.buffers.v_RD[old])
     return _arena(in_layout, slabs, k_RD, v_RD, start_S1, torch.cat(new_slots) if backend.needs_bias else None)
+
+
+def copied(arena: Arena, row: int, copies: Sequence[int], backend: Backend) -> Arena:
+    """Return an arena of rows that hold what a row of another arena holds."""
+    source = [s for s in arena.segments if s.row == row]
+    segments = [replace(s, row=copy, need=max(s.need, s.length)) for copy in copies for s in source]
+    old = arena.buffers
+    slots_N = live_slots(source, old.k_RD.device).repeat(len(copies))
+    in_layout = list(segments)
+    slabs, slots = lay_out(in_layout)
+    live_N = live_slots(segments, old.k_RD.device)
+    k_RD, v_RD = (x_RD.new_zeros(slots, x_RD.shape[1]) for x_RD in (old.k_RD, old.v_RD))
+    for new_RD, old_RD in ((k_RD, old.k_RD), (v_RD, old.v_RD)):
+        new_RD.index_copy_(0, live_N, old_RD[slots_N])
+    start_S1 = _starts(in_layout, slots, old.k_RD.device)
+    return _arena(in_layout, slabs, k_RD, v_RD, start_S1, live_N if backend.needs_bias else None)
 
 
 def lay_out(segments: list[Segment]) -> tuple[list[Slab], int]:

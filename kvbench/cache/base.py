@@ -112,6 +112,10 @@ class KVCache(Protocol):
         """Store the keys and values of a prompt that the rows keep."""
         ...
 
+    def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
+        """Give new rows in one layer what a row of it holds, the state of its decode policy included."""
+        ...
+
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:

@@ -82,6 +82,14 @@ class LocalLayer:
         self._rows += rows
         self._seen |= dict.fromkeys(rows, tokens)
 
+    def fork(self, row: int, copies: Sequence[int]) -> None:
+        """Give new rows what a row holds."""
+        assert self._kv is not None
+        at = torch.tensor([*range(len(self._rows)), *[self._rows.index(row)] * len(copies)], device=self._kv[0].device)
+        self._kv = self._kv[0][at], self._kv[1][at]
+        self._rows += copies
+        self._seen |= dict.fromkeys(copies, self._seen[row])
+
     def attend(self, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Append T new tokens to `rows` and attend to the tokens that each of them sees: [B, H, T, D]."""
         assert self._kv is not None

@@ -10,7 +10,7 @@ D head dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,16 @@ class MaskedCache:
                 entry.store.check(k_UTD.shape[-1])
                 k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
             self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads())
+
+    def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
+        of_row = self._layers[layer][row]
+        for copy in copies:
+            entry = replace(of_row.entry, row=copy)
+            encoded = list(of_row.encoded[0]), list(of_row.encoded[1])
+            k, v = of_row.k_UND.clone(), of_row.v_UND.clone()
+            self._layers[layer][copy] = replace(
+                of_row, entry=entry, k_UND=k, v_UND=v, encoded=encoded, reads=replace(of_row.reads)
+            )
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float

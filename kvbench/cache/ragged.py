@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvbench.cache.arena import Arena, Segment, gather, live_slots, merge
+from kvbench.cache.arena import Arena, Segment, copied, gather, live_slots, merge
 from kvbench.cache.base import Counts, Entry, TokensRead, tokens_read
 from kvbench.cache.encoded import EncodedRows
 from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
@@ -66,6 +66,15 @@ class _ArenaLayer:
         self._held |= held
         entries = [replace(e, reserve=held[e.row].most_reserved(e)) if e.row in held else e for e in entries]
         self._arenas.append(gather(entries, k_UTD, v_UTD, self._backend))
+
+    def fork(self, row: int, copies: Sequence[int]) -> None:
+        if any(copy in self._dead for copy in copies):
+            self._rebuild()
+        self._deactivate()
+        if row in self._held:
+            self._held |= {copy: replace(self._held[row]) for copy in copies}
+        arena = next(arena for arena in self._arenas if any(s.row == row for s in arena.segments))
+        self._arenas.append(copied(arena, row, copies, self._backend))
 
     def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
@@ -313,6 +322,10 @@ class RaggedCache:
             return EncodedRows(form.store, self._packed)
         backend = BlockBackend(form.store)
         return EncodedHeldRows(backend, _ArenaLayer(backend, layer, len(self._layers)))
+
+    def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
+        assert row not in self._form_of, "a fed prompt has neither a storage part nor a look"
+        self._layers[layer].fork(row, copies)
 
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.common.suggest import did_you_mean
+from kvbench.engine.guard import LayerGuard
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench_kernels import backends
 
@@ -21,6 +23,13 @@ log = logging.getLogger(__name__)
 
 CACHES = ("ragged", "masked")
 _logged: set[backends.Choice] = set()
+
+
+class Place(NamedTuple):
+    """A row of the cache, and the tokens that will be appended to it."""
+
+    row: int
+    reserve: int
 
 
 class LayerCaches:
@@ -44,11 +53,43 @@ class LayerCaches:
             return self.local[layer].attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling)
         return self.kv.attend(self.plan.index(layer), rows, q_BHTD, k_BUTD, v_BUTD, scaling)
 
+    def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
+        """Give new rows what a row holds in one of the model's layers."""
+        if layer in self.local:
+            self.local[layer].fork(row, copies)
+        else:
+            self.kv.fork(self.plan.index(layer), row, copies)
+
     def release(self, rows: Sequence[int]) -> None:
         """Forget finished rows and free their memory."""
         self.kv.release(rows)
         for layer in self.local.values():
             layer.release(rows)
+
+
+class ContinuePass:
+    """The attention of a decode step or of a question: it appends the tokens and attends to all that the rows hold.
+
+    Attributes:
+        rows: the cache's rows, one per row of the batch.
+    """
+
+    def __init__(self, caches: LayerCaches, rows: Iterable[int]) -> None:
+        self._caches, self.rows = caches, tuple(rows)
+        self._guard = LayerGuard(caches.plan)
+
+    def begin(self) -> None:
+        """Start the forward call."""
+        self._guard.begin()
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Attend in one of the model's layers: [B, H, T, D]."""
+        self._guard.enter(layer)
+        return self._caches.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+
+    def finish(self) -> None:
+        """End the forward call."""
+        self._guard.finish()
 
 
 def make_cache(model: PreTrainedModel, cache: str = "ragged", kernel: str = "auto") -> KVCache:

@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.engine.attention import Forward, kvbench_attention, last_logits
-from kvbench.engine.caches import LayerCaches, device_of, make_cache
+from kvbench.engine.caches import ContinuePass, LayerCaches, Place, device_of, make_cache
+from kvbench.engine.clock import now
 from kvbench.engine.fused import fused_step
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.limits import RequestLimits
-from kvbench.engine.prefill import ContinuePass, Place, PrefillPass, now
+from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.requests import Answer, Draw, EqualLengths, check_request, row_errors
 from kvbench.engine.rope import depends_on_length, forget_lengths
@@ -228,29 +229,31 @@ class _Batch:
         seconds = now(self._device) - begin
         for feed in dict.fromkeys(variant.method.feed for variant in variants):
             if feed is not None:
-                fed = [row for row in rows if variants[row.variant].method.feed == feed]
-                logits |= self._feed(fed, variants, places, prefill, ids_T)
+                fed = {variant: places[variant] for variant in variants if variant.method.feed == feed}
+                of_rows, feed_s = self._feed(fed, prefill, ids_T)
+                logits |= of_rows
+                for row in rows:
+                    row.feed_s = feed_s if row.id in of_rows else row.feed_s
         return OpenRequest(request, rows, failed, prefill, seconds - prefill.total_s, logits)
 
     def _feed(
-        self,
-        rows: Sequence[Row],
-        variants: Sequence[Variant],
-        places: Mapping[Variant, Sequence[Place]],
-        prefill: PrefillPass,
-        ids_T: Tensor,
-    ) -> dict[int, Tensor]:
-        """Take the prompt in chunk by chunk, for rows of an equal feed. Return the logits [V] of its last token."""
-        begin, span = now(self._device), len(ids_T)
-        place_of = {place.row: place for of_variant in places.values() for place in of_variant}
-        pairs = [(place_of[row.id], variants[row.variant]) for row in rows]
-        attention = start_feed(self._model, self._tokenizer, pairs, self._caches, span)
-        position_BT = torch.arange(span, device=self._device).expand(len(rows), -1)
-        logits_BV = self._call(ids_T.expand(len(rows), -1), position_BT, attention)
+        self, places: Mapping[Variant, Sequence[Place]], prefill: PrefillPass, ids_T: Tensor
+    ) -> tuple[dict[int, Tensor], float]:
+        """Take the prompt in chunk by chunk, once for every variant of an equal feed.
+
+        Returns:
+            The logits [V] of its last token for each row, and the seconds without those of copies.
+        """
+        begin, (span,) = now(self._device), ids_T.shape
+        attention = start_feed(
+            self._model, self._tokenizer, list(places), self._caches, places=list(places.values()), span=span
+        )
+        position_BT = torch.arange(span, device=self._device).expand(len(places), -1)
+        logits_BV = self._call(ids_T.expand(len(places), -1), position_BT, attention)
         prefill.full_bytes = max(prefill.full_bytes, attention.full_bytes)
-        for row in rows:
-            row.feed_s = now(self._device) - begin
-        return {row.id: logits_V for row, logits_V in zip(rows, logits_BV, strict=True)}
+        of_variants = zip(places.values(), logits_BV, strict=True)
+        logits = {place.row: logits_V for of_variant, logits_V in of_variants for place in of_variant}
+        return logits, now(self._device) - begin - attention.copies_s
 
     def _first_tokens(self, entry: OpenRequest) -> None:
         """Choose the first token of every row, after the row's question. Questions of equal length go together."""

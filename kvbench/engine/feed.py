@@ -1,9 +1,11 @@
 """The attention of a prompt that goes through the decode path in chunks, with eviction after each.
 
+A variant feeds its prompt once. Its other rows, one for each further question on the context, get copies afterwards.
+
 A layer's output for a chunk depends on the chunks before it alone. So all chunks of the prompt pass through a layer,
 one after the other, before the next layer; one forward call of the model serves the whole prompt.
 
-Shape suffixes: B rows, H query heads, U KV heads, T tokens of the prompt, D head dimension.
+Shape suffixes: B variants, H query heads, U KV heads, T tokens of the prompt, D head dimension.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench.engine.caches import LayerCaches
+from kvbench.engine.caches import LayerCaches, Place
+from kvbench.engine.clock import now
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.variant import Variant
 from kvbench.methods.decoding import Feed
@@ -22,19 +25,19 @@ from kvbench.methods.model_view import ModelView
 
 
 class FeedPass:
-    """The attention over a prompt, for rows whose methods feed it in equal chunks.
+    """The attention over a prompt, for variants whose methods feed it in equal chunks.
 
     Args:
-        variants: the variant of each row.
-        rows: rows of the cache.
-        reserves: per row, the tokens that will be appended after the prompt.
+        variants: different methods and budgets.
         caches: destination of the keys and values.
+        places: per variant, the rows to fill.
         span: tokens of the prompt.
         model: a view of the model, for policies that turn keys.
 
     Attributes:
-        tokens: per row, the tokens per KV head that its budget allows; None without a budget.
+        tokens: per variant, the tokens per KV head that its budget allows; None without a budget.
         full_bytes: bytes of the prompt in a full cache of one row, over the layers that are compressed.
+        copies_s: seconds of the call that were spent on copies for further questions.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -43,19 +46,20 @@ class FeedPass:
     def __init__(
         self,
         variants: Sequence[Variant],
-        rows: Sequence[int],
-        reserves: Sequence[int],
         caches: LayerCaches,
         *,
+        places: Sequence[Sequence[Place]],
         span: int,
         model: ModelView | None,
     ) -> None:
-        self._variants, self._rows, self._reserves, self._caches = variants, list(rows), reserves, caches
+        self._variants, self._caches, self._places = variants, caches, places
+        self._rows = [first.row for first, *_ in places]
         self._span, self._model = span, model
         self._guard = LayerGuard(caches.plan)
         self._num_layers = len(caches.plan.full)
         self.tokens = [variant.method.tokens(variant.budget, span) for variant in variants]
         self.full_bytes = 0
+        self.copies_s = 0.0
 
     def begin(self) -> None:
         """Start the forward call."""
@@ -69,8 +73,9 @@ class FeedPass:
             self._caches.local[layer].add(self._rows, nothing_U0D, nothing_U0D)
         else:
             group = q_BHTD.shape[1] // k_BUTD.shape[1]
-            entries = [self._entry(place, self._caches.plan.index(layer), nothing_U0D, group) for place in self._places]
-            self._caches.kv.add(self._caches.plan.index(layer), entries, nothing_U0D, nothing_U0D)
+            full_layer = self._caches.plan.index(layer)
+            entries = [self._entry(index, full_layer, nothing_U0D, group) for index in range(len(self._variants))]
+            self._caches.kv.add(full_layer, entries, nothing_U0D, nothing_U0D)
             self.full_bytes += k_BUTD[0].nbytes + v_BUTD[0].nbytes
         outs = []
         for chunk in torch.arange(self._span).split(self._feed.chunk):
@@ -78,6 +83,7 @@ class FeedPass:
             outs.append(
                 self._caches.attend(layer, self._rows, q_BHTD[:, :, at], k_BUTD[:, :, at], v_BUTD[:, :, at], scaling)
             )
+        self._copy(layer, k_BUTD.device)
         return torch.cat(outs, 2)
 
     def finish(self) -> None:
@@ -87,9 +93,15 @@ class FeedPass:
     def close(self) -> None:
         """Do nothing: the pass adds nothing to the model."""
 
-    @property
-    def _places(self) -> range:
-        return range(len(self._rows))
+    def _copy(self, layer: int, device: torch.device) -> None:
+        """Give the other rows of each variant what its first row holds in a layer that has taken the prompt in."""
+        if all(len(places) == 1 for places in self._places):
+            return
+        begin = now(device)
+        for first, *others in self._places:
+            if others:
+                self._caches.fork(layer, first.row, [place.row for place in others])
+        self.copies_s += now(device) - begin
 
     @property
     def _feed(self) -> Feed:
@@ -97,18 +109,18 @@ class FeedPass:
         assert feed is not None
         return feed
 
-    def _entry(self, place: int, layer: int, nothing_U0D: Tensor, group: int) -> Entry:
-        """Return an empty row of one layer, with its share of the budget."""
-        variant, heads = self._variants[place], len(nothing_U0D)
+    def _entry(self, index: int, layer: int, nothing_U0D: Tensor, group: int) -> Entry:
+        """Return an empty row of one layer for a variant, with its share of the budget."""
+        variant, heads = self._variants[index], len(nothing_U0D)
         policy = variant.method.policy
         assert policy is not None
         return Entry(
-            self._rows[place],
+            self._rows[index],
             torch.ones(heads, 0, dtype=torch.bool, device=nothing_U0D.device),
-            self._span + self._reserves[place],
+            self._span + max(place.reserve for place in self._places[index]),
             policy=policy,
             score_UT=nothing_U0D.new_zeros(heads, 0, dtype=torch.float32),
-            base_U=self._base(variant, self.tokens[place], layer, heads, heads * group),
+            base_U=self._base(variant, self.tokens[index], layer, heads, heads * group),
             at_once=self._feed.chunk,
             rotate=None if self._model is None else self._model.rotate,
         )

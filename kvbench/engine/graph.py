@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.base import KVCache, Recordable
-from kvbench.engine.prefill import ContinuePass
+from kvbench.engine.caches import ContinuePass
 from kvbench.engine.survey import survey
 
 log = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvbench.cache.base import KVCache
 from kvbench.engine.attention import AttentionPass, kvbench_attention
-from kvbench.engine.caches import LayerCaches, make_cache
+from kvbench.engine.caches import ContinuePass, LayerCaches, Place, make_cache
 from kvbench.engine.feed import FeedPass
 from kvbench.engine.limits import RequestLimits, check_methods
-from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
+from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.requests import pass_error
 from kvbench.engine.rope import forget_lengths
@@ -182,8 +182,9 @@ class Compressed:
         cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
         place = Place(0, _RESERVE)
         if self._variant.method.feed is not None:
-            pair = place, self._variant
-            self._prefill = start_feed(self._model, self._tokenizer, [pair], cache.caches, self._prompt)
+            self._prefill = start_feed(
+                self._model, self._tokenizer, [self._variant], cache.caches, places=[[place]], span=self._prompt
+            )
         else:
             self._prefill = start_prefill(
                 self._model,

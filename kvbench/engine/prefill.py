@@ -1,4 +1,4 @@
-"""The attention of the prompt, and of the tokens that follow it.
+"""The attention of the prompt in the shared prefill.
 
 In the shared prefill every layer attends to the whole prompt, and each variant chooses the tokens it keeps.
 Compression happens inside the layer, while the prefill proceeds. At any time the device holds the full keys and values
@@ -10,13 +10,11 @@ Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,8 @@ from torch import Tensor
 
 from kvbench.cache.base import Entry
 from kvbench.cache.local import attend_prompt
-from kvbench.engine.caches import LayerCaches
+from kvbench.engine.caches import LayerCaches, Place
+from kvbench.engine.clock import now
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
@@ -32,20 +31,6 @@ from kvbench.engine.variant import Variant
 from kvbench.methods.base import Probe, Score
 from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding
-
-
-def now(device: torch.device) -> float:
-    """Return the wall clock in seconds, after everything queued on the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-class Place(NamedTuple):
-    """A row of the cache, and the tokens that will be appended to it."""
-
-    row: int
-    reserve: int
 
 
 class PrefillPass:
@@ -300,28 +285,3 @@ class PrefillPass:
             query_heads=ctx.num_kv_heads * ctx.group,
             statistics=statistics,
         )
-
-
-class ContinuePass:
-    """The attention of a decode step or of a question: it appends the tokens and attends to all that the rows hold.
-
-    Attributes:
-        rows: the cache's rows, one per row of the batch.
-    """
-
-    def __init__(self, caches: LayerCaches, rows: Iterable[int]) -> None:
-        self._caches, self.rows = caches, tuple(rows)
-        self._guard = LayerGuard(caches.plan)
-
-    def begin(self) -> None:
-        """Start the forward call."""
-        self._guard.begin()
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        """Attend in one of the model's layers: [B, H, T, D]."""
-        self._guard.enter(layer)
-        return self._caches.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling)
-
-    def finish(self) -> None:
-        """End the forward call."""
-        self._guard.finish()

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import Forward, kvbench_attention, last_logits, one_line
-from kvbench.engine.caches import LayerCaches, device_of
-from kvbench.engine.prefill import ContinuePass, Place, PrefillPass
+from kvbench.engine.caches import ContinuePass, LayerCaches, Place, device_of
+from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.engine.variant import Variant
 from kvbench.methods.method import Method

@@ -31,7 +31,7 @@ class Row:
         error: why it failed, in one line.
         kept_max: most tokens that any head stored, set when it stops.
         read: tokens that its decode steps read, set when it stops; None if they read everything.
-        feed_s: seconds of a prompt that was fed in chunks, with all rows that were fed together; else None.
+        feed_s: seconds of a prompt that was fed in chunks, with all variants that were fed together; else None.
         first_token_s: seconds from the prefill to the first token.
         clock: decode seconds of the batch at its first token; when it stops, from its first token to its last.
         measured: the kept tokens per layer and head, and the used and slack bytes, right after compression.

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbench.engine.caches import LayerCaches
+from kvbench.engine.caches import LayerCaches, Place
 from kvbench.engine.feed import FeedPass
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.model_view import decoder_layers, view_of
 from kvbench.engine.passes import ProbeRunner
-from kvbench.engine.prefill import Place, PrefillPass
+from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Variant
 from kvbench.methods.context import PromptFacts
 
@@ -41,28 +41,25 @@ def _needs_view(variant: Variant) -> bool:
 def start_feed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    rows: Sequence[tuple[Place, Variant]],
+    variants: Sequence[Variant],
     caches: LayerCaches,
+    *,
+    places: Sequence[Sequence[Place]],
     span: int,
 ) -> FeedPass:
-    """Return the attention of a prompt that rows with an equal feed take in chunk by chunk.
+    """Return the attention of a prompt that variants with an equal feed take in chunk by chunk.
 
     Args:
-        rows: a row of the cache and its variant, for every row of the call.
+        variants: the variant of each row of the call.
+        caches: destination of the keys and values.
+        places: per variant, the rows of the cache to fill; each begins as a copy of the first.
         span: tokens of the prompt.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
     """
-    variants = [variant for _, variant in rows]
-    return FeedPass(
-        variants,
-        [place.row for place, _ in rows],
-        [place.reserve for place, _ in rows],
-        caches,
-        span=span,
-        model=view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None,
-    )
+    view = view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None
+    return FeedPass(variants, caches, places=places, span=span, model=view)
 
 
 def start_prefill(

@@ -53,8 +53,8 @@ def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
     waiting = span * shape.token_bytes if any(v.method.waits for v in request.variants) else 0
     lengths = Counter(len(prompt.ids) - span for prompt, _ in request.rows)
     question = max((length * rows for length, rows in lengths.items()), default=0)
-    fed = Counter(variant.method.feed for _, variant in request.rows if variant.method.feed is not None)
-    whole = span * max(fed.values(), default=0)  # rows of one feed take the context in together
+    fed = Counter(variant.method.feed for variant in request.variants if variant.method.feed is not None)
+    whole = span * max(fed.values(), default=0)  # variants of one feed take the context in together
     return max(_activations(shape, span) + scores + waiting, _activations(shape, max(question, whole)))
 
 

@@ -36,9 +36,9 @@ from kvbench.cache.base import Entry, KVCache
 from kvbench.common.paths import conf_dir
 from kvbench.engine import graph
 from kvbench.engine.attention import kvbench_attention
-from kvbench.engine.caches import LayerCaches, make_cache, num_layers
+from kvbench.engine.caches import ContinuePass, LayerCaches, make_cache, num_layers
+from kvbench.engine.clock import now
 from kvbench.engine.fused import fused_step
-from kvbench.engine.prefill import ContinuePass, now
 from kvbench.engine.probe import last_logits
 from kvbench.engine.survey import survey
 

@@ -5,6 +5,7 @@ Shape suffixes: U KV heads, G query heads per KV head, T tokens, C slots, D head
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -54,6 +55,35 @@ POLICIES: list[DecodePolicy] = [
     Growing(),
     Scattered(),
 ]
+
+
+@pytest.mark.parametrize("kind", [RaggedCache, MaskedCache])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_a_copy_of_a_row_goes_on_as_the_row_would(
+    policy: DecodePolicy, kind: type[RaggedCache] | type[MaskedCache]
+) -> None:
+    """A row, and another one with the same tokens, which is not copied, but takes the copy's tokens afterwards."""
+    g = torch.Generator().manual_seed(8)
+    k_UTD, v_UTD = (torch.randn(2, 20, DIM, generator=g) for _ in range(2))
+    cache = kind(1)
+    rows = [entry for entry in entries(policy, g, 2, 20, reserve=9) if entry.policy is not None]
+    cache.add(0, [replace(e, row=e.row + other) for e in rows for other in (0, 10)], k_UTD, v_UTD)
+    originals, twins, copies = ([e.row + other for e in rows] for other in (0, 10, 20))
+
+    def attend(active: list[int], new: int, as_for: int) -> Tensor:
+        """Attend with the same tokens for the last `as_for` rows as for as many rows before them."""
+        q, k, v = (torch.randn(len(active) - as_for, heads, new, DIM, generator=g) for heads in (4, 2, 2))
+        return cache.attend(0, active, *(torch.cat([x, x[len(x) - as_for :]]) for x in (q, k, v)), 0.3)
+
+    for new in (1, 3, 1):
+        attend([*originals, *twins], new, as_for=len(rows))
+    for row, copy in zip(originals, copies, strict=True):
+        cache.fork(0, row, [copy, copy + 10])
+    for new in (1, 1, 4, 1, 30, 1, 1):
+        of_twins, of_copies = attend([*originals, *twins, *copies], new, as_for=len(rows)).split([8, 4])
+        torch.testing.assert_close(of_copies, of_twins[4:], rtol=1e-5, atol=1e-5)
+        for twin, copy in zip(twins, copies, strict=True):
+            assert (cache.lengths(copy), cache.peak(copy)) == (cache.lengths(twin), cache.peak(twin))
 
 
 def entries(policy: DecodePolicy, generator: torch.Generator, heads: int, tokens: int, reserve: int) -> list[Entry]:

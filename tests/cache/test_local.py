@@ -22,7 +22,8 @@ def test_local_layers_attend_to_the_tokens_of_their_mask(mask: LocalMask) -> Non
         q_1HTD, k, v = (torch.randn(1, heads, tokens, DIM, generator=g) for heads in (4, 2, 2))
         out = attend_prompt(q_1HTD, k, v, 0.3, mask)
         torch.testing.assert_close(out[0], masked_attention(q_1HTD[0], k[0], v[0], mask), rtol=1e-5, atol=1e-5)
-        layer.add([2 * row, 2 * row + 1], k[0], v[0])
+        layer.add([2 * row], k[0], v[0])
+        layer.fork(2 * row, [2 * row + 1])
         full |= dict.fromkeys((2 * row, 2 * row + 1), (k[0], v[0]))
     for rows, new, gone in (([0, 1, 2, 3, 4, 5], 1, [2]), ([4, 5], 3, []), ([0, 5, 3], 2, [0, 1]), ([3, 4, 5], 1, [])):
         q, k, v = (torch.randn(len(rows), heads, new, DIM, generator=g) for heads in (4, 2, 2))

@@ -17,8 +17,7 @@ from kvbench.cache.base import Entry
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import kvbench_attention, last_logits
-from kvbench.engine.caches import LayerCaches
-from kvbench.engine.prefill import ContinuePass, Place
+from kvbench.engine.caches import ContinuePass, LayerCaches, Place
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.start import start_feed
 from kvbench.methods.decode.streaming import StreamingWindow
@@ -78,7 +77,7 @@ def test_one_forward_call_equals_one_per_chunk(tiny: Tiny, chunk: int) -> None:
         for whole in (True, False):
             caches = LayerCaches(plan, RaggedCache(len(plan.full)))
             first = 60 if whole else min(chunk, 60)
-            attention = start_feed(model, tokenizer, [(Place(0, 99), variant)], caches, first)
+            attention = start_feed(model, tokenizer, [variant], caches, places=[[Place(0, 99)]], span=first)
             out = last_logits(model, ids[:, :first], torch.arange(first)[None], attention)
             for begin in range(first, 60, chunk):
                 at = torch.arange(begin, min(begin + chunk, 60))

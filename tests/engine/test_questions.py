@@ -52,8 +52,10 @@ def test_questions_on_one_context_are_answered_as_alone(tiny: Tiny, name: str, c
     with calls(tiny[0]) as shapes:
         together = generate(tiny, asked, variants((name,)), **settings)
     rows = len(asked) * len(variants((name,)))
-    fed = shipped()[name].feed is not None  # such a prompt goes through the decode path, with all of its rows
-    assert [shape for shape in shapes if shape[1] == 150] == [(rows if fed else 1, 150)], "one prefill"
+    fed = shipped()[name].feed is not None  # such a prompt goes through the decode path, once for every budget
+    assert [shape for shape in shapes if shape[1] == 150] == [(len(variants((name,))) if fed else 1, 150)], (
+        "one prefill"
+    )
     assert shapes[-(NEW - 1) :] == [(rows, 1)] * (NEW - 1), "all rows step together"
     for question, of_question in zip(asked, together, strict=True):
         (alone,) = generate(tiny, [question], variants((name,)), **settings)
@@ -62,16 +64,36 @@ def test_questions_on_one_context_are_answered_as_alone(tiny: Tiny, name: str, c
             assert (here.prompt_tokens, here.span, here.kv_bytes) == (there.prompt_tokens, 150, there.kv_bytes)
 
 
-def test_eight_questions_on_a_long_context_cost_one_prefill(tiny: Tiny) -> None:
-    """All methods run at once. After the prefill come passes of their own, one per question's length, and the steps."""
+@pytest.mark.parametrize("name", METHODS)
+def test_eight_questions_on_a_long_context_cost_one_prefill(tiny: Tiny, name: str) -> None:
+    """A forward call over the context has one row. After it come one call per question's length, and the steps."""
+    asked = questions(2048)
+    (variant,) = variants((name,), (70,))
+    probe = variant.method.probe
+    passes = [] if probe is None else [len(ids) for ids, _ in probe.passes(asked[0].ids[:2048], view_of(*tiny))]
+    with calls(tiny[0]) as shapes:
+        together = generate(tiny, asked, [variant], question="agnostic")
+    first, *rest = [shape for shape in shapes if shape[1] > 1]
+    assert first == (1, 2048)
+    assert [tokens for _, tokens in rest] == [*passes, 5, 9, 12]
+    assert shapes[-(NEW - 1) :] == [(8, 1)] * (NEW - 1)
+    assert len(shapes) == 1 + len(passes) + len(set(LENGTHS)) + NEW - 1
+    (alone,) = generate(tiny, asked[3:4], [variant], question="agnostic")
+    assert together[3][0].token_ids == alone[0].token_ids
+
+
+def test_eight_questions_and_all_methods_share_a_prefill(tiny: Tiny) -> None:
+    """After the prefill come the methods' own passes, one call per question's length, and the steps."""
     asked = questions(2048)
     probes = {method.probe for method in shipped().values() if method.probe is not None}
     feeds = {method.feed for method in shipped().values() if method.feed is not None}
     passes = [len(ids) for probe in probes for ids, _ in probe.passes(asked[0].ids[:2048], view_of(*tiny))]
     passes += [2048] * len(feeds)
+    fed = [variant for variant in variants(budgets=(70,)) if variant.method.feed is not None]
     with calls(tiny[0]) as shapes:
         together = generate(tiny, asked, variants(budgets=(70,)), question="agnostic", max_rows=1000)
     assert [tokens for _, tokens in shapes if tokens > 1] == [2048, *passes, 5, 9, 12]
+    assert sum(rows for rows, tokens in shapes if tokens == 2048) == 1 + len(fed), "each feeds the context once"
     assert len(shapes) == 1 + len(passes) + len(set(LENGTHS)) + NEW - 1
     assert all(len(generations) == len(METHODS) for generations in together)
 

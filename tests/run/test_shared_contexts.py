@@ -11,10 +11,13 @@ import pytest
 from kvbench.benchmarks.base import Sample
 from kvbench.benchmarks.needle import Needle
 from kvbench.engine import start
-from kvbench.engine.prefill import Place, PrefillPass
+from kvbench.engine.caches import Place
+from kvbench.engine.feed import FeedPass
+from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Request
 from kvbench.run import memory, runner
 from kvbench.run.jobs import Job
+from tests.helpers.methods import shipped, test_overrides
 from tests.helpers.runs import answers, let_engine_fail, records
 
 Jobs = Callable[..., list[Job]]
@@ -39,14 +42,27 @@ def two_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
 def prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of rows of every prefill of the engine's loop."""
     rows: list[int] = []
+    monkeypatch.setattr(start, "PrefillPass", counted(PrefillPass, rows))
+    return rows
 
-    class Counted(PrefillPass):
+
+@pytest.fixture
+def feeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of rows of every prompt that is fed in chunks."""
+    rows: list[int] = []
+    monkeypatch.setattr(start, "FeedPass", counted(FeedPass, rows))
+    return rows
+
+
+def counted(attention: type[Any], rows: list[int]) -> type[Any]:
+    """Return a class that adds the rows of each of its objects to a list."""
+
+    class Counted(attention):  # type: ignore[misc]
         def __init__(self, *args: Any, places: Sequence[Sequence[Place]], **settings: Any) -> None:
             rows.append(sum(map(len, places)))
             super().__init__(*args, places=places, **settings)
 
-    monkeypatch.setattr(start, "PrefillPass", Counted)
-    return rows
+    return Counted
 
 
 def alone(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, *overrides: list[str]) -> list[list[tuple[Any, ...]]]:
@@ -62,6 +78,25 @@ def test_a_context_is_prefilled_once(jobs: Jobs, prefills: list[int], monkeypatc
     assert prefills == [6, 6], "three questions under two variants on each of two contexts"
     assert [len(lines) for lines in together] == [6, 6]
     assert together == alone(jobs, monkeypatch, SNAP, H2O)
+
+
+FED = [name for name, method in shipped().items() if method.feed is not None]
+
+
+@pytest.mark.parametrize("names", [["snapkv", *FED], pytest.param(list(shipped()), marks=pytest.mark.slow)])
+def test_every_method_takes_a_context_in_once(
+    jobs: Jobs, prefills: list[int], feeds: list[int], monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    """A context is prefilled once for all methods, and fed in once for those that feed it."""
+    runs = []
+    for name in names:
+        method = shipped()[name]
+        budget = [] if method.promises is None else ["budget=100"]
+        runs.append([*AGNOSTIC, f"method={name}", *test_overrides(name), *budget, "engine.max_rows=100"])
+    together = [answers(outcome) for outcome in runner.run_jobs(jobs(*runs))]
+    assert prefills == [3 * (len(runs) - len(FED))] * 2, "three questions under every variant, on each of two contexts"
+    assert feeds == [3 * len(FED)] * 2
+    assert together == alone(jobs, monkeypatch, *runs)
 
 
 def test_only_missing_answers_are_computed(jobs: Jobs, prefills: list[int]) -> None:
