@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from kvbench.common.suggest import did_you_mean
+from kvbench.common.tasks import check_task
 
 LONGEST = 10_000_000  # tokens of a context; no model takes more
 MOST_SAMPLES = 100_000  # of one benchmark
@@ -29,7 +30,12 @@ class Sample:
     stop: task stop strings, each a single token of the tokenizer.
     chat: False writes the sample without the model's chat template.
     min_new_tokens: a stop token cannot be chosen before this many tokens are generated.
+    task: "localization" if the answer lies in a few places of the context, "aggregation" if it depends on all of it
+        (kvbench/common/tasks.py); some methods adapt to it. None: they decide by the words of the prompt.
     meta: JSON-able facts that scoring and reports need, e.g. {"length": 1000, "depth": 50}.
+
+    Raises:
+        ValueError: a task of another name.
     """
 
     id: str
@@ -41,7 +47,11 @@ class Sample:
     stop: tuple[str, ...] = ()
     chat: bool = True
     min_new_tokens: int = 0
+    task: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_task(self.task, f"benchmark: sample {self.id}")
 
 
 class Tokenizer(Protocol):

@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, Tokenizer, check_path, choice
-from kvbench.benchmarks.longbench_datasets import DATASETS, SETS, place
+from kvbench.benchmarks.longbench_datasets import DATASETS, SETS, place, task_of
 from kvbench.benchmarks.longbench_protocols import PRESETS, VERSION, Preset
 from kvbench.data import longbench as data
 from kvbench.data.sources import LONGBENCH_ROWS
@@ -156,6 +156,7 @@ class LongBenchDataset:
                 stop=self._stop,
                 chat=self._preset.chat(self._model, self._plain),
                 min_new_tokens=self._preset.min_new_tokens(self._plain),
+                task=task_of(self._plain),
                 meta={
                     "dataset": self._dataset,
                     "index": index,

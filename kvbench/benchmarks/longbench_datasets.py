@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvbench.benchmarks.base import SuiteColumn
+from kvbench.common.tasks import AGGREGATION, LOCALIZATION
 from kvbench.data.sources import LONGBENCH_ROWS
 
 # category, language; the order of the official table
@@ -29,9 +30,20 @@ DATASETS: dict[str, tuple[str, str]] = {
     "lcc": ("code", "en"),
     "repobench-p": ("code", "en"),
 }
+# LongBench calls these few-shot and synthetic, but the answer lies in one passage of the context.
+_LOCALIZATION = ("triviaqa", "passage_retrieval_en", "passage_retrieval_zh")
 ENGLISH = tuple(name for name, (_, language) in DATASETS.items() if language == "en")
 E = tuple(name for name in ENGLISH if name not in ("narrativeqa", "musique", "qmsum"))
 SETS = {"en16": ENGLISH, "all21": tuple(DATASETS), "e13": tuple(f"{name}_e" for name in E)}
+
+
+def task_of(dataset: str) -> str:
+    """Return the task of a dataset: localization for question answering and retrieval, else aggregation.
+
+    WindowKV (arXiv 2503.17922) names these two kinds; its code calls the first "qa" and everything else "other".
+    """
+    category, _ = DATASETS[dataset]
+    return LOCALIZATION if category.endswith("QA") or dataset in _LOCALIZATION else AGGREGATION
 
 
 def place(suite: str, dataset: str) -> SuiteColumn:

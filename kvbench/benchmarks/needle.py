@@ -17,6 +17,7 @@ from kvbench.benchmarks.haystack import Haystack, checksum, first_ids, haystacks
 from kvbench.benchmarks.insertion import insert, stops_mark_sentences, trimmed
 from kvbench.benchmarks.needle_checks import TEMPLATES, NeedleSettings, check_model
 from kvbench.benchmarks.prose import KEY_ADJECTIVES, KEY_NOUNS
+from kvbench.common.tasks import LOCALIZATION
 from kvbench.encoding import decoder
 from kvbench.metrics.needle import VERSIONS, exact_recall, needle_overlap, needle_rouge
 
@@ -82,6 +83,7 @@ class Needle(NeedleSettings):
                             max_new_tokens=self.max_new_tokens,
                             stop=tuple(self.stop),
                             chat=self.chat,
+                            task=LOCALIZATION,
                             meta={**meta, "needle_token": placed.token, "depth_reached": placed.depth},
                         )
                     )

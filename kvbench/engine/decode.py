@@ -216,6 +216,7 @@ class _Batch:
             places=[[] if variant.method.feed else rows_of for variant, rows_of in places.items()],
             token_ids=ids_T,
             context_len=context.context_len,
+            task=context.task,
             seed=request.seed,
         )
         logits: dict[int, Tensor] = {}

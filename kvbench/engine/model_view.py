@@ -9,7 +9,7 @@ Shape suffixes: H query heads, T tokens, D head dimension, E hidden size.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -88,6 +88,10 @@ class EngineView:
         """Return the token ids of a text; see `ModelView`."""
         ids: list[int] = self._need_tokenizer().encode(text, add_special_tokens=False)
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; see `ModelView`."""
+        return str(self._need_tokenizer().decode(list(ids), clean_up_tokenization_spaces=False))
 
     def answer_prefix(self) -> list[int]:
         """Return the ids that the chat template puts before an answer; see `ModelView`."""

@@ -29,7 +29,7 @@ from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.variant import Variant
 from kvbench.methods.base import Probe, Score
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding
 
 
@@ -39,7 +39,7 @@ class PrefillPass:
     A variant compresses once. Its rows, one for each question on the context, begin as copies.
 
     Args:
-        variants: different methods and budgets.
+        variants: different methods and budgets. Parts that depend on the prompt choose their fields here.
         caches: destination of the kept keys and values.
         places: per variant, the rows to fill; none for a variant that feeds its prompt.
         facts: what the methods' parts may know of the prompt.
@@ -70,19 +70,29 @@ class PrefillPass:
         hidden: LayerInputs | None = None,
         run_probe: ProbeRunner | None = None,
     ) -> None:
-        self._facts, self._hidden, self._run_probe = facts, hidden, run_probe
-        self._variants, self._caches, self._places = variants, caches, places
+        self._facts, self._hidden, self._run_probe = facts or PromptFacts(), hidden, run_probe
+        self._caches, self._places = caches, places
         self._guard = LayerGuard(caches.plan)
         self._num_layers = len(caches.plan.full)
         self.span = span
-        self.tokens = [v.method.tokens(v.budget, self.span) for v in variants]
         self.full_bytes = 0
-        self.total_s = 0.0
-        self.compress_s = [0.0] * len(variants)
+        self._variants, self.compress_s = self._for_prompt(variants)
+        self.total_s = sum(self.compress_s)
+        self.tokens = [v.method.tokens(v.budget, self.span) for v in self._variants]
+        self._earlier = EarlierScores()
         self._totals: dict[int, list[int] | None] = {}
         self._statistics: dict[int, list[Tensor]] = defaultdict(list)
         self._waiting: list[LayerContext] = []
         self._local_keys: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _for_prompt(self, variants: Sequence[Variant]) -> tuple[list[Variant], list[float]]:
+        """Return the variants with the fields that they choose by the prompt, and the seconds that each took."""
+        own, seconds = [], []
+        for variant in variants:
+            begin = time.perf_counter()
+            own.append(variant.for_prompt(self._facts))
+            seconds.append(time.perf_counter() - begin)
+        return own, seconds
 
     def begin(self) -> None:
         """Start the forward call."""
@@ -116,6 +126,7 @@ class PrefillPass:
             clock=partial(now, device),
             facts=self._facts,
             hidden_TE=None if self._hidden is None else self._hidden.take(layer),
+            earlier=self._earlier,
         )
         self._compress(ctx)
         self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes
@@ -127,6 +138,7 @@ class PrefillPass:
         self._guard.finish()
         self.close()
         if not self._waiting:
+            self._earlier.clear()
             return
         device = self._waiting[0].k.device
         begin, late = now(device), self._late()
@@ -136,6 +148,7 @@ class PrefillPass:
                 self._totals[index] = self._layer_totals(index, self._waiting[0], self._statistics.pop(index, None))
         while self._waiting:
             self._store(late, self._waiting.pop(0))
+        self._earlier.clear()
         self.total_s += now(device) - begin
 
     def close(self) -> None:

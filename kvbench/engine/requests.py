@@ -25,7 +25,7 @@ def check_request(request: Request, question: str) -> None:
         if question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
             raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")
     if len({context_key(prompt, question) for prompt in request.prompts}) > 1:
-        raise ValueError("the prompts of a request must have the same context; give each its own request")
+        raise ValueError("the prompts of a request must have the same context and task; give each its own request")
 
 
 def row_errors(

@@ -71,6 +71,7 @@ def start_prefill(
     places: Sequence[Sequence[Place]],
     token_ids: Tensor,
     context_len: int | None = None,
+    task: str | None = None,
     seed: int = 0,
 ) -> PrefillPass:
     """Return the attention of a prompt's forward call.
@@ -81,10 +82,11 @@ def start_prefill(
         places: per variant, the rows of the cache to fill.
         token_ids: [T] ids of the compressed span.
         context_len: tokens of the prompt's context, the rest is the question; None if all of the prompt is context.
+        task: the task of the prompt as its benchmark names it; None if nobody says.
         seed: seed of the run, for methods that draw random numbers.
 
     Raises:
-        ValueError: a budget that is impossible on this prompt.
+        ValueError: a budget that is impossible on this prompt, or a method that lacks a fact about it.
     """
     span = len(token_ids)
     needs = frozenset[str]().union(*(variant.method.needs for variant in variants))
@@ -94,6 +96,7 @@ def start_prefill(
         spans={"context": (0, context), "question": (context, span)},
         model=view_of(model, tokenizer) if "model" in needs else None,
         seed=_sample_seed(seed, token_ids),
+        task=task,
     )
     hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
     run_probe = None

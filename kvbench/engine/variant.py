@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kvbench.cache.base import TokensRead
+from kvbench.methods.context import PromptFacts
 from kvbench.methods.method import Method
 
 
@@ -23,6 +24,8 @@ class PromptLike(Protocol):
     def min_new_tokens(self) -> int: ...
     @property
     def first_may_stop(self) -> bool: ...
+    @property
+    def task(self) -> str | None: ...
 
 
 def span_tokens(prompt: PromptLike, question: str) -> int:
@@ -36,6 +39,11 @@ class Variant:
 
     method: Method
     budget: int | float | None = None
+
+    def for_prompt(self, facts: PromptFacts) -> Variant:
+        """Return the variant with which a prompt is compressed; see `Composed.for_prompt`."""
+        method = self.method.for_prompt(facts)
+        return self if method is self.method else replace(self, method=method)
 
     def __str__(self) -> str:
         return f"{self.method.name}-{self.budget}" if self.method.promises is not None else self.method.name
@@ -81,8 +89,8 @@ class Request:
 
 
 def context_key(prompt: PromptLike, question: str) -> Hashable:
-    """Return a key that is equal for prompts that can share a prefill: their contexts are the same tokens."""
-    return prompt.context_len, tuple(prompt.ids[: span_tokens(prompt, question)])
+    """Return a key that is equal for prompts that can share a prefill: same tokens of the context, same task."""
+    return prompt.context_len, prompt.task, tuple(prompt.ids[: span_tokens(prompt, question)])
 
 
 @dataclass(frozen=True)

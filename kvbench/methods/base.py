@@ -22,13 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kvbench.methods.candidates import Candidates, HeadBudget
-from kvbench.methods.context import LayerContext
+from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.model_view import ModelView
 
 
@@ -44,7 +44,7 @@ class Protected(NamedTuple):
         return self.sinks + self.window
 
 
-NEEDS = frozenset({"model", "hidden", "token_ids", "spans", "probed"})
+NEEDS = frozenset({"model", "hidden", "token_ids", "spans", "probed", "task"})
 """The fields of a context that are provided only where a part asks for them; see `LayerContext`."""
 
 
@@ -60,6 +60,15 @@ class Part(Protocol):
     def check_model(self, *, layers: int, heads: int, query_heads: int) -> None:
         """Raise InvalidField if the part does not fit a model of this shape. It is called before weights load."""
         return None
+
+    def for_prompt(self, facts: PromptFacts) -> Self:
+        """Return the part with which a prompt is compressed: itself, or one with other fields.
+
+        A part whose fields depend on the prompt, such as the number of queries that score it, chooses them here, once
+        per prompt. Before that, without a prompt, it must answer for any prompt: a selection protects as many tokens as
+        it may ever do.
+        """
+        return self
 
 
 @runtime_checkable
@@ -84,6 +93,13 @@ class Score(Part, Protocol):
     def unscored(self) -> int:
         """Tokens at the end of the prompt that get no score of their own. The selection must protect them."""
         return 0
+
+    def layer_of(self, layer: int, num_layers: int) -> int:
+        """Return the layer whose scores serve `layer`: itself, or an earlier one.
+
+        Layers are counted among those that are compressed, as in `LayerContext.layer`.
+        """
+        return layer
 
 
 @dataclass(frozen=True)

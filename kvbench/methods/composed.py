@@ -6,13 +6,13 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from kvbench.methods.base import Merge, Part, Probe, Score
-from kvbench.methods.context import LayerContext
+from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding, Feed
 from kvbench.methods.dials import check_budget
 from kvbench.methods.eviction import Eviction
@@ -128,6 +128,24 @@ class Composed:
         own = () if self.eviction is None else self.eviction.scores
         start = None if self.policy is None else self.policy.policy.score
         return (*own, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
+
+    def for_prompt(self, facts: PromptFacts) -> Self:
+        """Return the method with which a prompt is compressed: its parts have chosen the fields that depend on it.
+
+        Raises:
+            ValueError: a part lacks a fact that it chooses by.
+        """
+        own = {name: part.for_prompt(facts) for name, part in self.named_parts.items() if isinstance(part, Part)}
+        changed: dict[str, Any] = {name: part for name, part in own.items() if part is not self.named_parts[name]}
+        if not changed:
+            return self
+        evicting = {name: changed.pop(name) for name in ("score", "layers", "heads", "select") if name in changed}
+        if evicting:
+            changed["eviction"] = replace(self.evicting, **evicting)
+        if "decode" in changed:
+            assert self.decode is not None
+            changed["decode"] = replace(self.decode, policy=changed["decode"])
+        return replace(self, **changed)
 
     def tokens(self, budget: int | float | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.

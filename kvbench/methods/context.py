@@ -40,8 +40,20 @@ class Kernels(Protocol):
         ...
 
 
-ScoreRule = Callable[["LayerContext"], Tensor]
-"""A score part, as a layer calls it; compared and hashed by its fields."""
+class ScoreRule(Protocol):
+    """A score part, as a layer calls it; compared and hashed by its fields."""
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        """Return [U, T] scores."""
+        ...
+
+    def layer_of(self, layer: int, num_layers: int) -> int:
+        """Return the layer whose scores serve `layer`."""
+        ...
+
+
+EarlierScores = dict[tuple[ScoreRule, int], Tensor]
+"""{(score part, layer): scores of the layer that serve later layers of the same prompt}."""
 
 
 class Summary(Protocol):
@@ -63,12 +75,14 @@ class PromptFacts:
         spans: {name: (begin, end)} of regions of the prompt, such as "context" and "question", cut to the span.
         model: a view of the model; None where no part asks for it.
         seed: seed of the run and the sample, for `LayerContext.generator`.
+        task: the kind of task that the prompt sets, one of `kvbench.common.tasks.TASKS`; None if nobody says.
     """
 
     token_ids: Tensor | None = None
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     model: ModelView | None = None
     seed: int = 0
+    task: str | None = None
 
 
 class LayerContext:
@@ -85,6 +99,7 @@ class LayerContext:
         facts: token ids, spans, model and seed; see `PromptFacts`.
         hidden_TE: the input of the layer, before its norm; None where no part asks for it.
         probed: results of a method's own forward passes in this layer, by their part.
+        earlier: scores of the prompt's earlier layers that serve this one; one dictionary for all layers of a prompt.
     """
 
     def __init__(
@@ -101,6 +116,7 @@ class LayerContext:
         facts: PromptFacts | None = None,
         hidden_TE: Tensor | None = None,
         probed: Mapping[Any, Any] | None = None,
+        earlier: EarlierScores | None = None,
     ) -> None:
         if q_HTD.dim() != 3 or k_UTD.dim() != 3 or q_HTD.shape[0] % k_UTD.shape[0]:
             raise ValueError(
@@ -116,6 +132,7 @@ class LayerContext:
         self.facts = PromptFacts() if facts is None else facts
         self.hidden_TE = hidden_TE
         self.probed: dict[Any, Any] = dict(probed or {})
+        self._earlier: EarlierScores = {} if earlier is None else earlier
         # Scores are never rounded to half precision: that changes 0.2 to 1 % of a kept set.
         self.dtype = torch.float64 if q_HTD.dtype == torch.float64 else torch.float32
         self.watch = Stopwatch() if clock is None else Stopwatch(clock)
@@ -160,6 +177,11 @@ class LayerContext:
         """Begin and end of named regions of the prompt, cut to the span, for parts with "spans" in their `needs`."""
         return self.facts.spans
 
+    @property
+    def task(self) -> str | None:
+        """The task of the prompt as its benchmark names it, for parts with "task" in their `needs`."""
+        return self.facts.task
+
     def generator(self, part: object) -> torch.Generator:
         """Return random numbers for a part, on the CPU: the same ones in any plan, alone or with other variants.
 
@@ -177,10 +199,28 @@ class LayerContext:
     def score(self, part: ScoreRule) -> Tensor:
         """Return the [U, T] scores by `part`; equal parts share one computation.
 
+        A part whose scores of one layer serve others (`Score.layer_of`) computes nothing in these.
+
         Raises:
-            ValueError: the part returned another shape, which might pass unnoticed by broadcasting.
+            ValueError: the part returned another shape, which might pass unnoticed by broadcasting; or the layer whose
+                scores serve this one has not been asked for them.
         """
-        return self._memo(("score", part), lambda: self._checked_score(part))
+        return self._memo(("score", part), lambda: self._own_or_earlier(part))
+
+    def _own_or_earlier(self, part: ScoreRule) -> Tensor:
+        source = part.layer_of(self.layer, self.num_layers)
+        if source == self.layer:
+            score_UT = self._checked_score(part)
+            later = range(self.layer + 1, self.num_layers)
+            if any(part.layer_of(layer, self.num_layers) == self.layer for layer in later):
+                self._earlier[part, self.layer] = score_UT
+            return score_UT
+        if (part, source) not in self._earlier:
+            raise ValueError(
+                f"method: {type(part).__name__} uses the scores of layer {source} in layer {self.layer}; that layer "
+                "must come first, as in keep_layers(...), which has all layers"
+            )
+        return self._earlier[part, source].to(self.k.device)  # the layers may lie on different devices
 
     def _checked_score(self, part: ScoreRule) -> Tensor:
         score_UT = part(self)

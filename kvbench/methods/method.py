@@ -5,7 +5,7 @@ Shape suffixes: H query heads, U KV heads, T tokens of the compressed span, D he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.composed import Composed
-from kvbench.methods.context import Kernels, LayerContext, PromptFacts
+from kvbench.methods.context import EarlierScores, Kernels, LayerContext, PromptFacts
 from kvbench.methods.model_view import ModelView
 
 
@@ -38,6 +38,7 @@ class Method(Composed):
         spans: Mapping[str, tuple[int, int]] | None = None,
         hidden: Tensor | None = None,
         probed: Mapping[Any, Any] | None = None,
+        task: str | None = None,
         seed: int = 0,
     ) -> list[Tensor]:
         """Return which tokens of one layer stay: one sorted LongTensor of positions per KV head.
@@ -54,43 +55,35 @@ class Method(Composed):
             model, token_ids, spans, hidden, probed: further facts, for methods that name them in `needs`:
                 a view of the model, [T] ids, {region: (begin, end)}, the layer's [T, E] input, and results of the
                 method's own forward passes by their part.
+            task: the task of the prompt, localization or aggregation, for methods that depend on it.
             seed: for methods that draw random numbers.
 
         Raises:
-            ValueError: an impossible budget, shapes that do not fit, or a fact in `needs` that is not given.
+            ValueError: an impossible budget, shapes that do not fit, a fact in `needs` that is not given, or a layer
+                whose scores are those of another layer; `keep_layers` knows all layers.
         """
-        if not 0 <= layer < num_layers:
-            raise ValueError(f"layer={layer} must lie in [0, num_layers={num_layers})")
-        ctx = self._context(
-            q,
-            k,
-            v,
-            scaling,
-            layer,
-            num_layers,
-            kernels,
-            model=model,
-            token_ids=token_ids,
-            spans=spans,
-            hidden=hidden,
-            probed=probed,
-            seed=seed,
-        )
+        facts = _facts(model=model, token_ids=token_ids, spans=spans, task=task, seed=seed)
+        own = self.for_prompt(facts)
+        ctx = own._context(q, k, v, scaling, layer, num_layers, kernels, facts, hidden=hidden, probed=probed)
+        return own._kept(ctx, budget, layer_scores)
+
+    def _kept(self, ctx: LayerContext, budget: int | float | None, statistics: Sequence[Tensor] | None) -> list[Tensor]:
+        """Return `keep` of a layer."""
         tokens = self.tokens(budget, ctx.num_tokens)
         if not self.drops(tokens, ctx.num_tokens):
-            keep_UT = torch.ones(ctx.k.shape[:2], dtype=torch.bool, device=k.device)
+            keep_UT = torch.ones(ctx.k.shape[:2], dtype=torch.bool, device=ctx.k.device)
         else:
             totals = self.layer_totals(
                 tokens,
                 span=ctx.num_tokens,
-                layers=num_layers,
+                layers=ctx.num_layers,
                 heads=ctx.num_kv_heads,
                 query_heads=ctx.num_kv_heads * ctx.group,
-                statistics=layer_scores,
+                statistics=statistics,
             )
             if tokens is not None:
                 self.check_scored(tokens)
-            keep_UT = self.evicting.mask(ctx, tokens, None if totals is None else totals[layer])
+            keep_UT = self.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
         return [row.nonzero().flatten() for row in keep_UT]
 
     def keep_layers(
@@ -107,31 +100,17 @@ class Method(Composed):
         Args:
             facts: as `keep` takes them, the same for all layers. Lists of `hidden` and `probed` have an item per layer.
         """
-        own = [name for name in ("hidden", "probed") if isinstance(facts.get(name), list)]
-        of_layer = [facts | {name: facts[name][i] for name in own} for i in range(len(layers))]
-        scores = None
-        if self.needs_statistics:
-            scores = [
-                self.layer_statistic(
-                    q, k, v, scaling=scaling, layer=i, num_layers=len(layers), kernels=kernels, **of_layer[i]
-                )
-                for i, (q, k, v) in enumerate(layers)
-            ]
-        return [
-            self.keep(
-                q,
-                k,
-                v,
-                budget=budget,
-                layer=i,
-                num_layers=len(layers),
-                scaling=scaling,
-                layer_scores=scores,
-                kernels=kernels,
-                **of_layer[i],
-            )
-            for i, (q, k, v) in enumerate(layers)
-        ]
+        each = {name: facts.pop(name, None) for name in ("hidden", "probed")}
+        shared = _facts(**facts)
+        own, earlier = self.for_prompt(shared), EarlierScores()
+
+        def contexts() -> Iterator[LayerContext]:
+            for i, (q, k, v) in enumerate(layers):
+                of_layer = {name: value[i] if isinstance(value, list) else value for name, value in each.items()}
+                yield own._context(q, k, v, scaling, i, len(layers), kernels, shared, earlier=earlier, **of_layer)
+
+        scores = [own.statistic(ctx) for ctx in contexts()] if self.needs_statistics else None
+        return [own._kept(ctx, budget, scores) for ctx in contexts()]
 
     def layer_statistic(
         self,
@@ -150,7 +129,10 @@ class Method(Composed):
         Args:
             facts: as `keep` takes them.
         """
-        return self.statistic(self._context(q, k, v, scaling, layer, num_layers, kernels, **facts))
+        each = {name: facts.pop(name, None) for name in ("hidden", "probed")}
+        shared = _facts(**facts)
+        own = self.for_prompt(shared)
+        return own.statistic(own._context(q, k, v, scaling, layer, num_layers, kernels, shared, **each))
 
     def _context(
         self,
@@ -161,16 +143,16 @@ class Method(Composed):
         layer: int,
         num_layers: int,
         kernels: Kernels | None,
+        facts: PromptFacts,
         *,
-        model: ModelView | None = None,
-        token_ids: Tensor | None = None,
-        spans: Mapping[str, tuple[int, int]] | None = None,
         hidden: Tensor | None = None,
         probed: Mapping[Any, Any] | None = None,
-        seed: int = 0,
+        earlier: EarlierScores | None = None,
     ) -> LayerContext:
         """Return a layer with the given facts. Raises ValueError if one that a part reads is missing."""
-        given = {"model": model, "token_ids": token_ids, "spans": spans, "hidden": hidden, "probed": probed}
+        if not 0 <= layer < num_layers:
+            raise ValueError(f"layer={layer} must lie in [0, num_layers={num_layers})")
+        given = {**vars(facts), "spans": facts.spans or None, "hidden": hidden, "probed": probed}
         missing = sorted(name for name in self.needs if given[name] is None)
         if missing:
             raise ValueError(f"method={self.name}: reads {', '.join(missing)}; give keep({missing[0]}=...)")
@@ -183,10 +165,23 @@ class Method(Composed):
             layer=layer,
             num_layers=num_layers,
             kernels=kernels,
-            facts=PromptFacts(token_ids, spans or {}, model, seed),
+            facts=facts,
             hidden_TE=hidden,
             probed=probed,
+            earlier=earlier,
         )
+
+
+def _facts(
+    *,
+    model: ModelView | None = None,
+    token_ids: Tensor | None = None,
+    spans: Mapping[str, tuple[int, int]] | None = None,
+    task: str | None = None,
+    seed: int = 0,
+) -> PromptFacts:
+    """Return the facts that all layers of a prompt share."""
+    return PromptFacts(token_ids, spans or {}, model, seed, task)
 
 
 def _unbatched(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shape suffixes: H query heads, D head dimension, E hidden size, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -42,6 +43,10 @@ class ModelView(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without special tokens. Raises ValueError without a tokenizer."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens spelled out. Raises ValueError without a tokenizer."""
         ...
 
     def answer_prefix(self) -> list[int]:

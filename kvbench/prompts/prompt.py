@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvbench.common.tasks import check_task
 from kvbench.encoding import encoder
 
 VERSION = 2  # of the rendering rules; part of every protocol, raised when ids change
@@ -31,6 +32,10 @@ class Prompt:
     first_may_stop: False: the first token does not end the answer, whichever it is.
     clean_up_spaces: remove the spaces before punctuation from the answer, as transformers 4 did.
     cut: what the protocol left out; None: nothing.
+    task: "localization" or "aggregation", for methods that adapt to it; None: they decide by the words of the prompt.
+
+    Raises:
+        ValueError: a task of another name.
     """
 
     ids: tuple[int, ...]
@@ -41,6 +46,10 @@ class Prompt:
     first_may_stop: bool = True
     clean_up_spaces: bool = False
     cut: Cut | None = None
+    task: str | None = None
+
+    def __post_init__(self) -> None:
+        check_task(self.task, "prompt")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def render(
     stops = {_stop_id(tokenizer, enc, stop) for stop in sample.stop}
     if templated:  # also for unwrapped samples: an instruct model may end its turn there as well
         stops |= end_of_turn(tokenizer, enc, kwargs)
-    return Prompt(tuple(ids), context_len, eos_ids | stops, text, sample.min_new_tokens)
+    return Prompt(tuple(ids), context_len, eos_ids | stops, text, sample.min_new_tokens, task=sample.task)
 
 
 def native_bos(tokenizer: Any) -> int | None:

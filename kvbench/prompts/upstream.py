@@ -63,6 +63,7 @@ def render(
         first_may_stop=rendering.first_may_stop,
         clean_up_spaces=rendering.clean_up_spaces and cleans_up(tokenizer),
         cut=cut,
+        task=sample.task,
     )
 
 

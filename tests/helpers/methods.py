@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,10 @@ class DrawnView:
         """Return the letters' code points."""
         return [ord(letter) % 256 for letter in text]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the letters with these code points."""
+        return "".join(chr(i) for i in ids)
+
     def answer_prefix(self) -> list[int]:
         """Return one token."""
         return [3]
@@ -136,6 +141,7 @@ def facts(method: Method, q_HTD: Tensor, k_UTD: Tensor) -> dict[str, Any]:
         "token_ids": torch.randint(0, 256, (tokens,), generator=g),
         "spans": {"context": (0, tokens), "question": (tokens, tokens)},
         "hidden": torch.randn(tokens, 24, generator=g),
+        "task": "localization",
         "probed": {method.probe: torch.rand(k_UTD.shape[-3:-1], generator=g)},
     }
     return {name: known[name] for name in method.needs}

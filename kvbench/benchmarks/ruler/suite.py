@@ -38,6 +38,7 @@ from kvbench.benchmarks.ruler import (
     records_file,
     split,
 )
+from kvbench.common.tasks import AGGREGATION, LOCALIZATION
 from kvbench.data.ruler_hub import hub_file
 from kvbench.encoding import around_user, has_template
 from kvbench.metrics.ruler import METRIC_VERSION, ruler_sample_score
@@ -191,6 +192,7 @@ class RulerTask:
                     answers=tuple(record["outputs"]),
                     max_new_tokens=spec.tokens_to_generate,
                     chat=False,
+                    task=AGGREGATION if self.column.category == "aggregation" else LOCALIZATION,
                     meta={"dataset": self._task, "index": index, "length": self._length},
                 )
             )
