@@ -10,6 +10,7 @@ Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
