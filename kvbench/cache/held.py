@@ -5,7 +5,7 @@ arena, column c of which is slot c of the segment. Lengths are counted on the ho
 rules, so no step waits for the device.
 
 Shape suffixes: B rows, U KV heads, G query heads per KV head, C slots (padded to the longest segment), T new tokens,
-n tokens that leave a head at once, R slots of the arena, D head dimension.
+N steps, n tokens that leave a head at once, R slots of the arena, D head dimension.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class HeldRow:
     def most_reserved(self, entry: Entry) -> int:
         """Return the slots to reserve in addition to the kept tokens: no more than the limit and the buffer ask for."""
         kept = entry.keep_UT.sum(1).cpu()
-        base_1U = torch.from_numpy(self.base_U)[None]
-        steps_11, span_11 = torch.tensor([[entry.reserve]]), torch.tensor([[self.span]])
-        limit = self.decoding.policy.limit(base_1U, steps_11, self.layer, span_11)
-        if limit is None:
+        steps_N1 = torch.arange(1, entry.reserve + 1)[:, None]  # a limit may be higher in between than at the end
+        base_NU = torch.from_numpy(self.base_U).expand(len(steps_N1), -1)
+        limit_NU = self.decoding.policy.limit(base_NU, steps_N1, self.layer, torch.full_like(steps_N1, self.span))
+        if limit_NU is None or not entry.reserve:
             return entry.reserve
-        ahead = int((limit[0] - kept).max()) + self.decoding.buffer + entry.at_once
+        ahead = int((limit_NU - kept).max()) + self.decoding.buffer + entry.at_once
         return min(entry.reserve, max(entry.at_once, ahead))
 
 

@@ -123,6 +123,7 @@ class Compressed:
         self._prefill: PrefillPass | FeedPass | None = None
         self._plan = checked_plan(model)
         check_methods(self._plan, [variant.method])
+        variant.method.check_open_ended()  # the caller alone knows how many tokens will follow
         self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
         self._keyword = _cache_keyword(model)
         self._replaced: object = None  # the caller's cache that ours replaces

@@ -268,13 +268,19 @@ class PrefillPass:
             every_UT if method.keeps_prompt else keep_UT,
             first.reserve,
             store=method.store,
-            policy=policy,
+            policy=None if policy is None else policy.planned(first.reserve),
             score_UT=method.start_scores(ctx),
             base_U=None if policy is None else self._base(index, policy, keep_UT),
             look=method.look,
             reads=None if method.look is None else self.tokens[index],
         )
-        return [entry, *(replace(entry, row=place.row, reserve=place.reserve) for place in others)]
+        return [entry, *(self._entry_of(entry, place, policy) for place in others)]
+
+    @staticmethod
+    def _entry_of(first: Entry, place: Place, policy: Decoding | None) -> Entry:
+        """Return what another row of a variant keeps: the same tokens."""
+        planned = None if policy is None else policy.planned(place.reserve)
+        return replace(first, row=place.row, reserve=place.reserve, policy=planned)
 
     def _base(self, index: int, policy: Decoding, keep_UT: Tensor) -> list[int]:
         """Return each KV head's share of the budget while generating.

@@ -218,6 +218,14 @@ class Composed:
                 except InvalidField as error:
                     raise ValueError(self._text(error, name)) from None
 
+    def check_open_ended(self) -> None:
+        """Raise ValueError, naming the dial to change, if the method must know how many tokens follow the prompt."""
+        try:
+            if self.policy is not None:
+                self.policy.policy.planned(None)
+        except InvalidField as error:
+            raise ValueError(f"{self._text(error, 'decode')}, or use kvbench.generate") from None
+
     def layer_totals(
         self,
         tokens: int | None,

@@ -11,8 +11,8 @@ T new tokens of a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -163,6 +163,17 @@ class DecodePolicy(Protocol):
         """
         return base_BU
 
+    def planned(self, new: int | None) -> Self:
+        """Return the policy for a row that at most `new` tokens follow; for policies that depend on that number.
+
+        Args:
+            new: the tokens of the question and of the answer; None if nobody knows.
+
+        Raises:
+            InvalidField: the policy depends on it, and it is None.
+        """
+        return self
+
     def protects(self, tokens: int) -> int:
         """Return how many tokens of a head with a limit of `tokens` never leave."""
         return 0
@@ -254,6 +265,11 @@ class Decoding:
     def _has_limit(self) -> bool:
         ones_11 = torch.ones(1, 1, dtype=torch.long)
         return self.policy.limit(ones_11, ones_11, 0, ones_11) is not None
+
+    def planned(self, new: int) -> Decoding:
+        """Return the policy and its dials for a row that at most `new` tokens follow."""
+        policy = self.policy.planned(new)
+        return self if policy is self.policy else replace(self, policy=policy)
 
     def tokens(self, tokens: int) -> int:
         """Return the budget per KV head while generating, if the prompt's is `tokens`."""

@@ -117,6 +117,8 @@ def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]
         raise ValueError(f"method.phase={decoding.phase}: {name} feeds its prompt, which has no phases; choose both")
     if decoding.policy.adds_to_prompt:
         raise ValueError(f"method={name}: its decode policy evicts generated tokens alone; leave out feed")
+    if type(decoding.policy).planned is not DecodePolicy.planned:  # the rows of several questions begin as copies
+        raise ValueError(f"method={name}: its decode policy depends on the length of the answer; leave out feed")
     if not isinstance(evicting.get("heads"), Uniform) or evicting["layers"].needs_statistics:
         raise ValueError(f"method={name}: budgets from scores cannot be combined with feed: a fed prompt has no scores")
 

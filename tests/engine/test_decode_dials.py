@@ -148,3 +148,36 @@ def test_policies_start_from_their_own_score() -> None:
         assert sums is not None and torch.equal(sums, ColumnSums("mean")(ctx))
         assert last is not None and torch.equal(last, LastImportant(256)(ctx))
     assert kvbench.load_method("snapkv+tova").start_scores(ctx) is None
+
+
+SCOPE: dict[str, Any] = {"decode_budget": 24, "recent": 8}
+
+
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+@pytest.mark.parametrize("cache", ["ragged", "masked"])
+def test_a_schedule_follows_the_tokens_of_question_and_answer(tiny: Tiny, cache: str, question: str) -> None:
+    """Its steps come from the longest answer, so that the budget is reached with its last token."""
+    text = Prompt(ids=tuple(prompt(120)), context_len=100, stop_ids=frozenset(), text="")
+    new = 84 if question == "aware" else 64  # 20 tokens of a question come on top
+    schedules = ("slide", "adaptive", "discontinuous")
+    methods = [kvbench.load_method("scope", **SCOPE, schedule=schedule) for schedule in schedules]
+    methods += [kvbench.load_method("scope", **SCOPE, schedule=schedule, delta=4) for schedule in schedules[1:]]
+    variants = [kvbench.Variant(method, 48) for method in methods]
+    (outs,) = generate(tiny, [text], variants, question=question, cache=cache, max_new_tokens=new)
+    of = [(out.kept_max, out.token_ids) for out in outs]
+    assert of[0][0] == 48 + 24
+    assert of[1:3] == of[3:5], "(84 - 8) // (24 - 8) = 4"
+    assert len({tuple(out.token_ids) for out in outs[:3]}) == 3
+
+
+def test_compressed_asks_for_the_steps_of_a_schedule(tiny: Tiny) -> None:
+    """`model.generate` does not say how many tokens it will generate."""
+    method = kvbench.load_method("scope", schedule="adaptive")
+    refused = pytest.raises(ValueError, match=r"^method\.delta=0: how many .* or use kvbench\.generate$")
+    with refused, kvbench.compressed(tiny[0], method, 48):
+        pass
+    steps = kvbench.load_method("scope", **SCOPE, schedule="discontinuous", delta=4)
+    ((out,),) = generate(tiny, [prompt(100)], [(steps, 48)], max_new_tokens=30)
+    with kvbench.compressed(tiny[0], steps, 48):
+        answer = tiny[0].generate(_tensor(prompt(100)), max_new_tokens=30, do_sample=False, eos_token_id=None)
+    assert answer[0, 100:].tolist() == out.token_ids

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kvbench
 from kvbench.cache.base import Entry
@@ -88,24 +90,54 @@ def test_sliding_window(seed: int) -> None:
     check(SlidingWindow(sinks), twin, [kept] * 2, seed, prompt, limit)
 
 
-@pytest.mark.parametrize("every", [0, 1, 3])
+SCHEDULES = [("slide", 0), ("adaptive", 1), ("adaptive", 3), ("discontinuous", 1), ("discontinuous", 2)]
+
+
+@pytest.mark.parametrize(("schedule", "delta"), [*SCHEDULES, ("discontinuous", 5)])
 @pytest.mark.parametrize("seed", range(4))
-def test_scope(seed: int, every: int) -> None:
+def test_scope(seed: int, schedule: str, delta: int) -> None:
     rng = np.random.default_rng(seed)
     prompt, kept, recent = (int(rng.integers(low, high)) for low, high in ((12, 40), (3, 12), (0, 5)))
     tokens = recent + int(rng.integers(1, 8))
     heads = [sorted(rng.choice(prompt, size=kept, replace=False).tolist()) for _ in range(2)]
-    twin = lambda h, w, seen: naive.scope(h, w, prompt, seen - prompt - 1, tokens, recent, every)  # noqa: E731
-    check(FrozenPrompt(tokens, recent, every), twin, heads, seed, prompt, kept)
+    steps = naive.ScopeSchedule(tokens, recent, schedule, delta)
+    twin = lambda h, w, seen: naive.scope(h, w, prompt, steps)  # noqa: E731
+    check(FrozenPrompt(tokens, recent, schedule, delta), twin, heads, seed, prompt, kept)
 
 
 def test_the_budget_of_scope_is_the_printed_one() -> None:
     """256 recent tokens of 512, 4096 generated at most: a token more every 15 steps."""
-    policy = FrozenPrompt(tokens=512, recent=256, every=(4096 - 256) // (512 - 256))
+    policy = FrozenPrompt(tokens=512, recent=256, schedule="adaptive").planned(4096)
     steps_B1 = torch.tensor([0, 14, 15, 100, 3839])[:, None] + 1
+    assert policy.delta == 15
     zeros_B1 = torch.zeros_like(steps_B1)
     assert policy.limit(zeros_B1, steps_B1, 0, zeros_B1).flatten().tolist() == [256, 256, 257, 262, 511]
-    assert [naive.scope_window(t, 512, 256, 15) for t in (0, 14, 15, 100, 3839)] == [256, 256, 257, 262, 511]
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 30), st.integers(0, 20), st.integers(1, 9))
+def test_the_budget_of_a_discontinuous_scope_is_the_counted_one(more: int, recent: int, delta: int) -> None:
+    """It pauses for `delta` steps, cuts in the next, and pauses again."""
+    steps = naive.ScopeSchedule(recent + more, recent, "discontinuous", delta)
+    held, expected = 0, []
+    for _ in range(200):
+        window = steps.window(held + 1)
+        held = held + 1 if window is None else min(held + 1, window)
+        expected.append(held)
+    policy = FrozenPrompt(recent + more, recent, "discontinuous", delta)
+    steps_B1 = torch.arange(1, 201)[:, None]
+    assert policy.limit(0 * steps_B1, steps_B1, 0, 0 * steps_B1).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(("new", "delta"), [(4096, 15), (513, 1), (512, 1), (20, 1), (8192, 31)])
+def test_the_steps_of_scope_follow_from_the_tokens_that_follow(new: int, delta: int) -> None:
+    """The budget reaches `decode_budget` at the end of the answer; a short answer is kept as a whole."""
+    planned = FrozenPrompt(512, 256, "adaptive").planned(new)
+    assert planned.delta == delta
+    limit = planned.limit(torch.zeros(1, 1).long(), torch.tensor([[new]]), 0, torch.zeros(1, 1).long())
+    assert int(limit) == min(512, 256 + (new - 1) // delta)
+    assert FrozenPrompt(512, 256, "adaptive", 7).planned(new).delta == 7
+    assert FrozenPrompt(512, 256).planned(None) == FrozenPrompt(512, 256)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -162,6 +194,21 @@ def test_a_dial_that_has_no_meaning_is_one_line(dials: dict[str, Any], message: 
     with pytest.raises(ValueError, match=".") as caught:
         kvbench.load_method("tova", **dials)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        ({"delta": 4}, "method.delta=4: has no effect with method.schedule=slide"),
+        ({"schedule": "fast"}, "method.schedule=fast: must be one of slide, adaptive, discontinuous"),
+        ({"schedule": "adaptive", "delta": -1}, "method.delta=-1: must be at least 0"),
+        ({"recent": 512}, "method.decode_budget=512: must be larger than method.recent=512"),
+    ],
+)
+def test_a_schedule_without_meaning_is_one_line(dials: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        kvbench.load_method("scope", **dials)
+    assert str(caught.value) == message
 
 
 def test_a_decode_budget_below_what_is_protected_is_refused() -> None:

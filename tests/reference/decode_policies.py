@@ -34,23 +34,38 @@ def sliding(heads: list[list[int]], limit: int, sinks: int) -> list[list[int]]:
     return out
 
 
-def scope_window(step: int, tokens: int, recent: int, every: int) -> int:
-    """Return SCOPE's budget of generated tokens in decode step `step`, counted from 0."""
-    return tokens if every == 0 else min(tokens, recent + step // every)
+class ScopeSchedule:
+    """SCOPE's budget of generated tokens, step by step: one list of counters, as its authors count.
+
+    After every step, `window(held)` gives the budget if the step cuts, and None if it cuts nothing.
+    """
+
+    def __init__(self, tokens: int, recent: int, schedule: str, delta: int) -> None:
+        self.tokens, self.recent, self.schedule, self.delta = tokens, recent, schedule, delta
+        self.step = self.skipped = 0
+
+    def window(self, held: int) -> int | None:
+        """Return the budget after a step in which a head holds `held` generated tokens."""
+        grown = min(self.tokens, self.recent + self.step // self.delta) if self.delta else self.tokens
+        self.step += 1
+        if self.schedule == "discontinuous" and held >= grown:
+            if self.skipped < self.delta:
+                self.skipped += 1
+                return None
+            self.skipped = 0
+        return grown
 
 
-def scope(
-    heads: list[list[int]], weights: Weights, prompt: int, step: int, tokens: int, recent: int, every: int
-) -> list[list[int]]:
+def scope(heads: list[list[int]], weights: Weights, prompt: int, schedule: ScopeSchedule) -> list[list[int]]:
     """Freeze the prompt's positions; of the generated ones keep the newest and the best of this step."""
-    window = scope_window(step, tokens, recent, every)
+    window = schedule.window(sum(position >= prompt for position in heads[0]))
     out = []
     for kept, of_head in zip(heads, weights, strict=True):
         old = [position for position in kept if position < prompt]
         new = kept[len(old) :]
-        if len(new) > window:
+        if window is not None and len(new) > window:
             mean = [sum(row[len(old) + i] for row in of_head) / len(of_head) for i in range(len(new))]
-            free = [i < len(new) - recent for i in range(len(new))]
+            free = [i < len(new) - schedule.recent for i in range(len(new))]
             new = drop_worst(new, mean, len(new) - window, free)
         out.append(old + new)
     return out
