@@ -44,6 +44,7 @@ class Entry:
         reads: tokens that a query head may read per step; None without a look.
         at_once: most tokens that are appended in one call, apart from questions.
         rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
+        seed: seed of the run and the prompt, for policies that draw random numbers.
     """
 
     row: int
@@ -58,6 +59,7 @@ class Entry:
     side: Sequence[Side] = ()
     look: Look | None = None
     reads: int | None = None
+    seed: int = 0
 
 
 @dataclass

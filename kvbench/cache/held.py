@@ -21,8 +21,10 @@ from torch import Tensor
 
 from kvbench.cache.arena import Arena
 from kvbench.cache.base import Entry, Rotate
+from kvbench.cache.handed_on import hand_on
 from kvbench.cache.quota import Quota
 from kvbench.methods.decoding import Decoding, Slots, Start
+from kvbench.methods.sharing import Leaving
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
 AT_ONCE = 2**26  # attention weights that are held at once; those of a long question are observed row by row
@@ -54,6 +56,7 @@ class HeldRow:
     seen: int
     peak: int  # most tokens that a head held after a step
     rotate: Rotate | None = None
+    seed: int = 0
     turned: TurnedKeys | None = None
 
     def nbytes(self) -> int:
@@ -88,7 +91,16 @@ def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
     state_UC = entry.policy.policy.begin(start).float()
     peak = int(start.live_UC.sum(1).max())
     return HeldRow(
-        entry.policy, start.pos_UC, state_UC, np.array(entry.base_U), layer, start.span, start.span, peak, entry.rotate
+        entry.policy,
+        start.pos_UC,
+        state_UC,
+        np.array(entry.base_U),
+        layer,
+        start.span,
+        start.span,
+        peak,
+        entry.rotate,
+        entry.seed,
     )
 
 
@@ -137,6 +149,7 @@ class PolicyGroup:
             self._columns_C < self._length_BU[..., None].int(),
             _stacked([row.state_UC for row in held], width),
             aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
+            seed_B=torch.tensor([row.seed for row in held], device=device),
         )
         if self.policy.turns:
             self._turned = self._turned_keys()  # here, because a recorded step must not make them again
@@ -267,6 +280,9 @@ class PolicyGroup:
         column_BU = self._backend.least(self.policy.drop(s), s.pos_BUC, self._length_BU)
         last_BU = (self._length_BU - 1).clamp(min=0)
         column_BU = torch.where(due_BU, column_BU, last_BU)
+        if self.policy.merges:
+            gone_BUC = (self._columns_C == column_BU[..., None]) & due_BU[..., None]
+            self._hand_on(Leaving(column_BU[..., None], due_BU[..., None], s.live_BUC & ~gone_BUC), buffers)
         self._move(buffers, column_BU[..., None], last_BU[..., None])
         self._shorten(buffers, due_BU.long(), last_BU[..., None])
 
@@ -287,6 +303,8 @@ class PolicyGroup:
         most = int(count_BU.max())
         if most == 0:
             return
+        if self.policy.merges:
+            self._hand_on(Leaving.of(gone_BUC, s.pos_BUC, s.live_BUC, most), buffers)
         new_BU1 = (self._length_BU - count_BU)[..., None]
         width = len(columns_C)
         holes_BUC = gone_BUC & (columns_C < new_BU1)
@@ -299,6 +317,10 @@ class PolicyGroup:
         self._move(buffers, torch.where(moves_BUn, hole_BUn, last_BU1), torch.where(moves_BUn, mover_BUn, last_BU1))
         past_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
         self._shorten(buffers, count_BU, torch.minimum(past_BUn, last_BU1))
+
+    def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
+        """Add to tokens that stay what they take over of those that leave."""
+        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self._start_BU)
 
     def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
         """Copy tokens from slots to slots of the same head."""

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry, Reads, TokensRead, tokens_read
-from kvbench.methods.decoding import Decoding, Slots, Start
+from kvbench.methods.decoding import DecodePolicy, Decoding, Slots, Start
 from kvbench.methods.looking import Look
+from kvbench.methods.sharing import Leaving
 from kvbench.methods.storage import Half, Side
 
 
@@ -194,6 +195,7 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         row.keep_UN[None],
         row.state_UN[None],
         aligned=True,
+        seed_B=torch.tensor([row.entry.seed], device=device),
     )
     if policy.reads == "all":
         policy.observe(slots, attention_UGTN[None])
@@ -208,18 +210,37 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         every = max(1, decoding.interval)
         if any(step % every == 0 for step in range(steps - new + 1, steps + 1)):
             row.keep_UN = row.keep_UN & ~policy.drop(slots)[0]
+            _hand_on(row, policy, slots)
         return
     before_U = row.keep_UN.sum(1)
     scheduled = decoding.interval and any(step % decoding.interval == 0 for step in range(steps - new + 1, steps + 1))
-    worth_UN = policy.drop(slots)[0]
+    worth_UN, row.keep_UN = policy.drop(slots)[0], row.keep_UN.clone()
     for head, most in enumerate(limit[0].tolist()):
         held = row.keep_UN[head].nonzero().flatten().tolist()
         if len(held) > most + (0 if scheduled else decoding.buffer):
             worth = worth_UN[head].tolist()
             held.sort(key=lambda token: (worth[token], -token))
             row.keep_UN[head, held[: len(held) - most]] = False
+    _hand_on(row, policy, slots)
     if policy.turns:
         _turn(row, slots, before_U)
+
+
+def _hand_on(row: _Row, policy: DecodePolicy, slots: Slots) -> None:
+    """Add what tokens that stay take over of those that left, one by one; `slots` are those before they left."""
+    gone_UN = slots.live_BUC[0] & ~row.keep_UN
+    if not policy.merges or not bool(gone_UN.any()):
+        return
+    leaving = Leaving.of(gone_UN[None], slots.pos_BUC, slots.live_BUC, int(gone_UN.sum(1).max()))
+    shares = policy.shares(slots, leaving)
+    for name, share_BUNM in (("v_UND", shares.value_BUNM), ("k_UND", shares.key_BUNM)):
+        if share_BUNM is not None:
+            x_UND = getattr(row, name).clone()
+            for head, number in leaving.due_BUN[0].nonzero().tolist():
+                x_D = x_UND[head, leaving.column_BUN[0, head, number]].float()
+                for into, share in zip(shares.into_BUNM[0, head, number], share_BUNM[0, head, number], strict=True):
+                    x_UND[head, into] += (share * x_D).to(x_UND.dtype)
+            setattr(row, name, x_UND)
 
 
 def _turn(row: _Row, slots: Slots, before_U: Tensor) -> None:

@@ -231,14 +231,14 @@ class _Batch:
         for feed in dict.fromkeys(variant.method.feed for variant in variants):
             if feed is not None:
                 fed = {variant: places[variant] for variant in variants if variant.method.feed == feed}
-                of_rows, feed_s = self._feed(fed, prefill, ids_T)
+                of_rows, feed_s = self._feed(fed, prefill, ids_T, request.seed)
                 logits |= of_rows
                 for row in rows:
                     row.feed_s = feed_s if row.id in of_rows else row.feed_s
         return OpenRequest(request, rows, failed, prefill, seconds - prefill.total_s, logits)
 
     def _feed(
-        self, places: Mapping[Variant, Sequence[Place]], prefill: PrefillPass, ids_T: Tensor
+        self, places: Mapping[Variant, Sequence[Place]], prefill: PrefillPass, ids_T: Tensor, seed: int
     ) -> tuple[dict[int, Tensor], float]:
         """Take the prompt in chunk by chunk, once for every variant of an equal feed.
 
@@ -247,7 +247,13 @@ class _Batch:
         """
         begin, (span,) = now(self._device), ids_T.shape
         attention = start_feed(
-            self._model, self._tokenizer, list(places), self._caches, places=list(places.values()), span=span
+            self._model,
+            self._tokenizer,
+            list(places),
+            self._caches,
+            places=list(places.values()),
+            token_ids=ids_T,
+            seed=seed,
         )
         position_BT = torch.arange(span, device=self._device).expand(len(places), -1)
         logits_BV = self._call(ids_T.expand(len(places), -1), position_BT, attention)

@@ -33,6 +33,7 @@ class FeedPass:
         places: per variant, the rows to fill.
         span: tokens of the prompt.
         model: a view of the model, for policies that turn keys.
+        seed: seed of the run and the prompt, for policies that draw random numbers.
 
     Attributes:
         tokens: per variant, the tokens per KV head that its budget allows; None without a budget.
@@ -51,10 +52,11 @@ class FeedPass:
         places: Sequence[Sequence[Place]],
         span: int,
         model: ModelView | None,
+        seed: int = 0,
     ) -> None:
         self._variants, self._caches, self._places = variants, caches, places
         self._rows = [first.row for first, *_ in places]
-        self._span, self._model = span, model
+        self._span, self._model, self._seed = span, model, seed
         self._guard = LayerGuard(caches.plan)
         self._num_layers = len(caches.plan.full)
         self.tokens = [variant.method.tokens(variant.budget, span) for variant in variants]
@@ -123,6 +125,7 @@ class FeedPass:
             base_U=self._base(variant, self.tokens[index], layer, heads, heads * group),
             at_once=self._feed.chunk,
             rotate=None if self._model is None else self._model.rotate,
+            seed=self._seed,
         )
 
     def _base(self, variant: Variant, tokens: int | None, layer: int, heads: int, query_heads: int) -> list[int]:

@@ -184,7 +184,7 @@ class Compressed:
         place = Place(0, _RESERVE)
         if self._variant.method.feed is not None:
             self._prefill = start_feed(
-                self._model, self._tokenizer, [self._variant], cache.caches, places=[[place]], span=self._prompt
+                self._model, self._tokenizer, [self._variant], cache.caches, places=[[place]], token_ids=ids_BT[0]
             )
         else:
             self._prefill = start_prefill(

@@ -273,6 +273,7 @@ class PrefillPass:
             base_U=None if policy is None else self._base(index, policy, keep_UT),
             look=method.look,
             reads=None if method.look is None else self.tokens[index],
+            seed=ctx.facts.seed,
         )
         return [entry, *(self._entry_of(entry, place, policy) for place in others)]
 

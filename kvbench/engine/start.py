@@ -45,7 +45,8 @@ def start_feed(
     caches: LayerCaches,
     *,
     places: Sequence[Sequence[Place]],
-    span: int,
+    token_ids: Tensor,
+    seed: int = 0,
 ) -> FeedPass:
     """Return the attention of a prompt that variants with an equal feed take in chunk by chunk.
 
@@ -53,13 +54,15 @@ def start_feed(
         variants: the variant of each row of the call.
         caches: destination of the keys and values.
         places: per variant, the rows of the cache to fill; each begins as a copy of the first.
-        span: tokens of the prompt.
+        token_ids: [T] ids of the prompt.
+        seed: seed of the run, for methods that draw random numbers.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
     """
     view = view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None
-    return FeedPass(variants, caches, places=places, span=span, model=view)
+    drawn = _sample_seed(seed, token_ids)
+    return FeedPass(variants, caches, places=places, span=len(token_ids), model=view, seed=drawn)
 
 
 def start_prefill(

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from kvbench.methods.base import Score
 from kvbench.methods.dials import as_plain_number
+from kvbench.methods.draws import uniform
 from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
 from kvbench.methods.rounding import apportion
 from kvbench.methods.scores.groups import add_up
+from kvbench.methods.sharing import Leaving, Shares
 
 READS = ("nothing", "last", "all")
 PHASES = ("prefill", "decode", "both")
@@ -60,6 +62,7 @@ class Slots:
         state_BUC: float32, the policy's own; moves with the token, and is 0 for a new one. Changed in place.
         limit_BU: tokens that each head may hold; None for a policy without a limit.
         aligned: True if column c holds the same token in all heads of a row.
+        seed_B: int64, a seed of each row, for `uniform`.
     """
 
     layer: int
@@ -70,6 +73,7 @@ class Slots:
     state_BUC: Tensor
     limit_BU: Tensor | None = None
     aligned: bool = False
+    seed_B: Tensor | None = None
 
     def rows(self, part: slice) -> Slots:
         """Return a view of some of the rows."""
@@ -83,7 +87,17 @@ class Slots:
             self.state_BUC[part],
             limit_BU,
             self.aligned,
+            None if self.seed_B is None else self.seed_B[part],
         )
+
+    def uniform(self, column_BUN: Tensor) -> Tensor:
+        """Return random numbers [B, U, N] in [0, 1) for the tokens in some slots.
+
+        They depend on the run's seed, the prompt, layer and head, and the token's position: on nothing else in a batch.
+        """
+        assert self.seed_B is not None
+        head_U1 = torch.arange(column_BUN.shape[1], device=column_BUN.device)[:, None]
+        return uniform(self.seed_B[:, None, None], self.layer, head_U1, self.pos_BUC.gather(2, column_BUN))
 
     def recent(self, tokens: int | Tensor) -> Tensor:
         """Return [B, U, C]: True for the last `tokens` of the sequence; a tensor is [B, U, 1] or a scalar."""
@@ -131,12 +145,14 @@ class DecodePolicy(Protocol):
         reads: the attention of a step that `observe` gets: "nothing", "last" (of the newest query) or "all".
         adds_to_prompt: True if `limit` counts from what a head kept of the prompt, and not from its share of a budget.
         turns: True if the keys of `turned` tokens rotate by a position for every token that leaves.
+        merges: True if tokens that stay take over something of those that leave, as `shares` says.
         phases: the values of `phase` that mean something to the policy.
     """
 
     reads: ClassVar[str] = "nothing"
     adds_to_prompt: ClassVar[bool] = False
     turns: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
     phases: ClassVar[Sequence[str]] = PHASES
 
     @property
@@ -191,6 +207,13 @@ class DecodePolicy(Protocol):
     def turned(self, slots: Slots) -> Tensor:
         """Return the slots [B, U, m] whose keys rotate, in an order that does not change from step to step."""
         raise TypeError(f"{type(self).__name__} turns no keys")
+
+    def shares(self, slots: Slots, leaving: Leaving) -> Shares:
+        """Return what is added to the values, and keys, of tokens that stay. All of it is read before it is added.
+
+        If at most one token leaves per head, this must be work for the device alone, of the same shapes in every step.
+        """
+        raise TypeError(f"{type(self).__name__} merges nothing")
 
 
 @dataclass(frozen=True)

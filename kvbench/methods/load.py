@@ -98,6 +98,12 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         raise ValueError(f"method={name}: look reads part of a cache that keeps every token; leave out {others[0]}")
     if "decode" in parts and "score" not in evicting:
         raise ValueError(f"method={name}: decode needs score, layers, heads and select")
+    decoding = parts.get("decode")
+    if "store" in parts and decoding is not None and decoding.policy.merges and decoding.phase != "prefill":
+        raise ValueError(
+            f"method={name}: its decode policy adds values of tokens that leave to others, and a store holds them "
+            "encoded; leave out store, or set method.phase=prefill"
+        )
     _check_feed(name, evicting, parts)
 
 

@@ -177,7 +177,11 @@ def test_a_step_that_moves_the_cache_is_eager(
         ("streaming_llm_decode", {}, 0),
         ("streaming_llm_true", {"chunk": 16}, 0),  # keys of sinks turn in every step
         ("scope", {"decode_budget": 8, "recent": 4}, 0),
-        ("scope", {"decode_budget": 9, "recent": 3, "every": 4}, 0),
+        ("scope", {"decode_budget": 9, "recent": 3, "schedule": "adaptive"}, 0),
+        ("scope", {"decode_budget": 9, "recent": 3, "schedule": "discontinuous", "delta": 6}, 4),  # a cut every 7 steps
+        ("cam_decode", {"merge_budget": 4, "window": 4}, 0),
+        ("cam_decode", {"buffer": 6}, 4),
+        ("ada_pyramidkv+cam_decode", {}, 0),
         ("corm", {"history": 12, "recent": 4, "interval": 8}, 4),  # lengths come from the device every eighth step
     ],
 )
