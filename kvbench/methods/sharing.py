@@ -1,4 +1,4 @@
-"""What tokens that stay take over of those that leave while generating.
+"""Parts of the values, and keys, of tokens that leave while generating, for tokens that stay.
 
 Shape suffixes: B rows of one policy, U KV heads, C slots, N tokens that leave, M tokens that take over something.
 """
@@ -41,9 +41,9 @@ class Leaving:
         pos_BUN = pos_BUC.gather(2, self.column_BUN)
         if pos_BUN.shape[2] == 1:
             later_BUC = torch.where(self.stays_BUC & (pos_BUC > pos_BUN), pos_BUC, _LATER)
-            found = later_BUC.topk(min(count, later_BUC.shape[2]), largest=False)
-            missing = 0, count - found.values.shape[2]
-            into_BUM, pos_BUM = F.pad(found.indices, missing), F.pad(found.values, missing, value=_LATER)
+            nearest = later_BUC.topk(min(count, later_BUC.shape[2]), largest=False)
+            missing = 0, count - nearest.values.shape[2]
+            into_BUM, pos_BUM = F.pad(nearest.indices, missing), F.pad(nearest.values, missing, value=_LATER)
             return into_BUM[:, :, None], (pos_BUM < _LATER)[:, :, None]
         sorted_BUC, order_BUC = torch.where(self.stays_BUC, pos_BUC, _LATER).sort(-1)
         first_BUN = torch.searchsorted(sorted_BUC, pos_BUN.contiguous())
@@ -55,7 +55,7 @@ class Leaving:
 
 
 class Shares(NamedTuple):
-    """What tokens that stay take over of those that leave.
+    """Parts of the values, and keys, of tokens that leave, for tokens that stay.
 
     Attributes:
         into_BUNM: int64, slots whose tokens stay.

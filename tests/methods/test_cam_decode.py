@@ -105,8 +105,8 @@ def test_followers_are_the_next_that_stay_whatever_the_order_of_slots() -> None:
         for b, u, n in leaving.due_BUN.nonzero().tolist():
             own = int(pos_BUC[b, u, leaving.column_BUN[b, u, n]])
             stays = sorted(pos_BUC[b, u][live_BUC[b, u] & ~gone_BUC[b, u]].tolist())
-            found = pos_BUC[b, u][into_BUNM[b, u, n][exists_BUNM[b, u, n]]].tolist()
-            assert found == [p for p in stays if p > own][:3]
+            followers = pos_BUC[b, u][into_BUNM[b, u, n][exists_BUNM[b, u, n]]].tolist()
+            assert followers == [p for p in stays if p > own][:3]
         assert leaving.due_BUN.sum() == gone_BUC.sum()
 
 
