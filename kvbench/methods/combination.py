@@ -3,6 +3,9 @@
 `a+b` is b on top of a. The parts in which b differs from the method that it is built on replace those of a; its other
 parts only fill gaps. A method with a store or a decode policy brings just that, and comes last in whatever order. A
 combination that would be the same without one of its methods is refused.
+
+A method without parts keeps every token. `fullkv+b` is what b does with stored tokens, and no token of the prompt
+leaves for its score.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
     twice = next((factor for factor in names if names.count(factor) > 1), None)
     if twice is not None:
         raise ValueError(f"method={name}: {twice} is named twice")
-    factors = _in_order([read(factor) for factor in names])
+    factors = [read(factor) for factor in names]
+    if not all(factor.parts for factor in factors):
+        return _keeping_all(factors, name)
+    factors = _in_order(factors)
     for factor in factors:
         if "feed" in factor.parts:  # its chunks are not scored, and what its policy drops is all that leaves
             other = next(f.name for f in factors if f is not factor)
@@ -47,6 +53,39 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
     for factor in factors[1:]:
         whole = _combined(whole, factor, name)
     return whole
+
+
+def _keeping_all(factors: Sequence[Composition], name: str) -> Composition:
+    """Return a combination in which one method has no parts: of the others, what acts on stored tokens.
+
+    Raises:
+        ValueError: another method acts on the prompt, or none of them would change.
+    """
+    full = next(factor for factor in factors if not factor.parts)
+    rest = [factor for factor in factors if factor is not full]
+    advice = "+".join(factor.name for factor in rest)
+    stored = {factor.name: _stored_part(factor) for factor in rest}
+    for factor in rest:
+        if not factor.own <= STORED or "feed" in factor.own:
+            reason = f"{full.name} has no parts, and {factor.name} acts on the prompt"
+            raise ValueError(f"method={name}: {reason}; write method={advice}")
+    if all(stored[factor.name].parts == factor.parts for factor in rest):
+        raise ValueError(f"method={name}: {full.name} has no parts; write method={advice}")
+    whole = stored[advice] if len(rest) == 1 else combination(advice, stored.__getitem__)
+    return replace(
+        whole,
+        name=f"{full.name}+{whole.name}",
+        summary="\n".join(filter(None, (full.summary, whole.summary))),
+        about={**full.about, **whole.about},
+    )
+
+
+def _stored_part(factor: Composition) -> Composition:
+    """Return a method with those of its own parts alone that act on stored tokens."""
+    parts = {part: node for part, node in factor.parts.items() if part in factor.own & STORED}
+    dials = {key: value for key, value in factor.dials.items() if key in reached(factor.dials, parts)}
+    given = {key: value for key, value in (factor.test.get("dials") or {}).items() if key in dials}
+    return replace(factor, parts=parts, dials=dials, test={**factor.test, "dials": given})
 
 
 def _in_order(factors: Sequence[Composition]) -> list[Composition]:
@@ -92,8 +131,6 @@ def _lost(factor: Composition, factors: Sequence[Composition]) -> str | None:
 
     A method without `use` may lose some of its parts to another; what a method adds to its base may not get lost.
     """
-    if not factor.parts:
-        return f"{factor.name} has no parts"
     outcome, alone = _outcome(factors), _outcome([factor])
     rest = [other for other in factors if other is not factor]
     replaced = [part for part in factor.own if outcome[part] != alone[part]]

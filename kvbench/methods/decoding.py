@@ -263,7 +263,7 @@ class Decoding:
             for name, default in (("interval", 0), ("buffer", 0), ("budget", None)):
                 if getattr(self, name) != default:
                     raise InvalidField(name, getattr(self, name), "has no effect with {phase}", phase=self.phase)
-        if self.interval > 1 and self.buffer == 0 and self._has_limit:
+        if self.interval > 0 and self.buffer == 0 and self._has_limit:
             problem = "has no effect without a buffer: {buffer} means a cut in every step"
             raise InvalidField("interval", self.interval, problem, buffer=0)
         if self.interval == 1 and self.buffer > 0:
@@ -281,6 +281,9 @@ class Decoding:
             raise InvalidField("budget", self.budget, "give tokens as an integer, or a share in (0, 1] as a float")
         if isinstance(self.budget, int):
             check_at_least(self, "budget", 1)
+            if self.phase == "decode":
+                problem = f"with {{phase}} the budget is that of generated tokens; give budget={self.budget} alone"
+                raise InvalidField("budget", self.budget, problem, phase=self.phase)
         elif not 0 < self.budget <= 1:
             raise InvalidField("budget", self.budget, "a share of the budget must lie in (0, 1]; tokens are an integer")
 

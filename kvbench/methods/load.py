@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.text import one_line
 from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Probe, Score, Select
-from kvbench.methods.composition import references
+from kvbench.methods.composition import reached, references
 from kvbench.methods.decoding import DecodePolicy, Decoding, Feed
 from kvbench.methods.dials import FIXED, PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
 from kvbench.methods.heads.uniform import Uniform
+from kvbench.methods.layers.uniform import Uniform as UniformLayers
 from kvbench.methods.looking import Look
 from kvbench.methods.method import Method
 from kvbench.methods.read import read_method
@@ -70,7 +71,9 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
         eviction = Eviction(**evicting) if evicting else None
     except ValueError as error:
         raise ValueError(f"method={config.name}: {error}") from None
-    return Method(config.name, dials | files, eviction, **parts, dial_of=dial_of)
+    method = Method(config.name, dials | files, eviction, **parts, dial_of=dial_of)
+    _check_phase(config, dials, defaults, method)
+    return method
 
 
 def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
@@ -96,15 +99,74 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
     others = [part for part in PARTS if part in {*evicting, *parts} - {"look"}]
     if "look" in parts and others:
         raise ValueError(f"method={name}: look reads part of a cache that keeps every token; leave out {others[0]}")
-    if "decode" in parts and "score" not in evicting:
-        raise ValueError(f"method={name}: decode needs score, layers, heads and select")
     decoding = parts.get("decode")
     if "store" in parts and decoding is not None and decoding.policy.merges and decoding.phase != "prefill":
         raise ValueError(
             f"method={name}: its decode policy adds values of tokens that leave to others, and a store holds them "
             "encoded; leave out store, or set method.phase=prefill"
         )
+    _check_decode(name, evicting, decoding)
     _check_feed(name, evicting, parts)
+
+
+def _check_decode(name: str, evicting: Mapping[str, Any], decoding: Decoding | None) -> None:
+    """Raise ValueError for a decode policy that needs other parts, or a phase in which the budget has no effect."""
+    if decoding is None:
+        return
+    adds = decoding.policy.adds_to_prompt
+    if "score" not in evicting:
+        if not adds:
+            last = name.rpartition("+")[2]
+            keeping = f"; to keep the whole prompt until then, write method={last} method.phase=decode"
+            raise ValueError(
+                f"method={name}: decode needs score, layers, heads and select, which share its budget out"
+                + (keeping if "+" in name else "")
+            )
+        if "decode" not in decoding.policy.phases:
+            raise ValueError(f"method={name}: its decode policy follows from what the prefill kept, and all would stay")
+        if decoding.phase != "both":
+            raise ValueError(f"method.phase={decoding.phase}: {name} keeps the whole prompt in any case; choose both")
+    elif adds and decoding.phase == "decode":
+        last = name.rpartition("+")[2]
+        raise ValueError(
+            f"method.phase=decode: {name} would keep the whole prompt whatever its budget; write method=fullkv+{last}, "
+            "which takes no budget"
+        )
+
+
+def _idle_parts(eviction: Eviction | None, decoding: Decoding) -> set[str]:
+    """Return the parts that do nothing in the phase of a decode policy.
+
+    With "decode", the prompt stays whole. Its budget is still shared out over layers and heads, and a share may follow
+    from the scores, or from the tokens that are always kept.
+    """
+    if decoding.phase == "prefill":
+        return {"decode"}
+    if decoding.phase == "both" or eviction is None:
+        return set()
+    layers, heads = eviction.layers, eviction.heads
+    if (heads is not None and heads.compares_heads) or (layers is not None and layers.needs_statistics):
+        return {"merge"}
+    is_even = isinstance(layers, UniformLayers) and isinstance(heads, Uniform)
+    return {"score", "merge", "select"} if is_even else {"score", "merge"}
+
+
+def _check_phase(config: DictConfig, dials: Mapping[str, Any], defaults: Mapping[str, Any], method: Method) -> None:
+    """Raise ValueError for a part or a dial that has no effect in the phase of the decode policy."""
+    if method.decode is None:
+        return
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    plain = {str(key): value for key, value in content.items()}
+    parts = {part: plain[part] for part in PARTS if plain.get(part) is not None}
+    idle = _idle_parts(method.eviction, method.decode)
+    phase = method.dial_of.get(("decode", "phase"), "phase")
+    if "merge" in idle & parts.keys():
+        raise ValueError(f"method.{phase}={method.decode.phase}: {method.name} would merge nothing; choose both")
+    read = reached(plain, {part: node for part, node in parts.items() if part not in idle}) | {phase}
+    for dial in reached(plain, {part: node for part, node in parts.items() if part in idle}) - read:
+        if dials[dial] != defaults[dial]:
+            raise ValueError(f"method.{dial}={dials[dial]}: has no effect with method.{phase}={method.decode.phase}")
 
 
 def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ gave it, as in `budget=128`. Every error is one line that names it and the dials
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,8 @@ Dials = Mapping[str, tuple[str, Any]]
 def check_reading_room(name: str, look: Look, tokens: int, budget: str, dials: Dials) -> None:
     """Raise ValueError if a step of the method `name` reads more than `tokens` in any case."""
     if tokens < look.least:
-        settings = ", ".join(f"method.{dial}={value}" for dial, value in dials.values())
+        named = _raising(look, dials, lambda changed: changed.least)
+        settings = ", ".join(f"method.{dial}={value}" for dial, value in named) or "by its look"
         raise ValueError(
             f"{budget}: {name} reads at least {look.least} tokens per step ({settings}); the budget must be larger, or "
             "these smaller"
@@ -33,7 +35,7 @@ def check_kept_room(name: str, select: Select, tokens: int, budget: str, dials: 
     if tokens <= protected == 0:
         raise ValueError(f"{budget}: {name} would keep no token; the budget must be larger")
     if tokens <= protected:
-        named = _protecting(select, tokens, dials)
+        named = _raising(select, dials, lambda changed: changed.protected(tokens).total)
         settings = ", ".join(f"method.{dial}={value}" for dial, value in named) or "by its selection"
         raise ValueError(
             f"{budget}: {name} always keeps {protected} tokens ({settings}); the budget must be larger, or these "
@@ -53,12 +55,11 @@ def check_decode_room(name: str, policy: Decoding, tokens: int, budget: str, dia
         )
 
 
-def _protecting(select: Any, tokens: int, dials: Dials) -> Iterator[tuple[str, Any]]:
-    """Yield the dials, with values, without which a selection (a dataclass) would always keep fewer tokens."""
+def _raising(part: Any, dials: Dials, tokens: Callable[[Any], int]) -> Iterator[tuple[str, Any]]:
+    """Yield the dials, with values, without which a part (a dataclass) would always keep or read fewer tokens."""
     for field, named in dials.items():
-        try:
-            smaller = replace(select, **{field: 0}).protected(tokens).total
-        except (TypeError, ValueError):
-            continue  # no number, or one that cannot be 0
-        if smaller < select.protected(tokens).total:
-            yield named
+        for smaller in (0, 1):
+            with suppress(TypeError, ValueError):  # no number, or one that cannot be 0
+                if tokens(replace(part, **{field: smaller})) < tokens(part):
+                    yield named
+                    break

@@ -16,7 +16,7 @@ from kvbench.methods.method import Method
 from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.scores.last_important import LastImportant
 from kvbench.prompts import Prompt
-from tests.helpers.methods import shipped
+from tests.helpers.methods import budget_for, shipped
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
 
 
@@ -82,9 +82,15 @@ def test_phases_and_decode_budgets(tiny: Tiny, name: str, question: str, cache: 
     span = 120 if question == "aware" else 100
     dials: list[dict[str, Any]] = [{}, {"phase": "decode"}, {"phase": "prefill"}, {"buffer": 3}]
     if name != "scope":
-        dials += [{"decode_budget": 20}, {"decode_budget": 0.25}, {"phase": "decode", "decode_budget": 20}]
-    loaded = [kvbench.load_method(name, **SMALL.get(name, {}), **given) for given in dials]
-    (outs,) = generate(tiny, [text], [kvbench.Variant(m, 48) for m in loaded], question=question, cache=cache)
+        dials += [{"decode_budget": 20}, {"decode_budget": 0.25}, {"phase": "decode", "decode_budget": 0.5}]
+        loaded = [kvbench.load_method(name, **given) for given in dials]
+    else:
+        small = SMALL[name]
+        whole = kvbench.load_method("fullkv+scope", **small)  # what phase=decode is for other policies
+        cut, buffered = (kvbench.load_method(name, **given) for given in (small, small | {"buffer": 3}))
+        loaded = [cut, whole, kvbench.load_method(name, phase="prefill"), buffered]
+    asked = [kvbench.Variant(method, budget_for(method, 48)) for method in loaded]
+    (outs,) = generate(tiny, [text], asked, question=question, cache=cache)
     generated = NEW - 1 + 120 - span
     grown = {"scope": min(24, generated)}.get(name, 0)
     kept = [{head for layer in out.kept for head in layer} for out in outs]

@@ -125,7 +125,7 @@ def test_compressed_feeds_the_prompt_too(tiny: Tiny) -> None:
     ("name", "dials", "message"),
     [
         ("streaming_llm_true", {"chunk": 0}, "method.chunk=0: must be at least 1"),
-        ("streaming_llm_true", {"phase": "decode"}, "method.phase=decode: streaming_llm_true feeds its prompt"),
+        ("streaming_llm_true", {"phase": "both"}, "method.phase=both: streaming_llm_true has no dial 'phase'. Known: "),
         ("streaming_llm_true", {"sinks": 0}, "method.sinks=0: must be at least 1"),
     ],
 )

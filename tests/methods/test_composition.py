@@ -112,6 +112,21 @@ def test_a_mistake_in_a_file_is_one_line(folder: Path, files: dict[str, str], na
     assert expected in message(folder, name)
 
 
+@pytest.mark.parametrize("name", ["full+pyramid", "pyramid+full", "full+kivi", "full+base+evict"])
+def test_a_method_without_parts_is_refused_where_it_changes_nothing(folder: Path, name: str) -> None:
+    assert f"method={name}: full has no parts" in message(folder, name)
+
+
+def test_all_tokens_of_the_prompt_stay_next_to_a_method_without_parts(folder: Path) -> None:
+    """What the other method does with stored tokens is left of it, with the dials that this reads."""
+    for name in ("full+evict", "evict+full"):
+        method = compose(folder, name)
+        assert method.name == "full+evict"
+        assert set(method.parts) == {"decode"} and set(method.dials) == {"window"}
+    stored = compose(folder, "kivi+full+evict")
+    assert stored.name == "full+kivi+evict" and set(stored.parts) == {"decode", "store"}
+
+
 def test_where_a_method_comes_from_is_its_own_and_no_dial(folder: Path) -> None:
     about = {"paper": "A. Author 2020, arXiv 2000.00000", "code": "a/b 1234567", "equal": "kept tokens"}
     write(folder, "a", f"use: base\n{PYRAMID}about: {about}\n")

@@ -121,7 +121,7 @@ def test_a_budget_above_the_prompt_reads_all_until_the_answer_exceeds_it() -> No
 def test_a_budget_below_three_pages_is_refused() -> None:
     """A share of a short prompt may be less; three pages are read then, and the record says so."""
     tiny = tiny_model()
-    with pytest.raises(ValueError, match=r"budget=40: quest reads at least 48 tokens per step \(method.page=16"):
+    with pytest.raises(ValueError, match=r"budget=40: quest reads at least 48 tokens per step \(method.page=16\); "):
         generate(tiny, [prompt(150)], [("quest", 40)])
     ((out,),) = generate(tiny, [prompt(150)], [("quest", 0.1)])
     assert out.budget_tokens == 48 and out.read is not None and out.read.most <= 48

@@ -1,0 +1,161 @@
+"""Every dial and the budget of every method, found by glob, in every phase: another value changes the result.
+
+A value that would change nothing is refused in one line. The result is what is kept, its bytes, the tokens that a step
+reads, and the answers to a few prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import kvbench
+from kvbench import config
+from kvbench.methods.dials import PARTS
+from kvbench.methods.method import Method
+from tests.helpers.methods import TINY_HEADS, TINY_LAYERS, budget_for, head_table, load, test_dials
+from tests.helpers.tiny_engine import generate, prompt, tiny_model
+
+HEAD_DIM = 32  # of conf/model/tiny.yaml
+SHORTEST = 150  # tokens of the shortest prompt
+BUDGETS: tuple[int | float, ...] = (70, 1 / 3)
+SMALL = {"residual": 32, "recent": 4, "chunk": 40, "page": 8, "history": 16}  # what suits a short prompt
+OTHER_TABLE = head_table(TINY_LAYERS, TINY_HEADS, seed=1)
+NAMES = [*sorted(config.options("method")), "fullkv+scope", "ada_snapkv+kivi", "pyramidkv+h2o_decode"]
+
+
+def base_dials(name: str) -> dict[str, Any]:
+    """Return the dials that suit a short prompt and answer."""
+    dials = config.method(name).dials
+    small = SMALL | ({"decode_budget": 8} if dials.get("decode_budget") is not None else {})
+    return {**{dial: value for dial, value in small.items() if dial in dials}, **test_dials(name)}
+
+
+def phases(name: str) -> list[dict[str, Any]]:
+    """Return the phases that a method may have, as dials."""
+    if "phase" not in config.method(name).dials:
+        return [{}]
+    return [{"phase": phase} for phase in ("both", "decode", "prefill")]
+
+
+def other_values(name: str, dial: str, value: Any) -> Iterator[Any]:
+    """Yield other values of a dial: the words of its comment, or numbers around its own."""
+    comment = config.method(name).notes[dial][1]
+    words = [word.split()[0] for word in comment.split(": ")[-1].split(" | ")] if " | " in comment else []
+    choices = [word.split(":")[0].strip("(") for word in comment.split(" | ")] if " | " in comment else words
+    if str(config.method(name).dials[dial]).startswith("file:"):
+        yield OTHER_TABLE
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, str):
+        yield from (word.split()[-1] for word in [*words, *choices] if word.split()[-1] != value)
+    elif isinstance(value, int):
+        yield from (other for other in (value // 2, value * 2, value + 1, value + 30) if other != value)
+    elif isinstance(value, float):
+        yield from (value / 2, value * 1.5, 0.0, 1.0, 100.0)
+    else:
+        yield from (20, 0.5)
+
+
+def loaded(name: str, dials: dict[str, Any]) -> Method | None:
+    """Return a method, or None if it is refused, which must be in one line that names a setting."""
+    try:
+        return load(name, **dials)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error).startswith(("method.", "method=")), str(error)
+        return None
+
+
+def possible(method: Method | None, budget: int | float | None) -> list[kvbench.Variant]:
+    """Return the variant as a list, empty for a method or a budget that is refused."""
+    try:
+        if method is not None:
+            method.check_head_dim(HEAD_DIM)
+            method.tokens(budget, SHORTEST)
+            return [kvbench.Variant(method, budget)]
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error).startswith(("budget=", "method.")), str(error)
+    return []
+
+
+def results(variants: list[kvbench.Variant]) -> list[object]:
+    """Return what comes of each variant."""
+    prompts = [prompt(SHORTEST), [7] * 100 + prompt(50), prompt(171)]  # on one alone, two settings may agree by chance
+    rows = zip(*generate(tiny_model(), prompts, variants, max_new_tokens=20, max_rows=32), strict=True)
+    return [[(out.kept, out.kept_max, out.kv_bytes, out.read, out.token_ids) for out in of_row] for of_row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_another_value_changes_the_result_or_is_refused(name: str) -> None:
+    asked: dict[tuple[str, str], list[kvbench.Variant]] = {}
+    for phase in phases(name):
+        base = base_dials(name) | phase
+        method = loaded(name, base)
+        if method is None:
+            continue
+        of_phase = phase.get("phase", "")
+        given = [budget_for(method, budget) for budget in BUDGETS]
+        asked[of_phase, ""] = [kvbench.Variant(method, budget) for budget in given]
+        if method.promises is not None:
+            asked[of_phase, "budget"] = [kvbench.Variant(method, 40)]
+        for dial in config.method(name).dials:
+            if dial != "phase":
+                others = [loaded(name, base | {dial: value}) for value in other_values(name, dial, method.dials[dial])]
+                asked[of_phase, dial] = [v for other in others for budget in given for v in possible(other, budget)]
+    assert asked, f"{name} has no phase"
+    variants = list(dict.fromkeys(variant for of_dial in asked.values() for variant in of_dial))
+    seen = dict(zip(variants, map(repr, results(variants)), strict=True))
+    for of_phase in {phase for phase, _ in asked}:
+        before = {seen[variant] for variant in asked[of_phase, ""]}
+        for (phase, dial), of_dial in asked.items():
+            if phase == of_phase and dial and of_dial:
+                assert {seen[variant] for variant in of_dial} - before, f"method.{dial} is ignored ({of_phase})"
+    if len({phase for phase, _ in asked}) > 1:
+        assert len({seen[of_dial[0]] for (_, dial), of_dial in asked.items() if not dial}) > 1, (
+            "method.phase is ignored"
+        )
+
+
+def test_every_dial_has_a_comment_or_is_a_number() -> None:
+    """The comment lists the words that a dial takes, and this test reads them."""
+    for name in config.options("method"):
+        method = config.method(name)
+        for dial, value in method.dials.items():
+            if isinstance(value, str) and not value.startswith(("${", "file:")):
+                assert " | " in method.notes[dial][1], f"{name}: {dial}"
+        assert not set(method.dials) & set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "dials", "message"),
+    [
+        (
+            "scope",
+            {"phase": "decode"},
+            "method.phase=decode: scope would keep the whole prompt whatever its budget; write",
+        ),
+        ("ada_snapkv+scope", {"phase": "decode"}, "method.phase=decode: ada_snapkv+scope would keep the whole prompt"),
+        ("fullkv+scope", {"phase": "prefill"}, "method.phase=prefill: fullkv+scope keeps the whole prompt in any case"),
+        ("scope", {"phase": "prefill", "recent": 3}, "method.recent=3: has no effect with method.phase=prefill"),
+        (
+            "tova",
+            {"phase": "decode", "decode_budget": 20},
+            "method.decode_budget=20: with method.phase=decode the budget",
+        ),
+        ("tova", {"interval": 1}, "method.interval=1: has no effect without a buffer"),
+        ("snapkv+tova", {"phase": "decode", "window": 9}, "method.window=9: has no effect with method.phase=decode"),
+        ("elastic_cache+tova", {"phase": "decode"}, "method.phase=decode: elastic_cache+tova would merge nothing"),
+    ],
+)
+def test_a_setting_without_effect_is_one_line(name: str, dials: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        kvbench.load_method(name, **dials)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_scores_that_share_the_budget_out_count_in_every_phase() -> None:
+    method = kvbench.load_method("ada_snapkv+tova", phase="decode", window=9)
+    assert method.dials["window"] == 9
