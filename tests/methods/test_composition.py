@@ -118,7 +118,7 @@ def test_a_method_without_parts_is_refused_where_it_changes_nothing(folder: Path
 
 
 def test_all_tokens_of_the_prompt_stay_next_to_a_method_without_parts(folder: Path) -> None:
-    """Of the other method stays what it does with stored tokens, and the dials that this reads."""
+    """The other method keeps what it does with stored tokens, and the dials that this reads."""
     for name in ("full+evict", "evict+full"):
         method = compose(folder, name)
         assert method.name == "full+evict"
