@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from kvbench.cache.host_work import HostWork
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.context import Kernels
 from kvbench.methods.decoding import Decoding
@@ -157,8 +158,14 @@ class KVCache(Protocol):
 class Recordable(Protocol):
     """A cache whose decode steps can be recorded as a CUDA graph.
 
-    A recorded step runs on the device alone. `advance` updates the cache's counts on the host, once per replay.
+    A recorded step runs on the device alone, apart from `host_work`: a graph ends before it, and another one follows.
+    `advance` updates the cache's counts on the host, once per replay.
     """
+
+    @property
+    def host_work(self) -> HostWork:
+        """The parts of a step that need the host in every step."""
+        ...
 
     @property
     def moves(self) -> int:
@@ -166,7 +173,7 @@ class Recordable(Protocol):
         ...
 
     def room(self, rows: Sequence[int]) -> int:
-        """Return how many tokens these rows can append without work on the host; 0 if the host is needed."""
+        """Return how many tokens these rows can append in recorded steps; 0 if the next step cannot be recorded."""
         ...
 
     def advance(self, rows: Sequence[int], tokens: int) -> None:

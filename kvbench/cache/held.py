@@ -199,15 +199,24 @@ class PolicyGroup:
         """Return True if a head has no room for `tokens` more."""
         return bool((self._capacity - self.quota.lengths_BU < tokens).any())
 
+    @property
+    def needs_host(self) -> bool:
+        """True if `step` waits for the device in every step, because a mask says which tokens leave."""
+        return self.quota.masks_every_step
+
     def advance(self, tokens: int) -> None:
-        """Count tokens that recorded steps appended, one after the other, and those that left."""
+        """Count tokens that recorded steps appended, one after the other, and those that left.
+
+        If `step` needs the host, it is no part of the recording. It counts what leaves.
+        """
         for _ in range(tokens):
             self.quota.grow(1)
-            self.quota.cut()
+            if not self.needs_host:
+                self.quota.cut()
 
     def can_record(self) -> bool:
-        """Return True if the next step of one token is work for the device alone."""
-        return not self.lacks_room(1) and self.quota.next_is_steady()
+        """Return True if the next step of one token is work for the device alone, or is done by the host each time."""
+        return not self.lacks_room(1) and (self.needs_host or self.quota.next_is_steady())
 
     def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
         """Let the policy act after the attention of a step whose tokens `quota` counts already."""

@@ -56,6 +56,7 @@ class Quota:
 
     Attributes:
         has_limit: False for a policy that says with a mask which tokens leave; lengths then come from the device.
+        masks_every_step: True if such a policy is asked in every step.
         lengths_BU: tokens that each head holds.
         seen_B1: tokens of the sequence.
         peak_B: most tokens that a head held after a step.
@@ -72,6 +73,7 @@ class Quota:
         self._base = torch.from_numpy(self.base_BU)
         self.has_limit = self._limit(self.seen_B1) is not None
         self._interval_B1 = np.array([[row.decoding.interval or int(not self.has_limit)] for row in rows])
+        self.masks_every_step = not self.has_limit and bool((self._interval_B1 == 1).any())
         self._has_intervals = bool((self._interval_B1 > 1).any())
         self._may_drop = bool((self.buffer_B1 == 0).any())
         self._new = 0  # tokens of the step under way

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,13 @@ from kvbench.cache.base import Counts, Entry, TokensRead, tokens_read
 from kvbench.cache.encoded import EncodedRows
 from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
 from kvbench.cache.held import HeldRow, PolicyGroup, begin
+from kvbench.cache.host_work import HostWork
 from kvbench.cache.looking import LookRows
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.looking import Look
 from kvbench.methods.storage import Store
-from kvbench_kernels.backends import Backend, Lanes, make_backend
+from kvbench_kernels.backends import Backend, Buffers, Lanes, make_backend
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class _ActiveRows:
 class _ArenaLayer:
     """The rows of one layer whose tokens are not encoded: one arena, and one for each prompt that joined since."""
 
-    def __init__(self, backend: Backend, layer: int, num_layers: int) -> None:
-        self._backend, self._layer, self._num_layers = backend, layer, num_layers
+    def __init__(self, backend: Backend, layer: int, num_layers: int, host_work: HostWork) -> None:
+        self._backend, self._layer, self._num_layers, self._host_work = backend, layer, num_layers, host_work
         self._held: dict[int, HeldRow] = {}  # rows with a policy; those of active groups are out of date
         self._arenas: list[Arena] = []
         self._dead: set[int] = set()  # released rows whose slots are still there
@@ -91,7 +93,10 @@ class _ArenaLayer:
             q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths
         )
         for group in active.groups:
-            group.step(q_BHTD, buffers, scaling)
+            if not group.needs_host:
+                group.step(q_BHTD, buffers, scaling)
+        if any(group.needs_host for group in active.groups):
+            self._host_work(partial(_step_on_host, active.groups, q_BHTD, buffers, scaling))
         if tokens > 1 and active.groups:
             self._shrink()
         return out_BHTD
@@ -278,6 +283,13 @@ class _ArenaLayer:
         self.moves += 1
 
 
+def _step_on_host(groups: Sequence[PolicyGroup], q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
+    """Let the policies act that need the host in every step."""
+    for group in groups:
+        if group.needs_host:
+            group.step(q_BHTD, buffers, scaling)
+
+
 class _Form(NamedTuple):
     """The form of rows with buffers of their own: a storage part, and whether they evict while decoding; or a look."""
 
@@ -286,8 +298,18 @@ class _Form(NamedTuple):
     look: Look | None = None
 
 
+class _FormRows(NamedTuple):
+    """The rows of a call that have the same form: None for rows of the arena."""
+
+    form: _Form | None
+    rows: tuple[int, ...]
+    at: Tensor  # their places in the call
+
+
 class RaggedCache:
     """The cache that saves memory. Rows with a storage part or a look have buffers of their own.
+
+    Their attention needs the host in every step.
 
     Args:
         backend: computes the attention of the other rows; by default plain torch.
@@ -296,9 +318,11 @@ class RaggedCache:
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
-        self._layers = [_ArenaLayer(chosen, layer, num_layers) for layer in range(num_layers)]
+        self.host_work = HostWork()
+        self._layers = [_ArenaLayer(chosen, layer, num_layers, self.host_work) for layer in range(num_layers)]
         self._encoded: list[dict[_Form, EncodedRows | EncodedHeldRows | LookRows]] = [{} for _ in range(num_layers)]
         self._form_of: dict[int, _Form] = {}
+        self._active: tuple[tuple[int, ...], list[_FormRows]] = (), []
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
         forms: dict[_Form | None, list[Entry]] = {}
@@ -321,7 +345,7 @@ class RaggedCache:
         if not form.evicts:
             return EncodedRows(form.store, self._packed)
         backend = BlockBackend(form.store)
-        return EncodedHeldRows(backend, _ArenaLayer(backend, layer, len(self._layers)))
+        return EncodedHeldRows(backend, _ArenaLayer(backend, layer, len(self._layers), HostWork()))
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
         assert row not in self._form_of, "a fed prompt has neither a storage part nor a look"
@@ -330,18 +354,31 @@ class RaggedCache:
     def attend(
         self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
-        groups: dict[_Form | None, list[int]] = {}
-        for index, row in enumerate(rows):
-            groups.setdefault(self._form_of.get(row), []).append(index)
-        if list(groups) == [None]:
+        groups = self._by_form(tuple(rows), q_BHTD.device)
+        if all(group.form is None for group in groups):
             return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling)
         out_BHTD = torch.empty_like(q_BHTD)
-        for form, indices in groups.items():
-            layer_rows = self._layers[layer] if form is None else self._encoded[layer][form]
-            at = torch.tensor(indices, device=q_BHTD.device)
-            together = tuple(rows[index] for index in indices)
-            out_BHTD[at] = layer_rows.attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
+        for _, together, at in (group for group in groups if group.form is None):
+            out_BHTD[at] = self._layers[layer].attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
+        of_forms = [(self._encoded[layer][group.form], group) for group in groups if group.form is not None]
+        self.host_work(partial(_attend_by_form, of_forms, q_BHTD, k_BUTD, v_BUTD, scaling, out_BHTD))
         return out_BHTD
+
+    def _by_form(self, rows: tuple[int, ...], device: torch.device) -> list[_FormRows]:
+        """Return the rows of a call by their form. A recorded step finds the tensors of the steps before it."""
+        if self._active[0] != rows:
+            places: dict[_Form | None, list[int]] = {}
+            for place, row in enumerate(rows):
+                places.setdefault(self._form_of.get(row), []).append(place)
+            groups = [
+                _FormRows(form, tuple(rows[place] for place in of_form), torch.tensor(of_form, device=device))
+                for form, of_form in places.items()
+            ]
+            self._active = rows, groups
+        return self._active[1]
+
+    def _arena_rows(self, rows: Sequence[int]) -> tuple[int, ...]:
+        return tuple(row for row in rows if row not in self._form_of)
 
     def release(self, rows: Sequence[int]) -> None:
         for layer, encoded in zip(self._layers, self._encoded, strict=True):
@@ -350,19 +387,22 @@ class RaggedCache:
             layer.release(rows)
         for row in rows:
             self._form_of.pop(row, None)
+        self._active = (), []
 
     @property
     def moves(self) -> int:
         return sum(layer.moves for layer in self._layers)
 
     def room(self, rows: Sequence[int]) -> int:
-        if any(row in self._form_of for row in rows):
+        if self._active[0] != tuple(rows):
             return 0
-        return min(layer.room(tuple(rows)) for layer in self._layers)
+        in_arena = self._arena_rows(rows)
+        return min(layer.room(in_arena) for layer in self._layers) if in_arena else sys.maxsize
 
     def advance(self, rows: Sequence[int], tokens: int) -> None:
-        for layer in self._layers:
-            assert layer.room(tuple(rows)) >= tokens
+        in_arena = self._arena_rows(rows)
+        for layer in self._layers if in_arena else ():
+            assert layer.room(in_arena) >= tokens
             layer.advance(tokens)
 
     def counts(self) -> Counts:
@@ -413,3 +453,16 @@ class RaggedCache:
             layer.settle()
             for of_store in encoded.values():
                 of_store.settle()
+
+
+def _attend_by_form(
+    groups: Sequence[tuple[EncodedRows | EncodedHeldRows | LookRows, _FormRows]],
+    q_BHTD: Tensor,
+    k_BUTD: Tensor,
+    v_BUTD: Tensor,
+    scaling: float,
+    out_BHTD: Tensor,
+) -> None:
+    """Write the attention of rows with buffers of their own to their places in `out_BHTD`."""
+    for layer_rows, (_, rows, at) in groups:
+        out_BHTD[at] = layer_rows.attend(rows, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)

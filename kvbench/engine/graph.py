@@ -5,6 +5,11 @@ graph they are one launch. Tensors hold what changes from step to step: the toke
 of the segments, which the kernels themselves count up. When rows leave or join, or the cache moves, the next steps are
 eager again. The graph is recorded again after a few steps of the same batch.
 
+Some rows need the host in every step: those with a storage part or a look, and those of policies that say with a mask
+what leaves. Their part of a layer is left out of the recording. A graph ends before it and another one follows, so the
+rest of the step, and the other rows of the batch, stay recorded. A step in which the cache moves, or in which a policy
+drops several tokens at once, is eager as a whole.
+
 Shape suffixes: B rows, V vocabulary.
 """
 
@@ -12,13 +17,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.base import KVCache, Recordable
+from kvbench.cache.host_work import Work
 from kvbench.engine.caches import ContinuePass
 from kvbench.engine.survey import survey
 
@@ -28,8 +36,18 @@ _STEADY = 3  # eager steps of the same batch before it is recorded, because rows
 CHOICES = ("auto", "true", "false")
 
 Forward = Callable[[Tensor, Tensor, ContinuePass], Tensor]
-Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
-"""Records a function's work on the device without running it. Returns the result's tensor and a replay function."""
+
+
+class Recorder(Protocol):
+    """A recorder of work on a device."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Work]:
+        """Record a function's work without running it. Return the result's tensor and a replay function."""
+        ...
+
+    def leave_out(self, work: Work) -> None:
+        """Let the host do this work at this place in every replay; called while a function is being recorded."""
+        ...
 
 
 def recordable(model: PreTrainedModel, cache: KVCache, graph: str) -> Recordable | None:
@@ -67,25 +85,48 @@ def obstacle(model: PreTrainedModel, cache: KVCache) -> str | None:
 
 
 class CudaRecorder:
-    """A recorder of work on a GPU. Graphs follow each other, so they can all use one pool of memory.
+    """A recorder of work on a GPU, in one graph, or in several with the host's work between them.
 
-    The last graph is held until the next one is recorded: a pool that no graph uses any more cannot be recorded into as
-    long as some tensor of it lives, such as the last result (`use_count > 0 INTERNAL ASSERT FAILED`).
+    Graphs follow each other, so they can all use one pool of memory. Those of the last recording are held until the
+    next one: a pool that no graph uses any more cannot be recorded into as long as some tensor of it lives, such as the
+    last result (`use_count > 0 INTERNAL ASSERT FAILED`).
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._last: torch.cuda.CUDAGraph | None = None
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._last: list[torch.cuda.CUDAGraph] = []
+        self._parts: list[Callable[[], object]] = []
+        self._capture = ExitStack()
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Work]:
+        """Record a function's work without running it. Return the result's tensor and a replay function."""
+        self._graphs, self._parts, stream = [], [], torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with ExitStack() as self._capture:
+                self._begin()
                 out = work()
         finally:
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream set
-        self._last = graph
-        return out, graph.replay
+        self._last, parts, self._parts = self._graphs, self._parts, []
+
+        def replay() -> None:
+            for part in parts:
+                part()
+
+        return out, replay
+
+    def leave_out(self, work: Work) -> None:
+        """Let the host do this work at this place in every replay: between two graphs."""
+        self._capture.close()
+        self._parts.append(work)
+        self._begin()
+
+    def _begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        self._capture.enter_context(torch.cuda.graph(graph, pool=self._pool))
+        self._graphs.append(graph)
+        self._parts.append(graph.replay)
 
 
 @dataclass(frozen=True)
@@ -95,7 +136,7 @@ class _Recording:
     ids_B1: Tensor
     position_B1: Tensor
     logits_BV: Tensor
-    replay: Callable[[], None]
+    replay: Work
 
 
 class GraphedSteps:
@@ -111,7 +152,7 @@ class GraphedSteps:
         replayed: steps that a graph ran.
     """
 
-    def __init__(self, forward: Forward, cache: Recordable, record: Record, must: bool = False) -> None:
+    def __init__(self, forward: Forward, cache: Recordable, record: Recorder, must: bool = False) -> None:
         self._forward, self._cache, self._record, self._must = forward, cache, record, must
         self._key: tuple[object, ...] = ()
         self._steady = 0
@@ -127,7 +168,7 @@ class GraphedSteps:
         if key != self._key:
             self._key, self._steady, self._recording = key, 0, None
         self._steady += 1
-        # without room the cache moves in this step, or work on the host belongs to it
+        # without room the cache moves in this step, or a policy drops several tokens, which is work for the host
         has_room = self._cache.room(rows) >= 1
         self._log_host_work(has_room)
         if self._steady <= _STEADY or not self._works or not has_room:
@@ -152,8 +193,8 @@ class GraphedSteps:
         if self._without_room > 2 * _STEADY:
             self._without_room = -1
             log.warning(
-                "decoding without CUDA graphs in this batch: its rows with a storage part, or with a policy without "
-                "a limit, need the host in every step; other batches keep their graphs"
+                "decoding without CUDA graphs in this batch: in every step some row's policy drops several tokens, or "
+                "a row outgrows its reserve; other batches keep their graphs"
             )
 
     def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> _Recording | None:
@@ -161,10 +202,9 @@ class GraphedSteps:
         ids_B1, position_B1 = ids_B1.clone(), position_B1.clone()
         before = self._cache.counts()
         try:
-            logits_BV, replay = self._record(lambda: self._forward(ids_B1, position_B1, attention))
-        except (
-            RuntimeError
-        ) as error:  # the model does something that cannot be recorded, for example waits for the device
+            with self._cache.host_work.recorded_by(self._record.leave_out):
+                logits_BV, replay = self._record(lambda: self._forward(ids_B1, position_B1, attention))
+        except RuntimeError as error:  # the model does what cannot be recorded, for example waits for the device
             if self._must:
                 raise ValueError(f"engine.graph=true: {str(error).splitlines()[0]}") from error
             self._cache.reset_counts(before)

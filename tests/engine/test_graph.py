@@ -29,6 +29,7 @@ from kvbench.engine.probe import checked_plan
 from kvbench.engine.variant import Generation
 from kvbench.models.load import Loaded
 from kvbench_kernels import backends
+from tests.helpers.methods import budget_for, load, shipped
 
 PROMPTS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]
 DIMS = OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims
@@ -61,8 +62,14 @@ class Tape(TorchDispatchMode):
 class Recorder:
     """A stand-in for `graph.CudaRecorder` on a CPU."""
 
+    def __init__(self) -> None:
+        self.tape = Tape()
+
+    def leave_out(self, work: Callable[[], None]) -> None:
+        self.tape.operations.append((work, None, None, None))
+
     def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        tape = Tape()
+        tape = self.tape = Tape()
         try:
             with tape:
                 out = work()
@@ -72,6 +79,9 @@ class Recorder:
 
         def replay() -> None:
             for op, args, kwargs, old in tape.operations:
+                if args is None:
+                    op()
+                    continue
                 inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
                 given = {x.untyped_storage().data_ptr() for x in inputs}
                 for new, kept in zip(tree_flatten(op(*args, **kwargs))[0], tree_flatten(old)[0], strict=True):
@@ -183,6 +193,7 @@ def test_a_step_that_moves_the_cache_is_eager(
         ("cam_decode", {"buffer": 6}, 4),
         ("ada_pyramidkv+cam_decode", {}, 0),
         ("corm", {"history": 12, "recent": 4, "interval": 8}, 4),  # lengths come from the device every eighth step
+        ("corm", {"history": 12, "recent": 4}, 0),  # in every step: the host does this part in every replay
     ],
 )
 def test_a_batch_with_decode_policies_keeps_its_graph(
@@ -199,16 +210,65 @@ def test_a_batch_with_decode_policies_keeps_its_graph(
     assert recorded.batches[0].replayed >= 32 - 1 - graph._STEADY - eager
 
 
-def test_rows_with_work_on_the_host_are_eager(
+TOGETHER = ["ada_snapkv+kivi", "snapkv+think", "snapkv+kivi+h2o_decode", "quest", "kivi", "corm"]
+
+
+@pytest.mark.parametrize("fused", ["false", "true"])
+def test_a_batch_with_methods_that_need_the_host_keeps_its_graph(
+    tiny: Loaded, recorded: SimpleNamespace, fused: str
+) -> None:
+    check_recorded(tiny, recorded, TOGETHER, PROMPTS[:2], fused=fused)
+
+
+@pytest.mark.parametrize("name", [*shipped(), *TOGETHER[:3]])
+def test_a_batch_with_any_method_keeps_its_graph(tiny: Loaded, recorded: SimpleNamespace, name: str) -> None:
+    """The work that needs the host in every step is left out of the recording; the rest of the step stays in it."""
+    check_recorded(tiny, recorded, [name], PROMPTS[1:2])
+
+
+def small(names: Sequence[str]) -> list[kvbench.Variant]:
+    """Return methods and combinations with settings that suit the short prompts."""
+    methods = [load(name) if name in shipped() else kvbench.load_method(name) for name in names]
+    return [kvbench.Variant(method, budget_for(method, 36)) for method in methods]
+
+
+def check_recorded(
+    tiny: Loaded, recorded: SimpleNamespace, names: Sequence[str], prompts: Sequence[list[int]], **how: str
+) -> None:
+    """Compare recorded steps of methods and plain rows with eager ones. All steps after the first few are replays."""
+    variants = [("fullkv", None), *small(names), ("ada_snapkv", 36)]
+    settings = {"stop_ids": [], "max_new_tokens": 9, "max_prompts": 2}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
+    outs = recorded.generate(prompts, variants, **how, **settings)
+    assert tokens(outs) == tokens(expected)
+    assert [[(g.kept_max, g.read) for g in p] for p in outs] == [[(g.kept_max, g.read) for g in p] for p in expected]
+    assert [batch.replayed for batch in recorded.batches] == [9 - 1 - graph._STEADY]
+
+
+def test_rows_that_need_the_host_leave_and_stay(tiny: Loaded, recorded: SimpleNamespace) -> None:
+    """Rows stop at different steps, those of the other methods too, and prompts join."""
+    variants = [*VARIANTS, *small(["kivi", "quest", "corm", "snapkv+kivi+h2o_decode"])]
+    settings = {"max_new_tokens": 24, "max_prompts": 2}
+    free = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, variants, stop_ids=[], **settings)
+    stops = {free[0][0].token_ids[9], free[1][-1].token_ids[13], free[2][1].token_ids[17]}
+    expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, variants, stop_ids=stops, **settings)
+    outs = recorded.generate(variants=variants, stop_ids=stops, **settings)
+    assert tokens(outs) == tokens(expected)
+    assert recorded.batches[0].replayed > 0
+
+
+def test_steps_in_which_several_tokens_leave_are_logged(
     tiny: Loaded, recorded: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    variants = [("snapkv", 40), ("kivi", None)]
+    """The buffer of the row that begins below its budget is full in one step, that of the other row in the next."""
+    method = kvbench.load_method("h2o_decode", buffer=1)
+    variants = [(method, 30), (method, len(PROMPTS[0]) + 1)]
     settings = {"stop_ids": [], "max_new_tokens": 20}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], variants, **settings)
     assert tokens(recorded.generate(PROMPTS[:1], variants, **settings)) == tokens(expected)
     assert recorded.batches[0].replayed == 0
     (line,) = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
-    assert line.startswith("decoding without CUDA graphs in this batch: its rows with a storage part")
+    assert line.startswith("decoding without CUDA graphs in this batch: in every step some row's policy drops several")
 
 
 def test_a_step_that_cannot_be_recorded_is_eager(
@@ -311,6 +371,41 @@ def test_one_pool_serves_one_recording_after_another(monkeypatch: pytest.MonkeyP
     assert pools.users == {"pool": 1} and out.shape == (1,)
 
 
+def test_a_recording_leaves_out_the_work_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes several graphs of one pool. They and the host's work are replayed in order."""
+    pools, done = Pools(monkeypatch), []
+    monkeypatch.setattr(Graph, "replay", lambda self: done.append("graph"))
+    record = graph.CudaRecorder()
+
+    def work() -> torch.Tensor:
+        assert pools.stream == "stream of the graph"
+        record.leave_out(lambda: done.append("host"))
+        assert pools.stream == "stream of the graph"
+        record.leave_out(lambda: done.append("host again"))
+        return pools.result()
+
+    out, replay = record(work)
+    assert done == [] and pools.users == {"pool": 3} and pools.stream == "earlier stream"
+    for _ in range(2):
+        replay()
+    assert done == ["graph", "host", "graph", "host again", "graph"] * 2 and out.shape == (1,)
+
+
+def test_a_recording_that_fails_after_work_of_the_host_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = Pools(monkeypatch)
+    record = graph.CudaRecorder()
+
+    def fails() -> torch.Tensor:
+        record.leave_out(lambda: None)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record(fails)
+    assert pools.stream == "earlier stream"
+    _, replay = record(pools.result)
+    replay()
+
+
 def test_a_recording_that_fails_leaves_the_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = Pools(monkeypatch)
 
@@ -333,19 +428,24 @@ def test_graph_true_without_a_gpu_is_refused(tiny: Loaded) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("odd", [[], TOGETHER])
 @pytest.mark.parametrize("kernel", ["cuda", "flash_attn"])
 def test_graphs_on_the_gpu(
-    tiny: Loaded, kernel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Loaded, kernel: str, odd: Sequence[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Recorded and eager steps run the same kernels and give the same tokens; rows that join are recorded again."""
+    """Recorded and eager steps run the same kernels and give the same tokens; rows that join are recorded again.
+
+    Rows that need the host are left out of the graphs.
+    """
     dims = dict.fromkeys(("hidden_size", "intermediate_size"), 256) | {"head_dim": 64}
     on_gpu = kvbench.load_model("tiny", device="cuda", dtype="bfloat16", dims=dict(DIMS) | dims)
     model, tokenizer = on_gpu.model, on_gpu.tokenizer
     settings = {"max_new_tokens": 48, "max_prompts": 2, "stop_ids": [], "kernel": kernel}
-    eager = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="false", **settings)
+    variants = [*VARIANTS, *small(odd)]
+    eager = kvbench.generate(model, tokenizer, PROMPTS, variants, graph="false", **settings)
     recorded: list[int] = []
     real = graph.CudaRecorder.__call__
     monkeypatch.setattr(graph.CudaRecorder, "__call__", lambda self, work: recorded.append(1) or real(self, work))
-    outs = kvbench.generate(model, tokenizer, PROMPTS, VARIANTS, graph="true", **settings)
+    outs = kvbench.generate(model, tokenizer, PROMPTS, variants, graph="true", **settings)
     assert tokens(outs) == tokens(eager)
     assert len(recorded) > 1 and not [r for r in caplog.records if "without CUDA graphs" in r.message]
