@@ -44,3 +44,24 @@ def merge(
             for p in followers:
                 shares = zip(values[p], values[position], strict=True)
                 values[p] = [old + more / len(followers) for old, more in shares]
+
+
+def forward(
+    attention: Sequence[float],
+    values: Sequence[Sequence[float]],
+    window: int,
+    start: int,
+    draw: Sequence[float],
+    gives: Sequence[bool],
+) -> list[list[float]]:
+    """Return the values of one head of a prompt, after tokens handed theirs on to the next `window` ones.
+
+    `attention` is the mean of the last queries; the first `start` and the last `window` tokens give nothing.
+    """
+    merged = [list(value) for value in values]
+    for at in range(start, len(values) - window):
+        most = max([*attention[:start], *attention[at : at + window]])
+        if most > 0 and gives[at] and draw[at] < attention[at] / most:
+            for other in range(at + 1, at + window + 1):
+                merged[other] = [old + more / window for old, more in zip(merged[other], merged[at], strict=True)]
+    return merged
