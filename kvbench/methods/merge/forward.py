@@ -17,7 +17,7 @@ from kvbench.methods.scores.window_mean import WindowMean
 
 @dataclass(frozen=True)
 class ValuesForward(Merge):
-    """In the order of the prompt, tokens add their values, in equal parts, to those of the `window` tokens after them.
+    """A merge in the order of the prompt: tokens add equal parts of their values to the `window` tokens after them.
 
     A token does so with a probability: its attention, relative to the most that one of the first tokens, itself, or one
     of the `window - 1` after it gets. Its value then holds what it was given before. The last tokens give nothing.
