@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Generation, Variant
+from kvbench.methods.allowance import allowed, check_bytes
+from kvbench.methods.dials import as_plain_number
 from kvbench.methods.load import load
 from kvbench.methods.method import Method
 from kvbench.prompts import Prompt
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from kvbench.engine.plain import Compressed
     from kvbench.models import Loaded
 
-Budget = int | float | None
+Budget = int | float | str | None
 VariantLike = Variant | tuple[str | Method, Budget]
 
 
@@ -79,28 +81,18 @@ def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method
         ValueError: no such method, or a budget for a method that keeps every token.
     """
     if isinstance(variant, Variant):
-        return Variant(variant.method, _plain_number(variant.budget))
+        return Variant(variant.method, as_plain_number(variant.budget))
     method, budget = variant
     return _variant(load(method) if isinstance(method, str) else method, budget)
 
 
 def _variant(method: Method, budget: Budget) -> Variant:
+    asked = Variant(method, as_plain_number(budget))
+    check_bytes(method, asked.budget)
     if budget is not None and method.promises is None:
         keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
         raise ValueError(f"budget={budget}: {method.name} {keeps}, give None")
-    return Variant(method, _plain_number(budget))
-
-
-def _plain_number(budget: Any) -> Budget:
-    """Return a number of numpy as Python's; anything else unchanged, for the method to check."""
-    plain: Budget = budget
-    if isinstance(budget, bool):
-        return plain
-    if isinstance(budget, numbers.Integral):
-        plain = int(budget)
-    elif isinstance(budget, numbers.Real):
-        plain = float(budget)
-    return plain
+    return asked
 
 
 def generate(
@@ -132,7 +124,8 @@ def generate(
         prompts: strings are encoded with the tokenizer's special tokens and without a chat template. Ids
             are used unchanged: as a list, a tensor, an array, or as the tokenizer returns them; padding is
             removed. `kvbench.prompts.render` makes chat prompts with a context to compress and a question.
-        variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None).
+        variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None), or
+            a share of the full cache's bytes: ("ada_snapkv+kivi", "0.1B").
         stop_ids: for prompts without stop ids of their own; the model's end-of-sequence ids by default.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts). Several
@@ -157,6 +150,7 @@ def generate(
     """
     from tqdm.auto import tqdm
 
+    from kvbench.engine.caches import cache_shape
     from kvbench.engine.decode import stream
     from kvbench.engine.limits import RequestLimits, check_methods
     from kvbench.engine.probe import checked_plan
@@ -170,14 +164,14 @@ def generate(
     rendered = [_as_prompt(p, tokenizer, stops, number) for number, p in enumerate(_each_prompt(prompts))]
     plan = checked_plan(model)
     check_methods(plan, (variant.method for variant in asked))
-    limits = RequestLimits(model, plan, max_length)
+    limits, shape = RequestLimits(model, plan, max_length), cache_shape(model)
     for number, prompt in enumerate(rendered):
         error = limits.error(prompt.ids, max_new_tokens)
         if error is not None:
             raise ValueError(f"prompts[{number}]: {error}")
         span = prompt.context_len if question == "agnostic" else len(prompt.ids)
         for variant in asked:
-            variant.method.tokens(variant.budget, span)  # raises if the budget is impossible on this prompt
+            allowed(variant.method, variant.budget, span, shape)  # raises if the budget is impossible on this prompt
     contexts: dict[Hashable, list[int]] = {}
     for p, prompt in enumerate(rendered):
         contexts.setdefault(context_key(prompt, question), []).append(p)

@@ -145,6 +145,10 @@ class KVCache(Protocol):
         """Return the bytes of the stored tokens of a row."""
         ...
 
+    def held_bytes(self, row: int) -> int | None:
+        """Return the bytes of the stored tokens of a row, with what its policy knows of each; None in a simulation."""
+        ...
+
     def slack_bytes(self, row: int) -> int:
         """Return the bytes that a row reserves for further tokens, in addition to its stored ones."""
         ...

@@ -119,6 +119,9 @@ class MaskedCache:
     def used_bytes(self, row: int) -> int:
         return sum(layer[row].k_UND.nbytes + layer[row].v_UND.nbytes for layer in self._layers)
 
+    def held_bytes(self, row: int) -> int | None:
+        return None
+
     def slack_bytes(self, row: int) -> int:
         return 0
 

@@ -26,7 +26,7 @@ from kvbench.cache.held import HeldRow, PolicyGroup, begin
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.looking import LookRows
 from kvbench.cache.quota import Counts as QuotaCounts
-from kvbench.methods.decoding import DecodePolicy
+from kvbench.methods.decoding import STATE_BYTES, DecodePolicy
 from kvbench.methods.looking import Look
 from kvbench.methods.storage import Store
 from kvbench_kernels.backends import Backend, Buffers, Lanes, make_backend
@@ -176,6 +176,10 @@ class _ArenaLayer:
             if row in group.rows:
                 return group.nbytes(row)
         return self._held[row].nbytes() if row in self._held else 0
+
+    def has_policy(self, row: int) -> bool:
+        """Return True if a row evicts while decoding."""
+        return row in self._held or any(row in group.rows for group in self._groups)
 
     def token_bytes(self) -> int:
         """Return the bytes of one token's key and value in one head."""
@@ -433,6 +437,11 @@ class RaggedCache:
         if (form := self._form_of.get(row)) is not None:
             return sum(encoded[form].used_bytes(row) for encoded in self._encoded)
         return sum(layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers)
+
+    def held_bytes(self, row: int) -> int:
+        form = self._form_of.get(row)
+        has_policy = self._layers[0].has_policy(row) if form is None else form.evicts
+        return self.used_bytes(row) + (STATE_BYTES * sum(map(sum, self.lengths(row))) if has_policy else 0)
 
     def slack_bytes(self, row: int) -> int:
         self._settle()

@@ -19,7 +19,8 @@ from kvbench.config.annotations import check_value, settings_of
 from kvbench.config.groups import defaults, method, options, shipped
 from kvbench.config.interpolations import check_interpolations
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
-from kvbench.methods.dials import FIXED, PARTS, check_budget, check_keys, check_types, split_dials
+from kvbench.methods.budgets import check_budget
+from kvbench.methods.dials import FIXED, PARTS, check_keys, check_types, split_dials
 from kvbench.methods.files import file_dials
 from kvbench.models import ModelSpec
 

@@ -17,6 +17,7 @@ from kvbench.cache.ragged import RaggedCache
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.survey import AttentionPlan, survey
+from kvbench.methods.fitting import CacheShape
 from kvbench_kernels import backends
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,12 @@ def choose(model: PreTrainedModel, kernel: str) -> backends.Choice:
         _logged.add(choice)
         log.info("kernel: %s (%s)", choice.name, choice.reason)
     return choice
+
+
+def cache_shape(model: PreTrainedModel) -> CacheShape:
+    """Return the sizes of the layers that are compressed."""
+    plan = survey(model)
+    return CacheShape(len(plan.full), plan.kv_heads, plan.heads, plan.head_dim, model.dtype)
 
 
 def num_layers(model: PreTrainedModel) -> int:

@@ -158,7 +158,7 @@ class _Batch:
         for entry in new:  # the cache lays out the rows of all new requests here
             for row in entry.rows:
                 kv = self._cache
-                row.measured = kv.lengths(row.id), kv.used_bytes(row.id), kv.slack_bytes(row.id)
+                row.measured = kv.lengths(row.id), kv.used_bytes(row.id), kv.slack_bytes(row.id), kv.held_bytes(row.id)
         rows = sum(len(entry.rows) for entry in new)
         layout_s = (now(self._device) - begin) / max(1, rows)
         self._full = len(self._active) + rows

@@ -20,7 +20,10 @@ from kvbench.engine.caches import LayerCaches, Place
 from kvbench.engine.clock import now
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.variant import Variant
+from kvbench.methods.allowance import allowed
+from kvbench.methods.budgets import Allowance
 from kvbench.methods.decoding import Feed
+from kvbench.methods.fitting import CacheShape
 from kvbench.methods.model_view import ModelView
 
 
@@ -32,11 +35,11 @@ class FeedPass:
         caches: destination of the keys and values.
         places: per variant, the rows to fill.
         span: tokens of the prompt.
+        shape: sizes of the layers that are compressed.
         model: a view of the model, for policies that turn keys.
         seed: seed of the run and the prompt, for policies that draw random numbers.
 
     Attributes:
-        tokens: per variant, the tokens per KV head that its budget allows; None without a budget.
         full_bytes: bytes of the prompt in a full cache of one row, over the layers that are compressed.
         copies_s: seconds of the call that were spent on copies for further questions.
 
@@ -51,15 +54,15 @@ class FeedPass:
         *,
         places: Sequence[Sequence[Place]],
         span: int,
+        shape: CacheShape,
         model: ModelView | None,
         seed: int = 0,
     ) -> None:
         self._variants, self._caches, self._places = variants, caches, places
         self._rows = [first.row for first, *_ in places]
-        self._span, self._model, self._seed = span, model, seed
+        self._span, self._shape, self._model, self._seed = span, shape, model, seed
         self._guard = LayerGuard(caches.plan)
-        self._num_layers = len(caches.plan.full)
-        self.tokens = [variant.method.tokens(variant.budget, span) for variant in variants]
+        self._allowed = [allowed(variant.method, variant.budget, span, shape) for variant in variants]
         self.full_bytes = 0
         self.copies_s = 0.0
 
@@ -74,9 +77,8 @@ class FeedPass:
         if layer in self._caches.local:
             self._caches.local[layer].add(self._rows, nothing_U0D, nothing_U0D)
         else:
-            group = q_BHTD.shape[1] // k_BUTD.shape[1]
             full_layer = self._caches.plan.index(layer)
-            entries = [self._entry(index, full_layer, nothing_U0D, group) for index in range(len(self._variants))]
+            entries = [self._entry(index, full_layer, nothing_U0D) for index in range(len(self._variants))]
             self._caches.kv.add(full_layer, entries, nothing_U0D, nothing_U0D)
             self.full_bytes += k_BUTD[0].nbytes + v_BUTD[0].nbytes
         outs = []
@@ -111,7 +113,7 @@ class FeedPass:
         assert feed is not None
         return feed
 
-    def _entry(self, index: int, layer: int, nothing_U0D: Tensor, group: int) -> Entry:
+    def _entry(self, index: int, layer: int, nothing_U0D: Tensor) -> Entry:
         """Return an empty row of one layer for a variant, with its share of the budget."""
         variant, heads = self._variants[index], len(nothing_U0D)
         policy = variant.method.policy
@@ -122,22 +124,29 @@ class FeedPass:
             self._span + max(place.reserve for place in self._places[index]),
             policy=policy,
             score_UT=nothing_U0D.new_zeros(heads, 0, dtype=torch.float32),
-            base_U=self._base(variant, self.tokens[index], layer, heads, heads * group),
+            base_U=self._base(variant, self._allowed[index], layer, heads),
             at_once=self._feed.chunk,
             rotate=None if self._model is None else self._model.rotate,
             seed=self._seed,
         )
 
-    def _base(self, variant: Variant, tokens: int | None, layer: int, heads: int, query_heads: int) -> list[int]:
+    def _base(self, variant: Variant, allowed: Allowance | None, layer: int, heads: int) -> list[int]:
         """Return each head's share of the budget: that of its layer, in equal parts."""
         method, policy, budget = variant.method, variant.method.policy, variant.budget
         assert policy is not None
-        if tokens is None:
+        if allowed is None:
             return [self._span] * heads
+        tokens = allowed.tokens
         if not method.drops(tokens, self._span):
             return [policy.tokens(budget if isinstance(budget, int) else tokens)] * heads
+        shape = self._shape
         totals = method.layer_totals(
-            tokens, span=self._span, layers=self._num_layers, heads=heads, query_heads=query_heads
+            tokens,
+            span=self._span,
+            layers=shape.layers,
+            heads=shape.heads,
+            query_heads=shape.query_heads,
+            extra=allowed.extra,
         )
         assert totals is not None
         least, more = divmod(totals[layer], heads)

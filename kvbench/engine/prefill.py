@@ -29,9 +29,12 @@ from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.variant import Variant
+from kvbench.methods.allowance import allowed, fit, fits_late
 from kvbench.methods.base import Probe, Score
+from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding
+from kvbench.methods.fitting import CacheShape, promised_bytes
 
 
 class PrefillPass:
@@ -45,12 +48,13 @@ class PrefillPass:
         places: per variant, the rows to fill; none for a variant that feeds its prompt.
         facts: what the methods' parts may know of the prompt.
         span: tokens that are compressed.
+        shape: sizes of the layers that are compressed.
         hidden: the inputs of the layers, where a part reads them.
         run_probe: runs the passes of a probe, where a variant has one.
 
     Attributes:
         span: tokens that are compressed.
-        tokens: per variant, the tokens per KV head that its budget allows; None without a budget.
+        allowed: per variant, the tokens that its budget allows; None without a budget.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
         total_s: seconds of the call that were spent on compression.
         compress_s: per variant, the seconds that its own compression would have taken without the others, and with a
@@ -68,18 +72,19 @@ class PrefillPass:
         places: Sequence[Sequence[Place]],
         span: int,
         facts: PromptFacts | None = None,
+        shape: CacheShape,
         hidden: LayerInputs | None = None,
         run_probe: ProbeRunner | None = None,
     ) -> None:
         self._facts, self._hidden, self._run_probe = facts or PromptFacts(), hidden, run_probe
         self._caches, self._places = caches, places
         self._guard = LayerGuard(caches.plan)
-        self._num_layers = len(caches.plan.full)
+        self._shape, self._num_layers = shape, len(caches.plan.full)
         self.span = span
         self.full_bytes = 0
         self._variants, self.compress_s = self._for_prompt(variants)
         self.total_s = sum(self.compress_s)
-        self.tokens = [v.method.tokens(v.budget, self.span) for v in self._variants]
+        self.allowed = [allowed(v.method, v.budget, span, shape) for v in self._variants]
         self._earlier = EarlierScores()
         self._totals: dict[int, list[int] | None] = {}
         self._statistics: dict[int, list[Tensor]] = defaultdict(list)
@@ -145,8 +150,12 @@ class PrefillPass:
         begin, late = now(device), self._late()
         self._run_probes(late)
         for index in late:
+            method, budget = self._variants[index].method, self._variants[index].budget
+            statistics = self._statistics.pop(index, None)
             with self._timed([index], self._waiting[0]):
-                self._totals[index] = self._layer_totals(index, self._waiting[0], self._statistics.pop(index, None))
+                if isinstance(budget, ByteShare) and fits_late(method, budget):
+                    self.allowed[index] = fit(method, budget, self._waiting, statistics, self._shape)
+                self._totals[index] = self._layer_totals(index, statistics)
         while self._waiting:
             self._store(late, self._waiting.pop(0))
         self._earlier.clear()
@@ -156,6 +165,13 @@ class PrefillPass:
         """Remove what the pass has added to the model. Must be called if a forward call fails."""
         if self._hidden is not None:
             self._hidden.close()
+
+    def budget(self, index: int) -> tuple[int | float | None, int | None]:
+        """Return the tokens per KV head that the budget of a variant allowed, and its bytes if it promises any."""
+        allowed, budget = self.allowed[index], self._variants[index].budget
+        if allowed is None or not isinstance(budget, ByteShare):
+            return None if allowed is None else allowed.tokens, None
+        return allowed.tokens + allowed.extra / self._shape.segments, promised_bytes(budget, self.span, self._shape)
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late()
@@ -220,7 +236,7 @@ class PrefillPass:
 
     def _shares(self, plain: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
         """Return which share of the time to store several variants a single row of each would take: by its tokens."""
-        every = [self.span if self._variants[index].method.keeps_prompt else self.tokens[index] for index in plain]
+        every = [self.span if self._variants[index].method.keeps_prompt else self._tokens(index) for index in plain]
         tokens = {index: self.span if own is None else own for index, own in zip(plain, every, strict=True)}
         total = sum(tokens[index] * len(entries) for index, entries in plain.items())
         return {index: tokens[index] / total for index in plain}
@@ -243,10 +259,18 @@ class PrefillPass:
 
     def _late(self) -> list[int]:
         """Return the variants that choose their tokens at the end of the prefill."""
-        return [index for index, variant in enumerate(self._variants) if variant.method.waits and self._drops(index)]
+        return [
+            index
+            for index, variant in enumerate(self._variants)
+            if (variant.method.waits or fits_late(variant.method, variant.budget)) and self._drops(index)
+        ]
+
+    def _tokens(self, index: int) -> int | None:
+        allowed = self.allowed[index]
+        return None if allowed is None else allowed.tokens
 
     def _drops(self, index: int) -> bool:
-        return self._variants[index].method.drops(self.tokens[index], self.span)
+        return self._variants[index].method.drops(self._tokens(index), self.span)
 
     def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
         """Return what a variant keeps of a layer, once for each of its rows. The rows share all tensors."""
@@ -254,8 +278,8 @@ class PrefillPass:
         every_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
         if self._drops(index):
             if index not in self._totals:
-                self._totals[index] = self._layer_totals(index, ctx, None)
-            tokens, totals = self.tokens[index], self._totals[index]
+                self._totals[index] = self._layer_totals(index, None)
+            tokens, totals = self._tokens(index), self._totals[index]
             if tokens is not None:
                 method.check_scored(tokens)
             keep_UT = method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
@@ -272,7 +296,7 @@ class PrefillPass:
             score_UT=method.start_scores(ctx),
             base_U=None if policy is None else self._base(index, policy, keep_UT),
             look=method.look,
-            reads=None if method.look is None else self.tokens[index],
+            reads=None if method.look is None else self._tokens(index),
             seed=ctx.facts.seed,
         )
         return [entry, *(self._entry_of(entry, place, policy) for place in others)]
@@ -289,7 +313,7 @@ class PrefillPass:
         If the prompt was compressed, the shares follow from layer and head budgets. A prompt shorter than the budget
         leaves room to grow: every head may then hold the whole budget.
         """
-        budget, tokens = self._variants[index].budget, self.tokens[index]
+        budget, tokens = self._variants[index].budget, self._tokens(index)
         kept: list[int] = keep_UT.sum(1).tolist()
         if policy.policy.adds_to_prompt:
             return [self.span] * len(kept) if policy.phase == "decode" else kept
@@ -297,12 +321,14 @@ class PrefillPass:
             return kept if tokens is None else policy.base(kept, tokens)
         return [policy.tokens(budget if isinstance(budget, int) else tokens)] * len(keep_UT)
 
-    def _layer_totals(self, index: int, ctx: LayerContext, statistics: list[Tensor] | None) -> list[int] | None:
+    def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:
+        allowed, shape = self.allowed[index], self._shape
         return self._variants[index].method.layer_totals(
-            self.tokens[index],
+            None if allowed is None else allowed.tokens,
             span=self.span,
-            layers=self._num_layers,
-            heads=ctx.num_kv_heads,
-            query_heads=ctx.num_kv_heads * ctx.group,
+            layers=shape.layers,
+            heads=shape.heads,
+            query_heads=shape.query_heads,
             statistics=statistics,
+            extra=0 if allowed is None else allowed.extra,
         )

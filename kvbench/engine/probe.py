@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import Forward, kvbench_attention, last_logits, one_line
-from kvbench.engine.caches import ContinuePass, LayerCaches, Place, device_of
+from kvbench.engine.caches import ContinuePass, LayerCaches, Place, cache_shape, device_of
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.engine.variant import Variant
@@ -112,7 +112,8 @@ def _engine_logits(
     call = partial(last_logits, model)
     position_1T = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None]
     everything = Variant(Method("fullkv"))
-    prefill = PrefillPass([everything], caches, places=[[Place(0, _STEPS)]], span=prompt)
+    places = [[Place(0, _STEPS)]]
+    prefill = PrefillPass([everything], caches, places=places, span=prompt, shape=cache_shape(model))
     logits = [call(ids_1T[:, :prompt], position_1T[:, :prompt], prefill)]
     for token in range(prompt, ids_1T.shape[1]):
         at = slice(token, token + 1)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kvbench.engine.caches import cache_shape
 from kvbench.engine.limits import RequestLimits
 from kvbench.engine.model_view import view_of
 from kvbench.engine.passes import longest_pass
 from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens
+from kvbench.methods.allowance import allowed
 
 Draw = Callable[[Sequence[Request]], Request | None]
 """Returns the next request that may join the given ones; None if none may join, or none is left."""
@@ -55,10 +57,12 @@ def pass_error(
 ) -> str | None:
     """Return why a variant cannot run its own forward passes on a context; None if it can, or needs none."""
     method, span = variant.method, len(ids)
-    if method.probe is None or not method.drops(method.tokens(variant.budget, span), span):
+    if method.probe is None:
         return None
-    tokens = longest_pass(method.probe, ids, view_of(model, tokenizer))
-    return limits.pass_error(method.name, span, tokens)
+    tokens = allowed(method, variant.budget, span, cache_shape(model))
+    if not method.drops(None if tokens is None else tokens.tokens, span):
+        return None
+    return limits.pass_error(method.name, span, longest_pass(method.probe, ids, view_of(model, tokenizer)))
 
 
 class EqualLengths:

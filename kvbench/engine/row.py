@@ -34,7 +34,7 @@ class Row:
         feed_s: seconds of a prompt that was fed in chunks, with all variants that were fed together; else None.
         first_token_s: seconds from the prefill to the first token.
         clock: decode seconds of the batch at its first token; when it stops, from its first token to its last.
-        measured: the kept tokens per layer and head, and the used and slack bytes, right after compression.
+        measured: the kept tokens per layer and head, and the used, slack and held bytes, right after compression.
     """
 
     id: int
@@ -51,7 +51,7 @@ class Row:
     feed_s: float | None = None
     first_token_s: float = 0.0
     clock: float = 0.0
-    measured: tuple[list[list[int]], int, int] = ([], 0, 0)
+    measured: tuple[list[list[int]], int, int, int | None] = ([], 0, 0, None)
 
 
 @dataclass(eq=False)
@@ -91,7 +91,8 @@ class OpenRequest:
         return [done[place] for place in range(len(self.request.rows))]
 
     def _generation(self, row: Row, text: str, ran: tuple[str, str]) -> Generation:
-        kept, used, slack = row.measured
+        kept, used, slack, held = row.measured
+        tokens, promised = self.prefill.budget(row.variant)
         steps = len(row.ids) - 1
         compress_s = self.prefill.compress_s[row.variant] + self.layout_s
         prefill_s = self.prefill_s if row.feed_s is None else row.feed_s
@@ -101,12 +102,14 @@ class OpenRequest:
             finish_reason=row.finish or "length",
             prompt_tokens=len(row.prompt.ids),
             span=self.prefill.span,
-            budget_tokens=self.prefill.tokens[row.variant],
+            budget_tokens=tokens,
+            budget_bytes=promised,
             kept=kept,
             kept_max=max(row.kept_max, max(map(max, kept))),
             read=row.read,
             kv_bytes=used,
             slack_bytes=slack,
+            held_bytes=held,
             kv_bytes_full=self.prefill.full_bytes,
             rows=self.together,
             kernel=ran[0],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvbench.engine.caches import LayerCaches, Place
+from kvbench.engine.caches import LayerCaches, Place, cache_shape
 from kvbench.engine.feed import FeedPass
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.model_view import decoder_layers, view_of
@@ -61,8 +61,8 @@ def start_feed(
         ValueError: a budget that is impossible on this prompt.
     """
     view = view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None
-    drawn = _sample_seed(seed, token_ids)
-    return FeedPass(variants, caches, places=places, span=len(token_ids), model=view, seed=drawn)
+    drawn, shape = _sample_seed(seed, token_ids), cache_shape(model)
+    return FeedPass(variants, caches, places=places, span=len(token_ids), shape=shape, model=view, seed=drawn)
 
 
 def start_prefill(
@@ -105,7 +105,16 @@ def start_prefill(
     run_probe = None
     if any(variant.method.probe is not None for variant in variants):
         run_probe = ProbeRunner(model, caches.plan, view_of(model, tokenizer), token_ids)
-    return PrefillPass(variants, caches, places=places, span=span, facts=facts, hidden=hidden, run_probe=run_probe)
+    return PrefillPass(
+        variants,
+        caches,
+        places=places,
+        span=span,
+        facts=facts,
+        shape=cache_shape(model),
+        hidden=hidden,
+        run_probe=run_probe,
+    )
 
 
 def _sample_seed(seed: int, token_ids: Tensor) -> int:

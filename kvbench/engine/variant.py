@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kvbench.cache.base import TokensRead
+from kvbench.methods.budgets import Budget, check_budget
 from kvbench.methods.context import PromptFacts
 from kvbench.methods.method import Method
 
@@ -35,10 +36,19 @@ def span_tokens(prompt: PromptLike, question: str) -> int:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under a budget: tokens per KV head as an int, a share of the prompt as a float, None for no budget."""
+    """A method under a budget.
+
+    Args:
+        budget: tokens per KV head as an int, a share of the prompt as a float, a share of the full cache's bytes as a
+            text such as "0.25B", None for no budget.
+    """
 
     method: Method
-    budget: int | float | None = None
+    budget: Budget | str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, str):
+            object.__setattr__(self, "budget", check_budget(self.budget))
 
     def for_prompt(self, facts: PromptFacts) -> Variant:
         """Return the variant with which a prompt is compressed; see `Composed.for_prompt`."""
@@ -128,11 +138,13 @@ class Generation:
         token_ids: generated ids, the stop token included.
         finish_reason: "stop", "length" or "failed".
         prompt_tokens: tokens of the whole prompt; span: of the part that was compressed.
-        budget_tokens: tokens per KV head that the budget allowed; None without a budget.
+        budget_tokens: tokens per KV head that the budget allowed, under a budget in bytes their mean; None without one.
+        budget_bytes: bytes that a budget in bytes allowed; None for another one.
         kept: stored tokens per layer and KV head right after compression; empty if nothing was computed.
         kept_max: most tokens any head stored, prefill and decoding included.
         read: tokens that a query head read per decode step; None for a method that reads all that it keeps.
         kv_bytes: bytes of the kept keys and values right after compression.
+        held_bytes: the same with what the decode policy knows of each token; None if the cache only simulates.
         slack_bytes: bytes reserved for further tokens.
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
@@ -146,7 +158,7 @@ class Generation:
     finish_reason: str
     prompt_tokens: int
     span: int
-    budget_tokens: int | None
+    budget_tokens: int | float | None
     kept: list[list[int]]
     kept_max: int
     kv_bytes: int
@@ -158,6 +170,8 @@ class Generation:
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0, 0.0, None))
     error: str | None = None
     read: TokensRead | None = None
+    budget_bytes: int | None = None
+    held_bytes: int | None = None
 
     @property
     def kept_total(self) -> int:

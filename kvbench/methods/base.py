@@ -185,6 +185,15 @@ class Heads(Part, Protocol):
         ...
 
     @property
+    def by_numbers(self) -> bool:
+        """True if `numbers` knows the tokens of every head, because no score changes them."""
+        return False
+
+    def numbers(self, layer: int, total: int, budget: LayerBudget) -> Sequence[int]:
+        """Return what `__call__` returns for a layer, if the rule goes by numbers alone."""
+        raise TypeError(f"{type(self).__name__} reads scores")
+
+    @property
     def compares_heads(self) -> bool:
         """True if the rule gives a head more the better its scores are next to those of the others."""
         return False

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from kvbench.methods.base import Merge, Part, Probe, Score
+from kvbench.methods.budgets import Budget, ByteShare, check_budget
 from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding, Feed
-from kvbench.methods.dials import check_budget
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.looking import Look
@@ -147,10 +147,11 @@ class Composed:
             changed["decode"] = replace(self.decode, policy=changed["decode"])
         return replace(self, **changed)
 
-    def tokens(self, budget: int | float | None, span: int) -> int | None:
+    def tokens(self, budget: Budget | str | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
 
-        If they count what a step reads, they may be more than the prompt has: an answer follows.
+        This serves tokens and shares of them; `kvbench.methods.allowance` serves bytes as well. If they count what a
+        step reads, they may be more than the prompt has: an answer follows.
 
         Raises:
             ValueError: the budget is no budget, or leaves no room next to the tokens that are always kept.
@@ -160,6 +161,8 @@ class Composed:
         if budget is None:
             raise ValueError(f"budget=null: {self.name} needs a budget")
         budget = check_budget(budget)
+        if isinstance(budget, ByteShare):
+            raise TypeError("the tokens of a budget in bytes depend on the model, see kvbench.methods.allowance")
         if isinstance(budget, int):
             self.check_room(budget)
             return min(budget, span) if self.look is None else budget
@@ -235,8 +238,13 @@ class Composed:
         heads: int,
         query_heads: int,
         statistics: Sequence[Tensor] | None = None,
+        extra: int = 0,
     ) -> list[int] | None:
-        """Return the tokens of every layer, summed over its KV heads; None if the method decides by itself."""
+        """Return the tokens of every layer, summed over its KV heads; None if the method decides by itself.
+
+        Args:
+            extra: tokens over all layers and heads in addition to `tokens` per head.
+        """
         if tokens is None:
             return None if self.evicts else [span * heads] * layers
         if tokens >= span:
@@ -244,7 +252,7 @@ class Composed:
         budget = self.evicting.budget(
             tokens, span=span, layers=layers, heads=heads, query_heads=query_heads, statistics=statistics
         )
-        return self.evicting.layer_totals(budget)
+        return self.evicting.layer_totals(budget, extra)
 
     def drops(self, tokens: int | None, span: int) -> bool:
         """Return True if the method may drop tokens of a prompt of `span`, of which `tokens` are allowed."""

@@ -27,6 +27,7 @@ from kvbench.methods.sharing import Leaving, Shares
 
 READS = ("nothing", "last", "all")
 PHASES = ("prefill", "decode", "both")
+STATE_BYTES = 8  # of a token in a KV head: its position (int32) and its state (float32)
 _LATER = 2**30  # a position that no token has
 
 

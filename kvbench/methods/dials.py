@@ -1,4 +1,4 @@
-"""The dials of a method: names and types as its YAML has them, checked without torch; and the budget.
+"""The dials of a method: names and types as its YAML has them, checked without torch.
 
 A method's YAML has its dials at the top, as plain scalars; its parts (`score`, `layers`, ...) interpolate them. What a
 dial means, and which values are possible, is up to the parts that it feeds: they check it when they are built.
@@ -71,20 +71,3 @@ def as_plain_number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
-
-
-def check_budget(budget: Any) -> int | float:
-    """Return a budget: an int (tokens per KV head) or a float in (0, 1] (share of the compressed span).
-
-    Raises:
-        ValueError: one line naming `budget`.
-    """
-    budget = as_plain_number(budget)
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
-        raise ValueError(f"budget={budget}: give tokens per KV head as an integer, or a share in (0, 1] as a float")
-    if isinstance(budget, int):
-        if budget <= 0:
-            raise ValueError(f"budget={budget}: tokens per KV head must be at least 1")
-    elif not (math.isfinite(budget) and 0 < budget <= 1):
-        raise ValueError(f"budget={budget}: a share must lie in (0, 1]; tokens are an integer such as budget=128")
-    return budget

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.base import Heads, LayerBudget, Layers, Protected, Score, Select
-from kvbench.methods.candidates import Candidates
+from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import LayerContext
 from kvbench.methods.memo import Memo
 
@@ -80,10 +80,44 @@ class Eviction:
         sinks, window = self.select.protected(tokens)
         return LayerBudget(tokens, span, layers, heads, query_heads, sinks, window, statistics)
 
-    def layer_totals(self, budget: LayerBudget) -> list[int]:
-        """Return the tokens of every layer, summed over its KV heads."""
+    def layer_totals(self, budget: LayerBudget, extra: int = 0) -> list[int]:
+        """Return the tokens of every layer, summed over its KV heads.
+
+        Args:
+            extra: tokens in addition to the budget, fewer than the model has KV heads. They are spread evenly.
+        """
         assert self.layers is not None
-        return self.layers(budget)
+        totals, limit = self.layers(budget), budget.span * budget.heads
+        while extra > 0:
+            open_layers = [layer for layer, total in enumerate(totals) if total < limit]
+            for place, layer in enumerate(open_layers):
+                more = min(extra // (len(open_layers) - place), limit - totals[layer])
+                totals[layer] += more
+                extra -= more
+        return totals
+
+    @property
+    def by_numbers(self) -> bool:
+        """True if the tokens of every KV head follow from numbers alone, whatever the scores are."""
+        return (
+            self.layers is not None
+            and self.heads is not None
+            and self.heads.by_numbers
+            and not self.layers.needs_statistics
+        )
+
+    def head_tokens(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
+        """Return the tokens of every KV head of a layer, if they follow from numbers alone."""
+        assert self.heads is not None
+        numbers = self.heads.numbers(layer, total - budget.protected * budget.heads, budget)
+        return [count + budget.protected for count in numbers]
+
+    def least(self) -> int:
+        """Return the smallest budget in tokens per KV head that exceeds the tokens that are always kept."""
+        tokens = 1
+        while self.select.protected(tokens).total >= tokens:
+            tokens = self.select.protected(tokens).total + 1
+        return tokens
 
     def mask(self, ctx: LayerContext, tokens: int | None, total: int | None) -> Tensor:
         """Return the keep mask [U, T] of a layer.
@@ -94,6 +128,16 @@ class Eviction:
         """
         if tokens is None or total is None:
             return self._measured_mask(ctx)
+        candidates, counts = self._split(ctx, tokens, total)
+        return self._checked(ctx, self.select(ctx, candidates, counts, self.select.protected(tokens)))
+
+    def kept_counts(self, ctx: LayerContext, tokens: int, total: int) -> list[int]:
+        """Return how many tokens of a layer each KV head keeps under a budget."""
+        candidates, counts = self._split(ctx, tokens, total)
+        return [count + self.select.protected(tokens).total for count in candidates.counts(counts)]
+
+    def _split(self, ctx: LayerContext, tokens: int, total: int) -> tuple[Candidates, HeadBudget]:
+        """Return the tokens that may be evicted, and how many of them each head keeps."""
         assert self.heads is not None
         protected = self.select.protected(tokens)
         candidates = self._candidates(ctx, protected)
@@ -105,8 +149,7 @@ class Eviction:
             heads=ctx.num_kv_heads,
             query_heads=ctx.num_kv_heads * ctx.group,
         )
-        counts = self.heads(ctx, candidates, total - protected.total * ctx.num_kv_heads, budget)
-        return self._checked(ctx, self.select(ctx, candidates, counts, protected))
+        return candidates, self.heads(ctx, candidates, total - protected.total * ctx.num_kv_heads, budget)
 
     def _measured_mask(self, ctx: LayerContext) -> Tensor:
         """Return the keep mask of a selection that decides by itself how many tokens stay."""

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench.methods.allowance import allowed, fits_late
+from kvbench.methods.budgets import Budget
 from kvbench.methods.composed import Composed
 from kvbench.methods.context import EarlierScores, Kernels, LayerContext, PromptFacts
+from kvbench.methods.fitting import CacheShape
 from kvbench.methods.model_view import ModelView
 
 
@@ -27,7 +30,7 @@ class Method(Composed):
         k: Tensor,
         v: Tensor,
         *,
-        budget: int | float | None = None,
+        budget: Budget | str | None = None,
         layer: int = 0,
         num_layers: int = 1,
         scaling: float | None = None,
@@ -46,7 +49,8 @@ class Method(Composed):
         Args:
             q: [H, T, D] queries after RoPE (a leading batch dimension of 1 is accepted, as for k and v).
             k, v: [U, T, D] keys and values.
-            budget: tokens per KV head as int, or share of T as float; averaged over layers and heads.
+            budget: tokens per KV head as int, share of T as float, or share of the full cache's bytes as text ("0.2B");
+                averaged over layers and heads.
             layer, num_layers: position of the layer, for layer-wise budgets.
             scaling: factor on the logits, 1 / sqrt(D) by default.
             layer_scores: the statistics of all layers, for methods whose layer budgets depend on them
@@ -67,9 +71,13 @@ class Method(Composed):
         ctx = own._context(q, k, v, scaling, layer, num_layers, kernels, facts, hidden=hidden, probed=probed)
         return own._kept(ctx, budget, layer_scores)
 
-    def _kept(self, ctx: LayerContext, budget: int | float | None, statistics: Sequence[Tensor] | None) -> list[Tensor]:
+    def _kept(self, ctx: LayerContext, budget: Budget | str | None, statistics: Sequence[Tensor] | None) -> list[Tensor]:
         """Return `keep` of a layer."""
-        tokens = self.tokens(budget, ctx.num_tokens)
+        shape = CacheShape(ctx.num_layers, ctx.num_kv_heads, len(ctx.q), ctx.k.shape[-1], ctx.k.dtype)
+        allowance = allowed(self, budget, ctx.num_tokens, shape)
+        if fits_late(self, budget):
+            raise ValueError(f"budget={budget}: {self.name} needs all layers for it; use kvbench.generate")
+        tokens = None if allowance is None else allowance.tokens
         if not self.drops(tokens, ctx.num_tokens):
             keep_UT = torch.ones(ctx.k.shape[:2], dtype=torch.bool, device=ctx.k.device)
         else:
@@ -80,6 +88,7 @@ class Method(Composed):
                 heads=ctx.num_kv_heads,
                 query_heads=ctx.num_kv_heads * ctx.group,
                 statistics=statistics,
+                extra=0 if allowance is None else allowance.extra,
             )
             if tokens is not None:
                 self.check_scored(tokens)
@@ -90,7 +99,7 @@ class Method(Composed):
         self,
         layers: Sequence[tuple[Tensor, Tensor, Tensor]],
         *,
-        budget: int | float | None = None,
+        budget: Budget | str | None = None,
         scaling: float | None = None,
         kernels: Kernels | None = None,
         **facts: Any,

@@ -87,6 +87,23 @@ class Half(Part, Protocol):
         """Return [N, B, D] tokens from their encoded form."""
         ...
 
+    def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
+        """Return the bytes of an encoded block; of blocks that differ, the most."""
+        return self.nbytes(self.encode(torch.zeros(1, self.block, dim, dtype=dtype), None, None))
+
+    @property
+    def varies(self) -> bool:
+        """True if the bytes of a block depend on its tokens. Its blocks then have one token, and `sizes` knows them."""
+        return False
+
+    def sizes(self, ctx: LayerContext, x_UTD: Tensor) -> Tensor:
+        """Return the bytes [U, T] of each token's block, if they differ."""
+        raise TypeError(f"{type(self).__name__} encodes all blocks alike")
+
+    def side_bytes(self, dim: int) -> int:
+        """Return the bytes of what `prepare` returns for one KV head."""
+        return 0
+
     def nbytes(self, encoded: Encoded) -> int:
         """Return the bytes of encoded blocks as published: of codes of mixed widths, what they take if packed."""
         return sum(x.nbytes for x in encoded)
@@ -128,6 +145,10 @@ class ChannelHalf(Half, Protocol):
 class Store(Part, Protocol):
     """A form in which kept tokens are held: one part for keys and one for values; None for tokens as they are."""
 
+    def __hash__(self) -> int:
+        """Return a hash that equal parts share; a frozen dataclass replaces it by one of its fields."""
+        return hash(type(self))
+
     @property
     def keys(self) -> Half | None:
         """The form of keys."""
@@ -153,6 +174,11 @@ class Store(Part, Protocol):
         for half in self.halves:
             if half is not None:
                 half.check(head_dim)
+
+    @property
+    def varies(self) -> bool:
+        """True if the bytes of a block depend on its tokens."""
+        return any(half is not None and half.varies for half in self.halves)
 
     def summarise(self, ctx: LayerContext) -> None:
         """Compute what both halves read of the queries."""

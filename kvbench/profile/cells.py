@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from kvbench.engine.variant import Variant
+from kvbench.methods.budgets import as_stored
 from kvbench.methods.files import DialFile
 from kvbench.models import ModelSpec
 from kvbench.profile.settings import ProfileSettings
@@ -36,7 +37,7 @@ class Cell:
         return {
             "method": self.variant.method.name,
             "dials": {k: v.digest if isinstance(v, DialFile) else v for k, v in self.variant.method.dials.items()},
-            "budget": self.variant.budget,
+            "budget": as_stored(self.variant.budget),
             "context": self.context,
             "batch": self.batch,
             "kernel": self.kernel,

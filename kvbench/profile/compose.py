@@ -19,6 +19,8 @@ from kvbench.common.paths import conf_dir
 from kvbench.config.combinations import combinations
 from kvbench.config.compose import composing, inspect, parse
 from kvbench.engine.variant import Variant
+from kvbench.methods.allowance import check_bytes
+from kvbench.methods.budgets import ByteShare, check_budget
 from kvbench.methods.dials import split_dials
 from kvbench.methods.load import build
 from kvbench.methods.method import Method
@@ -104,7 +106,8 @@ def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any]
     plain.pop("benchmark")
     spec = ModelSpec.from_node(plain["model"])
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    variant = Variant(method, plain["budget"] if method.promises is not None else None)
+    check_bytes(method, check_budget(plain["budget"]))
+    variant = Variant(method, check_budget(plain["budget"]) if method.promises is not None else None)
     return {str(key): value for key, value in plain.items()}, spec, variant
 
 
@@ -112,7 +115,8 @@ def _cells(variant: Variant, plain: Mapping[str, Any], settings: ProfileSettings
     """Yield the full cache and the variant at every context length and batch size."""
     kernel = str(plain.get("kernel", "auto"))
     for context, batch in itertools.product(settings.context, settings.batch):
-        variant.method.tokens(variant.budget, context)  # raises ValueError if the budget is impossible
+        if not isinstance(variant.budget, ByteShare):  # whose tokens depend on the model
+            variant.method.tokens(variant.budget, context)  # raises ValueError if the budget is impossible
         for shown in (FULL_CACHE, variant):
             yield Cell(shown, context, batch, kernel)
 

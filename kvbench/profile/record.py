@@ -27,7 +27,7 @@ class CellRecord(TypedDict):
     id: str
     method: str
     dials: dict[str, object]
-    budget: float | None
+    budget: float | str | None
     context: Positive
     batch: Positive
     kernel: str

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.common.text import one_line
 from kvbench.report import figure
 from kvbench.report.figure import FAINT, INK
+from kvbench.report.runs import budget_order
 from kvbench.report.suite import SuiteRow, SuiteTable
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ COLOURS = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _PANEL = (4.6, 3.4)  # inches
+_KINDS = {1: "Share of the cache (%)", 2: "Share of the cache's bytes (%)", 3: "Tokens per KV head"}
 
 
 def curve(table: SuiteTable, heading: str, details: str, path: Path) -> Path | None:
@@ -81,18 +83,20 @@ def _average(table: SuiteTable, row: SuiteRow) -> float:
 
 
 def _panels(rows: Sequence[SuiteRow]) -> dict[str, list[SuiteRow]]:
-    """Return the rows with a budget by its kind: tokens and shares have no common axis."""
+    """Return the rows with a budget by its kind: tokens, shares and bytes have no common axis."""
     panels: dict[str, list[SuiteRow]] = {}
     for row in rows:
         if row["budget"] != "full":
-            kind = "Tokens per KV head" if row["budget"].isdigit() else "Share of the cache (%)"
+            kind = _KINDS[budget_order(row["budget"])[0]]
             panels.setdefault(kind, []).append(row)
     return dict(sorted(panels.items()))
 
 
 def _lines(axes: Axes, table: SuiteTable, rows: Sequence[SuiteRow], methods: Sequence[str]) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
-        points = sorted((float(row["budget"]), _average(table, row)) for row in rows if row["method"] == method)
+        points = sorted(
+            (budget_order(row["budget"])[1], _average(table, row)) for row in rows if row["method"] == method
+        )
         style = methods.index(method)
         colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
         x, y = zip(*points, strict=True)
@@ -108,9 +112,9 @@ def _horizontals(axes: Axes, table: SuiteTable, rows: Sequence[SuiteRow]) -> Non
 
 def _dress(axes: Axes, kind: str, budgets: Sequence[str]) -> None:
     """Set up the axes: logarithmic budgets, labelled where they were measured."""
-    values = sorted({float(budget) for budget in budgets})
+    values = sorted({budget_order(budget)[1] for budget in budgets})
     axes.set_xscale("log", base=2)
-    share = kind.startswith("Share")
+    share = kind != _KINDS[3]
     axes.set_xticks(values, [f"{100 * value:.3g}" if share else f"{value:.0f}" for value in values])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(kind, fontsize=10, color=INK)

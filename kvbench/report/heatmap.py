@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.common.text import one_line
 from kvbench.report import figure
 from kvbench.report.figure import FAINT, INK, LINE
-from kvbench.report.runs import Run, answered, check_comparable, check_metric, kept_share, order, title
+from kvbench.report.runs import Run, answered, budget_order, check_comparable, check_metric, kept_share, order, title
 from kvbench.store import Record
 from kvbench.store.schema import HUGE
 
@@ -144,9 +144,7 @@ def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = Non
 def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
     """Return row and column of each run; runs come in order. Equal method and budget: one below the other."""
     budgets = {run.manifest["label"]["budget"] for run in runs}
-    columns = sorted(
-        budgets, key=lambda budget: (budget != "full", budget.isdigit(), budget == "full" or float(budget))
-    )
+    columns = sorted(budgets, key=budget_order)
     places: list[tuple[int, int]] = []
     first_row: dict[str, int] = {}
     for run in runs:

@@ -102,16 +102,11 @@ def _difference(key: str, value: object, other: object) -> str:
     return "; ".join(f"{key}.{inner}: {value.get(inner)!r} / {other.get(inner)!r}" for inner in keys)
 
 
-def order(run: Run) -> tuple[bool, str, float, str]:
-    """Return the sort key: runs without a budget first, then by method and by budget, fractions before token counts."""
+def order(run: Run) -> tuple[bool, str, tuple[int, float], str]:
+    """Return the sort key: runs without a budget first, then by method and by budget; see `budget_order`."""
     label = run.manifest["label"]
     budget = label["budget"]
-    return (
-        budget != "full",
-        label["method"],
-        -1.0 if budget == "full" else float(budget),
-        run.manifest["hash"],
-    )
+    return budget != "full", label["method"], budget_order(budget), run.manifest["hash"]
 
 
 def name(run: Run, runs: Sequence[Run] = ()) -> str:
@@ -144,11 +139,16 @@ def title(run: Run, runs: Sequence[Run] = ()) -> str:
 
 def budget_words(budget: str) -> str:
     """Return a budget label in words; "" for methods without one. "1" is a token, "1.0" the whole context."""
+    kind, value = budget_order(budget)
+    return ("", f"{100 * value:.3g}% budget", f"{100 * value:.3g}% bytes", f"{budget} tokens")[kind]
+
+
+def budget_order(budget: str) -> tuple[int, float]:
+    """Return kind and value of a budget label: kind 0 for none, 1 for a share of tokens, 2 of bytes, 3 for tokens."""
     if budget == "full":
-        return ""
-    if budget.isdigit():
-        return f"{budget} tokens"
-    return f"{100 * float(budget):.3g}% budget"
+        return 0, 0.0
+    kind = 3 if budget.isdigit() else 2 if budget.endswith("B") else 1
+    return kind, float(budget.removesuffix("B"))
 
 
 def answered(run: Run) -> list[AnsweredRecord]:

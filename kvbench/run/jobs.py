@@ -21,9 +21,13 @@ from kvbench import config, models, prompts, store
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite, benchmarks_of
 from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Variant
+from kvbench.methods.allowance import allowed, check_bytes
+from kvbench.methods.budgets import ByteShare, as_stored, check_budget
 from kvbench.methods.dials import split_dials
+from kvbench.methods.fitting import CacheShape
 from kvbench.methods.load import build, load, method_identity
 from kvbench.methods.method import Method
+from kvbench.run.memory import cache_shape
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +104,29 @@ class Job:
         Raises:
             ValueError: the budget is impossible on this prompt even so.
         """
+        budget = self.variant.budget
         try:
-            self.variant.method.tokens(self.variant.budget, span)
+            self.check_room(span)
         except ValueError:
-            tokens = int(self.variant.budget * span + 1e-9) if isinstance(self.variant.budget, float) else 0
+            share = budget.share if isinstance(budget, ByteShare) else budget
+            tokens = int(share * span + 1e-9) if isinstance(share, float) else 0
             if tokens < 1:
                 raise
-            return Variant(_most_recent(), tokens)
+            return Variant(_most_recent(), budget if isinstance(budget, ByteShare) else tokens)
         return self.variant
+
+    def check_room(self, span: int) -> None:
+        """Raise ValueError if the budget leaves no room on a prompt of which `span` tokens are compressed."""
+        method, budget = self.variant.method, self.variant.budget
+        if isinstance(budget, ByteShare):
+            allowed(method, budget, span, self.cache_shape)
+        else:
+            method.tokens(budget, span)
+
+    @cached_property
+    def cache_shape(self) -> CacheShape:
+        """Sizes of the layers that are compressed, from the model's config alone."""
+        return cache_shape(models.shape(self.model), models.compressed_layers(self.model))
 
 
 @cache
@@ -141,6 +160,7 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     spec = models.ModelSpec.from_node(plain["model"])
     spec.check_answers()
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    check_bytes(method, check_budget(cfg.budget))
     if method.promises is not None and isinstance(cfg.budget, int):
         method.check_room(cfg.budget)
         if method.promises == "kept":
@@ -161,7 +181,7 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
         ValueError: one line naming the override to change.
     """
     cfg, spec, method = checked.cfg, checked.model, checked.method
-    budget = cfg["budget"] if method.promises is not None else None
+    budget = check_budget(cfg["budget"]) if method.promises is not None else None
     if method.promises is None:
         keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
         log.info("%s %s: budget=%s does not apply to it", method.name, keeps, cfg["budget"])
@@ -170,7 +190,7 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
     for benchmark in benchmarks_of(checked.benchmark, facts):
         identity = {
             "method": checked.method_identity,
-            "budget": budget,
+            "budget": as_stored(budget),
             "model": {"name": spec.name, "weights": weights},
             "protocol": _protocol(benchmark, facts)
             | {"frame": prompts.frame_hash(spec), "decoding": models.decoding_of(spec)},

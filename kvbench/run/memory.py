@@ -6,6 +6,7 @@ half the rows, never a result.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from pathlib import Path
 import psutil
 import torch
 
-from kvbench.engine.variant import Request, span_tokens
+from kvbench.engine.variant import Request, Variant, span_tokens
+from kvbench.methods.allowance import fits_late
+from kvbench.methods.budgets import ByteShare
+from kvbench.methods.decoding import STATE_BYTES
+from kvbench.methods.fitting import CacheShape
 from kvbench.models import Shape
 
 FRACTION = 0.9  # of the free memory: the rest is for what the estimate does not know
 GIB = 2**30
-STATE_BYTES = 8  # of a token in a KV head: its position and its state, for a decode policy
 _PROC, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _VERSION_2 = ("memory.max", "memory.current")
 
@@ -33,13 +37,26 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
     total = 0
     for prompt, variant in request.rows:
         rest = len(prompt.ids) - span + request.max_new_tokens
-        allowed = None if masked or variant.method.keeps_prompt else variant.method.tokens(variant.budget, span)
-        need = (span if allowed is None else allowed) + rest
+        need = rest + (span if masked or variant.method.keeps_prompt else _kept(variant, span))
         if variant.method.feed is not None:
             need += variant.method.feed.chunk
         state_bytes = 0 if variant.method.policy is None else STATE_BYTES * shape.layers * shape.kv_heads
         total += (need + max(16, need // 8)) * (shape.token_bytes + state_bytes)
     return total
+
+
+def _kept(variant: Variant, span: int) -> int:
+    """Return the tokens per KV head that a variant keeps of `span`; of bytes, the plain tokens that take as many."""
+    if isinstance(variant.budget, ByteShare):
+        return span if variant.method.promises is None else math.ceil(variant.budget.share * span)
+    tokens = variant.method.tokens(variant.budget, span)
+    return span if tokens is None else tokens
+
+
+def cache_shape(shape: Shape, layers: int) -> CacheShape:
+    """Return the sizes of the cache of a model of which `layers` layers are compressed."""
+    dtype = {8: torch.float64, 4: torch.float32}.get(shape.itemsize, torch.bfloat16)  # 16 bits are 16 bits here
+    return CacheShape(layers, shape.kv_heads, shape.heads, shape.head_dim, dtype)
 
 
 def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
@@ -50,7 +67,8 @@ def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
     """
     queries = max((v.method.queries for v in request.variants), default=0)
     scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * max(1, queries))
-    waiting = span * shape.token_bytes if any(v.method.waits for v in request.variants) else 0
+    waits = any(v.method.waits or fits_late(v.method, v.budget) for v in request.variants)
+    waiting = span * shape.token_bytes if waits else 0
     lengths = Counter(len(prompt.ids) - span for prompt, _ in request.rows)
     question = max((length * rows for length, rows in lengths.items()), default=0)
     fed = Counter(variant.method.feed for variant in request.variants if variant.method.feed is not None)

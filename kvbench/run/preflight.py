@@ -11,6 +11,8 @@ import torch
 from kvbench import models
 from kvbench.engine.variant import Request
 from kvbench.engine.walk import obstacle
+from kvbench.methods.allowance import check_reach
+from kvbench.methods.budgets import ByteShare
 from kvbench.models.cache import ModelCache
 from kvbench.models.load import checked_config
 from kvbench.models.pretrained import skeleton
@@ -31,6 +33,7 @@ def check_budget(job: Job, samples: GroupSamples) -> None:
         ValueError: the budget is too small on every prompt of the run, or smaller than one token on some.
     """
     spans = samples.spans()
+    _check_reach(job, [*spans, *samples.other_spans()])
     errors = [error for span in spans if (error := _no_room(job, span)) is not None]
     if not errors:
         return
@@ -48,10 +51,25 @@ def check_budget(job: Job, samples: GroupSamples) -> None:
     )
 
 
+def _check_reach(job: Job, spans: Sequence[int]) -> None:
+    """Raise ValueError if a budget in bytes is more than the method could use on any of the prompts."""
+    if not isinstance(job.variant.budget, ByteShare):
+        return
+    errors = []
+    for span in dict.fromkeys(spans):
+        try:
+            check_reach(job.variant.method, job.variant.budget, span, job.cache_shape)
+            return
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        raise errors[-1]
+
+
 def _no_room(job: Job, span: int) -> ValueError | None:
     """Return the error of a budget that leaves the method no room on a prompt; None if there is room."""
     try:
-        job.variant.method.tokens(job.variant.budget, span)
+        job.check_room(span)
     except ValueError as error:
         return error
     return None

@@ -5,13 +5,16 @@ from __future__ import annotations
 from kvbench.benchmarks.base import Benchmark, Sample
 from kvbench.common import clock
 from kvbench.engine.variant import Generation, Variant
+from kvbench.methods.decoding import STATE_BYTES
 
 
 def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | None:
-    """Return the error of a generation that did not keep as many tokens as its budget says; None if it did."""
+    """Return the error of a generation that did not keep the tokens or bytes of its budget; None if it did."""
     heads = sum(map(len, generation.kept))
     kept, span = generation.kept_total, generation.span
-    tokens = generation.budget_tokens
+    if generation.budget_bytes is not None:
+        return _broken_bytes(variant, generation, generation.budget_bytes)
+    tokens = None if generation.budget_tokens is None else int(generation.budget_tokens)
     if variant.method.evicts and variant.method.promises != "kept":
         return None  # it decides by itself how many tokens stay; the record shows how many
     if tokens is None or tokens >= span or variant.method.keeps_prompt:
@@ -30,6 +33,23 @@ def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | N
     )
 
 
+def _broken_bytes(variant: Variant, generation: Generation, promised: int) -> RuntimeError | None:
+    """Return the error of a generation whose bytes are not those of its budget; None if they are, to 1 %.
+
+    A method that holds the whole prompt in fewer bytes breaks no promise. One token of one head may be missing.
+    """
+    heads, kept = sum(map(len, generation.kept)), generation.kept_total
+    expected = round((generation.budget_tokens or 0) * heads)
+    if kept != expected:
+        return RuntimeError(f"{variant} kept {kept} tokens over all layers and heads instead of {expected}")
+    held, token = generation.held_bytes, generation.kv_bytes_full // (heads * generation.span) + STATE_BYTES
+    if held is None or (kept == heads * generation.span and held <= promised):
+        return None
+    if abs(held - promised) <= max(0.01 * promised, token):
+        return None
+    return RuntimeError(f"{variant} holds {held} bytes of {generation.kv_bytes_full} instead of {promised}")
+
+
 def _broken_reads(variant: Variant, generation: Generation) -> RuntimeError | None:
     """Return the error of a generation of which a step read more tokens than its budget says; None if none did."""
     read, tokens = generation.read, generation.budget_tokens
@@ -46,13 +66,18 @@ def answered(
     Of a method that reads a part of what it keeps, `read_max` is the most tokens that a query head read in a step, in
     the layers to which the budget applies, and `read_mean` the mean over all layers, heads and steps.
 
+    Under a budget in bytes, `budget_bytes` is what it promises, and `held_bytes` is what the kept keys and values take
+    together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads.
+
     Its `promise` says what the kept tokens were checked against: "kept", the budget; "read", all tokens, of which the
     budget is read in each step; "all", all tokens; "measured": nothing, the method decides how many stay.
     """
     read = {} if generation.read is None else {"read_max": generation.read.most, "read_mean": generation.read.mean}
+    promised = {"budget_bytes": generation.budget_bytes, "held_bytes": generation.held_bytes}
     return {
         **_common(sample, "ok", None, device),
         **read,
+        **({} if generation.budget_bytes is None else promised),
         "prediction": generation.text,
         "token_ids": generation.token_ids,
         "scores": benchmark.score(sample.answers, generation.text, sample.meta),

@@ -18,7 +18,9 @@ STATUSES: tuple[RunStatus, ...] = ("running", "done", "partial", "failed", "pree
 RecordStatus = Literal["ok", "oom", "failed"]  # failed: the model's output was not finite
 
 Name = Annotated[str, Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", "use letters, digits and _.+=- only")]  # of a folder
-Budget = Annotated[str, Pattern(r"full|[0-9]{1,15}|[0-9]{1,3}\.[0-9]{1,20}|[0-9.]{1,20}e-[0-9]{1,2}", "not a budget")]
+_SHARE = r"(?:[0-9]{1,3}\.[0-9]{1,20}|[0-9.]{1,20}e-[0-9]{1,2})"
+Budget = Annotated[str, Pattern(rf"full|[0-9]{{1,15}}|{_SHARE}B?", "not a budget")]  # B: a share of bytes
+ByteBudget = Annotated[str, Pattern(rf"{_SHARE}B", "not a budget in bytes")]
 Digest = Annotated[str, Pattern(r"[0-9a-f]{64}", "not a sha256")]
 Count = Annotated[int, Range(0, HUGE)]
 Positive = Annotated[int, Range(1, HUGE)]
@@ -52,7 +54,7 @@ class Identity(TypedDict):
     """The identity of a run: all that its numbers depend on, see `kvbench.store.identity_hash`."""
 
     method: MethodIdentity
-    budget: Number | None
+    budget: Number | ByteBudget | None
     model: ModelIdentity
     protocol: dict[str, object]
     seed: int

@@ -56,5 +56,12 @@ class TableHeads(_Capacities, Heads):
     """The table's candidates for the heads of one layer; scaled if something else chose the layer's tokens."""
 
     def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> list[int]:
-        counts = self.capacities(budget)[ctx.layer]
+        return self.numbers(ctx.layer, total, budget)
+
+    @property
+    def by_numbers(self) -> bool:
+        return True
+
+    def numbers(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
+        counts = self.capacities(budget)[layer]
         return counts if sum(counts) == total else apportion(counts, total, budget.span - budget.protected)

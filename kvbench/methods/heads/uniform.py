@@ -13,6 +13,15 @@ from kvbench.methods.context import LayerContext
 class Uniform(Heads):
     """Equal budgets for all KV heads of a layer; odd tokens go to the lower heads."""
 
+    @property
+    def by_numbers(self) -> bool:
+        """True: no score changes the numbers."""
+        return True
+
+    def numbers(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
+        """Return the candidates to keep per KV head."""
+        return [total // budget.heads + (head < total % budget.heads) for head in range(budget.heads)]
+
     def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> HeadSplit:
         """Return the candidates to keep per KV head, as a rule."""
         return HeadSplit(total, "head")

@@ -1,0 +1,73 @@
+"""Budgets: tokens per KV head, a share of the prompt's tokens, or a share of the full cache's bytes.
+
+Written 128, 0.2 and 0.2B. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kvbench.methods.dials import as_plain_number
+
+_BYTES = re.compile(r"\s*([0-9]*\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)\s*B\s*")
+
+
+@dataclass(frozen=True)
+class ByteShare:
+    """A share of the bytes that the plain cache of the same prompt would take, over the layers that are compressed."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.share}B"
+
+
+Budget = int | float | ByteShare
+"""Tokens per KV head, a share of the compressed tokens, or a share of the full cache's bytes."""
+
+
+class Allowance(NamedTuple):
+    """The tokens that a budget allows on a prompt: `tokens` per KV head, and `extra` more over all layers and heads."""
+
+    tokens: int
+    extra: int = 0
+
+
+def check_budget(budget: Any) -> Budget:
+    """Return a budget: an int is tokens per KV head, a float in (0, 1] a share, a text such as "0.25B" bytes.
+
+    Raises:
+        ValueError: one line naming `budget`.
+    """
+    budget = as_plain_number(budget)
+    if isinstance(budget, str | ByteShare):
+        return _byte_share(budget)
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise ValueError(f"budget={budget}: give tokens per KV head as an integer, or a share in (0, 1] as a float")
+    if isinstance(budget, int):
+        if budget <= 0:
+            raise ValueError(f"budget={budget}: tokens per KV head must be at least 1")
+    elif not (math.isfinite(budget) and 0 < budget <= 1):
+        raise ValueError(f"budget={budget}: a share must lie in (0, 1]; tokens are an integer such as budget=128")
+    return budget
+
+
+def _byte_share(budget: str | ByteShare) -> ByteShare:
+    match = _BYTES.fullmatch(str(budget))
+    if match is None or match[1] == ".":
+        raise ValueError(
+            f"budget={budget}: give tokens such as 128, a share of the tokens such as 0.2, or a share of the full "
+            "cache's bytes such as 0.2B"
+        )
+    share = float(match[1])
+    if not 0 < share <= 1:
+        raise ValueError(f"budget={budget}: a share of the full cache's bytes must lie in (0, 1], such as 0.2B")
+    return ByteShare(share)
+
+
+def as_stored(budget: Budget | str | None) -> int | float | str | None:
+    """Return a budget as it is stored in JSON."""
+    return str(budget) if isinstance(budget, ByteShare) else budget
