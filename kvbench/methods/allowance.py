@@ -73,13 +73,13 @@ def allowed(method: Composed, budget: object, span: int, shape: CacheShape) -> A
         ValueError: the budget is no budget, leaves no room next to the tokens that are always kept, or promises bytes
             that the method cannot promise.
     """
+    checked = None if budget is None else check_budget(budget)
+    check_bytes(method, checked)
     if method.promises is None:
         return None
-    checked = None if budget is None else check_budget(budget)
     if not isinstance(checked, ByteShare):
         tokens = method.tokens(checked, span)
         return None if tokens is None else Allowance(tokens)
-    check_bytes(method, checked)
     table, promise = _table(method, span, shape), promised_bytes(checked, span, shape)
     if table[span] * shape.segments <= promise:
         fitting: Allowance | None = Allowance(span)

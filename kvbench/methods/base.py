@@ -185,15 +185,6 @@ class Heads(Part, Protocol):
         ...
 
     @property
-    def by_numbers(self) -> bool:
-        """True if `numbers` knows the tokens of every head, because no score changes them."""
-        return False
-
-    def numbers(self, layer: int, total: int, budget: LayerBudget) -> Sequence[int]:
-        """Return what `__call__` returns for a layer, if the rule goes by numbers alone."""
-        raise TypeError(f"{type(self).__name__} reads scores")
-
-    @property
     def compares_heads(self) -> bool:
         """True if the rule gives a head more the better its scores are next to those of the others."""
         return False
@@ -205,6 +196,19 @@ class Heads(Part, Protocol):
         A field `allocation` of the part chooses between the two.
         """
         return getattr(self, "allocation", "exact") == "exact"
+
+
+@runtime_checkable
+class NumberedHeads(Heads, Protocol):
+    """A rule whose numbers no score changes."""
+
+    def numbers(self, layer: int, total: int, budget: LayerBudget) -> Sequence[int]:
+        """Return the candidates to keep per KV head of a layer, which add up to `total`."""
+        ...
+
+    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> HeadBudget:
+        """Return the candidates to keep per KV head."""
+        return self.numbers(ctx.layer, total, budget)
 
 
 @runtime_checkable

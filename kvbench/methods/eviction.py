@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Heads, LayerBudget, Layers, Protected, Score, Select
+from kvbench.methods.base import Heads, LayerBudget, Layers, NumberedHeads, Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import LayerContext
 from kvbench.methods.memo import Memo
@@ -99,16 +99,11 @@ class Eviction:
     @property
     def by_numbers(self) -> bool:
         """True if the tokens of every KV head follow from numbers alone, whatever the scores are."""
-        return (
-            self.layers is not None
-            and self.heads is not None
-            and self.heads.by_numbers
-            and not self.layers.needs_statistics
-        )
+        return isinstance(self.heads, NumberedHeads) and self.layers is not None and not self.layers.needs_statistics
 
     def head_tokens(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
         """Return the tokens of every KV head of a layer, if they follow from numbers alone."""
-        assert self.heads is not None
+        assert isinstance(self.heads, NumberedHeads)
         numbers = self.heads.numbers(layer, total - budget.protected * budget.heads, budget)
         return [count + budget.protected for count in numbers]
 

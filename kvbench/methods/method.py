@@ -71,7 +71,9 @@ class Method(Composed):
         ctx = own._context(q, k, v, scaling, layer, num_layers, kernels, facts, hidden=hidden, probed=probed)
         return own._kept(ctx, budget, layer_scores)
 
-    def _kept(self, ctx: LayerContext, budget: Budget | str | None, statistics: Sequence[Tensor] | None) -> list[Tensor]:
+    def _kept(
+        self, ctx: LayerContext, budget: Budget | str | None, statistics: Sequence[Tensor] | None
+    ) -> list[Tensor]:
         """Return `keep` of a layer."""
         shape = CacheShape(ctx.num_layers, ctx.num_kv_heads, len(ctx.q), ctx.k.shape[-1], ctx.k.dtype)
         allowance = allowed(self, budget, ctx.num_tokens, shape)

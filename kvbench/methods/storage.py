@@ -125,9 +125,19 @@ class ChannelHalf(Half, Protocol):
 
     def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
         """Return the channels that stay, as indices [U, C]."""
-        count = x_UTD.shape[-1] - int(self.ratio * x_UTD.shape[-1])
         best_UD = self.weights(ctx, keep_UT, x_UTD).argsort(dim=-1, descending=True, stable=True)
-        return Side(head=best_UD[:, :count].sort(-1).values.to(torch.int16))
+        return Side(head=best_UD[:, : self._stay(x_UTD.shape[-1])].sort(-1).values.to(torch.int16))
+
+    def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
+        """Return the bytes of the channels of a block that stay."""
+        return self.block * self._stay(dim) * dtype.itemsize
+
+    def side_bytes(self, dim: int) -> int:
+        """Return the bytes of the indices of the channels that stay."""
+        return self._stay(dim) * torch.int16.itemsize
+
+    def _stay(self, dim: int) -> int:
+        return dim - int(self.ratio * dim)
 
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
         """Return the channels that stay."""

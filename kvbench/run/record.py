@@ -69,7 +69,7 @@ def answered(
     Under a budget in bytes, `budget_bytes` is what it promises, and `held_bytes` is what the kept keys and values take
     together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads.
 
-    Its `promise` says what the kept tokens were checked against: "kept", the budget; "read", all tokens, of which the
+    Its `promise` says what the kept tokens were checked against: "kept", the budget; "bytes", its bytes; "read", all tokens, of which the
     budget is read in each step; "all", all tokens; "measured": nothing, the method decides how many stay.
     """
     read = {} if generation.read is None else {"read_max": generation.read.most, "read_mean": generation.read.mean}
@@ -87,7 +87,9 @@ def answered(
         "new_tokens": len(generation.token_ids),
         "finish_reason": generation.finish_reason,
         "budget_tokens": generation.budget_tokens,
-        "promise": variant.method.promises or ("measured" if variant.method.evicts else "all"),
+        "promise": "bytes"
+        if generation.budget_bytes is not None
+        else variant.method.promises or ("measured" if variant.method.evicts else "all"),
         "kept": generation.kept,
         "kept_mean": generation.kept_mean,
         "kept_max_decode": generation.kept_max,

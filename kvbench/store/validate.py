@@ -175,14 +175,21 @@ def _literal(values: tuple[object, ...]) -> Check:
 
 
 def _union(kinds: tuple[Any, ...]) -> Check:
-    """Return the check of X | None, the only kind of union in these types."""
-    (other,) = [_check(kind) for kind in kinds if kind is not NoneType]
+    """Return the check of a union. The fault of a value of no kind is that of its first kind, or of its kind of text."""
+    checks = [(_is_text(kind), _check(kind)) for kind in kinds if kind is not NoneType]
 
     def run(value: object) -> None:
-        if value is not None:
-            other(value)
+        if value is not None or NoneType not in kinds:
+            suited = [check for is_text, check in checks if is_text == isinstance(value, str)]
+            next(iter(suited), checks[0][1])(value)
 
     return run
+
+
+def _is_text(kind: Any) -> bool:
+    """Return True if a type holds texts."""
+    own = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return own is str or get_origin(own) is Literal
 
 
 def _list(item: Check) -> Check:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from kvbench import store
+from kvbench.cache.ragged import RaggedCache
 from kvbench.run import runner
 from kvbench.run.jobs import Job
 from tests.helpers.methods import head_table
@@ -57,3 +59,55 @@ def test_the_table_of_the_model_is_used(jobs: Jobs) -> None:
     for record in records(outcome):
         assert sum(map(sum, record["kept"])) == 100 * 8
         assert len({count for layer in record["kept"] for count in layer}) > 4
+
+
+def test_bytes_are_promised_measured_and_recorded(jobs: Jobs) -> None:
+    """One plan holds budgets of all kinds, and the full cache once. The folder, label and identity say which it is."""
+    asked = [
+        ["method=ada_snapkv+kivi", "budget=0.22B"],
+        ["method=h2o_decode", "budget=.30B"],
+        ["method=snapkv", "budget=0.3"],
+    ]
+    prepared = jobs(*asked, ["method=fullkv", "budget=0.3B"], ["method=fullkv", "budget=0.22B"])
+    assert [job.label["budget"] for job in prepared] == ["0.22B", "0.3B", "0.3", "full", "full"]
+    assert [job.identity["budget"] for job in prepared] == ["0.22B", "0.3B", 0.3, None, None]
+    assert prepared[3].folder == prepared[4].folder
+    for outcome, job in zip(runner.run_jobs(prepared), prepared, strict=True):
+        assert outcome.error is None and f"-b{job.label['budget']}-" in outcome.folder.name
+        assert store.load_run(outcome.folder).manifest["label"]["budget"] == job.label["budget"]
+        for record in records(outcome):
+            if job.label["budget"].endswith("B"):
+                share = float(job.label["budget"][:-1])
+                assert record["promise"] == "bytes"
+                assert record["budget_bytes"] == int(share * record["kv_bytes_full"] + 1e-6)
+                assert 0.99 <= record["held_bytes"] / record["budget_bytes"] <= 1
+                assert record["budget_tokens"] == pytest.approx(record["kept_mean"])
+            else:
+                assert "budget_bytes" not in record and "held_bytes" not in record
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["method=snapkv+kivi", "budget=0.9B"], "holds all"),
+        (["method=snapkv", "budget=0.01B"], "method.window=32"),
+        (["method=ada_snapkv+kivi", "budget=0.05B"], "method.window=32"),
+    ],
+)
+def test_bytes_out_of_reach_are_one_line_before_weights_load(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, overrides: list[str], hint: str
+) -> None:
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("no weights are needed to see this")
+
+    monkeypatch.setattr(runner.models, "load", forbidden)
+    (outcome,) = runner.run_jobs(jobs(overrides))
+    assert str(outcome.error).startswith(f"{overrides[1]}") and hint in str(outcome.error)
+    assert "\n" not in str(outcome.error) and not outcome.folder.exists()
+
+
+def test_more_bytes_than_promised_fail_the_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RaggedCache.held_bytes
+    monkeypatch.setattr(RaggedCache, "held_bytes", lambda self, row: int(1.02 * real(self, row)))
+    (outcome,) = runner.run_jobs(jobs(["method=snapkv", "budget=0.3B"]))
+    assert "snapkv-0.3B holds" in str(outcome.error) and status(outcome)["status"] == "failed"

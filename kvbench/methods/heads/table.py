@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.methods.base import Heads, LayerBudget, LayerContext, Layers
-from kvbench.methods.candidates import Candidates
+from kvbench.methods.base import LayerBudget, Layers, NumberedHeads
 from kvbench.methods.fields import check_allocation, check_at_least, check_between
 from kvbench.methods.head_scores import HeadScores
 from kvbench.methods.rounding import apportion
@@ -52,15 +51,8 @@ class TableLayers(_Capacities, Layers):
 
 
 @dataclass(frozen=True)
-class TableHeads(_Capacities, Heads):
+class TableHeads(_Capacities, NumberedHeads):
     """The table's candidates for the heads of one layer; scaled if something else chose the layer's tokens."""
-
-    def __call__(self, ctx: LayerContext, candidates: Candidates, total: int, budget: LayerBudget) -> list[int]:
-        return self.numbers(ctx.layer, total, budget)
-
-    @property
-    def by_numbers(self) -> bool:
-        return True
 
     def numbers(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
         counts = self.capacities(budget)[layer]

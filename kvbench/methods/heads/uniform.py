@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.methods.base import Heads, LayerBudget
+from kvbench.methods.base import LayerBudget, NumberedHeads
 from kvbench.methods.candidates import Candidates, HeadSplit
 from kvbench.methods.context import LayerContext
 
 
 @dataclass(frozen=True)
-class Uniform(Heads):
+class Uniform(NumberedHeads):
     """Equal budgets for all KV heads of a layer; odd tokens go to the lower heads."""
-
-    @property
-    def by_numbers(self) -> bool:
-        """True: no score changes the numbers."""
-        return True
 
     def numbers(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
         """Return the candidates to keep per KV head."""
