@@ -69,8 +69,9 @@ def answered(
     Under a budget in bytes, `budget_bytes` is what it promises, and `held_bytes` is what the kept keys and values take
     together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads.
 
-    Its `promise` says what the kept tokens were checked against: "kept", the budget; "bytes", its bytes; "read", all tokens, of which the
-    budget is read in each step; "all", all tokens; "measured": nothing, the method decides how many stay.
+    Its `promise` says what the kept tokens were checked against: "kept", the budget; "bytes", those of the budget;
+    "read", all tokens, of which the budget is read in each step; "all", all tokens; "measured": nothing, the method
+    decides how many stay.
     """
     read = {} if generation.read is None else {"read_max": generation.read.most, "read_mean": generation.read.mean}
     promised = {"budget_bytes": generation.budget_bytes, "held_bytes": generation.held_bytes}
@@ -87,9 +88,7 @@ def answered(
         "new_tokens": len(generation.token_ids),
         "finish_reason": generation.finish_reason,
         "budget_tokens": generation.budget_tokens,
-        "promise": "bytes"
-        if generation.budget_bytes is not None
-        else variant.method.promises or ("measured" if variant.method.evicts else "all"),
+        "promise": _promise(variant, generation),
         "kept": generation.kept,
         "kept_mean": generation.kept_mean,
         "kept_max_decode": generation.kept_max,
@@ -101,6 +100,12 @@ def answered(
         "kernel": generation.kernel,
         "decode_step": generation.decode_step,
     }
+
+
+def _promise(variant: Variant, generation: Generation) -> str:
+    if generation.budget_bytes is not None:
+        return "bytes"
+    return variant.method.promises or ("measured" if variant.method.evicts else "all")
 
 
 def unanswered(sample: Sample, status: str, error: str, device: str) -> dict[str, object]:

@@ -175,7 +175,7 @@ def _literal(values: tuple[object, ...]) -> Check:
 
 
 def _union(kinds: tuple[Any, ...]) -> Check:
-    """Return the check of a union. The fault of a value of no kind is that of its first kind, or of its kind of text."""
+    """Return the check of a union: of a text that of its kind of text, of other values that of its first other kind."""
     checks = [(_is_text(kind), _check(kind)) for kind in kinds if kind is not NoneType]
 
     def run(value: object) -> None:

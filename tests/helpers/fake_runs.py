@@ -27,7 +27,7 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
     """Return a run over the grid. `score` holds for every cell; None draws 0 or 1 per cell from the names."""
     lengths, depths = change.get("lengths", LENGTHS), change.get("depths", DEPTHS)
     rng = random.Random(f"{method} {budget}")
-    share = 1.0 if budget == "full" else float(budget) if "." in budget else 0.1
+    share = 1.0 if budget == "full" else float(budget.removesuffix("B")) if "." in budget else 0.1
     samples = []
     for length in lengths:
         for depth in depths:
@@ -81,7 +81,9 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
     )
 
 
-def _number(budget: str) -> int | float | None:
+def _number(budget: str) -> int | float | str | None:
+    if budget.endswith("B"):
+        return budget
     return None if budget == "full" else float(budget) if "." in budget else int(budget)
 
 

@@ -27,6 +27,7 @@ def shown(rows: list[dict[str, Any]]) -> str:
 
 def test_titles_say_the_budget_in_words() -> None:
     words = {"full": "", "128": ", 128 tokens", "0.2": ", 20% budget", "1.0": ", 100% budget"}
+    words["0.2B"] = ", 20% bytes"
     assert {budget: title(make_run("snapkv", budget, 1.0)) for budget in words} == {
         budget: "snapkv" + text for budget, text in words.items()
     }
@@ -72,9 +73,11 @@ def test_devices_of_one_kind_are_one_group() -> None:
 
 def test_rows_hold_means_and_start_with_the_full_cache() -> None:
     names = [("snapkv", "128"), ("snapkv", "0.2"), ("ada", "0.2"), ("fullkv", "full"), ("snapkv", "16")]
+    names += [("snapkv", "0.4B"), ("snapkv", "0.1B")]
     rows = table([make_run(*name, 0.5) for name in names])
     assert [(row["method"], row["budget"]) for row in rows] == [
-        ("fullkv", "full"), ("ada", "0.2"), ("snapkv", "0.2"), ("snapkv", "16"), ("snapkv", "128"),
+        ("fullkv", "full"), ("ada", "0.2"), ("snapkv", "0.2"), ("snapkv", "0.1B"), ("snapkv", "0.4B"),
+        ("snapkv", "16"), ("snapkv", "128"),
     ]  # fmt: skip
     row = rows[2]
     assert row["scores"] == {"recall": 0.5, "rouge1": 0.25} and next(iter(row["scores"])) == "recall"

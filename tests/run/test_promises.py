@@ -63,12 +63,9 @@ def test_the_table_of_the_model_is_used(jobs: Jobs) -> None:
 
 def test_bytes_are_promised_measured_and_recorded(jobs: Jobs) -> None:
     """One plan holds budgets of all kinds, and the full cache once. The folder, label and identity say which it is."""
-    asked = [
-        ["method=ada_snapkv+kivi", "budget=0.22B"],
-        ["method=h2o_decode", "budget=.30B"],
-        ["method=snapkv", "budget=0.3"],
-    ]
-    prepared = jobs(*asked, ["method=fullkv", "budget=0.3B"], ["method=fullkv", "budget=0.22B"])
+    asked = {"ada_snapkv+kivi": "0.22B", "h2o_decode": ".30B", "snapkv": "0.3"}
+    full = [["method=fullkv", f"budget={budget}"] for budget in ("0.3B", "0.22B")]
+    prepared = jobs(*([f"method={name}", f"budget={budget}"] for name, budget in asked.items()), *full)
     assert [job.label["budget"] for job in prepared] == ["0.22B", "0.3B", "0.3", "full", "full"]
     assert [job.identity["budget"] for job in prepared] == ["0.22B", "0.3B", 0.3, None, None]
     assert prepared[3].folder == prepared[4].folder
