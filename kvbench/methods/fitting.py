@@ -1,4 +1,4 @@
-"""How many tokens a budget in bytes allows: keys, values, and what a decode policy knows of each token.
+"""The search for the tokens that a budget in bytes allows: keys, values, and what a policy knows of each token.
 
 Shape suffixes: U KV heads, T tokens of the compressed span.
 """
