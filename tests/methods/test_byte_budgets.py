@@ -115,10 +115,10 @@ def test_no_larger_number_of_tokens_fits(span: int, bits: int, share: float) -> 
 def test_a_head_that_loses_its_block_does_not_end_the_search() -> None:
     """One more token may cost much where a rule takes it from a head with a full block."""
     costs = {total: 10 * total for total in range(200)} | {101: 1500, 102: 1500}
-    found = Search(promise=1100, segments=10, least=1, most=15).largest(
-        lambda allowance: costs[allowance.tokens * 10 + allowance.extra]
+    allowance = Search(promise=1100, segments=10, least=1, most=15).largest(
+        lambda tried: costs[tried.tokens * 10 + tried.extra]
     )
-    assert found == Allowance(11, 0)
+    assert allowance == Allowance(11, 0)
 
 
 HELD = ["snapkv", "ada_snapkv", "pyramidkv", "prefixkv", "h2o_decode", "streaming_llm_true", "scope"]
