@@ -27,7 +27,7 @@ from kvbench.engine.requests import Answer, Draw, EqualLengths, check_request, r
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
 from kvbench.engine.start import prepare, start_feed, start_prefill
-from kvbench.engine.variant import Generation, Request, Variant, span_tokens
+from kvbench.engine.variant import Generation, Request, Variant, span_tokens, spans_of
 
 _NOT_FINITE = -1  # stands for the token of a row whose logits are not finite
 
@@ -215,7 +215,7 @@ class _Batch:
             self._caches,
             places=[[] if variant.method.feed else rows_of for variant, rows_of in places.items()],
             token_ids=ids_T,
-            context_len=context.context_len,
+            spans=spans_of(context, span),
             task=context.task,
             seed=request.seed,
         )

@@ -17,7 +17,7 @@ from kvbench.engine.guard import LayerGuard
 from kvbench.engine.rope import kept_lengths
 from kvbench.engine.survey import AttentionPlan
 from kvbench.methods.base import Probe, ProbeRange
-from kvbench.methods.context import LayerContext
+from kvbench.methods.context import LayerContext, Spans
 from kvbench.methods.model_view import ModelView
 
 _BLOCK = 512  # queries that are attended to at once: a mask of all of them would be large
@@ -85,9 +85,9 @@ class ProbePass:
         self._guard.finish()
 
 
-def longest_pass(probe: Probe, ids: Sequence[int], view: ModelView) -> int:
-    """Return the tokens of a probe's longest pass over a prompt; 0 without a pass."""
-    return max((len(tokens) for tokens, _ in probe.passes(ids, view)), default=0)
+def longest_pass(probe: Probe, ids: Sequence[int], view: ModelView, spans: Spans) -> int:
+    """Return the tokens of a probe's longest pass over a prompt with these spans; 0 without a pass."""
+    return max((len(tokens) for tokens, _ in probe.passes(ids, view, spans)), default=0)
 
 
 class ProbeRunner:
@@ -96,10 +96,13 @@ class ProbeRunner:
     Args:
         view: a view of the model, for the texts of the passes.
         token_ids: [T] ids of the compressed span.
+        spans: its named regions.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: AttentionPlan, view: ModelView, token_ids: Tensor) -> None:
-        self._model, self._plan, self._view, self._ids = model, plan, view, token_ids
+    def __init__(
+        self, model: PreTrainedModel, plan: AttentionPlan, view: ModelView, token_ids: Tensor, spans: Spans
+    ) -> None:
+        self._model, self._plan, self._view, self._ids, self._spans = model, plan, view, token_ids, spans
 
     def __call__(self, probe: Probe, contexts: Sequence[LayerContext], local: LocalKeys) -> None:
         """Run all passes of a probe. What it observed is in `probed` of every context afterwards."""
@@ -107,7 +110,7 @@ class ProbeRunner:
             ctx.probed[probe] = None
         span = len(self._ids)
         with kept_lengths(self._model):
-            for ids, about in probe.passes(self._ids.tolist(), self._view):
+            for ids, about in probe.passes(self._ids.tolist(), self._view, self._spans):
                 attention = ProbePass(self._plan, contexts, local, probe, about)
                 ids_1P = torch.tensor([ids], device=self._ids.device)
                 position_1P = torch.arange(span, span + len(ids), device=self._ids.device)[None]

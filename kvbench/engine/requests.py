@@ -10,8 +10,9 @@ from kvbench.engine.caches import cache_shape
 from kvbench.engine.limits import RequestLimits
 from kvbench.engine.model_view import view_of
 from kvbench.engine.passes import longest_pass
-from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens
+from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens, spans_of
 from kvbench.methods.allowance import allowed
+from kvbench.methods.context import NO_SPANS, Spans
 
 Draw = Callable[[Sequence[Request]], Request | None]
 """Returns the next request that may join the given ones; None if none may join, or none is left."""
@@ -39,9 +40,9 @@ def row_errors(
 ) -> dict[int, str]:
     """Return why the model cannot answer rows of a request, by their index; nothing for those that it can answer."""
     span = span_tokens(request.prompts[0], question)
-    ids = request.prompts[0].ids[:span]
+    ids, spans = request.prompts[0].ids[:span], spans_of(request.prompts[0], span)
     of_prompt = {id(prompt): limits.error(prompt.ids, request.max_new_tokens) for prompt in request.prompts}
-    of_variant = {v: pass_error(v, ids, limits, model, tokenizer) for v in request.variants}
+    of_variant = {v: pass_error(v, ids, limits, model, tokenizer, spans) for v in request.variants}
     errors = {
         place: of_prompt[id(prompt)] or of_variant[variant] for place, (prompt, variant) in enumerate(request.rows)
     }
@@ -54,6 +55,7 @@ def pass_error(
     limits: RequestLimits,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
+    spans: Spans = NO_SPANS,
 ) -> str | None:
     """Return why a variant cannot run its own forward passes on a context; None if it can, or needs none."""
     method, span = variant.method, len(ids)
@@ -62,7 +64,7 @@ def pass_error(
     tokens = allowed(method, variant.budget, span, cache_shape(model))
     if not method.drops(None if tokens is None else tokens.tokens, span):
         return None
-    return limits.pass_error(method.name, span, longest_pass(method.probe, ids, view_of(model, tokenizer)))
+    return limits.pass_error(method.name, span, longest_pass(method.probe, ids, view_of(model, tokenizer), spans))
 
 
 class EqualLengths:

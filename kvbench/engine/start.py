@@ -18,7 +18,7 @@ from kvbench.engine.model_view import decoder_layers, view_of
 from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Variant
-from kvbench.methods.context import PromptFacts
+from kvbench.methods.context import PromptFacts, Spans
 
 
 def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, variants: Sequence[Variant]) -> None:
@@ -73,7 +73,7 @@ def start_prefill(
     *,
     places: Sequence[Sequence[Place]],
     token_ids: Tensor,
-    context_len: int | None = None,
+    spans: Spans | None = None,
     task: str | None = None,
     seed: int = 0,
 ) -> PrefillPass:
@@ -84,7 +84,7 @@ def start_prefill(
         caches: destination of the kept keys and values.
         places: per variant, the rows of the cache to fill.
         token_ids: [T] ids of the compressed span.
-        context_len: tokens of the prompt's context, the rest is the question; None if all of the prompt is context.
+        spans: named regions of the prompt; None if all of it is context.
         task: the task of the prompt as its benchmark names it; None if nobody says.
         seed: seed of the run, for methods that draw random numbers.
 
@@ -93,10 +93,10 @@ def start_prefill(
     """
     span = len(token_ids)
     needs = frozenset[str]().union(*(variant.method.needs for variant in variants))
-    context = span if context_len is None else min(context_len, span)
+    spans = {"context": (0, span), "question": (span, span)} if spans is None else spans
     facts = PromptFacts(
         token_ids=token_ids,
-        spans={"context": (0, context), "question": (context, span)},
+        spans=spans,
         model=view_of(model, tokenizer) if "model" in needs else None,
         seed=_sample_seed(seed, token_ids),
         task=task,
@@ -104,7 +104,7 @@ def start_prefill(
     hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
     run_probe = None
     if any(variant.method.probe is not None for variant in variants):
-        run_probe = ProbeRunner(model, caches.plan, view_of(model, tokenizer), token_ids)
+        run_probe = ProbeRunner(model, caches.plan, view_of(model, tokenizer), token_ids, spans)
     return PrefillPass(
         variants,
         caches,

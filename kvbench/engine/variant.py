@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kvbench.cache.base import TokensRead
 from kvbench.methods.budgets import Budget, check_budget
-from kvbench.methods.context import PromptFacts
+from kvbench.methods.context import PromptFacts, Spans
 from kvbench.methods.method import Method
 
 
@@ -27,6 +27,14 @@ class PromptLike(Protocol):
     def first_may_stop(self) -> bool: ...
     @property
     def task(self) -> str | None: ...
+    @property
+    def template_len(self) -> int: ...
+
+
+def spans_of(prompt: PromptLike, span: int) -> Spans:
+    """Return the named regions of the first `span` tokens of a prompt; see `PromptFacts.spans`."""
+    context = min(prompt.context_len, span)
+    return {"template": (0, min(prompt.template_len, span)), "context": (0, context), "question": (context, span)}
 
 
 def span_tokens(prompt: PromptLike, question: str) -> int:
@@ -100,7 +108,7 @@ class Request:
 
 def context_key(prompt: PromptLike, question: str) -> Hashable:
     """Return a key that is equal for prompts that can share a prefill: same tokens of the context, same task."""
-    return prompt.context_len, prompt.task, tuple(prompt.ids[: span_tokens(prompt, question)])
+    return prompt.context_len, prompt.template_len, prompt.task, tuple(prompt.ids[: span_tokens(prompt, question)])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.candidates import Candidates, HeadBudget
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import NO_SPANS, LayerContext, PromptFacts, Spans
 from kvbench.methods.model_view import ModelView
 
 
@@ -253,6 +253,10 @@ class ProbeRange(NamedTuple):
     end: int
 
 
+Pass = tuple[list[int], ProbeRange]
+"""The token ids of a pass, and the range of the prompt that it is about."""
+
+
 @runtime_checkable
 class Probe(Part, Protocol):
     """Forward passes after the prefill, from which scores are made. They see all keys of the prompt and leave none.
@@ -261,11 +265,12 @@ class Probe(Part, Protocol):
     these variants alone. Parts with "probed" in their `needs` find the results in `LayerContext.probed[probe]`.
     """
 
-    def passes(self, ids: Sequence[int], model: ModelView) -> list[tuple[list[int], ProbeRange]]:
+    def passes(self, ids: Sequence[int], model: ModelView, spans: Spans = NO_SPANS) -> list[Pass]:
         """Return the token ids of each pass, and the range of the prompt that it is about.
 
         Args:
             ids: the prompt, as far as it is compressed.
+            spans: begin and end of its named regions, as in `LayerContext.spans`.
         """
         ...
 

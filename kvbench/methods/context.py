@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -18,6 +19,8 @@ from kvbench.methods.memo import Memo, Stopwatch
 from kvbench.methods.model_view import ModelView
 
 R = TypeVar("R")
+Spans = Mapping[str, tuple[int, int]]
+NO_SPANS: Spans = MappingProxyType({})
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
 COLUMN_SUM_QUERIES = 64  # fewer queries in a block would waste the matrix product
 
@@ -72,7 +75,8 @@ class PromptFacts:
 
     Attributes:
         token_ids: [T] ids of the compressed span; None where no part asks for them.
-        spans: {name: (begin, end)} of regions of the prompt, such as "context" and "question", cut to the span.
+        spans: {name: (begin, end)} of regions of the prompt, cut to the span: "template", what the chat template writes
+            before the text, "context" with it, and "question".
         model: a view of the model; None where no part asks for it.
         seed: seed of the run and the sample, for `LayerContext.generator`.
         task: the kind of task that the prompt sets, one of `kvbench.common.tasks.TASKS`; None if nobody says.

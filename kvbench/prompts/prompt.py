@@ -32,6 +32,7 @@ class Prompt:
     first_may_stop: False: the first token does not end the answer, whichever it is.
     clean_up_spaces: remove the spaces before punctuation from the answer, as transformers 4 did.
     cut: what the protocol left out; None: nothing.
+    template_len: tokens of BOS and chat prefix, which come before the context's own.
     task: "localization" or "aggregation", for methods that adapt to it; None: they decide by the words of the prompt.
 
     Raises:
@@ -47,6 +48,7 @@ class Prompt:
     clean_up_spaces: bool = False
     cut: Cut | None = None
     task: str | None = None
+    template_len: int = 0
 
     def __post_init__(self) -> None:
         check_task(self.task, "prompt")

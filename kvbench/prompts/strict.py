@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +57,32 @@ def render(
         head_ids, _ = enc.encode(head)
         ids, context_len = head_ids + enc.encode(tail, inner=bool(head))[0], len(head_ids)
 
+    template_len = tokens_before(ids, enc.encode(enc.template(prefix))[0])
     text, bos = enc.visible(head + tail), native_bos(tokenizer)
     if bos is not None and ids[:1] != [bos]:
         ids, context_len, text = [bos, *ids], context_len + 1, tokenizer.bos_token + text
+        template_len += 1
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ValueError("model.chat_template: the template writes two BOS tokens; fix it or set never")
     check_length(sample, len(ids), max_length)
     stops = {_stop_id(tokenizer, enc, stop) for stop in sample.stop}
     if templated:  # also for unwrapped samples: an instruct model may end its turn there as well
         stops |= end_of_turn(tokenizer, enc, kwargs)
-    return Prompt(tuple(ids), context_len, eos_ids | stops, text, sample.min_new_tokens, task=sample.task)
+    return Prompt(
+        tuple(ids),
+        context_len,
+        eos_ids | stops,
+        text,
+        sample.min_new_tokens,
+        task=sample.task,
+        template_len=template_len,
+    )
+
+
+def tokens_before(ids: Sequence[int], *fronts: Sequence[int]) -> int:
+    """Return how many of the first tokens are those of a front, encoded by itself; of several, of the longest."""
+    pairs = [list(zip(ids, front, strict=False)) for front in fronts]
+    return max(next((i for i, (own, other) in enumerate(of) if own != other), len(of)) for of in pairs)
 
 
 def native_bos(tokenizer: Any) -> int | None:

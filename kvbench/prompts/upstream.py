@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.encoding import PLACEHOLDER, around_user, cleaned_up, decoder, encoder, has_template, rendered
 from kvbench.encoding.decoding import cleans_up
 from kvbench.prompts.prompt import Cut, Ends, Prompt
-from kvbench.prompts.strict import check_length, end_of_turn, missing_bos
+from kvbench.prompts.strict import check_length, end_of_turn, missing_bos, tokens_before
 
 if TYPE_CHECKING:
     from kvbench.benchmarks.base import Rendering, Sample
@@ -64,6 +64,7 @@ def render(
         clean_up_spaces=rendering.clean_up_spaces and cleans_up(tokenizer),
         cut=cut,
         task=sample.task,
+        template_len=tokens_before(ids, *(_encode(tokenizer, wrap.front, special)[0] for special in (False, True))),
     )
 
 
@@ -92,6 +93,11 @@ class _Wrapper:
             return before, after
         before, after = self._sides()
         return before + context, after
+
+    @property
+    def front(self) -> str:
+        """The text that comes before the context."""
+        return self.split("")[0]
 
     def _native(self, text: str) -> str:
         return rendered(self._tokenizer, [{"role": "user", "content": text}], self._kwargs)

@@ -18,6 +18,7 @@ from kvbench.engine.model_view import view_of
 from kvbench.engine.passes import ProbeRunner
 from kvbench.methods.load import load
 from kvbench.methods.probe.repeat import Repeat
+from kvbench.prompts import Prompt
 from tests.engine.test_lengths import SIZES, TRAINED, scaled
 from tests.engine.test_questions import calls, questions
 from tests.helpers.tiny_engine import Tiny, generate, own_answer, prompt, tiny_model
@@ -47,6 +48,27 @@ def test_three_budgets_share_one_prefill_and_one_set_of_passes(tiny: Tiny) -> No
         for variant, out in zip(budgets, of_question, strict=True):
             ((alone,),) = generate(tiny, [question], [variant], question="agnostic")
             assert (alone.token_ids, alone.kept) == (out.token_ids, out.kept)
+
+
+def test_the_template_of_a_prompt_is_protected(tiny: Tiny) -> None:
+    """It is not repeated, and its tokens are worth more than any other. Without it the passes are longer."""
+    ids, begins = prompt(150), []
+
+    class Watched(Repeat):
+        def observe(self, before: Any, ctx: Any, q: Any, k: Any, about: Any) -> Any:
+            begins.append(about.begin)
+            after = super().observe(before, ctx, q, k, about)
+            first = int((after[0] == 2).sum())
+            assert bool((after[:, :first] == 2).all()) and bool((after[:, first:] < 2).all()) and first in (4, 33)
+            return after
+
+    probe, method = Watched(chunk=1000), kvzip()
+    eviction = replace(method.eviction, score=replace(method.eviction.score, probe=probe))
+    watched = replace(method, probe=probe, eviction=eviction)
+    templated = Prompt(tuple(ids), 140, frozenset(), "", template_len=33)
+    for asked in (templated, replace(templated, template_len=0)):
+        generate(tiny, [asked], [(watched, 60)], question="agnostic", max_new_tokens=2)
+    assert set(begins[: len(begins) // 2]) == {33} and set(begins[len(begins) // 2 :]) == {4}
 
 
 def test_different_probes_run_each(tiny: Tiny) -> None:

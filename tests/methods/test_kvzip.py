@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kvbench
-from kvbench.methods.context import LayerContext
+from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.layers.global_top import GlobalTop
 from kvbench.methods.method import Method
 from kvbench.methods.probe.repeat import FIRST, NEXT, Repeat
@@ -42,16 +42,28 @@ def test_every_token_after_the_sinks_is_repeated_once() -> None:
     assert Repeat(sinks=4).passes(ids[:4], Texts()) == []  # type: ignore[arg-type]
 
 
+def test_a_template_is_not_repeated() -> None:
+    """All that the chat template writes before the text counts as sinks, however long it is."""
+    spans, probe = {"template": (0, 7), "context": (0, 20)}, Repeat(chunk=10, sinks=4)
+    passes = probe.passes(list(range(25)), Texts(), spans)  # type: ignore[arg-type]
+    assert [about for _, about in passes] == [(7, 17), (17, 25)] and passes[0][0][-10:] == list(range(7, 17))
+    assert probe.passes(range(9), Texts(), {"template": (0, 3)})[0][1] == (4, 9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("template", [0, 6])
 @pytest.mark.parametrize("seed", range(12))
-def test_scores_are_those_of_the_twin(seed: int) -> None:
+def test_scores_are_those_of_the_twin(seed: int, template: int) -> None:
     """The last pass is longer than a block of queries, so that blocks are tried as well."""
     rng = np.random.default_rng(seed)
     heads, group, tokens, dim = int(rng.integers(1, 4)), int(rng.integers(1, 4)), int(rng.integers(9, 30)), 8
     sinks, chunk = int(rng.integers(0, 5)), int(rng.integers(3, 12))
     k = rng.normal(size=(heads, tokens, dim)).astype(np.float32)
-    ctx = LayerContext(torch.zeros(heads * group, tokens, dim), torch.tensor(k), torch.tensor(k), scaling=0.4)
-    probe, score_UT, expected = Repeat(chunk=chunk, sinks=sinks), None, np.zeros((heads, tokens))
-    passes = probe.passes(range(tokens), Texts())  # type: ignore[arg-type]
+    facts = PromptFacts(spans={"template": (0, template)})
+    q, kv = torch.zeros(heads * group, tokens, dim), torch.tensor(k)
+    ctx = LayerContext(q, kv, kv, scaling=0.4, facts=facts)
+    probe, score_UT, expected = Repeat(chunk=chunk, sinks=sinks), None, np.full((heads, tokens), 2.0)
+    sinks = max(sinks, template)
+    passes = probe.passes(range(tokens), Texts(), facts.spans)  # type: ignore[arg-type]
     for _, (begin, end) in passes:
         extra = 290 if seed == 0 and end == tokens else int(rng.integers(1, 15))
         q_new = 2 * rng.normal(size=(heads * group, extra, dim)).astype(np.float32)

@@ -275,3 +275,14 @@ def test_samsum_and_the_first_token():
     old = PRESETS["kvcf-2026"]
     assert old.chat(LLAMA2_CHAT, "trec") and old.rendering_for(LLAMA2_CHAT, "qasper").wrap_first
     assert not old.chat(LLAMA3, "trec") and not old.rendering_for(LLAMA3, "qasper").wrap_first
+
+
+@pytest.mark.parametrize("wrapper", ["none", "chat", "native", "[INST]{prompt}[/INST]"])
+@pytest.mark.parametrize("span", ["prompt", "context"])
+def test_the_template_ends_where_the_context_begins(wrapper: str, span: str) -> None:
+    tokenizer = gpt_style(CHATML)
+    rendering = Rendering(style="upstream", wrapper=wrapper, truncation="middle", max_length=500)
+    prompt = render(tokenizer, sample(), rendering, span=span)
+    rest = tokenizer.decode(prompt.ids[prompt.template_len :])
+    assert rest.startswith("Read this.")
+    assert prompt.template_len == {"none": 0, "[INST]{prompt}[/INST]": 6}.get(wrapper, len("user\n") + 1)
