@@ -43,7 +43,7 @@ def test_every_token_after_the_sinks_is_repeated_once() -> None:
 
 
 def test_a_template_is_not_repeated() -> None:
-    """All that the chat template writes before the text counts as sinks, however long it is."""
+    """The chat template before the text counts as sinks, however long it is."""
     spans, probe = {"template": (0, 7), "context": (0, 20)}, Repeat(chunk=10, sinks=4)
     passes = probe.passes(list(range(25)), Texts(), spans)  # type: ignore[arg-type]
     assert [about for _, about in passes] == [(7, 17), (17, 25)] and passes[0][0][-10:] == list(range(7, 17))
