@@ -52,10 +52,10 @@ def test_aware_ids_are_those_of_the_tokenizer_itself(make):
 def test_the_template_ends_where_the_context_begins(make, question: str) -> None:
     """Two prompts have what comes before the words in common. A token across the border belongs to the words."""
     tokenizer = make()
-    one, other = (render(tokenizer, sample(context=text), question=question) for text in ("All of it.", "?,0 tea"))
-    front = one.template_len
-    assert front <= one.context_len and 0 <= other.template_len - front <= 1 and one.ids[:front] == other.ids[:front]
-    text = tokenizer.decode(one.ids[front : one.context_len], skip_special_tokens=True)
+    first, other = (render(tokenizer, sample(context=text), question=question) for text in ("All of it.", "?,0 tea"))
+    front = first.template_len
+    assert front <= first.context_len and 0 <= other.template_len - front <= 1 and first.ids[:front] == other.ids[:front]
+    text = tokenizer.decode(first.ids[front : first.context_len], skip_special_tokens=True)
     assert text.strip() == "All of it." or front == 0
     if tokenizer.chat_template:
         assert front > 1
