@@ -1,7 +1,8 @@
 """The methods of conf/method/ by what they have, and methods with some of their parts exchanged.
 
 A YAML may have a block `test: {dials: {...}, budget: ...}`: settings that suit small prompts, or that have no default.
-`LAYER-HEAD` in the place of a dial stands for a table of scores for the heads of the model in use.
+In the place of a dial, `LAYER-HEAD` stands for a table of scores for the heads of the model in use, and `DROP-RATIOS`
+for a table of drop ratios for its layers.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from kvbench.methods.method import Method
 from kvbench.methods.read import compose
 
 TINY_LAYERS, TINY_HEADS = 4, 4  # of conf/model/tiny.yaml
-TABLE = "LAYER-HEAD"
+TABLE, RATIOS = "LAYER-HEAD", "DROP-RATIOS"
 
 
 def test_dials(name: str, layers: int = TINY_LAYERS, query_heads: int = TINY_HEADS) -> dict[str, Any]:
     """Return the dials of a YAML's block `test`, for a model of this shape."""
     dials = compose(conf_dir() / "method", name).test.get("dials", {})
-    return {dial: head_table(layers, query_heads) if value == TABLE else value for dial, value in dials.items()}
+    files = {TABLE: lambda: head_table(layers, query_heads), RATIOS: lambda: ratio_table(layers)}
+    return {dial: files[value]() if value in files else value for dial, value in dials.items()}
 
 
 def test_overrides(name: str, layers: int = TINY_LAYERS, query_heads: int = TINY_HEADS) -> list[str]:
@@ -91,6 +93,20 @@ def head_table(layers: int, query_heads: int, seed: int = 0) -> str:
     scores["0-0"].append(1.0)  # some score must be positive
     file = Path(tempfile.mkdtemp()) / f"{layers}x{query_heads}.json"
     file.write_text(json.dumps(scores))
+    return str(file)
+
+
+@cache
+def ratio_table(layers: int, seed: int = 0) -> str:
+    """Return the path of a table of drop ratios, whose mean over the layers is the share that leaves."""
+    draw = random.Random(f"{layers} {seed}")
+    table = {}
+    for share in (0.1, 0.3, 0.5, 0.8):
+        offsets = [draw.uniform(-0.1, 0.1) for _ in range(layers)]
+        mean = sum(offsets) / layers
+        table[str(share)] = [min(1.0, max(0.0, share + offset - mean)) for offset in offsets]
+    file = Path(tempfile.mkdtemp()) / f"{layers}.json"
+    file.write_text(json.dumps(table))
     return str(file)
 
 
