@@ -32,6 +32,7 @@ VERBS = {
     "data": Verb("kvbench.data.__main__:main", "download and check the data of the published benchmarks"),
     "prompts": Verb("kvbench.prompts.__main__:main", "print a prompt as the model reads it"),
     "profile": Verb("kvbench.profile.__main__:main", "measure time and memory over context, budget and batch"),
+    "layers": Verb("kvbench.run.layers.command:main", "calibrate drop ratios of layers, for method=prefixkv_offline"),
     "kernels": Verb("kvbench_kernels.__main__:main", "build, list and check the kernels"),
     "methods": Verb("kvbench.cli.methods:main", "list the methods with their parts and dials"),
 }

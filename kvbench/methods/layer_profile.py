@@ -25,7 +25,7 @@ Table = tuple[tuple[float, tuple[float, ...]], ...]
 
 
 def equal_mass_drops(mass_LT: Tensor, target: float, most: int) -> list[int]:
-    """Return tokens to drop of every layer, about `target` in total: what stays has the same share of every layer's mass.
+    """Return tokens to drop of every layer, about `target` in total, so that all keep the same share of their mass.
 
     Args:
         mass_LT: importance of every token in every layer.

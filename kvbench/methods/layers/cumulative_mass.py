@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kvbench.methods.base import LayerBudget, Layers
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_allocation
+from kvbench.methods.layer_profile import equal_mass_drops
 from kvbench.methods.rounding import apportion
 
 
@@ -42,17 +42,8 @@ class CumulativeMass(Layers):
         """Return the tokens of each layer, summed over its KV heads. Raises ValueError without all statistics."""
         if budget.layers == 1:
             return [budget.tokens * budget.heads]
-        mass_LT = budget.stacked().sort(dim=-1, descending=True).values
-        cdf_LT = (mass_LT / mass_LT.sum(-1, keepdim=True)).cumsum(-1)
         target, most = budget.layers * (budget.span - budget.tokens), budget.span - budget.protected
-        low, high, dropped = 0.0, 1.0, [0]
-        for _ in range(60):
-            point = (low + high) / 2
-            kept_L1 = torch.searchsorted(cdf_LT, cdf_LT.new_full((budget.layers, 1), point)) + 1
-            dropped = (most - kept_L1).clamp(min=0).flatten().tolist()
-            if abs(sum(dropped) - target) < 5:  # tokens, as in the reference
-                break
-            low, high = (low, point) if sum(dropped) < target else (point, high)
+        dropped = equal_mass_drops(budget.stacked(), target, most)
         if self.allocation == "exact":
             dropped = apportion(dropped, target, most)
         else:

@@ -1,0 +1,79 @@
+"""The folder of a file that is computed from prompts: setting.json, samples.jsonl with a line per prompt, and the file.
+
+Each prompt is computed once. The folder's name has a hash of everything that the file depends on. NAME.about.json next
+to NAME.json has its checksum, and how it was computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from kvbench.common import clock
+from kvbench.common.files import write_atomic
+from kvbench.common.line_file import LineFile
+from kvbench.methods.files import DialFile
+from kvbench.store import locks
+from kvbench.store.files import read_lines
+from kvbench.store.identity import plain
+
+R = TypeVar("R", bound=Mapping[str, Any])
+"""A record, with the id of its prompt as `id`."""
+
+
+class AssetFolder(Generic[R]):
+    """A folder that this process alone writes. `AssetFolder.open` creates it.
+
+    Attributes:
+        folder: where it is.
+        records: the records on file, by the id of their prompt.
+    """
+
+    def __init__(self, folder: Path, setting: Mapping[str, Any], accept: Callable[[object], R]) -> None:
+        file = folder / "samples.jsonl"
+        lines, end, torn = read_lines(file, accept)
+        self.folder, self._setting = folder, setting
+        self.records: dict[str, R] = {record["id"]: record for record in lines}
+        self._lines = LineFile(file, end, torn)
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, setting: Mapping[str, Any], accept: Callable[[object], R]) -> Iterator[AssetFolder[R]]:
+        """Create the folder, or continue in it.
+
+        Args:
+            setting: everything that the file depends on.
+            accept: checks a line of the file and returns it, or raises ValueError.
+
+        Raises:
+            ValueError: the folder cannot be written, another process is writing it, or its file is damaged.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with locks.opening(folder, None, wait=False, timeout=None) as lock:
+                write_atomic(folder / "setting.json", json.dumps(setting, indent=2) + "\n")
+                opened = cls(folder, setting, accept)
+        except OSError as error:
+            raise ValueError(f"paths.outputs: cannot write {folder} ({error.strerror or error})") from None
+        try:
+            yield opened
+        finally:
+            opened._lines.close()
+            lock.release()
+
+    def append(self, record: R) -> None:
+        """Write a prompt's record; it is on disk when this returns. Raises OSError naming the file."""
+        self._lines.append(json.dumps(plain(dict(record), record["id"])).encode() + b"\n")
+        self.records[record["id"]] = record
+
+    def write(self, name: str, text: str, **facts: Any) -> Path:
+        """Write NAME.json, and NAME.about.json with its checksum, these facts and the setting. Returns its path."""
+        digest = DialFile(text, name).digest.removeprefix("sha256:")
+        about = {"sha256": digest, **facts, **self._setting, "time": clock.now()}
+        path = self.folder / f"{name}.json"
+        write_atomic(path, text)
+        write_atomic(self.folder / f"{name}.about.json", json.dumps(about, indent=2) + "\n")
+        return path

@@ -1,0 +1,90 @@
+"""`kvbench layers model=smollm2_135m limit=20`: drop ratios of a model's layers, as prefixkv_offline reads them.
+
+Heavy modules are imported after `--help` has been answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvbench.common.command import Parser, command, say
+from kvbench.common.paths import conf_dir
+
+if TYPE_CHECKING:
+    from kvbench.run.jobs import Job
+
+_READ = ("model", "benchmark", "limit", "seed", "threads", "progress", "paths")  # settings of `kvbench run` that count
+_EPILOG = """\
+settings: those of `kvbench run` that say what is read: model= benchmark= limit= seed= threads= progress=
+paths.outputs= and those below them. The prompts of the benchmark calibrate; by default it is the needle.
+
+examples:
+  kvbench layers model=qwen3_8b limit=20
+  kvbench layers model=local model.path=FOLDER benchmark=longbench limit=5     five prompts of each dataset
+
+results: <paths.outputs>/layers/<model>-<hash>/ with <model>.json, the table for method=prefixkv_offline
+method.profile=FILE: for 0, 10 … 90 % of the tokens that leave, the share that leaves each layer. <model>.about.json
+next to it says how it was computed. The same command again prefills only the prompts that are missing.
+
+exit status: 0; 2 for a mistake in the command, or a prompt that the model cannot take; 130 if it was interrupted.
+"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compute what is missing and write the table. Returns the exit code, see `kvbench.common.command`."""
+    overrides = list(_parser().parse_args(argv).overrides)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "filelock", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    jobs = _jobs(overrides)
+    cfg = jobs[0].cfg
+    import torch
+
+    from kvbench.run.layers.compute import compute
+
+    if cfg["threads"]:
+        torch.set_num_threads(cfg["threads"])
+    try:
+        path = compute(jobs, cfg["paths"]["outputs"], cfg["progress"])
+    except KeyboardInterrupt:
+        say("interrupted; issue the same command again to resume")
+        return 130
+    print(f"use it: python -m kvbench model={jobs[0].model.name} method=prefixkv_offline method.profile={path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="kvbench layers",
+        description="Drop ratios of a model's layers by the offline calibration of PrefixKV (arXiv 2412.03409).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench")
+    return parser
+
+
+def _jobs(argv: Sequence[str]) -> list[Job]:
+    """Return the benchmark's parts as jobs. Raises ValueError naming the override to change."""
+    import hydra
+
+    from kvbench import config
+    from kvbench.config.compose import composing, parse
+
+    config.register()
+    for override in parse(argv):
+        if override.key_or_group.replace("/", ".").partition(".")[0] not in _READ:
+            raise ValueError(f"{override.input_line}: the calibration does not read it; leave it out")
+        if override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: give one value; a command calibrates one model on one benchmark")
+    lines = [*argv, "method=prefixkv"]
+    with composing(lines), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("config", lines)
+    config.check(cfg)  # before torch is imported, so that a mistake is answered at once
+    from kvbench.run.jobs import prepare
+
+    return prepare(cfg)
