@@ -2,112 +2,56 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 
+from kvbench.cli.method_tables import describe, markdown, terminal, write
 from kvbench.common.command import Parser, command
-from kvbench.config import has_budget, method, options
+from kvbench.config import options
 
-_PAPER = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
+_EPILOG = """\
+columns: `acts` is when the method changes the cache: at the prefill, at decode steps, or both. `budget` is what a
+budget counts: tokens kept, or tokens read per decode step; none: the method takes no budget. `storage` is the form in
+which keys and values are held. `reference` is the code that the method was compared with.
 
-
-@dataclass(frozen=True)
-class Dial:
-    """A setting of a method: `method.<name>=`, its default as written in the YAML, and the comment next to it."""
-
-    name: str
-    default: str
-    help: str
-
-
-@dataclass(frozen=True)
-class Description:
-    """A method as its YAML file, or the files of a combination, describe it."""
-
-    name: str
-    summary: str
-    paper: str
-    phase: str
-    budget: bool
-    parts: Mapping[str, str]
-    dials: Sequence[Dial]
-
-    def text(self) -> str:
-        """Return all of it for a terminal."""
-        lines = [self.name, *(f"  {line}" for line in self.summary.splitlines())]
-        lines.append(f"  phase: {self.phase}; budget: {'applies' if self.budget else 'does not apply'}")
-        if self.parts:
-            lines.append("  parts: " + ", ".join(f"{part} {name}" for part, name in self.parts.items()))
-        words = [(f"method.{dial.name}={dial.default}", dial.help) for dial in self.dials]
-        width = max((len(setting) for setting, _ in words), default=0)
-        lines += [f"    {setting:<{width}}  {help}".rstrip() for setting, help in words]
-        return "\n".join(lines)
+examples:
+  kvbench methods snapkv h2o_decode        their parts and dials
+  kvbench methods ada_snapkv+kivi          those of a combination
+  kvbench methods --json
+"""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table of all methods, or all that is known about those named. Returns the exit code."""
-    parser = Parser(prog="kvbench methods", description="List the methods, or describe those that are named.")
-    parser.add_argument("names", nargs="*", metavar="METHOD", help="methods to describe with their parts and dials")
-    names = parser.parse_args(argv).names
-    if names:
-        print("\n\n".join(describe(name).text() for name in names))
-        return 0
-    from tabulate import tabulate
-
-    rows = [
-        [
-            known.name,
-            known.phase,
-            "yes" if known.budget else "no",
-            known.paper,
-            ", ".join(f"{part} {target}" for part, target in known.parts.items()) or "none",
-            ", ".join(f"{dial.name}={dial.default}" for dial in known.dials),
-        ]
-        for known in map(describe, sorted(options("method")))
-    ]
-    headers = ["method", "phase", "budget", "arXiv", "parts", "dials"]
-    print(tabulate(rows, headers, maxcolwidths=[None, 12, None, None, 34, 34], disable_numparse=True))
-    print("\nOne method with the meaning of its dials: kvbench methods NAME")
-    return 0
-
-
-def describe(name: str) -> Description:
-    """Return what the YAML file of a method says. Raises ValueError if there is no such method."""
-    known = method(name)
-    matches = [_PAPER.search(method(factor).summary) for factor in known.name.split("+")]
-    parts = {part: _class_name(node) for part, node in known.parts.items()}
-    return Description(
-        name=known.name,
-        summary=known.summary,
-        paper=", ".join(match[1] for match in matches if match),
-        phase=_phase(parts),
-        budget=has_budget(known.parts),
-        parts=parts,
-        dials=[Dial(dial, _default(known.notes[dial][0]), known.notes[dial][1]) for dial in known.dials],
+    parser = Parser(
+        prog="kvbench methods",
+        description="List the methods, or describe those that are named.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def _default(value: str) -> str:
-    """Return a default as written; of one that a model may hint, the value without a hint; of a file, its path."""
-    file = re.fullmatch(r'"?file:([^;]*).*', value)
-    value = file[1] if file else value
-    hinted = re.fullmatch(r"\$\{oc\.select:[\w.]+, ?(.*)\}", value)
-    return hinted[1] if hinted else value
-
-
-def _class_name(part: Mapping[str, Any]) -> str:
-    return str(part.get("_target_")).rpartition(".")[2]
-
-
-def _phase(parts: Mapping[str, str]) -> str:
-    """Return when the method acts."""
-    if "look" in parts:
-        return "every decode step"
-    if "decode" in parts:
-        return "prefill and every decode step"
-    if "store" in parts:
-        return "storage" if "select" not in parts else "prefill and storage"
-    return "prefill" if "select" in parts else "none"
+    parser.add_argument("names", nargs="*", metavar="METHOD", help="methods to describe with their parts and dials")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print Markdown, as in docs/methods.md")
+    form.add_argument("--json", action="store_true", help="print JSON, with everything that is known")
+    form.add_argument("--write", action="store_true", help="write the tables into README.md and docs/methods.md")
+    arguments = parser.parse_args(argv)
+    if arguments.write:
+        if arguments.names:
+            raise ValueError(f"--write {' '.join(arguments.names)}: writes all methods; leave out the names")
+        for path in write():
+            print(f"wrote {path}")
+        return 0
+    known = [describe(name) for name in arguments.names or sorted(options("method"))]
+    if arguments.json:
+        print(json.dumps([asdict(method) for method in known], indent=2, ensure_ascii=False))
+    elif arguments.markdown:
+        print(markdown(known))
+    elif arguments.names:
+        print("\n\n".join(method.text() for method in known))
+    else:
+        print(terminal(known))
+        print("\nOne method with its parts and the meaning of its dials: kvbench methods NAME")
+    return 0

@@ -1,0 +1,113 @@
+"""`kvbench methods`: what it says of each method, and the tables that are made from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvbench.cli import method_tables
+from kvbench.cli.method_tables import MARKS, describe, markdown, short_table, written
+from kvbench.cli.methods import main
+from kvbench.common import paths
+from kvbench.config import options
+from tests.helpers.methods import shipped
+
+NAMES = sorted(options("method"))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_tables_in_the_documents_are_those_of_now() -> None:
+    for path, text in written().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run `kvbench methods --write`"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_description_says_what_the_method_is(name: str) -> None:
+    """What is read from the YAML alone is what the composed method does."""
+    known, method = describe(name), shipped()[name]
+    assert known.budget == {"kept": "tokens kept", "read": "tokens read", None: "none"}[method.promises]
+    assert known.storage == ("plain" if method.store is None else type(method.store).__name__)
+    assert set(known.parts) == set(method.named_parts)
+    assert [dial.name for dial in known.dials] == list(method.dials)
+    at_steps = method.decode is not None or method.look is not None or method.store is not None
+    at_prefill = method.evicts or method.store is not None or method.feed is not None
+    assert known.acts == ("both" if at_prefill and at_steps else "prefill" if at_prefill else "decode" if at_steps else
+                          "never")  # fmt: skip
+    assert known.gist.count("(") == known.gist.count(")") and "arXiv" not in known.gist
+    assert 10 < len(known.gist) <= 240 and known.gist.endswith(tuple("abcdefghijklmnopqrstuvwxyz)"))
+    assert known.paper and (method.name == "fullkv" or re.search(r"arXiv \d{4}\.\d{4,5}|not on arXiv", known.paper))
+
+
+def test_the_list_has_every_method_in_aligned_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["method", "acts", "budget", "storage", "paper", "reference", "parts"]
+    assert [line.split()[0] for line in lines[2:-2] if not line.startswith(" ")] == NAMES
+    starts = [match.start() for match in re.finditer(r"-+", lines[1])]
+    assert all(line[start - 1 : start] in ("", " ") for line in lines[:-2] for start in starts[1:])
+    assert max(map(len, lines)) <= 160
+
+
+def test_json_and_markdown_hold_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert [method["name"] for method in known] == NAMES
+    (quest,) = [method for method in known if method["name"] == "quest"]
+    assert quest["budget"] == "tokens read" and quest["acts"] == "decode" and quest["parts"] == {"look": "PageBounds"}
+    assert quest["dials"][0] == {"name": "page", "default": "16", "help": "tokens of a page"}
+    assert main(["--markdown"]) == 0
+    text = capsys.readouterr().out
+    assert text == markdown([describe(name) for name in NAMES]) + "\n"
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (4, 8), line
+    assert all(f"### {name}\n" in text for name in NAMES)
+
+
+def test_one_method_and_a_combination(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["h2o_decode", "ada_snapkv+kivi"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert "acts: both; budget: tokens kept; storage: plain" in first
+    assert re.search(r"method\.decode_budget=null +tokens while generating", first)
+    assert second.startswith("ada_snapkv+kivi\n") and "storage: Kivi" in second and "method.bits=2" in second
+    assert "2407.11550" in second and "2402.02750" in second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["snapk"], "method=snapk: no such method. Did you mean 'snapkv'?"),
+        (["--write", "snapkv"], "--write snapkv: writes all methods; leave out the names"),
+        (["--json", "--markdown"], "argument --markdown: not allowed with argument --json; see kvbench methods --help"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.strip() == f"kvbench: {message}"
+
+
+def test_write_replaces_what_is_between_the_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(paths.conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(method_tables, "conf_dir", lambda: tmp_path / "conf")
+    assert main(["--write"]) == 2, "there is no README.md"
+    (tmp_path / "docs").mkdir()
+    begin, end = MARKS
+    for file in (tmp_path / "README.md", tmp_path / "docs" / "methods.md"):
+        file.write_text(f"above\n{begin}\nSTALE\n{end}\nbelow\n")
+    assert main(["--write"]) == 0
+    known = [describe(name) for name in NAMES]
+    assert (tmp_path / "README.md").read_text() == f"above\n{begin}\n\n{short_table(known)}\n\n{end}\nbelow\n"
+    assert "STALE" not in (tmp_path / "docs" / "methods.md").read_text()
+    (tmp_path / "README.md").write_text("no marks")
+    assert main(["--write"]) == 2
+
+
+def test_the_command_loads_no_torch() -> None:
+    code = "import sys; from kvbench.cli.methods import main; main([]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
