@@ -14,6 +14,6 @@ In the order in which it happens:
     rescore    new scores for stored answers; `score` is the command
     finish     tables and figures after the runs
 
-`layers/` is a command of its own, which computes a file from prompts; `asset` is its folder. `versions` and `source_hash`
-tell which code computed a run.
+`versions` and `source_hash` tell which code computed a run. `layers/` is a command of its own, which computes a file
+from prompts; `asset` is the folder of such a file.
 """
