@@ -162,24 +162,24 @@ _FULL: Columns = {
 }
 
 
-def terminal(known: Sequence[Description]) -> str:
+def terminal(methods: Sequence[Description]) -> str:
     """Return the table of methods for a terminal."""
     from tabulate import tabulate
 
-    rows = [[column(one) for column in _TERMINAL.values()] for one in known]
+    rows = [[column(known) for column in _TERMINAL.values()] for known in methods]
     widths = [None, None, None, None, 20, 26, 34]
     return str(tabulate(rows, list(_TERMINAL), maxcolwidths=widths, disable_numparse=True))
 
 
-def short_table(known: Sequence[Description]) -> str:
+def short_table(methods: Sequence[Description]) -> str:
     """Return the table of README.md."""
-    return _pipes(list(_SHORT), [[column(one) for column in _SHORT.values()] for one in known])
+    return _pipes(list(_SHORT), [[column(known) for column in _SHORT.values()] for known in methods])
 
 
-def markdown(known: Sequence[Description]) -> str:
+def markdown(methods: Sequence[Description]) -> str:
     """Return the table of docs/methods.md, followed by a section with the dials of each method."""
-    table = _pipes(list(_FULL), [[column(one) for column in _FULL.values()] for one in known])
-    return "\n\n".join([table, *(_section(one) for one in known)])
+    table = _pipes(list(_FULL), [[column(known) for column in _FULL.values()] for known in methods])
+    return "\n\n".join([table, *(_section(known) for known in methods)])
 
 
 def _section(known: Description) -> str:
@@ -205,8 +205,8 @@ def written() -> dict[Path, str]:
         ValueError: a file or its marks are missing.
     """
     root = conf_dir().parent
-    known = [describe(name) for name in sorted(options("method"))]
-    tables = {root / "README.md": short_table(known), root / "docs" / "methods.md": markdown(known)}
+    methods = [describe(name) for name in sorted(options("method"))]
+    tables = {root / "README.md": short_table(methods), root / "docs" / "methods.md": markdown(methods)}
     return {path: _between_marks(path, table) for path, table in tables.items()}
 
 
