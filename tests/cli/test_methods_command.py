@@ -29,7 +29,7 @@ def test_the_tables_in_the_documents_are_those_of_now() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_description_says_what_the_method_is(name: str) -> None:
-    """What is read from the YAML alone is what the composed method does."""
+    """The description is read from the YAML alone, and agrees with the composed method."""
     known, method = describe(name), shipped()[name]
     assert known.budget == {"kept": "tokens kept", "read": "tokens read", None: "none"}[method.promises]
     assert known.storage == ("plain" if method.store is None else type(method.store).__name__)

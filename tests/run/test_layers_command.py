@@ -60,7 +60,7 @@ def test_a_model_is_calibrated_once_and_a_run_reads_the_profile(
 
 
 def test_the_importance_is_that_of_the_score(tmp_path: Path) -> None:
-    """What the prefill records is the attention that the score of the method adds up, layer by layer."""
+    """The prefill records the attention that the score of the method adds up, layer by layer."""
     assert calibrate(tmp_path, "limit=1") == 0
     _, (record,) = written(tmp_path)
     assert record["tokens"] > 200 and record["ratios"][0] == [0.0] * 4
