@@ -12,8 +12,9 @@ from kvbench.common.files import write_atomic
 from kvbench.common.paths import conf_dir
 from kvbench.config import has_budget, method, options
 
-_ARXIV = re.compile(r"arXiv:? ?(\d{4}\.\d{4,5})")
-_CITATION = re.compile(r" \([^()]*arXiv[^()]*\)")
+_PAPER = re.compile(r"(arXiv|OpenReview):? ?([\w.]+\w)")
+_ADDRESS = {"arXiv": "https://arxiv.org/abs/", "OpenReview": "https://openreview.net/forum?id="}
+_CITATION = re.compile(r" \([^()]*\b20\d\d\b[^()]*\)")
 _REPOSITORY = re.compile(r"\b([\w.-]+/[\w.-]+) ([0-9a-f]{7,40})\b")
 MARKS = "<!-- kvbench methods --write: begin -->", "<!-- kvbench methods --write: end -->"
 
@@ -89,8 +90,8 @@ def describe(name: str) -> Description:
 
 
 def _cited(summary: str) -> str:
-    match = _ARXIV.search(summary)
-    return f"arXiv {match[1]}" if match else ""
+    match = _PAPER.search(summary)
+    return match[0] if match else ""
 
 
 def _gist(summary: str) -> str:
@@ -127,8 +128,9 @@ def _parts(known: Description) -> str:
     return ", ".join(f"{part} {name}" for part, name in known.parts.items())
 
 
-def _paper_link(known: Description) -> str:
-    return _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", known.paper)
+def _linked(paper: str) -> str:
+    """Return a citation with links in Markdown."""
+    return _PAPER.sub(lambda match: f"[{match[0]}]({_ADDRESS[match[1]]}{match[2]})", paper)
 
 
 def _code_link(known: Description) -> str:
@@ -149,14 +151,14 @@ _SHORT: Columns = {
     "what it does": lambda known: known.gist,
     "acts": _TERMINAL["acts"],
     "budget": _TERMINAL["budget"],
-    "paper": lambda known: _ARXIV.sub(r"[\1](https://arxiv.org/abs/\1)", _cited(known.paper)).replace("arXiv ", ""),
+    "paper": lambda known: _linked(_cited(known.paper)),
 }
 _FULL: Columns = {
     "method": lambda known: f"[`{known.name}`](#{known.name})",
     "acts": _TERMINAL["acts"],
     "budget": _TERMINAL["budget"],
     "storage": _TERMINAL["storage"],
-    "paper": _paper_link,
+    "paper": lambda known: _linked(known.paper),
     "reference": _code_link,
     "equal to it": lambda known: known.equal,
 }
