@@ -12,7 +12,7 @@ from kvbench.common.files import write_atomic
 from kvbench.common.paths import conf_dir
 from kvbench.config import has_budget, method, options
 
-_PAPER = re.compile(r"(arXiv|OpenReview):? ?([\w.]+\w)")
+_PAPER = re.compile(r"(arXiv) (\d{4}\.\d{4,5})|(OpenReview) (\w+)")
 _ADDRESS = {"arXiv": "https://arxiv.org/abs/", "OpenReview": "https://openreview.net/forum?id="}
 _CITATION = re.compile(r" \([^()]*\b20\d\d\b[^()]*\)")
 _REPOSITORY = re.compile(r"\b([\w.-]+/[\w.-]+) ([0-9a-f]{7,40})\b")
@@ -130,7 +130,7 @@ def _parts(known: Description) -> str:
 
 def _linked(paper: str) -> str:
     """Return a citation with links in Markdown."""
-    return _PAPER.sub(lambda match: f"[{match[0]}]({_ADDRESS[match[1]]}{match[2]})", paper)
+    return _PAPER.sub(lambda m: f"[{m[0]}]({_ADDRESS[m[1] or m[3]]}{m[2] or m[4]})", paper)
 
 
 def _code_link(known: Description) -> str:
@@ -151,7 +151,7 @@ _SHORT: Columns = {
     "what it does": lambda known: known.gist,
     "acts": _TERMINAL["acts"],
     "budget": _TERMINAL["budget"],
-    "paper": lambda known: _linked(_cited(known.paper)),
+    "paper": lambda known: _linked(_cited(known.paper) or _cited(known.summary)),
 }
 _FULL: Columns = {
     "method": lambda known: f"[`{known.name}`](#{known.name})",
