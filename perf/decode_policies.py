@@ -10,19 +10,15 @@ these are seconds of the processor, which leave out the time of other processes.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from conditions import conditions, report
 
 import kvbench
 from kvbench.benchmarks.prose import generated
-from kvbench.common.commit import commit
 from kvbench.engine.decode import stream
 from kvbench.engine.variant import Request
 from kvbench.prompts import Prompt
@@ -54,21 +50,10 @@ def main() -> None:
         "what": f"decode step of {args.rows} rows x {args.tokens} tokens / the same of plain rows",
         "ratios": {name: round(seconds / best["fullkv"], 3) for name, seconds in best.items()},
         "least_ms": {name: round(1000 * seconds, 1) for name, seconds in best.items()},
-        "model": args.model,
         "kernel": args.kernel,
-        "threads": args.threads,
-        "machine": platform.machine(),
-        "versions": {
-            "kvbench": kvbench.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **conditions(loaded, args.model, args.threads),
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, args.out)
 
 
 def least_step(loaded: Any, method: Any, ids: list[int], args: argparse.Namespace) -> float:

@@ -11,20 +11,16 @@ with those of the same variant run alone.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import transformers
+from conditions import conditions, report
 from sweep_cost_kvbench import forward_seconds
 
 import kvbench
 from kvbench.benchmarks.prose import generated
-from kvbench.common.commit import commit
 
 METHODS = ("streaming_llm", "snapkv", "pyramidkv", "ada_snapkv", "ada_pyramidkv")
 BUDGETS = (64, 96, 128, 192, 256, 320, 384, 512)
@@ -76,22 +72,9 @@ def main() -> None:
         "new_tokens": args.new,
         "methods": args.methods.split(","),
         "budgets": list(BUDGETS),
-        "model": args.model,
-        "dtype": str(loaded.model.dtype),
-        "device": str(loaded.model.device),
-        "threads": args.threads,
-        "machine": platform.machine(),
-        "versions": {
-            "kvbench": kvbench.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **conditions(loaded, args.model, args.threads),
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, args.out)
 
 
 if __name__ == "__main__":

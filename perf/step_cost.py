@@ -10,18 +10,14 @@ the least time of a step counts, because other programs on the machine only ever
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import transformers
+from conditions import conditions, report
 
 import kvbench
 from kvbench.benchmarks.prose import generated
-from kvbench.common.commit import commit
 from kvbench.engine import decode
 from kvbench.engine.variant import Request, Variant
 from kvbench.prompts import Prompt
@@ -70,23 +66,10 @@ def main() -> None:
         "steps": len(times["fullkv"]),
         "rows": args.rows,
         "prompt_tokens": len(ids),
-        "model": args.model,
-        "dtype": str(loaded.model.dtype),
-        "device": str(loaded.model.device),
         "kernel": ", ".join(sorted(kernels)),
-        "threads": args.threads,
-        "machine": platform.machine(),
-        "versions": {
-            "kvbench": kvbench.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **conditions(loaded, args.model, args.threads),
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, args.out)
 
 
 if __name__ == "__main__":
