@@ -19,6 +19,7 @@ from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.context import Kernels
 from kvbench.methods.decoding import Decoding
 from kvbench.methods.looking import Look
+from kvbench.methods.plan import Plan
 from kvbench.methods.storage import Side, Store
 
 Counts = list[tuple[int, int, list[QuotaCounts]]]
@@ -26,6 +27,19 @@ Counts = list[tuple[int, int, list[QuotaCounts]]]
 its decode policies."""
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """The ids of the tokens that a call appends, for policies that tell tokens apart by their ids.
+
+    Attributes:
+        ids: per row, on the host.
+        ids_BT: the same on the device.
+    """
+
+    ids: Sequence[Sequence[int]]
+    ids_BT: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Entry:
         base_U: each KV head's share of the budget while generating; None without a policy.
         look: look part of the method; None for rows of which a step reads everything.
         reads: tokens that a query head may read per step; None without a look.
+        plan: the policy that the selection chose for each head; None if it chooses none.
         at_once: most tokens that are appended in one call, apart from questions.
         rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
         seed: seed of the run and the prompt, for policies that draw random numbers.
@@ -61,6 +76,12 @@ class Entry:
     look: Look | None = None
     reads: int | None = None
     seed: int = 0
+    plan: Plan | None = None
+
+    @property
+    def followed(self) -> Plan | None:
+        """The plan that the decode policy follows; None without one."""
+        return self.plan if self.policy is not None and self.policy.policy.follows_plan else None
 
 
 @dataclass
@@ -120,9 +141,20 @@ class KVCache(Protocol):
         ...
 
     def attend(
-        self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+        self,
+        layer: int,
+        rows: Sequence[int],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
     ) -> Tensor:
-        """Append T new tokens to `rows`, attend causally, apply decode policies. Return [B, H, T, D]."""
+        """Append T new tokens to `rows`, attend causally, apply decode policies. Return [B, H, T, D].
+
+        Args:
+            new: ids of the tokens; without them a policy's plan pins none of them.
+        """
         ...
 
     def release(self, rows: Sequence[int]) -> None:
@@ -180,8 +212,8 @@ class Recordable(Protocol):
         """Return how many tokens these rows can append in recorded steps; 0 if the next step cannot be recorded."""
         ...
 
-    def advance(self, rows: Sequence[int], tokens: int) -> None:
-        """Count tokens that a recorded step appended to `rows`."""
+    def advance(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+        """Count the tokens that a recorded step appended to `rows`, given by their ids."""
         ...
 
     def counts(self) -> Counts:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.arena import Segment
-from kvbench.cache.base import Entry
+from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.blocks import PlainHalf, spread
 from kvbench.methods.storage import Half, Side, Store
 from kvbench_kernels.backends import Buffers, Lanes
@@ -268,7 +268,13 @@ class ArenaLayer(Protocol):
 
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None: ...
     def attend(
-        self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+        self,
+        rows: tuple[int, ...],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
     ) -> Tensor: ...
     def release(self, rows: Sequence[int]) -> None: ...
     def of(self, row: int) -> list[Segment]: ...
@@ -308,14 +314,22 @@ class EncodedHeldRows:
             numbers_UT1 = self._backend.begin(entry, owners, k_UTD, v_UTD)
             self._arena.add([entry], numbers_UT1, numbers_UT1)
 
-    def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        rows: tuple[int, ...],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
+    ) -> Tensor:
         """Append T new tokens to `rows`, attend causally, and let the policies act: [B, H, T, D]."""
         self._arena.settle()
         heads = range(k_BUTD.shape[1])
         self._backend.owners = [self._owner[row, head] for row in rows for head in heads]
         self._backend.kept = [self._kept[row][head] for row in rows for head in heads]
         self._backend.arrived = [self._kept[row][head] + self._generated[row] for row in rows for head in heads]
-        out_BHTD = self._arena.attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        out_BHTD = self._arena.attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling, new)
         for row in rows:
             self._generated[row] += k_BUTD.shape[2]
         return out_BHTD

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvbench.cache.arena import Arena
-from kvbench.cache.base import Entry, Rotate
+from kvbench.cache.base import Entry, NewTokens, Rotate
 from kvbench.cache.handed_on import hand_on
+from kvbench.cache.pins import HeldPins, Pins, held_pins
 from kvbench.cache.quota import Quota
 from kvbench.methods.decoding import Decoding, Slots, Start
 from kvbench.methods.sharing import Leaving
@@ -58,10 +59,11 @@ class HeldRow:
     rotate: Rotate | None = None
     seed: int = 0
     turned: TurnedKeys | None = None
+    pins: HeldPins | None = None
 
     def nbytes(self) -> int:
-        """Return the bytes of positions and state."""
-        return int(self.pos_UC.nbytes + self.state_UC.nbytes)
+        """Return the bytes of positions, state and plan."""
+        return int(self.pos_UC.nbytes + self.state_UC.nbytes) + (0 if self.pins is None else self.pins.nbytes())
 
     def most_reserved(self, entry: Entry) -> int:
         """Return the slots to reserve in addition to the kept tokens: no more than the limit and the buffer ask for."""
@@ -69,7 +71,8 @@ class HeldRow:
         steps_N1 = torch.arange(1, entry.reserve + 1)[:, None]  # a limit may be higher in between than at the end
         base_NU = torch.from_numpy(self.base_U).expand(len(steps_N1), -1)
         limit_NU = self.decoding.policy.limit(base_NU, steps_N1, self.layer, torch.full_like(steps_N1, self.span))
-        if limit_NU is None or not entry.reserve:
+        pins = self.pins is not None and bool(self.pins.pins_U.any())
+        if limit_NU is None or pins or not entry.reserve:
             return entry.reserve
         ahead = int((limit_NU - kept).max()) + self.decoding.buffer + entry.at_once
         return min(entry.reserve, max(entry.at_once, ahead))
@@ -81,7 +84,7 @@ def first_slots(entry: Entry, layer: int, num_layers: int) -> Start:
     order_UC = (~entry.keep_UT).int().argsort(dim=1, stable=True)[:, : int(kept_U.max())]
     live_UC = torch.arange(order_UC.shape[1], device=order_UC.device) < kept_U[:, None]
     score_UC = None if entry.score_UT is None else entry.score_UT.gather(1, order_UC)
-    return Start(layer, num_layers, entry.keep_UT.shape[1], order_UC.int(), live_UC, score_UC)
+    return Start(layer, num_layers, entry.keep_UT.shape[1], order_UC.int(), live_UC, score_UC, entry.followed)
 
 
 def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
@@ -101,6 +104,7 @@ def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
         peak,
         entry.rotate,
         entry.seed,
+        pins=held_pins(start),
     )
 
 
@@ -132,6 +136,7 @@ class PolicyGroup:
         lengths = np.array([[arena.segments[i].length for i in of_row] for of_row in segments])
         self._capacity = np.array([[arena.segments[i].capacity for i in of_row] for of_row in segments])
         self.quota = Quota(held, lengths, layer)
+        self._places = places
         self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
         self._lanes = Lanes(self.index, len(arena.segments), device)
         self._start_BU = torch.tensor([[arena.segments[i].start for i in row] for row in segments], device=device)
@@ -141,6 +146,8 @@ class PolicyGroup:
         width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
         self._dim = arena.buffers.k_RD.shape[1]
         self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
+        pins = [row.pins for row in held if row.pins is not None]
+        self._pins = Pins(pins, width, device) if pins else None
         self.slots = Slots(
             layer,
             torch.tensor([row.span for row in held], dtype=torch.int32, device=device),
@@ -150,6 +157,8 @@ class PolicyGroup:
             _stacked([row.state_UC for row in held], width),
             aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
             seed_B=torch.tensor([row.seed for row in held], device=device),
+            numbers_BUX=None if self._pins is None else self._pins.numbers_BUX,
+            pinned_BUC=None if self._pins is None else self._pins.pinned_BUC,
         )
         if self.policy.turns:
             self._turned = self._turned_keys()  # here, because a recorded step must not make them again
@@ -172,6 +181,8 @@ class PolicyGroup:
             width = max(1, int(self.quota.lengths_BU[i].max()))
             row.pos_UC, row.state_UC = s.pos_BUC[i, :, :width].clone(), s.state_BUC[i, :, :width].clone()
             row.seen, row.peak = int(self.quota.seen_B1[i, 0]), int(self.quota.peak_B[i])
+            if self._pins is not None:
+                row.pins = self._pins.leave(i, width, int(self.quota.pinned_B1[i, 0]))
             if self.policy.turns:
                 k_BUMD, known_BU = self._turned
                 row.turned = TurnedKeys(k_BUMD[i].clone(), known_BU[i].clone())
@@ -193,7 +204,8 @@ class PolicyGroup:
     def nbytes(self, row: int) -> int:
         """Return the bytes that the policy needs for a row, in addition to keys and values."""
         i = self.rows.index(row)
-        return int(self.slots.pos_BUC[i].nbytes + self.slots.state_BUC[i].nbytes)
+        of_plan = 0 if self._pins is None else self._pins.nbytes(i)
+        return int(self.slots.pos_BUC[i].nbytes + self.slots.state_BUC[i].nbytes) + of_plan
 
     def lacks_room(self, tokens: int) -> bool:
         """Return True if a head has no room for `tokens` more."""
@@ -204,28 +216,40 @@ class PolicyGroup:
         """True if `step` waits for the device in every step, because a mask says which tokens leave."""
         return self.quota.masks_every_step
 
-    def advance(self, tokens: int) -> None:
-        """Count tokens that recorded steps appended, one after the other, and those that left.
+    def grow(self, tokens: int, ids: Sequence[Sequence[int]] | None) -> None:
+        """Count the tokens of a step, given by their ids if these are known; `step` follows.
+
+        Args:
+            ids: of all rows of the batch.
+        """
+        pinned_B1 = None
+        if self._pins is not None and ids is not None:
+            pinned_B1 = self._pins.count([ids[place] for place in self._places])
+        self.quota.grow(tokens, pinned_B1)
+
+    def advance(self, ids: Sequence[Sequence[int]]) -> None:
+        """Count the token of each row that a recorded step appended, and those that left.
 
         If `step` needs the host, it is no part of the recording. It counts what leaves.
         """
-        for _ in range(tokens):
-            self.quota.grow(1)
-            if not self.needs_host:
-                self.quota.cut()
+        self.grow(1, ids)
+        if not self.needs_host:
+            self.quota.cut()
 
     def can_record(self) -> bool:
         """Return True if the next step of one token is work for the device alone, or is done by the host each time."""
         return not self.lacks_room(1) and (self.needs_host or self.quota.next_is_steady())
 
-    def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
+    def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None = None) -> None:
         """Let the policy act after the attention of a step whose tokens `quota` counts already."""
         s = self.slots
-        self._append(q_BHTD.shape[2])
+        self._append(q_BHTD.shape[2], None if new is None else new.ids_BT)
         if self.policy.reads != "nothing":
             self._observe(q_BHTD if self.policy.reads == "all" else q_BHTD[:, :, -1:], buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
         s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
+        if s.limit_BU is not None and self._pins is not None:
+            s.limit_BU = s.limit_BU + self._pins.pinned_BU
         if not self.quota.has_limit:
             self._mask(buffers)
             return
@@ -241,19 +265,27 @@ class PolicyGroup:
         s, due_B1 = self.slots, self.quota.scheduled()
         if due_B1.any():
             due_B11 = torch.tensor(due_B1, device=s.pos_BUC.device)[..., None]
-            self._remove(self.policy.drop(s) & s.live_BUC & due_B11, buffers)
+            gone_BUC = self.policy.drop(s) & s.live_BUC & due_B11
+            self._remove(gone_BUC if s.pinned_BUC is None else gone_BUC & ~s.pinned_BUC, buffers)
             self.quota.settle(self._length_BU.cpu().numpy())
         else:
             self.quota.settle(self.quota.lengths_BU)
 
-    def _append(self, new: int) -> None:
-        """Give new tokens their positions and an empty state."""
+    def _worth(self) -> Tensor:
+        """Return what the tokens are worth to the policy [B, U, C]; inf for those that are pinned."""
+        worth_BUC, pinned_BUC = self.policy.drop(self.slots), self.slots.pinned_BUC
+        return worth_BUC if pinned_BUC is None else worth_BUC.masked_fill(pinned_BUC, torch.inf)
+
+    def _append(self, new: int, ids_BT: Tensor | None) -> None:
+        """Give new tokens their positions and an empty state, and pin some by their ids."""
         s = self.slots
         ahead_T = torch.arange(new, device=s.pos_BUC.device)
         column_BUT = self._length_BU[..., None] + ahead_T
         position_BUT = (s.seen_B[:, None, None] + ahead_T.int()).expand_as(column_BUT)
         s.pos_BUC.scatter_(2, column_BUT, position_BUT)
         s.state_BUC.scatter_(2, column_BUT, 0.0)
+        if self._pins is not None:
+            self._pins.append(ids_BT if ids_BT is None or self._place_B is None else ids_BT[self._place_B], column_BUT)
         self._length_BU += new
         s.seen_B += new
         s.live_BUC = self._columns_C < self._length_BU[..., None].int()
@@ -286,7 +318,7 @@ class PolicyGroup:
     def _drop_one(self, due_BU: Tensor, buffers: Buffers) -> None:
         """Drop the token worth least from heads where one is due: the last slot takes its place. Device work alone."""
         s = self.slots
-        column_BU = self._backend.least(self.policy.drop(s), s.pos_BUC, self._length_BU)
+        column_BU = self._backend.least(self._worth(), s.pos_BUC, self._length_BU)
         last_BU = (self._length_BU - 1).clamp(min=0)
         column_BU = torch.where(due_BU, column_BU, last_BU)
         if self.policy.merges:
@@ -297,7 +329,7 @@ class PolicyGroup:
 
     def _least(self, counts_BU: Tensor) -> Tensor:
         """Return a mask of the tokens worth least, `counts_BU` of each head; of equals, the latest."""
-        s, worth_BUC = self.slots, self.policy.drop(self.slots)
+        s, worth_BUC = self.slots, self._worth()
         # protected tokens are the last to leave, but empty slots do not leave at all
         worth_BUC = worth_BUC.clamp(max=torch.finfo(worth_BUC.dtype).max).masked_fill(~s.live_BUC, torch.inf)
         latest_BUC = s.pos_BUC.argsort(-1, descending=True)
@@ -337,7 +369,7 @@ class PolicyGroup:
         to, source = ((self._start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
         for x_RD in (buffers.k_RD, buffers.v_RD):
             x_RD.index_copy_(0, to, x_RD.index_select(0, source))
-        for x_BUC in (s.pos_BUC, s.state_BUC):
+        for x_BUC in (s.pos_BUC, s.state_BUC, *(() if s.pinned_BUC is None else (s.pinned_BUC,))):
             x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
 
     def _shorten(self, buffers: Buffers, count_BU: Tensor, column_BUn: Tensor) -> None:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.base import Entry, Reads, TokensRead, tokens_read
+from kvbench.cache.base import Entry, NewTokens, Reads, TokensRead, tokens_read
 from kvbench.methods.decoding import DecodePolicy, Decoding, Slots, Start
 from kvbench.methods.looking import Look
+from kvbench.methods.plan import Plan
 from kvbench.methods.sharing import Leaving
 from kvbench.methods.storage import Half, Side
 
@@ -33,6 +34,7 @@ class _Row:
     peak: int  # most tokens that a head held after a step
     encoded: tuple[list[int], list[int]]  # per head, how many keys and values have been encoded, in order of arrival
     reads: Reads  # tokens that query heads read, for a look
+    ids: list[int]  # of the tokens after the prompt; -1 where they are unknown
 
 
 class MaskedCache:
@@ -50,7 +52,9 @@ class MaskedCache:
             state_UT = None
             if entry.policy is not None:
                 at_UT = torch.arange(keep_UT.shape[1], device=keep_UT.device).expand_as(keep_UT)
-                start = Start(layer, len(self._layers), keep_UT.shape[1], at_UT, keep_UT, entry.score_UT)
+                start = Start(
+                    layer, len(self._layers), keep_UT.shape[1], at_UT, keep_UT, entry.score_UT, entry.followed
+                )
                 state_UT = entry.policy.policy.begin(start).float()
             peak = int(keep_UT.sum(1).max())
             encoded = [0] * len(keep_UT), [0] * len(keep_UT)
@@ -58,7 +62,7 @@ class MaskedCache:
             if entry.store is not None:
                 entry.store.check(k_UTD.shape[-1])
                 k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
-            self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads())
+            self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads(), [])
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
         of_row = self._layers[layer][row]
@@ -66,13 +70,23 @@ class MaskedCache:
             entry = replace(of_row.entry, row=copy)
             encoded = list(of_row.encoded[0]), list(of_row.encoded[1])
             k, v = of_row.k_UND.clone(), of_row.v_UND.clone()
+            reads, ids = replace(of_row.reads), list(of_row.ids)
             self._layers[layer][copy] = replace(
-                of_row, entry=entry, k_UND=k, v_UND=v, encoded=encoded, reads=replace(of_row.reads)
+                of_row, entry=entry, k_UND=k, v_UND=v, encoded=encoded, reads=reads, ids=ids
             )
 
     def attend(
-        self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+        self,
+        layer: int,
+        rows: Sequence[int],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
     ) -> Tensor:
+        for i, row in enumerate(rows):
+            self._layers[layer][row].ids += [-1] * q_BHTD.shape[2] if new is None else list(new.ids[i])
         return torch.stack(
             [
                 self._attend_row(self._layers[layer][row], q_BHTD[i], k_BUTD[i], v_BUTD[i], scaling)
@@ -108,6 +122,10 @@ class MaskedCache:
 
     def lengths(self, row: int) -> list[list[int]]:
         return [layer[row].keep_UN.sum(1).tolist() for layer in self._layers]
+
+    def kept(self, row: int) -> list[Tensor]:
+        """Return the masks [U, N] of the tokens that a row holds in every layer."""
+        return [layer[row].keep_UN for layer in self._layers]
 
     def tokens_read(self, row: int) -> TokensRead | None:
         look = self._layers[0][row].entry.look
@@ -200,6 +218,9 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         aligned=True,
         seed_B=torch.tensor([row.entry.seed], device=device),
     )
+    plan = row.entry.followed
+    if plan is not None:
+        slots.numbers_BUX, slots.pinned_BUC = plan.numbers_UX[None], _pinned(row, plan)[None]
     if policy.reads == "all":
         policy.observe(slots, attention_UGTN[None])
     elif policy.reads == "last":
@@ -212,12 +233,17 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
     if limit is None:
         every = max(1, decoding.interval)
         if any(step % every == 0 for step in range(steps - new + 1, steps + 1)):
-            row.keep_UN = row.keep_UN & ~policy.drop(slots)[0]
+            gone_UN = policy.drop(slots)[0]
+            row.keep_UN = row.keep_UN & ~(gone_UN if slots.pinned_BUC is None else gone_UN & ~slots.pinned_BUC[0])
             _hand_on(row, policy, slots)
         return
+    if slots.pinned_BUC is not None:
+        limit = slots.limit_BU = limit + slots.pinned_BUC[:, :, span:].sum(-1)
     before_U = row.keep_UN.sum(1)
     scheduled = decoding.interval and any(step % decoding.interval == 0 for step in range(steps - new + 1, steps + 1))
     worth_UN, row.keep_UN = policy.drop(slots)[0], row.keep_UN.clone()
+    if slots.pinned_BUC is not None:
+        worth_UN = worth_UN.masked_fill(slots.pinned_BUC[0], torch.inf)
     for head, most in enumerate(limit[0].tolist()):
         held = row.keep_UN[head].nonzero().flatten().tolist()
         if len(held) > most + (0 if scheduled else decoding.buffer):
@@ -244,6 +270,13 @@ def _hand_on(row: _Row, policy: DecodePolicy, slots: Slots) -> None:
                 for into, share in zip(shares.into_BUNM[0, head, number], share_BUNM[0, head, number], strict=True):
                     x_UND[head, into] += (share * x_D).to(x_UND.dtype)
             setattr(row, name, x_UND)
+
+
+def _pinned(row: _Row, plan: Plan) -> Tensor:
+    """Return the tokens [U, N] that never leave: those of the prompt, and generated ones by their ids."""
+    wanted = set(plan.pin_ids.tolist())
+    hits = torch.tensor([i in wanted for i in row.ids], dtype=torch.bool, device=row.keep_UN.device)
+    return torch.cat([plan.pinned_UT, plan.pins_U[:, None] & hits], 1)
 
 
 def _turn(row: _Row, slots: Slots, before_U: Tensor) -> None:

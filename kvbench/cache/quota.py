@@ -16,8 +16,17 @@ from numpy.typing import NDArray
 from kvbench.methods.decoding import Decoding
 
 Ints = NDArray[np.int64]
-Counts = tuple[Ints, Ints, Ints]
-"""Lengths, tokens seen and peaks of a group."""
+Counts = tuple[Ints, Ints, Ints, Ints]
+"""Lengths, tokens seen, peaks and pinned tokens of a group."""
+
+
+class QuotaPins(Protocol):
+    """The heads of a row that pin generated tokens of certain ids, and how many there are."""
+
+    @property
+    def pins_U(self) -> torch.Tensor: ...
+    @property
+    def count(self) -> int: ...
 
 
 class QuotaRow(Protocol):
@@ -33,6 +42,8 @@ class QuotaRow(Protocol):
     def seen(self) -> int: ...
     @property
     def peak(self) -> int: ...
+    @property
+    def pins(self) -> QuotaPins | None: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Quota:
         lengths_BU: tokens that each head holds.
         seen_B1: tokens of the sequence.
         peak_B: most tokens that a head held after a step.
+        pinned_B1: generated tokens of the ids that heads pin. They add to the limits of heads that do.
     """
 
     def __init__(self, rows: Sequence[QuotaRow], lengths_BU: Ints, layer: int) -> None:
@@ -70,6 +82,11 @@ class Quota:
         self.seen_B1 = np.array([[row.seen] for row in rows])
         self.peak_B = np.array([row.peak for row in rows])
         self._span_B1 = np.array([[row.span] for row in rows])
+        pins = [row.pins for row in rows]
+        self.pinned_B1 = np.array([[0 if p is None else p.count] for p in pins])
+        self._pins_BU = np.zeros_like(self.base_BU)
+        for of_row, p in zip(self._pins_BU, pins, strict=True):
+            of_row[:] = 0 if p is None else p.pins_U.cpu().numpy()
         self._base = torch.from_numpy(self.base_BU)
         self.has_limit = self._limit(self.seen_B1) is not None
         self._interval_B1 = np.array([[row.decoding.interval or int(not self.has_limit)] for row in rows])
@@ -78,8 +95,10 @@ class Quota:
         self._may_drop = bool((self.buffer_B1 == 0).any())
         self._new = 0  # tokens of the step under way
 
-    def grow(self, tokens: int) -> None:
-        """Count the tokens of a step; `cut` follows."""
+    def grow(self, tokens: int, pinned_B1: Ints | None = None) -> None:
+        """Count the tokens of a step, and how many of them have an id that heads pin; `cut` follows."""
+        if pinned_B1 is not None:
+            self.pinned_B1 = self.pinned_B1 + pinned_B1
         self.lengths_BU = self.lengths_BU + tokens
         self.seen_B1 = self.seen_B1 + tokens
         self._new = tokens
@@ -100,18 +119,18 @@ class Quota:
         return self._scheduled(self.seen_B1, self._new)
 
     def next_is_steady(self) -> bool:
-        """Return True if the device can do the next step of one token alone."""
+        """Return True if the device can do the next step of one token alone, whether or not it is pinned."""
         if not self.has_limit:
             return not self._scheduled(self.seen_B1 + 1, 1).any()
         return self._next_cut(self.lengths_BU + 1, self.seen_B1 + 1, 1).steady
 
     def counts(self) -> Counts:
         """Return the counts, for `reset_counts` after a recording that failed."""
-        return self.lengths_BU, self.seen_B1, self.peak_B
+        return self.lengths_BU, self.seen_B1, self.peak_B, self.pinned_B1
 
     def reset_counts(self, counts: Counts) -> None:
         """Restore the counts."""
-        self.lengths_BU, self.seen_B1, self.peak_B = counts
+        self.lengths_BU, self.seen_B1, self.peak_B, self.pinned_B1 = counts
 
     def _next_cut(self, lengths_BU: Ints, seen_B1: Ints, new: int) -> Cut:
         limit_BU = self._limit(seen_B1)
@@ -128,7 +147,7 @@ class Quota:
     def _limit(self, seen_B1: Ints) -> Ints | None:
         steps_B1, span_B1 = (torch.from_numpy(x) for x in (seen_B1 - self._span_B1, self._span_B1))
         limit = self._policy.limit(self._base, steps_B1, self._layer, span_B1)
-        return None if limit is None else limit.numpy()
+        return None if limit is None else limit.numpy() + self.pinned_B1 * self._pins_BU
 
     def _scheduled(self, seen_B1: Ints, new: int) -> Ints:
         """Return [B, 1]: True where a multiple of the interval lies among the last `new` steps."""

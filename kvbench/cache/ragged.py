@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.arena import Arena, Segment, copied, gather, live_slots, merge
-from kvbench.cache.base import Counts, Entry, TokensRead, tokens_read
+from kvbench.cache.base import Counts, Entry, NewTokens, TokensRead, tokens_read
 from kvbench.cache.encoded import EncodedRows
 from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
 from kvbench.cache.held import HeldRow, PolicyGroup, begin
@@ -78,7 +78,15 @@ class _ArenaLayer:
         arena = next(arena for arena in self._arenas if any(s.row == row for s in arena.segments))
         self._arenas.append(copied(arena, row, copies, self._backend))
 
-    def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        rows: tuple[int, ...],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
+    ) -> Tensor:
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
         active = self._activate(rows, kv_heads)
         if self._room < tokens or any(group.lacks_room(tokens) for group in active.groups):
@@ -87,16 +95,16 @@ class _ArenaLayer:
         self._room -= tokens
         self._appended += tokens
         for group in active.groups:
-            group.quota.grow(tokens)
+            group.grow(tokens, None if new is None else new.ids)
         buffers = self._arenas[0].buffers
         out_BHTD = self._backend.append_and_attend(
             q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths
         )
         for group in active.groups:
             if not group.needs_host:
-                group.step(q_BHTD, buffers, scaling)
+                group.step(q_BHTD, buffers, scaling, new)
         if any(group.needs_host for group in active.groups):
-            self._host_work(partial(_step_on_host, active.groups, q_BHTD, buffers, scaling))
+            self._host_work(partial(_step_on_host, active.groups, q_BHTD, buffers, scaling, new))
         if tokens > 1 and active.groups:
             self._shrink()
         return out_BHTD
@@ -114,12 +122,12 @@ class _ArenaLayer:
             return min(self._room, int(all(group.can_record() for group in active.groups)))
         return self._room
 
-    def advance(self, tokens: int) -> None:
-        """Count tokens that recorded steps append to the active rows."""
-        self._room -= tokens
-        self._appended += tokens
+    def advance(self, ids: Sequence[Sequence[int]]) -> None:
+        """Count the token of each active row that a recorded step appends."""
+        self._room -= 1
+        self._appended += 1
         for group in self._groups:
-            group.advance(tokens)
+            group.advance(ids)
 
     @property
     def _groups(self) -> list[PolicyGroup]:
@@ -287,11 +295,19 @@ class _ArenaLayer:
         self.moves += 1
 
 
-def _step_on_host(groups: Sequence[PolicyGroup], q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
+def _of(some: Sequence[int], rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return the ids of some of the rows."""
+    by_row = dict(zip(rows, ids, strict=True))
+    return [by_row[row] for row in some]
+
+
+def _step_on_host(
+    groups: Sequence[PolicyGroup], q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None
+) -> None:
     """Let the policies act that need the host in every step."""
     for group in groups:
         if group.needs_host:
-            group.step(q_BHTD, buffers, scaling)
+            group.step(q_BHTD, buffers, scaling, new)
 
 
 class _Form(NamedTuple):
@@ -356,16 +372,25 @@ class RaggedCache:
         self._layers[layer].fork(row, copies)
 
     def attend(
-        self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+        self,
+        layer: int,
+        rows: Sequence[int],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
     ) -> Tensor:
         groups = self._by_form(tuple(rows), q_BHTD.device)
         if all(group.form is None for group in groups):
-            return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling)
+            return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling, new)
         out_BHTD = torch.empty_like(q_BHTD)
         for _, together, at in (group for group in groups if group.form is None):
-            out_BHTD[at] = self._layers[layer].attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
+            of_arena = None if new is None else NewTokens(_of(together, rows, new.ids), new.ids_BT[at])
+            out_BHTD[at] = self._layers[layer].attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling, of_arena)
         of_forms = [(self._encoded[layer][group.form], group) for group in groups if group.form is not None]
-        self.host_work(partial(_attend_by_form, of_forms, q_BHTD, k_BUTD, v_BUTD, scaling, out_BHTD))
+        ids_BT = None if new is None else new.ids_BT
+        self.host_work(partial(_attend_by_form, of_forms, q_BHTD, k_BUTD, v_BUTD, ids_BT, scaling, out_BHTD))
         return out_BHTD
 
     def _by_form(self, rows: tuple[int, ...], device: torch.device) -> list[_FormRows]:
@@ -403,11 +428,11 @@ class RaggedCache:
         in_arena = self._arena_rows(rows)
         return min(layer.room(in_arena) for layer in self._layers) if in_arena else sys.maxsize
 
-    def advance(self, rows: Sequence[int], tokens: int) -> None:
+    def advance(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         in_arena = self._arena_rows(rows)
         for layer in self._layers if in_arena else ():
-            assert layer.room(in_arena) >= tokens
-            layer.advance(tokens)
+            assert layer.room(in_arena) >= 1
+            layer.advance(_of(in_arena, rows, ids))
 
     def counts(self) -> Counts:
         return [layer.counts() for layer in self._layers]
@@ -469,9 +494,18 @@ def _attend_by_form(
     q_BHTD: Tensor,
     k_BUTD: Tensor,
     v_BUTD: Tensor,
+    ids_BT: Tensor | None,
     scaling: float,
     out_BHTD: Tensor,
 ) -> None:
-    """Write the attention of rows with buffers of their own to their places in `out_BHTD`."""
+    """Write the attention of rows with buffers of their own to their places in `out_BHTD`.
+
+    The host reads the ids of the new tokens from the device: in a replay they are others than in the recording.
+    """
     for layer_rows, (_, rows, at) in groups:
-        out_BHTD[at] = layer_rows.attend(rows, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling)
+        q, k, v = q_BHTD[at], k_BUTD[at], v_BUTD[at]
+        if isinstance(layer_rows, EncodedHeldRows):
+            new = None if ids_BT is None else NewTokens(ids_BT[at].tolist(), ids_BT[at])
+            out_BHTD[at] = layer_rows.attend(rows, q, k, v, scaling, new)
+        else:
+            out_BHTD[at] = layer_rows.attend(rows, q, k, v, scaling)

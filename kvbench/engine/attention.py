@@ -40,8 +40,8 @@ class AttentionPass(Protocol):
     Shape suffixes: B batch, H query heads, U KV heads, T tokens of the call, D head dimension.
     """
 
-    def begin(self) -> None:
-        """Start the forward call."""
+    def begin(self, ids_BT: Tensor) -> None:
+        """Start the forward call over these tokens."""
         ...
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
@@ -151,7 +151,7 @@ Forward = Callable[[Tensor, Tensor, "AttentionPass"], Tensor]
 
 def last_logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
     """Return the logits [B, V] of each row's last token after a forward call through our attention."""
-    attention.begin()
+    attention.begin(ids_BT)
     out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
     attention.finish()
     logits_BTV: Tensor = out.logits

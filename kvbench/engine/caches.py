@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.cache.base import KVCache
+from kvbench.cache.base import KVCache, NewTokens
 from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
@@ -47,12 +47,19 @@ class LayerCaches:
         self.local = {layer: LocalLayer(mask) for layer, mask in plan.local.items()}
 
     def attend(
-        self, layer: int, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+        self,
+        layer: int,
+        rows: Sequence[int],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
     ) -> Tensor:
         """Append T new tokens to `rows` in one of the model's layers, attend causally. Return [B, H, T, D]."""
         if layer in self.local:
             return self.local[layer].attend(rows, q_BHTD, k_BUTD, v_BUTD, scaling)
-        return self.kv.attend(self.plan.index(layer), rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        return self.kv.attend(self.plan.index(layer), rows, q_BHTD, k_BUTD, v_BUTD, scaling, new)
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
         """Give new rows what a row holds in one of the model's layers."""
@@ -73,20 +80,23 @@ class ContinuePass:
 
     Attributes:
         rows: the cache's rows, one per row of the batch.
+        ids: the new tokens of each row, on the host.
     """
 
-    def __init__(self, caches: LayerCaches, rows: Iterable[int]) -> None:
-        self._caches, self.rows = caches, tuple(rows)
+    def __init__(self, caches: LayerCaches, rows: Iterable[int], ids: Sequence[Sequence[int]]) -> None:
+        self._caches, self.rows, self.ids = caches, tuple(rows), ids
         self._guard = LayerGuard(caches.plan)
+        self._new: NewTokens | None = None
 
-    def begin(self) -> None:
-        """Start the forward call."""
+    def begin(self, ids_BT: Tensor) -> None:
+        """Start the forward call over these tokens."""
         self._guard.begin()
+        self._new = NewTokens(self.ids, ids_BT)
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Attend in one of the model's layers: [B, H, T, D]."""
         self._guard.enter(layer)
-        return self._caches.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling)
+        return self._caches.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling, self._new)
 
     def finish(self) -> None:
         """End the forward call."""

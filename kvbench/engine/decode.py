@@ -174,8 +174,7 @@ class _Batch:
         """Add one token to every active row. Return the seconds, whether a graph ran it, and the complete requests."""
         begin, before = now(self._device), self._replayed
         rows = self._active
-        ids_BT = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
-        logits_BV = self._forward(ids_BT, rows)
+        logits_BV = self._forward([[row.ids[-1]] for row in rows], rows)
         tokens = self._choose(rows, logits_BV)
         seconds = now(self._device) - begin
         self._clock += seconds
@@ -273,7 +272,7 @@ class _Batch:
             begin = now(self._device)
             questions = [list(row.prompt.ids[row.seen :]) for row in rows]
             if questions[0]:
-                of_rows_BV = self._forward(torch.tensor(questions, device=self._device), rows)
+                of_rows_BV = self._forward(questions, rows)
             else:
                 of_rows_BV = torch.stack([logits[row.id] for row in rows])
             tokens |= zip((row.id for row in rows), self._choose(rows, of_rows_BV), strict=True)
@@ -333,11 +332,11 @@ class _Batch:
         """Return the text of a row, without the stop token."""
         return str(self._tokenizer.decode(row.ids[:-1] if row.finish == "stop" else row.ids, skip_special_tokens=True))
 
-    def _forward(self, ids_BT: Tensor, rows: Sequence[Row]) -> Tensor:
+    def _forward(self, ids: Sequence[Sequence[int]], rows: Sequence[Row]) -> Tensor:
         """Return the logits [B, V] after T more tokens of each row."""
-        tokens = ids_BT.shape[1]
+        ids_BT, tokens = torch.tensor(ids, device=self._device), len(ids[0])
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
-        attention = ContinuePass(self._caches, [row.id for row in rows])
+        attention = ContinuePass(self._caches, [row.id for row in rows], ids)
         position_BT = seen_B1 + torch.arange(tokens, device=self._device)
         forward = self._call if tokens > 1 else self._steps or self._step
         logits_BV = forward(ids_BT, position_BT, attention)

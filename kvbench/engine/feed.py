@@ -66,8 +66,8 @@ class FeedPass:
         self.full_bytes = 0
         self.copies_s = 0.0
 
-    def begin(self) -> None:
-        """Start the forward call."""
+    def begin(self, ids_BT: Tensor) -> None:
+        """Start the forward call over these tokens."""
         self._guard.begin()
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:

@@ -178,7 +178,7 @@ class GraphedSteps:
             if self._recording is None:
                 return self._forward(ids_B1, position_B1, attention)
         else:
-            self._cache.advance(rows, 1)
+            self._cache.advance(rows, attention.ids)
         self._recording.ids_B1.copy_(ids_B1)
         self._recording.position_B1.copy_(position_B1)
         self._recording.replay()

@@ -9,6 +9,7 @@ Shape suffixes: H query heads, T tokens, D head dimension, E hidden size.
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
@@ -145,11 +146,17 @@ def _weight(projection: nn.Module, inputs: int) -> Tensor | None:
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
-    """Return the sorted ids of a kind of tokens."""
-    special = set(tokenizer.all_special_ids)
+    """Return the sorted ids of a kind of tokens.
+
+    Special tokens are all that the tokenizer marks so: those with a role (BOS, EOS, ...), and those that only a chat
+    template writes, such as <|start_header_id|>.
+    """
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = marked.union(tokenizer.all_special_ids)
     if kind == "special":
         return sorted(special)
-    texts = {i: tokenizer.decode([i]) for i in sorted(set(tokenizer.get_vocab().values()) - special)}
+    others = sorted(set(tokenizer.get_vocab().values()) - special)
+    texts = {i: tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in others}
     return [i for i, text in texts.items() if _is_of_kind(str(text), kind)]
 
 
@@ -160,4 +167,9 @@ def _is_of_kind(text: str, kind: str) -> bool:
     inner = text.strip()
     if kind == "digit":
         return inner.isdecimal()
-    return bool(inner) and all(letter in string.punctuation for letter in inner)
+    return bool(inner) and all(_is_punctuation(letter) for letter in inner)
+
+
+def _is_punctuation(letter: str) -> bool:
+    """Return True for ASCII's marks, which include symbols such as + and $, and for the punctuation of any script."""
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")

@@ -48,8 +48,8 @@ class ProbePass:
         self._probe, self._about = probe, about
         self._guard = LayerGuard(plan)
 
-    def begin(self) -> None:
-        """Start the forward call."""
+    def begin(self, ids_BT: Tensor) -> None:
+        """Start the forward call over these tokens."""
         self._guard.begin()
 
     def attend(self, layer: int, q_BHPD: Tensor, k_BUPD: Tensor, v_BUPD: Tensor, scaling: float) -> Tensor:

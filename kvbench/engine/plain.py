@@ -157,7 +157,7 @@ class Compressed:
             self._replaced = past
             self.cache, attention = self._start(ids_BT)
         self._attention = attention
-        attention.begin()
+        attention.begin(ids_BT)
         return args, {**kwargs, self._keyword: self.cache, "kvbench": attention}
 
     def after_forward(
@@ -205,7 +205,7 @@ class Compressed:
     def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
         self._expected = cache.get_seq_length() + ids_BT.shape[1]
         self._refuse(self._limits.length_error(self._prompt, self._expected - self._prompt + 1))
-        return ContinuePass(cache.caches, [0])
+        return ContinuePass(cache.caches, [0], ids_BT.tolist())
 
     @staticmethod
     def _refuse(error: str | None) -> None:

@@ -35,6 +35,7 @@ from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.decoding import Decoding
 from kvbench.methods.fitting import CacheShape, promised_bytes
+from kvbench.methods.plan import Plan
 
 
 class PrefillPass:
@@ -100,8 +101,8 @@ class PrefillPass:
             seconds.append(time.perf_counter() - begin)
         return own, seconds
 
-    def begin(self) -> None:
-        """Start the forward call."""
+    def begin(self, ids_BT: Tensor) -> None:
+        """Start the forward call over these tokens."""
         self._guard.begin()
         if self._hidden is not None:
             self._hidden.begin()
@@ -285,7 +286,7 @@ class PrefillPass:
             keep_UT = method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
         else:
             keep_UT = every_UT
-        policy = method.policy
+        policy, plan = method.policy, method.plan(ctx, keep_UT)
         first, *others = self._places[index]
         entry = Entry(
             first.row,
@@ -294,7 +295,8 @@ class PrefillPass:
             store=method.store,
             policy=None if policy is None else policy.planned(first.reserve),
             score_UT=method.start_scores(ctx),
-            base_U=None if policy is None else self._base(index, policy, keep_UT),
+            base_U=None if policy is None else self._base(index, policy, keep_UT, plan),
+            plan=plan,
             look=method.look,
             reads=None if method.look is None else self._tokens(index),
             seed=ctx.facts.seed,
@@ -307,13 +309,16 @@ class PrefillPass:
         planned = None if policy is None else policy.planned(place.reserve)
         return replace(first, row=place.row, reserve=place.reserve, policy=planned)
 
-    def _base(self, index: int, policy: Decoding, keep_UT: Tensor) -> list[int]:
-        """Return each KV head's share of the budget while generating.
+    def _base(self, index: int, policy: Decoding, keep_UT: Tensor, plan: Plan | None) -> list[int]:
+        """Return each KV head's share of the budget while generating, or the limit of its plan.
 
         If the prompt was compressed, the shares follow from layer and head budgets. A prompt shorter than the budget
         leaves room to grow: every head may then hold the whole budget.
         """
         budget, tokens = self._variants[index].budget, self._tokens(index)
+        if plan is not None and policy.policy.follows_plan:
+            limits: list[int] = plan.limit_U.tolist()
+            return limits
         kept: list[int] = keep_UT.sum(1).tolist()
         if policy.policy.adds_to_prompt:
             return [self.span] * len(kept) if policy.phase == "decode" else kept

@@ -117,7 +117,8 @@ def _engine_logits(
     logits = [call(ids_1T[:, :prompt], position_1T[:, :prompt], prefill)]
     for token in range(prompt, ids_1T.shape[1]):
         at = slice(token, token + 1)
-        logits.append((step or call)(ids_1T[:, at], position_1T[:, at], ContinuePass(caches, [0])))
+        attention = ContinuePass(caches, [0], ids_1T[:, at].tolist())
+        logits.append((step or call)(ids_1T[:, at], position_1T[:, at], attention))
     return torch.cat(logits)
 
 

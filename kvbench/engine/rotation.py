@@ -98,8 +98,8 @@ class _KeysPass:
         self._layers = layers
         self.held: list[Tensor] = []
 
-    def begin(self) -> None:
-        """Start the forward call."""
+    def begin(self, ids_BT: Tensor) -> None:
+        """Start the forward call over these tokens."""
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Return the values of each position as its attention output: all tokens are the same [B, H, T, D]."""

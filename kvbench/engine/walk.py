@@ -38,7 +38,7 @@ class FusedStep:
         self._layers = [_Layer(layer) for layer in _inner(model).layers]
 
     def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: AttentionPass) -> Tensor:
-        attention.begin()
+        attention.begin(ids_B1)
         inner: Any = _inner(self._model)
         x_B1C = inner.embed_tokens(ids_B1)
         cos_B1D, sin_B1D = inner.rotary_emb(x_B1C, position_ids=position_B1)

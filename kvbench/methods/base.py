@@ -30,6 +30,7 @@ from torch import Tensor
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import NO_SPANS, LayerContext, PromptFacts, Spans
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.plan import Plan
 
 
 class Protected(NamedTuple):
@@ -228,6 +229,19 @@ class Select(Part, Protocol):
     def scores(self) -> Sequence[Score]:
         """Further scores that it asks the context for. They are computed before a waiting layer frees its queries."""
         return ()
+
+    @property
+    def policies(self) -> Sequence[str]:
+        """The names of the policies that it chooses from for each KV head; empty if it chooses none."""
+        return ()
+
+    def plan(self, ctx: LayerContext, keep_UT: Tensor) -> Plan:
+        """Return the policy of each KV head while generating, if there are `policies`.
+
+        Args:
+            keep_UT: what `__call__` returned for the layer.
+        """
+        raise TypeError(f"{type(self).__name__} chooses no policies")
 
     def protected(self, tokens: int) -> Protected:
         """Return the first and last tokens that are always kept under a budget of `tokens` per KV head.

@@ -18,6 +18,7 @@ from kvbench.methods.decoding import Decoding, Feed
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.looking import Look
+from kvbench.methods.plan import Plan
 from kvbench.methods.room import check_decode_room, check_kept_room, check_reading_room
 from kvbench.methods.storage import Store
 
@@ -267,6 +268,12 @@ class Composed:
         """Return the [U, T] scores from which the decode policy starts; None if it needs none."""
         score = None if self.policy is None else self.policy.policy.score
         return None if score is None else ctx.score(score)
+
+    def plan(self, ctx: LayerContext, keep_UT: Tensor) -> Plan | None:
+        """Return the policy that the selection chooses for each head; None if it chooses none."""
+        if self.eviction is None or not self.eviction.select.policies:
+            return None
+        return self.eviction.select.plan(ctx, keep_UT)
 
     def statistic(self, ctx: LayerContext) -> Tensor:
         """Return the summary of a layer that layer budgets need of every layer, if `needs_statistics`."""

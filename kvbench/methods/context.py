@@ -272,10 +272,15 @@ class LayerContext:
         Softmax rows are independent, so blocks can be reduced one after the other; memory is O(H * block * T), never
         T x T. Keys from `end` on get no attention from these queries.
         """
+        for begin, end, logits_UGQT in self.logit_rows(first):
+            yield begin, end, logits_UGQT.softmax(-1)
+
+    def logit_rows(self, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield what `rows` does before the softmax: scaled logits, -inf where a key is later."""
         block = max(COLUMN_SUM_QUERIES, _BLOCK_ELEMENTS // (self.q.shape[0] * self.num_tokens))
         for begin in range(first, self.num_tokens, block):
             end = min(begin + block, self.num_tokens)
-            yield begin, end, self._attention(begin, end)
+            yield begin, end, self._logits(begin, end)
 
     def column_sums(self) -> Tensor:
         """Return the attention mass every key receives from all queries, exact and causal: [H, T]."""

@@ -21,6 +21,7 @@ from kvbench.methods.base import Score
 from kvbench.methods.dials import as_plain_number
 from kvbench.methods.draws import uniform
 from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
+from kvbench.methods.plan import Plan
 from kvbench.methods.rounding import apportion
 from kvbench.methods.scores.groups import add_up
 from kvbench.methods.sharing import Leaving, Shares
@@ -41,6 +42,7 @@ class Start:
         pos_UC: position of each slot's token in the sequence.
         live_UC: True for slots that hold a token.
         score_UC: the scores of these tokens by the policy's `score`; None for a policy without one.
+        plan: what the selection decided for each head; None for a policy that follows no plan.
     """
 
     layer: int
@@ -49,6 +51,7 @@ class Start:
     pos_UC: Tensor
     live_UC: Tensor
     score_UC: Tensor | None
+    plan: Plan | None = None
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Slots:
         limit_BU: tokens that each head may hold; None for a policy without a limit.
         aligned: True if column c holds the same token in all heads of a row.
         seed_B: int64, a seed of each row, for `uniform`.
+        numbers_BUX: int32, the numbers of the heads' plans; None for a policy that follows no plan.
+        pinned_BUC: True for tokens that never leave, whatever `drop` returns; None without a plan.
     """
 
     layer: int
@@ -75,6 +80,8 @@ class Slots:
     limit_BU: Tensor | None = None
     aligned: bool = False
     seed_B: Tensor | None = None
+    numbers_BUX: Tensor | None = None
+    pinned_BUC: Tensor | None = None
 
     def rows(self, part: slice) -> Slots:
         """Return a view of some of the rows."""
@@ -89,6 +96,8 @@ class Slots:
             limit_BU,
             self.aligned,
             None if self.seed_B is None else self.seed_B[part],
+            None if self.numbers_BUX is None else self.numbers_BUX[part],
+            None if self.pinned_BUC is None else self.pinned_BUC[part],
         )
 
     def uniform(self, column_BUN: Tensor) -> Tensor:
@@ -148,10 +157,12 @@ class DecodePolicy(Protocol):
         turns: True if the keys of `turned` tokens rotate by a position for every token that leaves.
         merges: True if tokens that stay take over something of those that leave, as `shares` says.
         phases: the values of `phase` that mean something to the policy.
+        follows_plan: True if it needs the plan of a selection with `policies`. The limits come from the plan.
     """
 
     reads: ClassVar[str] = "nothing"
     adds_to_prompt: ClassVar[bool] = False
+    follows_plan: ClassVar[bool] = False
     turns: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     phases: ClassVar[Sequence[str]] = PHASES
@@ -174,7 +185,8 @@ class DecodePolicy(Protocol):
         waiting for the device. It must depend on its arguments alone.
 
         Args:
-            base_BU: the head's share of the budget, or its tokens of the prompt (`adds_to_prompt`).
+            base_BU: the head's share of the budget, or its tokens of the prompt (`adds_to_prompt`), or the limit of
+                its plan (`follows_plan`). The tokens that the plan pins while generating are added to what is returned.
             steps_B1: tokens that followed the compressed prompt.
             span_B1: tokens of the compressed prompt.
         """
@@ -271,7 +283,8 @@ class Decoding:
             raise InvalidField("buffer", self.buffer, "has no effect: {interval} means a cut in every step", interval=1)
         if not self._has_limit and self.buffer > 0:
             raise InvalidField("buffer", self.buffer, "has no effect: the policy has no limit")
-        if (not self._has_limit or self.policy.adds_to_prompt) and self.budget is not None:
+        has_share = self._has_limit and not self.policy.adds_to_prompt and not self.policy.follows_plan
+        if not has_share and self.budget is not None:
             raise InvalidField("budget", self.budget, "has no effect: the policy has no share of the budget")
         self._check_budget()
 

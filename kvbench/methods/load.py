@@ -113,6 +113,14 @@ def _check_decode(name: str, evicting: Mapping[str, Any], decoding: Decoding | N
     """Raise ValueError for a decode policy that needs other parts, or a phase in which the budget has no effect."""
     if decoding is None:
         return
+    if decoding.policy.follows_plan:
+        select = evicting.get("select")
+        if not (isinstance(select, Select) and select.policies):
+            raise ValueError(
+                f"method={name}: its decode policy {type(decoding.policy).__name__} follows what a selection decides "
+                f"for each head, and {type(select).__name__} decides no such thing; leave one out"
+            )
+        return
     adds = decoding.policy.adds_to_prompt
     if "score" not in evicting:
         if not adds:

@@ -139,9 +139,10 @@ class Decoding:
     def step(self, forward: graph.Forward) -> float:
         """Decode one token for every row; returns seconds."""
         begun = now(self._device)
-        ids_B1 = torch.tensor([[token] for token in self._tokens], device=self._device)
+        ids = [[token] for token in self._tokens]
+        ids_B1 = torch.tensor(ids, device=self._device)
         position_B1 = torch.full_like(ids_B1, self.seen)
-        logits_BV = forward(ids_B1, position_B1, ContinuePass(self._caches, self._rows))
+        logits_BV = forward(ids_B1, position_B1, ContinuePass(self._caches, self._rows, ids))
         self._tokens = logits_BV.argmax(-1).tolist()
         self.seen += 1
         return now(self._device) - begun

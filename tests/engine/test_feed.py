@@ -81,7 +81,7 @@ def test_one_forward_call_equals_one_per_chunk(tiny: Tiny, chunk: int) -> None:
             out = last_logits(model, ids[:, :first], torch.arange(first)[None], attention)
             for begin in range(first, 60, chunk):
                 at = torch.arange(begin, min(begin + chunk, 60))
-                out = last_logits(model, ids[:, at], at[None], ContinuePass(caches, [0]))
+                out = last_logits(model, ids[:, at], at[None], ContinuePass(caches, [0], ids[:, at].tolist()))
             logits.append((out, caches.kv.lengths(0)))
     torch.testing.assert_close(logits[0][0], logits[1][0], rtol=1e-4, atol=1e-4)
     assert logits[0][1] == logits[1][1] == [[24, 24]] * len(plan.full)

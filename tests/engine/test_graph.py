@@ -194,12 +194,13 @@ def test_a_step_that_moves_the_cache_is_eager(
         ("ada_pyramidkv+cam_decode", {}, 0),
         ("corm", {"history": 12, "recent": 4, "interval": 8}, 4),  # lengths come from the device every eighth step
         ("corm", {"history": 12, "recent": 4}, 0),  # in every step: the host does this part in every replay
+        ("fastgen", {"recovery": 0.5, "frequent": 0.1, "local": 0.1, "ahead": 8}, 0),  # punctuation raises limits
     ],
 )
 def test_a_batch_with_decode_policies_keeps_its_graph(
     tiny: Loaded, recorded: SimpleNamespace, name: str, dials: dict[str, Any], eager: int
 ) -> None:
-    budget = None if name == "corm" else 36
+    budget = None if name in ("corm", "fastgen") else 36
     variants = [("fullkv", None), (kvbench.load_method(name, **dials), budget), ("ada_snapkv", 36)]
     settings = {"stop_ids": [], "max_new_tokens": 32, "max_prompts": 3}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS, variants, **settings)
@@ -210,7 +211,7 @@ def test_a_batch_with_decode_policies_keeps_its_graph(
     assert recorded.batches[0].replayed >= 32 - 1 - graph._STEADY - eager
 
 
-TOGETHER = ["ada_snapkv+kivi", "snapkv+think", "snapkv+kivi+h2o_decode", "quest", "kivi", "corm"]
+TOGETHER = ["ada_snapkv+kivi", "snapkv+think", "snapkv+kivi+h2o_decode", "fastgen+kivi", "quest", "kivi", "corm"]
 
 
 @pytest.mark.parametrize("fused", ["false", "true"])
@@ -220,7 +221,7 @@ def test_a_batch_with_methods_that_need_the_host_keeps_its_graph(
     check_recorded(tiny, recorded, TOGETHER, PROMPTS[:2], fused=fused)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *TOGETHER[:3]])
+@pytest.mark.parametrize("name", [*shipped(), *TOGETHER[:4]])
 def test_a_batch_with_any_method_keeps_its_graph(tiny: Loaded, recorded: SimpleNamespace, name: str) -> None:
     """The work that needs the host in every step is left out of the recording; the rest of the step stays in it."""
     check_recorded(tiny, recorded, [name], PROMPTS[1:2])

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers import models as token_models
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 import kvbench
 from kvbench.engine.attention import kvbench_attention, last_logits
@@ -20,6 +23,7 @@ from kvbench.prompts import Prompt
 from tests.engine.test_architectures import EXACT, OLD_VERSION, REFUSED_BY_OLD_VERSIONS, build
 from tests.helpers.methods import with_parts
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
+from tests.helpers.tokenizers_for_tests import gpt_style, sentencepiece_style
 
 ROTATION = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
@@ -53,7 +57,7 @@ class Layer:
         self._layer = layer
         self.q = self.k = self.out = torch.empty(0)
 
-    def begin(self) -> None:
+    def begin(self, ids_BT: Tensor) -> None:
         pass
 
     def finish(self) -> None:
@@ -166,7 +170,7 @@ def test_a_model_without_an_output_projection_is_refused_by_name() -> None:
 def test_kinds_of_tokens() -> None:
     model, tokenizer = tiny_model()
     view = view_of(model, tokenizer)
-    special = set(tokenizer.all_special_ids)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     kinds = {kind: view.ids(kind).tolist() for kind in ("special", "punctuation", "newline", "digit")}
     assert set(kinds["special"]) == special
     assert {tokenizer.decode([i]) for i in kinds["digit"]} >= set("0123456789")
@@ -177,6 +181,44 @@ def test_kinds_of_tokens() -> None:
     assert tokenizer.decode(view.encode("A word")) == "A word"
     with pytest.raises(ValueError, match="Did you mean"):
         view.ids("newlines")
+
+
+@pytest.mark.parametrize("style", ["bytes", "first", "always"])
+def test_kinds_do_not_depend_on_how_a_tokenizer_writes_spaces(style: str) -> None:
+    """Byte-level BPE writes Ġ, sentencepiece ▁ or a byte; many specials appear in chat templates alone."""
+    tokenizer = gpt_style() if style == "bytes" else sentencepiece_style(style)
+    view = view_of(tiny_model()[0], tokenizer)
+    texts = {kind: [tokenizer.decode([i]).strip() for i in view.ids(kind)] for kind in ("punctuation", "digit")}
+    marks = set(tokenizer.get_vocab()) & {".", ",", "?", "/", "[", "Ġ.", "▁,"}
+    assert marks and {tokenizer.get_vocab()[mark] for mark in marks} <= set(view.ids("punctuation").tolist())
+    assert all(text and not any(letter.isalnum() for letter in text) for text in texts["punctuation"])
+    assert set(texts["digit"]) == set("0123456789")
+    added = tokenizer.added_tokens_decoder
+    assert set(view.ids("special").tolist()) == {i for i, token in added.items() if token.special}
+    assert len(view.ids("special")) > len(tokenizer.special_tokens_map) or style in ("first", "always")
+
+
+def test_punctuation_with_a_space_before_it_and_of_other_scripts() -> None:
+    words = {
+        "Ġ,": 0,
+        "Ġ.": 1,
+        ").": 2,
+        "Ġa": 3,
+        "Ġ": 4,
+        "Ċ": 5,
+        "Ġ12": 6,
+        ",a": 7,
+        "ï¼Į": 8,
+        "âĢľ": 9,
+        "â": 10,
+        ".Ċ": 11,
+    }
+    backend = Tokenizer(token_models.BPE(vocab=words, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    view = view_of(tiny_model()[0], tokenizer)
+    kinds = {kind: view.ids(kind).tolist() for kind in ("special", "punctuation", "newline", "digit")}
+    assert kinds == {"special": [], "punctuation": [0, 1, 2, 8, 9, 11], "newline": [5], "digit": [6]}
 
 
 def test_the_answer_prefix_is_that_of_the_chat_template() -> None:
