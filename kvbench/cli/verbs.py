@@ -33,6 +33,7 @@ VERBS = {
     "prompts": Verb("kvbench.prompts.__main__:main", "print a prompt as the model reads it"),
     "profile": Verb("kvbench.profile.__main__:main", "measure time and memory over context, budget and batch"),
     "layers": Verb("kvbench.run.layers.command:main", "calibrate drop ratios of layers, for method=prefixkv_offline"),
+    "heads": Verb("kvbench.run.heads.command:main", "score the attention heads of a model, for method=headkv"),
     "kernels": Verb("kvbench_kernels.__main__:main", "build, list and check the kernels"),
     "methods": Verb("kvbench.cli.methods:main", "list the methods with their parts and dials"),
 }

@@ -46,6 +46,11 @@ def needle_rouge(prediction: str, answer: str) -> float:
     return float(_scorer().score(answer, prediction)["rouge1"].fmeasure) if prediction else 0.0
 
 
+def needle_rouge_recall(prediction: str, answer: str) -> float:
+    """Return ROUGE-1 recall of the stripped prediction, as HeadKV's probe of heads takes it (arXiv 2410.19258)."""
+    return float(_scorer().score(answer, prediction.strip())["rouge1"].recall)
+
+
 @lru_cache(maxsize=1)
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes a second; only scoring needs it
