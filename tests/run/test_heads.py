@@ -123,9 +123,9 @@ def test_the_reasoning_probe_asks_for_the_right_one_of_two() -> None:
     for sample in samples:
         word = "older" if "older" in sample.question else "younger"
         asked.add(word)
-        found = re.findall(r"for the (\w+), (\d+) years old, is: (\d+)\.", sample.context)
-        trade, _, number = (max if word == "older" else min)(found, key=lambda line: int(line[1]))
-        assert len(found) == 2 and sample.answers == (number,) and trade in sample.question
+        lines = re.findall(r"for the (\w+), (\d+) years old, is: (\d+)\.", sample.context)
+        trade, _, number = (max if word == "older" else min)(lines, key=lambda line: int(line[1]))
+        assert len(lines) == 2 and sample.answers == (number,) and trade in sample.question
         assert sample.max_new_tokens == min(
             50, len(tokenizer.encode(f" {sample.answers[0]}", add_special_tokens=False))
         )
