@@ -36,7 +36,7 @@ class ObservedPass:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.weights: list[Tensor | None] = [None] * len(plan.full)
 
-    def begin(self) -> None:
+    def begin(self, ids_BT: Tensor) -> None:
         """Start the forward call."""
         self._guard.begin()
 
