@@ -1,7 +1,7 @@
 """The examples of docs/adding.md: their files go into a copy of the repository, and their commands run there.
 
 A code block follows a comment that says what it is: `file: PATH`, `append to PATH`, `after "LINE" in PATH`,
-`before "LINE" in PATH` (LINE is how the line begins), or `run`.
+`before "LINE" in PATH` (LINE is how the line begins), `from PATH` (it is quoted from there), or `run`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("conf", "hydra_plugins", "kernels", "kvbench", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
     shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "docs").mkdir()
+    for name in ("README.md", "docs/methods.md"):
+        shutil.copy(ROOT / name, folder / name)
     for what, body in _BLOCK.findall(TEXT):
-        if not what.startswith("run"):
+        if not what.startswith(("run", "from ")):
             apply(folder, what, body)
     return folder
 
@@ -65,6 +68,13 @@ def test_every_code_block_is_used() -> None:
     assert set(SECTIONS) == {"A method", "A benchmark", "A model", "A figure", "A kernel"}
     assert len(_BLOCK.findall(TEXT)) == TEXT.count("\n```") // 2
     assert all(commands(section) for section in SECTIONS)
+
+
+def test_quoted_code_is_that_of_the_files() -> None:
+    quoted = [(what.removeprefix("from "), body) for what, body in _BLOCK.findall(TEXT) if what.startswith("from ")]
+    assert len(quoted) >= 6
+    for name, body in quoted:
+        assert body in (ROOT / name).read_text(encoding="utf-8"), f"{name} has other lines than docs/adding.md"
 
 
 def test_the_examples_import_what_exists() -> None:

@@ -152,6 +152,11 @@ class Layers(Part, Protocol):
         ...
 
     @property
+    def is_even(self) -> bool:
+        """True if every layer gets the same, whatever the scores."""
+        return False
+
+    @property
     def exact(self) -> bool:
         """True if the layers' tokens add up to the budget; False for a reference's rounding of it.
 
@@ -184,6 +189,11 @@ class Heads(Part, Protocol):
             budget: the budget of all layers, without statistics.
         """
         ...
+
+    @property
+    def is_even(self) -> bool:
+        """True if every KV head of a layer gets the same, whatever the scores."""
+        return False
 
     @property
     def compares_heads(self) -> bool:

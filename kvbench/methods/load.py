@@ -21,8 +21,6 @@ from kvbench.methods.dials import FIXED, PARTS, as_plain_number, check_keys, che
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
-from kvbench.methods.heads.uniform import Uniform
-from kvbench.methods.layers.uniform import Uniform as UniformLayers
 from kvbench.methods.looking import Look
 from kvbench.methods.method import Method
 from kvbench.methods.read import read_method
@@ -155,7 +153,7 @@ def _idle_parts(eviction: Eviction | None, decoding: Decoding) -> set[str]:
     layers, heads = eviction.layers, eviction.heads
     if (heads is not None and heads.compares_heads) or (layers is not None and layers.needs_statistics):
         return {"merge"}
-    is_even = isinstance(layers, UniformLayers) and isinstance(heads, Uniform)
+    is_even = layers is not None and layers.is_even and heads is not None and heads.is_even
     return {"score", "merge", "select"} if is_even else {"score", "merge"}
 
 
@@ -195,7 +193,8 @@ def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]
         raise ValueError(f"method={name}: its decode policy evicts generated tokens alone; leave out feed")
     if type(decoding.policy).planned is not DecodePolicy.planned:  # the rows of several questions begin as copies
         raise ValueError(f"method={name}: its decode policy depends on the length of the answer; leave out feed")
-    if not isinstance(evicting.get("heads"), Uniform) or evicting["layers"].needs_statistics:
+    heads = evicting.get("heads")
+    if heads is None or not heads.is_even or evicting["layers"].needs_statistics:
         raise ValueError(f"method={name}: budgets from scores cannot be combined with feed: a fed prompt has no scores")
 
 

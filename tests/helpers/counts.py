@@ -7,6 +7,7 @@ another one; it points upward if the other one, over any number of arrows, impor
 from __future__ import annotations
 
 import ast
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,19 @@ def lines(*folders: Path) -> int:
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
+def method_lines(root: Path) -> dict[str, list[int]]:
+    """Return the lines of every file of a part, and of every YAML of a method."""
+    files = {
+        "lines of a part": [
+            file for file in (root / "kvbench" / "methods").glob("*/*.py") if file.name != "__init__.py"
+        ],
+        "lines of a method's YAML": list((root / "conf" / "method").glob("*.yaml")),
+    }
+    return {
+        name: [len(file.read_text(encoding="utf-8").splitlines()) for file in paths] for name, paths in files.items()
+    }
+
+
 def counts(root: Path) -> dict[str, int]:
     """Return the counts of a checkout by name."""
     table = arrows(root)
@@ -80,6 +94,11 @@ def counts(root: Path) -> dict[str, int]:
         "lines of kernels": lines(root / "kernels"),
         "lines of tests": lines(root / "tests"),
         "uses of Any": sum(map(uses_of_any, trees)),
+        **{
+            f"{name}, {which}": int(of(numbers))
+            for name, numbers in method_lines(root).items()
+            for which, of in (("files", len), ("median", statistics.median), ("maximum", max))
+        },
         "docstrings": len(texts),
         "docstrings of another form": sum(fault_of(node, text) is not None for node, text in texts),
     }
@@ -88,7 +107,7 @@ def counts(root: Path) -> dict[str, int]:
 def main(arguments: list[str]) -> None:
     """Print the counts of a checkout, this one by default."""
     for name, number in counts(Path(arguments[0]) if arguments else ROOT).items():
-        print(f"{name:28}{number:>8}")
+        print(f"{name:36}{number:>8}")
 
 
 if __name__ == "__main__":

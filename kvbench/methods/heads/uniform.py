@@ -13,6 +13,11 @@ from kvbench.methods.context import LayerContext
 class Uniform(NumberedHeads):
     """Equal budgets for all KV heads of a layer; odd tokens go to the lower heads."""
 
+    @property
+    def is_even(self) -> bool:
+        """True if every KV head of a layer gets the same, whatever the scores."""
+        return True
+
     def numbers(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
         """Return the candidates to keep per KV head."""
         return [total // budget.heads + (head < total % budget.heads) for head in range(budget.heads)]

@@ -25,11 +25,6 @@ class ProfileLayers(LayerProfile, Layers):
         super().__post_init__()
         check_allocation(self)
 
-    @property
-    def exact(self) -> bool:
-        """True if the layers' tokens add up to the budget."""
-        return self.allocation == "exact"
-
     def __call__(self, budget: LayerBudget) -> list[int]:
         """Return the tokens of each layer, summed over its KV heads."""
         span, most = budget.span, budget.span - budget.protected
