@@ -6,7 +6,8 @@ dimension.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from kvbench.cache.base import Entry
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.cam import MergeIntoNext
-from kvbench.methods.decoding import Decoding
+from kvbench.methods.decode.slide import SlidingWindow
+from kvbench.methods.decoding import Decoding, Slots
 from kvbench.methods.draws import uniform
-from kvbench.methods.sharing import Leaving
+from kvbench.methods.sharing import Leaving, Shares
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
 from tests.reference import cam, h2o_decode
 
@@ -134,6 +136,31 @@ def test_caches_hold_the_same_values_and_draws_do_not_depend_on_the_batch() -> N
     assert not torch.allclose(outs[0][0], outs[0][1]), "rows of other prompts draw other numbers"
     for other, row in ((outs[1], 0), (outs[1], 1), (outs[2], 1)):
         torch.testing.assert_close(outs[0][row], other[row], atol=1e-6, rtol=1e-5)
+
+
+def test_keys_are_handed_on_as_well_and_a_token_may_give_to_any_that_stay() -> None:
+    """A policy of a test: the two oldest tokens get a part of what leaves, of its value and of its key."""
+
+    @dataclass(frozen=True)
+    class ToOldest(SlidingWindow):
+        merges: ClassVar[bool] = True
+
+        def shares(self, slots: Slots, leaving: Leaving) -> Shares:
+            oldest_BUC = torch.where(leaving.stays_BUC, slots.pos_BUC, 2**30).argsort(-1)[..., :2]
+            into_BUNM = oldest_BUC[:, :, None].expand(-1, -1, leaving.column_BUN.shape[2], -1)
+            return Shares(into_BUNM, torch.tensor([0.2, 0.1]).expand_as(into_BUNM), 0.05 * (into_BUNM >= 0))
+
+    for sinks, buffer, dtype in ((2, 0, torch.float32), (2, 4, torch.bfloat16), (0, 3, torch.float32)):
+        g = torch.Generator().manual_seed(sinks)
+        k, v = torch.randn(2, 2, 12, DIM, generator=g).to(dtype).unbind()
+        policy = Decoding(ToOldest(sinks), buffer=buffer)
+        steps = torch.randn(NEW, 3, 1, 2, 1, DIM, generator=g).to(dtype)
+        outs = []
+        for cache in (RaggedCache(1), MaskedCache(1)):
+            cache.add(0, [Entry(0, torch.ones(2, 12).bool(), NEW, policy=policy, base_U=[12, 9])], k, v)
+            outs.append(torch.stack([cache.attend(0, [0], *step, 1.0) for step in steps]))
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(*outs, atol=tolerance, rtol=tolerance)
 
 
 def test_a_run_depends_on_its_seed_and_on_nothing_else() -> None:
