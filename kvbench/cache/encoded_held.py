@@ -8,124 +8,25 @@ Tokens are encoded in the order in which they arrived, dropped ones included. In
 for those that left before it was encoded.
 
 Shape suffixes: B rows of the call, H query heads, U KV heads, G = H / U, N segments of the call, S segments, T new
-tokens, M tokens, n blocks, b tokens of a block, W the longest segment of a call, D head dimension.
+tokens, M tokens, W the longest segment of a call, D head dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvbench.cache.arena import Segment
+from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.blocks import PlainHalf, spread
+from kvbench.cache.token_pool import TokenPool, grown, take
 from kvbench.methods.storage import Half, Side, Store
 from kvbench_kernels.backends import Buffers, Lanes
 from kvbench_kernels.backends.base import append
 from kvbench_kernels.ops.weights import least
-
-
-class TokenPool:
-    """The keys, or the values, of all tokens in blocks and plain slots that are given out one by one.
-
-    Attributes:
-        where: per token, its plain slot, or -1 - place of an encoded token, counted over all blocks.
-    """
-
-    def __init__(self, half: Half, like: Tensor, head_O: Tensor | None, token_M: Tensor | None) -> None:
-        self.half, self._dim, device = half, like.shape[-1], like.device
-        self.where = torch.zeros(0, dtype=torch.int32, device=device)
-        self.plain_RD = like.new_zeros(0, self._dim)
-        self.head_O = None if head_O is None else head_O[:0]
-        self.token_M = None if token_M is None else token_M[:0]
-        shapes = half.encode(
-            like.new_zeros(1, half.block, self._dim),
-            None if head_O is None else head_O[:1],
-            None if token_M is None else token_M.new_zeros(1, half.block, *token_M.shape[1:]),
-        )
-        self.blocks = tuple(x.new_zeros(0, *x.shape[1:]) for x in shapes)
-        self._used_R = torch.zeros(0, dtype=torch.bool, device=device)
-        self._used_n = torch.zeros(0, dtype=torch.bool, device=device)
-
-    def sweep(self, tokens: Tensor) -> None:
-        """Free all slots and blocks but those of the given tokens."""
-        where = self.where[tokens].long()
-        self._used_R.zero_()[where[where >= 0]] = True
-        self._used_n.zero_()[self.blocks_of(where)] = True
-
-    def blocks_of(self, where_M: Tensor) -> Tensor:
-        """Return the blocks of the encoded tokens among some, each once."""
-        blocks_n: Tensor = ((-1 - where_M[where_M < 0]) // self.half.block).unique()
-        return blocks_n
-
-    def put(self, tokens: Tensor, x_MD: Tensor, known_M: Tensor | None) -> None:
-        """Hold new tokens in plain slots; `known_M` is what encoding needs to know of each, 0 if None."""
-        self.where = _grown(self.where, int(tokens.max()) + 1 if len(tokens) else 0)
-        if self.token_M is not None:
-            self.token_M = _grown(self.token_M, len(self.where))
-            self.token_M[tokens] = 0 if known_M is None else known_M
-        slots, self._used_R = _take(self._used_R, len(tokens))
-        self.plain_RD = _grown(self.plain_RD, len(self._used_R))
-        self.plain_RD[slots] = x_MD
-        self.where[tokens] = slots.int()
-
-    def encode(self, tokens: Tensor, age_M: Tensor, segment_M: Tensor, owner_M: Tensor) -> None:
-        """Encode plain tokens of whole blocks of arrivals, of which some may have left."""
-        if not len(tokens):
-            return
-        size = self.half.block
-        key_M = segment_M * (int(age_M.max()) // size + 1) + age_M // size
-        _, block_M = key_M.unique(return_inverse=True)
-        count = int(block_M.max()) + 1
-        first_n = torch.full((count,), len(tokens), device=tokens.device)
-        first_n = first_n.scatter_reduce_(0, block_M, torch.arange(len(tokens), device=tokens.device), "amin")
-        member_nb = first_n[:, None].repeat(1, size)
-        member_nb[block_M, age_M % size] = torch.arange(len(tokens), device=tokens.device)
-        slot_M = self.where[tokens].long()
-        head_n = None if self.head_O is None else self.head_O[owner_M[first_n]]
-        known_nb = None if self.token_M is None else self.token_M[tokens[member_nb]]
-        encoded = self.half.encode(self.plain_RD[slot_M[member_nb]], head_n, known_nb)
-        at_n, self._used_n = _take(self._used_n, count)
-        self.blocks = tuple(_grown(x, len(self._used_n)) for x in self.blocks)
-        for buffer, x in zip(self.blocks, encoded, strict=True):
-            buffer[at_n] = x
-        self._used_R[slot_M] = False
-        self.where[tokens] = (-1 - (at_n[block_M] * size + age_M % size)).int()
-
-    def read(self, tokens: Tensor, owner_M: Tensor) -> Tensor:
-        """Return tokens, decoded: [M, D]."""
-        where_M, size = self.where[tokens].long(), self.half.block
-        x_MD = self.plain_RD.new_empty(len(tokens), self._dim)
-        plain = where_M >= 0
-        x_MD[plain] = self.plain_RD[where_M[plain]]
-        if not bool(plain.all()):
-            place = -1 - where_M[~plain]
-            blocks, inverse = (place // size).unique(return_inverse=True)
-            owner_n = owner_M.new_zeros(len(blocks)).scatter_(0, inverse, owner_M[~plain])
-            head_n = None if self.head_O is None else self.head_O[owner_n]
-            x_nbD = self.half.decode(tuple(x[blocks] for x in self.blocks), head_n, self._dim)
-            x_MD[~plain] = x_nbD[inverse, place % size].to(x_MD.dtype)
-        return x_MD
-
-    def used_bytes(self, tokens: Tensor) -> int:
-        """Return the bytes of tokens: whole blocks, as published, and plain slots."""
-        where = self.where[tokens].long()
-        blocks = self.blocks_of(where)
-        plain = int((where >= 0).sum()) * self._dim * self.plain_RD.itemsize
-        return plain + (self.half.nbytes(tuple(x[blocks] for x in self.blocks)) if len(blocks) else 0)
-
-    def side_bytes(self) -> int:
-        """Return the bytes of what encoding needs to know of one KV head."""
-        return 0 if self.head_O is None else self.head_O[:1].nbytes
-
-    def nbytes(self) -> int:
-        """Return the bytes that are allocated."""
-        tensors = (self.where, self.plain_RD, self.head_O, self.token_M, *self.blocks)
-        return sum(x.nbytes for x in tensors if x is not None)
 
 
 class BlockBackend:
@@ -167,7 +68,7 @@ class BlockBackend:
         for index, (pool, x_UTD) in enumerate(zip(self.pools, (k_UTD, v_UTD), strict=True)):
             side = entry.side[index] if entry.side else Side()
             if pool.head_O is not None and side.head is not None:
-                pool.head_O = _grown(pool.head_O, max(owners) + 1)
+                pool.head_O = grown(pool.head_O, max(owners) + 1)
                 pool.head_O[list(owners)] = side.head
             pool.put(numbers, x_UTD[head_M, token_M], None if side.token is None else side.token[head_M, token_M])
             end_U = torch.tensor([pool.half.encoded(n, n) for n in kept], device=k_UTD.device)
@@ -253,38 +154,14 @@ class BlockBackend:
 
     def _new(self, owner_M: Tensor, age_M: Tensor) -> Tensor:
         """Return numbers for new tokens."""
-        numbers, self._used = _take(self._used, len(owner_M))
-        self._age, self._owner = (_grown(x, len(self._used)) for x in (self._age, self._owner))
+        numbers, self._used = take(self._used, len(owner_M))
+        self._age, self._owner = (grown(x, len(self._used)) for x in (self._age, self._owner))
         self._age[numbers], self._owner[numbers] = age_M.int(), owner_M.int()
         return numbers
 
     def nbytes(self) -> int:
         """Return the bytes that are allocated."""
         return sum(pool.nbytes() for pool in self.pools) + self._age.nbytes + self._owner.nbytes
-
-
-class ArenaLayer(Protocol):
-    """The arena of one layer, as `EncodedHeldRows` uses it."""
-
-    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None: ...
-    def attend(
-        self,
-        rows: tuple[int, ...],
-        q_BHTD: Tensor,
-        k_BUTD: Tensor,
-        v_BUTD: Tensor,
-        scaling: float,
-        new: NewTokens | None = None,
-    ) -> Tensor: ...
-    def release(self, rows: Sequence[int]) -> None: ...
-    def of(self, row: int) -> list[Segment]: ...
-    def peak(self, row: int) -> int: ...
-    def nbytes(self) -> int: ...
-    def state_bytes(self, row: int) -> int: ...
-    def settle(self) -> None: ...
-    def keys(self, row: int) -> Tensor:
-        """Return what the live slots of a row hold as keys: [M, D]."""
-        ...
 
 
 class EncodedHeldRows:
@@ -377,23 +254,3 @@ def _visible(buffers: Buffers, lanes: Lanes, tokens: int, width: int) -> Tensor:
     length_N11 = buffers.length_S[lanes.index_N][:, None, None]
     newer_T1 = torch.arange(tokens - 1, -1, -1, device=device)[:, None]
     return torch.arange(width, device=device) < length_N11 - newer_T1
-
-
-def _grown(x: Tensor, count: int) -> Tensor:
-    """Return a tensor with at least `count` rows, the first of which are those of `x`."""
-    if len(x) >= count:
-        return x
-    grown = x.new_zeros(count, *x.shape[1:])
-    grown[: len(x)] = x
-    return grown
-
-
-def _take(used: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return `count` places that are not in use, and which places are in use then. There may be more places after."""
-    free = (~used).nonzero().flatten()[:count]
-    if len(free) < count:
-        first = len(used)
-        used = _grown(used, first + max(count - len(free), first // 8))
-        free = torch.cat([free, torch.arange(first, first + count - len(free), device=used.device)])
-    used[free] = True
-    return free, used

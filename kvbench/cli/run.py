@@ -46,10 +46,9 @@ def _compute(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     check_mode(hydra_cfg.mode == RunMode.MULTIRUN, list(hydra_cfg.overrides.hydra))
     check(cfg, hydra_cfg.runtime.choices)  # before torch is imported, so that a mistake is answered at once
-    from kvbench.run.finish import present_outcomes, result
     from kvbench.run.jobs import prepare
     from kvbench.run.plan import write_plans
-    from kvbench.run.runner import run_jobs
+    from kvbench.run.runner import present_outcomes, result, run_jobs
 
     jobs = prepare(cfg)
     if hydra_cfg.mode == RunMode.RUN:  # a job of launcher=basic does not know the others of its sweep

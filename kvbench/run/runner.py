@@ -1,6 +1,7 @@
 """The runner: jobs that share model and benchmark are computed as a group; records are on disk as soon as they exist.
 
-The model is loaded only if a sample is missing, and once for all groups that follow each other with the same model.
+The model is loaded only if a sample is missing, and once for all groups that follow each other with the same model. At
+the end of a command the outcomes go to the report.
 """
 
 from __future__ import annotations
@@ -169,3 +170,24 @@ def _close(run: OpenRun) -> Outcome:
         return _outcome(job, store.load_run(job.folder))
     run.writer.set_status("failed", error=f"{type(run.error).__name__}: {run.error}")
     return Outcome(job, job.folder, error=run.error)
+
+
+def result(outcomes: Sequence[Outcome]) -> float | Exception | None:
+    """Return the mean score of a configuration (over the parts of a suite), or its first error."""
+    errors = [o.error for o in outcomes if o.error is not None]
+    scores = [o.score for o in outcomes if o.score is not None]
+    return errors[0] if errors else sum(scores) / len(scores) if scores else None
+
+
+def present_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Print the table of the runs that ended well; write it and heatmaps of all stored runs that compare to them."""
+    from kvbench.report.present import present
+
+    runs = {o.folder: o.stored for o in outcomes if o.stored is not None}
+    if runs:
+        outputs = Path(outcomes[0].job.cfg["paths"]["outputs"])
+        present([runs[folder] for folder in sorted(runs)], outputs / "reports", store=outputs / "runs")
+    failed = [o for o in outcomes if o.error is not None]
+    for outcome in failed[1:]:  # the first ends the command and is printed there
+        if outcome.error is not failed[0].error:
+            log.error("also failed: %s: %s", outcome.folder.name, outcome.error)

@@ -18,10 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench.cli.arguments import shell_command
 from kvbench.config.compose import composing
-from kvbench.run.finish import result
 from kvbench.run.jobs import Job, jobs_of, settle
 from kvbench.run.plan import write_plans
-from kvbench.run.runner import Outcome
+from kvbench.run.runner import Outcome, result
 
 log = logging.getLogger(__name__)
 

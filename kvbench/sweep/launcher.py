@@ -30,7 +30,7 @@ class FusedLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from kvbench.run.finish import present_outcomes
+        from kvbench.run.runner import present_outcomes
         from kvbench.sweep.compose import check, compose, plan, returned
 
         setup_globals()

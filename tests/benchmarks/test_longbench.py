@@ -17,8 +17,8 @@ from kvbench.benchmarks.longbench_datasets import DATASETS, SETS
 from kvbench.benchmarks.longbench_protocols import PRESETS
 from kvbench.common.paths import conf_dir
 from kvbench.run import runner
-from kvbench.run.finish import present_outcomes
 from kvbench.run.jobs import prepare
+from kvbench.run.runner import present_outcomes
 from tests.helpers.longbench_made_up import row, template, write_bundle
 from tests.helpers.outside import DATA, golden
 

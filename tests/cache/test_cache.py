@@ -180,10 +180,10 @@ def test_append_writes_in_place_until_the_reserve_is_used() -> None:
     keep_UT = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) < 0.5
     cache.add(0, [Entry(0, keep_UT, 20)], torch.randn(2, 50, DIM), torch.randn(2, 50, DIM))
     layer = cache._layers[0]
-    before = layer._arenas[0].buffers.k_RD.data_ptr(), cache.bytes()
+    before = layer._arenas.first.buffers.k_RD.data_ptr(), cache.bytes()
     for _ in range(20):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
-    assert (layer._arenas[0].buffers.k_RD.data_ptr(), cache.bytes()) == before
+    assert (layer._arenas.first.buffers.k_RD.data_ptr(), cache.bytes()) == before
     for _ in range(60):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
     assert cache.bytes() > before[1]

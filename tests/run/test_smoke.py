@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from kvbench import config, store
 from kvbench.benchmarks.longbench_datasets import DATASETS
 from kvbench.run import runner
-from kvbench.run.finish import present_outcomes
 from kvbench.run.jobs import prepare
+from kvbench.run.runner import present_outcomes
 from tests.helpers.longbench_made_up import write_bundle
 from tests.helpers.methods import test_overrides
 from tests.helpers.outside import DATA

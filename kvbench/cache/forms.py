@@ -1,0 +1,101 @@
+"""Rows with buffers of their own: those with a storage part, with or without eviction while decoding, or with a look.
+
+Shape suffixes: B rows, H query heads, U KV heads, T tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.arena_layer import ArenaLayer
+from kvbench.cache.base import Entry, NewTokens
+from kvbench.cache.encoded import EncodedRows
+from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
+from kvbench.cache.host_work import HostWork
+from kvbench.cache.looking import LookRows
+from kvbench.methods.looking import Look
+from kvbench.methods.storage import Store
+from kvbench_kernels.backends import PackedAttention
+
+OwnRows = EncodedRows | EncodedHeldRows | LookRows
+
+
+class Form(NamedTuple):
+    """A storage part, and whether its rows evict while decoding; or a look. Rows of equal forms share buffers."""
+
+    store: Store | None
+    evicts: bool
+    look: Look | None = None
+
+
+class FormRows(NamedTuple):
+    """The rows of a call that have the same form: None for rows of the arena."""
+
+    form: Form | None
+    rows: tuple[int, ...]
+    at: Tensor  # their places in the call
+
+
+def form_of(entry: Entry) -> Form | None:
+    """Return the form of a row; None for a row of the arena."""
+    if entry.store is None and entry.look is None:
+        return None
+    return Form(entry.store, entry.policy is not None, entry.look)
+
+
+def own_rows(form: Form, layer: int, num_layers: int, packed: PackedAttention | None) -> OwnRows:
+    """Return the buffers of a form in one layer, without rows.
+
+    Args:
+        packed: attends to some layouts of encoded tokens.
+    """
+    if form.look is not None:
+        return LookRows(form.look, layer)
+    assert form.store is not None
+    if form.evicts:
+        backend = BlockBackend(form.store)
+        return EncodedHeldRows(backend, ArenaLayer(backend, layer, num_layers, HostWork()))
+    return EncodedRows(form.store, packed)
+
+
+def by_form(rows: Sequence[int], form_of_row: Mapping[int, Form], device: torch.device) -> list[FormRows]:
+    """Return the rows of a call by their form."""
+    places: dict[Form | None, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(form_of_row.get(row), []).append(place)
+    return [
+        FormRows(form, tuple(rows[place] for place in of_form), torch.tensor(of_form, device=device))
+        for form, of_form in places.items()
+    ]
+
+
+def of_rows(some: Sequence[int], rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return the ids of some of the rows."""
+    by_row = dict(zip(rows, ids, strict=True))
+    return [by_row[row] for row in some]
+
+
+def attend_by_form(
+    groups: Sequence[tuple[OwnRows, FormRows]],
+    q_BHTD: Tensor,
+    k_BUTD: Tensor,
+    v_BUTD: Tensor,
+    ids_BT: Tensor | None,
+    scaling: float,
+    out_BHTD: Tensor,
+) -> None:
+    """Write the attention of rows with buffers of their own to their places in `out_BHTD`.
+
+    The host reads the ids of the new tokens from the device: in a replay they are others than in the recording.
+    """
+    for layer_rows, (_, rows, at) in groups:
+        q, k, v = q_BHTD[at], k_BUTD[at], v_BUTD[at]
+        if isinstance(layer_rows, EncodedHeldRows):
+            new = None if ids_BT is None else NewTokens(ids_BT[at].tolist(), ids_BT[at])
+            out_BHTD[at] = layer_rows.attend(rows, q, k, v, scaling, new)
+        else:
+            out_BHTD[at] = layer_rows.attend(rows, q, k, v, scaling)

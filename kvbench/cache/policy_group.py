@@ -1,0 +1,308 @@
+"""The policies of rows that evict while decoding. They act after each attention call.
+
+All rows of one policy in one layer form a `PolicyGroup`. What a policy knows of a token lies in tensors next to the
+arena, column c of which is slot c of the segment. Lengths are counted on the host and on the device, by the same
+rules, so no step waits for the device.
+
+Shape suffixes: B rows, U KV heads, G query heads per KV head, C slots (padded to the longest segment), T new tokens,
+N steps, n tokens that leave a head at once, R slots of the arena, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.cache.arena import Arena
+from kvbench.cache.base import NewTokens
+from kvbench.cache.handed_on import hand_on
+from kvbench.cache.held import HeldRow
+from kvbench.cache.pins import Pins
+from kvbench.cache.quota import Quota
+from kvbench.cache.turned import TurningKeys
+from kvbench.methods.decoding import Slots
+from kvbench.methods.sharing import Leaving
+from kvbench_kernels.backends import Backend, Buffers, Lanes
+
+AT_ONCE = 2**26  # attention weights that are held at once; those of a long question are observed row by row
+
+
+class PolicyGroup:
+    """The active rows of one policy in one layer.
+
+    Args:
+        rows: id and state of each row.
+        places: place of each row in the batch.
+        batch: rows of the batch.
+        segments: per row, the index of the segment of each KV head.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[int, HeldRow]],
+        places: Sequence[int],
+        batch: int,
+        segments: Sequence[Sequence[int]],
+        arena: Arena,
+        layer: int,
+        backend: Backend,
+    ) -> None:
+        self.rows, held = [i for i, _ in rows], [row for _, row in rows]
+        self._states, self._layer, self._backend = held, layer, backend
+        self.policy = held[0].decoding.policy
+        device = arena.buffers.k_RD.device
+        self.index = [index for of_row in segments for index in of_row]
+        lengths = np.array([[arena.segments[i].length for i in of_row] for of_row in segments])
+        self._capacity = np.array([[arena.segments[i].capacity for i in of_row] for of_row in segments])
+        self.quota = Quota(held, lengths, layer)
+        self._places = places
+        self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
+        self._lanes = Lanes(self.index, len(arena.segments), device)
+        self._start_BU = torch.tensor([[arena.segments[i].start for i in row] for row in segments], device=device)
+        self._length_BU = torch.tensor(lengths, device=device)
+        self._base_BU = torch.tensor(self.quota.base_BU, device=device)
+        self._buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
+        width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
+        self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
+        pins = [row.pins for row in held if row.pins is not None]
+        self._pins = Pins(pins, width, device) if pins else None
+        self.slots = Slots(
+            layer,
+            torch.tensor([row.span for row in held], dtype=torch.int32, device=device),
+            torch.tensor([row.seen for row in held], dtype=torch.int32, device=device),
+            _stacked([row.pos_UC for row in held], width),
+            self._columns_C < self._length_BU[..., None].int(),
+            _stacked([row.state_UC for row in held], width),
+            aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
+            seed_B=torch.tensor([row.seed for row in held], device=device),
+            numbers_BUX=None if self._pins is None else self._pins.numbers_BUX,
+            pinned_BUC=None if self._pins is None else self._pins.pinned_BUC,
+        )
+        self._turning: TurningKeys | None = None
+        if self.policy.turns:  # here, because a recorded step must not make the tensors again
+            turned, dim = [row.turned for row in held], arena.buffers.k_RD.shape[1]
+            self._turning = TurningKeys(self.policy, self.slots, turned, dim, held[0].rotate)
+
+    def leave(self) -> dict[int, HeldRow]:
+        """Return the rows as they are between two layouts."""
+        s = self.slots
+        for i, row in enumerate(self._states):
+            width = max(1, int(self.quota.lengths_BU[i].max()))
+            row.pos_UC, row.state_UC = s.pos_BUC[i, :, :width].clone(), s.state_BUC[i, :, :width].clone()
+            row.seen, row.peak = int(self.quota.seen_B1[i, 0]), int(self.quota.peak_B[i])
+            if self._pins is not None:
+                row.pins = self._pins.leave(i, width, int(self.quota.pinned_B1[i, 0]))
+            row.turned = None if self._turning is None else self._turning.of(i)
+        return dict(zip(self.rows, self._states, strict=True))
+
+    def check(self) -> None:
+        """Wait for the device and check that its lengths are those on the host.
+
+        Raises:
+            RuntimeError: they differ, so the policy's `limit` depends on more than its arguments.
+        """
+        if not np.array_equal(self._length_BU.cpu().numpy(), self.quota.lengths_BU):
+            raise RuntimeError(f"{type(self.policy).__name__}: its limit differs between host and device")
+
+    def peak(self, row: int) -> int:
+        """Return the most tokens that a head of a row held after a step."""
+        return int(self.quota.peak_B[self.rows.index(row)])
+
+    def nbytes(self, row: int) -> int:
+        """Return the bytes that the policy needs for a row, in addition to keys and values."""
+        i = self.rows.index(row)
+        of_plan = 0 if self._pins is None else self._pins.nbytes(i)
+        return int(self.slots.pos_BUC[i].nbytes + self.slots.state_BUC[i].nbytes) + of_plan
+
+    def lacks_room(self, tokens: int) -> bool:
+        """Return True if a head has no room for `tokens` more."""
+        return bool((self._capacity - self.quota.lengths_BU < tokens).any())
+
+    @property
+    def needs_host(self) -> bool:
+        """True if `step` waits for the device in every step, because a mask says which tokens leave."""
+        return self.quota.masks_every_step
+
+    def grow(self, tokens: int, ids: Sequence[Sequence[int]] | None) -> None:
+        """Count the tokens of a step, given by their ids if these are known; `step` follows.
+
+        Args:
+            ids: of all rows of the batch.
+        """
+        pinned_B1 = None
+        if self._pins is not None and ids is not None:
+            pinned_B1 = self._pins.count([ids[place] for place in self._places])
+        self.quota.grow(tokens, pinned_B1)
+
+    def advance(self, ids: Sequence[Sequence[int]]) -> None:
+        """Count the token of each row that a recorded step appended, and those that left.
+
+        If `step` needs the host, it is no part of the recording. It counts what leaves.
+        """
+        self.grow(1, ids)
+        if not self.needs_host:
+            self.quota.cut()
+
+    def can_record(self) -> bool:
+        """Return True if the next step of one token is work for the device alone, or is done by the host each time."""
+        return not self.lacks_room(1) and (self.needs_host or self.quota.next_is_steady())
+
+    def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None = None) -> None:
+        """Let the policy act after the attention of a step whose tokens `quota` counts already."""
+        s = self.slots
+        self._append(q_BHTD.shape[2], None if new is None else new.ids_BT)
+        if self.policy.reads != "nothing":
+            self._observe(q_BHTD if self.policy.reads == "all" else q_BHTD[:, :, -1:], buffers, scaling)
+        steps_B1 = (s.seen_B - s.span_B)[:, None].long()
+        s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
+        if s.limit_BU is not None and self._pins is not None:
+            s.limit_BU = s.limit_BU + self._pins.pinned_BU
+        if not self.quota.has_limit:
+            self._mask(buffers)
+            return
+        cut = self.quota.cut()
+        if not cut.steady:
+            self._remove(self._least(torch.tensor(cut.counts_BU, device=q_BHTD.device)), buffers)
+        elif cut.may_drop:
+            assert s.limit_BU is not None
+            self._drop_one(self._length_BU > s.limit_BU + self._buffer_B1, buffers)
+
+    def _mask(self, buffers: Buffers) -> None:
+        """Remove what a policy without a limit says. This waits for the device."""
+        s, due_B1 = self.slots, self.quota.scheduled()
+        if due_B1.any():
+            due_B11 = torch.tensor(due_B1, device=s.pos_BUC.device)[..., None]
+            gone_BUC = self.policy.drop(s) & s.live_BUC & due_B11
+            self._remove(gone_BUC if s.pinned_BUC is None else gone_BUC & ~s.pinned_BUC, buffers)
+            self.quota.settle(self._length_BU.cpu().numpy())
+        else:
+            self.quota.settle(self.quota.lengths_BU)
+
+    def _worth(self) -> Tensor:
+        """Return what the tokens are worth to the policy [B, U, C]; inf for those that are pinned."""
+        worth_BUC, pinned_BUC = self.policy.drop(self.slots), self.slots.pinned_BUC
+        return worth_BUC if pinned_BUC is None else worth_BUC.masked_fill(pinned_BUC, torch.inf)
+
+    def _append(self, new: int, ids_BT: Tensor | None) -> None:
+        """Give new tokens their positions and an empty state, and pin some by their ids."""
+        s = self.slots
+        ahead_T = torch.arange(new, device=s.pos_BUC.device)
+        column_BUT = self._length_BU[..., None] + ahead_T
+        position_BUT = (s.seen_B[:, None, None] + ahead_T.int()).expand_as(column_BUT)
+        s.pos_BUC.scatter_(2, column_BUT, position_BUT)
+        s.state_BUC.scatter_(2, column_BUT, 0.0)
+        if self._pins is not None:
+            self._pins.append(ids_BT if ids_BT is None or self._place_B is None else ids_BT[self._place_B], column_BUT)
+        self._length_BU += new
+        s.seen_B += new
+        s.live_BUC = self._columns_C < self._length_BU[..., None].int()
+
+    def _observe(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
+        """Give the policy the attention of the newest queries: all rows at once, unless a question makes it large."""
+        if self._place_B is not None:
+            q_BHTD = q_BHTD[self._place_B]
+        (rows, heads), width = self._length_BU.shape, len(self._columns_C)
+        together = max(1, AT_ONCE // (q_BHTD.shape[1] * q_BHTD.shape[2] * width))
+        if q_BHTD.shape[2] == 1 or together >= rows:
+            self._observe_rows(q_BHTD, self.slots, self._lanes, buffers, scaling)
+            return
+        segments = len(self._lanes.query_S)
+        for first in range(0, rows, together):
+            part = slice(first, first + together)
+            index = self.index[first * heads : (first + together) * heads]
+            lanes = Lanes(index, segments, q_BHTD.device)
+            self._observe_rows(q_BHTD[part], self.slots.rows(part), lanes, buffers, scaling)
+
+    def _observe_rows(self, q_BHTD: Tensor, slots: Slots, lanes: Lanes, buffers: Buffers, scaling: float) -> None:
+        q_NGTD = q_BHTD.unflatten(1, (self._length_BU.shape[1], -1)).flatten(0, 1)
+        weights_NGTC = self._backend.weights(q_NGTD, buffers, lanes, scaling, len(self._columns_C))
+        state_BUC = slots.state_BUC
+        self.policy.observe(slots, weights_NGTC.unflatten(0, (len(q_BHTD), -1)))
+        if slots.state_BUC is not state_BUC:  # a recorded step must find the state where it was
+            state_BUC.copy_(slots.state_BUC)
+            slots.state_BUC = state_BUC
+
+    def _drop_one(self, due_BU: Tensor, buffers: Buffers) -> None:
+        """Drop the token worth least from heads where one is due: the last slot takes its place. Device work alone."""
+        s = self.slots
+        column_BU = self._backend.least(self._worth(), s.pos_BUC, self._length_BU)
+        last_BU = (self._length_BU - 1).clamp(min=0)
+        column_BU = torch.where(due_BU, column_BU, last_BU)
+        if self.policy.merges:
+            gone_BUC = (self._columns_C == column_BU[..., None]) & due_BU[..., None]
+            self._hand_on(Leaving(column_BU[..., None], due_BU[..., None], s.live_BUC & ~gone_BUC), buffers)
+        self._move(buffers, column_BU[..., None], last_BU[..., None])
+        self._shorten(buffers, due_BU.long(), last_BU[..., None])
+
+    def _least(self, counts_BU: Tensor) -> Tensor:
+        """Return a mask of the tokens worth least, `counts_BU` of each head; of equals, the latest."""
+        s, worth_BUC = self.slots, self._worth()
+        # protected tokens are the last to leave, but empty slots do not leave at all
+        worth_BUC = worth_BUC.clamp(max=torch.finfo(worth_BUC.dtype).max).masked_fill(~s.live_BUC, torch.inf)
+        latest_BUC = s.pos_BUC.argsort(-1, descending=True)
+        order_BUC = latest_BUC.gather(-1, worth_BUC.gather(-1, latest_BUC).argsort(dim=-1, stable=True))
+        first_BUC = (self._columns_C < counts_BU[..., None]).expand_as(order_BUC)
+        return torch.zeros_like(s.live_BUC).scatter_(-1, order_BUC, first_BUC)
+
+    def _remove(self, gone_BUC: Tensor, buffers: Buffers) -> None:
+        """Remove any number of tokens from each head; slots past the new length move into the holes before it."""
+        s, columns_C = self.slots, self._columns_C
+        count_BU = gone_BUC.sum(-1)
+        most = int(count_BU.max())
+        if most == 0:
+            return
+        if self.policy.merges:
+            self._hand_on(Leaving.of(gone_BUC, s.pos_BUC, s.live_BUC, most), buffers)
+        new_BU1 = (self._length_BU - count_BU)[..., None]
+        width = len(columns_C)
+        holes_BUC = gone_BUC & (columns_C < new_BU1)
+        movers_BUC = s.live_BUC & ~gone_BUC & (columns_C >= new_BU1)
+        hole_BUn, mover_BUn = (
+            torch.where(x_BUC, columns_C, width).sort(-1).values[..., :most] for x_BUC in (holes_BUC, movers_BUC)
+        )
+        last_BU1 = (self._length_BU - 1).clamp(min=0)[..., None]
+        moves_BUn = hole_BUn < width
+        self._move(buffers, torch.where(moves_BUn, hole_BUn, last_BU1), torch.where(moves_BUn, mover_BUn, last_BU1))
+        past_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
+        self._shorten(buffers, count_BU, torch.minimum(past_BUn, last_BU1))
+
+    def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
+        """Add to tokens that stay what they take over of those that leave."""
+        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self._start_BU)
+
+    def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
+        """Copy tokens from slots to slots of the same head."""
+        s = self.slots
+        to, source = ((self._start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
+        for x_RD in (buffers.k_RD, buffers.v_RD):
+            x_RD.index_copy_(0, to, x_RD.index_select(0, source))
+        for x_BUC in (s.pos_BUC, s.state_BUC, *(() if s.pinned_BUC is None else (s.pinned_BUC,))):
+            x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
+
+    def _shorten(self, buffers: Buffers, count_BU: Tensor, column_BUn: Tensor) -> None:
+        """Take `count_BU` slots off the end of each head; these are the columns, or the last one where none is."""
+        if buffers.bias_R is not None:
+            slot = (self._start_BU[..., None] + column_BUn).flatten()
+            ends_BUn = (count_BU[..., None] > 0).expand_as(column_BUn).flatten()
+            bias = torch.where(ends_BUn, -torch.inf, buffers.bias_R[slot]).to(buffers.bias_R.dtype)
+            buffers.bias_R.index_copy_(0, slot, bias)
+        self._length_BU -= count_BU
+        if self._turning is not None:
+            s = self.slots
+            s.live_BUC = self._columns_C < self._length_BU[..., None].int()
+            self._turning.turn(s, buffers, self._start_BU, self._length_BU, count_BU > 0)
+        length_S = buffers.length_S
+        length_S.index_add_(0, self._lanes.index_N, -count_BU.flatten().to(length_S.dtype))
+
+
+def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:
+    return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in xs])
+
+
+def _aligned(row: HeldRow) -> bool:
+    """Return True if all heads of a row hold the same tokens in the same columns."""
+    return bool((row.pos_UC == row.pos_UC[:1]).all())
