@@ -21,7 +21,7 @@ from kvbench.config.interpolations import check_interpolations
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
 from kvbench.methods.budgets import check_budget
 from kvbench.methods.dials import FIXED, PARTS, check_keys, check_types, split_dials
-from kvbench.methods.files import file_dials
+from kvbench.methods.files import file_dials, names_file
 from kvbench.models import ModelSpec
 
 _HINT = re.compile(r"model\.hints\.(\w+)")
@@ -139,6 +139,18 @@ def _check_method(cfg: DictConfig) -> None:
         if part != "name" and isinstance(given, dict) and given.get(part) != ours.get(part):
             raise ValueError(f"method.{part}: parts are set by the dials ({', '.join(dials)}), or in an own YAML")
     check_budget(cfg.budget)
+
+
+def missing_file(node: DictConfig) -> str | None:
+    """Return why a file that a dial of a composed method names cannot be read, in one line; None if all can."""
+    known = split_dials(defaults("method", node.name))
+    if not any(names_file(default) for default in known.values()):
+        return None
+    try:
+        file_dials(split_dials(node), known)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _check_engine(cfg: Mapping[str, Any]) -> None:

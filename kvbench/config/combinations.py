@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.types import Override, RangeSweep
 
+from kvbench.config.groups import method
+
 MOST_JOBS = 10_000
+_ONE_VALUE = re.compile(r"^(\w+\.[^=]+=)choice\(([^,(){}\[\]]*)\)$")
+log = logging.getLogger(__name__)
 
 
 def combinations(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -48,6 +54,49 @@ def _count(override: Override) -> int:
         raise ValueError(f"{override.input_line}: a range needs a finite start, stop and step other than 0")
     start, stop, step = (float(number) for number in numbers if number is not None)
     return max(1, min(MOST_JOBS + 1, math.ceil((stop - start) / step)))
+
+
+def fitting(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return jobs of several methods without the dials that their method does not have, and each job once.
+
+    In `method=snapkv,tova method.window=8,16`, tova has no window: it is one job. The log says so. A dial that none of
+    the methods has stays where it is, so that composing the job refuses it.
+    """
+    methods = [_method(job) for job in jobs]
+    dials = {name: _dials(name) for name in dict.fromkeys(methods) if name is not None}
+    known = frozenset[str]().union(*dials.values())
+    fitted: dict[tuple[str, ...], None] = {}
+    lacking: dict[str, list[str]] = {}
+    for job, name in zip(jobs, methods, strict=True):
+        lines = []
+        for line in job:
+            group, _, dial = line.partition("=")[0].partition(".")
+            if name is not None and group == "method" and dial in known - dials[name]:
+                lacking.setdefault(dial, []).append(name)
+            else:
+                lines.append(line)
+        fitted[tuple(lines)] = None
+    for dial, names in lacking.items():
+        log.info("method.%s: no dial of %s, whose runs go without it", dial, ", ".join(dict.fromkeys(names)))
+    return [list(lines) for lines in fitted]
+
+
+def _method(job: Sequence[str]) -> str | None:
+    """Return the method that a job names; None if it takes that of the configuration."""
+    return next((line.partition("=")[2] for line in reversed(job) if line.startswith("method=")), None)
+
+
+def _dials(name: str) -> frozenset[str]:
+    """Return the dials of a method; none for a name that composing will refuse."""
+    try:
+        return frozenset(method(name).dials)
+    except ValueError:
+        return frozenset()
+
+
+def typed(words: Sequence[str]) -> list[str]:
+    """Return the words of a command without the lists of one value that `deferred` makes."""
+    return [_ONE_VALUE.sub(r"\1\2", word) for word in words]
 
 
 def deferred(overrides: Sequence[Override]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from fnmatch import fnmatch
 from typing import Any
 
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.groups import defaults, options
-from kvbench.config.schema import GROUPS, Config
+from kvbench.config.schema import GROUPS, NODES, Config
 from kvbench.methods.dials import FIXED, PARTS
 
 
@@ -63,6 +64,9 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
             known = [str(k) for k in node if path or k not in ("_target_", *FIXED, *PARTS)]
             if last not in known:
                 return f"{override}: {name} has no setting {last!r}.{did_you_mean(last, known)}"
+    if group in NODES and rest:
+        known = [f"{group}.{field.name}" for field in fields(NODES[group])]
+        return f"{override}: no such setting.{did_you_mean(key, known)}"
     if key.startswith("hydra.launcher."):
         return _unknown_of_launcher(override, key.removeprefix("hydra.launcher."), argv)
     return f"{override}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"

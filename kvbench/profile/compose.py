@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config
 from kvbench.common.paths import conf_dir
-from kvbench.config.combinations import combinations
+from kvbench.config.combinations import combinations, fitting
 from kvbench.config.compose import composing, inspect, parse
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import check_bytes
@@ -90,7 +90,7 @@ def _composed(argv: Sequence[str]) -> Iterator[tuple[DictConfig, dict[str, str]]
     listed = inspect(argv).hydra.sweeper.get("params") or {}
     with composing(argv), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         lines = [*(f"{key}={value}" for key, value in listed.items()), *argv]
-        for job in combinations(parse(lines, GlobalHydra.instance().config_loader())):
+        for job in fitting(list(combinations(parse(lines, GlobalHydra.instance().config_loader())))):
             composed = hydra.compose("config", job, return_hydra_config=True)
             choices = OmegaConf.to_container(composed.hydra.runtime.choices)
             cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])

@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench.cli.arguments import shell_command
+from kvbench.config.combinations import typed
 from kvbench.config.compose import composing
 from kvbench.run.jobs import Job, jobs_of, settle
 from kvbench.run.plan import write_plans
@@ -75,7 +76,7 @@ def check(sweep: Sequence[Composed]) -> None:
 
 def plan(sweep: Sequence[Composed]) -> None:
     """Write down, before anything is computed, which runs this command asks for: one plan per outputs folder."""
-    write_plans([job for part in sweep for job in part.jobs], shell_command(sys.argv[1:]))
+    write_plans([job for part in sweep for job in part.jobs], shell_command(typed(sys.argv[1:])))
 
 
 def returned(part: Composed, outcomes: Sequence[Outcome] | None) -> JobReturn:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Glob
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -15,10 +17,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from kvbench.config.combinations import combinations
+from kvbench.config.checks import missing_file
+from kvbench.config.combinations import combinations, fitting
 from kvbench.config.compose import composing, parse
 from kvbench.config.hydra_node import check_hydra
 from kvbench.sweep.launcher import FusedLauncher
+
+log = logging.getLogger(__name__)
 
 
 class FusedSweeper(Sweeper):
@@ -47,7 +52,10 @@ class FusedSweeper(Sweeper):
         """Launch all jobs. Raises ValueError for lists that give no job, or too many."""
         loader = self.hydra_context.config_loader
         lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        jobs = list(combinations(parse(lines, loader)))
+        parsed = parse(lines, loader)
+        jobs = fitting(list(combinations(parsed)))
+        if any(override.key_or_group == "method" and isinstance(override.value(), Glob) for override in parsed):
+            jobs = self._with_files(jobs, loader)
         self._check(jobs, loader)
         self._write_down(jobs)
         self._plan(jobs, loader)
@@ -68,6 +76,27 @@ class FusedSweeper(Sweeper):
         for job in jobs:
             with composing(job):
                 check_hydra(loader.load_sweep_config(self.config, list(job)), loader, self._typed())
+
+    def _with_files(self, jobs: Sequence[list[str]], loader: ConfigLoader) -> list[list[str]]:
+        """Return the jobs of a pattern such as `method=glob(*)` without methods that lack a file. The log names them.
+
+        Raises:
+            ValueError: no job is left.
+        """
+        found, lacking = [], dict[str, None]()
+        for job in jobs:
+            with composing(job):
+                method = loader.load_sweep_config(self.config, list(job)).method
+                error = missing_file(method)
+            if error is None:
+                found.append(job)
+            else:
+                lacking[f"method={method.name}: {error}"] = None
+        if not found:
+            raise ValueError(next(iter(lacking)))
+        for error in lacking:
+            log.warning("left out of the sweep: %s", error)
+        return found
 
     def _plan(self, jobs: Sequence[list[str]], loader: ConfigLoader) -> None:
         """Check all jobs and write their plan for a launcher of Hydra, which starts the first without a look ahead."""

@@ -45,6 +45,7 @@ def records(root: Path) -> dict[str, list[dict]]:
         (["method.windw=3"], "kvbench: method.windw=3: ada_pyramidkv has no setting 'windw'. Did you mean 'window'?"),
         (["method=kivi", "method.window=3"], "kvbench: method.window=3: kivi has no setting 'window'."),
         (["budgt=3"], "kvbench: budgt=3: no such setting. Did you mean 'budget'?"),
+        (["paths.runs=x"], "kvbench: paths.runs=x: no such setting. Did you mean 'paths.outputs'?"),
         (["seed=abc"], "kvbench: seed=abc: Value 'abc'"),
         (["budget=1.5"], "kvbench: budget=1.5: a share must lie in (0, 1]"),
         (["method=kivi", "method.bits=3"], "kvbench: method.bits=3: must be 2, 4 or 8"),
@@ -56,7 +57,7 @@ def records(root: Path) -> dict[str, list[dict]]:
         (["method.select=null"], "kvbench: method.select: parts are set by the dials"),
         (["model.max_length=abc", "model=tiny"], "kvbench: model.max_length=abc: must be an integer"),
         (["paths.outputs=/dev/null"], "kvbench: paths.outputs: cannot write /dev/null"),
-        (["-m", "method=snapkv,h2o", "method.kernel_size=5"], "kvbench: method.kernel_size=5: h2o has no setting"),
+        (["-m", "method=snapkv,h2o", "method.kernl=5"], "kvbench: method.kernl=5: snapkv has no setting"),
         (["~method"], "kvbench: "),
         (["-m", "method=snapkv,nope"], "kvbench: method=nope: no such method."),
         (["-m", "budget=64,2.5"], "kvbench: budget=2.5: a share must lie in (0, 1]"),
@@ -143,11 +144,18 @@ def test_a_sweep_is_its_single_runs_and_resumes_to_nothing(tmp_path):
 
 
 def test_a_sweep_sets_a_dial_that_the_default_method_lacks(tmp_path):
-    done = kvbench("-m", *TINY, "method=h2o_decode,tova", "method.buffer=2", "paths.outputs=a", cwd=tmp_path)
+    """Methods without the dial run once, without it. Those of a pattern that lack a file are left out."""
+    methods = "method=glob([h2o_decode,tova,fullkv,headkv])"
+    done = kvbench("-m", *TINY, methods, "method.buffer=2", "paths.outputs=a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| h2o_decode" in done.stdout and "| tova" in done.stdout
     configs = [path.read_text() for path in (tmp_path / "a" / "runs").rglob("config.yaml")]
-    assert len(configs) == 2 and all("buffer: 2" in config for config in configs)
+    assert len(configs) == 3 and sum("buffer: 2" in config for config in configs) == 2
+    assert "method.buffer: no dial of fullkv, headkv, whose runs go without it" in done.stderr
+    left_out = next(line for line in done.stderr.splitlines() if "left out of the sweep" in line)
+    assert "method=headkv: method.table=: must be" in left_out and "kvbench heads model=tiny" in left_out
+    (plan,) = (tmp_path / "a" / "plans").glob("*.json")
+    assert "method.buffer=2" in plan.read_text() and "choice(" not in plan.read_text()
 
 
 def test_a_sweep_says_which_job_failed_and_keeps_the_others(tmp_path):

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from kvbench import config
 from kvbench.common import paths
-from kvbench.config.combinations import MOST_JOBS, combinations
+from kvbench.config.combinations import MOST_JOBS, combinations, deferred, fitting, typed
 from kvbench.config.compose import inspect, parse
 from kvbench.sweep.sweeper import FusedSweeper
 
@@ -199,6 +199,29 @@ def test_the_command_refuses_a_callback_before_hydra_calls_it(tmp_path: Path) ->
 def test_a_list_is_counted_before_it_is_expanded(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(combinations(parse([override])))
+
+
+def test_a_job_has_the_dials_of_its_method() -> None:
+    """A method without a dial is one job, not one per value; a dial that no method has stays, to be refused."""
+    listed = ["method=snapkv,tova,kivi", "method.window=8,16", "budget=64", "method.bitz=2"]
+    jobs = fitting(list(combinations(parse(listed))))
+    rest = ["budget=64", "method.bitz=2"]
+    assert jobs == [
+        ["method=snapkv", "method.window=8", *rest],
+        ["method=snapkv", "method.window=16", *rest],
+        ["method=tova", *rest],
+        ["method=kivi", *rest],
+    ]
+    alone = [["method=tova", "method.window=8"], ["method=tova", "method.window=16"]]
+    assert fitting(alone) == alone and fitting([["budget=1"], ["budget=1"]]) == [["budget=1"]]
+    assert fitting([["method=snapkv", "method.window=8"], ["method=nonsense", "budget=1"]])[1][0] == "method=nonsense"
+
+
+def test_a_command_is_shown_as_it_was_typed() -> None:
+    words = ["method=tova,scope", "method.buffer=2", "budget=0.1,0.2", "method.kernel_size='a b'"]
+    assert typed(deferred(parse(words))) == words
+    lists = ["method=tova,scope", "method.buffer=choice(1,2)", "method.x=[1,2]"]
+    assert typed(lists) == lists
 
 
 def test_every_combination_is_a_job_and_the_last_of_equal_keys_counts() -> None:
