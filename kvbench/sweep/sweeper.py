@@ -83,20 +83,20 @@ class FusedSweeper(Sweeper):
         Raises:
             ValueError: no job is left.
         """
-        found, lacking = [], dict[str, None]()
+        complete, lacking = [], dict[str, None]()
         for job in jobs:
             with composing(job):
                 method = loader.load_sweep_config(self.config, list(job)).method
                 error = missing_file(method)
             if error is None:
-                found.append(job)
+                complete.append(job)
             else:
                 lacking[f"method={method.name}: {error}"] = None
-        if not found:
+        if not complete:
             raise ValueError(next(iter(lacking)))
         for error in lacking:
             log.warning("left out of the sweep: %s", error)
-        return found
+        return complete
 
     def _plan(self, jobs: Sequence[list[str]], loader: ConfigLoader) -> None:
         """Check all jobs and write their plan for a launcher of Hydra, which starts the first without a look ahead."""
