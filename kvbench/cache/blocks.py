@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kvbench.cache.rows import buffer_for
 from kvbench.methods.storage import Encoded, Half, Side
 
 _CHUNK = {"cpu": 2**18}  # elements that are encoded or decoded at a time: on a CPU they should stay in its cache
@@ -43,6 +44,12 @@ class PlainHalf(Half):
     def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
         """Return no blocks: there is nothing to decode."""
         return torch.empty(0, 1, dim)
+
+
+def plain_if_none(halves: tuple[Half | None, Half | None]) -> tuple[Half, Half]:
+    """Return the forms of keys and values, plain ones where there is none."""
+    keys, values = halves
+    return keys or PlainHalf(), values or PlainHalf()
 
 
 @dataclass
@@ -99,7 +106,7 @@ class Pool:
             None if side.head is None else side.head[:1],
             None if token is None else token.new_zeros(1, half.block, *token.shape[2:]),
         )
-        self.buffers = tuple(x.new_zeros(total_blocks, *x.shape[1:]) for x in shapes)
+        self.buffers = tuple(buffer_for(x, total_blocks) for x in shapes)
 
     def places(self, index: int) -> tuple[int, int, int]:
         """Return the first block of a segment, its first plain slot, and its plain slots."""
@@ -181,8 +188,9 @@ class Pool:
 
     def segment_bytes(self, index: int) -> int:
         """Return the bytes that are allocated for a segment."""
-        block_bytes = sum(x[:1].nbytes for x in self.buffers)
-        return self.blocks[index] * block_bytes + self.slots[index] * self._slot_bytes() + self._side_bytes()
+        first, last = self.first_block[index], self.first_block[index] + self.blocks[index]
+        block_bytes = sum(x[first:last].nbytes for x in self.buffers)
+        return block_bytes + self.slots[index] * self._slot_bytes() + self._side_bytes()
 
     def copy_from(self, other: Pool, sources: Sequence[int], first: int) -> None:
         """Copy segments of another pool, the first of them to segment `first` of this one."""
@@ -194,7 +202,7 @@ class Pool:
         lane_N, block_N = spread([n // size for n in done], device)
         from_N, to_N = other.block_S[source_L[lane_N]] + block_N, self.block_S[first + lane_N] + block_N
         for new, old in zip(self.buffers, other.buffers, strict=True):
-            new.index_copy_(0, to_N, old[from_N])
+            new[to_N] = old[from_N]  # type: ignore[assignment]  # both are of one kind
         lengths = [other.segments[i].length for i in sources]
         lane_M, age_M = spread([n - e for n, e in zip(lengths, done, strict=True)], device)
         age_M = age_M + torch.tensor(done, device=device)[lane_M]
@@ -237,7 +245,7 @@ class Pool:
         head_N = None if self.head_S is None else self.head_S[owner_N]
         at_N = self.block_S[owner_N] + block_N
         for buffer, x in zip(self.buffers, self.half.encode(x_NBD, head_N, token_NB), strict=True):
-            buffer[at_N] = x
+            buffer[at_N] = x  # type: ignore[assignment]  # rows go to rows
 
     def _keep_plain(self, owner_M: Tensor, age_M: Tensor, x_MD: Tensor) -> None:
         slot_M = self._slots_of(owner_M, age_M)

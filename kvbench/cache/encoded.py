@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench.cache.blocks import PlainHalf, Pool, Segment
-from kvbench.methods.storage import Half, Side, Store
+from kvbench.cache.blocks import Pool, Segment, plain_if_none
+from kvbench.methods.storage import Half, Side, Store, tensors
 from kvbench_kernels.backends import PackedAttention, PackedHalf, layout_of
 
 
@@ -48,7 +48,7 @@ class EncodedRows:
 
     def __init__(self, store: Store, packed: PackedAttention | None = None) -> None:
         self._store, self._packed = store, packed
-        self._halves: tuple[Half, Half] = store.keys or PlainHalf(), store.values or PlainHalf()
+        self._halves: tuple[Half, Half] = plain_if_none(store.halves)
         self._parts: list[_Part] = []
         self._dead: set[int] = set()
         self._active: _ActiveRows | None = None
@@ -109,7 +109,7 @@ class EncodedRows:
         for pool in (part.keys, part.values):
             layout = layout_of(pool.half.kind)
             assert layout is not None
-            halves.append(PackedHalf(layout, pool.buffers, pool.plain_RD))
+            halves.append(PackedHalf(layout, tensors(pool.buffers), pool.plain_RD))
         return self._packed.attend(
             q_BHTD, k_BUTD, v_BUTD, halves[0], halves[1], active.place_L6, torch.tensor(counts), scaling
         )

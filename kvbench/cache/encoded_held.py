@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Entry, NewTokens
-from kvbench.cache.blocks import PlainHalf, spread
+from kvbench.cache.blocks import plain_if_none, spread
 from kvbench.cache.token_pool import TokenPool, grown, take
 from kvbench.methods.storage import Half, Side, Store
 from kvbench_kernels.backends import Buffers, Lanes
@@ -43,7 +43,7 @@ class BlockBackend:
     packed = None
 
     def __init__(self, store: Store) -> None:
-        self._halves: tuple[Half, Half] = store.keys or PlainHalf(), store.values or PlainHalf()
+        self._halves: tuple[Half, Half] = plain_if_none(store.halves)
         self.pools: tuple[TokenPool, ...] = ()
         self._age = self._owner = torch.zeros(0, dtype=torch.int32)
         self.owners: Sequence[int] = ()

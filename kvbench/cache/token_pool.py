@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvbench.cache.rows import RowBuffer, buffer_for
 from kvbench.methods.storage import Half
 
 
@@ -33,7 +34,7 @@ class TokenPool:
             None if head_O is None else head_O[:1],
             None if token_M is None else token_M.new_zeros(1, half.block, *token_M.shape[1:]),
         )
-        self.blocks = tuple(x.new_zeros(0, *x.shape[1:]) for x in shapes)
+        self.blocks = tuple(buffer_for(x, 0) for x in shapes)
         self._used_R = torch.zeros(0, dtype=torch.bool, device=device)
         self._used_n = torch.zeros(0, dtype=torch.bool, device=device)
 
@@ -76,9 +77,10 @@ class TokenPool:
         known_nb = None if self.token_M is None else self.token_M[tokens[member_nb]]
         encoded = self.half.encode(self.plain_RD[slot_M[member_nb]], head_n, known_nb)
         at_n, self._used_n = take(self._used_n, count)
-        self.blocks = tuple(grown(x, len(self._used_n)) for x in self.blocks)
+        count = len(self._used_n)
+        self.blocks = tuple(x.grown(count) if isinstance(x, RowBuffer) else grown(x, count) for x in self.blocks)
         for buffer, x in zip(self.blocks, encoded, strict=True):
-            buffer[at_n] = x
+            buffer[at_n] = x  # type: ignore[assignment]  # rows go to rows
         self._used_R[slot_M] = False
         self.where[tokens] = (-1 - (at_n[block_M] * size + age_M % size)).int()
 

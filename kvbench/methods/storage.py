@@ -10,6 +10,7 @@ the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -19,8 +20,39 @@ from kvbench.methods.base import Part
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import InvalidField
 
-Encoded = tuple[Tensor, ...]
-"""Encoded blocks: every tensor has one leading row per block."""
+ROW_BYTES = 6  # that the place and the length of a row of `Rows` take in a cache
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of bytes that differ in length, one after the other.
+
+    Attributes:
+        data: uint8, the bytes of all rows.
+        length_N: bytes of each row.
+    """
+
+    data: Tensor
+    length_N: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows, with those that find a row."""
+        return self.data.nbytes + ROW_BYTES * len(self.length_N)
+
+    @property
+    def start_N(self) -> Tensor:
+        """First byte of each row."""
+        return self.length_N.cumsum(0) - self.length_N
+
+
+Encoded = tuple[Tensor | Rows, ...]
+"""Encoded blocks: every tensor has one leading row per block; `Rows` where blocks differ in size."""
+
+
+def tensors(encoded: Sequence[object]) -> tuple[Tensor, ...]:
+    """Return encoded blocks of one size, or their buffers, as the tensors that they are."""
+    return tuple(x for x in encoded if isinstance(x, Tensor))
 
 
 class Side(NamedTuple):
@@ -148,7 +180,8 @@ class ChannelHalf(Half, Protocol):
         """Return [N, B, D] tokens with 0 in the other channels."""
         assert head_N is not None
         channel_NBC = head_N.long()[:, None].expand(-1, self.block, -1)
-        return encoded[0].new_zeros(*encoded[0].shape[:2], dim).scatter_(2, channel_NBC, encoded[0])
+        (x_NBC,) = tensors(encoded)
+        return x_NBC.new_zeros(*x_NBC.shape[:2], dim).scatter_(2, channel_NBC, x_NBC)
 
 
 @runtime_checkable

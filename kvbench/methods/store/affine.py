@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.storage import Encoded
+from kvbench.methods.storage import Encoded, tensors
 from kvbench.methods.store.packing import Groups, decode_groups, encode_groups
 
 
@@ -33,7 +33,7 @@ class PerChannel(Groups):
         return encode_groups(x_NBD.transpose(1, 2), self.bits)
 
     def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
-        return decode_groups(encoded, self.bits).transpose(1, 2)
+        return decode_groups(tensors(encoded), self.bits).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,4 @@ class PerToken(Groups):
         return encode_groups(x_NBD[:, 0].unflatten(-1, (-1, self.group_size)), self.bits)
 
     def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
-        return decode_groups(encoded, self.bits).flatten(1)[:, None]
+        return decode_groups(tensors(encoded), self.bits).flatten(1)[:, None]

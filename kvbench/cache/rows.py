@@ -1,0 +1,77 @@
+"""A buffer of rows of bytes that differ in length, which is used like a tensor with a leading row per block.
+
+Shape suffixes: N rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvbench.methods.storage import Rows
+
+_MORE = 8  # a full buffer grows by 1 / 8
+
+
+class RowBuffer:
+    """Rows of bytes in the order in which they were written. The bytes of rows written again are taken back.
+
+    Args:
+        count: rows, empty at first.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._start_N = torch.zeros(count, dtype=torch.int32, device=device)
+        self._length_N = torch.zeros(count, dtype=torch.int16, device=device)
+        self._data = torch.zeros(0, dtype=torch.uint8, device=device)
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._start_N)
+
+    def __getitem__(self, at: Tensor | slice) -> Rows:
+        length_N = self._length_N[at].long()
+        return Rows(self._data[_spread(self._start_N[at].long(), length_N)], length_N)
+
+    def __setitem__(self, at: Tensor, rows: Rows) -> None:
+        self._length_N[at] = 0
+        if self._end + len(rows.data) > len(self._data):
+            self._make_room(len(rows.data))
+        self._start_N[at] = (self._end + rows.start_N).int()
+        self._length_N[at] = rows.length_N.to(torch.int16)
+        self._data[self._end : self._end + len(rows.data)] = rows.data
+        self._end += len(rows.data)
+
+    def grown(self, count: int) -> RowBuffer:
+        """Return a buffer with at least `count` rows, the first of which are those of this one."""
+        more = max(0, count - len(self))
+        self._start_N, self._length_N = (torch.nn.functional.pad(x, (0, more)) for x in (self._start_N, self._length_N))
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are allocated."""
+        return self._data.nbytes + self._start_N.nbytes + self._length_N.nbytes
+
+    def _make_room(self, more: int) -> None:
+        """Move all rows to the front of a larger buffer."""
+        everything = self[:]
+        self._start_N = everything.start_N.int()
+        self._end = len(everything.data)
+        # the first rows, those of a prompt, come in few pieces; further ones come one by one
+        spare = 0 if self._end == 0 else (self._end + more) // _MORE
+        if self._end + more + spare >= 2**31:
+            raise MemoryError("the encoded tokens of a layer exceed 2 GiB")
+        self._data = torch.nn.functional.pad(everything.data, (0, more + spare))
+
+
+def _spread(start_N: Tensor, length_N: Tensor) -> Tensor:
+    """Return the places of all bytes of rows."""
+    total = int(length_N.sum())
+    first_N = start_N - (length_N.cumsum(0) - length_N)
+    return first_N.repeat_interleave(length_N, output_size=total) + torch.arange(total, device=start_N.device)
+
+
+def buffer_for(x: Tensor | Rows, count: int) -> Tensor | RowBuffer:
+    """Return an empty buffer for `count` blocks that are encoded like `x`."""
+    return RowBuffer(count, x.data.device) if isinstance(x, Rows) else x.new_zeros(count, *x.shape[1:])

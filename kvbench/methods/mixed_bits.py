@@ -1,0 +1,210 @@
+"""Uniform quantisation with a number of bits for each row, and outliers in full precision: packed rows of bytes.
+
+A row is codes of D numbers, the places of its outliers (a byte each), and the outliers themselves.
+
+Shape suffixes: N rows, D numbers of a row, M outliers of some rows, L bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.methods.context import LayerContext
+from kvbench.methods.fields import InvalidField
+from kvbench.methods.storage import ROW_BYTES, Encoded, Half, Rows, Side
+
+
+@dataclass(frozen=True)
+class MixedBits(Half, Protocol):
+    """Single tokens whose largest error stays below a limit of their own.
+
+    Args:
+        least, most: bits of a code.
+        outliers: share of the numbers of a token that stay as they are.
+        symmetric: True for codes around 0, False for codes around the mean.
+        generated: "plain" leaves tokens that follow the prompt as they are, "encoded" gives them `most` bits.
+    """
+
+    least: int
+    most: int
+    outliers: float
+    symmetric: bool
+    generated: str
+
+    def limits(self, ctx: LayerContext) -> Tensor:
+        """Return the largest error [U, T] of each token of the prompt; 0 for `most` bits."""
+        ...
+
+    @property
+    def varies(self) -> bool:
+        """True: tokens have bits of their own."""
+        return True
+
+    def check(self, head_dim: int) -> None:
+        """Raise InvalidField if the place of an outlier does not fit into a byte, or if no number would be left."""
+        if self.outliers and (head_dim > 256 or math.floor((1 - self.outliers / 2) * head_dim) < 2):
+            raise InvalidField("outliers", self.outliers, f"takes a head dimension of 4 to 256, not {head_dim}; give 0")
+
+    def encoded(self, n: int, kept: int) -> int:
+        """Return how many tokens are encoded: those of the prompt, or all."""
+        return n if self.generated == "encoded" else min(n, kept)
+
+    def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
+        """Return the limit of each token."""
+        return Side(token=self.limits(ctx))
+
+    def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
+        """Return scale and mean, bits and packed rows of tokens."""
+        parts, bits_N = self._choose(x_NBD[:, 0], None if token_NB is None else token_NB[:, 0])
+        return encode(x_NBD[:, 0], parts, bits_N, self.symmetric)
+
+    def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
+        """Return [N, 1, D] tokens."""
+        return decode(encoded, dim)[:, None]
+
+    def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
+        """Return the bytes of a token of `most` bits without equal outliers."""
+        count = 0 if not self.outliers else dim - math.floor((1 - self.outliers / 2) * dim)
+        count += math.ceil(self.outliers / 2 * dim)
+        codes = -(-dim * self.most // 8) + count * (1 + dtype.itemsize)
+        return fixed_bytes(dtype.itemsize, self.symmetric) + codes
+
+    def sizes(self, ctx: LayerContext, x_UTD: Tensor) -> Tensor:
+        """Return the bytes [U, T] of each token."""
+        parts, bits_N = self._choose(x_UTD.flatten(0, 1), self.limits(ctx).flatten())
+        rows_N = row_bytes(bits_N, parts.outlier_ND, x_UTD.itemsize)
+        return (rows_N + fixed_bytes(x_UTD.itemsize, self.symmetric)).view(x_UTD.shape[:2])
+
+    def _choose(self, x_ND: Tensor, limit_N: Tensor | None) -> tuple[Split, Tensor]:
+        """Return outliers and bits of tokens."""
+        parts = split(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)), self.outliers, self.symmetric)
+        limit_N = torch.zeros_like(parts.mean_N) if limit_N is None else limit_N
+        return parts, bits_of(parts.range_N, limit_N, self.least, self.most)
+
+
+class Split(NamedTuple):
+    """The outliers of rows, and what the other numbers of each row are quantised by.
+
+    Attributes:
+        outlier_ND: True for outliers.
+        mean_N: mean of the others, to which code 0 belongs; 0 if symmetric.
+        range_N: distance from their least to their largest; twice the largest absolute number if symmetric.
+    """
+
+    outlier_ND: Tensor
+    mean_N: Tensor
+    range_N: Tensor
+
+
+def split(x_ND: Tensor, outliers: float, symmetric: bool) -> Split:
+    """Return the share `outliers` of the numbers of each row, half at either end, and the range of the others.
+
+    Numbers equal to the lowest threshold are outliers as well. Rows of equal numbers have none.
+    """
+    dim = x_ND.shape[1]
+    outlier_ND = torch.zeros_like(x_ND, dtype=torch.bool)
+    if outliers:
+        sorted_ND = x_ND.sort(1).values
+        low_N1 = sorted_ND[:, math.ceil(outliers / 2 * dim) - 1, None]
+        high_N1 = sorted_ND[:, math.floor((1 - outliers / 2) * dim) - 1, None]
+        outlier_ND = (x_ND <= low_N1) | (x_ND > high_N1)
+        outlier_ND &= ~outlier_ND.all(1, keepdim=True)
+    if symmetric:
+        most_N = x_ND.abs().masked_fill(outlier_ND, 0).amax(1)
+        return Split(outlier_ND, torch.zeros_like(most_N), 2 * most_N)
+    mean_N = x_ND.masked_fill(outlier_ND, 0).sum(1) / (~outlier_ND).sum(1)
+    high_N, low_N = x_ND.masked_fill(outlier_ND, -torch.inf).amax(1), x_ND.masked_fill(outlier_ND, torch.inf).amin(1)
+    return Split(outlier_ND, mean_N, high_N - low_N)
+
+
+def bits_of(range_N: Tensor, limit_N: Tensor, least: int, most: int) -> Tensor:
+    """Return the bits with which the largest error of each row stays below its limit; `most` for a limit of 0."""
+    bits_N = (range_N / (2 * limit_N) + 1).log2().ceil()
+    return torch.where(limit_N > 0, bits_N, most).clamp(least, most).long()
+
+
+def row_bytes(bits_N: Tensor, outlier_ND: Tensor, itemsize: int) -> Tensor:
+    """Return the bytes of each row."""
+    return (bits_N * outlier_ND.shape[1] + 7) // 8 + outlier_ND.sum(1) * (1 + itemsize)
+
+
+def fixed_bytes(itemsize: int, symmetric: bool) -> int:
+    """Return the bytes that every row takes in addition: scale, mean, number of bits, and what finds it."""
+    return (1 if symmetric else 2) * itemsize + 1 + ROW_BYTES
+
+
+def encode(x_ND: Tensor, parts: Split, bits_N: Tensor, symmetric: bool) -> Encoded:
+    """Return scale and mean [N, 2] (the scale alone if symmetric), bits, and the packed rows."""
+    work_ND = x_ND.to(parts.mean_N.dtype)
+    scale_N = parts.range_N / 2**bits_N
+    steps_ND = (work_ND - parts.mean_N[:, None]) / torch.where(scale_N > 0, scale_N, 1)[:, None]
+    half_N1 = (2**bits_N // 2)[:, None]
+    code_ND = torch.minimum(steps_ND.round().long().clamp(-half_N1), half_N1 - 1) + half_N1
+    length_N = row_bytes(bits_N, parts.outlier_ND, x_ND.itemsize)
+    rows = Rows(torch.zeros(int(length_N.sum()), dtype=torch.uint8, device=x_ND.device), length_N)
+    for bits in bits_N.unique().tolist():
+        at_N = rows.start_N[bits_N == bits]
+        packed_NL = pack(code_ND[bits_N == bits], bits)
+        rows.data[at_N[:, None] + torch.arange(packed_NL.shape[1], device=at_N.device)] = packed_NL
+    row_M, column_M = parts.outlier_ND.nonzero().unbind(1)
+    place_M, value_ML = _outlier_places(rows, bits_N, parts.outlier_ND, x_ND.itemsize)
+    rows.data[place_M] = column_M.to(torch.uint8)
+    rows.data[value_ML] = x_ND[row_M, column_M][:, None].contiguous().view(torch.uint8)
+    known = [scale_N] if symmetric else [scale_N, parts.mean_N]
+    return torch.stack(known, 1).to(x_ND.dtype), bits_N.to(torch.uint8), rows
+
+
+def decode(encoded: Encoded, dim: int) -> Tensor:
+    """Return the rows [N, D]. A row of 0 bits is its mean."""
+    known_N2, bits_N, rows = encoded
+    assert isinstance(known_N2, Tensor) and isinstance(bits_N, Tensor) and isinstance(rows, Rows)
+    bits_N, work_N2 = bits_N.long(), known_N2.to(torch.promote_types(known_N2.dtype, torch.float32))
+    code_ND = torch.zeros(len(bits_N), dim, dtype=torch.long, device=bits_N.device)
+    for bits in bits_N.unique().tolist():
+        at_N1 = rows.start_N[bits_N == bits][:, None]
+        packed_NL = rows.data[at_N1 + torch.arange(-(-dim * bits // 8), device=at_N1.device)]
+        code_ND[bits_N == bits] = unpack(packed_NL, bits, dim)
+    mean_N1 = work_N2[:, 1:] if work_N2.shape[1] > 1 else 0
+    x_ND = ((code_ND - (2**bits_N // 2)[:, None]) * work_N2[:, :1] + mean_N1).to(known_N2.dtype)
+    count_N = (rows.length_N - (bits_N * dim + 7) // 8) // (1 + known_N2.itemsize)
+    most = int(count_N.max()) if len(count_N) else 0
+    has_ND = torch.arange(most, device=bits_N.device) < count_N[:, None]
+    place_M, value_ML = _outlier_places(rows, bits_N, has_ND, known_N2.itemsize, dim)
+    if len(place_M):
+        values_M = rows.data[value_ML].view(known_N2.dtype)[:, 0]
+        x_ND[has_ND.nonzero()[:, 0], rows.data[place_M].long()] = values_M
+    return x_ND
+
+
+def _outlier_places(
+    rows: Rows, bits_N: Tensor, has_ND: Tensor, itemsize: int, dim: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return where the place [M] and the bytes [M, itemsize] of each outlier lie."""
+    row_M = has_ND.nonzero()[:, 0]
+    rank_M = (has_ND.cumsum(1) - 1)[has_ND]
+    codes_N = (bits_N * (has_ND.shape[1] if dim is None else dim) + 7) // 8
+    first_M = (rows.start_N + codes_N)[row_M]
+    value_M = first_M + has_ND.sum(1)[row_M] + rank_M * itemsize
+    return first_M + rank_M, value_M[:, None] + torch.arange(itemsize, device=row_M.device)
+
+
+def pack(codes_ND: Tensor, bits: int) -> Tensor:
+    """Pack codes of any number of bits into bytes: [N, ceil(D * bits / 8)], first code and lowest bit first."""
+    flat = ((codes_ND[..., None] >> torch.arange(bits, device=codes_ND.device)) & 1).flatten(1)
+    flat = F.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
+    packed: Tensor = (flat << torch.arange(8, device=codes_ND.device)).sum(-1)
+    return packed.to(torch.uint8)
+
+
+def unpack(packed_NL: Tensor, bits: int, count: int) -> Tensor:
+    """Return the `count` codes of each row that `pack` has packed."""
+    flat = ((packed_NL.long()[..., None] >> torch.arange(8, device=packed_NL.device)) & 1).flatten(1)
+    codes = flat[:, : count * bits].unflatten(1, (count, bits))
+    code_ND: Tensor = (codes << torch.arange(bits, device=packed_NL.device)).sum(-1)
+    return code_ND

@@ -1,0 +1,61 @@
+"""QAQ: as many bits for each token as its error allows, outliers in full precision (arXiv 2403.04643)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvbench.methods.context import LayerContext
+from kvbench.methods.fields import check_between, check_one_of
+from kvbench.methods.mixed_bits import MixedBits
+from kvbench.methods.storage import Store
+
+
+@dataclass(frozen=True)
+class QaqHalf(MixedBits):
+    """Keys, whose error the norm of a query weighs, or values (`q_norm` None), whose error attention weighs."""
+
+    error: float
+    last: int
+    q_norm: float | None
+
+    def summary(self, ctx: LayerContext) -> Tensor | None:
+        return None if self.q_norm else ctx.window_attention(min(self.last, ctx.num_tokens)).amax((1, 2))
+
+    def limits(self, ctx: LayerContext) -> Tensor:
+        n, attention_UT = ctx.num_tokens, ctx.summary(self)
+        if attention_UT is not None:
+            limit_UT = math.sqrt(12 / n) * self.error / attention_UT
+        else:
+            largest = math.log(n**3 / max(1, n - 1) * self.error**2 + 1) * 12 / (self.q_norm or 1)
+            limit_UT = ctx.k.new_full(ctx.k.shape[:2], math.sqrt(largest), dtype=ctx.dtype)
+        limit_UT[:, max(0, n - self.last + 1) :] = 0  # too few queries have seen these tokens
+        return limit_UT
+
+
+@dataclass(frozen=True)
+class Qaq(Store):
+    """Tokens of a prompt with bits of their own, set once; `generated` says whether those that follow get `most`."""
+
+    error: float = 1.0  # target error of the layer's output
+    least: int = 2
+    most: int = 4
+    last: int = 5  # last queries whose largest attention to a token counts
+    outliers: float = 0.01  # share of the numbers of a token
+    q_norm: float = 300.0
+    symmetric: bool = False
+    generated: str = "plain"
+
+    def __post_init__(self) -> None:
+        ranges = {"error": (1e-9, 1e9), "q_norm": (1e-9, 1e9), "last": (1, 4096), "outliers": (0, 0.5), "most": (1, 16)}
+        for name, (low, high) in (ranges | {"least": (0, self.most)}).items():
+            check_between(self, name, low, high)
+        check_one_of(self, "generated", ("plain", "encoded"))
+
+    @property
+    def halves(self) -> tuple[QaqHalf, QaqHalf]:
+        """The forms of keys and values."""
+        same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.error, self.last
+        return QaqHalf(*same, self.q_norm), QaqHalf(*same, None)
