@@ -56,6 +56,5 @@ class Qaq(Store):
 
     @property
     def halves(self) -> tuple[QaqHalf, QaqHalf]:
-        """The forms of keys and values."""
         same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.error, self.last
         return QaqHalf(*same, self.q_norm), QaqHalf(*same, None)
