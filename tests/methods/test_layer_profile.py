@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import kvbench
+from kvbench import config
 from kvbench.methods.decode.profile_place import DropByProfile
-from kvbench.methods.files import DialFile
-from kvbench.methods.layer_profile import drop_ratios
+from kvbench.methods.files import DialFile, read_file
+from kvbench.methods.layer_profile import drop_ratios, read_profile
 from kvbench.methods.layers.profile import ProfileLayers
 from tests.helpers.methods import ratio_table
 from tests.reference import allocate
@@ -100,6 +101,17 @@ def test_a_table_of_another_model_and_a_missing_one_are_refused(tmp_path: Path) 
         method.check_model(layers=4, heads=2, query_heads=4)
     with pytest.raises(ValueError, match=r"no such file.*; `python -m kvbench layers model=NAME` writes one$"):
         kvbench.load_method("prefixkv_offline", profile=str(tmp_path / "missing.json"))
+
+
+def test_the_shipped_table_is_one_of_smollm2() -> None:
+    """The model's hint names it; `read_file` compares its checksum."""
+    name = config.defaults("model", "smollm2_135m").hints.layer_profile
+    table = read_profile(read_file("profile", name).text)
+    assert [share for share, _ in table] == [tenth / 10 for tenth in range(11)]
+    for share, ratios in table:
+        assert len(ratios) == 30 and sum(ratios) / 30 == pytest.approx(share, abs=0.001)
+    method = kvbench.load_method("prefixkv_offline", profile=name)
+    method.check_model(layers=30, heads=3, query_heads=9)
 
 
 def _file(folder: Path, content: Any) -> str:
