@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -20,16 +20,14 @@ from kvbench.engine.caches import ContinuePass, LayerCaches, Place, device_of, m
 from kvbench.engine.clock import now
 from kvbench.engine.fused import fused_step
 from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
+from kvbench.engine.greedy import choose, take
 from kvbench.engine.limits import RequestLimits
-from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.requests import Answer, Draw, EqualLengths, check_request, row_errors
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
-from kvbench.engine.start import prepare, start_feed, start_prefill
+from kvbench.engine.start import feed_prompt, prepare, start_prefill
 from kvbench.engine.variant import Generation, Request, Variant, span_tokens, spans_of
-
-_NOT_FINITE = -1  # stands for the token of a row whose logits are not finite
 
 
 @torch.inference_mode()
@@ -75,13 +73,13 @@ def stream(
     batch = _Batch(model, tokenizer, caches, RequestLimits(model, plan, max_length), question, graph, step)
     one_prompt = depends_on_length(model)
     parts = EqualLengths(draw) if one_prompt else None
-    take = draw if parts is None else parts.draw
+    next_request = draw if parts is None else parts.draw
     try:
         with kvbench_attention(model):
             while True:
                 joining: list[Request] = []
                 while (batch.half_empty or joining) and not (one_prompt and (batch.requests or joining)):
-                    request = take([*batch.requests, *joining])
+                    request = next_request([*batch.requests, *joining])
                     if request is None:
                         break
                     joining.append(request)
@@ -175,7 +173,7 @@ class _Batch:
         begin, before = now(self._device), self._replayed
         rows = self._active
         logits_BV = self._forward([[row.ids[-1]] for row in rows], rows)
-        tokens = self._choose(rows, logits_BV)
+        tokens = choose(rows, logits_BV)
         seconds = now(self._device) - begin
         self._clock += seconds
         self._take(rows, tokens)
@@ -230,36 +228,16 @@ class _Batch:
         for feed in dict.fromkeys(variant.method.feed for variant in variants):
             if feed is not None:
                 fed = {variant: places[variant] for variant in variants if variant.method.feed == feed}
-                of_rows, feed_s = self._feed(fed, prefill, ids_T, request.seed)
+                begin = now(self._device)
+                attention, of_rows = feed_prompt(
+                    self._model, self._tokenizer, fed, self._caches, token_ids=ids_T, seed=request.seed
+                )
+                feed_s = now(self._device) - begin - attention.copies_s
+                prefill.full_bytes = max(prefill.full_bytes, attention.full_bytes)
                 logits |= of_rows
                 for row in rows:
                     row.feed_s = feed_s if row.id in of_rows else row.feed_s
         return OpenRequest(request, rows, failed, prefill, seconds - prefill.total_s, logits)
-
-    def _feed(
-        self, places: Mapping[Variant, Sequence[Place]], prefill: PrefillPass, ids_T: Tensor, seed: int
-    ) -> tuple[dict[int, Tensor], float]:
-        """Take the prompt in chunk by chunk, once for every variant of an equal feed.
-
-        Returns:
-            The logits [V] of its last token for each row, and the seconds without those of copies.
-        """
-        begin, (span,) = now(self._device), ids_T.shape
-        attention = start_feed(
-            self._model,
-            self._tokenizer,
-            list(places),
-            self._caches,
-            places=list(places.values()),
-            token_ids=ids_T,
-            seed=seed,
-        )
-        position_BT = torch.arange(span, device=self._device).expand(len(places), -1)
-        logits_BV = self._call(ids_T.expand(len(places), -1), position_BT, attention)
-        prefill.full_bytes = max(prefill.full_bytes, attention.full_bytes)
-        of_variants = zip(places.values(), logits_BV, strict=True)
-        logits = {place.row: logits_V for of_variant, logits_V in of_variants for place in of_variant}
-        return logits, now(self._device) - begin - attention.copies_s
 
     def _first_tokens(self, entry: OpenRequest) -> None:
         """Choose the first token of every row, after the row's question. Questions of equal length go together."""
@@ -275,44 +253,17 @@ class _Batch:
                 of_rows_BV = self._forward(questions, rows)
             else:
                 of_rows_BV = torch.stack([logits[row.id] for row in rows])
-            tokens |= zip((row.id for row in rows), self._choose(rows, of_rows_BV), strict=True)
+            tokens |= zip((row.id for row in rows), choose(rows, of_rows_BV), strict=True)
             seconds = now(self._device) - begin
             for row in rows:
                 row.first_token_s, row.clock = seconds, self._clock
         self._take(entry.rows, [tokens[row.id] for row in entry.rows])
 
-    def _choose(self, rows: Sequence[Row], logits_BV: Tensor) -> list[int]:
-        """Return the greedy token of every row, or `_NOT_FINITE`. This is the only wait for the device in a step.
-
-        A row cannot choose a stop before it has its least number of new tokens.
-        """
-        short = [i for i, row in enumerate(rows) if len(row.ids) < row.prompt.min_new_tokens]
-        if short:
-            logits_BV = logits_BV.clone()
-            for i in short:
-                logits_BV[i, sorted(rows[i].prompt.stop_ids)] = -torch.inf
-        best_B = logits_BV.argmax(-1)  # the index of a NaN, if there is one
-        finite_B = logits_BV.gather(1, best_B[:, None])[:, 0].isfinite()
-        chosen: list[int] = torch.where(finite_B, best_B, _NOT_FINITE).tolist()
-        return chosen
-
     def _take(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:
         """Add one token to each row; those that stop leave the batch."""
         done = []
         for row, token in zip(rows, tokens, strict=True):
-            prompt = row.prompt
-            if token == _NOT_FINITE:
-                row.finish = "failed"
-                row.error = (
-                    f"the logits of token {len(row.ids) + 1} are not finite numbers: {self._model.dtype} may be too "
-                    "narrow for this model; try model.dtype=bfloat16 or float32"
-                )
-            else:
-                row.ids.append(token)
-                if token in prompt.stop_ids and (len(row.ids) > 1 or prompt.first_may_stop):
-                    row.finish = "stop"
-                elif len(row.ids) == row.max_new_tokens:
-                    row.finish = "length"
+            take(row, token, self._model.dtype)
             if row.finish is not None:
                 row.clock = self._clock - row.clock
                 row.kept_max, row.read = self._cache.peak(row.id), self._cache.tokens_read(row.id)

@@ -6,11 +6,13 @@ Both must give a method the same facts about prompt and model; otherwise it woul
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kvbench.engine.attention import last_logits
 from kvbench.engine.caches import LayerCaches, Place, cache_shape
 from kvbench.engine.feed import FeedPass
 from kvbench.engine.hidden import LayerInputs
@@ -63,6 +65,28 @@ def start_feed(
     view = view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None
     drawn, shape = _sample_seed(seed, token_ids), cache_shape(model)
     return FeedPass(variants, caches, places=places, span=len(token_ids), shape=shape, model=view, seed=drawn)
+
+
+def feed_prompt(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    places: Mapping[Variant, Sequence[Place]],
+    caches: LayerCaches,
+    *,
+    token_ids: Tensor,
+    seed: int,
+) -> tuple[FeedPass, dict[int, Tensor]]:
+    """Take a prompt in chunk by chunk, once for every variant of an equal feed; the arguments are as for `start_feed`.
+
+    Returns:
+        The attention of the call, and the logits [V] of the prompt's last token for each row of the cache.
+    """
+    rows = list(places.values())
+    attention = start_feed(model, tokenizer, list(places), caches, places=rows, token_ids=token_ids, seed=seed)
+    position_BT = torch.arange(len(token_ids), device=token_ids.device).expand(len(rows), -1)
+    logits_BV = last_logits(model, token_ids.expand(len(rows), -1), position_BT, attention)
+    logits = {place.row: logits_V for of_variant, logits_V in zip(rows, logits_BV, strict=True) for place in of_variant}
+    return attention, logits
 
 
 def start_prefill(
