@@ -77,7 +77,9 @@ def test_one_forward_call_equals_one_per_chunk(tiny: Tiny, chunk: int) -> None:
         for whole in (True, False):
             caches = LayerCaches(plan, RaggedCache(len(plan.full)))
             first = 60 if whole else min(chunk, 60)
-            attention = start_feed(model, tokenizer, [variant], caches, places=[[Place(0, 99)]], span=first)
+            attention = start_feed(
+                model, tokenizer, [variant], caches, places=[[Place(0, 99)]], token_ids=ids[0, :first]
+            )
             out = last_logits(model, ids[:, :first], torch.arange(first)[None], attention)
             for begin in range(first, 60, chunk):
                 at = torch.arange(begin, min(begin + chunk, 60))
