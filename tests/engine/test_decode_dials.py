@@ -176,6 +176,22 @@ def test_a_schedule_follows_the_tokens_of_question_and_answer(tiny: Tiny, cache:
     assert len({tuple(out.token_ids) for out in outs[:3]}) == 3
 
 
+def test_questions_of_other_lengths_have_steps_of_their_own(tiny: Tiny) -> None:
+    """Two questions on a context, in one request, and each alone."""
+    context = prompt(100)
+    texts = [Prompt((*context, *prompt(asked, 1)), 100, frozenset(), "") for asked in (4, 36)]
+    variants = [
+        kvbench.Variant(kvbench.load_method("scope", **SCOPE, schedule=schedule), 48)
+        for schedule in ("adaptive", "discontinuous")
+    ]
+    variants.append(kvbench.Variant(kvbench.load_method("cam_decode"), 48))  # its draws are those of the context
+    settings: dict[str, Any] = {"question": "agnostic", "max_new_tokens": 48}
+    together = generate(tiny, texts, variants, **settings)
+    for text, outs in zip(texts, together, strict=True):
+        (alone,) = generate(tiny, [text], variants, **settings)
+        assert [(o.token_ids, o.kept_max) for o in outs] == [(o.token_ids, o.kept_max) for o in alone]
+
+
 def test_compressed_asks_for_the_steps_of_a_schedule(tiny: Tiny) -> None:
     """`model.generate` does not say how many tokens it will generate."""
     method = kvbench.load_method("scope", schedule="adaptive")
