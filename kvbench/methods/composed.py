@@ -5,6 +5,7 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -19,7 +20,7 @@ from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
-from kvbench.methods.room import check_decode_room, check_kept_room, check_reading_room
+from kvbench.methods.room import check_decode_room, check_kept_room, check_reading_room, raising
 from kvbench.methods.storage import Store
 
 
@@ -174,6 +175,15 @@ class Composed:
             self.check_room(tokens, f"{budget} (of {span} tokens: {tokens})")
         return min(tokens, span)
 
+    def encodes(self, tokens: int, kept: int) -> bool:
+        """Return True if the store encodes something of a head with `tokens`, of which it kept `kept` of the prompt."""
+        halves = () if self.store is None else self.store.halves
+        return any(half is not None and half.encoded(tokens, kept) > 0 for half in halves)
+
+    def unencoded_dials(self) -> list[tuple[str, Any]]:
+        """Return the dials, with values, without which the store would encode more of a short head."""
+        return list(raising(self.store, self._dials_of("store"), _plain_tokens))
+
     def check_room(self, tokens: int, budget: str = "") -> None:
         """Check that a budget of `tokens` exceeds what is always kept, or nothing would be selected.
 
@@ -308,3 +318,8 @@ class Composed:
         """The eviction of a method that has one."""
         assert self.eviction is not None, f"{self.name} keeps every token"
         return self.eviction
+
+
+def _plain_tokens(store: Store) -> int:
+    """Return the tokens of a head that a store leaves as they are before it encodes the first."""
+    return next(n for n in itertools.count() if any(half is not None and half.encoded(n, n) for half in store.halves))

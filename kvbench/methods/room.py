@@ -21,7 +21,7 @@ Dials = Mapping[str, tuple[str, Any]]
 def check_reading_room(name: str, look: Look, tokens: int, budget: str, dials: Dials) -> None:
     """Raise ValueError if a step of the method `name` reads more than `tokens` in any case."""
     if tokens < look.least:
-        named = _raising(look, dials, lambda changed: changed.least)
+        named = raising(look, dials, lambda changed: changed.least)
         settings = ", ".join(f"method.{dial}={value}" for dial, value in named) or "by its look"
         raise ValueError(
             f"{budget}: {name} reads at least {look.least} tokens per step ({settings}); the budget must be larger, or "
@@ -35,7 +35,7 @@ def check_kept_room(name: str, select: Select, tokens: int, budget: str, dials: 
     if tokens <= protected == 0:
         raise ValueError(f"{budget}: {name} would keep no token; the budget must be larger")
     if tokens <= protected:
-        named = _raising(select, dials, lambda changed: changed.protected(tokens).total)
+        named = raising(select, dials, lambda changed: changed.protected(tokens).total)
         settings = ", ".join(f"method.{dial}={value}" for dial, value in named) or "by its selection"
         raise ValueError(
             f"{budget}: {name} always keeps {protected} tokens ({settings}); the budget must be larger, or these "
@@ -55,10 +55,12 @@ def check_decode_room(name: str, policy: Decoding, tokens: int, budget: str, dia
         )
 
 
-def _raising(part: Any, dials: Dials, tokens: Callable[[Any], int]) -> Iterator[tuple[str, Any]]:
+def raising(part: Any, dials: Dials, tokens: Callable[[Any], int]) -> Iterator[tuple[str, Any]]:
     """Yield the dials, with values, without which a part (a dataclass) would always keep or read fewer tokens."""
     for field, named in dials.items():
-        for smaller in (0, 1):
+        value = getattr(part, field, 0)
+        halves = (value // 2, value // 4) if isinstance(value, int) else ()  # some must be multiples of others
+        for smaller in (0, 1, *halves):
             with suppress(TypeError, ValueError):  # no number, or one that cannot be 0
                 if tokens(replace(part, **{field: smaller})) < tokens(part):
                     yield named

@@ -34,6 +34,7 @@ def check_budget(job: Job, samples: GroupSamples) -> None:
     """
     spans = samples.spans()
     _check_reach(job, [*spans, *samples.other_spans()])
+    _check_store(job, samples)
     errors = [error for span in spans if (error := _no_room(job, span)) is not None]
     if not errors:
         return
@@ -64,6 +65,37 @@ def _check_reach(job: Job, spans: Sequence[int]) -> None:
             errors.append(error)
     if errors:
         raise errors[-1]
+
+
+def _check_store(job: Job, samples: GroupSamples) -> None:
+    """Check that the method's store encodes something of a head that holds as many tokens as the heads do on average.
+
+    Raises:
+        ValueError: it encodes nothing on any prompt of the run.
+    """
+    method, budget = job.variant.method, job.variant.budget
+    if method.store is None or isinstance(budget, ByteShare) or _no_room_anywhere(job, samples):
+        return
+    answers = {sample.id: sample.max_new_tokens for sample in samples.missing}
+    held = {}
+    for (name, prompt), span in zip(samples.prompts.items(), samples.spans(), strict=True):
+        tokens = method.tokens(budget, span) if _no_room(job, span) is None else None
+        kept = span if tokens is None or method.keeps_prompt else min(tokens, span)
+        grows = method.policy is None or method.policy.policy.adds_to_prompt
+        held[name] = kept, kept + (len(prompt.ids) - span + answers[name] if grows else 0)
+    idle = [most for kept, most in held.values() if not method.encodes(most, kept)]
+    if not idle:
+        return
+    settings = ", ".join(f"method.{dial}={value}" for dial, value in method.unencoded_dials())
+    what = f"{method.name} encodes nothing of {max(idle)} tokens per KV head, answers included ({settings})"
+    if len(idle) == len(samples.own) and not any(samples.other_spans()):
+        shown = "" if method.promises is None else f"budget={budget}: "
+        raise ValueError(f"{shown}{what}; keep more tokens, or make these smaller")
+    log.warning("%s: on %d of %d prompts %s", job.folder.name, len(idle), len(held), what)
+
+
+def _no_room_anywhere(job: Job, samples: GroupSamples) -> bool:
+    return all(_no_room(job, span) is not None for span in samples.spans())
 
 
 def _no_room(job: Job, span: int) -> ValueError | None:

@@ -34,6 +34,18 @@ def test_an_impossible_budget_leaves_nothing_behind(jobs: Jobs) -> None:
     assert fine.samples == 6
 
 
+def test_a_store_that_encodes_nothing_is_refused_or_told(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+    """Before weights load, and without a run folder, if that is so on every prompt; else one line says on how many."""
+    idle, fine = runner.run_jobs(jobs(["method=ada_snapkv+kivi", "budget=64"], ["method=snapkv", "budget=64"]))
+    text = str(idle.error)
+    assert text.startswith("budget=64: ada_snapkv+kivi encodes nothing of ") and "(method.residual=128);" in text
+    assert not idle.folder.exists() and fine.error is None
+    lengths = ["benchmark.lengths=[150,1200]", "benchmark.depths=[50]", "method=snapkv+kivi", "budget=0.3"]
+    with caplog.at_level("WARNING"):
+        (outcome,) = runner.run_jobs(jobs(lengths))
+    assert outcome.error is None and "on 1 of 2 prompts snapkv+kivi encodes nothing of" in caplog.text
+
+
 def test_a_share_below_the_window_on_some_prompts_keeps_the_most_recent_tokens(
     jobs: Jobs, caplog: pytest.LogCaptureFixture
 ) -> None:
