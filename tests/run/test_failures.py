@@ -40,7 +40,13 @@ def test_a_store_that_encodes_nothing_is_refused_or_told(jobs: Jobs, caplog: pyt
     text = str(idle.error)
     assert text.startswith("budget=64: ada_snapkv+kivi encodes nothing of ") and "(method.residual=128);" in text
     assert not idle.folder.exists() and fine.error is None
-    lengths = ["benchmark.lengths=[150,1200]", "benchmark.depths=[50]", "method=snapkv+kivi", "budget=0.3"]
+    lengths = [
+        "benchmark.lengths=[150,1200]",
+        "benchmark.depths=[50]",
+        "method.window=8",
+        "method=snapkv+kivi",
+        "budget=0.1",
+    ]
     with caplog.at_level("WARNING"):
         (outcome,) = runner.run_jobs(jobs(lengths))
     assert outcome.error is None and "on 1 of 2 prompts snapkv+kivi encodes nothing of" in caplog.text
