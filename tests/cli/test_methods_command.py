@@ -16,6 +16,8 @@ from kvbench.cli.method_tables import MARKS, describe, markdown, short_table, wr
 from kvbench.cli.methods import main
 from kvbench.common import paths
 from kvbench.config import options
+from kvbench.methods.allowance import check_bytes
+from kvbench.methods.budgets import ByteShare
 from tests.helpers.methods import shipped
 
 NAMES = sorted(options("method"))
@@ -31,7 +33,9 @@ def test_the_tables_in_the_documents_are_those_of_now() -> None:
 def test_a_description_says_what_the_method_is(name: str) -> None:
     """The description is read from the YAML alone, and agrees with the composed method."""
     known, method = describe(name), shipped()[name]
-    assert known.budget == {"kept": "tokens kept", "read": "tokens read", None: "none"}[method.promises]
+    assert known.budget == {"kept": "tokens kept, or bytes", "read": "tokens read", None: "none"}[method.promises]
+    if method.promises == "kept":
+        check_bytes(method, ByteShare(0.5))  # raises if it takes no bytes
     assert known.storage == ("plain" if method.store is None else type(method.store).__name__)
     assert set(known.parts) == set(method.named_parts)
     assert [dial.name for dial in known.dials] == list(method.dials)
@@ -73,7 +77,7 @@ def test_json_and_markdown_hold_everything(capsys: pytest.CaptureFixture[str]) -
 def test_one_method_and_a_combination(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["h2o_decode", "ada_snapkv+kivi"]) == 0
     first, second = capsys.readouterr().out.split("\n\n")
-    assert "acts: both; budget: tokens kept; storage: plain" in first
+    assert "acts: both; budget: tokens kept, or bytes; storage: plain" in first
     assert re.search(r"method\.decode_budget=null +tokens while generating", first)
     assert second.startswith("ada_snapkv+kivi\n") and "storage: Kivi" in second and "method.bits=2" in second
     assert "2407.11550" in second and "2402.02750" in second
