@@ -135,9 +135,13 @@ class RaggedCache:
         return tokens_read(form.look, [rows.reads(row) for rows in layers if isinstance(rows, LookRows)])
 
     def used_bytes(self, row: int) -> int:
+        return sum(self.layer_bytes(row))
+
+    def layer_bytes(self, row: int) -> list[int]:
+        """Return the bytes of the stored tokens of a row in every layer."""
         if (form := self._form_of.get(row)) is not None:
-            return sum(encoded[form].used_bytes(row) for encoded in self._encoded)
-        return sum(layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers)
+            return [encoded[form].used_bytes(row) for encoded in self._encoded]
+        return [layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers]
 
     def held_bytes(self, row: int) -> int:
         form = self._form_of.get(row)

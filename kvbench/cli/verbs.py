@@ -31,6 +31,7 @@ VERBS = {
     "score": Verb("kvbench.run.score:main", "score stored answers again, without a model"),
     "data": Verb("kvbench.data.__main__:main", "download and check the data of the published benchmarks"),
     "prompts": Verb("kvbench.prompts.__main__:main", "print a prompt as the model reads it"),
+    "inspect": Verb("kvbench.profile.inspect_command:main", "show what each head keeps of a prompt and looks at"),
     "profile": Verb("kvbench.profile.__main__:main", "measure time and memory over context, budget and batch"),
     "layers": Verb("kvbench.run.layers.command:main", "calibrate drop ratios of layers, for method=prefixkv_offline"),
     "heads": Verb("kvbench.run.heads.command:main", "score the attention heads of a model, for method=headkv"),

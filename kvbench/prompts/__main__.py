@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench.benchmarks.base import benchmarks_of
 from kvbench.common.command import Parser, command
-from kvbench.prompts import facts, renderer, show
+from kvbench.prompts import show
+from kvbench.prompts.choose import nth_prompt
 
 
 @command
@@ -54,13 +54,7 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     spec = models.ModelSpec.from_node(node)
     tokenizer: Any = models.load_tokenizer(spec)
     benchmark = hydra.utils.instantiate(cfg.benchmark)
-    seen = 0
-    for part in benchmarks_of(benchmark, facts(spec)):
-        samples = part.samples(tokenizer)
-        if number < seen + len(samples):
-            return show(renderer(spec, tokenizer, part)(samples[number - seen]), tokenizer)
-        seen += len(samples)
-    raise ValueError(f"show={number}: this benchmark has {seen} prompts, the first is 0")
+    return show(nth_prompt(spec, tokenizer, benchmark, number).prompt, tokenizer)
 
 
 if __name__ == "__main__":

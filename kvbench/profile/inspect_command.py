@@ -1,0 +1,138 @@
+"""`kvbench inspect method=fastgen prompt="…" layers=[0,5]`: what each head keeps of a prompt, and where it looks.
+
+Heavy modules are imported after `--help` has been answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvbench.common.command import Parser, command
+from kvbench.report.formats import FORMATS
+
+_EPILOG = """\
+settings of this command:
+  prompt=TEXT     the text to prefill, in the model's chat template (model.chat_template=never: the text alone)
+  show=N          without prompt=: the N-th prompt of the benchmark, 0 is the first (as for kvbench prompts)
+  layers=[0,5]    the layers whose attention is drawn; layers=all, layers=[] for none. Default: first, middle and last
+The other settings are those of `kvbench run`: model= method= budget= benchmark= paths.outputs= and those below them
+(method.recovery=0.8, model.dtype=bfloat16).
+
+examples:
+  kvbench inspect model=tiny method=fastgen prompt="The code of the safe is 7305, not 1234."
+  kvbench inspect model=smollm2_135m method=ada_snapkv budget=0.2 benchmark=needle show=2 layers=[0,15,29]
+
+results: <paths.outputs>/inspect/<model>-<method>-<hash>/ with layers.md, layers.csv and layers.json (MiB before and
+after, saved share, tokens per head, heads per policy), heads.csv (one line per head: its policy, what it kept) and
+attention_layerNN.png and .pdf. The same command again writes the same files.
+
+exit status: 0; 2 for a mistake in the command.
+"""
+_OWN = ("prompt", "show", "layers")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The settings of this command. `layers` is None for the default, and "all" for all."""
+
+    text: str | None
+    show: int
+    layers: list[int] | str | None
+    others: list[str]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prefill one prompt, print the tables, write the files. Returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "filelock", "matplotlib", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    asked = settings(arguments.overrides)
+    from kvbench.config.messages import plain_mistakes
+
+    with plain_mistakes(asked.others):
+        cfg = _composed(asked)
+    from kvbench.profile.inspect_prompt import inspect_prompt
+    from kvbench.profile.inspect_text import console
+
+    seen = inspect_prompt(cfg, asked.text, asked.show, asked.layers)
+    print(console(seen, arguments.format))
+    return 0
+
+
+def settings(overrides: Sequence[str]) -> Asked:
+    """Return the settings of this command, and the other overrides.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    own: dict[str, str] = {}
+    others = []
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if equals and name in _OWN:
+            own[name] = value
+        else:
+            others.append(override)
+    if "prompt" in own and not own["prompt"].strip():
+        raise ValueError('prompt=: give a text, as in prompt="The code is 7305."')
+    if "prompt" in own and "show" in own:
+        raise ValueError(f"show={own['show']}: chooses a prompt of a benchmark; leave out show or prompt")
+    if "prompt" in own and any(re.match(r"\+*benchmark[=./]", override) for override in others):
+        raise ValueError("prompt=: takes the place of a benchmark's prompt; leave out prompt or benchmark")
+    show = own.get("show", "0")
+    if not re.fullmatch(r"\d{1,9}", show):
+        raise ValueError(f"show={show}: the number of a prompt, 0 for the first")
+    return Asked(own.get("prompt"), int(show), _layers(own.get("layers")), others)
+
+
+def _layers(text: str | None) -> list[int] | str | None:
+    if text is None or text == "all":
+        return text
+    inner = text.strip().removeprefix("[").removesuffix("]").strip()
+    words = [word.strip() for word in inner.split(",")] if inner else []
+    if not all(re.fullmatch(r"\d{1,6}", word) for word in words):
+        raise ValueError(f"layers={text}: give numbers of layers as in layers=[0,5], or layers=all")
+    return sorted({int(word) for word in words})
+
+
+def _composed(asked: Asked) -> Any:
+    """Return the checked configuration of one run."""
+    import hydra
+
+    from kvbench import config
+    from kvbench.common.paths import conf_dir
+    from kvbench.config.compose import parse
+
+    config.register()
+    for override in parse(asked.others):
+        if override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: takes one value; lists are for kvbench -m")
+        if override.key_or_group.partition(".")[0] in ("hydra", "launcher", "limit", "shard"):
+            raise ValueError(f"{override.input_line}: has no effect here; leave it out")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("config", asked.others)
+    config.check(cfg)
+    return cfg
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="kvbench inspect",
+        description="What each head keeps of one prompt: memory per layer, policies per head, attention maps.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench, and the settings below")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="format of the output")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""One prompt under one method: the prefill, and the files that show it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from kvbench import config, models
+from kvbench.common.files import write_atomic
+from kvbench.engine.observe import compressed_layers, observe
+from kvbench.engine.variant import Variant
+from kvbench.methods.allowance import check_bytes
+from kvbench.methods.budgets import check_budget
+from kvbench.methods.dials import split_dials
+from kvbench.methods.load import build, method_identity
+from kvbench.profile.inspect_figure import draw_layer
+from kvbench.profile.inspect_text import Inspected, content, head_rows, layer_rows, layer_table, legend
+from kvbench.prompts.choose import Chosen, nth_prompt, text_prompt
+from kvbench.report.formats import csv_text
+from kvbench.store.identity import identity_hash
+
+
+def inspect_prompt(cfg: DictConfig, text: str | None, number: int, layers: list[int] | str | None) -> Inspected:
+    """Prefill a prompt, write the files, and return what they show.
+
+    Args:
+        text: the prompt; None for the `number`-th of the benchmark.
+        layers: the layers to draw; None for the first, the middle and the last, "all" for all.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    spec = models.ModelSpec.from_node(plain["model"])
+    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
+    check_bytes(method, check_budget(plain["budget"]))
+    variant = Variant(method, check_budget(plain["budget"]) if method.promises is not None else None)
+    if plain["threads"]:
+        torch.set_num_threads(plain["threads"])
+    tokenizer = models.load_tokenizer(spec)
+    chosen = _chosen(cfg, spec, tokenizer, text, number)
+    ids = list(chosen.prompt.ids[: chosen.span])
+    method.tokens(variant.budget, len(ids))  # an impossible budget is refused before weights load
+    most = models.shape(spec).layers
+    if isinstance(layers, list) and layers and layers[-1] >= most:
+        raise ValueError(f"layers={layers[-1]}: {spec.label} has layers 0 to {most - 1}")
+    loaded = models.load(spec)
+    seen = observe(
+        loaded.model,
+        loaded.tokenizer,
+        chosen.prompt,
+        chosen.span,
+        variant,
+        seed=plain["seed"],
+        maps=_drawn(compressed_layers(loaded.model), layers),
+    )
+    identity = {
+        "model": spec.identity(), "dtype": spec.dtype, "method": method_identity(cfg.method, method),
+        "budget": str(variant.budget), "ids": ids, "seed": plain["seed"],
+    }  # fmt: skip
+    name = f"{spec.label.rpartition('/')[2]}-{str(variant).replace('/', '-')}-{identity_hash(identity)[:8]}"
+    words = [str(tokenizer.decode([i])) for i in ids]
+    folder = Path(plain["paths"]["outputs"]).absolute() / "inspect" / name
+    inspected = Inspected(f"{spec.label}, {variant}", chosen.name, words, seen, folder)
+    _write(inspected)
+    return inspected
+
+
+def _chosen(cfg: DictConfig, spec: models.ModelSpec, tokenizer: Any, text: str | None, number: int) -> Chosen:
+    if text is not None:
+        return text_prompt(spec, tokenizer, text)
+    import hydra
+
+    return nth_prompt(spec, tokenizer, hydra.utils.instantiate(cfg.benchmark), number)
+
+
+def _drawn(compressed: Sequence[int], layers: list[int] | str | None) -> list[int]:
+    """Return the layers to draw."""
+    if layers is None:
+        return sorted({compressed[0], compressed[len(compressed) // 2], compressed[-1]})
+    return list(compressed) if isinstance(layers, str) else layers
+
+
+def _write(seen: Inspected) -> None:
+    """Write the tables and figures."""
+    folder = seen.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "layers.md", f"## {seen.heading}\n\n{layer_table(seen)}\n\n{legend(seen)}\n")
+    write_atomic(folder / "layers.csv", csv_text(layer_rows(seen)))
+    write_atomic(folder / "layers.json", json.dumps(content(seen), indent=2) + "\n")
+    write_atomic(folder / "heads.csv", csv_text(head_rows(seen)))
+    for layer in seen.layers:
+        if layer.attention_HPP is not None:
+            draw_layer(seen, layer, folder / f"attention_layer{layer.layer:02d}")
