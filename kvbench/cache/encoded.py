@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kvbench.cache import direct
 from kvbench.cache.base import Entry
 from kvbench.cache.blocks import Pool, Segment, plain_if_none
 from kvbench.methods.storage import Half, Side, Store, tensors
@@ -85,10 +86,13 @@ class EncodedRows:
         k_LTD, v_LTD = k_BUTD.flatten(0, 1), v_BUTD.flatten(0, 1)
         layouts = [layout_of(half.kind) for half in self._halves]
         group = q_BHTD.shape[1] // kv_heads
+        q_LGTD = q_BHTD.unflatten(1, (kv_heads, -1)).flatten(0, 1)
         if self._packed is not None and self._packed.supports(layouts[0], layouts[1], group, tokens, q_BHTD):
             out_BHTD = self._attend_packed(part, active, q_BHTD, k_BUTD, v_BUTD, scaling)
+        elif direct.supports(part.keys, part.values):
+            out_LGTD = direct.attend(part.keys, part.values, active.indices, q_LGTD, k_LTD, v_LTD, scaling)
+            out_BHTD = out_LGTD.unflatten(0, (len(rows), kv_heads)).flatten(1, 2)
         else:
-            q_LGTD = q_BHTD.unflatten(1, (kv_heads, -1)).flatten(0, 1)
             outs = [
                 _attend_decoded(part, active.indices[at], active.index_L[at], q_LGTD[at], k_LTD[at], v_LTD[at], scaling)
                 for at in part.keys.chunks(active.indices)

@@ -119,6 +119,15 @@ class Half(Part, Protocol):
         """Return [N, B, D] tokens from their encoded form."""
         ...
 
+    @property
+    def multiplies(self) -> bool:
+        """True if `multiply` gives the products of queries and keys without decoding them. Blocks have one token."""
+        return False
+
+    def multiply(self, q_NQD: Tensor, encoded: Sequence[Tensor], head_N: Tensor | None) -> Tensor:
+        """Return q k^T, [N, Q, M], of N heads with M encoded keys each; every tensor of `encoded` is [N, M, ...]."""
+        raise TypeError(f"{type(self).__name__} must be decoded first")
+
     def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
         """Return the bytes of an encoded block; of blocks that differ, the most."""
         return self.nbytes(self.encode(torch.zeros(1, self.block, dim, dtype=dtype), None, None))
@@ -170,6 +179,17 @@ class ChannelHalf(Half, Protocol):
 
     def _stay(self, dim: int) -> int:
         return dim - int(self.ratio * dim)
+
+    @property
+    def multiplies(self) -> bool:
+        """True: the channels that stay are multiplied with those of the query."""
+        return True
+
+    def multiply(self, q_NQD: Tensor, encoded: Sequence[Tensor], head_N: Tensor | None) -> Tensor:
+        """Return the products over the channels that stay."""
+        assert head_N is not None
+        channel_NQC = head_N.long()[:, None].expand(-1, q_NQD.shape[1], -1)
+        return q_NQD.gather(2, channel_NQC) @ encoded[0][:, :, 0].transpose(1, 2)
 
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
         """Return the channels that stay."""
