@@ -2,7 +2,8 @@
 
 Each prompt is generated prose with a needle. With `retrieval` the answer stands in the needle word by word. With
 `reasoning` the needle holds two numbers and two ages, and the question asks for that of the older or younger one.
-The texts are our own; the bar and the ten depths are those of the folder Important_Head of FYYFU/HeadKV 0862a09.
+The words are those of our needle test (RULER, arXiv 2404.06654); the bar and the ten depths are those of Important_Head
+in FYYFU/HeadKV 0862a09.
 """
 
 from __future__ import annotations
@@ -101,12 +102,13 @@ class HeadProbe:
     def _words(self, draw: random.Random) -> tuple[str, str, str, str]:
         """Return needle, question, beginning of the answer, and answer of a prompt."""
         if self.probe == "retrieval":
-            key, answer = _phrase(draw, 1), _phrase(draw, 4)
+            key = f"{draw.choice(KEY_ADJECTIVES)}-{draw.choice(KEY_NOUNS)}"
+            number = str(draw.randint(1_000_000, 9_999_999))
             return (
-                f" The password of the {key} is {answer}.",
-                f"\nWhat is the password of the {key} in the text above?",
-                f"The password of the {key} is",
-                answer,
+                f" One of the special magic numbers for {key} is: {number}.",
+                f"\nWhat is the special magic number for {key} mentioned in the provided text?",
+                f"The special magic number for {key} mentioned in the provided text is",
+                number,
             )
         first, second = draw.sample(_TRADES, 2)
         ages = draw.sample(range(21, 80), 2)
@@ -130,11 +132,6 @@ def token_span(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> tuple[int
     end = bisect_left(range(len(ids)), True, key=lambda place: text in decode(ids[:place]))
     lost = bisect_left(range(end), True, key=lambda place: text not in decode(ids[place:end]))
     return lost - 1, end
-
-
-def _phrase(draw: random.Random, pairs: int) -> str:
-    adjectives, nouns = draw.sample(KEY_ADJECTIVES, pairs), draw.sample(KEY_NOUNS, pairs)
-    return " ".join(f"{adjective} {noun}" for adjective, noun in zip(adjectives, nouns, strict=True))
 
 
 def _check_list(name: str, values: Sequence[int], least: int, most: int) -> None:

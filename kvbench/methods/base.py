@@ -236,6 +236,11 @@ class Select(Part, Protocol):
         return True
 
     @property
+    def exact(self) -> bool:
+        """True if a counted selection keeps as many tokens as it may; False if a reference's rule may keep fewer."""
+        return True
+
+    @property
     def scores(self) -> Sequence[Score]:
         """Further scores that it asks the context for. They are computed before a waiting layer frees its queries."""
         return ()

@@ -59,7 +59,7 @@ class Eviction:
     @property
     def exact(self) -> bool:
         """True if the kept tokens add up to the budget; False if they add up to a reference's rounding of it."""
-        return all(part is None or part.exact for part in (self.layers, self.heads))
+        return all(part is None or part.exact for part in (self.layers, self.heads, self.select))
 
     @property
     def scores(self) -> tuple[Score, ...]:

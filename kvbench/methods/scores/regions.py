@@ -1,0 +1,57 @@
+"""Attention within the regions of a prompt, and from one to the other: the scores of CSP.
+
+Shape suffixes: U KV heads, G query heads per KV head, Q queries of a block, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.methods.base import LayerContext, Score
+from kvbench.methods.fields import check_between, check_one_of
+from kvbench.methods.scores.groups import REDUCTIONS, reduce_group
+
+
+@dataclass(frozen=True)
+class RegionAttention(Score):
+    """Attention of the last queries within context and question, or from one of these regions to the other.
+
+    CSP (Pei et al. 2024, arXiv 2412.04652), where the regions are text and images. A weight is exp(z) / (1 + the sum of
+    all exp(z)): a query that finds nothing counts little. `share` of the prompt are the queries.
+    """
+
+    share: float = 0.1
+    reduce: str = "mean"
+    across: bool = False
+
+    def __post_init__(self) -> None:
+        check_between(self, "share", 0, 1)
+        check_one_of(self, "reduce", REDUCTIONS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The regions."""
+        return frozenset({"spans"})
+
+    def __call__(self, ctx: LayerContext) -> Tensor:
+        """Return [U, T] scores."""
+        both_2UGT = ctx.memo(("regions", self.share), lambda: _sums(ctx, self.share))
+        return reduce_group(both_2UGT[int(self.across)], self.reduce, dim=1)
+
+
+def _sums(ctx: LayerContext, share: float) -> Tensor:
+    """Return the attention that each token gets within its region, and from the other one: [2, U, G, T]."""
+    tokens, (begin, end) = ctx.num_tokens, ctx.spans["question"]
+    at_T = torch.arange(tokens, device=ctx.k.device)
+    asks_T = (at_T >= begin) & (at_T < end)
+    sums_2UGT = torch.zeros(2, ctx.num_kv_heads, ctx.group, tokens, dtype=ctx.dtype, device=ctx.k.device)
+    for first, last, logit_UGQT in ctx.logit_rows(tokens - max(1, int(tokens * share))):
+        weight_UGQT = (logit_UGQT - F.softplus(logit_UGQT.logsumexp(-1, keepdim=True))).exp()
+        across_QT = asks_T[first:last, None] != asks_T[:last]
+        sums_2UGT[0, ..., :last] += (weight_UGQT * ~across_QT).sum(2)
+        sums_2UGT[1, ..., :last] += (weight_UGQT * across_QT).sum(2)
+    return sums_2UGT
