@@ -12,7 +12,7 @@ from kvbench.methods.base import NO_SPANS, LayerContext, ModelView, Pass, Probe,
 from kvbench.methods.fields import check_at_least
 
 FIRST = "\n\nRepeat the previous context exactly."
-NEXT = "\n\nRepeat the part of the previous context exactly, starting with"
+NEXT = "\n\nRepeat the part of the previous context exactly, starting with "  # with its space, as in KVzip's own code
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Repeat(Probe):
     chat template writes before the text. They are worth more than any other token.
     """
 
-    chunk: int = 2048
+    chunk: int = 2000
     sinks: int = 4
     overlap: int = 8
 
