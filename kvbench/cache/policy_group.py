@@ -4,8 +4,8 @@ All rows of one policy in one layer form a `PolicyGroup`. What a policy knows of
 arena, column c of which is slot c of the segment. Lengths are counted on the host and on the device, by the same
 rules, so no step waits for the device.
 
-Shape suffixes: B rows, U KV heads, G query heads per KV head, C slots (padded to the longest segment), T new tokens,
-N steps, n tokens that leave a head at once, R slots of the arena, D head dimension.
+Shape suffixes: B rows, U KV heads, C slots (padded to the longest segment), T new tokens, n tokens that leave a head at
+once, R slots of the arena, D head dimension.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from kvbench.cache.arena import Arena
 from kvbench.cache.base import NewTokens
 from kvbench.cache.handed_on import hand_on
 from kvbench.cache.held import HeldRow
+from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Quota
 from kvbench.cache.turned import TurningKeys
 from kvbench.methods.decoding import Slots
 from kvbench.methods.sharing import Leaving
 from kvbench_kernels.backends import Backend, Buffers, Lanes
-
-AT_ONCE = 2**26  # attention weights that are held at once; those of a long question are observed row by row
 
 
 class PolicyGroup:
@@ -62,6 +61,7 @@ class PolicyGroup:
         self._places = places
         self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
         self._lanes = Lanes(self.index, len(arena.segments), device)
+        self._observer = Observer(self.policy, backend, self.index, self._lanes, self._place_B)
         self._start_BU = torch.tensor([[arena.segments[i].start for i in row] for row in segments], device=device)
         self._length_BU = torch.tensor(lengths, device=device)
         self._base_BU = torch.tensor(self.quota.base_BU, device=device)
@@ -155,8 +155,7 @@ class PolicyGroup:
         """Let the policy act after the attention of a step whose tokens `quota` counts already."""
         s = self.slots
         self._append(q_BHTD.shape[2], None if new is None else new.ids_BT)
-        if self.policy.reads != "nothing":
-            self._observe(q_BHTD if self.policy.reads == "all" else q_BHTD[:, :, -1:], buffers, scaling)
+        self._observer(s, q_BHTD, buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
         s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
         if s.limit_BU is not None and self._pins is not None:
@@ -200,31 +199,6 @@ class PolicyGroup:
         self._length_BU += new
         s.seen_B += new
         s.live_BUC = self._columns_C < self._length_BU[..., None].int()
-
-    def _observe(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> None:
-        """Give the policy the attention of the newest queries: all rows at once, unless a question makes it large."""
-        if self._place_B is not None:
-            q_BHTD = q_BHTD[self._place_B]
-        (rows, heads), width = self._length_BU.shape, len(self._columns_C)
-        together = max(1, AT_ONCE // (q_BHTD.shape[1] * q_BHTD.shape[2] * width))
-        if q_BHTD.shape[2] == 1 or together >= rows:
-            self._observe_rows(q_BHTD, self.slots, self._lanes, buffers, scaling)
-            return
-        segments = len(self._lanes.query_S)
-        for first in range(0, rows, together):
-            part = slice(first, first + together)
-            index = self.index[first * heads : (first + together) * heads]
-            lanes = Lanes(index, segments, q_BHTD.device)
-            self._observe_rows(q_BHTD[part], self.slots.rows(part), lanes, buffers, scaling)
-
-    def _observe_rows(self, q_BHTD: Tensor, slots: Slots, lanes: Lanes, buffers: Buffers, scaling: float) -> None:
-        q_NGTD = q_BHTD.unflatten(1, (self._length_BU.shape[1], -1)).flatten(0, 1)
-        weights_NGTC = self._backend.weights(q_NGTD, buffers, lanes, scaling, len(self._columns_C))
-        state_BUC = slots.state_BUC
-        self.policy.observe(slots, weights_NGTC.unflatten(0, (len(q_BHTD), -1)))
-        if slots.state_BUC is not state_BUC:  # a recorded step must find the state where it was
-            state_BUC.copy_(slots.state_BUC)
-            slots.state_BUC = state_BUC
 
     def _drop_one(self, due_BU: Tensor, buffers: Buffers) -> None:
         """Drop the token worth least from heads where one is due: the last slot takes its place. Device work alone."""

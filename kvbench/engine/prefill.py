@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +23,8 @@ from torch import Tensor
 from kvbench.cache.base import Entry
 from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches, Place
-from kvbench.engine.clock import now
+from kvbench.engine.clock import VariantTimes, now
+from kvbench.engine.entries import entries
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
@@ -33,9 +33,7 @@ from kvbench.methods.allowance import allowed, fit, fits_late
 from kvbench.methods.base import Probe, Score
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
-from kvbench.methods.decoding import Decoding
 from kvbench.methods.fitting import CacheShape, promised_bytes
-from kvbench.methods.plan import Plan
 
 
 class PrefillPass:
@@ -58,8 +56,6 @@ class PrefillPass:
         allowed: per variant, the tokens that its budget allows; None without a budget.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
         total_s: seconds of the call that were spent on compression.
-        compress_s: per variant, the seconds that its own compression would have taken without the others, and with a
-            single row.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -83,8 +79,9 @@ class PrefillPass:
         self._shape, self._num_layers = shape, len(caches.plan.full)
         self.span = span
         self.full_bytes = 0
-        self._variants, self.compress_s = self._for_prompt(variants)
-        self.total_s = sum(self.compress_s)
+        self._variants, seconds = self._for_prompt(variants)
+        self._times = VariantTimes(seconds)
+        self.total_s = sum(seconds)
         self.allowed = [allowed(v.method, v.budget, span, shape) for v in self._variants]
         self._earlier = EarlierScores()
         self._totals: dict[int, list[int] | None] = {}
@@ -100,6 +97,11 @@ class PrefillPass:
             own.append(variant.for_prompt(self._facts))
             seconds.append(time.perf_counter() - begin)
         return own, seconds
+
+    @property
+    def compress_s(self) -> Sequence[float]:
+        """Per variant, the seconds that its compression would have taken without the others, and with a single row."""
+        return self._times.seconds
 
     def begin(self, ids_BT: Tensor) -> None:
         """Start the forward call over these tokens."""
@@ -153,7 +155,7 @@ class PrefillPass:
         for index in late:
             method, budget = self._variants[index].method, self._variants[index].budget
             statistics = self._statistics.pop(index, None)
-            with self._timed([index], self._waiting[0]):
+            with self._times([index], self._waiting[0]):
                 if isinstance(budget, ByteShare) and fits_late(method, budget):
                     self.allowed[index] = fit(method, budget, self._waiting, statistics, self._shape)
                 self._totals[index] = self._layer_totals(index, statistics)
@@ -182,7 +184,7 @@ class PrefillPass:
             for index in late:
                 method = self._variants[index].method
                 early = [score for score in method.all_scores if "probed" not in score.needs]
-                with self._timed([index], ctx):
+                with self._times([index], ctx):
                     if method.needs_statistics and method.probe is None:
                         self._statistics[index].append(method.statistic(ctx))
                     for score in early:
@@ -190,7 +192,7 @@ class PrefillPass:
                     if method.store is not None:
                         method.store.summarise(ctx)
                 scores += early
-            with self._timed(late, ctx):  # without the others, each would need the same copies
+            with self._times(late, ctx):  # without the others, each would need the same copies
                 ctx.keep_scores(scores)
             self._waiting.append(ctx)
 
@@ -203,12 +205,12 @@ class PrefillPass:
                 users[probe].append(index)
         for probe, variants in users.items():
             assert self._run_probe is not None
-            with self._timed(variants, self._waiting[0]):
+            with self._times(variants, self._waiting[0]):
                 self._run_probe(probe, self._waiting, self._local_keys)
             for index in variants:
                 method = self._variants[index].method
                 for ctx in self._waiting if method.needs_statistics else ():
-                    with self._timed([index], ctx):
+                    with self._times([index], ctx):
                         self._statistics[index].append(method.statistic(ctx))
         self._local_keys.clear()
 
@@ -217,46 +219,30 @@ class PrefillPass:
         plain: dict[int, list[Entry]] = {}
         for index in variants:
             method = self._variants[index].method
-            with self._timed([index], ctx):
-                entries, merged = self._entries(index, ctx), None
+            with self._times([index], ctx):
+                of_rows, merged = self._entries(index, ctx), None
                 if method.merge is not None and self._drops(index):
-                    merged = method.merged(ctx, entries[0].keep_UT)
+                    merged = method.merged(ctx, of_rows[0].keep_UT)
                 if method.store is not None:
-                    side = method.store.prepare(ctx, entries[0].keep_UT, *(merged or (ctx.k, ctx.v)))
-                    entries = [replace(entry, side=side) for entry in entries]
+                    side = method.store.prepare(ctx, of_rows[0].keep_UT, *(merged or (ctx.k, ctx.v)))
+                    of_rows = [replace(entry, side=side) for entry in of_rows]
             if merged is None and method.store is None and method.look is None:
-                plain[index] = entries
+                plain[index] = of_rows
                 continue
             k_UTD, v_UTD = (ctx.k, ctx.v) if merged is None else merged
-            with self._timed([index], ctx, {index: 1 / len(entries)}):
-                self._caches.kv.add(ctx.layer, entries, k_UTD, v_UTD)
+            with self._times([index], ctx, {index: 1 / len(of_rows)}):
+                self._caches.kv.add(ctx.layer, of_rows, k_UTD, v_UTD)
         if plain:
-            together = [entry for entries in plain.values() for entry in entries]
-            with self._timed(list(plain), ctx, self._shares(plain)):
+            together = [entry for of_rows in plain.values() for entry in of_rows]
+            with self._times(list(plain), ctx, self._shares(plain)):
                 self._caches.kv.add(ctx.layer, together, ctx.k, ctx.v)
 
     def _shares(self, plain: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
         """Return which share of the time to store several variants a single row of each would take: by its tokens."""
         every = [self.span if self._variants[index].method.keeps_prompt else self._tokens(index) for index in plain]
         tokens = {index: self.span if own is None else own for index, own in zip(plain, every, strict=True)}
-        total = sum(tokens[index] * len(entries) for index, entries in plain.items())
+        total = sum(tokens[index] * len(of_rows) for index, of_rows in plain.items())
         return {index: tokens[index] / total for index in plain}
-
-    @contextmanager
-    def _timed(
-        self, variants: Sequence[int], ctx: LayerContext, shares: Mapping[int, float] | None = None
-    ) -> Iterator[None]:
-        """Add the seconds of a block, and of the results that it reuses, to the times of variants.
-
-        Args:
-            shares: the share of each variant, where it is not all of the time.
-        """
-        ctx.watch.user = variants[0] if len(variants) == 1 else None
-        begin, reused_s = now(ctx.k.device), ctx.reused_s
-        yield
-        seconds = now(ctx.k.device) - begin + ctx.reused_s - reused_s
-        for index in variants:
-            self.compress_s[index] += seconds * (1.0 if shares is None else shares[index])
 
     def _late(self) -> list[int]:
         """Return the variants that choose their tokens at the end of the prefill."""
@@ -274,57 +260,18 @@ class PrefillPass:
         return self._variants[index].method.drops(self._tokens(index), self.span)
 
     def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
-        """Return what a variant keeps of a layer, once for each of its rows. The rows share all tensors."""
-        method = self._variants[index].method
-        every_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+        """Return what a variant keeps of a layer, once for each of its rows."""
+        variant, tokens = self._variants[index], self._tokens(index)
         if self._drops(index):
             if index not in self._totals:
                 self._totals[index] = self._layer_totals(index, None)
-            tokens, totals = self._tokens(index), self._totals[index]
+            totals = self._totals[index]
             if tokens is not None:
-                method.check_scored(tokens)
-            keep_UT = method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
+                variant.method.check_scored(tokens)
+            keep_UT = variant.method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
         else:
-            keep_UT = every_UT
-        policy, plan = method.policy, method.plan(ctx, keep_UT)
-        first, *others = self._places[index]
-        entry = Entry(
-            first.row,
-            every_UT if method.keeps_prompt else keep_UT,
-            first.reserve,
-            store=method.store,
-            policy=None if policy is None else policy.planned(first.reserve),
-            score_UT=method.start_scores(ctx),
-            base_U=None if policy is None else self._base(index, policy, keep_UT, plan),
-            plan=plan,
-            look=method.look,
-            reads=None if method.look is None else self._tokens(index),
-            seed=ctx.facts.seed,
-        )
-        return [entry, *(self._entry_of(entry, place, policy) for place in others)]
-
-    @staticmethod
-    def _entry_of(first: Entry, place: Place, policy: Decoding | None) -> Entry:
-        """Return what another row of a variant keeps: the same tokens."""
-        planned = None if policy is None else policy.planned(place.reserve)
-        return replace(first, row=place.row, reserve=place.reserve, policy=planned)
-
-    def _base(self, index: int, policy: Decoding, keep_UT: Tensor, plan: Plan | None) -> list[int]:
-        """Return each KV head's share of the budget while generating, or the limit of its plan.
-
-        If the prompt was compressed, the shares follow from layer and head budgets. A prompt shorter than the budget
-        leaves room to grow: every head may then hold the whole budget.
-        """
-        budget, tokens = self._variants[index].budget, self._tokens(index)
-        if plan is not None and policy.policy.follows_plan:
-            limits: list[int] = plan.limit_U.tolist()
-            return limits
-        kept: list[int] = keep_UT.sum(1).tolist()
-        if policy.policy.adds_to_prompt:
-            return [self.span] * len(kept) if policy.phase == "decode" else kept
-        if tokens is None or self._drops(index):
-            return kept if tokens is None else policy.base(kept, tokens)
-        return [policy.tokens(budget if isinstance(budget, int) else tokens)] * len(keep_UT)
+            keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+        return entries(variant, self._places[index], ctx, keep_UT, tokens)
 
     def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:
         allowed, shape = self.allowed[index], self._shape

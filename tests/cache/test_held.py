@@ -181,7 +181,7 @@ def test_a_policy_that_holds_more_than_its_share_loses_no_token(shares: list[int
 def test_a_question_whose_attention_is_large_is_observed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     outs = []
     for at_once in (2**26, 1):
-        monkeypatch.setattr("kvbench.cache.policy_group.AT_ONCE", at_once)
+        monkeypatch.setattr("kvbench.cache.observer.AT_ONCE", at_once)
         g = torch.Generator().manual_seed(1)
         cache = RaggedCache(1)
         cache.add(0, entries(POLICIES[0], g, 2, 30, 40), *torch.randn(2, 2, 30, DIM, generator=g).unbind())

@@ -1,0 +1,71 @@
+"""The rows that a variant fills of a layer, once its tokens are chosen.
+
+Shape suffixes: U KV heads, T tokens of the compressed span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.base import Entry
+from kvbench.engine.caches import Place
+from kvbench.engine.variant import Variant
+from kvbench.methods.context import LayerContext
+from kvbench.methods.decoding import Decoding
+from kvbench.methods.plan import Plan
+
+
+def entries(
+    variant: Variant, places: Sequence[Place], ctx: LayerContext, keep_UT: Tensor, tokens: int | None
+) -> list[Entry]:
+    """Return what each row of a variant stores of a layer. The rows share all tensors.
+
+    Args:
+        places: the rows, and the tokens that follow in each.
+        keep_UT: the tokens that the method keeps of the prompt.
+        tokens: tokens per KV head that the budget allows; None without a budget.
+    """
+    method, (first, *others) = variant.method, places
+    policy, plan = method.policy, method.plan(ctx, keep_UT)
+    entry = Entry(
+        first.row,
+        torch.ones_like(keep_UT) if method.keeps_prompt else keep_UT,
+        first.reserve,
+        store=method.store,
+        policy=None if policy is None else policy.planned(first.reserve),
+        score_UT=method.start_scores(ctx),
+        base_U=None if policy is None else _base(variant, policy, keep_UT, plan, tokens),
+        plan=plan,
+        look=method.look,
+        reads=None if method.look is None else tokens,
+        seed=ctx.facts.seed,
+    )
+    return [entry, *(_copy_for(entry, place, policy) for place in others)]
+
+
+def _copy_for(first: Entry, place: Place, policy: Decoding | None) -> Entry:
+    """Return what another row of a variant keeps: the same tokens."""
+    planned = None if policy is None else policy.planned(place.reserve)
+    return replace(first, row=place.row, reserve=place.reserve, policy=planned)
+
+
+def _base(variant: Variant, policy: Decoding, keep_UT: Tensor, plan: Plan | None, tokens: int | None) -> list[int]:
+    """Return each KV head's share of the budget while generating, or the limit of its plan.
+
+    If the prompt was compressed, the shares follow from layer and head budgets. A prompt shorter than the budget
+    leaves room to grow: every head may then hold the whole budget.
+    """
+    heads, span = keep_UT.shape
+    if plan is not None and policy.policy.follows_plan:
+        limits: list[int] = plan.limit_U.tolist()
+        return limits
+    kept: list[int] = keep_UT.sum(1).tolist()
+    if policy.policy.adds_to_prompt:
+        return [span] * heads if policy.phase == "decode" else kept
+    if tokens is None or variant.method.drops(tokens, span):
+        return kept if tokens is None else policy.base(kept, tokens)
+    return [policy.tokens(variant.budget if isinstance(variant.budget, int) else tokens)] * heads
