@@ -12,10 +12,12 @@ import kvbench
 from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
+from kvbench.engine.model_view import view_of
 from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.plan import NO_LIMIT, Plan
 from kvbench.methods.select.policy_sets import policy_sets
 from kvbench.methods.select.recovery import largest_error, recovered_mass
+from tests.helpers.tiny_engine import generate, prompt, tiny_model
 from tests.reference import fastgen as naive
 from tests.reference import tva
 
@@ -204,3 +206,27 @@ def test_its_decode_policy_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="decode policy HeldPolicies follows what a selection decides") as caught:
         kvbench.load_method("snapkv+fastgen")
     assert "\n" not in str(caught.value)
+
+
+def test_the_dials_of_every_policy_act_on_heads_with_plans() -> None:
+    """A buffer holds that many more tokens between two cuts; phases say when heads are cut. Both caches agree."""
+    shares = {"recovery": 0.5, "frequent": 0.1, "local": 0.1}
+    dials: list[dict[str, Any]] = [{}, {"buffer": 5}, {"buffer": 6, "interval": 4}, {"phase": "decode"}]
+    variants = [kvbench.Variant(kvbench.load_method("fastgen", **shares, **more)) for more in dials]
+    never = kvbench.Variant(kvbench.load_method("fastgen", **shares, phase="prefill"))
+    asked: dict[str, Any] = {"max_new_tokens": 24, "stop_ids": []}
+    rows, others = (
+        generate(tiny_model(), [prompt(60)], [*variants, never], cache=cache, **asked)[0]
+        for cache in ("ragged", "masked")
+    )
+    assert [(row.token_ids, row.kept, row.kept_max) for row in rows] == [
+        (row.token_ids, row.kept, row.kept_max) for row in others
+    ]
+    plain, buffered, at_intervals, late, growing = rows
+    first = max(map(max, plain.kept))
+    marks = set(view_of(*tiny_model()).ids("punctuation").tolist())
+    for row, more in ((plain, 0), (buffered, 5), (at_intervals, 3)):
+        pinned = sum(i in marks for i in row.token_ids[:-1])
+        assert first + more <= row.kept_max <= first + round(0.1 * 60) + more + pinned
+    assert late.kept == [[60, 60]] * 4 and late.kept_max == 60
+    assert growing.kept == plain.kept and growing.kept_max == first + 23
