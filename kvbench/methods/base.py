@@ -238,7 +238,7 @@ class Select(Part, Protocol):
     @property
     def exact(self) -> bool:
         """True if a counted selection keeps as many tokens as it may; False if a reference's rule may keep fewer."""
-        return True
+        return getattr(self, "allocation", "exact") == "exact"
 
     @property
     def scores(self) -> Sequence[Score]:

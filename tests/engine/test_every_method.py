@@ -22,7 +22,8 @@ from kvbench.run.record import broken_promise
 from tests.helpers.methods import budget_for, load, shipped
 
 NEW = 5
-SMALL = {"window": 5, "recent": 5, "page": 3}  # in the place of what suits prompts of thousands of tokens
+# in the place of what suits prompts of thousands of tokens and models of many layers
+SMALL = {"window": 5, "recent": 5, "page": 3, "localization": "top_half-5", "aggregation": "average-3", "shared": 2}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.helpers.methods import budget_for, load
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
 
 BUDGET = 70
-SMALL = {"residual": 32, "recent": 4, "decode_budget": 8}
+SMALL = {"residual": 32, "recent": 4, "shared": 2, "decode_budget": 8}
 PROMPT = ("score", "layers", "heads", "select")
 
 
