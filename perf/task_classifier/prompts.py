@@ -70,16 +70,16 @@ def prompts(longbench: str | None, seed: int = 0) -> list[Prompt]:
     """Return all prompts in a fixed order. Without a LongBench folder, those of our generators alone."""
     draw = random.Random(seed)
     rows = [] if longbench is None else list(_longbench(longbench))
-    made = [*rows, *_ruler(), *_needle()]
-    sizes = Counter(source for _, source in made)
+    samples = [*rows, *_ruler(), *_needle()]
+    sizes = Counter(source for _, source in samples)
     out = []
-    for number, (sample, source) in enumerate(made):
+    for number, (sample, source) in enumerate(samples):
         held_out = "sample" if number % 4 == 3 else None
         for _ in range(max(1, 24 // sizes[source])):  # small sets come several times
             out.append(
                 _ends(draw, sample.context, sample.question + sample.answer_prefix, sample.task, source, held_out)
             )
-    out += _wordings(draw, [(sample, number % 4 == 3) for number, (sample, _) in enumerate(made)])
+    out += _wordings(draw, [(sample, number % 4 == 3) for number, (sample, _) in enumerate(samples)])
     return out
 
 
