@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.quota import Counts as QuotaCounts
-from kvbench.methods.context import Kernels
 from kvbench.methods.decoding import Decoding
+from kvbench.methods.kernels import Kernels
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
 from kvbench.methods.storage import Side, Store

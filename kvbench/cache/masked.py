@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry, NewTokens, Reads, TokensRead, tokens_read
-from kvbench.methods.decoding import DecodePolicy, Decoding, Slots, Start
+from kvbench.methods.decoding import DecodePolicy, Decoding, Start
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
 from kvbench.methods.sharing import Leaving
+from kvbench.methods.slots import Slots
 from kvbench.methods.storage import Half, Side
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots
+from kvbench.methods.decoding import DecodePolicy
+from kvbench.methods.slots import Slots
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
 AT_ONCE = 2**26  # attention weights that are held at once; those of a long question are observed row by row

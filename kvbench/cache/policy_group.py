@@ -25,8 +25,8 @@ from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Quota
 from kvbench.cache.turned import TurningKeys
-from kvbench.methods.decoding import Slots
 from kvbench.methods.sharing import Leaving
+from kvbench.methods.slots import Slots
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Rotate
-from kvbench.methods.decoding import DecodePolicy, Slots
+from kvbench.methods.decoding import DecodePolicy
+from kvbench.methods.slots import Slots
 from kvbench_kernels.backends import Buffers
 
 

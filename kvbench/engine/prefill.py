@@ -30,10 +30,11 @@ from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed, fit, fits_late
-from kvbench.methods.base import Probe, Score
+from kvbench.methods.base import Score
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.fitting import CacheShape, promised_bytes
+from kvbench.methods.probing import Probe
 
 
 class PrefillPass:

@@ -9,7 +9,7 @@ A method is composed of parts. Each is a small frozen dataclass without state th
     layers  budget [, statistics] -> tokens per layer               kvbench/methods/layers/
     heads   candidates, tokens of the layer -> tokens per KV head   kvbench/methods/heads/
     select  candidates, tokens per KV head -> keep mask [U, T]      kvbench/methods/select/
-    probe   optional: more forward passes before anything is scored kvbench/methods/probe/
+    probe   optional: more forward passes before anything is scored kvbench/methods/probe/ (contract: probing.py)
     merge   optional: keep mask -> keys and values to store         kvbench/methods/merge/
     store   optional: the form in which kept tokens are held        kvbench/methods/store/ (contract: storage.py)
     decode  optional: what leaves the cache while generating        kvbench/methods/decode/
@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.candidates import Candidates, HeadBudget
-from kvbench.methods.context import NO_SPANS, LayerContext, PromptFacts, Spans
-from kvbench.methods.model_view import ModelView
+from kvbench.methods.context import LayerContext, PromptFacts
 from kvbench.methods.plan import Plan
 
 
@@ -271,47 +270,6 @@ class Select(Part, Protocol):
         """Return the keep mask [U, T]: the protected tokens, and of the candidates as many as `budget` gives a head.
 
         A selection that is not counted gets no budget, and candidates only if its method has a score.
-        """
-        ...
-
-
-class ProbeRange(NamedTuple):
-    """The tokens of the prompt that a pass of a probe is about."""
-
-    begin: int
-    end: int
-
-
-Pass = tuple[list[int], ProbeRange]
-"""The token ids of a pass, and the range of the prompt that it is about."""
-
-
-@runtime_checkable
-class Probe(Part, Protocol):
-    """Forward passes after the prefill, from which scores are made. They see all keys of the prompt and leave none.
-
-    They run once for a context, for all variants with an equal probe and for all questions. Their time counts for
-    these variants alone. Parts with "probed" in their `needs` find the results in `LayerContext.probed[probe]`.
-    """
-
-    def passes(self, ids: Sequence[int], model: ModelView, spans: Spans = NO_SPANS) -> list[Pass]:
-        """Return the token ids of each pass, and the range of the prompt that it is about.
-
-        Args:
-            ids: the prompt, as far as it is compressed.
-            spans: begin and end of its named regions, as in `LayerContext.spans`.
-        """
-        ...
-
-    def observe(
-        self, before: Tensor | None, ctx: LayerContext, q_HPD: Tensor, k_UPD: Tensor, about: ProbeRange
-    ) -> Tensor:
-        """Return what the passes so far observed in a layer, this one included.
-
-        Args:
-            before: the result of the passes before; None for the first.
-            ctx: keys and values of the prompt. Its queries are freed.
-            q_HPD, k_UPD: queries and keys of the P tokens of the pass, after RoPE.
         """
         ...
 

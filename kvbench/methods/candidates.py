@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvbench.methods.context import Kernels
+from kvbench.methods.kernels import Kernels
 from kvbench.methods.memo import Memo
 from kvbench.methods.rounding import apportion
 

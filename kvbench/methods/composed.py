@@ -1,4 +1,4 @@
-"""The parts of a method, put together as plain data, and the properties that follow from them.
+"""A method at work: its budget in tokens, its checks, and what its parts return for a layer.
 
 Shape suffixes: U KV heads, T tokens of the compressed span.
 """
@@ -6,148 +6,25 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from kvbench.methods.base import Merge, Part, Probe, Score
+from kvbench.methods.base import Part
 from kvbench.methods.budgets import Budget, ByteShare, check_budget
-from kvbench.methods.context import LayerContext, PromptFacts
-from kvbench.methods.decoding import Decoding, Feed
-from kvbench.methods.eviction import Eviction
+from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.looking import Look
+from kvbench.methods.parts import Parts
 from kvbench.methods.plan import Plan
 from kvbench.methods.room import check_decode_room, check_kept_room, check_reading_room, raising
 from kvbench.methods.storage import Store
 
 
 @dataclass(frozen=True)
-class Composed:
-    """The parts of a compression method, as conf/method/<name>.yaml names them.
-
-    Attributes:
-        dials: what the user may set, as in the YAML.
-        eviction: which tokens of the prompt stay; None for a method that keeps all of them.
-        probe: forward passes of the method's own, before anything is scored; None for none.
-        merge: how kept keys and values take up something of the dropped ones; None for not at all.
-        store: the form in which kept tokens are held; None for plain keys and values.
-        decode: what leaves the cache while generating, and when; None for nothing.
-        look: which tokens a decode step reads; None for all that are kept.
-        feed: the chunks in which the prompt goes through the decode path; None for the shared prefill.
-        dial_of: (part, field of it) -> the dial that feeds the field, for messages.
-    """
-
-    name: str
-    dials: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    eviction: Eviction | None = None
-    probe: Probe | None = None
-    merge: Merge | None = None
-    store: Store | None = None
-    decode: Decoding | None = None
-    look: Look | None = None
-    feed: Feed | None = None
-    dial_of: Mapping[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def named_parts(self) -> dict[str, object]:
-        """The parts that this method has, by their names in the YAML."""
-        evicting = {} if self.eviction is None else vars(self.eviction)
-        policy = None if self.decode is None else self.decode.policy
-        parts = {
-            **evicting,
-            "probe": self.probe,
-            "merge": self.merge,
-            "feed": self.feed,
-            "store": self.store,
-            "decode": policy,
-            "look": self.look,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """The parts that this method has."""
-        return tuple(self.named_parts.values())
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The fields of a layer's context that some part reads; see `kvbench.methods.base.NEEDS`."""
-        return frozenset[str]().union(*(part.needs for part in self.parts if isinstance(part, Part)))
-
-    @property
-    def evicts(self) -> bool:
-        """True if the method drops tokens of the prompt."""
-        return self.eviction is not None
-
-    @property
-    def promises(self) -> Literal["kept", "read"] | None:
-        """The meaning of a budget to this method; None if it takes no budget.
-
-        "kept": the kept tokens add up to the budget. "read": as many tokens are read in every step. Without a budget
-        everything is kept, or the method decides by itself how much; what it kept is measured and reported.
-        """
-        if self.look is not None:
-            return "read"
-        return "kept" if self.eviction is not None and self.eviction.counted else None
-
-    @property
-    def policy(self) -> Decoding | None:
-        """The decode policy, with its dials, of rows that generate; None if nothing leaves while generating."""
-        return None if self.decode is None or self.decode.phase == "prefill" else self.decode
-
-    @property
-    def keeps_prompt(self) -> bool:
-        """True if the whole prompt is kept: it is cut when decoding begins, or a step reads part of it."""
-        return self.look is not None or (self.decode is not None and self.decode.phase == "decode")
-
-    @property
-    def exact(self) -> bool:
-        """True if the kept tokens add up to the budget; False if they add up to a reference's rounding of it."""
-        return self.eviction is None or self.eviction.exact
-
-    @property
-    def needs_statistics(self) -> bool:
-        """True if layer budgets depend on the scores of all layers. K and V then wait for the prefill's end."""
-        layers = None if self.eviction is None else self.eviction.layers
-        return layers is not None and layers.needs_statistics
-
-    @property
-    def waits(self) -> bool:
-        """True if keys and values of all layers wait for the prefill's end, before tokens are chosen."""
-        return self.needs_statistics or self.probe is not None
-
-    @property
-    def queries(self) -> int:
-        """Queries whose attention to all tokens a score holds at once; for the memory estimate."""
-        return max((score.queries for score in self.all_scores), default=0)
-
-    @property
-    def all_scores(self) -> tuple[Score, ...]:
-        """All scores that the method reads of a layer, its own first."""
-        own = () if self.eviction is None else self.eviction.scores
-        start = None if self.policy is None else self.policy.policy.score
-        return (*own, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
-
-    def for_prompt(self, facts: PromptFacts) -> Self:
-        """Return the method with which a prompt is compressed: its parts have chosen the fields that depend on it.
-
-        Raises:
-            ValueError: a part lacks a fact that it chooses by.
-        """
-        own = {name: part.for_prompt(facts) for name, part in self.named_parts.items() if isinstance(part, Part)}
-        changed: dict[str, Any] = {name: part for name, part in own.items() if part is not self.named_parts[name]}
-        if not changed:
-            return self
-        evicting = {name: changed.pop(name) for name in ("score", "layers", "heads", "select") if name in changed}
-        if evicting:
-            changed["eviction"] = replace(self.evicting, **evicting)
-        if "decode" in changed:
-            assert self.decode is not None
-            changed["decode"] = replace(self.decode, policy=changed["decode"])
-        return replace(self, **changed)
+class Composed(Parts):
+    """A compression method: its parts, and what they do under a budget."""
 
     def tokens(self, budget: Budget | str | None, span: int) -> int | None:
         """Return the tokens per KV head that `budget` allows on a prompt of `span` tokens; None if no budget applies.
@@ -312,12 +189,6 @@ class Composed:
     def _text(self, error: InvalidField, part: str) -> str:
         """Return the message of a part's error, with dials in the place of the part's fields."""
         return error.text(lambda name: self.dial_of.get((part, name), name))
-
-    @property
-    def evicting(self) -> Eviction:
-        """The eviction of a method that has one."""
-        assert self.eviction is not None, f"{self.name} keeps every token"
-        return self.eviction
 
 
 def _plain_tokens(store: Store) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from kvbench.methods.kernels import Kernels
 from kvbench.methods.memo import Memo, Stopwatch
 from kvbench.methods.model_view import ModelView
 
@@ -23,24 +24,6 @@ Spans = Mapping[str, tuple[int, int]]
 NO_SPANS: Spans = MappingProxyType({})
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
 COLUMN_SUM_QUERIES = 64  # fewer queries in a block would waste the matrix product
-
-
-class Kernels(Protocol):
-    """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
-
-    def window_score(
-        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
-    ) -> Tensor:
-        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them."""
-        ...
-
-    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
-        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it."""
-        ...
-
-    def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
-        """Return the [U, N] mask of the best candidates, as `kvbench.methods.candidates.HeadSplit` splits them."""
-        ...
 
 
 class ScoreRule(Protocol):

@@ -10,7 +10,7 @@ T new tokens of a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -19,17 +19,15 @@ from torch import Tensor
 
 from kvbench.methods.base import Score
 from kvbench.methods.dials import as_plain_number
-from kvbench.methods.draws import uniform
 from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
 from kvbench.methods.plan import Plan
 from kvbench.methods.rounding import apportion
-from kvbench.methods.scores.groups import add_up
 from kvbench.methods.sharing import Leaving, Shares
+from kvbench.methods.slots import Slots
 
 READS = ("nothing", "last", "all")
 PHASES = ("prefill", "decode", "both")
 STATE_BYTES = 8  # of a token in a KV head: its position (int32) and its state (float32)
-_LATER = 2**30  # a position that no token has
 
 
 @dataclass(frozen=True)
@@ -52,99 +50,6 @@ class Start:
     live_UC: Tensor
     score_UC: Tensor | None
     plan: Plan | None = None
-
-
-@dataclass
-class Slots:
-    """The slots of all rows of one policy in one layer. A head's slots are in no order.
-
-    Attributes:
-        span_B: int32, tokens of the compressed prompt.
-        seen_B: int32, tokens of the sequence, those of this step included.
-        pos_BUC: int32, position of the slot's token in the sequence.
-        live_BUC: True for slots that hold a token; everything else about the others is undefined.
-        state_BUC: float32, the policy's own; moves with the token, and is 0 for a new one. Changed in place.
-        limit_BU: tokens that each head may hold; None for a policy without a limit.
-        aligned: True if column c holds the same token in all heads of a row.
-        seed_B: int64, a seed of each row, for `uniform`.
-        numbers_BUX: int32, the numbers of the heads' plans; None for a policy that follows no plan.
-        pinned_BUC: True for tokens that never leave, whatever `drop` returns; None without a plan.
-    """
-
-    layer: int
-    span_B: Tensor
-    seen_B: Tensor
-    pos_BUC: Tensor
-    live_BUC: Tensor
-    state_BUC: Tensor
-    limit_BU: Tensor | None = None
-    aligned: bool = False
-    seed_B: Tensor | None = None
-    numbers_BUX: Tensor | None = None
-    pinned_BUC: Tensor | None = None
-
-    def rows(self, part: slice) -> Slots:
-        """Return a view of some of the rows."""
-        limit_BU = None if self.limit_BU is None else self.limit_BU[part]
-        return Slots(
-            self.layer,
-            self.span_B[part],
-            self.seen_B[part],
-            self.pos_BUC[part],
-            self.live_BUC[part],
-            self.state_BUC[part],
-            limit_BU,
-            self.aligned,
-            None if self.seed_B is None else self.seed_B[part],
-            None if self.numbers_BUX is None else self.numbers_BUX[part],
-            None if self.pinned_BUC is None else self.pinned_BUC[part],
-        )
-
-    def uniform(self, column_BUN: Tensor) -> Tensor:
-        """Return random numbers [B, U, N] in [0, 1) for the tokens in some slots.
-
-        They depend on the run's seed, the prompt, layer and head, and the token's position: on nothing else in a batch.
-        """
-        assert self.seed_B is not None
-        head_U1 = torch.arange(column_BUN.shape[1], device=column_BUN.device)[:, None]
-        return uniform(self.seed_B[:, None, None], self.layer, head_U1, self.pos_BUC.gather(2, column_BUN))
-
-    def recent(self, tokens: int | Tensor) -> Tensor:
-        """Return [B, U, C]: True for the last `tokens` of the sequence; a tensor is [B, U, 1] or a scalar."""
-        return self.pos_BUC >= self.seen_B[:, None, None] - tokens
-
-    def generated(self) -> Tensor:
-        """Return [B, U, C]: True for tokens that followed the compressed prompt."""
-        return self.pos_BUC >= self.span_B[:, None, None]
-
-    def over_heads(self, x_BUC: Tensor) -> Tensor:
-        """Return [B, U, C]: the mean over all KV heads of what a token has; 0 counts for heads that do not hold it."""
-        x_BUC = x_BUC.masked_fill(~self.live_BUC, 0)
-        heads = x_BUC.shape[1]
-        if self.aligned:
-            return (add_up(x_BUC, 1) / heads)[:, None].expand_as(x_BUC)
-        # Heads hold different tokens: find each head's tokens in the sorted positions of every other head.
-        pos_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER)
-        sorted_BUC, order_BUC = pos_BUC.sort(-1)
-        in_order_BUC = x_BUC.gather(-1, order_BUC)
-        total_BUC = torch.zeros_like(x_BUC)
-        for head in range(heads):
-            other_BUC = sorted_BUC[:, head : head + 1].expand_as(sorted_BUC).contiguous()
-            at_BUC = torch.searchsorted(other_BUC, pos_BUC.contiguous()).clamp(max=pos_BUC.shape[-1] - 1)
-            same_BUC = other_BUC.gather(-1, at_BUC) == pos_BUC
-            total_BUC += in_order_BUC[:, head : head + 1].expand_as(x_BUC).gather(-1, at_BUC) * same_BUC
-        return total_BUC / heads
-
-    def in_order(self, x_BUC: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return `work` of the columns sorted by position (empty ones last, as 0), back in the slots' own columns."""
-        order_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER).argsort(-1)
-        sorted_BUC = x_BUC.masked_fill(~self.live_BUC, 0).gather(-1, order_BUC)
-        return torch.empty_like(x_BUC).scatter_(-1, order_BUC, work(sorted_BUC).to(x_BUC.dtype))
-
-
-def over_queries(weights_BUGTC: Tensor) -> Tensor:
-    """Return [B, U, G, C]: the attention of all queries of a step together."""
-    return weights_BUGTC[:, :, :, 0] if weights_BUGTC.shape[3] == 1 else weights_BUGTC.sum(3)
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.text import one_line
-from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Probe, Score, Select
+from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Score, Select
 from kvbench.methods.composition import reached, references
 from kvbench.methods.decoding import DecodePolicy, Decoding, Feed
 from kvbench.methods.dials import FIXED, PARTS, as_plain_number, check_keys, check_types, split_dials
@@ -23,6 +23,7 @@ from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
 from kvbench.methods.looking import Look
 from kvbench.methods.method import Method
+from kvbench.methods.probing import Probe
 from kvbench.methods.read import read_method
 from kvbench.methods.storage import Store
 

@@ -18,7 +18,8 @@ from kvbench.cache.base import Entry
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
-from kvbench.methods.decoding import DecodePolicy, Decoding, Slots
+from kvbench.methods.decoding import DecodePolicy, Decoding
+from kvbench.methods.slots import Slots
 
 DIM = 16
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots, Start
+from kvbench.methods.decoding import DecodePolicy, Start
+from kvbench.methods.slots import Slots
 
 
 class Holding:

@@ -18,9 +18,10 @@ from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.cam import MergeIntoNext
 from kvbench.methods.decode.slide import SlidingWindow
-from kvbench.methods.decoding import Decoding, Slots
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.draws import uniform
 from kvbench.methods.sharing import Leaving, Shares
+from kvbench.methods.slots import Slots
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
 from tests.reference import cam, h2o_decode
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.base import Score
-from kvbench.methods.decoding import DecodePolicy, Slots, over_queries
+from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.fields import check_one_of
 from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.scores.groups import REDUCTIONS, reduce_group
+from kvbench.methods.slots import Slots, over_queries
 from kvbench.methods.window import check_window, window_tokens
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
-from kvbench.methods.decoding import Slots
 from kvbench.methods.fields import check_at_least
 from kvbench.methods.sharing import Leaving, Shares
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots, Start
+from kvbench.methods.decoding import DecodePolicy, Start
 from kvbench.methods.fields import check_allocation
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.base import Score
-from kvbench.methods.decoding import DecodePolicy, Slots, Start, over_queries
+from kvbench.methods.decoding import DecodePolicy, Start
 from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.scores.groups import reduce_group
+from kvbench.methods.slots import Slots, over_queries
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.base import Score
-from kvbench.methods.decoding import DecodePolicy, Slots
+from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.fields import check_at_least
 from kvbench.methods.scores.last_important import LastImportant
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.decode.schedule import GrowingBudget
-from kvbench.methods.decoding import Slots
 from kvbench.methods.fields import check_one_of
 from kvbench.methods.scores.groups import REDUCTIONS, reduce_group
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

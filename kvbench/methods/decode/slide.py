@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.methods.decoding import DecodePolicy, Slots
+from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.fields import check_at_least
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

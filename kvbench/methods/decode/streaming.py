@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.decode.slide import SlidingWindow
-from kvbench.methods.decoding import Slots
 from kvbench.methods.fields import check_at_least
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

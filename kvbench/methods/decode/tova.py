@@ -11,8 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvbench.methods.base import LayerContext, Score
-from kvbench.methods.decoding import DecodePolicy, Slots
+from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.scores.groups import add_up
+from kvbench.methods.slots import Slots
 
 
 @dataclass(frozen=True)

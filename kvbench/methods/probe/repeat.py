@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import NO_SPANS, LayerContext, ModelView, Pass, Probe, ProbeRange, Spans
+from kvbench.methods.base import LayerContext
+from kvbench.methods.context import NO_SPANS, Spans
 from kvbench.methods.fields import check_at_least
+from kvbench.methods.model_view import ModelView
+from kvbench.methods.probing import Pass, Probe, ProbeRange
 
 FIRST = "\n\nRepeat the previous context exactly."
 NEXT = "\n\nRepeat the part of the previous context exactly, starting with "  # with its space, as in KVzip's own code

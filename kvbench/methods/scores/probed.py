@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvbench.methods.base import LayerContext, Probe, Score
+from kvbench.methods.base import LayerContext, Score
+from kvbench.methods.probing import Probe
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""The protocol of kernels that take the place of torch in parts of methods.
+
+Shape suffixes: H query heads, U KV heads, T tokens of the compressed span, W window queries, N tokens before the
+window, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Kernels(Protocol):
+    """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
+
+    def window_score(
+        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
+    ) -> Tensor:
+        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them."""
+        ...
+
+    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
+        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it."""
+        ...
+
+    def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
+        """Return the [U, N] mask of the best candidates, as `kvbench.methods.candidates.HeadSplit` splits them."""
+        ...
