@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.context import LayerContext
+from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.select.policy_sets import policy_sets
 
 
@@ -30,24 +31,30 @@ def first_that_recovers(
 
 def recovered_mass(ctx: LayerContext, sets_PUT: Tensor, local: float) -> Tensor:
     """Return the mean attention [P, U] of all queries to what they see under a policy; local tokens move with them."""
-    total_PU, near = torch.zeros(sets_PUT.shape[:2], device=ctx.k.device), max(1, int(local * ctx.num_tokens))
+    near = max(1, int(local * ctx.num_tokens))
     still_PUT = sets_PUT.clone()
     still_PUT[3, :, -near:] &= sets_PUT[1, :, -near:]
+    total_PU = (ctx.score(ColumnSums()) * still_PUT).sum(-1)
     for begin, end, attention_UGQT in ctx.rows():
-        at_T = torch.arange(end, device=ctx.k.device)
-        seen_PUQT = still_PUT[:, :, None, :end].repeat(1, 1, end - begin, 1)
-        seen_PUQT[3] |= at_T > at_T[begin:, None] - near
-        total_PU += (attention_UGQT.mean(1) * seen_PUQT).sum((2, 3))
+        first = max(0, begin - near + 1)
+        at_T = torch.arange(first, end, device=ctx.k.device)
+        near_QT = at_T > torch.arange(begin, end, device=ctx.k.device)[:, None] - near
+        moving_UQT = near_QT & ~still_PUT[3, :, None, first:end]
+        total_PU[3] += (attention_UGQT[..., first:].mean(1) * moving_UQT).sum((1, 2))
     return total_PU / ctx.num_tokens
 
 
 def largest_error(ctx: LayerContext, sets_PUT: Tensor) -> Tensor:
-    """Return the largest change [P, U] of the attention to a kept token if the others are gone; 1 if all are gone."""
-    worst_PU = (~sets_PUT.any(-1)).float()
-    for _, end, logits_UGQT in ctx.logit_rows():
+    """Return the largest change [P, U] of the attention to a kept token if the others are gone; 1 if all are gone.
+
+    If kept tokens got m of a query's attention, each of them then gets 1 / m times as much.
+    """
+    worst_PU = (~sets_PUT.any(-1)).to(ctx.dtype)
+    for begin, end, attention_UGQT in ctx.rows():
         for worst_U, kept_UT in zip(worst_PU, sets_PUT[..., :end], strict=True):
-            kept_U11T = kept_UT[:, None, None]
-            left_UGQT = logits_UGQT.masked_fill(~kept_U11T, -torch.inf).softmax(-1).nan_to_num(0)
-            error_UGQT = (left_UGQT - logits_UGQT.softmax(-1)).abs() * kept_U11T
-            torch.maximum(worst_U, error_UGQT.amax((1, 2, 3)).float(), out=worst_U)
+            kept_UGQT = attention_UGQT * kept_UT[:, None, None]
+            mass_UGQ, sees_UQ = kept_UGQT.sum(-1), kept_UT.cumsum(-1)[:, begin:] > 0
+            error_UGQ = kept_UGQT.amax(-1) * (1 - mass_UGQ).clamp(min=0) / mass_UGQ
+            error_UGQ = torch.where(mass_UGQ > 0, error_UGQ, sees_UQ[:, None].to(error_UGQ.dtype))
+            torch.maximum(worst_U, error_UGQ.amax((1, 2)), out=worst_U)
     return worst_PU
