@@ -7,6 +7,8 @@ from typing import Any
 
 from kvbench import models
 from kvbench.engine.variant import Request
+from kvbench.methods.allowance import allowed, check_reach
+from kvbench.methods.budgets import ByteShare
 from kvbench.models.cache import ModelCache
 from kvbench.profile.cells import Cell, Group
 from kvbench.prompts import Prompt
@@ -14,7 +16,7 @@ from kvbench.run import memory
 
 
 def check_lengths(group: Group) -> None:
-    """Check that the model allows each cell's prompt and answer. Raises ValueError."""
+    """Check that the model allows each cell's prompt and answer, and its budget in bytes. Raises ValueError."""
     limit = models.max_length(group.model)
     longest = max(cell.context for cell in group.cells)
     if limit is not None and longest + group.settings.new_tokens > limit:
@@ -22,6 +24,18 @@ def check_lengths(group: Group) -> None:
             f"profile.context={longest}: with {group.settings.new_tokens} new tokens, more than the {limit} of "
             f"model={group.model.name}; model.max_length=TOKENS raises this limit"
         )
+    _check_bytes(group)
+
+
+def _check_bytes(group: Group) -> None:
+    """Raise ValueError for a budget in bytes that a method cannot meet at a context length."""
+    cells = [cell for cell in group.cells if isinstance(cell.variant.budget, ByteShare)]
+    if not cells:
+        return
+    shape = memory.cache_shape(models.shape(group.model), models.compressed_layers(group.model))
+    for cell in cells:
+        check_reach(cell.variant.method, cell.variant.budget, cell.context, shape)
+        allowed(cell.variant.method, cell.variant.budget, cell.context, shape)
 
 
 def check_weights(group: Group, setting: Mapping[str, Any], model_cache: ModelCache) -> None:

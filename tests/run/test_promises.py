@@ -8,6 +8,8 @@ import pytest
 
 from kvbench import store
 from kvbench.cache.ragged import RaggedCache
+from kvbench.methods.allowance import allowed
+from kvbench.methods.budgets import Allowance, ByteShare
 from kvbench.run import runner
 from kvbench.run.jobs import Job
 from tests.helpers.methods import head_table
@@ -108,3 +110,14 @@ def test_more_bytes_than_promised_fail_the_run(jobs: Jobs, monkeypatch: pytest.M
     monkeypatch.setattr(RaggedCache, "held_bytes", lambda self, row: int(1.02 * real(self, row)))
     (outcome,) = runner.run_jobs(jobs(["method=snapkv", "budget=0.3B"]))
     assert "snapkv-0.3B holds" in str(outcome.error) and status(outcome)["status"] == "failed"
+
+
+def test_a_short_prompt_under_a_budget_in_bytes_keeps_its_most_recent_tokens(jobs: Jobs) -> None:
+    """They are plain, and as many as the bytes hold; a longer prompt is compressed by the method itself."""
+    (job,) = jobs(["method=ada_snapkv+kivi", "budget=0.22B"])
+    assert job.variant_for(300) is job.variant
+    short = job.variant_for(100)
+    assert short.method.name == "streaming_llm" and short.budget == ByteShare(0.22)
+    assert allowed(short.method, short.budget, 100, job.cache_shape) == Allowance(22, 0)
+    with pytest.raises(ValueError, match="^budget=0.22B"):
+        job.variant_for(4)
