@@ -70,7 +70,7 @@ class Segment:
 
 
 @lru_cache(2**16)
-def _room(half: Half, kept: int, most: int) -> tuple[int, int]:
+def room(half: Half, kept: int, most: int) -> tuple[int, int]:
     """Return the blocks and the plain slots that a segment needs on its way from `kept` to `most` tokens."""
     plain = max(n - half.encoded(n, kept) for n in range(kept, most + 1))
     return half.encoded(most, kept) // half.block, plain
@@ -91,7 +91,7 @@ class Pool:
         self.half, self.segments, self.head_S = half, segments, side.head
         self._dim, device = like.shape[-1], like.device
         self.count = lru_cache(2**14)(half.encoded)
-        rooms = [_room(half, s.kept, s.most) for s in segments]
+        rooms = [room(half, s.kept, s.most) for s in segments]
         self.blocks, self.slots = [blocks for blocks, _ in rooms], [slots for _, slots in rooms]
         self.first_block, total_blocks = _starts(self.blocks)
         self.first_slot, total_slots = _starts(self.slots)

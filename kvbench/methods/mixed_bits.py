@@ -75,6 +75,10 @@ class MixedBits(Half, Protocol):
         codes = -(-dim * self.most // 8) + count * (1 + dtype.itemsize)
         return fixed_bytes(dtype.itemsize, self.symmetric) + codes
 
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of the limit of a token."""
+        return torch.promote_types(dtype, torch.float32).itemsize
+
     def sizes(self, ctx: LayerContext, x_UTD: Tensor) -> Tensor:
         """Return the bytes [U, T] of each token."""
         parts, bits_N = self._choose(x_UTD.flatten(0, 1), self.limits(ctx).flatten())

@@ -145,6 +145,10 @@ class Half(Part, Protocol):
         """Return the bytes of what `prepare` returns for one KV head."""
         return 0
 
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of what `prepare` returns for one token. For the memory estimate alone."""
+        return 0
+
     def nbytes(self, encoded: Encoded) -> int:
         """Return the bytes of encoded blocks as published: of codes of mixed widths, what they take if packed."""
         return sum(x.nbytes for x in encoded)

@@ -6,7 +6,6 @@ half the rows, never a result.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from kvbench.engine.variant import Request, Variant, span_tokens
+from kvbench.engine.row_bytes import row_bytes
+from kvbench.engine.variant import Request, span_tokens
 from kvbench.methods.allowance import fits_late
-from kvbench.methods.budgets import ByteShare
-from kvbench.methods.decoding import STATE_BYTES
 from kvbench.methods.fitting import CacheShape
 from kvbench.models import Shape
 
@@ -31,26 +29,11 @@ _VERSION_2 = ("memory.max", "memory.current")
 def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False) -> int:
     """Return the bytes that the rows of a request keep of `span` tokens, with the room for their answers.
 
-    `RaggedCache` stores what the budget allows. `MaskedCache` (`masked`) stores all tokens, and copies a row of a layer
-    to append to it.
+    Args:
+        masked: True for engine.cache=masked.
     """
-    total = 0
-    for prompt, variant in request.rows:
-        rest = len(prompt.ids) - span + request.max_new_tokens
-        need = rest + (span if masked or variant.method.keeps_prompt else _kept(variant, span))
-        if variant.method.feed is not None:
-            need += variant.method.feed.chunk
-        state_bytes = 0 if variant.method.policy is None else STATE_BYTES * shape.layers * shape.kv_heads
-        total += (need + max(16, need // 8)) * (shape.token_bytes + state_bytes)
-    return total
-
-
-def _kept(variant: Variant, span: int) -> int:
-    """Return the tokens per KV head that a variant keeps of `span`; of bytes, the plain tokens that take as many."""
-    if isinstance(variant.budget, ByteShare):
-        return span if variant.method.promises is None else math.ceil(variant.budget.share * span)
-    tokens = variant.method.tokens(variant.budget, span)
-    return span if tokens is None else tokens
+    of_layers, new = cache_shape(shape, shape.layers), request.max_new_tokens
+    return sum(row_bytes(v, of_layers, span, len(prompt.ids) - span, new, masked) for prompt, v in request.rows)
 
 
 def cache_shape(shape: Shape, layers: int) -> CacheShape:

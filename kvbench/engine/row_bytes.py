@@ -1,0 +1,118 @@
+"""The bytes that a row of a cache takes, before there is a row: upper bounds by arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kvbench.cache.blocks import plain_if_none, room
+from kvbench.engine.variant import Variant
+from kvbench.methods.budgets import ByteShare
+from kvbench.methods.decoding import STATE_BYTES
+from kvbench.methods.fitting import CacheShape, even, head_bytes, promised_bytes
+from kvbench.methods.looking import Look
+from kvbench.methods.storage import Half, Store
+
+_NUMBER = 4  # bytes of a token's number, of its place in a pool, of its age and of the head that it belongs to
+
+
+def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new: int, masked: bool = False) -> int:
+    """Return the bytes that a row allocates at its fullest, over the layers of `shape`.
+
+    Args:
+        span: tokens of the compressed prompt.
+        question: tokens between the compressed prompt and the answer.
+        new: most tokens of the answer.
+        masked: True for the cache that keeps all tokens as they are, and copies a row of a layer to append to it.
+    """
+    method = variant.method
+    kept = span if masked or method.keeps_prompt else kept_tokens(variant, shape, span)
+    most = kept + question + new + (0 if method.feed is None else method.feed.chunk)
+    if masked or method.store is None:
+        state = 0 if method.policy is None else STATE_BYTES
+        of_head = _with_spare(most) * (shape.token_bytes + state)
+        if method.look is not None and not masked:
+            of_head += _summary_bytes(method.look, most, shape)
+    elif method.policy is None:
+        of_head = _encoded_bytes(method.store, kept, most, shape, least=kept if _is_even(variant) else 0)
+    else:
+        of_head = _evicting_bytes(method.store, kept, question, most, shape)
+    return shape.segments * of_head
+
+
+def kept_tokens(variant: Variant, shape: CacheShape, span: int) -> int:
+    """Return the tokens per KV head that a variant keeps of `span`; of bytes, those that equal heads would keep."""
+    method, budget = variant.method, variant.budget
+    if isinstance(budget, ByteShare):
+        if method.promises is None:
+            return span
+        if method.store is None:
+            return math.ceil(budget.share * span)
+        table = head_bytes(method.store, 0 if method.policy is None else STATE_BYTES, span, shape.dim, shape.dtype)
+        return min(span, even(table, promised_bytes(budget, span, shape), shape).tokens + 1)  # heads get what is left
+    tokens = method.tokens(budget, span)
+    return span if tokens is None else tokens
+
+
+def _is_even(variant: Variant) -> bool:
+    """Return True if every KV head of every layer keeps the same number of tokens."""
+    method = variant.method
+    if method.eviction is None:
+        return True
+    layers, heads = method.eviction.layers, method.eviction.heads
+    by_tokens = not isinstance(variant.budget, ByteShare)
+    return by_tokens and (layers is None or layers.is_even) and (heads is None or heads.is_even)
+
+
+def _with_spare(tokens: int) -> int:
+    """Return the tokens that buffers have room for, which are up to an eighth longer than they must be."""
+    return tokens + max(16, tokens // 8)
+
+
+def _encoded_bytes(store: Store, kept: int, most: int, shape: CacheShape, least: int) -> int:
+    """Return the bytes of a KV head that keeps `kept` tokens and grows to `most`.
+
+    Args:
+        least: fewest tokens that some head keeps. How many tokens wait for a block to be full depends on their number.
+    """
+    total = 0
+    for half in plain_if_none(store.halves):
+        blocks, slots = room(half, kept, most)
+        if least < kept:
+            slots = max(slots, *(n - half.encoded(n, n) for n in range(least, kept)))
+        total += blocks * _block_bytes(half, shape) + slots * _slot_bytes(half, shape) + half.side_bytes(shape.dim)
+    return total
+
+
+def _evicting_bytes(store: Store, kept: int, question: int, most: int, shape: CacheShape) -> int:
+    """Return the bytes of a KV head whose tokens are encoded in blocks and may leave one by one.
+
+    A token has a number, which the arena holds for its key and for its value. All tokens of a prompt are plain before
+    the first of them are encoded. A block is free once all of its tokens have left.
+    """
+    numbers = _with_spare(most)
+    total = numbers * (4 * _NUMBER + STATE_BYTES)
+    for half in plain_if_none(store.halves):
+        blocks, slots = room(half, kept, most)
+        slots = _with_spare(min(most, max(kept, slots) + question))
+        total += numbers * (_NUMBER + half.token_bytes(shape.dtype)) + slots * shape.dim * shape.dtype.itemsize
+        total += (blocks + blocks // 8 + 1) * _block_bytes(half, shape) + half.side_bytes(shape.dim)
+    return total
+
+
+def _block_bytes(half: Half, shape: CacheShape) -> int:
+    """Return the bytes of an encoded block. The buffer of blocks that differ in size is up to an eighth longer."""
+    size = half.block_bytes(shape.dim, shape.dtype)
+    return size + size // 8 if half.varies else size
+
+
+def _slot_bytes(half: Half, shape: CacheShape) -> int:
+    """Return the bytes of a token that is not encoded yet, with what its encoding must know of it."""
+    return shape.dim * shape.dtype.itemsize + half.token_bytes(shape.dtype)
+
+
+def _summary_bytes(look: Look, tokens: int, shape: CacheShape) -> int:
+    """Return the bytes of the summaries of a KV head's blocks."""
+    one_block = torch.zeros(1, look.block, shape.dim, dtype=shape.dtype)
+    return tokens // look.block * look.summary(one_block).nbytes
