@@ -70,10 +70,11 @@ class BlockBackend:
             if pool.head_O is not None and side.head is not None:
                 pool.head_O = grown(pool.head_O, max(owners) + 1)
                 pool.head_O[list(owners)] = side.head
-            pool.put(numbers, x_UTD[head_M, token_M], None if side.token is None else side.token[head_M, token_M])
-            end_U = torch.tensor([pool.half.encoded(n, n) for n in kept], device=k_UTD.device)
-            due = age_M < end_U[head_M]
-            pool.encode(numbers[due], age_M[due], head_M[due], owner_M[due])
+            for head, tokens in enumerate(torch.arange(len(numbers), device=k_UTD.device).split(kept)):
+                at = token_M[tokens]  # head by head, so that few tokens are plain at a time
+                pool.put(numbers[tokens], x_UTD[head, at], None if side.token is None else side.token[head, at])
+                due = tokens[age_M[tokens] < pool.half.encoded(kept[head], kept[head])]
+                pool.encode(numbers[due], age_M[due], head_M[due], owner_M[due])
         numbers_UT1 = torch.zeros(*entry.keep_UT.shape, 1, dtype=torch.int32, device=k_UTD.device)
         numbers_UT1[head_M, token_M, 0] = numbers.int()
         return numbers_UT1

@@ -9,6 +9,7 @@ import torch
 from kvbench.cache.blocks import plain_if_none, room
 from kvbench.engine.variant import Variant
 from kvbench.methods.budgets import ByteShare
+from kvbench.methods.composed import Composed
 from kvbench.methods.decoding import STATE_BYTES
 from kvbench.methods.fitting import CacheShape, even, head_bytes, promised_bytes
 from kvbench.methods.looking import Look
@@ -35,9 +36,10 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
         if method.look is not None and not masked:
             of_head += _summary_bytes(method.look, most, shape)
     elif method.policy is None:
-        of_head = _encoded_bytes(method.store, kept, most, shape, least=kept if _is_even(variant) else 0)
+        equal = _is_even(method) and not isinstance(variant.budget, ByteShare)  # of bytes, heads share what is left
+        of_head = _encoded_bytes(method.store, kept, most, shape, least=kept if equal else 0)
     else:
-        of_head = _evicting_bytes(method.store, kept, question, most, shape)
+        of_head = _evicting_bytes(method.store, kept, question, most, shape, even=_is_even(method))
     return shape.segments * of_head
 
 
@@ -55,14 +57,12 @@ def kept_tokens(variant: Variant, shape: CacheShape, span: int) -> int:
     return span if tokens is None else tokens
 
 
-def _is_even(variant: Variant) -> bool:
-    """Return True if every KV head of every layer keeps the same number of tokens."""
-    method = variant.method
+def _is_even(method: Composed) -> bool:
+    """Return True if every KV head of every layer keeps the same number of tokens, or one more."""
     if method.eviction is None:
         return True
     layers, heads = method.eviction.layers, method.eviction.heads
-    by_tokens = not isinstance(variant.budget, ByteShare)
-    return by_tokens and (layers is None or layers.is_even) and (heads is None or heads.is_even)
+    return (layers is None or layers.is_even) and (heads is None or heads.is_even)
 
 
 def _with_spare(tokens: int) -> int:
@@ -85,17 +85,23 @@ def _encoded_bytes(store: Store, kept: int, most: int, shape: CacheShape, least:
     return total
 
 
-def _evicting_bytes(store: Store, kept: int, question: int, most: int, shape: CacheShape) -> int:
+def _evicting_bytes(store: Store, kept: int, question: int, most: int, shape: CacheShape, even: bool) -> int:
     """Return the bytes of a KV head whose tokens are encoded in blocks and may leave one by one.
 
-    A token has a number, which the arena holds for its key and for its value. All tokens of a prompt are plain before
-    the first of them are encoded. A block is free once all of its tokens have left.
+    A token has a number, which the arena holds for its key and for its value. All prompt tokens of a head are plain
+    before the first of them are encoded; heads follow one after the other. A block is free once all of its tokens have
+    left.
+
+    Args:
+        even: True if all heads keep as many tokens.
     """
     numbers = _with_spare(most)
     total = numbers * (4 * _NUMBER + STATE_BYTES)
     for half in plain_if_none(store.halves):
         blocks, slots = room(half, kept, most)
-        slots = _with_spare(min(most, max(kept, slots) + question))
+        rest = kept - half.encoded(kept, kept)  # of each head before the last
+        at_first = rest + -(-(kept - rest) // shape.heads) if even else kept
+        slots = _with_spare(min(most, max(slots, at_first) + question))
         total += numbers * (_NUMBER + half.token_bytes(shape.dtype)) + slots * shape.dim * shape.dtype.itemsize
         total += (blocks + blocks // 8 + 1) * _block_bytes(half, shape) + half.side_bytes(shape.dim)
     return total
