@@ -77,6 +77,17 @@ class DecodePolicy(Protocol):
         """The scores of the prompt from which `begin` starts; None if it needs none."""
         return None
 
+    @property
+    def asks(self) -> int | None:
+        """The newest queries of the prompt on which a replayed state depends; None for all. See scores/replayed.py."""
+        return {"nothing": 0, "last": 1}.get(self.reads)
+
+    @property
+    def has_limit(self) -> bool:
+        """True if `limit` returns numbers; False if `drop` returns a mask."""
+        ones_11 = torch.ones(1, 1, dtype=torch.long)
+        return self.limit(ones_11, ones_11, 0, ones_11) is not None
+
     def begin(self, start: Start) -> Tensor:
         """Return the state [U, C] after the prefill: the scores of the tokens, or 0 without any."""
         if start.score_UC is not None:
@@ -181,14 +192,14 @@ class Decoding:
             for name, default in (("interval", 0), ("buffer", 0), ("budget", None)):
                 if getattr(self, name) != default:
                     raise InvalidField(name, getattr(self, name), "has no effect with {phase}", phase=self.phase)
-        if self.interval > 0 and self.buffer == 0 and self._has_limit:
+        if self.interval > 0 and self.buffer == 0 and self.policy.has_limit:
             problem = "has no effect without a buffer: {buffer} means a cut in every step"
             raise InvalidField("interval", self.interval, problem, buffer=0)
         if self.interval == 1 and self.buffer > 0:
             raise InvalidField("buffer", self.buffer, "has no effect: {interval} means a cut in every step", interval=1)
-        if not self._has_limit and self.buffer > 0:
+        if not self.policy.has_limit and self.buffer > 0:
             raise InvalidField("buffer", self.buffer, "has no effect: the policy has no limit")
-        has_share = self._has_limit and not self.policy.adds_to_prompt and not self.policy.follows_plan
+        has_share = self.policy.has_limit and not self.policy.adds_to_prompt and not self.policy.follows_plan
         if not has_share and self.budget is not None:
             raise InvalidField("budget", self.budget, "has no effect: the policy has no share of the budget")
         self._check_budget()
@@ -205,11 +216,6 @@ class Decoding:
                 raise InvalidField("budget", self.budget, problem, phase=self.phase)
         elif not 0 < self.budget <= 1:
             raise InvalidField("budget", self.budget, "a share of the budget must lie in (0, 1]; tokens are an integer")
-
-    @property
-    def _has_limit(self) -> bool:
-        ones_11 = torch.ones(1, 1, dtype=torch.long)
-        return self.policy.limit(ones_11, ones_11, 0, ones_11) is not None
 
     def planned(self, new: int) -> Decoding:
         """Return the policy and its dials for a row that at most `new` tokens follow."""

@@ -33,7 +33,7 @@ _PROTOCOLS: dict[str, type] = dict(
 _EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
 _READ = f"{read_file.__module__}.{read_file.__name__}"
-_DIAL = re.compile(r"\$\{\.\.(\w+)\}")
+_DIAL = re.compile(r"\$\{(\.+)(\w+)\}")
 
 
 def load(folder: Path, name: str, **overrides: Any) -> Method:
@@ -121,7 +121,7 @@ def _check_decode(name: str, evicting: Mapping[str, Any], decoding: Decoding | N
             )
         return
     adds = decoding.policy.adds_to_prompt
-    if "score" not in evicting:
+    if not evicting:
         if not adds:
             last = name.rpartition("+")[2]
             keeping = f"; to keep the whole prompt until then, write method={last} method.phase=decode"
@@ -241,16 +241,22 @@ def _check_use(config: DictConfig, dials: Mapping[str, Any]) -> None:
 
 
 def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:
-    """Return {(part, field): dial} for the fields that a YAML fills with a dial, as in `window: ${..window}`."""
+    """Return {(part, field): dial} for the fields that a YAML fills with a dial, as in `window: ${..window}`.
+
+    The fields of parts within a part count as well; a field of the part itself comes first.
+    """
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    matches = {
-        (part, str(field)): _DIAL.fullmatch(value)
-        for part in PARTS
-        for field, value in (plain.get(part) or {}).items()
-        if isinstance(value, str)
-    }
-    return {key: match[1] for key, match in matches.items() if match}
+    dials: dict[tuple[str, str], str] = {}
+    for part in PARTS:
+        level, dots = [plain.get(part) or {}], ".."
+        while level:
+            items = [(str(field), value) for node in level for field, value in node.items()]
+            for field, value in items:
+                if isinstance(value, str) and (match := _DIAL.fullmatch(value)) and match[1] == dots:
+                    dials.setdefault((part, field), match[2])
+            level, dots = [value for _, value in items if isinstance(value, dict)], dots + "."
+    return dials
 
 
 def _build_part(part: str, node: DictConfig, dial_of: Mapping[tuple[str, str], str]) -> Any:

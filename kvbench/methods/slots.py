@@ -47,6 +47,15 @@ class Slots:
     numbers_BUX: Tensor | None = None
     pinned_BUC: Tensor | None = None
 
+    @classmethod
+    def whole(cls, layer: int, span: int, state_UC: Tensor) -> Slots:
+        """Return the slots of a row that has seen the first C tokens of a prompt of `span` and still holds them all."""
+        (heads, seen), device = state_UC.shape, state_UC.device
+        pos_UC = torch.arange(seen, dtype=torch.int32, device=device).expand(heads, seen)
+        span_1, seen_1 = (torch.tensor([tokens], dtype=torch.int32, device=device) for tokens in (span, seen))
+        live_UC = torch.ones_like(state_UC, dtype=torch.bool)
+        return cls(layer, span_1, seen_1, pos_UC[None], live_UC[None], state_UC[None], aligned=True)
+
     def rows(self, part: slice) -> Slots:
         """Return a view of some of the rows."""
         limit_BU = None if self.limit_BU is None else self.limit_BU[part]

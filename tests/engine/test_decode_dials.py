@@ -12,9 +12,9 @@ import kvbench
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.probe import checked_plan
 from kvbench.methods.context import LayerContext
+from kvbench.methods.decode.long_minor import DropLongMinor
 from kvbench.methods.method import Method
 from kvbench.methods.scores.column_sums import ColumnSums
-from kvbench.methods.scores.last_important import LastImportant
 from kvbench.prompts import Prompt
 from tests.helpers.methods import budget_for, shipped
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
@@ -152,7 +152,7 @@ def test_policies_start_from_their_own_score() -> None:
     for base in ("snapkv", "streaming_llm"):
         sums, last = (kvbench.load_method(f"{base}+{name}").start_scores(ctx) for name in ("h2o_decode", "corm"))
         assert sums is not None and torch.equal(sums, ColumnSums("mean")(ctx))
-        assert last is not None and torch.equal(last, LastImportant(256)(ctx))
+        assert last is not None and torch.equal(last, DropLongMinor(256).score(ctx))
     assert kvbench.load_method("snapkv+tova").start_scores(ctx) is None
 
 

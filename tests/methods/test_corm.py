@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import kvbench
 from kvbench.methods.context import LayerContext
-from kvbench.methods.scores.last_important import LastImportant
+from kvbench.methods.decode.long_minor import DropLongMinor
 from tests.reference import corm, scores, tva
 from tests.reference.cases import draw
 
@@ -48,11 +50,13 @@ def test_kept_tokens_are_those_of_the_naive_twin(seed: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_scores_are_the_last_important_query(seed: int) -> None:
+def test_the_policy_starts_from_the_last_important_query(seed: int) -> None:
+    """The state begins at 0, so that 0 also means none; position 0 leaves the history with the first token."""
     case = draw(9200 + seed)
     q, k, v = case.torch_layer(0)
-    got = LastImportant(5)(LayerContext(q, k, v, scaling=case.scaling))
-    assert got.tolist() == corm.last_important(*case.layers[0][:2], 5, case.scaling)
+    last_UT = DropLongMinor(5).score(LayerContext(q, k, v, scaling=case.scaling))
+    twin = corm.last_important(*case.layers[0][:2], 5, case.scaling)
+    assert last_UT.tolist() == [[max(0, last) for last in row] for row in twin]
 
 
 @pytest.mark.parametrize(("history", "recent"), [(40, 8), (100, 8), (8, 40), (8, 100), (256, 256)])
@@ -69,6 +73,21 @@ def test_tokens_of_a_short_prompt_leave_once_enough_queries_were_there(seed: int
     """The queries of a short prompt count among the last `history` ones, as those of a long prompt do."""
     case = draw(9300 + seed)
     q, k, v = case.torch_layer(0)
-    last_UT = LastImportant(case.tokens + 5)(LayerContext(q, k, v, scaling=case.scaling))
+    last_UT = DropLongMinor(case.tokens + 5).score(LayerContext(q, k, v, scaling=case.scaling))
     twin = corm.last_important(*case.layers[0][:2], case.tokens, case.scaling)
     assert last_UT.tolist() == [[max(0, last) for last in row] for row in twin]
+
+
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        ({"history": 0}, "method.history=0: must be at least 1"),
+        ({"recent": -1}, "method.recent=-1: must be at least 0"),
+        ({"phase": "prefill", "interval": 3}, "method.interval=3: has no effect with method.phase=prefill"),
+    ],
+)
+def test_a_mistake_names_the_dial(dials: dict[str, Any], message: str) -> None:
+    """The dials feed a policy within the selection as well."""
+    with pytest.raises(ValueError) as caught:
+        kvbench.load_method("corm", **dials)
+    assert str(caught.value) == message

@@ -5,16 +5,15 @@ Shape suffixes: as in `kvbench.methods.decoding`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import Score
 from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.fields import check_at_least
-from kvbench.methods.scores.last_important import LastImportant
+from kvbench.methods.scores.replayed import Replayed
 from kvbench.methods.slots import Slots
 
 
@@ -23,11 +22,8 @@ class DropLongMinor(DecodePolicy):
     """A policy without a budget: each head drops any number of tokens.
 
     A query finds a token important if some query head of the group gives it at least an average share of its
-    attention: 1 / n of a head that holds n tokens. The state is the position of the last query that did.
-
-    Args:
-        history: last queries that are asked.
-        recent: newest tokens, which always stay.
+    attention: 1 / n of a head that holds n tokens. A token that none of the last `history` queries found important
+    leaves, unless it is one of the newest `recent` ones. The state is the position of the last query that did.
     """
 
     history: int = 256
@@ -39,9 +35,13 @@ class DropLongMinor(DecodePolicy):
         check_at_least(self, "recent", 0)
 
     @property
-    def score(self) -> Score:
-        """The last important queries of the prompt, whichever score chose the tokens that stay."""
-        return LastImportant(self.history)
+    def score(self) -> Replayed:
+        """The last important queries of the prompt; `recent` does not matter to them."""
+        return Replayed(replace(self, recent=0))
+
+    @property
+    def asks(self) -> int:
+        return self.history
 
     def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> None:
         """Return None: `drop` decides how many tokens leave."""
@@ -52,10 +52,8 @@ class DropLongMinor(DecodePolicy):
         seen_BUT = slots.live_BUC.sum(-1, keepdim=True) + ahead_T
         important_BUTC = (weights_BUGTC >= 1 / seen_BUT[:, :, None, :, None]).any(2)
         at_B1T1 = (slots.seen_B[:, None] - 1 + ahead_T)[:, None, :, None]
-        last_BUC = torch.where(important_BUTC, at_B1T1, -1).amax(2).float()
-        slots.state_BUC.copy_(torch.maximum(slots.state_BUC, last_BUC))
+        slots.state_BUC.copy_(torch.where(important_BUTC, at_B1T1, -1).amax(2).float().maximum(slots.state_BUC))
 
     def drop(self, slots: Slots) -> Tensor:
         """Return a mask of the tokens that leave."""
-        old_BUC = slots.state_BUC < (slots.seen_B - self.history)[:, None, None]
-        return old_BUC & ~slots.recent(self.recent)
+        return (slots.state_BUC < (slots.seen_B - self.history)[:, None, None]) & ~slots.recent(self.recent)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.methods.base import LayerContext
-from kvbench.methods.context import NO_SPANS, Spans
+from kvbench.methods.context import NO_SPANS, LayerContext, Spans
 from kvbench.methods.fields import check_at_least
 from kvbench.methods.model_view import ModelView
 from kvbench.methods.probing import Pass, Probe, ProbeRange
@@ -23,8 +22,7 @@ class Repeat(Probe):
     """A pass per `chunk` tokens after the sinks: an instruction, the header of an answer, the chunk itself.
 
     A token is worth the most attention that a query of its pass pays to it, among sinks, chunk and pass. Later
-    instructions end with the `overlap` tokens before the chunk. Sinks are the first `sinks` tokens, and all that the
-    chat template writes before the text. They are worth more than any other token.
+    instructions end with the `overlap` tokens before the chunk. What the chat template writes first counts as sinks.
     """
 
     chunk: int = 2000
