@@ -6,7 +6,8 @@ gave it, as in `budget=128`. Every error is one line that names it and the dials
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -58,10 +59,17 @@ def check_decode_room(name: str, policy: Decoding, tokens: int, budget: str, dia
 def raising(part: Any, dials: Dials, tokens: Callable[[Any], int]) -> Iterator[tuple[str, Any]]:
     """Yield the dials, with values, without which a part (a dataclass) would always keep or read fewer tokens."""
     for field, named in dials.items():
-        value = getattr(part, field, 0)
-        halves = (value // 2, value // 4) if isinstance(value, int) else ()  # some must be multiples of others
-        for smaller in (0, 1, *halves):
-            with suppress(TypeError, ValueError):  # no number, or one that cannot be 0
+        for smaller in _smaller(getattr(part, field, 0)):
+            with suppress(TypeError, ValueError):  # a number that cannot be so small
                 if tokens(replace(part, **{field: smaller})) < tokens(part):
                     yield named
                     break
+
+
+def _smaller(value: Any) -> Sequence[Any]:
+    """Return smaller values of a number, or of a word that ends in one ("average-16"); none of anything else."""
+    if isinstance(value, int):
+        return 0, 1, value // 2, value // 4  # some numbers must be multiples of others
+    if isinstance(value, float):
+        return 0, 1
+    return [re.sub(r"\d+$", "1", value)] if isinstance(value, str) else ()

@@ -159,3 +159,10 @@ def test_each_prompt_of_a_batch_is_compressed_by_the_rule_of_its_task() -> None:
     assert first[0].token_ids == first[1].token_ids == second[1].token_ids == second[3].token_ids
     assert second[0].token_ids == second[2].token_ids == first[2].token_ids == first[3].token_ids
     assert first[0].token_ids != second[0].token_ids
+
+
+def test_a_budget_within_the_last_queries_names_the_rule_to_change() -> None:
+    x = torch.randn(2, 200, 8, generator=torch.Generator().manual_seed(0))
+    method = kvbench.load_method("windowkv", task="localization")
+    with pytest.raises(ValueError, match=r"^budget=20: .* 32 tokens \(method.localization=top_half-32\)"):
+        method.keep(x, x, x, budget=20)

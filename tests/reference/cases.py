@@ -54,17 +54,22 @@ class Case:
 
     def keep(self, method: Any, budget: int | float | None = None, **context: Any) -> list[list[torch.Tensor]]:
         """Return the kept tokens of every layer and KV head."""
+        layers = [self.torch_layer(layer) for layer in range(len(self.layers))]
+        budget = self.budget if budget is None else budget
+        if not context:
+            given = facts(method, *layers[0][:2])
+            return list(method.keep_layers(layers, budget=budget, scaling=self.scaling, **given))
         return [
             method.keep(
-                *self.torch_layer(layer),
-                budget=self.budget if budget is None else budget,
+                *qkv,
+                budget=budget,
                 layer=layer,
-                num_layers=len(self.layers),
+                num_layers=len(layers),
                 scaling=self.scaling,
-                **facts(method, *self.torch_layer(layer)[:2]),
+                **facts(method, *qkv[:2]),
                 **context,
             )
-            for layer in range(len(self.layers))
+            for layer, qkv in enumerate(layers)
         ]
 
 
