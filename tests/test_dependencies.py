@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kvbench", "kernels/kvbench_kernels", "hydra_plugins")
-OURS = {"kvbench", "kvbench_kernels", "hydra_plugins", "tests"}
+OURS = {"kvbench", "kvbench_kernels", "hydra_plugins", "tests", "perf"}
 BY_TRANSFORMERS = {"accelerate", "gguf"}  # imported there when we ask for what needs them
 BY_TOOLS = {
     "codespell", "mypy", "nbstripout", "pre-commit", "pre-commit-hooks", "pytest-timeout", "pytest-xdist", "ruff",

@@ -117,7 +117,7 @@ def start_prefill(
     """
     span = len(token_ids)
     needs = frozenset[str]().union(*(variant.method.needs for variant in variants))
-    spans = {"context": (0, span), "question": (span, span)} if spans is None else spans
+    spans = {"template": (0, 0), "context": (0, span), "question": (span, span)} if spans is None else spans
     facts = PromptFacts(
         token_ids=token_ids,
         spans=spans,

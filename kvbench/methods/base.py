@@ -90,6 +90,11 @@ class Score(Part, Protocol):
         return False
 
     @property
+    def is_positional(self) -> bool:
+        """True if scores follow from positions alone, so that no rule can tell the layers apart by them."""
+        return False
+
+    @property
     def unscored(self) -> int:
         """Tokens at the end of the prompt that get no score of their own. The selection must protect them."""
         return 0

@@ -87,6 +87,12 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
             f"method={name}: heads={type(heads).__name__} compares the scores of heads, and those of "
             f"{type(score).__name__} are the same for all heads of a layer; leave one of them out"
         )
+    layers = evicting.get("layers")
+    if isinstance(layers, Layers) and isinstance(score, Score) and layers.needs_statistics and score.is_positional:
+        raise ValueError(
+            f"method={name}: layers={type(layers).__name__} compares the scores of layers, and those of "
+            f"{type(score).__name__} are the same for all layers; leave one of them out"
+        )
     reads_probe = any(
         "probed" in part.needs for part in (*evicting.values(), *parts.values()) if isinstance(part, Part)
     )

@@ -128,8 +128,11 @@ def split(x_ND: Tensor, outliers: float, symmetric: bool) -> Split:
 
 
 def bits_of(range_N: Tensor, limit_N: Tensor, least: int, most: int) -> Tensor:
-    """Return the bits with which the largest error of each row stays below its limit; `most` for a limit of 0."""
-    bits_N = (range_N / (2 * limit_N) + 1).log2().ceil()
+    """Return the bits with which the largest error of each row stays below its limit; `most` for a limit of 0.
+
+    Rows with numbers that are not finite get `most` bits: the row fails later, alone.
+    """
+    bits_N = (range_N / (2 * limit_N) + 1).log2().ceil().nan_to_num(nan=most)
     return torch.where(limit_N > 0, bits_N, most).clamp(least, most).long()
 
 

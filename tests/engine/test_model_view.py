@@ -290,7 +290,7 @@ def test_the_engine_and_compressed_give_the_same_facts() -> None:
         assert [fact[0] for fact in facts] == [0, 1, 2, 3]
         for layer, token_ids, spans, hidden, projection, drawn in facts:
             first = runs[0][layer]
-            assert token_ids == ids and spans == {"context": (0, 90), "question": (90, 90)}
+            assert token_ids == ids and spans == {"template": (0, 0), "context": (0, 90), "question": (90, 90)}
             torch.testing.assert_close(hidden, inputs[layer], atol=1e-4, rtol=1e-4)
             assert (projection, drawn) == (first[4], first[5])
     assert len({tuple(fact[5]) for fact in runs[0]}) == 4, "each layer draws numbers of its own"
@@ -303,8 +303,8 @@ def test_spans_are_cut_to_what_is_compressed() -> None:
     own = with_parts(kvbench.load_method("snapkv", window=8), score=recording(seen))
     text = Prompt(ids=tuple(prompt(90)), context_len=70, stop_ids=frozenset(), text="")
     for question, spans in (
-        ("aware", {"context": (0, 70), "question": (70, 90)}),
-        ("agnostic", {"context": (0, 70), "question": (70, 70)}),
+        ("aware", {"template": (0, 0), "context": (0, 70), "question": (70, 90)}),
+        ("agnostic", {"template": (0, 0), "context": (0, 70), "question": (70, 70)}),
     ):
         seen.facts = []
         generate((model, tokenizer), [text], [(own, 40)], max_new_tokens=2, question=question)

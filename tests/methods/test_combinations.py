@@ -51,6 +51,8 @@ def without(whole: Method, part: str, rest: Method) -> Method | None:
         return replace(whole, name=f"{whole.name} without eviction", eviction=None, merge=None, probe=None, decode=None)
     try:
         eviction = replace(whole.eviction, **{part: other})  # type: ignore[type-var, arg-type]
+        if part == "layers" and other.needs_statistics and eviction.score.is_positional:  # type: ignore[union-attr]
+            return None  # such a method is refused: it would be even again
         changed = replace(whole, name=f"{whole.name} without {part}", eviction=eviction)
         changed.check_scored(BUDGET)
     except ValueError:  # the selection decides by itself how much it keeps, or the score needs a wider window

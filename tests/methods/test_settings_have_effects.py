@@ -15,12 +15,13 @@ import kvbench
 from kvbench import config
 from kvbench.methods.dials import PARTS
 from kvbench.methods.method import Method
+from kvbench.prompts import Prompt
 from tests.helpers.methods import TINY_HEADS, TINY_LAYERS, budget_for, head_table, load, test_dials
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
 
 HEAD_DIM = 32  # of conf/model/tiny.yaml
 SHORTEST = 150  # tokens of the shortest prompt
-BUDGETS: tuple[int | float, ...] = (70, 1 / 3)
+BUDGETS: tuple[int | float, ...] = (70, 1 / 3, 0.57)
 SMALL = {"residual": 32, "recent": 4, "chunk": 40, "page": 8, "history": 16}  # what suits a short prompt
 OTHER_TABLE = head_table(TINY_LAYERS, TINY_HEADS, seed=1)
 NAMES = [*sorted(config.options("method")), "fullkv+scope", "ada_snapkv+kivi", "pyramidkv+h2o_decode"]
@@ -83,7 +84,8 @@ def possible(method: Method | None, budget: int | float | None) -> list[kvbench.
 def results(variants: list[kvbench.Variant]) -> list[object]:
     """Return what comes of each variant."""
     prompts = [prompt(SHORTEST), [7] * 100 + prompt(50), prompt(171)]  # on one alone, two settings may agree by chance
-    rows = zip(*generate(tiny_model(), prompts, variants, max_new_tokens=20, max_rows=32), strict=True)
+    asked = [Prompt(tuple(ids), len(ids) - 40, frozenset(), "") for ids in prompts]  # parts may ask for the question
+    rows = zip(*generate(tiny_model(), asked, variants, max_new_tokens=20, max_rows=32), strict=True)
     return [[(out.kept, out.kept_max, out.kv_bytes, out.read, out.token_ids) for out in of_row] for of_row in rows]
 
 

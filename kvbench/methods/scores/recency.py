@@ -22,6 +22,11 @@ class Recency(Score):
         """True: a position is the same for all heads."""
         return True
 
+    @property
+    def is_positional(self) -> bool:
+        """True: it is the position."""
+        return True
+
     def __call__(self, ctx: LayerContext) -> Tensor:
         """Return [U, T] scores."""
         positions = torch.arange(ctx.num_tokens, dtype=torch.float32, device=ctx.k.device)
