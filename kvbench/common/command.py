@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import functools
 import io
+import logging
 import os
 import select
 import signal
@@ -32,6 +33,13 @@ Arguments = ParamSpec("Arguments")
 
 class Unfinished(Exception):
     """Runs that were computed elsewhere did not end well. The message says which, and is for the user."""
+
+
+def log_messages() -> None:
+    """Show the log as plain lines, without the chatter of libraries."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "filelock", "absl", "matplotlib", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 class Parser(argparse.ArgumentParser):

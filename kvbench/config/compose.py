@@ -53,6 +53,19 @@ def inspect(overrides: Sequence[str]) -> DictConfig:
         return composed
 
 
+def compose_one(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of a command that takes one value of each setting.
+
+    Raises:
+        ValueError: one line naming the override to change.
+    """
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: takes one value; lists are for kvbench -m")
+    with composing(overrides), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
 def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
     """Return the overrides as Hydra reads them.
 

@@ -77,7 +77,7 @@ class PrefillPass:
         self._facts, self._hidden, self._run_probe = facts or PromptFacts(), hidden, run_probe
         self._caches, self._places = caches, places
         self._guard = LayerGuard(caches.plan)
-        self._shape, self._num_layers = shape, len(caches.plan.full)
+        self._shape = shape
         self.span = span
         self.full_bytes = 0
         self._variants, seconds = self._for_prompt(variants)
@@ -131,7 +131,7 @@ class PrefillPass:
             v_BUTD[0],
             scaling=scaling,
             layer=self._caches.plan.index(layer),
-            num_layers=self._num_layers,
+            num_layers=self._shape.layers,
             kernels=self._caches.kv.prompt,
             clock=partial(now, device),
             facts=self._facts,

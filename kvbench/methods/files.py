@@ -91,6 +91,17 @@ def read_file(dial: str, value: object, default: str = "") -> DialFile:
     return read
 
 
+def json_object(text: str, of: str) -> dict[str, Any]:
+    """Return the object in a JSON text that is not empty; `of` names its values. Raises ValueError for another text."""
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"not an object of {of}")
+    return content
+
+
 def _named(text: str) -> tuple[str, str]:
     """Return the path that a value or a default names, and the command that writes such a file, or ""."""
     if not text.startswith(_MARK):

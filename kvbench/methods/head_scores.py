@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import lru_cache
 
 from kvbench.methods.base import Part
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.files import DialFile
+from kvbench.methods.files import DialFile, json_object
 
 _KEY = re.compile(r"(\d{1,5})-(\d{1,5})")
 
@@ -59,12 +58,7 @@ def read_head_scores(text: str) -> tuple[tuple[float, ...], int]:
     Raises:
         ValueError: the text is no table of head scores.
     """
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("not JSON") from None
-    if not isinstance(content, dict) or not content:
-        raise ValueError("not an object of scores")
+    content = json_object(text, "scores")
     means: dict[tuple[int, int], float] = {}
     for key, value in content.items():
         match, values = _KEY.fullmatch(key), value if isinstance(value, list) else [value]

@@ -6,7 +6,6 @@ that leaves each layer.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from kvbench.methods.base import Part
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.files import DialFile
+from kvbench.methods.files import DialFile, json_object
 
 TOLERANCE = 5  # tokens by which the search may miss its target, as in the reference
 Table = tuple[tuple[float, tuple[float, ...]], ...]
@@ -107,12 +106,7 @@ def read_profile(text: str) -> Table:
     Raises:
         ValueError: the text is no table of drop ratios.
     """
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("not JSON") from None
-    if not isinstance(content, dict) or not content:
-        raise ValueError("not an object of ratios")
+    content = json_object(text, "ratios")
     rows: dict[float, tuple[float, ...]] = {}
     for key, value in content.items():
         try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kvbench.common.tasks import AGGREGATION, LOCALIZATION
+from kvbench.methods.files import json_object
 
 FORMAT = "kvbench task classifier 1"
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
@@ -82,11 +83,8 @@ def split(text: str) -> list[str]:
 @lru_cache(maxsize=8)
 def read_classifier(text: str) -> TaskClassifier:
     """Return the classifier of a file's text. Raises ValueError that says what is wrong with it."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        raise ValueError("not JSON") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = json_object(text, "weights")
+    if content.get("format") != FORMAT:
         raise ValueError(f"format must be {FORMAT!r}")
     try:
         weights = base64.b64decode(content["weights"], validate=True)

@@ -6,11 +6,10 @@ Heavy modules are imported after `--help` has been answered.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
-from kvbench.common.command import Parser, command, say
+from kvbench.common.command import Parser, command, log_messages, say
 from kvbench.common.paths import conf_dir
 from kvbench.report.formats import FORMATS
 
@@ -41,9 +40,7 @@ exit status: 0; 1 if a cell failed; 2 for a mistake in the command; 130 if it wa
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing and show it. Returns the exit code, see `kvbench.common.command`."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "filelock", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_messages()
     from kvbench.profile.compose import composed_text, groups
 
     if arguments.cfg:

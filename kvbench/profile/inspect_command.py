@@ -6,13 +6,12 @@ Heavy modules are imported after `--help` has been answered.
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvbench.common.command import Parser, command
+from kvbench.common.command import Parser, command, log_messages
 from kvbench.report.formats import FORMATS
 
 _EPILOG = """\
@@ -50,9 +49,7 @@ class Asked:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prefill one prompt, print the tables, write the files. Returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "filelock", "matplotlib", "fontTools"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_messages()
     asked = settings(arguments.overrides)
     from kvbench.config.messages import plain_mistakes
 
@@ -104,20 +101,14 @@ def _layers(text: str | None) -> list[int] | str | None:
 
 def _composed(asked: Asked) -> Any:
     """Return the checked configuration of one run."""
-    import hydra
-
     from kvbench import config
-    from kvbench.common.paths import conf_dir
-    from kvbench.config.compose import parse
+    from kvbench.config.compose import compose_one, parse
 
     config.register()
     for override in parse(asked.others):
-        if override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: takes one value; lists are for kvbench -m")
         if override.key_or_group.partition(".")[0] in ("hydra", "launcher", "limit", "shard"):
             raise ValueError(f"{override.input_line}: has no effect here; leave it out")
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra.compose("config", asked.others)
+    cfg = compose_one(asked.others)
     config.check(cfg)
     return cfg
 

@@ -66,6 +66,8 @@ def test_only_words_near_the_ends_count() -> None:
     ("content", "reason"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not an object of weights"),
         ({"format": "other"}, "format must be"),
         ({"bias": 1, "read": 1}, "KeyError"),
         ({"weights": "?", "bias": 1, "read": 1, "words": 1}, "Error"),

@@ -240,7 +240,7 @@ def test_few_prompts_that_count_are_a_warning(tmp_path: Path, caplog: pytest.Log
         (["heads.max_new_tokens=two"], "heads.max_new_tokens=two: must be an integer"),
         (["method=snapkv"], "method=snapkv: the probes do not read it; leave it out"),
         (["benchmark.seed=1"], "benchmark.seed=1: the probes do not read it; leave it out"),
-        (["model=tiny,local"], "model=tiny,local: give one value; a command probes one model"),
+        (["model=tiny,local"], "model=tiny,local: takes one value; lists are for kvbench -m"),
         (["model=tyny"], "model=tyny: no such model. Did you mean 'tiny'?"),
         (["model=shape/llama31_8b"], "model=shape/llama31_8b: random weights answer nothing"),
         (["model=tiny", "heads.lengths=[9000]"], "model.max_length=8192: the prompt of sample len09000"),

@@ -99,7 +99,7 @@ def test_a_changed_table_is_refused_by_its_checksum(tmp_path: Path) -> None:
     [
         ("method=snapkv", "method=snapkv: the calibration does not read it; leave it out"),
         ("budget=0.3", "budget=0.3: the calibration does not read it; leave it out"),
-        ("limit=1,2", "limit=1,2: give one value; a command calibrates one model on one benchmark"),
+        ("limit=1,2", "limit=1,2: takes one value; lists are for kvbench -m"),
         ("benchmark=nedle", "benchmark=nedle: no such benchmark. Did you mean 'needle'?"),
     ],
 )

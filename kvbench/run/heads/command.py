@@ -6,16 +6,14 @@ Heavy modules are imported after `--help` has been answered.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvbench.common.command import Parser, command, say
+from kvbench.common.command import Parser, command, log_messages, say
 from kvbench.common.paths import conf_dir
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
-    from omegaconf import DictConfig
 
 _READ = ("model", "seed", "threads", "progress", "paths")  # settings of `kvbench run` that count here
 _EPILOG = """\
@@ -41,9 +39,7 @@ exit status: 0; 2 for a mistake in the command, or a model that answers no promp
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute what is missing and write the table. Returns the exit code, see `kvbench.common.command`."""
     overrides = list(_parser().parse_args(argv).overrides)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "filelock", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_messages()
     cfg, settings = _composed(overrides)
     from kvbench.benchmarks.head_probes import HeadProbe
     from kvbench.models import ModelSpec
@@ -81,11 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _composed(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the composed configuration and the settings of the probe. Raises ValueError for a mistake in them."""
-    import hydra
     from omegaconf import OmegaConf
 
     from kvbench import config
-    from kvbench.config.compose import composing, parse
+    from kvbench.config.compose import compose_one, parse
 
     config.register()
     ours: list[Override] = []
@@ -96,11 +91,7 @@ def _composed(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     for override in others:
         if override.key_or_group.replace("/", ".").partition(".")[0] not in _READ:
             raise ValueError(f"{override.input_line}: the probes do not read it; leave it out")
-        if override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: give one value; a command probes one model")
-    lines = [str(override.input_line) for override in others]
-    with composing(lines), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg: DictConfig = hydra.compose("config", lines)
+    cfg = compose_one([str(override.input_line) for override in others])
     config.check(cfg)
     plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(_READ)), resolve=True)
     assert isinstance(plain, dict)

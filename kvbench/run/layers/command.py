@@ -6,12 +6,10 @@ Heavy modules are imported after `--help` has been answered.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvbench.common.command import Parser, command, say
-from kvbench.common.paths import conf_dir
+from kvbench.common.command import Parser, command, log_messages, say
 
 if TYPE_CHECKING:
     from kvbench.run.jobs import Job
@@ -37,9 +35,7 @@ exit status: 0; 2 for a mistake in the command, or a prompt that the model canno
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute what is missing and write the table. Returns the exit code, see `kvbench.common.command`."""
     overrides = list(_parser().parse_args(argv).overrides)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "filelock", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_messages()
     jobs = _jobs(overrides)
     cfg = jobs[0].cfg
     import torch
@@ -70,20 +66,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _jobs(argv: Sequence[str]) -> list[Job]:
     """Return the benchmark's parts as jobs. Raises ValueError naming the override to change."""
-    import hydra
-
     from kvbench import config
-    from kvbench.config.compose import composing, parse
+    from kvbench.config.compose import compose_one, parse
 
     config.register()
     for override in parse(argv):
         if override.key_or_group.replace("/", ".").partition(".")[0] not in _READ:
             raise ValueError(f"{override.input_line}: the calibration does not read it; leave it out")
-        if override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: give one value; a command calibrates one model on one benchmark")
-    lines = [*argv, "method=prefixkv"]
-    with composing(lines), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra.compose("config", lines)
+    cfg = compose_one([*argv, "method=prefixkv"])
     config.check(cfg)  # before torch is imported, so that a mistake is answered at once
     from kvbench.run.jobs import prepare
 
