@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2_135m")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="tokens kept per head, on average")
     parser.add_argument("--tokens", type=int, default=1000, help="prompt length")
     parser.add_argument("--new", type=int, default=32, help="tokens to generate")
     parser.add_argument("--repeats", type=int, default=5)
@@ -39,8 +40,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     loaded = kvbench.load_model(args.model)
     ids = loaded.tokenizer(generated(0, 8 * args.tokens))["input_ids"][: args.tokens]
+    files = {"headkv": {"table": loaded.hints["head_table"]}}
+    methods, budgets = args.methods.split(","), [int(b) for b in args.budgets.split(",")]
     full = kvbench.Variant(kvbench.load_method("fullkv"))
-    variants = [kvbench.Variant(kvbench.load_method(m), b) for m in args.methods.split(",") for b in BUDGETS]
+    variants = [kvbench.Variant(kvbench.load_method(m, **files.get(m, {})), b) for m in methods for b in budgets]
 
     def run(which: list[kvbench.Variant]) -> tuple[float, list[kvbench.Generation]]:
         begin = time.perf_counter()
@@ -70,8 +73,8 @@ def main() -> None:
         "rows_identical_to_solo": f"{sum(same)}/{len(same)}",
         "prompt_tokens": len(ids),
         "new_tokens": args.new,
-        "methods": args.methods.split(","),
-        "budgets": list(BUDGETS),
+        "methods": methods,
+        "budgets": budgets,
         **conditions(loaded, args.model, args.threads),
     }
     report(result, args.out)

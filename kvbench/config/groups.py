@@ -42,7 +42,7 @@ def defaults(group: str, name: str) -> DictConfig:
     known = options(group)
     if name not in known:
         raise ValueError(f"{group}={name}: no such {group}.{did_you_mean(name, known)}")
-    return _load(known[name], known[name].stat().st_mtime_ns)
+    return _inherited(group, known[name])
 
 
 def shipped(group: str, name: str) -> dict[str, Any]:
@@ -53,6 +53,27 @@ def shipped(group: str, name: str) -> dict[str, Any]:
     if not isinstance(node, dict):
         raise ValueError(f"{group}={name}: conf/{group}/{name}.yaml must hold settings, key: value")
     return {str(key): value for key, value in node.items()}
+
+
+def _inherited(group: str, path: Path) -> DictConfig:
+    """Return a file of a group after those of the group that its list `defaults` names, composed as Hydra does it."""
+    node = _load(path, path.stat().st_mtime_ns)
+    bases = list(node.get("defaults") or [])
+    if not bases or not all(isinstance(base, str) for base in bases):  # overrides of other groups, as experiments have
+        return node
+    if "_self_" not in bases:
+        bases.append("_self_")
+    joined = OmegaConf.merge(*(_without_list(node) if base == "_self_" else defaults(group, base) for base in bases))
+    assert isinstance(joined, DictConfig)
+    OmegaConf.set_readonly(joined, True)
+    return joined
+
+
+def _without_list(node: DictConfig) -> DictConfig:
+    """Return a file's own settings."""
+    own = OmegaConf.masked_copy(node, [key for key in map(str, node) if key != "defaults"])
+    assert isinstance(own, DictConfig)
+    return own
 
 
 @cache

@@ -172,13 +172,15 @@ def decode(encoded: Encoded, dim: int) -> Tensor:
     known_N2, bits_N, rows = encoded
     assert isinstance(known_N2, Tensor) and isinstance(bits_N, Tensor) and isinstance(rows, Rows)
     bits_N, work_N2 = bits_N.long(), known_N2.to(torch.promote_types(known_N2.dtype, torch.float32))
-    code_ND = torch.zeros(len(bits_N), dim, dtype=torch.long, device=bits_N.device)
+    code_ND = torch.zeros(len(bits_N), dim, dtype=work_N2.dtype, device=bits_N.device)
     for bits in bits_N.unique().tolist():
-        at_N1 = rows.start_N[bits_N == bits][:, None]
-        packed_NL = rows.data[at_N1 + torch.arange(-(-dim * bits // 8), device=at_N1.device)]
-        code_ND[bits_N == bits] = unpack(packed_NL, bits, dim)
-    mean_N1 = work_N2[:, 1:] if work_N2.shape[1] > 1 else 0
-    x_ND = ((code_ND - (2**bits_N // 2)[:, None]) * work_N2[:, :1] + mean_N1).to(known_N2.dtype)
+        at_N = (bits_N == bits).nonzero()[:, 0]
+        packed_NL = rows.data[rows.start_N[at_N][:, None] + torch.arange(-(-dim * bits // 8), device=at_N.device)]
+        code_ND[at_N] = unpack(packed_NL, bits, dim).to(code_ND.dtype) - 2**bits // 2
+    x_ND = code_ND.mul_(work_N2[:, :1])
+    if work_N2.shape[1] > 1:
+        x_ND += work_N2[:, 1:]
+    x_ND = x_ND.to(known_N2.dtype)
     count_N = (rows.length_N - (bits_N * dim + 7) // 8) // (1 + known_N2.itemsize)
     most = int(count_N.max()) if len(count_N) else 0
     has_ND = torch.arange(most, device=bits_N.device) < count_N[:, None]
@@ -210,8 +212,18 @@ def pack(codes_ND: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed_NL: Tensor, bits: int, count: int) -> Tensor:
-    """Return the `count` codes of each row that `pack` has packed."""
-    flat = ((packed_NL.long()[..., None] >> torch.arange(8, device=packed_NL.device)) & 1).flatten(1)
-    codes = flat[:, : count * bits].unflatten(1, (count, bits))
-    code_ND: Tensor = (codes << torch.arange(bits, device=packed_NL.device)).sum(-1)
+    """Return the `count` codes [N, count] of each row that `pack` has packed."""
+    device = packed_NL.device
+    if not bits:
+        return torch.zeros(len(packed_NL), count, dtype=torch.uint8, device=device)
+    if bits in (1, 2, 4, 8):
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
+        code_NLP: Tensor = (packed_NL[..., None] >> shifts) & (2**bits - 1)
+        return code_NLP.flatten(1)[:, :count]
+    first_D = torch.arange(count, device=device) * bits
+    wide_NL = F.pad(packed_NL, (0, 2)).int()  # a code of up to 16 bits lies in at most three bytes
+    word_ND = wide_NL.index_select(1, first_D // 8) | wide_NL.index_select(1, first_D // 8 + 1) << 8
+    if bits > 8:
+        word_ND |= wide_NL.index_select(1, first_D // 8 + 2) << 16
+    code_ND: Tensor = (word_ND >> (first_D % 8).int()) & (2**bits - 1)
     return code_ND

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from kvbench import config, models, prompts
 from kvbench.benchmarks.base import ModelFacts, benchmarks_of
 from kvbench.config.annotations import settings_of
+from kvbench.config.groups import shipped
 from kvbench.methods.composition import reached
 from kvbench.methods.dials import ABOUT
 from tests.helpers.methods import load, test_overrides
@@ -168,3 +169,8 @@ def test_impossible_settings_are_one_line(compose, overrides, message):
     with pytest.raises(ValueError, match=re.escape(message)) as info:
         config.check(compose(*overrides))
     assert "\n" not in str(info.value)
+
+
+def test_an_option_inherits_from_those_that_its_defaults_name() -> None:
+    own, base = shipped("benchmark", "needle_1k"), shipped("benchmark", "needle")
+    assert own == base | {"name": "needle_1k", "lengths": [1000], "num_seeds": 3}
