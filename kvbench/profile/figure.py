@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench.report import figure
-from kvbench.report.curve import COLOURS, MARKERS
-from kvbench.report.figure import FAINT, INK
+from kvbench.report.figures import figure
+from kvbench.report.figures.curve import COLOURS, MARKERS
+from kvbench.report.figures.figure import FAINT, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

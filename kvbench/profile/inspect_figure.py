@@ -12,8 +12,8 @@ import numpy as np
 from kvbench.common.files import replacing
 from kvbench.engine.observe import PIXELS, ObservedLayer
 from kvbench.profile.inspect_text import Inspected, short
-from kvbench.report import figure
-from kvbench.report.figure import FAINT, INK, LINE
+from kvbench.report.figures import figure
+from kvbench.report.figures.figure import FAINT, INK, LINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

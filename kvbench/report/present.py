@@ -12,9 +12,9 @@ from typing import cast
 
 from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
-from kvbench.report.curve import curve
+from kvbench.report.figures.curve import curve
+from kvbench.report.figures.needle import has_grid, heatmap, heatmap_grid
 from kvbench.report.formats import Cells, csv_text, escaped, latex, latex_comment, markdown
-from kvbench.report.heatmap import has_grid, heatmap, heatmap_grid
 from kvbench.report.runs import Setting, groups, is_full_cache, setting, table_mark
 from kvbench.report.scores import Line, score_lines
 from kvbench.report.suite import SuiteTable, suite_table

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kvbench.report.difference import paired_difference
+from kvbench.report.figures.needle import heatmap_grid
 from kvbench.report.formats import csv_text, latex, markdown
-from kvbench.report.heatmap import heatmap_grid
 from kvbench.report.runs import check_comparable, groups, title
 from kvbench.report.scores import score_lines
 from kvbench.report.table import cells, table

@@ -10,7 +10,7 @@ import pytest
 
 from kvbench import store
 from kvbench.report.__main__ import main
-from kvbench.report.heatmap import _places, grid, has_grid, heatmap, heatmap_grid
+from kvbench.report.figures.needle import _places, grid, has_grid, heatmap, heatmap_grid
 from kvbench.report.present import present
 from kvbench.report.runs import order, title
 from tests.helpers.fake_runs import DEPTHS, LENGTHS, make_run, out_of_memory, store_run
@@ -60,7 +60,7 @@ def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_pa
     run = out_of_memory(make_run("snapkv", "0.2", 1.0), 0)
     run.samples[1]["scores"]["recall"] = 0.0
     seen = []
-    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    monkeypatch.setattr("kvbench.report.figures.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
     heatmap(run, tmp_path / "x.png")
     axes = seen[0].axes[0]
     mesh = axes.collections[0]
@@ -79,7 +79,7 @@ def test_a_dense_grid_is_drawn_as_published(monkeypatch: pytest.MonkeyPatch, tmp
     lengths, depths = list(range(1000, 8001, 100)), [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
     run = out_of_memory(make_run("snapkv", "0.2", None, lengths=lengths, depths=depths), 3)
     seen = []
-    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    monkeypatch.setattr("kvbench.report.figures.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
     heatmap(run, tmp_path / "x.png")
     heatmap_grid([run, make_run("h2o", "0.2", 1.0, lengths=lengths, depths=depths)], tmp_path / "y.png")
     for figure, step in zip(seen, (100, 500), strict=True):  # a label for every column, then for those that fit

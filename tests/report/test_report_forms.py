@@ -12,7 +12,7 @@ import pytest
 
 from kvbench import store
 from kvbench.report.__main__ import main
-from kvbench.report.curve import curve
+from kvbench.report.figures.curve import curve
 from kvbench.report.present import present
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import suite_groups
@@ -208,7 +208,7 @@ def test_runs_that_a_column_cannot_hold_get_a_folder_of_their_own(stored: Path, 
 
 def draw(runs: list[FakeRun], monkeypatch: pytest.MonkeyPatch, path: Path) -> Any:
     seen = []
-    monkeypatch.setattr("kvbench.report.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    monkeypatch.setattr("kvbench.report.figures.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
     curve(table(runs), "longbench", "details", path / "x.png")
     return seen[0].axes
 

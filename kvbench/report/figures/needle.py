@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.common.text import one_line
-from kvbench.report import figure
-from kvbench.report.figure import FAINT, INK, LINE
+from kvbench.report.figures import figure
+from kvbench.report.figures.figure import FAINT, INK, LINE
 from kvbench.report.runs import Run, answered, budget_order, check_comparable, check_metric, kept_share, order, title
 from kvbench.store import Record
 from kvbench.store.schema import HUGE

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.common.text import one_line
-from kvbench.report import figure
-from kvbench.report.figure import FAINT, INK
+from kvbench.report.figures import figure
+from kvbench.report.figures.figure import FAINT, INK
 from kvbench.report.runs import budget_order
 from kvbench.report.suite import SuiteRow, SuiteTable
 
