@@ -21,7 +21,26 @@ from kvbench.store import identity_hash
 LAYERS, HEADS, SPAN, BYTES = 30, 3, 4000, 46080  # of the kept counts; tokens of a prompt; bytes of a token
 CATEGORIES = ("single-doc QA", "multi-doc QA", "summarisation", "few-shot", "synthetic", "code")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_WORDS = "the cache of a long prompt keeps what the question needs and drops the rest of its tokens".split()
+_WORDS = [
+    "the",
+    "cache",
+    "of",
+    "a",
+    "long",
+    "prompt",
+    "keeps",
+    "what",
+    "the",
+    "question",
+    "needs",
+    "and",
+    "drops",
+    "the",
+    "rest",
+    "of",
+    "its",
+    "tokens",
+]
 
 
 def write_store(
