@@ -17,7 +17,16 @@ from __future__ import annotations
 from kvbench.store.identity import identity_hash, scrub, scrub_text
 from kvbench.store.plans import write_plan
 from kvbench.store.progress import Progress, progress, recorded_ids
-from kvbench.store.read import StoredRun, load_manifest, load_run, load_runs, run_folders, write_scores
+from kvbench.store.read import (
+    StoredRun,
+    iterate_runs,
+    load_manifest,
+    load_run,
+    load_runs,
+    run_folders,
+    wanted_folders,
+    write_scores,
+)
 from kvbench.store.run import Run, run_folder
 from kvbench.store.schema import STATUSES, AnsweredRecord, Manifest, Record, RunStatus, Status, SuitePlace
 
@@ -33,6 +42,7 @@ __all__ = [
     "StoredRun",
     "SuitePlace",
     "identity_hash",
+    "iterate_runs",
     "load_manifest",
     "load_run",
     "load_runs",
@@ -42,6 +52,7 @@ __all__ = [
     "run_folders",
     "scrub",
     "scrub_text",
+    "wanted_folders",
     "write_plan",
     "write_scores",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,12 +126,37 @@ def load_runs(
     wanted: Callable[[Manifest], bool] = lambda manifest: True,
     bulky: bool = True,
 ) -> list[StoredRun]:
-    """Read the runs at or below `root`, sorted by folder; [] when there are none.
+    """Read the runs at or below `root`, sorted by folder; [] when there are none. See `iterate_runs`."""
+    return list(iterate_runs(root, benchmark, wanted, bulky))
+
+
+def iterate_runs(
+    root: str | Path,
+    benchmark: str | None = None,
+    wanted: Callable[[Manifest], bool] = lambda manifest: True,
+    bulky: bool = True,
+) -> Iterator[StoredRun]:
+    """Yield the runs at or below `root`, sorted by folder. The records of one run at a time are in memory.
 
     Only the records of wanted runs are read: those of `benchmark`, if named, whose manifest `wanted` accepts. A
     damaged run is skipped with a warning, so that it does not hide the others. A copy of a run is skipped as well.
     `bulky` as for `load_run`.
     """
+    for path in wanted_folders(root, benchmark, wanted):
+        try:
+            run = load_run(path, bulky)
+        except ValueError as error:
+            _skip(str(error))
+            continue
+        yield run
+
+
+def wanted_folders(
+    root: str | Path,
+    benchmark: str | None = None,
+    wanted: Callable[[Manifest], bool] = lambda manifest: True,
+) -> list[Path]:
+    """Return the folders of the runs that `iterate_runs` reads. Reads manifests alone."""
     manifests: dict[Path, Manifest] = {}
     for path in run_folders(root):
         try:
@@ -144,13 +169,7 @@ def load_runs(
     for copy, original in copies(manifests).items():
         _skip(f"{copy}: a copy of the run in {original}")
         del manifests[copy]
-    runs = []
-    for path in manifests:
-        try:
-            runs.append(load_run(path, bulky))
-        except ValueError as error:
-            _skip(str(error))
-    return runs
+    return list(manifests)
 
 
 def _skip(text: str) -> None:

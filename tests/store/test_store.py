@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from kvbench.store import identity_hash, load_run, load_runs, scrub
-from tests.helpers.store_runs import OPEN, child, ids, open_run, record
+from kvbench.store import identity_hash, iterate_runs, load_run, load_runs, scrub
+from tests.helpers.store_runs import OPEN, budgeted, child, ids, open_run, record
 
 # ---- identity
 
@@ -290,3 +290,15 @@ def test_readers_never_see_half_a_status(tmp_path: Path) -> None:
     writer.kill()
     writer.communicate()
     assert len(fillers) == 20  # the readings above did fall between different writes
+
+
+def test_runs_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that goes through a store of any size holds the records of one run."""
+    for budget in ("10", "20", "30"):
+        with open_run(tmp_path, **budgeted(budget)) as run:
+            run.append(record("a"))
+    read: list[Path] = []
+    monkeypatch.setattr("kvbench.store.read.load_run", lambda path, bulky: read.append(path) or load_run(path, bulky))
+    runs = iterate_runs(tmp_path)
+    assert next(runs).manifest["label"]["budget"] == "10" and len(read) == 1
+    assert [run.manifest["label"]["budget"] for run in runs] == ["20", "30"]
