@@ -157,6 +157,15 @@ def wanted_folders(
     wanted: Callable[[Manifest], bool] = lambda manifest: True,
 ) -> list[Path]:
     """Return the folders of the runs that `iterate_runs` reads. Reads manifests alone."""
+    return list(load_manifests(root, benchmark, wanted))
+
+
+def load_manifests(
+    root: str | Path,
+    benchmark: str | None = None,
+    wanted: Callable[[Manifest], bool] = lambda manifest: True,
+) -> dict[Path, Manifest]:
+    """Return the manifests of the runs that `iterate_runs` reads, by folder; no records are read."""
     manifests: dict[Path, Manifest] = {}
     for path in run_folders(root):
         try:
@@ -169,7 +178,7 @@ def wanted_folders(
     for copy, original in copies(manifests).items():
         _skip(f"{copy}: a copy of the run in {original}")
         del manifests[copy]
-    return list(manifests)
+    return manifests
 
 
 def _skip(text: str) -> None:

@@ -1,0 +1,48 @@
+"""`kvbench view RUNS`: write one HTML file in which all runs, their tables, curves and answers can be looked at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvbench.common.command import Parser, command
+from kvbench.common.text import one_line
+from kvbench.report.view.page import LIMIT, Written, write
+from kvbench.report.view.reading import heads_below
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page of all runs below a folder. Returns the exit code, see `kvbench.common.command`."""
+    parser = Parser(prog="kvbench view", description="Write one HTML file to look at runs and their answers.")
+    parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
+    parser.add_argument("--out", type=Path, help="the file to write; default: view.html in that folder")
+    parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")
+    parser.add_argument("--no-answers", action="store_true", help="leave out the samples: tables, curves, grids alone")
+    arguments = parser.parse_args(argv)
+    out = arguments.out or arguments.runs / "view.html"
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the name of an HTML file, such as view.html")
+    heads = heads_below(arguments.runs, arguments.benchmark)
+    if not heads:
+        what = f" of benchmark {arguments.benchmark}" if arguments.benchmark else ""
+        raise ValueError(f"{arguments.runs}: no runs{what} there; run `kvbench` first or name another folder")
+    name = arguments.runs.resolve().name or "kvbench"
+    print(_words(write(heads, out, name, answers=not arguments.no_answers)))
+    return 0
+
+
+def _words(written: Written) -> str:
+    """Return what was written, as one line."""
+    size = f"{written.size / 1e6:.1f} MB"
+    text = f"{one_line(str(written.page))}: {written.runs:,} runs, {written.samples:,} answers, {size}"
+    if written.parts:
+        folder = one_line(str(written.folder))
+        text += f"; {written.parts} parts in {folder} hold the answers, as they are more than {LIMIT // 10**6} MB: "
+        text += "keep that folder next to the page"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

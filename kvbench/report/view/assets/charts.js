@@ -1,0 +1,114 @@
+// Budget curves: score against budget or against bytes, a line per method.
+
+const DASHES = ["", "7 4", "2 3"];
+const AXES = [["budget", "by budget"], ["bytes", "by KV bytes"]];
+const KINDS = { 1: "Budget, % of tokens", 2: "Budget, % of bytes", 3: "Budget, tokens per KV head" };
+
+function curves() {
+  const tables = shownTables().filter(([table, rows]) => rows.some((row) => row !== table.full && isNumber(row.score)));
+  const buttons = AXES.map(([key, words]) => h("button", { type: "button", "data-x": key, "aria-pressed": String((state.x || "budget") === key), onclick: () => change({ x: key === "budget" ? "" : key }, `[data-x=${key}]`) }, words));
+  if (!tables.length) return [nothing("No curve to draw: no variant of these has a score.")];
+  const parts = tables.map(([table, rows]) => h("section", { class: "card", "aria-label": table.name }, heading(table, rows.length), panels(table, rows)));
+  return [h("div", { class: "switch", role: "group", "aria-label": "Horizontal axis" }, buttons), parts];
+}
+
+function panels(table, rows) {
+  const byBytes = state.x === "bytes";
+  const groups = new Map();
+  for (const row of rows) {
+    if (row === table.full || !isNumber(row.score)) continue;
+    const kind = byBytes ? 4 : row.order[0];
+    const x = byBytes ? row.kvShare : row.order[1];
+    if (!isNumber(x) || (!byBytes && kind === 0)) continue;
+    if (!groups.has(kind)) groups.set(kind, []);
+    groups.get(kind).push({ row, x: kind === 3 ? x : 100 * x, y: row.score });
+  }
+  const methods = [...new Set([...groups.values()].flat().map((point) => point.row.method))].sort();
+  const flat = byBytes ? [] : rows.filter((row) => row !== table.full && row.order[0] === 0 && isNumber(row.score));
+  const figure = h("div", { class: "panels" });
+  const names = [...groups.keys()].sort();
+  if (!names.length) return flat.length ? levels(table, flat) : nothing("These variants have no budget. Their KV bytes are the other axis.");
+  for (const kind of names) figure.append(panel(table, groups.get(kind), kind, methods, flat));
+  return [figure, legend(table, methods, flat, figure)];
+}
+
+// Methods without a budget alone: a bar each.
+function levels(table, rows) {
+  return h("ul", { class: "levels" }, rows.map((row) => h("li", {}, h("a", { href: address(["variant", table.at, row.at]), "data-item": "" }, row.title), scoreCell(row))));
+}
+
+function panel(table, points, kind, methods, flat) {
+  const narrow = innerWidth < 700;
+  const [width, height] = narrow ? [380, 300] : [720, 380];
+  const [left, right, top, bottom] = [40, 16, 12, 44];
+  const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
+  const ys = [...points.map((point) => point.y), ...flat.map((row) => row.score), table.full?.score].filter(isNumber);
+  const [low, high, stepY] = nice(Math.min(...ys), Math.max(...ys));
+  const [first, last] = [Math.log(Math.max(xs[0], 1e-6)), Math.log(Math.max(xs[xs.length - 1], 1e-6))];
+  const x = (value) => left + 8 + (last > first ? (Math.log(Math.max(value, 1e-6)) - first) / (last - first) : 0.5) * (width - left - right - 16);
+  const y = (value) => height - bottom - ((value - low) / (high - low)) * (height - top - bottom);
+  const grid = [];
+  for (let value = low; value <= high + 1e-9; value += stepY) {
+    grid.push(svg("line", { class: "gridline", x1: left, x2: width - right, y1: y(value), y2: y(value) }), svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, +value.toFixed(1)));
+  }
+  let room = -Infinity;
+  for (const value of kind === 4 ? rounds(xs[0], xs[xs.length - 1]) : xs) {
+    if (x(value) - room < 34) continue;
+    room = x(value);
+    grid.push(svg("line", { class: "tick", x1: x(value), x2: x(value), y1: height - bottom, y2: height - bottom + 4 }), svg("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, +value.toPrecision(3)));
+  }
+  const title = kind === 4 ? "Bytes of keys and values, % of the full cache" : KINDS[kind];
+  grid.push(svg("text", { class: "axis", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, title));
+  const levelLine = (row, name, dash) => svg("line", { class: name, "data-method": row.method, x1: left, x2: width - right, y1: y(row.score), y2: y(row.score), "stroke-dasharray": dash }, svg("title", {}, `${row.title}: ${number(row.score)}`));
+  const full = table.full && isNumber(table.full.score) ? levelLine(table.full, "full", "6 4") : null;
+  const lines = methods.map((method, m) => {
+    const own = points.filter((point) => point.row.method === method).sort((a, b) => a.x - b.x);
+    if (!own.length) return null;
+    const style = { stroke: `var(--c${m % 10})`, fill: `var(--c${m % 10})` };
+    const path = own.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
+    return svg(
+      "g",
+      { class: "series", "data-method": method, style },
+      svg("path", { d: path, fill: "none", "stroke-dasharray": DASHES[Math.floor(m / 10) % 3] }),
+      own.map((point) => svg("a", { href: address(["variant", table.at, point.row.at]), "aria-label": `${point.row.title}: ${number(point.y)}`, tabindex: -1 }, svg("circle", { class: "reachable", cx: x(point.x), cy: y(point.y), r: 9 }), svg("circle", { cx: x(point.x), cy: y(point.y), r: 3.4 }), svg("title", {}, `${point.row.title}: ${number(point.y)}, ${percent(point.row.kvShare)} of the bytes`))),
+    );
+  });
+  const words = `${table.lead} against ${title.toLowerCase()}, ${plural(methods.length, "method")}; the leaderboard has the numbers`;
+  return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words, style: { "max-width": width * 1.35 + "px" } }, grid, full, flat.map((row) => levelLine(row, "level", "1.5 4")), lines);
+}
+
+// Limits and step of an axis that holds `low` to `high`.
+function nice(low, high) {
+  const span = Math.max(high - low, 2);
+  const step = [0.5, 1, 2, 5, 10, 20, 25].find((size) => span / size <= 6) || 25;
+  return [Math.max(0, Math.floor(low / step) * step), Math.ceil(high / step + 1e-9) * step, step];
+}
+
+function rounds(low, high) {
+  return [0.5, 1, 2, 5, 10, 20, 30, 50, 70, 100, 150, 200].filter((value) => value >= low * 0.95 && value <= high * 1.05);
+}
+
+// Buttons that bring out a line while they have the pointer or the focus, and keep it when they are pressed.
+function legend(table, methods, flat, figure) {
+  const bright = (method) => {
+    const kept = [...list.querySelectorAll("[aria-pressed=true]")].map((button) => button.dataset.name);
+    const on = new Set(method ? [method, ...kept] : kept);
+    figure.classList.toggle("chosen", on.size > 0);
+    figure.querySelectorAll("[data-method]").forEach((node) => node.classList.toggle("on", on.has(node.dataset.method)));
+  };
+  const entry = (method, sample) =>
+    h("button", { type: "button", "data-name": method, "data-item": "", "aria-pressed": "false", onmouseenter: () => bright(method), onmouseleave: () => bright(), onfocus: () => bright(method), onblur: () => bright(), onclick: (event) => {
+      const button = event.currentTarget;
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+      bright(method);
+    } }, sample, method);
+  const stroke = (attributes) => svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, ...attributes }));
+  const list = h(
+    "div",
+    { class: "legend", role: "group", "aria-label": "Methods" },
+    table.full ? entry(table.full.method, stroke({ class: "full", "stroke-dasharray": "6 4" })) : null,
+    methods.map((method, m) => entry(method, stroke({ style: { stroke: `var(--c${m % 10})` }, "stroke-width": 2.5, "stroke-dasharray": DASHES[Math.floor(m / 10) % 3] }))),
+    flat.map((row) => entry(row.method, stroke({ class: "level", "stroke-dasharray": "1.5 4" }))),
+  );
+  return list;
+}
