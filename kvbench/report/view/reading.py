@@ -82,7 +82,7 @@ class Block:
 
 
 def heads_below(root: Path, benchmark: str | None = None) -> list[Head]:
-    """Return the runs at or below `root`, of one benchmark or suite if named. Damaged ones are skipped with a warning."""
+    """Return the runs at or below `root`, of one benchmark or suite if named; damaged ones are skipped."""
     manifests = load_manifests(root)
     return [Head(path, manifest) for path, manifest in manifests.items() if _is_of(manifest, benchmark)]
 
@@ -121,7 +121,7 @@ def read_block(task: Task) -> Block:
     """Return the facts and the packed answers of some runs."""
     runs = [_load(path) for path in task.paths]
     base = _full_scores(task.full) if task.full else {}
-    facts = [run and _facts(run, base) for run in runs]
+    facts = [_facts(run, base) if run else None for run in runs]
     packed = b"" if not task.level else zlib.compress(_json(_content(runs)), task.level)
     return Block(facts, packed)
 

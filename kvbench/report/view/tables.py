@@ -14,7 +14,7 @@ from kvbench.report.runs import budget_order, budget_words, groups, is_full_cach
 from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_setting
 from kvbench.report.view.reading import Facts, Head, rounded
 
-_INTERVAL = "Mean difference to the full cache over common samples, in points, with its 95 % interval; grey: holds 0"
+_INTERVAL = "Mean difference to the full cache over common samples, in points, with its 95% interval; grey: holds 0"
 _LONGEST = 2000  # lengths or depths of a grid
 
 
@@ -143,9 +143,7 @@ def _axis(planned: object, seen: Sequence[int]) -> list[int]:
     return sorted({*seen, *(value for value in values if type(value) is int)})
 
 
-def _lead(
-    table: Table, firsts: Sequence[Head], columns: Sequence[Mapping[str, Any]]
-) -> tuple[str, int, Sequence[int]]:
+def _lead(table: Table, firsts: Sequence[Head], columns: Sequence[Mapping[str, Any]]) -> tuple[str, int, Sequence[int]]:
     """Return the average that is shown first, over how many columns it should be, and over which it is.
 
     As in reports: the most complete average of the suite, then that of most columns.
@@ -186,6 +184,7 @@ def _row(
     is_full, n = is_full_cache(first.manifest), sum(own.n for own in every)
     strata = [100 * own.deltas for at, _, own, _, _ in present if at in averaged]
     sums = [sum(own.sums[i] for own in every) / n if n else None for i in range(4)]
+    others = {key: rounded(100 * score, 2) for key, score in every[0].scores.items() if key != lead}
     return {
         "method": title,
         "label": label["method"],
@@ -209,7 +208,9 @@ def _row(
         "kvMiB": rounded(sums[3], 3),
         "ttft": _mean_time(every, "ttft_s"),
         "tpot": _mean_time(every, "tpot_s"),
-        "others": {key: rounded(100 * v, 2) for key, v in every[0].scores.items() if key != lead} if len(row) == 1 else {},
+        "others": {key: rounded(100 * v, 2) for key, v in every[0].scores.items() if key != lead}
+        if len(row) == 1
+        else {},
         "cells": cells,
     }
 
@@ -244,7 +245,7 @@ def _difference(strata: Sequence[Any]) -> dict[str, Any] | None:
     difference = stratified_difference(strata)
     if difference is None:
         return None
-    numbers = {key: rounded(difference[key], 2) for key in ("mean", "low", "high")}  # type: ignore[literal-required]
+    numbers = {key: rounded(difference[key], 2) for key in ("mean", "low", "high")}
     return {**numbers, "n": difference["n"], "reason": difference["reason"], "significant": difference["significant"]}
 
 
@@ -255,4 +256,4 @@ def _mean_time(every: Sequence[Facts], key: str) -> float | None:
 
 def _short_budget(budget: str) -> str:
     kind, value = budget_order(budget)
-    return ("–", f"{100 * value:.3g} %", f"{100 * value:.3g} % bytes", f"{budget} tok")[kind]
+    return ("–", f"{100 * value:.3g}%", f"{100 * value:.3g}% bytes", f"{budget} tok.")[kind]

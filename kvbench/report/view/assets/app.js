@@ -181,3 +181,10 @@ async function start() {
   });
   draw();
 }
+
+// Curves are drawn for the width of the window.
+let resizing = 0;
+addEventListener("resize", () => {
+  clearTimeout(resizing);
+  resizing = setTimeout(() => index && state.path[0] === "curves" && draw(), 150);
+});

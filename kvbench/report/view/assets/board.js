@@ -111,7 +111,7 @@ function headCell(column) {
   return h(
     "th",
     { scope: "col", class: column.kind, "aria-sort": way || "none", title: column.hint },
-    h("button", { type: "button", "data-sort": column.key, onclick: () => change({ sort: next }, `[data-sort="${column.key}"]`) }, column.label, arrow),
+    h("button", { type: "button", "data-sort": column.key, onclick: () => change({ sort: next }, `[data-sort="${column.key}"]`) }, column.kind === "name" ? [column.label, arrow] : [arrow, column.label]),
   );
 }
 
@@ -126,9 +126,9 @@ function boardRow(row, columns) {
 }
 
 function methodCell(row) {
-  const lost = row.status && row.status !== "done" ? h("span", { class: "badge" }, row.status) : null;
+  const lost = ["failed", "preempted"].includes(row.status) ? h("span", { class: "badge" }, row.status) : null;
   const note = row.full ? h("span", { class: "badge calm" }, "reference") : null;
-  return [h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, row.method), note, lost];
+  return [h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, breakable(row.method)), note, lost];
 }
 
 function scoreCell(row) {
@@ -154,7 +154,7 @@ function deltaCell(row) {
   if (row.full) return h("span", { class: "quiet" }, "");
   const diff = row.diff;
   if (!diff) return h("span", { class: "quiet", title: "No sample in common with a full cache of the same protocol" }, "–");
-  const words = isNumber(diff.low) ? `95 % interval ${signed(diff.low)} to ${signed(diff.high)}, ${plural(diff.n, "sample")}` : `no interval: ${diff.reason}`;
+  const words = isNumber(diff.low) ? `95% interval ${signed(diff.low)} to ${signed(diff.high)}, ${plural(diff.n, "sample")}` : `no interval: ${diff.reason}`;
   const kind = !diff.significant ? "unclear" : diff.mean < 0 ? "worse" : "better";
   return h("span", { class: "delta " + kind, title: words }, whisker(row), h("b", {}, signed(diff.mean)), h("span", { class: "hidden" }, ` (${words})`));
 }

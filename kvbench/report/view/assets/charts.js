@@ -28,7 +28,9 @@ function panels(table, rows) {
   const figure = h("div", { class: "panels" });
   const names = [...groups.keys()].sort();
   if (!names.length) return flat.length ? levels(table, flat) : nothing("These variants have no budget. Their KV bytes are the other axis.");
-  for (const kind of names) figure.append(panel(table, groups.get(kind), kind, methods, flat));
+  const whole = Math.min(byId("main").clientWidth - (innerWidth > 700 ? 90 : 54), 1240);
+  const room = names.length > 1 && whole > 860 ? Math.floor(whole / 2) - 14 : whole;
+  for (const kind of names) figure.append(panel(table, groups.get(kind), kind, methods, flat, room));
   return [figure, legend(table, methods, flat, figure)];
 }
 
@@ -37,10 +39,10 @@ function levels(table, rows) {
   return h("ul", { class: "levels" }, rows.map((row) => h("li", {}, h("a", { href: address(["variant", table.at, row.at]), "data-item": "" }, row.title), scoreCell(row))));
 }
 
-function panel(table, points, kind, methods, flat) {
-  const narrow = innerWidth < 700;
-  const [width, height] = narrow ? [380, 300] : [720, 380];
-  const [left, right, top, bottom] = [40, 16, 12, 44];
+function panel(table, points, kind, methods, flat, room) {
+  const [width, height] = [room, room < 600 ? 300 : 400];
+  const named = width > 600 && methods.length <= 16;
+  const [left, right, top, bottom] = [40, named ? 150 : 16, 12, 44];
   const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   const ys = [...points.map((point) => point.y), ...flat.map((row) => row.score), table.full?.score].filter(isNumber);
   const [low, high, stepY] = nice(Math.min(...ys), Math.max(...ys));
@@ -51,10 +53,10 @@ function panel(table, points, kind, methods, flat) {
   for (let value = low; value <= high + 1e-9; value += stepY) {
     grid.push(svg("line", { class: "gridline", x1: left, x2: width - right, y1: y(value), y2: y(value) }), svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, +value.toFixed(1)));
   }
-  let room = -Infinity;
+  let lastTick = -Infinity;
   for (const value of kind === 4 ? rounds(xs[0], xs[xs.length - 1]) : xs) {
-    if (x(value) - room < 34) continue;
-    room = x(value);
+    if (x(value) - lastTick < 34) continue;
+    lastTick = x(value);
     grid.push(svg("line", { class: "tick", x1: x(value), x2: x(value), y1: height - bottom, y2: height - bottom + 4 }), svg("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, +value.toPrecision(3)));
   }
   const title = kind === 4 ? "Bytes of keys and values, % of the full cache" : KINDS[kind];
@@ -74,14 +76,33 @@ function panel(table, points, kind, methods, flat) {
     );
   });
   const words = `${table.lead} against ${title.toLowerCase()}, ${plural(methods.length, "method")}; the leaderboard has the numbers`;
-  return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words, style: { "max-width": width * 1.35 + "px" } }, grid, full, flat.map((row) => levelLine(row, "level", "1.5 4")), lines);
+  return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words, style: { "max-width": width + "px" } }, grid, full, flat.map((row) => levelLine(row, "level", "1.5 4")), lines, named ? endLabels(points, methods, x, y, width - right) : null);
+}
+
+// The name of each line at its right end; names that would overlap move down.
+function endLabels(points, methods, x, y, edge) {
+  const ends = methods.map((method, m) => {
+    const own = points.filter((point) => point.row.method === method).sort((a, b) => b.x - a.x)[0];
+    return own && { method, m, at: y(own.y), from: x(own.x) };
+  });
+  let lowest = -Infinity;
+  return ends
+    .filter(Boolean)
+    .sort((a, b) => a.at - b.at)
+    .map(({ method, m, at, from }) => {
+      lowest = Math.max(at, lowest + 15);
+      const style = { stroke: `var(--c${m % 10})`, fill: `var(--c${m % 10})` };
+      const lead = svg("path", { class: "lead", d: `M${from + 6} ${at}L${edge + 6} ${lowest}`, style });
+      return svg("g", { class: "series", "data-method": method }, lead, svg("text", { class: "end", x: edge + 10, y: lowest + 4, style: { fill: style.fill } }, method.length > 20 ? method.slice(0, 19) + "…" : method));
+    });
 }
 
 // Limits and step of an axis that holds `low` to `high`.
 function nice(low, high) {
   const span = Math.max(high - low, 2);
   const step = [0.5, 1, 2, 5, 10, 20, 25].find((size) => span / size <= 6) || 25;
-  return [Math.max(0, Math.floor(low / step) * step), Math.ceil(high / step + 1e-9) * step, step];
+  const top = Math.ceil(high / step) * step;
+  return [Math.max(0, Math.floor(low / step) * step), high <= 100 ? Math.min(100, top) : top, step];
 }
 
 function rounds(low, high) {

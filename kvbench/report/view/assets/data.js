@@ -47,6 +47,7 @@ function prepare() {
       row.table = table;
       row.key = t + "." + r;
       row.title = row.method + (row.words ? ", " + row.words : "");
+      row.brief = row.method + (row.order[0] ? " " + row.short : "");
       row.search = [row.method, row.budget, row.words, table.name, ...row.hashes].join(" ").toLowerCase();
     });
     table.full = table.rows.find((row) => row.full) || null;

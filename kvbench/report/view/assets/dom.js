@@ -32,6 +32,11 @@ function svg(name, attributes, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
+// A name that may break after its underscores and signs, not between letters.
+function breakable(name) {
+  return String(name).split(/(?<=[_+,-])/).flatMap((piece, i) => (i ? [document.createElement("wbr"), piece] : [piece]));
+}
+
 function show(node, ...children) {
   node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
@@ -46,7 +51,7 @@ function say(words) {
 const isNumber = (value) => typeof value === "number";
 const number = (value, digits = 1) => (isNumber(value) ? value.toFixed(digits) : "–");
 const signed = (value) => (isNumber(value) ? (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1) : "–");
-const percent = (share) => (isNumber(share) ? (100 * share).toFixed(share < 0.0995 ? 1 : 0) + " %" : "–");
+const percent = (share) => (isNumber(share) ? (100 * share).toFixed(share < 0.0995 ? 1 : 0) + "%" : "–");
 const plural = (count, word) => count.toLocaleString("en") + " " + word + (count === 1 ? "" : "s");
 
 function seconds(value) {

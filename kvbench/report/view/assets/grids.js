@@ -29,14 +29,14 @@ function gridSection(table, rows, c) {
 
 function scaleBar() {
   const stops = [0, 25, 50, 75, 100].map((score) => rgb(scoreColour(score))).join(",");
-  return h("div", { class: "scale" }, "score 0", h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${stops})` } }), "100", h("span", { class: "swatch lost" }, "×"), "out of memory or failed", h("span", { class: "swatch missing" }), "not run yet");
+  return h("div", { class: "scale" }, "score 0", h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${stops})` } }), "100", h("span", { class: "swatch lost" }, "×"), "out of memory or failed", h("span", { class: "swatch missing" }), "not run yet", h("span", { class: "axes" }, "depth in % from top to bottom, length in tokens from left to right"));
 }
 
 function gridCard(row, c) {
   return h(
     "figure",
     { class: "grid-card", "data-row": row.key },
-    h("figcaption", {}, h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, row.title), h("span", { class: "quiet" }, `mean ${number(runOf(row, c).score)} · kept ${percent(row.keptShare)}`)),
+    h("figcaption", {}, h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, breakable(row.brief)), h("span", { class: "quiet" }, `mean ${number(runOf(row, c).score)} · kept ${percent(row.keptShare)}`)),
     gridOf(row, c),
   );
 }
@@ -46,7 +46,7 @@ function gridOf(row, c, large = false) {
   const axes = row.table.columns[c].grid;
   const scores = runOf(row, c).grid;
   const [columns, lines] = [axes.lengths.length, axes.depths.length];
-  const words = `${row.title}: score by length (${axes.lengths[0]} to ${axes.lengths[columns - 1]} tokens) and depth (${axes.depths[0]} to ${axes.depths[lines - 1]} %)`;
+  const words = `${row.title}: score by length (${axes.lengths[0]} to ${axes.lengths[columns - 1]} tokens) and depth (${axes.depths[0]} to ${axes.depths[lines - 1]}%)`;
   const node = h("div", { class: "grid" + (large ? " large" : "") + (columns > 12 || lines > 12 ? " dense" : ""), role: "grid", "aria-label": words, style: { "grid-template-columns": `auto repeat(${columns}, minmax(0, 1fr))` } });
   axes.depths.forEach((depth, line) => {
     const every = Math.ceil(lines / 8);
@@ -64,7 +64,7 @@ const shortLength = (length) => (length >= 1000 && length % 100 === 0 ? length /
 function gridCell(row, c, score, length, depth, first) {
   const lost = score === -1;
   const known = isNumber(score) && !lost;
-  const words = `${length} tokens, depth ${depth} %: ${known ? number(score) : lost ? "no answer" : "not run yet"}`;
+  const words = `${length} tokens, depth ${depth}%: ${known ? number(score) : lost ? "no answer" : "not run yet"}`;
   const colour = known ? scoreColour(score) : null;
   return h("a", {
     class: "cell" + (lost ? " lost" : known ? "" : " missing"),

@@ -73,7 +73,7 @@ function answersPart(table, sample, rows) {
 const NAMES = 6; // variants of a card that are named before "more"
 
 function answerCard({ record, rows }, reference) {
-  const names = rows.map((row) => h("li", { "data-row": row.key, class: row.full ? "full" : null }, h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, row.title)));
+  const names = rows.map((row) => h("li", { "data-row": row.key, class: row.full ? "full" : null }, h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, breakable(row.brief))));
   const hidden = names.slice(NAMES);
   const rest = hidden.length > 1 ? h("details", { class: "inline" }, h("summary", {}, `${hidden.length} more`), h("ul", { class: "names" }, hidden)) : null;
   return h(

@@ -27,7 +27,7 @@ function pick(label, options, value, go) {
 function onlyNote() {
   const [, length, depth] = /^at:(\d+):(\d+)$/.exec(state.only) || [];
   if (!length) return null;
-  return h("button", { type: "button", class: "quiet-button", onclick: () => change({ only: "" }, "#pick-order") }, `${length} tokens, depth ${depth} % ×`);
+  return h("button", { type: "button", class: "quiet-button", onclick: () => change({ only: "" }, "#pick-order") }, `${length} tokens, depth ${depth}% ×`);
 }
 
 function wanted(samples) {
@@ -66,15 +66,16 @@ function sampleTable(table, c, rows, list) {
   };
   more.addEventListener("click", draw);
   draw();
-  const heads = few ? rows.map((row) => h("th", { scope: "col" }, row.title)) : [h("th", { scope: "col", class: "mid" }, "Mean"), h("th", { scope: "col", class: "name" }, `${rows.length} variants, ${rows[0].full ? "the full cache first" : "in the leaderboard's order"}`)];
-  return [h("div", { class: "scroll" }, h("table", { class: "board samples" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "name" }, "Sample"), heads)), body)), more];
+  const heads = few ? rows.map((row) => h("th", { scope: "col" }, row.brief)) : [h("th", { scope: "col", class: "mid" }, "Mean"), h("th", { scope: "col", class: "name" }, `${rows.length} variants, ${rows[0].full ? "the full cache first" : "in the leaderboard's order"}`)];
+  return [h("div", { class: "scroll" }, h("table", { class: "board samples" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "name" }, "Sample"), h("th", { scope: "col", class: "wide name" }, "Reference"), heads)), body)), more];
 }
 
 function sampleRow(table, c, rows, sample, few) {
-  const link = h("a", { href: address(["sample", table.at, c, sample.id]), "data-item": "" }, sample.id);
+  const link = h("a", { href: address(["sample", table.at, c, sample.id]), "data-item": "" }, breakable(sample.id));
   const scores = scoresOf(sample, rows);
   const cells = few ? rows.map((row) => h("td", {}, chip(sample.records.get(row.key)))) : [h("td", { class: "mid" }, number(mean(scores), 0)), h("td", { class: "name" }, strip(sample, rows))];
-  return h("tr", {}, h("th", { scope: "row", class: "name" }, link), cells);
+  const reference = sample.answers.join(" · ");
+  return h("tr", {}, h("th", { scope: "row", class: "name" }, link), h("td", { class: "wide name short", title: reference }, reference.slice(0, 80)), cells);
 }
 
 function chip(record) {
@@ -87,7 +88,7 @@ function chip(record) {
 
 // One mark per variant, in the order of the rows.
 function strip(sample, rows) {
-  const width = 6;
+  const width = Math.min(18, Math.max(4, Math.floor(640 / rows.length)));
   const marks = rows.map((row, i) => {
     const record = sample.records.get(row.key);
     const known = record && record.status === "ok" && isNumber(record.score);
