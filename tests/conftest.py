@@ -85,8 +85,15 @@ def _has_slurm() -> bool:
     return "kvbench-ci" in answer.stdout
 
 
+def _has_chromium() -> bool:
+    from tests.helpers.browser import CHROMIUM
+
+    return CHROMIUM is not None
+
+
 # mark: (is it here?, what is lacking and where to get it)
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "chromium": (_has_chromium, "no Chromium (Debian: chromium)"),
     "cuda": (_has_cuda, "no CUDA device"),
     "gxx": (_has_gxx, "no g++ (Debian: g++)"),
     "nvcc": (_has_nvcc, "no nvcc (CUDA toolkit; CUDA_HOME)"),
@@ -97,6 +104,7 @@ _left_out = pytest.StashKey[Counter[tuple[str, str]]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marks of this file."""
+    config.addinivalue_line("markers", "chromium: opens a page in headless Chromium")
     config.addinivalue_line("markers", "golden(*files): compares with data outside the repository (KVBENCH_SHARED)")
     config.addinivalue_line("markers", "gxx: compiles C++ with g++")
     config.addinivalue_line("markers", "nvcc: compiles CUDA with nvcc")

@@ -104,7 +104,9 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """Return the text of all elements, as it is shown."""
-        texts: list[str] = self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((n) => n.innerText)")
+        texts: list[str] = self.run(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map((n) => n.innerText ?? n.textContent)"
+        )
         return texts
 
     def click(self, selector: str) -> None:

@@ -101,7 +101,7 @@ def write(heads: Sequence[Head], out: Path, store: str, answers: bool = True) ->
     content = {
         "store": store,
         "version": f"kvbench {__version__}",
-        "parts": quote(folder.name),
+        "parts": quote(folder.name) if packed.parts else "",
         "answers": answers,
         "tables": [index for table in tables if (index := index_of(table, facts)) is not None],
     }

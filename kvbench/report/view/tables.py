@@ -208,9 +208,7 @@ def _row(
         "kvMiB": rounded(sums[3], 3),
         "ttft": _mean_time(every, "ttft_s"),
         "tpot": _mean_time(every, "tpot_s"),
-        "others": {key: rounded(100 * v, 2) for key, v in every[0].scores.items() if key != lead}
-        if len(row) == 1
-        else {},
+        "others": others if len(row) == 1 else {},
         "cells": cells,
     }
 

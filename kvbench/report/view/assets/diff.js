@@ -1,6 +1,6 @@
-// Differences between two answers, by words; in scripts without spaces, by characters.
+// Differences between two answers, by words with the space before them; in scripts without spaces, by characters.
 
-const PIECES = /\s+|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]|[\p{L}\p{N}_]+|[^\s]/gu;
+const PIECES = /\s*(?:[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]|[\p{L}\p{N}_]+|\S)|\s+/gu;
 const LARGEST = 1.5e6; // cells of the table of common subsequences
 
 // Returns [["same" | "gone" | "new", text], ...] that turn `before` into `after`.
@@ -41,7 +41,7 @@ function common(a, b) {
   return steps;
 }
 
-// Joins neighbours of one kind. Between two changes, a lone space belongs to the changes.
+// Joins neighbours of one kind.
 function joined(steps) {
   const result = [];
   for (const [kind, piece] of steps) {
