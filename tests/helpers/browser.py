@@ -110,7 +110,7 @@ class Browser:
         return texts
 
     def click(self, selector: str) -> None:
-        """Click the middle of the first element, where it is on the screen."""
+        """Send a click to the middle of the first element, where it is on the screen."""
         place = f"(() => {{ const n = document.querySelector({json.dumps(selector)}); if (!n) return null;"
         place += "n.scrollIntoView({block: 'center'}); const r = n.getBoundingClientRect();"
         x, y = self.run(place + "return [r.x + r.width / 2, r.y + r.height / 2]; })()")
@@ -118,7 +118,7 @@ class Browser:
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, *keys: str) -> None:
-        """Press keys, as a keyboard does: letters type, the named ones act."""
+        """Send keys as a keyboard does: letters type, named keys act."""
         for key in keys:
             code = _KEYS.get(key, ord(key.upper()[0]))
             typed = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
