@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.report.figures import figure
-from kvbench.report.figures.curve import COLOURS, MARKERS
 from kvbench.report.figures.figure import FAINT, INK
+from kvbench.report.figures.palette import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

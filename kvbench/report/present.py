@@ -12,8 +12,8 @@ from typing import cast
 
 from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
-from kvbench.report.figures.curve import curve
-from kvbench.report.figures.needle import has_grid, heatmap, heatmap_grid
+from kvbench.report.figures.draw import draw
+from kvbench.report.figures.shown import Shown
 from kvbench.report.formats import Cells, csv_text, escaped, latex, latex_comment, markdown
 from kvbench.report.runs import Setting, groups, is_full_cache, setting, table_mark
 from kvbench.report.scores import Line, score_lines
@@ -226,7 +226,7 @@ def _print(shown: Sequence[Group], form: str) -> None:
 
 
 def _write(group: Group, metric: str | None, out: Path) -> Path:
-    """Write tables of the runs, a heatmap each where there is a grid and all in one overview, a suite's curve.
+    """Write the tables of the runs, and their figures.
 
     The folder's name comes from stored text. It is a name, never a path: see `kvbench.store.schema.Name`.
     """
@@ -237,13 +237,6 @@ def _write(group: Group, metric: str | None, out: Path) -> Path:
     write_atomic(folder / "table.md", group.markdown())
     write_atomic(folder / "table.json", json.dumps(group.content, indent=2) + "\n")
     write_atomic(folder / "scores.csv", csv_text(cast(Sequence[Mapping[str, object]], group.scores())))
-    if group.suite is not None:
-        words = group.name.partition(" (protocol ")[0].split(", ")
-        curve(group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder / "budgets.png")
-        return folder
-    drawable = [run for run in group.runs if has_grid(run)]
-    for run in drawable:
-        heatmap(run, folder / f"{run.path.name}.png", metric)
-    if drawable:
-        heatmap_grid(drawable, folder / "overview.png", metric)
+    words = group.name.partition(" (protocol ")[0].split(", ")
+    draw(Shown(group.runs, group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder, metric))
     return folder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvbench.report.difference import paired_difference
-from kvbench.report.figures.needle import heatmap_grid
+from kvbench.report.figures.needle import heatmaps
 from kvbench.report.formats import csv_text, latex, markdown
 from kvbench.report.runs import check_comparable, groups, title
 from kvbench.report.scores import score_lines
@@ -45,7 +45,7 @@ OTHER_SETTINGS = [
 @pytest.mark.parametrize(("change", "message"), OTHER_SETTINGS)
 def test_unlike_runs_never_share_a_table_or_a_figure(change: dict, message: str, tmp_path: Path) -> None:
     runs = [make_run("fullkv", "full", 1.0), make_run("snapkv", "0.2", 1.0, **change)]
-    for refuse in (lambda: table(runs), lambda: heatmap_grid(runs, tmp_path / "x.png")):
+    for refuse in (lambda: table(runs), lambda: heatmaps(runs, tmp_path / "x.png")):
         with pytest.raises(ValueError, match=message) as error:
             refuse()
         assert str(error.value).startswith("fullkv and snapkv, 20% budget cannot share a table")

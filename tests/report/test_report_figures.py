@@ -10,7 +10,7 @@ import pytest
 
 from kvbench import store
 from kvbench.report.__main__ import main
-from kvbench.report.figures.needle import _places, grid, has_grid, heatmap, heatmap_grid
+from kvbench.report.figures.needle import _places, grid, has_grid, heatmap, heatmaps
 from kvbench.report.present import present
 from kvbench.report.runs import order, title
 from tests.helpers.fake_runs import DEPTHS, LENGTHS, make_run, out_of_memory, store_run
@@ -39,9 +39,10 @@ def test_heatmaps_are_written(tmp_path: Path) -> None:
     out_of_memory(runs[2], 1)
     del runs[3].samples[5:]
     single = heatmap(runs[2], tmp_path / "new" / "one.png")
-    several = heatmap_grid(runs, tmp_path / "grid.png", "rouge1")
+    [several] = heatmaps(runs, tmp_path / "grid.png", "rouge1")
     for path in (single, several):
         assert path.read_bytes().startswith(PNG)
+        assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_panels_are_methods_by_budgets_with_budgetless_runs_on_the_left() -> None:
@@ -62,16 +63,24 @@ def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_pa
     seen = []
     monkeypatch.setattr("kvbench.report.figures.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
     heatmap(run, tmp_path / "x.png")
+    heatmap(run, tmp_path / "y.png", palette="field")
     axes = seen[0].axes[0]
     mesh = axes.collections[0]
     assert mesh.get_clim() == (0, 1) and axes.yaxis_inverted()
-    assert mesh.cmap(0.0)[:3] == pytest.approx([0xF0 / 255, 0x49 / 255, 0x6E / 255], abs=0.01)
-    assert mesh.cmap(1.0)[:3] == pytest.approx([0x0C / 255, 0xD7 / 255, 0x9F / 255], abs=0.01)
+    grey = [sum(mesh.cmap(step / 10)[:3]) for step in range(11)]
+    assert grey == sorted(grey), "lighter with the score, so that it can be read in grey"
+    field = seen[1].axes[0].collections[0].cmap
+    assert field(0.0)[:3] == pytest.approx([0xF0 / 255, 0x49 / 255, 0x6E / 255], abs=0.01)
+    assert field(1.0)[:3] == pytest.approx([0x0C / 255, 0xD7 / 255, 0x9F / 255], abs=0.01)
     values = mesh.get_array()
     assert values.mask[0, 0] and values[1, 0] == 0.0 and values[2, 2] == 1.0  # rows are depths, 0 on top
-    texts = [text.get_text() for text in axes.texts]
-    assert texts[0] == "OOM" and texts[3] == "0.00" and texts.count("1.00") == 7
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Context length (tokens)", "Needle depth (%)")
+    texts = {text.get_position(): text for text in axes.texts}
+    words = [text.get_text() for text in axes.texts]
+    assert words[0] == "OOM" and words[3] == "0.00" and words.count("1.00") == 7
+    inks = {text.get_text(): text.get_color() for text in texts.values()}
+    assert inks["0.00"] == "white" != inks["1.00"], "text stands out from its cell"
+    assert axes.get_ylabel() == "Needle depth (%)"
+    assert "Context length (tokens)" in [text.get_text() for text in seen[0].texts]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["500", "1000", "2000"]
 
 
@@ -81,8 +90,8 @@ def test_a_dense_grid_is_drawn_as_published(monkeypatch: pytest.MonkeyPatch, tmp
     seen = []
     monkeypatch.setattr("kvbench.report.figures.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
     heatmap(run, tmp_path / "x.png")
-    heatmap_grid([run, make_run("h2o", "0.2", 1.0, lengths=lengths, depths=depths)], tmp_path / "y.png")
-    for figure, step in zip(seen, (100, 500), strict=True):  # a label for every column, then for those that fit
+    heatmaps([run, make_run("h2o", "0.2", 1.0, lengths=lengths, depths=depths)], tmp_path / "y.png")
+    for figure, step in zip(seen, (200, 500), strict=True):  # as many labels as fit
         axes = figure.axes[-2]  # the lowest panel; the last axes are the colour bar
         labels = axes.get_xticklabels()
         assert [label.get_text() for label in labels] == [str(length) for length in range(1000, 8001, step)]
@@ -118,7 +127,7 @@ def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, caps
     assert len(folders) == 2
     for folder in folders:
         names = [path.name.split("-")[0] for path in folder.iterdir()]
-        assert names.count("fullkv") == names.count("snapkv") == 1
+        assert names.count("fullkv") == names.count("snapkv") == 2, "a PNG and a PDF each"
         assert {"overview.png", "scores.csv", "table.json", "table.md"} <= set(names)
         assert all(line in printed for line in (folder / "table.md").read_text().splitlines())
         assert len(json.loads((folder / "table.json").read_text())["rows"]) == 2
@@ -156,7 +165,7 @@ def test_command_line_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytes
 
 def test_a_figure_is_drawn_again_only_when_it_would_change(tmp_path: Path) -> None:
     runs = [make_run("snapkv", "0.2", 1.0), make_run("fullkv", "full", 1.0)]
-    for draw in (lambda: heatmap(runs[0], tmp_path / "one.png"), lambda: heatmap_grid(runs, tmp_path / "all.png")):
+    for draw in (lambda: heatmap(runs[0], tmp_path / "one.png"), lambda: heatmaps(runs, tmp_path / "all.png")[0]):
         path = draw()
         first = path.stat().st_mtime_ns
         assert draw().stat().st_mtime_ns == first

@@ -1,39 +1,67 @@
-"""Basics of all figures: ink, canvas, and a stamp that says what a picture shows."""
+"""Basics of all figures: style, widths of a printed page, files, and a stamp that says what a picture shows.
+
+Every figure is one (`SINGLE`) or two (`DOUBLE`) columns of a printed page wide, and is written as PNG and PDF. The same
+data gives the same bytes: no dates, no random ids, and none of the user's own settings of matplotlib.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from kvbench.common.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SINGLE, DOUBLE, TALL = 3.3, 6.9, 9.0  # inches: the width of one column and of two, and the height of a page
 INK, FAINT, LINE = "#262626", "#6E6E6E", "#B4B4B4"
-_DRAWING, _STAMP = 2, "kvbench-shows"  # raise the number when figures should be drawn again
+TITLE, LABEL, TICK = 8.0, 7.5, 6.5  # points
+_DRAWING, _STAMP = 3, "kvbench-shows"  # raise the number when figures should be drawn again
+_STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a dollar sign in a stored name does not begin a formula
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE, "xtick.color": INK, "ytick.color": INK,
+    "font.size": LABEL, "axes.titlesize": TITLE, "axes.labelsize": LABEL, "legend.fontsize": TICK,
+    "xtick.labelsize": TICK, "ytick.labelsize": TICK, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "lines.linewidth": 1.3, "lines.markersize": 4.2,
+    "legend.frameon": False, "hatch.linewidth": 0.6, "hatch.color": LINE, "pdf.fonttype": 42,
+    "svg.hashsalt": "kvbench", "figure.dpi": 100,
+}  # fmt: skip
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def new(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Return a figure without pyplot: drawn by Agg, no window, no global state. Sizes are inches.
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Return a drawing function that uses our style and matplotlib's defaults, whatever the user has set."""
 
-    Texts are drawn as they are: a dollar sign in a stored name does not begin a formula.
-    """
+    @wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _style():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+@contextmanager
+def _style() -> Iterator[None]:
     with _without_backend():
-        import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["hatch.linewidth"] = 0.6
-    matplotlib.rcParams["text.parse_math"] = False
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+        try:
+            from matplotlib import style
+        except ImportError:
+            raise ValueError("figures need matplotlib: pip install matplotlib") from None
+    with style.context(["default", _STYLE]):
+        yield
 
 
 @contextmanager
@@ -47,15 +75,31 @@ def _without_backend() -> Iterator[None]:
             os.environ["MPLBACKEND"] = backend
 
 
-def save(figure: Figure, path: str | Path, stamp: str) -> Path:
-    """Write a PNG with its stamp inside and return its path.
+def new(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return a figure without pyplot: no window, no global state. Sizes are inches."""
+    with _without_backend():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-    The stamp comes before the picture, so a PNG torn by a kill would pass as drawn: it is replaced as a whole.
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    engine: Any = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | Path, stamp: str) -> Path:
+    """Write a figure as PNG, with its stamp inside, and as PDF next to it. Return the path of the PNG.
+
+    The PNG comes last and is replaced as a whole, so one with a stamp means that both are complete.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path.with_suffix(".pdf")) as temporary:
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=160, format="png", metadata={_STAMP: stamp})
+        figure.savefig(temporary, dpi=200, format="png", metadata={_STAMP: stamp})
     return path
 
 
@@ -65,11 +109,39 @@ def stamp(shown: object) -> str:
 
 
 def is_drawn(path: str | Path, stamp: str) -> bool:
-    """Return True if the picture at `path` has this stamp."""
+    """Return True if the picture at `path` has this stamp, and its PDF is there."""
+    return stamp_of(path) == stamp and Path(path).with_suffix(".pdf").exists()
+
+
+def stamp_of(path: str | Path) -> str | None:
+    """Return the stamp of a picture; None where there is none."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            return picture.info.get(_STAMP) == stamp
+            value = picture.info.get(_STAMP)
     except (OSError, SyntaxError, ValueError):  # not there, or not a PNG
-        return False
+        return None
+    return value if isinstance(value, str) else None
+
+
+def page(path: Path, number: int) -> Path:
+    """Return the path of a page of a figure: the first has the plain name, then come "-2", "-3"."""
+    return path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")
+
+
+def wrapped(text: str, inches: float, size: float = TITLE, lines: int = 2) -> str:
+    """Return a text in lines that are at most so wide in bold type of `size` points; what does not fit is cut."""
+    width = max(8, int(inches * 72 / (0.62 * size)))
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+
+
+def headline(axes: Axes, text: str, details: str, inches: float, size: float = TITLE) -> None:
+    """Write a bold title above axes that are so wide, and details below it in smaller type."""
+    small = size - 1.5
+    below = wrapped(details, inches * 1.12, small)
+    rise = 3 + 1.25 * small * len(below.splitlines())
+    axes.annotate(below, (0, 1), (0, 3), "axes fraction", "offset points", fontsize=small, color=FAINT, linespacing=1.1)
+    axes.set_title(
+        wrapped(text, inches, size), loc="left", fontsize=size, fontweight="bold", pad=rise + 1, linespacing=1.1
+    )

@@ -1,18 +1,21 @@
-"""Needle heatmaps: depth against context length, one panel per run.
+"""Needle heatmaps: depth against context length, for one run or as small multiples with a panel per run.
 
-Colours and axes follow the published needle figures: linear through three colours, 0 to 1, depth 0 on top.
+Depth 0 is on top and colours run from 0 to 1, as in the published needle figures. Where a cell was measured several
+times, a bar at its bottom shows the 95% interval of its mean: the width of the cell is the range from 0 to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.common.text import one_line
 from kvbench.report.figures import figure
-from kvbench.report.figures.figure import FAINT, INK, LINE
+from kvbench.report.figures.figure import DOUBLE, FAINT, INK, LINE, SINGLE, TALL, headline, styled
+from kvbench.report.figures.palette import ink_on, score_map
 from kvbench.report.runs import Run, answered, budget_order, check_comparable, check_metric, kept_share, order, title
 from kvbench.store import Record
 from kvbench.store.schema import HUGE
@@ -21,20 +24,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
-_MISSING, _OOM = "#F2F2F2", "#D0D0D0"
+_MISSING, _OOM = "#FFFFFF", "#DADADA"
 _DENSE = 20  # rows or columns from which on a grid is drawn as published: thin lines, no numbers
 _LONGEST = 2000  # rows or columns of a grid that is drawn
 _TICKS = (1, 2, 5, 10, 20, 50, 100)
+_NORMAL = 1.96  # the 97.5% quantile of the normal distribution
+_NARROWEST = 0.95  # inches: a panel of the small multiples
+_DEPTH, _LENGTH = "Needle depth (%)", "Context length (tokens)"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One run: the mean score of each (length, depth), and where a sample has no answer (out of memory, failed)."""
+    """The cells of a run, by (length, depth).
+
+    Attributes:
+        score: mean score.
+        interval: 95% interval of the mean, where there is more than one sample; see `wilson`.
+        oom: cells with a sample that has no answer (out of memory, failed).
+    """
 
     lengths: Sequence[int]
     depths: Sequence[int]
     score: Mapping[tuple[int, int], float]
+    interval: Mapping[tuple[int, int], tuple[float, float]]
     oom: frozenset[tuple[int, int]]
 
 
@@ -60,12 +72,30 @@ def grid(run: Run, metric: str) -> Grid:
             values.setdefault(_cell(sample), []).append(sample["scores"][metric])
     oom = frozenset(_cell(sample) for sample in run.samples if sample["status"] != "ok")
     cells = values.keys() | oom
+    score = {cell: sum(scores) / len(scores) for cell, scores in values.items()}
     return Grid(
         lengths=sorted({*_axis(run, "lengths"), *(length for length, _ in cells)}),
         depths=sorted({*_axis(run, "depths"), *(depth for _, depth in cells)}),
-        score={cell: sum(scores) / len(scores) for cell, scores in values.items()},
+        score=score,
+        interval={
+            cell: wilson(score[cell], len(scores))
+            for cell, scores in values.items()
+            if len(scores) > 1 and all(0 <= value <= 1 for value in scores)
+        },
         oom=oom,
     )
+
+
+def wilson(mean: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a mean of `count` scores from 0 to 1.
+
+    It is exact enough for few scores of 0 and 1, and wider than needed for scores in between, which vary less.
+    Source: Wilson, Journal of the American Statistical Association 22, 1927.
+    """
+    square = _NORMAL**2
+    middle = (mean + square / (2 * count)) / (1 + square / count)
+    half = _NORMAL * sqrt(mean * (1 - mean) / count + square / (4 * count**2)) / (1 + square / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _axis(run: Run, key: str) -> list[int]:
@@ -82,63 +112,91 @@ def _cell(sample: Record) -> tuple[int, int]:
     return length, depth
 
 
-def heatmap(run: Run, path: str | Path, metric: str | None = None) -> Path:
-    """Write the heatmap of one run as a PNG and return its path."""
+@styled
+def heatmap(run: Run, path: str | Path, metric: str | None = None, palette: str = "safe") -> Path:
+    """Write the heatmap of one run as PNG and PDF, and return the path of the PNG."""
     metric = check_metric([run], metric)
-    stamp = figure.stamp(_shown([run], metric))
+    stamp = figure.stamp(["heatmap", palette, _shown([run], metric)])
     if figure.is_drawn(path, stamp):
         return Path(path)
     cells = grid(run, metric)
-    width = min(max(3.4, 0.55 * len(cells.lengths)), 14.0)
-    height = min(max(2.2, 0.30 * len(cells.depths)), 6.7)
-    picture = figure.new(width + 1.9, height + 1.3)
-    axes = picture.add_subplot()
-    _panel(axes, run, title(run), cells, metric, width, height, size=10)
-    axes.set_xlabel("Context length (tokens)", fontsize=10, color=INK)
-    axes.set_ylabel("Needle depth (%)", fontsize=10, color=INK)
-    _colour_bar(picture, metric, ax=axes, fraction=0.04, pad=0.02, aspect=28)
+    total_x = SINGLE if len(cells.lengths) <= 10 else DOUBLE
+    left, right, bottom = 0.5, 0.62, 0.5 if _dense(cells) else 0.36
+    width, height = total_x - left - right, min(max(1.3, 0.2 * len(cells.depths)), 4.0)
+    label = run.manifest["label"]
+    facts = [f"{label['benchmark']}, {label['model']}", *_facts(run, cells, metric)]
+    top = 0.05 + _title_height(title(run), facts, width, figure.TITLE)
+    total_y = top + height + bottom
+    picture = figure.new(total_x, total_y, layout=None)
+    axes = picture.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
+    _panel(axes, cells, width, height, palette)
+    headline(axes, title(run), " · ".join(facts), width)
+    picture.text((left + width / 2) / total_x, 0.05 / total_y, _LENGTH, ha="center")
+    axes.set_ylabel(_DEPTH)
+    bar = picture.add_axes(((total_x - right + 0.1) / total_x, bottom / total_y, 0.1 / total_x, height / total_y))
+    _colour_bar(picture, metric, palette, bar)
     return figure.save(picture, path, stamp)
 
 
-def heatmap_grid(runs: Sequence[Run], path: str | Path, metric: str | None = None) -> Path:
-    """Write one PNG, a panel per run: methods as rows, budgets as columns, those without budget on the left.
+@styled
+def heatmaps(runs: Sequence[Run], path: Path, metric: str | None = None, palette: str = "safe") -> list[Path]:
+    """Write small multiples, a panel per run: methods as rows, budgets as columns, those without budget on the left.
+
+    Rows that do not fit on a printed page go to further files. Return the paths of the PNGs.
 
     Raises ValueError for runs that cannot be compared.
     """
     check_comparable(runs)
     metric = check_metric(runs, metric)
     runs = sorted(runs, key=order)
-    stamp = figure.stamp(_shown(runs, metric))
-    if figure.is_drawn(path, stamp):
-        return Path(path)
     places = _places(runs)
-    rows, columns = (1 + max(place[axis] for place in places) for axis in (0, 1))
     cells = [grid(run, metric) for run in runs]
-    letters = max(len(title(run, runs)) for run in runs)
-    width = min(max(2.1, 0.38 * len(cells[0].lengths), 0.085 * letters), 4.5)
-    height = min(max(1.6, 0.20 * len(cells[0].depths)), 3.4)
-    # Fixed places in inches: an automatic layout would give panels without neighbours another size.
-    left, top, bottom, right, gap_x, gap_y = 0.8, 0.85, 0.58, 0.95, 0.45, 0.68
-    bottom += 0.15 if _dense(cells[0]) else 0  # for slanted labels
+    columns = 1 + max(column for _, column in places)
+    left, right, gap_x = 0.55, 0.62, 0.14
+    width = max(_NARROWEST, min((DOUBLE - left - right - (columns - 1) * gap_x) / columns, 2.6))
+    height = min(max(0.8, 0.13 * len(cells[0].depths)), 2.6)
+    above = [
+        _title_height(title(run, runs), _facts(run, cell, metric), width, 7.0)
+        for run, cell in zip(runs, cells, strict=True)
+    ]
+    gap_y, top, bottom = 0.1 + max(above), 0.34 + max(above), 0.5 if _dense(cells[0]) else 0.36
+    rows = 1 + max(row for row, _ in places)
+    fitting = max(1, int((TALL - top - bottom + gap_y) / (height + gap_y)))
     total_x = left + columns * (width + gap_x) - gap_x + right
-    total_y = top + rows * (height + gap_y) - gap_y + bottom
-    picture = figure.new(total_x, total_y, layout=None)
-    for run, cell, (row, column) in zip(runs, cells, places, strict=True):
-        x, y = left + column * (width + gap_x), total_y - top - height - row * (height + gap_y)
-        axes = picture.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
-        _panel(axes, run, title(run, runs), cell, metric, width, height, size=8.5)
-        axes.tick_params(labelbottom=(row + 1, column) not in places, labelleft=(row, column - 1) not in places)
-    label = runs[0].manifest["label"]
-    heading = f"{label['benchmark']}, {label['model']}"
-    picture.text(left / total_x, 1 - 0.2 / total_y, heading, va="top", fontsize=12, color=INK)
-    middle = (bottom + total_y - top) / 2 / total_y
-    picture.text(0.15 / total_x, middle, "Needle depth (%)", rotation=90, va="center", fontsize=10, color=INK)
-    middle = (left + total_x - right) / 2 / total_x
-    picture.text(middle, 0.12 / total_y, "Context length (tokens)", ha="center", fontsize=10, color=INK)
-    tall = min(total_y - top - bottom, 3.0)
-    bar = picture.add_axes(((total_x - 0.75) / total_x, 1 - (top + tall) / total_y, 0.14 / total_x, tall / total_y))
-    _colour_bar(picture, metric, cax=bar)
-    return figure.save(picture, path, stamp)
+    written = []
+    for number, first in enumerate(range(0, rows, fitting)):
+        inside = [place for place, (row, _) in enumerate(places) if first <= row < first + fitting]
+        own = [runs[place] for place in inside]
+        file = figure.page(path, number)
+        stamp = figure.stamp(["heatmaps", palette, _shown(own, metric), [places[place] for place in inside]])
+        written.append(file)
+        if figure.is_drawn(file, stamp):
+            continue
+        here = min(fitting, rows - first)
+        total_y = top + here * (height + gap_y) - gap_y + bottom
+        picture = figure.new(total_x, total_y, layout=None)
+        for place in inside:
+            row, column = places[place]
+            x, y = left + column * (width + gap_x), total_y - top - height - (row - first) * (height + gap_y)
+            axes = picture.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
+            _panel(axes, cells[place], width, height, palette)
+            headline(axes, title(runs[place], runs), " · ".join(_facts(runs[place], cells[place], metric)), width, 7.0)
+            is_lowest = row + 1 == first + fitting or (row + 1, column) not in places
+            axes.tick_params(labelbottom=is_lowest, labelleft=(row, column - 1) not in places)
+        label = runs[0].manifest["label"]
+        picture.text(
+            left / total_x, 1 - 0.06 / total_y, f"{label['benchmark']}, {label['model']}", va="top", fontsize=9
+        )
+        middle = (bottom + total_y - top) / 2 / total_y
+        picture.text(0.06 / total_x, middle, _DEPTH, rotation=90, va="center")
+        picture.text((left + total_x - right) / 2 / total_x, 0.05 / total_y, _LENGTH, ha="center")
+        tall = min(total_y - top - bottom, 2.2)
+        bar = picture.add_axes(
+            ((total_x - right + 0.1) / total_x, 1 - (top + tall) / total_y, 0.1 / total_x, tall / total_y)
+        )
+        _colour_bar(picture, metric, palette, bar)
+        figure.save(picture, file, stamp)
+    return written
 
 
 def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
@@ -160,41 +218,52 @@ def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
     return places
 
 
-def _panel(
-    axes: Axes, run: Run, heading: str, cells: Grid, metric: str, width: float, height: float, size: float
-) -> None:
-    """Draw one run into axes of about `width` × `height` inches; `size` is the font size of the title."""
+def _panel(axes: Axes, cells: Grid, width: float, height: float, palette: str) -> None:
+    """Draw the cells of one run into axes of `width` × `height` inches."""
     import numpy as np
     from matplotlib.patches import Rectangle
 
     values = np.full((len(cells.depths), len(cells.lengths)), np.nan)
     for (length, depth), value in cells.score.items():
         values[cells.depths.index(depth), cells.lengths.index(length)] = value
-    dense = _dense(cells)
-    edges: dict[str, Any] = {} if dense else {"edgecolors": "white", "linewidth": 0.8}
-    axes.pcolormesh(values, cmap=_colour_map(), vmin=0, vmax=1, **edges)
+    dense, colours = _dense(cells), score_map(palette)
+    edges: dict[str, Any] = {} if dense else {"edgecolors": "white", "linewidth": 0.6}
+    axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, **edges)
     axes.invert_yaxis()
     if dense:
-        lines: dict[str, Any] = {"colors": FAINT, "linestyles": (0, (2, 2)), "linewidth": 0.4}
+        lines: dict[str, Any] = {"colors": FAINT, "linestyles": (0, (2, 2)), "linewidth": 0.3}
         axes.hlines(range(1, len(cells.depths)), 0, len(cells.lengths), **lines)
         axes.vlines(range(1, len(cells.lengths)), 0, len(cells.depths), **lines)
-    room = not dense and width / len(cells.lengths) > 0.36 and height / len(cells.depths) > 0.17
+    cell_x, cell_y = width / len(cells.lengths), height / len(cells.depths)
+    has_room = not dense and cell_x > 0.22 and cell_y > 0.1
     for row, depth in enumerate(cells.depths):
         for column, length in enumerate(cells.lengths):
-            score: float | None = cells.score.get((length, depth))
-            oom = (length, depth) in cells.oom
+            cell = length, depth
+            score = cells.score.get(cell)
             if score is None:
-                face, hatch = (_OOM, None) if oom else (_MISSING, "////")
-                axes.add_patch(
-                    Rectangle((column, row), 1, 1, fc=face, ec=LINE if hatch else "white", hatch=hatch, lw=0)
+                face, hatch = (_OOM, None) if cell in cells.oom else (_MISSING, "/////")
+                edge = LINE if hatch else "white"
+                axes.add_patch(Rectangle((column, row), 1, 1, fc=face, ec=edge, hatch=hatch, lw=0))
+            text = "" if score is None or not has_room else f"{score:.2f}"
+            if cell in cells.oom:
+                text = f"{text}*" if score is not None else "OOM" if has_room else "×"
+            ink = INK if score is None else ink_on(colours(min(max(score, 0.0), 1.0)))
+            interval = cells.interval.get(cell) if not dense else None
+            if interval is not None:
+                low, high = interval
+                axes.plot(
+                    [column + 0.06 + 0.88 * low, column + 0.06 + 0.88 * high],
+                    [row + 0.88] * 2,
+                    color=ink,
+                    lw=1.1,
+                    solid_capstyle="butt",
                 )
-            text = "" if score is None or not room else f"{score:.2f}"
-            if oom:
-                text = f"{text}*" if score is not None else "OOM" if room else "×"
+                axes.plot([column + 0.06, column + 0.94], [row + 0.88] * 2, color=ink, lw=0.3)
             if text:
-                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=INK)
+                size = 6.0 if cell_x > 0.3 and cell_y > 0.125 else 5.0
+                middle = row + (0.45 if interval is not None else 0.53)
+                axes.text(column + 0.5, middle, text, ha="center", va="center", fontsize=size, color=ink)
     _ticks(axes, cells, width, height)
-    _titles(axes, run, heading, cells, metric, size)
 
 
 def _dense(cells: Grid) -> bool:
@@ -206,11 +275,13 @@ def _ticks(axes: Axes, cells: Grid, width: float, height: float) -> None:
     thousands = all(length % 500 == 0 for length in cells.lengths) and max(cells.lengths) >= 10_000
     names = [f"{length / 1000:g}k" if thousands else str(length) for length in cells.lengths]
     slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _dense(cells) else {}
-    columns = range(0, len(names), _step(len(names), width / (0.19 if slanted else 0.5)))
+    room = 0.16 if slanted else 0.062 * max(map(len, names)) + 0.02
+    columns = range(0, len(names), _step(len(names), width / room))
     axes.set_xticks([column + 0.5 for column in columns], [names[column] for column in columns], **slanted)
-    rows = range(0, len(cells.depths), _step(len(cells.depths), height / 0.19))
+    rows = range(0, len(cells.depths), _step(len(cells.depths), height / 0.105))
     axes.set_yticks([row + 0.5 for row in rows], [str(cells.depths[row]) for row in rows])
-    axes.tick_params(length=0, labelsize=8, colors=INK)
+    axes.tick_params(length=0, pad=2)
+    axes.set(xlim=(0, len(cells.lengths)), ylim=(len(cells.depths), 0))
     for spine in axes.spines.values():
         spine.set_visible(False)
 
@@ -220,35 +291,31 @@ def _step(number: int, room: float) -> int:
     return next((step for step in _TICKS if number / step <= room), number)
 
 
-def _titles(axes: Axes, run: Run, heading: str, cells: Grid, metric: str, size: float) -> None:
-    """Write method and requested budget in bold; below, smaller, what was measured."""
-    label = run.manifest["label"]
+def _facts(run: Run, cells: Grid, metric: str) -> list[str]:
+    """Return what was measured, in a few words each."""
     facts = [f"mean {one_line(metric)} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
     share = kept_share(run)
     if share is not None:
         facts.append(f"kept {100 * share:.0f}%")
     if cells.oom:
         facts.append(f"{len(cells.oom)} oom")
-    axes.set_title(f"{heading}\n", loc="left", fontsize=size, fontweight="bold", color=INK, linespacing=1.3)
-    axes.annotate(" · ".join(facts), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=size - 1.5, color=FAINT)
-    if size >= 10:
-        axes.set_title(f"{label['model']}\n", loc="right", fontsize=size - 1.5, color=FAINT)
+    return facts
 
 
-def _colour_map() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
+def _title_height(name: str, facts: Sequence[str], width: float, size: float) -> float:
+    """Return the inches that `headline` needs above the axes."""
+    below = figure.wrapped(" · ".join(facts), width * 1.12, size - 1.5)
+    above = figure.wrapped(name, width, size)
+    return (5 + 1.25 * (size - 1.5) * len(below.splitlines()) + 1.25 * size * len(above.splitlines())) / 72
 
-    return LinearSegmentedColormap.from_list("needle", _COLOURS)
 
-
-def _colour_bar(picture: Figure, metric: str, **place: Any) -> None:
+def _colour_bar(picture: Figure, metric: str, palette: str, place: Axes) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    scale = ScalarMappable(Normalize(0, 1), _colour_map())
-    bar = picture.colorbar(scale, **place)
-    bar.set_label(one_line(metric), fontsize=10, color=INK)
-    bar.ax.tick_params(labelsize=8, length=2, colors=INK)
+    bar = picture.colorbar(ScalarMappable(Normalize(0, 1), score_map(palette)), cax=place)
+    bar.set_label(one_line(metric))
+    bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
     bar.outline.set_visible(False)
 
 
@@ -258,8 +325,12 @@ def _shown(runs: Sequence[Run], metric: str) -> list[Any]:
         [
             title(run, runs),
             run.manifest["label"],
+            [run.manifest["identity"]["protocol"].get(key) for key in ("lengths", "depths")],
             kept_share(run),
-            [[s["id"], s["status"], s.get("scores")] for s in run.samples],
+            [
+                [s["meta"].get("length"), s["meta"].get("depth"), s["id"], s["status"], s.get("scores")]
+                for s in run.samples
+            ],
         ]
         for run in runs
     ]

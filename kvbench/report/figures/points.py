@@ -1,0 +1,163 @@
+"""The points of curves, trade-offs and bars: a row of a table with its score, its interval and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from kvbench.common.text import one_line
+from kvbench.report.difference import stratified_difference
+from kvbench.report.runs import Run, answered, budget_order, check_metric, is_full_cache, name, order
+from kvbench.report.suite import SuiteTable
+from kvbench.report.suite_groups import place_of, row_key
+from kvbench.store import AnsweredRecord
+
+TIMES = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method under a budget.
+
+    Attributes:
+        score: mean score; of a suite, the average of its datasets, in points.
+        low, high: 95% interval of the score over samples; equal to the score where it is unknown.
+        kept_share, kv_share: kept tokens and bytes of keys and values as shares of the full cache's.
+        kv_mib: bytes of keys and values, in MiB.
+        seconds: mean times by name, see `TIMES`; those that were measured.
+    """
+
+    method: str
+    budget: str
+    is_full_cache: bool
+    score: float
+    low: float
+    high: float
+    samples: int
+    kept_share: float
+    kv_share: float
+    kv_mib: float
+    seconds: Mapping[str, float]
+
+    def as_json(self) -> list[object]:
+        """Return all fields, for the stamp of a figure."""
+        return [*[*vars(self).values()][:-1], dict(self.seconds)]
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of a table, in its order, and what their score is.
+
+    Attributes:
+        score: the name of the score.
+        top: the largest score that there can be; None where that is unknown.
+        left_out: how many rows lack datasets that others have; they are not among the points.
+    """
+
+    points: Sequence[Point]
+    score: str
+    top: float | None
+    left_out: int = 0
+
+
+def points_of(runs: Sequence[Run], suite: SuiteTable | None = None, metric: str | None = None) -> Points:
+    """Return the points of comparable runs, the full cache first; those of a suite by its leading average.
+
+    Runs without any answer have no point. Raises ValueError for a metric that the runs do not hold.
+    """
+    if suite is not None:
+        return _of_suite(runs, suite)
+    metric = check_metric(runs, metric)
+    points, highest = [], 0.0
+    for run in sorted(runs, key=order):
+        scores = [sample["scores"][metric] for sample in answered(run) if metric in sample["scores"]]
+        if scores:
+            points.append(_point([run], [scores], name(run, runs)))
+            highest = max(highest, *scores)
+    top = 1.0 if highest <= 1 else None
+    return Points([_clipped(point, top) for point in points], one_line(metric), top)
+
+
+def _of_suite(runs: Sequence[Run], suite: SuiteTable) -> Points:
+    lead = suite["lead"]
+    counts = [row["means"][lead]["n"] for row in suite["rows"]]
+    whole = max(counts, default=0)
+    metrics = {column["name"]: column["metric"] for column in suite["columns"] if lead in column["means"]}
+    metrics = metrics or {column["name"]: column["metric"] for column in suite["columns"]}
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        if place_of(run.manifest)["name"] in metrics:
+            members.setdefault(row_key(run), []).append(run)
+    result, highest = [], 0.0
+    for row, count in zip(suite["rows"], counts, strict=True):
+        if not count or count < whole:
+            continue
+        scores = []
+        for run in members[row["key"]]:
+            metric = metrics[place_of(run.manifest)["name"]]
+            scores.append([100 * s["scores"][metric] for s in answered(run) if metric in s["scores"]])
+            highest = max(highest, *scores[-1])
+        point = _point(members[row["key"]], scores, row["method"])
+        exact = row["means"][lead]["score"]  # of rounded scores, as in the table
+        result.append(point if exact is None else _moved(point, exact))
+    mean = suite["rows"][0]["means"][lead] if suite["rows"] else None
+    partly = "" if mean is None or whole == mean["of"] else f" ({whole} of {mean['of']} datasets)"
+    top = 100.0 if highest <= 100 else None
+    left_out = sum(0 < count < whole for count in counts)
+    return Points([_clipped(point, top) for point in result], f"{one_line(lead)}{partly}", top, left_out)
+
+
+def _point(runs: Sequence[Run], scores: Sequence[Sequence[float]], method: str) -> Point:
+    samples = [sample for run in runs for sample in answered(run)]
+    spread = stratified_difference([np.array(values, dtype=np.float64) for values in scores])
+    assert spread is not None, "there is a score"
+
+    def mean(read: Callable[[AnsweredRecord], float | None]) -> float | None:
+        values = [value for value in map(read, samples) if value is not None]
+        return float(np.mean(values)) if values else None
+
+    def time(key: str) -> float | None:
+        return mean(lambda sample: cast(Mapping[str, float | None], sample["timings"]).get(key))
+
+    return Point(
+        method=method,
+        budget=runs[0].manifest["label"]["budget"],
+        is_full_cache=is_full_cache(runs[0].manifest),
+        score=spread["mean"],
+        low=spread["mean"] if spread["low"] is None else spread["low"],
+        high=spread["mean"] if spread["high"] is None else spread["high"],
+        samples=len(samples),
+        kept_share=mean(lambda sample: sample["kept_mean"] / sample["span"]) or 0.0,
+        kv_share=mean(lambda sample: sample["kv_bytes"] / sample["kv_bytes_full"]) or 0.0,
+        kv_mib=mean(lambda sample: sample["kv_bytes"] / 2**20) or 0.0,
+        seconds={key: value for key in TIMES if (value := time(key)) is not None},
+    )
+
+
+def _moved(point: Point, score: float) -> Point:
+    move = score - point.score
+    return Point(**{**vars(point), "score": score, "low": point.low + move, "high": point.high + move})
+
+
+def _clipped(point: Point, top: float | None) -> Point:
+    """Return the point with its interval inside the range of the score."""
+    high = point.high if top is None else min(point.high, top)
+    return Point(**{**vars(point), "low": max(point.low, 0.0) if point.score >= 0 else point.low, "high": high})
+
+
+def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Return the points with a budget by method, each method's by budget."""
+    methods: dict[str, list[Point]] = {}
+    for point in points:
+        if point.budget != "full":
+            methods.setdefault(point.method, []).append(point)
+    return {key: sorted(methods[key], key=lambda point: budget_order(point.budget)) for key in methods}
+
+
+def apart(number: int) -> list[float]:
+    """Return factors that move the points of so many methods apart on a logarithmic axis, by up to 8% of an octave."""
+    width = min(0.08, 0.012 * number)
+    return [2.0 ** (width * (place / max(1, number - 1) - 0.5) * 2) for place in range(number)]
