@@ -1,4 +1,4 @@
-"""What the figures of a table get to draw."""
+"""The runs of a table as its figures get them."""
 
 from __future__ import annotations
 

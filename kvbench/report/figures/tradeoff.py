@@ -1,4 +1,4 @@
-"""Score against the bytes of keys and values: which methods are on the front, and which are behind it on both axes.
+"""Score against the bytes of keys and values, and the front: the methods that no other beats on both axes.
 
 Eviction, quantisation and both share this axis.
 """
