@@ -28,6 +28,7 @@ VERBS = {
     "run": Verb("kvbench.cli.run:main", "compute one run, or a sweep with -m (the default: the word may be left out)"),
     "report": Verb("kvbench.report.__main__:main", "print tables of stored runs, write tables and figures"),
     "view": Verb("kvbench.report.view.__main__:main", "write one HTML file to look at runs and their answers"),
+    "export": Verb("kvbench.report.export.__main__:main", "write stored runs as parquet, Every Eval Ever or lm-eval"),
     "status": Verb("kvbench.status.__main__:main", "list what is done and what is missing, and how to resume"),
     "score": Verb("kvbench.run.score:main", "score stored answers again, without a model"),
     "data": Verb("kvbench.data.__main__:main", "download and check the data of the published benchmarks"),

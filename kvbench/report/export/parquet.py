@@ -1,0 +1,101 @@
+"""The parquet export: `samples.parquet` with one row per sample, `runs.parquet` with one row per run.
+
+`datasets.load_dataset(FOLDER)` reads the samples, `load_dataset(FOLDER, "runs")` the runs: README.md declares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvbench.common.files import replacing, write_atomic
+from kvbench.report.export.common import Written, read_runs
+from kvbench.report.export.rows import RUN, SAMPLE, Row, run_row, sample_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_GROUP = 2**24  # bytes in memory that are written as one row group
+_CARD = """\
+---
+configs:
+- config_name: samples
+  data_files: samples.parquet
+  default: true
+- config_name: runs
+  data_files: runs.parquet
+---
+
+# Results of kvbench
+
+`samples.parquet` has one row per sample, `runs.parquet` one row per run; the column `run` joins them. Load them with
+`datasets.load_dataset(FOLDER, "samples")` and `datasets.load_dataset(FOLDER, "runs")`. Scores are in [0, 1], times in
+seconds, sizes in bytes. `score` is the score that `headline` names. The columns meta, scores, identity, scoring,
+versions and more hold JSON.
+"""
+
+
+def write_parquet(folders: Iterable[Path], out: Path) -> Written:
+    """Write the runs in `folders` to two parquet files and a card. The same runs give the same bytes.
+
+    Raises:
+        ValueError: pyarrow is not installed.
+    """
+    runs = samples = 0
+    with _table(out / "samples.parquet", SAMPLE) as sample_table, _table(out / "runs.parquet", RUN) as run_table:
+        for run in read_runs(folders):
+            run_table.add([run_row(run)])
+            sample_table.add(list(sample_rows(run)))
+            runs, samples = runs + 1, samples + len(run.samples)
+    write_atomic(out / "README.md", _CARD)
+    return Written(runs, samples)
+
+
+class _Table:
+    """A parquet file that grows by rows; they are written when there are enough for a row group."""
+
+    def __init__(self, writer: Any, schema: pa.Schema) -> None:
+        self._writer, self._schema = writer, schema
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, rows: list[Row]) -> None:
+        """Add rows with all columns of the schema."""
+        table = _arrow().Table.from_pylist(rows, schema=self._schema)
+        self._waiting.append(table)
+        self._bytes += table.nbytes
+        if self._bytes >= _GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting as one row group."""
+        if self._waiting:
+            self._writer.write_table(_arrow().concat_tables(self._waiting))
+        self._waiting, self._bytes = [], 0
+
+
+@contextmanager
+def _table(path: Path, columns: Mapping[str, str]) -> Iterator[_Table]:
+    arrow = _arrow()
+    import pyarrow.parquet
+
+    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
+    types = {
+        "text": text, "json": text, "integer": whole, "number": number, "texts": arrow.list_(text),
+        "integers": arrow.list_(whole), "lists": arrow.list_(arrow.list_(whole)),
+    }  # fmt: skip
+    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    with replacing(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        table = _Table(writer, schema)
+        yield table
+        table.flush()
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ValueError("--format parquet: needs pyarrow; install it with pip install 'kvbench[export]'") from error
+    return pyarrow
