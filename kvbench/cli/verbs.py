@@ -30,6 +30,7 @@ VERBS = {
     "view": Verb("kvbench.report.view.__main__:main", "write one HTML file to look at runs and their answers"),
     "export": Verb("kvbench.report.export.__main__:main", "write stored runs as parquet, Every Eval Ever or lm-eval"),
     "status": Verb("kvbench.status.__main__:main", "list what is done and what is missing, and how to resume"),
+    "log": Verb("kvbench.run.log:main", "send stored results to W&B or Trackio"),
     "score": Verb("kvbench.run.score:main", "score stored answers again, without a model"),
     "data": Verb("kvbench.data.__main__:main", "download and check the data of the published benchmarks"),
     "prompts": Verb("kvbench.prompts.__main__:main", "print a prompt as the model reads it"),

@@ -18,6 +18,7 @@ from kvbench.common.suggest import did_you_mean
 from kvbench.config.annotations import check_value, settings_of
 from kvbench.config.groups import defaults, method, options, shipped
 from kvbench.config.interpolations import check_interpolations
+from kvbench.config.loggers import check_loggers
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
 from kvbench.methods.budgets import check_budget
 from kvbench.methods.dials import FIXED, PARTS, check_keys, check_types, split_dials
@@ -50,6 +51,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
     _check_engine(plain)
     _check_numbers(plain)
     shard_of(plain["shard"])
+    check_loggers(plain["logger"])
     _check_outputs(plain["paths"]["outputs"])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from hydra.core.override_parser.types import Override, RangeSweep
 
 from kvbench.config.groups import method
+from kvbench.config.loggers import check_not_swept
 
 MOST_JOBS = 10_000
 _ONE_VALUE = re.compile(r"^(\w+\.[^=]+=)choice\(([^,(){}\[\]]*)\)$")
@@ -30,6 +31,7 @@ def combinations(overrides: Sequence[Override]) -> Iterator[list[str]]:
         if not override.is_sweep_override():
             axes[key] = [f"{key}={override.get_value_element_as_str()}"]
             continue
+        check_not_swept(override)
         if not override.is_discrete_sweep():
             raise ValueError(f"{override.input_line}: give a list of values, such as {key}=1,2")
         total *= _count(override)

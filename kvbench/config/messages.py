@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.groups import defaults, options
+from kvbench.config.loggers import unknown_setting
 from kvbench.config.schema import GROUPS, NODES, Config
 from kvbench.methods.dials import FIXED, PARTS
 
@@ -41,7 +42,9 @@ def one_line(error: BaseException, argv: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown[1], argv)
-    option = re.search(rf"Could not find '({'|'.join((*GROUPS, 'experiment', 'hydra/launcher'))})/([^']+)'", text)
+    option = re.search(
+        rf"Could not find '({'|'.join((*GROUPS, 'logger', 'experiment', 'hydra/launcher'))})/([^']+)'", text
+    )
     if option:
         group, name = option.groups()
         return f"{group}={name}: no such {group}.{did_you_mean(name, options(group))}"
@@ -67,6 +70,8 @@ def _unknown_key(key: str, argv: Sequence[str]) -> str:
     if group in NODES and rest:
         known = [f"{group}.{field.name}" for field in fields(NODES[group])]
         return f"{override}: no such setting.{did_you_mean(key, known)}"
+    if group == "logger" and rest:
+        return unknown_setting(override, key)
     if key.startswith("hydra.launcher."):
         return _unknown_of_launcher(override, key.removeprefix("hydra.launcher."), argv)
     return f"{override}: no such setting.{did_you_mean(key, Config.__dataclass_fields__)}"

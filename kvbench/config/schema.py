@@ -51,6 +51,7 @@ class Config:
     progress: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    logger: dict[str, Any] = field(default_factory=dict)
 
 
 NODES = {"engine": EngineConfig, "paths": PathsConfig}

@@ -7,6 +7,8 @@ from kvbench.common import clock
 from kvbench.engine.variant import Generation, Variant
 from kvbench.methods.decoding import STATE_BYTES
 
+_TAIL = 400  # characters of a prompt that a record holds: its end, where the question is
+
 
 def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | None:
     """Return the error of a generation that did not keep the tokens or bytes of its budget; None if it did."""
@@ -123,6 +125,7 @@ def _common(sample: Sample, status: str, error: str | None, device: str) -> dict
         "id": sample.id,
         "status": status,
         "error": error,
+        "prompt_tail": (sample.context[-_TAIL:] + sample.question + sample.answer_prefix)[-_TAIL:],
         "answers": list(sample.answers),
         "meta": dict(sample.meta),
         "device": device,

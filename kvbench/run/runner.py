@@ -19,6 +19,7 @@ from kvbench import models, store
 from kvbench.models.cache import ModelCache
 from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
+from kvbench.run.logged import logged
 from kvbench.run.open_run import OpenRun, open_run
 from kvbench.run.preflight import check_budget, check_kernel
 from kvbench.run.rescore import rescore
@@ -60,12 +61,13 @@ def run_jobs(jobs: Sequence[Job], model_cache: ModelCache | None = None) -> list
     for job in jobs:
         groups.setdefault(job.group, {})[job.folder] = job
     outcomes: dict[tuple[str, Path], Outcome] = {}
-    for group in groups.values():
-        ended = {folder: outcome for folder, job in group.items() if (outcome := _ended(job)) is not None}
-        rest = [job for folder, job in sorted(group.items()) if folder not in ended]
-        if rest:
-            ended |= _compute_group(rest, model_cache)
-        outcomes |= {group[folder].key: outcome for folder, outcome in ended.items()}
+    with logged(jobs):
+        for group in groups.values():
+            ended = {folder: outcome for folder, job in group.items() if (outcome := _ended(job)) is not None}
+            rest = [job for folder, job in sorted(group.items()) if folder not in ended]
+            if rest:
+                ended |= _compute_group(rest, model_cache)
+            outcomes |= {group[folder].key: outcome for folder, outcome in ended.items()}
     return [replace(outcomes[job.key], job=job) for job in jobs]
 
 

@@ -20,7 +20,13 @@ T = TypeVar("T")
 
 MOVE = "move the folder away to compute the run again"
 DELETE = "delete this file"
-_BULKY = ("prediction", "answers", "token_ids", "kept")  # of a record; tables and figures need none of them
+_BULKY = (
+    "prompt_tail",
+    "prediction",
+    "answers",
+    "token_ids",
+    "kept",
+)  # of a record; tables and figures need none of them
 
 
 def read_bytes(path: Path) -> bytes:
