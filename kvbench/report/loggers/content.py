@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 from kvbench.common.files import write_atomic
+from kvbench.common.text import one_line
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import Content, HistoryRow, Table, Value
 from kvbench.store import AnsweredRecord, Record, StoredRun
+
+log = logging.getLogger(__name__)
 
 _TIMINGS = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 COLUMNS = (
@@ -129,7 +133,7 @@ def content(entry: Entry, runs: Sequence[StoredRun], media: Path) -> Content:
     return Content(
         summary=summary(runs),
         tables={"samples": samples_table(runs)},
-        images=_images(runs, media),
+        images=pictures(lambda: _images(runs, media)),
         files=[_predictions(runs, media)],
         failed=any(run.status.get("status") not in ("done", "partial") for run in runs),
     )
@@ -202,15 +206,31 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
+def pictures(draw: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+    """Return what `draw` draws. A picture that cannot be drawn must not cost the rows: then there is none."""
+    try:
+        return draw()
+    except Exception as error:  # of matplotlib, of a full disk, of a store that nobody has thought of
+        log.warning("pictures: %s", one_line(f"{type(error).__name__}: {error}"))
+        return {}
+
+
 def _images(runs: Sequence[StoredRun], media: Path) -> dict[str, Path]:
-    """Draw the pictures of an entry: a needle heatmap where the samples are a grid."""
+    """Draw the pictures of an entry: a needle heatmap where the samples are a grid, and what each KV head kept."""
+    from kvbench.report.figures.kept_heads import head_shares, kept_heads
     from kvbench.report.figures.needle import has_grid, heatmap
+    from kvbench.report.runs import title
 
     media.mkdir(parents=True, exist_ok=True)
     images = {}
     for run in runs:
         if has_grid(run) and run.answered:
             images[f"needle/{name(run)}"] = heatmap(run, media / f"{name(run)}.png")
+    shares = head_shares([record for run in runs for record in run.samples])
+    if shares is not None and float(shares.min()) < 1:
+        label = runs[0].manifest["label"]
+        for path in kept_heads({title(runs[0]): shares}, label["method"], label["model"], media / "kept_heads.png"):
+            images[path.stem] = path
     return images
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbench.common.text import one_line
+from kvbench.report.loggers.content import pictures
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import About, Content, Table, Value
 from kvbench.store import StoredRun, load_run
@@ -98,7 +99,7 @@ def content(entries: Sequence[tuple[Entry, Mapping[str, Value]]], media: Path) -
     return Content(
         summary={"entries": len(entries), "entries_done": done, **totals},
         tables={"results": results(entries)},
-        images=_images(folders, media) if len(folders) <= _DRAWN else {},
+        images=pictures(lambda: _images(folders, media)) if len(folders) <= _DRAWN else {},
         failed=done < len(entries),
     )
 
@@ -121,27 +122,27 @@ def _number(value: Value) -> int:
 
 
 def _images(folders: Iterable[Path], media: Path) -> dict[str, Path]:
-    """Draw what compares the runs of a sweep: needle heatmaps side by side, curves over the budget."""
-    from kvbench.report.figures.curve import curve
-    from kvbench.report.figures.needle import has_grid, heatmap_grid
+    """Draw what compares the runs of a sweep, as `kvbench report` draws it, for each table that they share."""
+    from kvbench.report.figures.draw import draw
+    from kvbench.report.figures.shown import Shown
     from kvbench.report.runs import groups
     from kvbench.report.suite import suite_table
     from kvbench.report.suite_groups import suite_groups
 
     runs = _slim_runs(folders)
-    media.mkdir(parents=True, exist_ok=True)
+    single = groups([run for run in runs if run.manifest["part"] is None and run.answered])
+    suites = suite_groups([run for run in runs if run.manifest["part"] is not None and run.answered])
+    shown = [(group, None) for group in single] + [(group, suite_table(group)) for group in suites]
     images: dict[str, Path] = {}
-    for group in groups([run for run in runs if run.manifest["part"] is None]):
-        drawable = [run for run in group if has_grid(run) and run.answered]
-        if drawable:
-            key = _free(f"needle/{group[0].manifest['label']['benchmark']}", images)
-            images[key] = heatmap_grid(drawable, media / f"{key.replace('/', '-')}.png")
-    for group in suite_groups([run for run in runs if run.manifest["part"] is not None]):
-        table = suite_table(group)
-        key = _free(f"budgets/{table['suite']}", images)
-        path = curve(table, table["suite"], group[0].manifest["label"]["model"], media / f"{key.replace('/', '-')}.png")
-        if path is not None:
-            images[key] = path
+    for number, (group, table) in enumerate(shown):
+        label = group[0].manifest["label"]
+        heading = table["suite"] if table is not None else label["benchmark"]
+        folder = media / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {run.path.name for run in group}  # each has its heatmap in its own entry
+        for path in draw(Shown(group, table, heading, label["model"], folder)):
+            if path.stem not in own:
+                images[_free(f"{heading}/{path.stem}", images)] = path
     return images
 
 
