@@ -14,8 +14,8 @@ PACKAGES = ("kvbench", "kernels/kvbench_kernels", "hydra_plugins")
 OURS = {"kvbench", "kvbench_kernels", "hydra_plugins", "tests", "perf"}
 BY_TRANSFORMERS = {"accelerate", "gguf"}  # imported there when we ask for what needs them
 BY_TOOLS = {
-    "codespell", "mypy", "nbstripout", "pre-commit", "pre-commit-hooks", "pytest-timeout", "pytest-xdist", "ruff",
-    "types-pyyaml", "types-tabulate", "types-tqdm",
+    "codespell", "ipykernel", "mypy", "nbstripout", "pre-commit", "pre-commit-hooks", "pytest-timeout", "pytest-xdist",
+    "ruff", "types-pyyaml", "types-tabulate", "types-tqdm",
 }  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
