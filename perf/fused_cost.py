@@ -47,7 +47,15 @@ def main() -> None:
 
     def run(which: list[kvbench.Variant]) -> tuple[float, list[kvbench.Generation]]:
         begin = time.perf_counter()
-        out = kvbench.generate(loaded.model, loaded.tokenizer, [ids], which, max_new_tokens=args.new, stop_ids=[])
+        out = kvbench.generate(
+            loaded.model,
+            loaded.tokenizer,
+            [ids],
+            which,
+            max_new_tokens=args.new,
+            stop_ids=[],
+            max_rows=len(which),  # one prefill, however many variants there are
+        )
         return time.perf_counter() - begin, out[0]
 
     def floor() -> float:

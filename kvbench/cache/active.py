@@ -15,6 +15,7 @@ from kvbench.cache.arena import Arena, Segment
 from kvbench.cache.base import NewTokens
 from kvbench.cache.held import HeldRow
 from kvbench.cache.policy_group import PolicyGroup
+from kvbench.cache.shared_slots import SharedSlots
 from kvbench.methods.decoding import DecodePolicy
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
@@ -26,13 +27,15 @@ class ActiveRows:
     Attributes:
         plain: indices of the segments of rows without a policy: one per row and KV head.
         lanes: the segments of all rows.
-        groups: the rows with a policy.
+        groups: the rows with a policy, by policy.
+        steps: the slots of the groups that step together: of all whose steps need no host, and of each other group.
     """
 
     rows: tuple[int, ...]
     plain: list[int]
     lanes: Lanes
     groups: list[PolicyGroup]
+    steps: list[SharedSlots]
 
     def free(self, segments: Sequence[Segment]) -> int:
         """Return how many tokens fit into every segment of a row without a policy."""
@@ -48,9 +51,9 @@ class ActiveRows:
 
     def step_on_host(self, q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None) -> None:
         """Let the policies act that need the host in every step."""
-        for group in self.groups:
-            if group.needs_host:
-                group.step(q_BHTD, buffers, scaling, new)
+        for slots in self.steps:
+            if slots.needs_host:
+                slots.step(q_BHTD, buffers, scaling, new)
 
 
 def activate(
@@ -81,4 +84,6 @@ def activate(
         )
         for of_policy in places.values()
     ]
-    return ActiveRows(rows, plain, lanes, groups)
+    without_host = [group for group in groups if not group.needs_host]
+    together = [*([without_host] if without_host else []), *([group] for group in groups if group.needs_host)]
+    return ActiveRows(rows, plain, lanes, groups, [SharedSlots(of_groups) for of_groups in together])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ class Arena:
 
     segments: list[Segment]
     buffers: Buffers
+
+    @cached_property
+    def of_row(self) -> dict[int, list[Segment]]:
+        """The segments of every row, by head."""
+        rows: dict[int, list[Segment]] = {}
+        for segment in sorted(self.segments, key=lambda s: s.head):
+            rows.setdefault(segment.row, []).append(segment)
+        return rows
 
     def nbytes(self) -> int:
         return 2 * self.buffers.k_RD.nbytes

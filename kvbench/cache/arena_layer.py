@@ -82,9 +82,9 @@ class ArenaLayer:
         out_BHTD = self._backend.append_and_attend(
             q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths
         )
-        for group in active.groups:
-            if not group.needs_host:
-                group.step(q_BHTD, buffers, scaling, new)
+        for slots in active.steps:
+            if not slots.needs_host:
+                slots.step(q_BHTD, buffers, scaling, new)
         if any(group.needs_host for group in active.groups):
             self._host_work(partial(active.step_on_host, q_BHTD, buffers, scaling, new))
         if tokens > 1 and active.groups:

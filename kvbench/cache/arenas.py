@@ -47,7 +47,7 @@ class Arenas:
 
     def fork(self, row: int, copies: Sequence[int]) -> None:
         """Add an arena of rows that hold what a row holds."""
-        arena = next(arena for arena in self._arenas if any(s.row == row for s in arena.segments))
+        arena = next(arena for arena in self._arenas if row in arena.of_row)
         self._arenas.append(copied(arena, row, copies, self._backend))
 
     def check(self) -> None:
@@ -71,8 +71,9 @@ class Arenas:
 
     def of(self, row: int) -> list[Segment]:
         """Return the segments of a row, by head."""
-        segments = [s for arena in self._arenas for s in arena.segments if s.row == row and row not in self._dead]
-        return sorted(segments, key=lambda s: s.head)
+        if row in self._dead:
+            return []
+        return next((arena.of_row[row] for arena in self._arenas if row in arena.of_row), [])
 
     def keys(self, row: int) -> Tensor:
         """Return what the live slots of a row hold as keys: [M, D]."""

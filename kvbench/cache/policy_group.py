@@ -2,10 +2,10 @@
 
 All rows of one policy in one layer form a `PolicyGroup`. What a policy knows of a token lies in tensors next to the
 arena, column c of which is slot c of the segment. Lengths are counted on the host and on the device, by the same
-rules, so no step waits for the device.
+rules, so no step waits for the device. The work that is the same for all policies is that of `SharedSlots`.
 
 Shape suffixes: B rows, U KV heads, C slots (padded to the longest segment), T new tokens, n tokens that leave a head at
-once, R slots of the arena, D head dimension.
+once, N segments, R slots of the arena, D head dimension.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.arena import Arena
-from kvbench.cache.base import NewTokens
 from kvbench.cache.handed_on import hand_on
 from kvbench.cache.held import HeldRow
 from kvbench.cache.observer import Observer
@@ -38,6 +37,12 @@ class PolicyGroup:
         places: place of each row in the batch.
         batch: rows of the batch.
         segments: per row, the index of the segment of each KV head.
+
+    Attributes:
+        length_BU: tokens that each head holds, on the device; changed in place.
+        start_BU: the first slot of each head.
+        buffer_B1: tokens that a head may hold above its limit.
+        index_N: the segments.
     """
 
     def __init__(
@@ -61,11 +66,12 @@ class PolicyGroup:
         self._places = places
         self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
         self._lanes = Lanes(self.index, len(arena.segments), device)
+        self.index_N = self._lanes.index_N
         self._observer = Observer(self.policy, backend, self.index, self._lanes, self._place_B)
-        self._start_BU = torch.tensor([[arena.segments[i].start for i in row] for row in segments], device=device)
-        self._length_BU = torch.tensor(lengths, device=device)
+        self.start_BU = torch.tensor([[arena.segments[i].start for i in row] for row in segments], device=device)
+        self.length_BU = torch.tensor(lengths, device=device)
         self._base_BU = torch.tensor(self.quota.base_BU, device=device)
-        self._buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
+        self.buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
         width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
         self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
         pins = [row.pins for row in held if row.pins is not None]
@@ -75,7 +81,7 @@ class PolicyGroup:
             torch.tensor([row.span for row in held], dtype=torch.int32, device=device),
             torch.tensor([row.seen for row in held], dtype=torch.int32, device=device),
             _stacked([row.pos_UC for row in held], width),
-            self._columns_C < self._length_BU[..., None].int(),
+            self._columns_C < self.length_BU[..., None].int(),
             _stacked([row.state_UC for row in held], width),
             aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
             seed_B=torch.tensor([row.seed for row in held], device=device),
@@ -105,7 +111,7 @@ class PolicyGroup:
         Raises:
             RuntimeError: they differ, so the policy's `limit` depends on more than its arguments.
         """
-        if not np.array_equal(self._length_BU.cpu().numpy(), self.quota.lengths_BU):
+        if not np.array_equal(self.length_BU.cpu().numpy(), self.quota.lengths_BU):
             raise RuntimeError(f"{type(self.policy).__name__}: its limit differs between host and device")
 
     def peak(self, row: int) -> int:
@@ -151,10 +157,18 @@ class PolicyGroup:
         """Return True if the next step of one token is work for the device alone, or is done by the host each time."""
         return not self.lacks_room(1) and (self.needs_host or self.quota.next_is_steady())
 
-    def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None = None) -> None:
-        """Let the policy act after the attention of a step whose tokens `quota` counts already."""
+    def act(
+        self, q_BHTD: Tensor, buffers: Buffers, scaling: float, ids_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Let the policy act after the attention of a step, whose tokens have slots already.
+
+        Returns:
+            The columns [B, U] of the tokens worth least, and the limits [B, U], if a token leaves each head that is
+            above its limit. None if the step is done.
+        """
         s = self.slots
-        self._append(q_BHTD.shape[2], None if new is None else new.ids_BT)
+        if self._pins is not None:
+            self._pin(q_BHTD.shape[2], ids_BT)
         self._observer(s, q_BHTD, buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
         s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
@@ -162,13 +176,29 @@ class PolicyGroup:
             s.limit_BU = s.limit_BU + self._pins.pinned_BU
         if not self.quota.has_limit:
             self._mask(buffers)
-            return
+            return None
         cut = self.quota.cut()
         if not cut.steady:
             self._remove(self._least(torch.tensor(cut.counts_BU, device=q_BHTD.device)), buffers)
-        elif cut.may_drop:
-            assert s.limit_BU is not None
-            self._drop_one(self._length_BU > s.limit_BU + self._buffer_B1, buffers)
+        if not cut.steady or not cut.may_drop:
+            return None
+        assert s.limit_BU is not None
+        return self._backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
+
+    def hand_on_one(self, column_BU: Tensor, due_BU: Tensor, buffers: Buffers) -> None:
+        """Let tokens that stay take over something of those in these columns, before they leave heads where due."""
+        if self.policy.merges:
+            gone_BUC = (self._columns_C == column_BU[..., None]) & due_BU[..., None]
+            stays_BUC = self.slots.live_BUC & ~gone_BUC
+            self._hand_on(Leaving(column_BU[..., None], due_BU[..., None], stays_BUC), buffers)
+
+    def after_one(self, column_BU: Tensor, last_BU: Tensor, due_BU: Tensor, buffers: Buffers) -> None:
+        """Finish a step in which the last token of each head moved to a column, and heads where due lost a token."""
+        s = self.slots
+        if s.pinned_BUC is not None:
+            s.pinned_BUC.scatter_(2, column_BU[..., None], s.pinned_BUC.gather(2, last_BU[..., None]))
+        if self._turning is not None:
+            self._turning.turn(s, buffers, self.start_BU, self.length_BU, due_BU)
 
     def _mask(self, buffers: Buffers) -> None:
         """Remove what a policy without a limit says. This waits for the device."""
@@ -177,7 +207,7 @@ class PolicyGroup:
             due_B11 = torch.tensor(due_B1, device=s.pos_BUC.device)[..., None]
             gone_BUC = self.policy.drop(s) & s.live_BUC & due_B11
             self._remove(gone_BUC if s.pinned_BUC is None else gone_BUC & ~s.pinned_BUC, buffers)
-            self.quota.settle(self._length_BU.cpu().numpy())
+            self.quota.settle(self.length_BU.cpu().numpy())
         else:
             self.quota.settle(self.quota.lengths_BU)
 
@@ -186,31 +216,11 @@ class PolicyGroup:
         worth_BUC, pinned_BUC = self.policy.drop(self.slots), self.slots.pinned_BUC
         return worth_BUC if pinned_BUC is None else worth_BUC.masked_fill(pinned_BUC, torch.inf)
 
-    def _append(self, new: int, ids_BT: Tensor | None) -> None:
-        """Give new tokens their positions and an empty state, and pin some by their ids."""
-        s = self.slots
-        ahead_T = torch.arange(new, device=s.pos_BUC.device)
-        column_BUT = self._length_BU[..., None] + ahead_T
-        position_BUT = (s.seen_B[:, None, None] + ahead_T.int()).expand_as(column_BUT)
-        s.pos_BUC.scatter_(2, column_BUT, position_BUT)
-        s.state_BUC.scatter_(2, column_BUT, 0.0)
-        if self._pins is not None:
-            self._pins.append(ids_BT if ids_BT is None or self._place_B is None else ids_BT[self._place_B], column_BUT)
-        self._length_BU += new
-        s.seen_B += new
-        s.live_BUC = self._columns_C < self._length_BU[..., None].int()
-
-    def _drop_one(self, due_BU: Tensor, buffers: Buffers) -> None:
-        """Drop the token worth least from heads where one is due: the last slot takes its place. Device work alone."""
-        s = self.slots
-        column_BU = self._backend.least(self._worth(), s.pos_BUC, self._length_BU)
-        last_BU = (self._length_BU - 1).clamp(min=0)
-        column_BU = torch.where(due_BU, column_BU, last_BU)
-        if self.policy.merges:
-            gone_BUC = (self._columns_C == column_BU[..., None]) & due_BU[..., None]
-            self._hand_on(Leaving(column_BU[..., None], due_BU[..., None], s.live_BUC & ~gone_BUC), buffers)
-        self._move(buffers, column_BU[..., None], last_BU[..., None])
-        self._shorten(buffers, due_BU.long(), last_BU[..., None])
+    def _pin(self, new: int, ids_BT: Tensor | None) -> None:
+        """Pin some of the new tokens by their ids."""
+        assert self._pins is not None
+        column_BUT = self.length_BU[..., None] + torch.arange(-new, 0, device=self.length_BU.device)
+        self._pins.append(ids_BT if ids_BT is None or self._place_B is None else ids_BT[self._place_B], column_BUT)
 
     def _least(self, counts_BU: Tensor) -> Tensor:
         """Return a mask of the tokens worth least, `counts_BU` of each head; of equals, the latest."""
@@ -231,14 +241,14 @@ class PolicyGroup:
             return
         if self.policy.merges:
             self._hand_on(Leaving.of(gone_BUC, s.pos_BUC, s.live_BUC, most), buffers)
-        new_BU1 = (self._length_BU - count_BU)[..., None]
+        new_BU1 = (self.length_BU - count_BU)[..., None]
         width = len(columns_C)
         holes_BUC = gone_BUC & (columns_C < new_BU1)
         movers_BUC = s.live_BUC & ~gone_BUC & (columns_C >= new_BU1)
         hole_BUn, mover_BUn = (
             torch.where(x_BUC, columns_C, width).sort(-1).values[..., :most] for x_BUC in (holes_BUC, movers_BUC)
         )
-        last_BU1 = (self._length_BU - 1).clamp(min=0)[..., None]
+        last_BU1 = (self.length_BU - 1).clamp(min=0)[..., None]
         moves_BUn = hole_BUn < width
         self._move(buffers, torch.where(moves_BUn, hole_BUn, last_BU1), torch.where(moves_BUn, mover_BUn, last_BU1))
         past_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
@@ -246,31 +256,38 @@ class PolicyGroup:
 
     def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
         """Add to tokens that stay what they take over of those that leave."""
-        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self._start_BU)
+        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU)
 
     def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
         """Copy tokens from slots to slots of the same head."""
         s = self.slots
-        to, source = ((self._start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
-        for x_RD in (buffers.k_RD, buffers.v_RD):
-            x_RD.index_copy_(0, to, x_RD.index_select(0, source))
+        to, source = ((self.start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
+        copy_tokens(to, source, (buffers.k_RD, buffers.v_RD))
         for x_BUC in (s.pos_BUC, s.state_BUC, *(() if s.pinned_BUC is None else (s.pinned_BUC,))):
             x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
 
     def _shorten(self, buffers: Buffers, count_BU: Tensor, column_BUn: Tensor) -> None:
         """Take `count_BU` slots off the end of each head; these are the columns, or the last one where none is."""
-        if buffers.bias_R is not None:
-            slot = (self._start_BU[..., None] + column_BUn).flatten()
-            ends_BUn = (count_BU[..., None] > 0).expand_as(column_BUn).flatten()
-            bias = torch.where(ends_BUn, -torch.inf, buffers.bias_R[slot]).to(buffers.bias_R.dtype)
-            buffers.bias_R.index_copy_(0, slot, bias)
-        self._length_BU -= count_BU
+        ends_BUn = (count_BU[..., None] > 0).expand_as(column_BUn)
+        end_slots((self.start_BU[..., None] + column_BUn).flatten(), ends_BUn.flatten(), buffers)
+        self.length_BU -= count_BU
+        self.slots.live_BUC.copy_(self._columns_C < self.length_BU[..., None].int())
         if self._turning is not None:
-            s = self.slots
-            s.live_BUC = self._columns_C < self._length_BU[..., None].int()
-            self._turning.turn(s, buffers, self._start_BU, self._length_BU, count_BU > 0)
-        length_S = buffers.length_S
-        length_S.index_add_(0, self._lanes.index_N, -count_BU.flatten().to(length_S.dtype))
+            self._turning.turn(self.slots, buffers, self.start_BU, self.length_BU, count_BU > 0)
+        buffers.length_S.index_add_(0, self.index_N, -count_BU.flatten().to(buffers.length_S.dtype))
+
+
+def copy_tokens(to: Tensor, source: Tensor, buffers: Sequence[Tensor]) -> None:
+    """Copy rows of buffers to other rows. All are read before any is written."""
+    for x in buffers:
+        x.index_copy_(0, to, x.index_select(0, source))
+
+
+def end_slots(slot: Tensor, ends: Tensor, buffers: Buffers) -> None:
+    """Let queries see slots no more where `ends`, in arenas with a bias."""
+    if buffers.bias_R is not None:
+        bias = torch.where(ends, -torch.inf, buffers.bias_R[slot]).to(buffers.bias_R.dtype)
+        buffers.bias_R.index_copy_(0, slot, bias)
 
 
 def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:

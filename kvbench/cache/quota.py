@@ -1,6 +1,6 @@
 """Lengths on the host of rows with a decode policy, from the policy's `limit` alone.
 
-Shape suffixes: B rows of one policy, U KV heads.
+Shape suffixes: B rows of one policy, U KV heads, N steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kvbench.methods.decoding import Decoding
 
 Ints = NDArray[np.int64]
+AHEAD = 32  # steps for which the limits are computed at once
 Counts = tuple[Ints, Ints, Ints, Ints]
 """Lengths, tokens seen, peaks and pinned tokens of a group."""
 
@@ -87,12 +88,13 @@ class Quota:
         self._pins_BU = np.zeros_like(self.base_BU)
         for of_row, p in zip(self._pins_BU, pins, strict=True):
             of_row[:] = 0 if p is None else p.pins_U.cpu().numpy()
-        self._base = torch.from_numpy(self.base_BU)
-        self.has_limit = self._limit(self.seen_B1) is not None
+        self._ahead_NBU, self._ahead_from = self._limits(self.seen_B1), self.seen_B1
+        self.has_limit = self._ahead_NBU is not None
         self._interval_B1 = np.array([[row.decoding.interval or int(not self.has_limit)] for row in rows])
         self.masks_every_step = not self.has_limit and bool((self._interval_B1 == 1).any())
         self._has_intervals = bool((self._interval_B1 > 1).any())
-        self._may_drop = bool((self.buffer_B1 == 0).any())
+        self._at_once_B1 = (self.buffer_B1 == 0).astype(np.int64)  # tokens that the device can drop of a head
+        self._may_drop = bool(self._at_once_B1.any())
         self._new = 0  # tokens of the step under way
 
     def grow(self, tokens: int, pinned_B1: Ints | None = None) -> None:
@@ -141,13 +143,27 @@ class Quota:
         if self._has_intervals:
             due_BU = due_BU | self._scheduled(seen_B1, new)
         counts_BU = np.where(due_BU, over_BU, 0)
-        steady = bool(((counts_BU == 0) | ((counts_BU == 1) & (self.buffer_B1 == 0))).all())
+        steady = bool((counts_BU <= self._at_once_B1).all())
         return Cut(counts_BU, steady, self._may_drop)
 
     def _limit(self, seen_B1: Ints) -> Ints | None:
-        steps_B1, span_B1 = (torch.from_numpy(x) for x in (seen_B1 - self._span_B1, self._span_B1))
-        limit = self._policy.limit(self._base, steps_B1, self._layer, span_B1)
-        return None if limit is None else limit.numpy() + self.pinned_B1 * self._pins_BU
+        """Return the limits [B, U] after a step; all rows have made equally many steps since the group began."""
+        if self._ahead_NBU is None:
+            return None
+        step = int(seen_B1[0, 0] - self._ahead_from[0, 0])
+        if not 0 <= step < AHEAD:
+            self._ahead_NBU, self._ahead_from, step = self._limits(seen_B1), seen_B1, 0
+            assert self._ahead_NBU is not None
+        limit_BU: Ints = self._ahead_NBU[step] + self.pinned_B1 * self._pins_BU
+        return limit_BU
+
+    def _limits(self, seen_B1: Ints) -> Ints | None:
+        """Return the limits of this step and those that follow: [N, B, U]; None without limits."""
+        of_step = (self.base_BU, seen_B1 - self._span_B1, self._span_B1)
+        base, steps, span = (torch.from_numpy(x).repeat(AHEAD, 1) for x in of_step)  # the rows of each step in turn
+        steps += torch.arange(AHEAD).repeat_interleave(len(self.base_BU))[:, None]
+        limit = self._policy.limit(base, steps, self._layer, span)
+        return None if limit is None else limit.expand_as(base).reshape(AHEAD, *self.base_BU.shape).numpy()
 
     def _scheduled(self, seen_B1: Ints, new: int) -> Ints:
         """Return [B, 1]: True where a multiple of the interval lies among the last `new` steps."""

@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -102,12 +104,18 @@ def _check_name(group: str, node: object, choices: Mapping[str, str]) -> None:
 
 def _check_hints(model: Mapping[str, Any]) -> None:
     """Refuse a hint that no method reads."""
-    read = {
-        hint for name in options("method") for text in _texts(shipped("method", name)) for hint in _HINT.findall(text)
-    }
-    for hint, value in (model.get("hints") or {}).items():
+    given = model.get("hints") or {}
+    read = _read_hints(tuple((path, path.stat().st_mtime_ns) for path in options("method").values())) if given else ()
+    for hint, value in given.items():
         if hint not in read:
             raise ValueError(f"model.hints.{hint}={value}: no method reads it.{did_you_mean(hint, read)}")
+
+
+@cache
+def _read_hints(files: Sequence[tuple[Path, int]]) -> frozenset[str]:
+    """Return the hints that some method reads, once per process as long as all files stay as they are."""
+    texts = (text for path, _ in files for text in _texts(shipped("method", path.stem)))
+    return frozenset(hint for text in texts for hint in _HINT.findall(text))
 
 
 def _texts(node: object) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -34,6 +34,7 @@ from kvbench.methods.base import Score
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.fitting import CacheShape, promised_bytes
+from kvbench.methods.memo import Memo
 from kvbench.methods.probing import Probe
 
 
@@ -217,33 +218,40 @@ class PrefillPass:
 
     def _store(self, variants: Sequence[int], ctx: LayerContext) -> None:
         """Choose the tokens of a layer that the variants keep, and store them in all of their rows."""
-        plain: dict[int, list[Entry]] = {}
+        groups: dict[Hashable, dict[int, list[Entry]]] = defaultdict(dict)
         for index in variants:
-            method = self._variants[index].method
             with self._times([index], ctx):
-                of_rows, merged = self._entries(index, ctx), None
-                if method.merge is not None and self._drops(index):
-                    merged = method.merged(ctx, of_rows[0].keep_UT)
-                if method.store is not None:
-                    side = method.store.prepare(ctx, of_rows[0].keep_UT, *(merged or (ctx.k, ctx.v)))
-                    of_rows = [replace(entry, side=side) for entry in of_rows]
-            if merged is None and method.store is None and method.look is None:
-                plain[index] = of_rows
-                continue
-            k_UTD, v_UTD = (ctx.k, ctx.v) if merged is None else merged
-            with self._times([index], ctx, {index: 1 / len(of_rows)}):
-                self._caches.kv.add(ctx.layer, of_rows, k_UTD, v_UTD)
-        if plain:
-            together = [entry for of_rows in plain.values() for entry in of_rows]
-            with self._times(list(plain), ctx, self._shares(plain)):
-                self._caches.kv.add(ctx.layer, together, ctx.k, ctx.v)
+                of_rows = self._entries(index, ctx)
+            groups[self._group(index, ctx.layer)][index] = of_rows
+        for group in groups.values():
+            merged = Memo(ctx.watch)  # freed before the next group: at most one merged copy of a layer exists
+            for index, of_rows in group.items():
+                method, keep_UT, kv = self._variants[index].method, of_rows[0].keep_UT, (ctx.k, ctx.v)
+                with self._times([index], ctx):
+                    if method.merge is not None and self._drops(index):
+                        kv = merged("merged", partial(method.merged, ctx, keep_UT))
+                    if method.store is not None:
+                        side = method.store.prepare(ctx, keep_UT, *kv)
+                        group[index] = [replace(entry, side=side) for entry in of_rows]
+            together = [entry for of_rows in group.values() for entry in of_rows]
+            with self._times(list(group), ctx, self._shares(group)):
+                self._caches.kv.add(ctx.layer, together, *kv)
 
-    def _shares(self, plain: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
+    def _group(self, index: int, layer: int) -> Hashable:
+        """Return the same for variants that store tokens of the same keys and values, plain or merged, in one call."""
+        method, totals = self._variants[index].method, self._totals.get(index)
+        if method.store is not None or method.look is not None:
+            return index
+        if method.merge is None or not self._drops(index):
+            return None
+        return method.merge, method.evicting, self._tokens(index), None if totals is None else totals[layer]
+
+    def _shares(self, group: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
         """Return which share of the time to store several variants a single row of each would take: by its tokens."""
-        every = [self.span if self._variants[index].method.keeps_prompt else self._tokens(index) for index in plain]
-        tokens = {index: self.span if own is None else own for index, own in zip(plain, every, strict=True)}
-        total = sum(tokens[index] * len(of_rows) for index, of_rows in plain.items())
-        return {index: tokens[index] / total for index in plain}
+        every = [self.span if self._variants[index].method.keeps_prompt else self._tokens(index) for index in group]
+        tokens = {index: self.span if own is None else own for index, own in zip(group, every, strict=True)}
+        total = sum(tokens[index] * len(of_rows) for index, of_rows in group.items())
+        return {index: tokens[index] / total for index in group}
 
     def _late(self) -> list[int]:
         """Return the variants that choose their tokens at the end of the prefill."""

@@ -115,12 +115,15 @@ class Eviction:
         return tokens
 
     def mask(self, ctx: LayerContext, tokens: int | None, total: int | None) -> Tensor:
-        """Return the keep mask [U, T] of a layer.
+        """Return the keep mask [U, T] of a layer. Methods that choose by equal parts share one mask.
 
         Args:
             tokens: budget per KV head; None if the selection is not counted.
             total: tokens that the layer may keep, summed over its heads; None if the selection is not counted.
         """
+        return ctx.memo(("mask", self, tokens, total), lambda: self._mask(ctx, tokens, total))
+
+    def _mask(self, ctx: LayerContext, tokens: int | None, total: int | None) -> Tensor:
         if tokens is None or total is None:
             return self._measured_mask(ctx)
         candidates, counts = self._split(ctx, tokens, total)

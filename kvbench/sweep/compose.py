@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench.cli.arguments import shell_command
 from kvbench.config.combinations import typed
-from kvbench.config.compose import composing
 from kvbench.run.jobs import Job, jobs_of, settle
 from kvbench.run.plan import write_plans
 from kvbench.run.runner import Outcome, result
+from kvbench.sweep.composer import Composer
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +48,11 @@ class Composed:
         return {str(key): value for key, value in choices.items()}
 
 
-def compose(
-    loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
-) -> list[Composed]:
+def compose(composer: Composer, job_overrides: Sequence[Sequence[str]], first: int) -> list[Composed]:
     """Compose the configuration of every job, numbered from `first`."""
     sweep = []
     for number, overrides in enumerate(job_overrides, start=first):
-        with composing(overrides):
-            composed = loader.load_sweep_config(master, list(overrides))
+        composed = composer.take(overrides)
         with open_dict(composed):
             composed.hydra.job.id = str(number)
             composed.hydra.job.num = number

@@ -15,6 +15,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from kvbench.sweep.composer import Composer
+
 if TYPE_CHECKING:
     from kvbench.run.runner import Outcome
     from kvbench.sweep.compose import Composed
@@ -25,9 +27,11 @@ class FusedLauncher(Launcher):
 
     config: DictConfig
     hydra_context: HydraContext
+    composer: Composer
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        self.composer = Composer(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from kvbench.run.runner import present_outcomes
@@ -36,7 +40,7 @@ class FusedLauncher(Launcher):
         setup_globals()
         state = Singleton.get_state()
         try:
-            sweep = compose(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
+            sweep = compose(self.composer, job_overrides, initial_job_idx)
             HydraConfig.instance().set_config(sweep[0].config)
             configure_log(sweep[0].config.hydra.job_logging, self.config.hydra.verbose)
             check(sweep)

@@ -21,6 +21,7 @@ from kvbench.config.checks import missing_file
 from kvbench.config.combinations import combinations, fitting
 from kvbench.config.compose import composing, parse
 from kvbench.config.hydra_node import check_hydra
+from kvbench.sweep.composer import Composer
 from kvbench.sweep.launcher import FusedLauncher
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ class FusedSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.composer = Composer(hydra_context.config_loader, config)
+        if isinstance(self.launcher, FusedLauncher):
+            self.launcher.composer = self.composer
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all jobs. Raises ValueError for lists that give no job, or too many."""
@@ -55,10 +59,10 @@ class FusedSweeper(Sweeper):
         parsed = parse(lines, loader)
         jobs = fitting(list(combinations(parsed)))
         if any(override.key_or_group == "method" and isinstance(override.value(), Glob) for override in parsed):
-            jobs = self._with_files(jobs, loader)
+            jobs = self._with_files(jobs)
         self._check(jobs, loader)
         self._write_down(jobs)
-        self._plan(jobs, loader)
+        self._plan(jobs)
         returned: list[Sequence[JobReturn]] = []
         size = self.max_batch_size or len(jobs)
         for start in range(0, len(jobs), size):
@@ -74,10 +78,11 @@ class FusedSweeper(Sweeper):
         if not chosen:
             return
         for job in jobs:
+            composed = self.composer.look(job)
             with composing(job):
-                check_hydra(loader.load_sweep_config(self.config, list(job)), loader, self._typed())
+                check_hydra(composed, loader, self._typed())
 
-    def _with_files(self, jobs: Sequence[list[str]], loader: ConfigLoader) -> list[list[str]]:
+    def _with_files(self, jobs: Sequence[list[str]]) -> list[list[str]]:
         """Return the jobs of a pattern such as `method=glob(*)` without methods that lack a file. The log names them.
 
         Raises:
@@ -86,7 +91,7 @@ class FusedSweeper(Sweeper):
         complete, lacking = [], dict[str, None]()
         for job in jobs:
             with composing(job):
-                method = loader.load_sweep_config(self.config, list(job)).method
+                method = self.composer.look(job).method
                 error = missing_file(method)
             if error is None:
                 complete.append(job)
@@ -98,12 +103,12 @@ class FusedSweeper(Sweeper):
             log.warning("left out of the sweep: %s", error)
         return complete
 
-    def _plan(self, jobs: Sequence[list[str]], loader: ConfigLoader) -> None:
+    def _plan(self, jobs: Sequence[list[str]]) -> None:
         """Check all jobs and write their plan for a launcher of Hydra, which starts the first without a look ahead."""
         from kvbench.sweep.compose import check, compose, plan
 
         if not isinstance(self.launcher, FusedLauncher):
-            sweep = compose(loader, self.config, jobs, first=0)
+            sweep = compose(self.composer, jobs, first=0)
             check(sweep)
             plan(sweep)
 

