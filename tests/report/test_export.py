@@ -32,7 +32,7 @@ def runs(tmp_path: Path) -> Path:
     store_run(root, make_run("fullkv", "full", 1.0))
     store_run(root, make_part("snapkv", "0.2", "qasper", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85]))
     with open_run(root, config={"model": {"kind": "hub", "path": "owner/Name-7B"}}) as run:
-        run.append(record("a", token_ids=[1, 2], kept=[[3, 4], [5, 6]], new_tokens=2, prompt_tokens=9, later="new"))
+        run.append(record("a", token_ids=[1, 2], kept=[[3, 4], [5, 6]], context="c1", prompt_tokens=9, later="new"))
         run.append(record("b", token_ids="none", new_tokens=2.5, meta={"depth": 50, "half": "\ud800"}))
         run.append(record("c", "failed"))
     return root
@@ -95,6 +95,7 @@ def test_parquet_keeps_what_its_columns_cannot_hold(runs: Path, tmp_path: Path) 
     write(runs, "parquet", tmp_path / "out")
     rows = {row["id"]: row for row in pyarrow.parquet.read_table(tmp_path / "out" / "samples.parquet").to_pylist()}
     assert rows["a"]["kept"] == [[3, 4], [5, 6]] and rows["a"]["token_ids"] == [1, 2]
+    assert rows["a"]["context"] == "c1" and rows["b"]["context"] is None
     assert json.loads(rows["a"]["more"]) == {"later": "new"}
     assert rows["b"]["token_ids"] is None and rows["b"]["new_tokens"] is None
     assert json.loads(rows["b"]["more"]) == {"token_ids": "none", "new_tokens": 2.5}

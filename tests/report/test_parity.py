@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -275,3 +277,19 @@ def test_the_whole_report_prints(tmp_path: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert f"{len(ENTRIES)} published rows" in printed and "kvbench -m model=mistral_7b_v02" in printed
     assert "40.55 is printed, the mean of the columns is 41.55" in printed
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_the_report_for_programs_has_a_line_per_row(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(Path(__file__).parent), "--format", form]) == 0
+    printed = capsys.readouterr().out
+    lines = json.loads(printed) if form == "json" else list(csv.DictReader(io.StringIO(printed)))
+    assert len(lines) == len(ENTRIES)
+    first = next(line for line in lines if line["table"] == "adakv_gqa" and line["method"] == "Ada-SnapKV(GQA)")
+    assert (float(first["theirs"]), first["budget"], first["verdict"]) == (
+        pytest.approx(35.48, abs=0.01),
+        "128",
+        "not run",
+    )
+    assert first["command"].endswith("method=ada_snapkv budget=128 method.window=32 method.kernel_size=7 "
+                                     "method.pooling=max method.floor=0.2")  # fmt: skip

@@ -59,7 +59,7 @@ RUN = SHARED | {
 }  # fmt: skip
 # Keys of a record (kvbench/run/record.py). What is not listed, or has another type, is in the column `more`.
 _RECORD = {
-    "id": "text", "status": "text", "error": "text", "answers": "texts", "prediction": "text",
+    "id": "text", "context": "text", "status": "text", "error": "text", "answers": "texts", "prediction": "text",
     "token_ids": "integers", "meta": "json", "prompt_tokens": "integer", "span": "integer", "new_tokens": "integer",
     "finish_reason": "text", "budget_tokens": "number", "budget_bytes": "integer", "promise": "text", "kept": "lists",
     "kept_mean": "number", "kept_max_decode": "integer", "read_max": "integer", "read_mean": "number",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvbench.common.command import Parser, command
 from kvbench.common.suggest import did_you_mean
+from kvbench.report.formats import csv_text
 from kvbench.report.parity.compare import Outcome, compare
 from kvbench.report.parity.ours import read_variants
 from kvbench.report.parity.references import load_references
-from kvbench.report.parity.show import parity_text
+from kvbench.report.parity.show import parity_lines, parity_text
 
 
 @command
@@ -21,10 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--table", help="only this published table: the name of a file in conf/reference_scores")
     parser.add_argument("--columns", action="store_true", help="show every dataset of a row")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: table")
     parser.add_argument("--references", type=Path, help="folder with published tables; default: those of kvbench")
     arguments = parser.parse_args(argv)
     outcomes = parity(arguments.runs, arguments.table, arguments.references)
-    print(parity_text(outcomes, arguments.columns))
+    if arguments.format == "table":
+        print(parity_text(outcomes, arguments.columns))
+    elif arguments.format == "csv":
+        print(csv_text(parity_lines(outcomes)), end="")
+    else:
+        print(json.dumps(parity_lines(outcomes), indent=2, ensure_ascii=False))
     return 0
 
 

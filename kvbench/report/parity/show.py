@@ -98,5 +98,29 @@ def sweeps(outcomes: Iterable[Outcome]) -> Iterable[str]:
         yield " ".join(filter(None, [*words, dials]))
 
 
+def parity_lines(outcomes: Iterable[Outcome]) -> list[dict[str, str | float | None]]:
+    """Return a flat line per published row, for a spreadsheet or a program."""
+    return [
+        {
+            "table": outcome.entry.table,
+            "benchmark": outcome.entry.group,
+            "model": outcome.entry.model,
+            "method": outcome.entry.label,
+            "budget": outcome.entry.budget,
+            "theirs": outcome.theirs,
+            "ours": outcome.ours,
+            "delta": outcome.delta,
+            "tolerance": outcome.entry.tolerance["mean"],
+            "verdict": outcome.verdict,
+            "differences": "; ".join(f"{path}: {a} / ours {b}" for path, (a, b) in outcome.differences.items()),
+            "missing": "; ".join(outcome.missing),
+            "reason": outcome.reason,
+            "command": " ".join(sweeps([outcome])),
+            "source": outcome.entry.source["place"],
+        }
+        for outcome in outcomes
+    ]
+
+
 def _dials(entry: Entry) -> list[str]:
     return [f"{path}={value}" for path, value in entry.dials.items()]
