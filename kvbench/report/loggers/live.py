@@ -77,12 +77,13 @@ def _started(order: Order) -> Process | None:
         return None
 
 
-def _close(process: Process | None, loggers: Mapping[str, Any], outputs: Path, patience: float = PATIENCE) -> None:
+def _close(process: Process | None, loggers: Mapping[str, Any], outputs: Path, patience: float | None = None) -> None:
     if process is None:
         return
+    is_over = False
     with contextlib.suppress(OSError):
         process.hang_up()
-        is_over = process.wait(patience)
+        is_over = process.wait(PATIENCE if patience is None else patience)
     for line in process.lines():
         log.info("%s", line)
     names = ",".join(loggers)
