@@ -9,7 +9,7 @@ ARGS ?=
 FAST = -m "not slow and not smollm2"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run report test test-fast test-lowest test-newest lint format types spell check hooks clean
+.PHONY: help setup run gallery report test test-fast test-lowest test-newest lint format types spell check hooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ setup:  ## make .venv with the tested versions
 
 run:  ## run an experiment: make run ARGS="method=snapkv budget=0.2"
 	$(PYTHON) -m kvbench $(ARGS)
+
+gallery:  ## draw the pictures of docs/gallery.md from docs/example_store
+	$(PYTHON) -m kvbench.report.figures.gallery
 
 report:  ## print the tables of the stored runs: make report RUNS=outputs/runs
 	$(PYTHON) -m kvbench.report $(RUNS) $(ARGS)

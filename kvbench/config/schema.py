@@ -27,6 +27,13 @@ class EngineConfig:
 
 
 @dataclass
+class SaveConfig:
+    """The `save` node: what is stored next to the records."""
+
+    kept: bool = False
+
+
+@dataclass
 class PathsConfig:
     """The `paths` node: where results are written."""
 
@@ -50,11 +57,12 @@ class Config:
     threads: int | None = None
     progress: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     logger: dict[str, Any] = field(default_factory=dict)
 
 
-NODES = {"engine": EngineConfig, "paths": PathsConfig}
+NODES = {"engine": EngineConfig, "save": SaveConfig, "paths": PathsConfig}
 
 
 def register() -> None:

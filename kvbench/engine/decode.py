@@ -215,6 +215,7 @@ class _Batch:
             spans=spans_of(context, span),
             task=context.task,
             seed=request.seed,
+            save_kept=request.save_kept,
         )
         logits: dict[int, Tensor] = {}
         shared = [row for row in rows if variants[row.variant].method.feed is None]

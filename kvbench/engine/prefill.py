@@ -52,6 +52,7 @@ class PrefillPass:
         shape: sizes of the layers that are compressed.
         hidden: the inputs of the layers, where a part reads them.
         run_probe: runs the passes of a probe, where a variant has one.
+        save_kept: keep the masks of kept tokens for `kept_mask`.
 
     Attributes:
         span: tokens that are compressed.
@@ -74,6 +75,7 @@ class PrefillPass:
         shape: CacheShape,
         hidden: LayerInputs | None = None,
         run_probe: ProbeRunner | None = None,
+        save_kept: bool = False,
     ) -> None:
         self._facts, self._hidden, self._run_probe = facts or PromptFacts(), hidden, run_probe
         self._caches, self._places = caches, places
@@ -87,6 +89,7 @@ class PrefillPass:
         self.allowed = [allowed(v.method, v.budget, span, shape) for v in self._variants]
         self._earlier = EarlierScores()
         self._totals: dict[int, list[int] | None] = {}
+        self._kept: dict[int, dict[int, Tensor]] | None = defaultdict(dict) if save_kept else None
         self._statistics: dict[int, list[Tensor]] = defaultdict(list)
         self._waiting: list[LayerContext] = []
         self._local_keys: dict[int, tuple[Tensor, Tensor]] = {}
@@ -177,6 +180,15 @@ class PrefillPass:
         if allowed is None or not isinstance(budget, ByteShare):
             return None if allowed is None else allowed.tokens, None
         return allowed.tokens + allowed.extra / self._shape.segments, promised_bytes(budget, self.span, self._shape)
+
+    def kept_mask(self, index: int) -> Tensor | None:
+        """Return which tokens a variant keeps, bool [layers, KV heads, T] on the CPU.
+
+        None without `save_kept`, and for a variant that feeds its prompt.
+        """
+        if self._kept is None or index not in self._kept:
+            return None
+        return torch.stack([self._kept[index][layer] for layer in sorted(self._kept[index])])
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late()
@@ -280,6 +292,8 @@ class PrefillPass:
             keep_UT = variant.method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
         else:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+        if self._kept is not None:
+            self._kept[index][ctx.layer] = keep_UT.cpu()
         return entries(variant, self._places[index], ctx, keep_UT, tokens)
 
     def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:

@@ -121,6 +121,7 @@ class OpenRequest:
                 row.clock / steps if steps > 0 else None,
             ),
             error=row.error,
+            kept_mask=self.prefill.kept_mask(row.variant),
         )
 
 

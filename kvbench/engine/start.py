@@ -100,6 +100,7 @@ def start_prefill(
     spans: Spans | None = None,
     task: str | None = None,
     seed: int = 0,
+    save_kept: bool = False,
 ) -> PrefillPass:
     """Return the attention of a prompt's forward call.
 
@@ -111,6 +112,7 @@ def start_prefill(
         spans: named regions of the prompt; None if all of it is context.
         task: the task of the prompt as its benchmark names it; None if nobody says.
         seed: seed of the run, for methods that draw random numbers.
+        save_kept: keep the masks of kept tokens.
 
     Raises:
         ValueError: a budget that is impossible on this prompt, or a method that lacks a fact about it.
@@ -138,6 +140,7 @@ def start_prefill(
         shape=cache_shape(model),
         hidden=hidden,
         run_probe=run_probe,
+        save_kept=save_kept,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from torch import Tensor
+
 from kvbench.cache.base import TokensRead
 from kvbench.methods.budgets import Budget, check_budget
 from kvbench.methods.context import PromptFacts, Spans
@@ -76,11 +78,13 @@ class Request:
             prompts differ in the tokens after them, their questions.
         max_new_tokens: most tokens of each answer.
         seed: seed of the run, for methods that draw random numbers.
+        save_kept: return which tokens are kept, see `Generation.kept_mask`.
     """
 
     rows: Sequence[tuple[PromptLike, Variant]]
     max_new_tokens: int
     seed: int = 0
+    save_kept: bool = False
 
     @classmethod
     def of(cls, prompt: PromptLike, variants: Iterable[Variant], max_new_tokens: int, seed: int = 0) -> Request:
@@ -159,6 +163,8 @@ class Generation:
         kernel: name of the backend that attended to the cache, one of `kvbench_kernels.backends.NAMES`.
         decode_step: "fused" if our own small ops ran between the products of the decode steps, "transformers" if not.
         error: why the row failed, in one line; None otherwise. Its tokens up to then are in `token_ids`.
+        kept_mask: which tokens are stored right after compression, bool [layers, KV heads, span], where the request
+            asks for it; None for a method that takes its prompt in chunks.
     """
 
     text: str
@@ -180,6 +186,7 @@ class Generation:
     read: TokensRead | None = None
     budget_bytes: int | None = None
     held_bytes: int | None = None
+    kept_mask: Tensor | None = None
 
     @property
     def kept_total(self) -> int:

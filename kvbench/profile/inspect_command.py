@@ -27,8 +27,9 @@ examples:
   kvbench inspect model=smollm2_135m method=ada_snapkv budget=0.2 benchmark=needle show=2 layers=[0,15,29]
 
 results: <paths.outputs>/inspect/<model>-<method>-<hash>/ with layers.md, layers.csv and layers.json (MiB before and
-after, saved share, tokens per head, heads per policy), heads.csv (one line per head: its policy, what it kept) and
-attention_layerNN.png and .pdf. The same command again writes the same files.
+after, saved share, tokens per head, heads per policy), heads.csv (one line per head: its policy, what it kept),
+kept_heads and kept_text (kept tokens by head, and over the text) and attention_layerNN, each as .png and .pdf. The same
+command again writes the same files.
 
 exit status: 0; 2 for a mistake in the command.
 """

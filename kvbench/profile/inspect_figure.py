@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvbench.common.files import replacing
 from kvbench.engine.observe import PIXELS, ObservedLayer
 from kvbench.profile.inspect_text import Inspected, short
 from kvbench.report.figures import figure
-from kvbench.report.figures.figure import FAINT, INK, LINE
+from kvbench.report.figures.figure import DOUBLE, FAINT, INK, LINE, styled
+from kvbench.report.figures.kept_heads import kept_heads
+from kvbench.report.figures.kept_text import kept_text
+from kvbench.store import KeptTokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from numpy.typing import NDArray
 
-_WIDTH = 7.2  # inches: the text of a page
 _WORDS = 24  # prompts of at most that many tokens have them written at the axes
 _GAMMA = 0.4  # small values are told apart; attention to most tokens is small
 _KEPT, _GONE, _FUTURE = "#262626", "#E4E4E4", "#F1F1F1"
 
 
+@styled
 def draw_layer(seen: Inspected, layer: ObservedLayer, path: Path) -> None:
     """Write the attention maps of a layer as path.png and path.pdf."""
     assert layer.attention_HPP is not None
@@ -34,10 +36,10 @@ def draw_layer(seen: Inspected, layer: ObservedLayer, path: Path) -> None:
     group = len(maps) // len(layer.kept_UT)
     columns = _columns(len(maps), group)
     rows = -(-len(maps) // columns)
-    size = (_WIDTH - 0.7) / columns
+    size = (DOUBLE - 0.7) / columns
     with_words = len(seen.words) <= _WORDS and columns <= 4
     height = rows * (size * 1.06 + 0.3) + 0.8 + (0.4 if with_words else 0)
-    picture = figure.new(_WIDTH, height)
+    picture = figure.new(DOUBLE, height)
     grid = picture.subplots(rows, columns, squeeze=False)
     from matplotlib.colors import PowerNorm
 
@@ -62,8 +64,16 @@ def draw_layer(seen: Inspected, layer: ObservedLayer, path: Path) -> None:
     picture.suptitle(f"{seen.heading}, layer {layer.layer}\n\n", x=0.012, ha="left", fontsize=9.5, color=INK)
     picture.text(0.012, 1 - 0.3 / height, text, fontsize=7, color=FAINT, va="top")
     figure.save(picture, path.with_suffix(".png"), figure.stamp([seen.heading, layer.layer]))
-    with replacing(path.with_suffix(".pdf")) as temporary:
-        picture.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+
+
+def draw_kept(seen: Inspected, folder: Path) -> None:
+    """Write the kept tokens by head and over the text, the figures that a report draws of stored runs."""
+    shapes = {layer.kept_UT.shape for layer in seen.layers}
+    if len(shapes) == 1:  # a model whose layers differ in their heads has no common table
+        mask_LUT = np.stack([layer.kept_UT.numpy() for layer in seen.layers])
+        kept_heads({seen.title: mask_LUT.mean(2)}, seen.prompt, f"{len(seen.words)} tokens", folder / "kept_heads.png")
+        kept = KeptTokens(seen.prompt, seen.words, mask_LUT)
+        kept_text(kept, seen.title, f"{seen.prompt}, {len(seen.words)} tokens", folder / "kept_text.png")
 
 
 def _columns(heads: int, group: int) -> int:

@@ -18,7 +18,7 @@ from kvbench.methods.allowance import check_bytes
 from kvbench.methods.budgets import check_budget
 from kvbench.methods.dials import split_dials
 from kvbench.methods.load import build, method_identity
-from kvbench.profile.inspect_figure import draw_layer
+from kvbench.profile.inspect_figure import draw_kept, draw_layer
 from kvbench.profile.inspect_text import Inspected, content, head_rows, layer_rows, layer_table, legend
 from kvbench.prompts.choose import Chosen, nth_prompt, text_prompt
 from kvbench.report.formats import csv_text
@@ -94,6 +94,7 @@ def _write(seen: Inspected) -> None:
     write_atomic(folder / "layers.csv", csv_text(layer_rows(seen)))
     write_atomic(folder / "layers.json", json.dumps(content(seen), indent=2) + "\n")
     write_atomic(folder / "heads.csv", csv_text(head_rows(seen)))
+    draw_kept(seen, folder)
     for layer in seen.layers:
         if layer.attention_HPP is not None:
             draw_layer(seen, layer, folder / f"attention_layer{layer.layer:02d}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvbench.common.command import Parser, command
+from kvbench.report.figures.palette import PALETTES
 from kvbench.report.formats import FORMATS
 from kvbench.report.present import present
 from kvbench.store import Manifest, StoredRun, load_runs
@@ -21,18 +22,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--metric", help="the score to show; default: the benchmark's headline score")
     parser.add_argument("--out", type=Path, help="folder for tables and figures; default: only print")
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed; default: table")
+    parser.add_argument("--palette", choices=PALETTES, default="safe", help="colours of heatmaps; default: safe")
     arguments = parser.parse_args(argv)
-    report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format)
+    report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format, arguments.palette)
     return 0
 
 
-def report(root: Path, benchmark: str | None, metric: str | None, out: Path | None, form: str = "table") -> None:
+def report(
+    root: Path,
+    benchmark: str | None,
+    metric: str | None,
+    out: Path | None,
+    form: str = "table",
+    palette: str = "safe",
+) -> None:
     """Show all runs below `root`. Raises ValueError when there are none."""
     runs = select(root, benchmark)
     if not runs:
         what = f" of benchmark {benchmark}" if benchmark else ""
         raise ValueError(f"{root}: no runs{what} there; run `python -m kvbench` first or name another folder")
-    present(runs, out, metric, form=form)
+    present(runs, out, metric, form=form, palette=palette)
 
 
 def select(root: Path, benchmark: str | None) -> list[StoredRun]:

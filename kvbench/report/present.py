@@ -77,6 +77,7 @@ def present(
     metric: str | None = None,
     store: Path | None = None,
     form: str = "table",
+    palette: str = "safe",
 ) -> None:
     """Print a table per group of comparable runs, and write tables and figures to a folder of `out` per group.
 
@@ -90,7 +91,7 @@ def present(
     folders: list[Path] = []
     try:
         if out is not None:
-            folders += [_write(written, metric, out) for _, written in pairs]
+            folders += [_write(written, metric, out, palette) for _, written in pairs]
     finally:  # a full disk must not hide the tables
         _print([printed for printed, _ in pairs], form)
     for folder in folders:
@@ -225,7 +226,7 @@ def _print(shown: Sequence[Group], form: str) -> None:
         print("\n".join(dict.fromkeys(group.legend for group in shown)))
 
 
-def _write(group: Group, metric: str | None, out: Path) -> Path:
+def _write(group: Group, metric: str | None, out: Path, palette: str) -> Path:
     """Write the tables of the runs, and their figures.
 
     The folder's name comes from stored text. It is a name, never a path: see `kvbench.store.schema.Name`.
@@ -238,5 +239,5 @@ def _write(group: Group, metric: str | None, out: Path) -> Path:
     write_atomic(folder / "table.json", json.dumps(group.content, indent=2) + "\n")
     write_atomic(folder / "scores.csv", csv_text(cast(Sequence[Mapping[str, object]], group.scores())))
     words = group.name.partition(" (protocol ")[0].split(", ")
-    draw(Shown(group.runs, group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder, metric))
+    draw(Shown(group.runs, group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder, metric, palette))
     return folder

@@ -31,6 +31,7 @@ from kvbench.run.jobs import Job
 from kvbench.run.open_run import OpenRun
 from kvbench.run.preflight import free_bytes, memory_limits
 from kvbench.run.record import answered, broken_promise, unanswered
+from kvbench.store import KeptTokens
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class Task:
         span = span_tokens(self.records[0].prompt, question)
         variants = {id(run): run.job.variant_for(span) for run in self.runs}
         rows = [(record.prompt, variants[id(record.run)]) for record in self.records]
-        return Request(rows, self.records[0].sample.max_new_tokens, self.runs[0].job.cfg["seed"])
+        cfg = self.runs[0].job.cfg
+        return Request(rows, self.records[0].sample.max_new_tokens, cfg["seed"], cfg["save"]["kept"])
 
 
 def tasks_of(
@@ -195,7 +197,7 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
                 error = problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
                 break
             task = queue.in_flight.pop(request)
-            _record(task, [variant for _, variant in request.rows], generations, loaded.device)
+            _record(task, [variant for _, variant in request.rows], generations, loaded)
             bar.set_postfix_str(task.records[0].sample.id, refresh=False)
             bar.update(len(task.records))
     gc.collect()
@@ -242,7 +244,7 @@ def _one_run_at_a_time(failed: Sequence[Task], error: Exception) -> list[Task]:
     return [task.of_run(run) for run in runs for task in failed if run in task.runs]
 
 
-def _record(task: Task, variants: Sequence[Variant], generations: Sequence[Generation], device: str) -> None:
+def _record(task: Task, variants: Sequence[Variant], generations: Sequence[Generation], loaded: models.Loaded) -> None:
     """Write the records of a task, in its order."""
     for record, variant, generation in zip(task.records, variants, generations, strict=True):
         run, sample = record.run, record.sample
@@ -250,17 +252,21 @@ def _record(task: Task, variants: Sequence[Variant], generations: Sequence[Gener
             continue
         if generation.error is not None:
             log.warning("%s: %s: %s; recorded as failed", run.job.folder.name, sample.id, generation.error)
-            _write(record, unanswered(sample, "failed", generation.error, device))
+            _write(record, unanswered(sample, "failed", generation.error, loaded.device))
             continue
         generation = replace(generation, text=answer_text(record.prompt, generation.text))
         try:
-            line = answered(sample, variant, generation, run.job.benchmark, device)
+            line = answered(sample, variant, generation, run.job.benchmark, loaded.device)
         except Exception as problem:  # the benchmark failed to score; other runs go on
             log.error("%s: cannot be scored", sample.id, exc_info=problem)
             run.error = problem
             continue
         run.error = broken_promise(variant, generation)
         if run.error is None:
+            if generation.kept_mask is not None:  # first: a recorded sample is never computed again
+                ids = record.prompt.ids[: generation.span]
+                words = [str(loaded.tokenizer.decode([token])) for token in ids]
+                run.writer.append_kept(KeptTokens(sample.id, words, generation.kept_mask.numpy()))
             _write(record, line | {"fallback": None if variant is run.job.variant else "recent"})
 
 

@@ -175,3 +175,15 @@ def free_bytes(job: Job) -> int:
     """Return the bytes that a job may use now."""
     all_gpus = job.model.device_map is not None
     return int(memory.FRACTION * memory.free_bytes(models.device(job.model), all_gpus=all_gpus))
+
+
+def check_save(job: Job) -> None:
+    """Raise ValueError if kept tokens are asked for that the method cannot name.
+
+    A method that takes its prompt in chunks decides again after each, so there is no single choice to save.
+    """
+    if job.cfg["save"]["kept"] and job.variant.method.feed is not None:
+        raise ValueError(
+            f"save.kept=true: {job.variant.method.name} takes its prompt in chunks, so there is no single "
+            "choice of tokens to save; leave out save.kept, or use kvbench inspect"
+        )

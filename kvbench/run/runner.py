@@ -21,7 +21,7 @@ from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
 from kvbench.run.logged import logged
 from kvbench.run.open_run import OpenRun, open_run
-from kvbench.run.preflight import check_budget, check_kernel
+from kvbench.run.preflight import check_budget, check_kernel, check_save
 from kvbench.run.rescore import rescore
 from kvbench.run.samples import GroupSamples, read_samples
 from kvbench.run.versions import versions
@@ -99,6 +99,7 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
         samples, total = len(stored.samples), stored.manifest["num_samples"]
         log.info("%s: %d of %d samples recorded, nothing to compute", where, samples, total)
     _warn_of_versions(job, stored)
+    _warn_of_kept(job, stored)
     return _outcome(job, rescore(stored, job.benchmark))
 
 
@@ -112,6 +113,18 @@ def _warn_of_versions(job: Job, stored: store.StoredRun) -> None:
             job.folder.name,
             ", ".join(changed),
         )
+
+
+def _warn_of_kept(job: Job, stored: store.StoredRun) -> None:
+    """Log how many samples were recorded without their kept tokens, where these are asked for."""
+    if job.cfg["save"]["kept"]:
+        missing = {record["id"] for record in stored.answered} - store.kept_ids(job.folder)
+        if missing:
+            log.warning(
+                "%s: %d samples were recorded without save.kept=true; move the folder away to have their kept tokens",
+                job.folder.name,
+                len(missing),
+            )
 
 
 def _outcome(job: Job, stored: store.StoredRun) -> Outcome:
@@ -159,6 +172,7 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
             method.check_head_dim(shape.head_dim)
             method.check_model(layers=depth, heads=shape.kv_heads, query_heads=shape.heads)
             check_budget(job, samples)
+            check_save(job)
         except ValueError as error:
             outcomes[job.folder] = Outcome(job, job.folder, error=error)
     return outcomes

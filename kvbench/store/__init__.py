@@ -5,6 +5,7 @@
         manifest.json   what the run is (identity and its hash); written after config.yaml, never changed
         samples.jsonl   one record per sample; a line is on disk before `append` returns
         scores.json     only after a re-scoring: new scores by sample id, which replace those of the records
+        kept.jsonl      only with save.kept=true: which tokens each head keeps, see `kvbench.store.kept`
         status.json     {"status": running|done|partial|failed|preempted, "time", "recorded", ...}, replaced by rename
 
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
@@ -15,6 +16,7 @@ readers merge them. Plans (`write_plan`) tell which runs a command makes. Import
 from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub, scrub_text
+from kvbench.store.kept import KeptTokens, kept_ids, read_kept
 from kvbench.store.plans import write_plan
 from kvbench.store.progress import Progress, progress, recorded_ids
 from kvbench.store.read import (
@@ -34,6 +36,7 @@ from kvbench.store.schema import STATUSES, AnsweredRecord, Manifest, Record, Run
 __all__ = [
     "STATUSES",
     "AnsweredRecord",
+    "KeptTokens",
     "Manifest",
     "Progress",
     "Record",
@@ -44,11 +47,13 @@ __all__ = [
     "SuitePlace",
     "identity_hash",
     "iterate_runs",
+    "kept_ids",
     "load_manifest",
     "load_manifests",
     "load_run",
     "load_runs",
     "progress",
+    "read_kept",
     "recorded_ids",
     "run_folder",
     "run_folders",

@@ -20,6 +20,7 @@ from kvbench.common.line_file import LineFile
 from kvbench.store import locks
 from kvbench.store.files import as_record, read_lines
 from kvbench.store.identity import identity_hash, plain, scrub, scrub_text, without_paths, without_places
+from kvbench.store.kept import KeptTokens, kept_line
 from kvbench.store.manifest import read_manifest
 from kvbench.store.schema import SCHEMA, STATUSES, Manifest, RecordStatus, RunStatus
 from kvbench.store.shards import (
@@ -79,6 +80,7 @@ class Run:
         self._file = path / f"samples{suffix(shard)}.jsonl"
         _, end, torn = read_lines(self._file, as_record)
         self._lines = LineFile(self._file, end, torn)
+        self._kept: LineFile | None = None  # opened for the first kept tokens
 
     @classmethod
     def open(
@@ -191,6 +193,14 @@ class Run:
             raise OSError(error.errno, reason, error.filename) from None
         self._done.add(sample)
 
+    def append_kept(self, kept: KeptTokens) -> None:
+        """Write which tokens of a sample are kept, see `kvbench.store.kept`. Raises OSError as `append`."""
+        if self._kept is None:
+            file = self.path / f"kept{suffix(self._shard)}.jsonl"
+            _, end, torn = read_lines(file, lambda value: value)
+            self._kept = LineFile(file, end, torn)
+        self._kept.append(kept_line(kept))
+
     def set_status(self, status: RunStatus, **info: Any) -> None:
         """Replace this writer's status file by {"status", "time", "recorded": finished samples on file, **info}."""
         self._write_status(self._shard, status, **info)
@@ -221,6 +231,8 @@ class Run:
     def close(self) -> None:
         """Release the folder; harmless when repeated."""
         self._lines.close()
+        if self._kept is not None:
+            self._kept.close()
         self._lock.release()
 
     def __enter__(self) -> Run:

@@ -82,7 +82,9 @@ def test_the_command_writes_tables_the_log_and_maps(tmp_path: Path, capsys: pyte
     (folder,) = (tmp_path / "inspect").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == [
         *(f"attention_layer0{layer}.{form}" for layer in (0, 2) for form in ("pdf", "png")),
-        "heads.csv", "layers.csv", "layers.json", "layers.md",
+        "heads.csv",
+        *(f"kept_{what}.{form}" for what in ("heads", "text") for form in ("pdf", "png")),
+        "layers.csv", "layers.json", "layers.md",
     ]  # fmt: skip
     assert str(folder) in text and "| layer | KV head 0 |" in text and "saved %" in text
     content: dict[str, Any] = json.loads((folder / "layers.json").read_text())
@@ -111,7 +113,7 @@ def test_a_prompt_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(words) == 0
     assert "saved %" in capsys.readouterr().out
     (folder,) = (tmp_path / "inspect").iterdir()
-    assert not list(folder.glob("*.png"))
+    assert not list(folder.glob("attention*.png"))
     mean = json.loads((folder / "layers.json").read_text())["layers"][0]
     assert mean["layer"] == "mean" and mean["saved_percent"] == pytest.approx(75, abs=1)
 

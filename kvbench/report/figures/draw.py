@@ -10,19 +10,22 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kvbench.common.text import one_line
 from kvbench.report.figures.bars import bars
 from kvbench.report.figures.curve import curve
 from kvbench.report.figures.kept_heads import head_shares, kept_heads
+from kvbench.report.figures.kept_text import kept_text
 from kvbench.report.figures.needle import has_grid, heatmap, heatmaps
 from kvbench.report.figures.palette import check_palette
 from kvbench.report.figures.shown import Shown
 from kvbench.report.figures.tradeoff import tradeoff
-from kvbench.report.runs import budget_order, budget_words, name
-from kvbench.store import StoredRun, load_run
+from kvbench.report.runs import budget_order, budget_words, name, title
+from kvbench.store import StoredRun, load_run, read_kept
 
 log = logging.getLogger(__name__)
 
 _SINGLES, _PANELS, _ROWS = 60, 240, 480  # most runs that get a heatmap each, a panel each, a bar or a line each
+_TEXTS = 24  # most runs whose kept tokens are shown over the text
 
 
 def draw(shown: Shown) -> list[Path]:
@@ -84,6 +87,25 @@ def _kept_heads(shown: Shown) -> list[Path]:
     return written
 
 
+def _kept_text(shown: Shown) -> list[Path]:
+    """Write the kept tokens over the text of the first saved sample of each run that has them (`save.kept=true`)."""
+    saved = [run for run in shown.runs if any(run.path.glob("kept*.jsonl"))]
+    if not _fits(shown, saved, _TEXTS, "kept tokens over the text"):
+        return []
+    written = []
+    for run in saved:
+        for kept in list(read_kept(run.path).values())[:1]:
+            answers = next(
+                (record.get("answers") for record in load_run(run.path).samples if record["id"] == kept.id), []
+            )
+            texts = [answer for answer in answers if isinstance(answer, str)] if isinstance(answers, list) else []
+            file = shown.folder / f"kept_text-{run.path.name}.png"
+            written.append(
+                kept_text(kept, f"{shown.heading}: {title(run, shown.runs)}", one_line(kept.id), file, texts)
+            )
+    return written
+
+
 def _fits(shown: Shown, items: Sequence[object], most: int, what: str) -> bool:
     """Return True if there are few enough items to draw; log what is left out otherwise."""
     if len(items) > most:
@@ -97,4 +119,5 @@ FIGURES: list[Callable[[Shown], list[Path]]] = [
     _tradeoff,
     _bars,
     _kept_heads,
+    _kept_text,
 ]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -96,10 +97,12 @@ def save(figure: Figure, path: str | Path, stamp: str) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path.with_suffix(".pdf")) as temporary:
-        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=200, format="png", metadata={_STAMP: stamp})
+    with warnings.catch_warnings():  # letters that matplotlib's own font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        with replacing(path.with_suffix(".pdf")) as temporary:
+            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200, format="png", metadata={_STAMP: stamp})
     return path
 
 

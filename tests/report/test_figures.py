@@ -1,0 +1,144 @@
+"""Points, fronts, kept tokens and the files of figures, on runs whose numbers are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvbench import store
+from kvbench.report.__main__ import main
+from kvbench.report.figures import figure
+from kvbench.report.figures.curve import curve
+from kvbench.report.figures.kept_heads import head_shares, kept_heads
+from kvbench.report.figures.kept_text import answer_tokens, kept_text
+from kvbench.report.figures.needle import grid, heatmap, heatmaps, wilson
+from kvbench.report.figures.points import points_of
+from kvbench.report.figures.tradeoff import front, tradeoff
+from tests.helpers.fake_runs import FakeRun, make_run, store_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def study() -> list[FakeRun]:
+    runs = [make_run("fullkv", "full", 1.0)]
+    return runs + [make_run(method, b, None) for method in ("ada", "h2o", "snapkv", "tova") for b in ("0.1", "0.4")]
+
+
+def test_points_hold_scores_intervals_and_costs() -> None:
+    run = make_run("snapkv", "0.2", None)
+    scores = [sample["scores"]["recall"] for sample in run.samples]
+    [full, point] = points_of([run, make_run("fullkv", "full", 1.0)]).points
+    assert full.is_full_cache and (full.low, full.high) == (1.0, 1.0), "no spread, no interval"
+    assert point.score == np.mean(scores) and 0 <= point.low < point.score < point.high <= 1
+    assert (point.kept_share, point.budget) == (pytest.approx(0.2), "0.2")
+    assert point.kv_mib == pytest.approx(np.mean([s["kv_bytes"] for s in run.samples]) / 2**20)
+    assert dict(point.seconds) == {"prefill_s": 1.0, "compress_s": 0.05, "ttft_s": 1.2, "tpot_s": 0.02}
+
+
+def test_the_front_holds_what_no_other_beats_in_as_few_bytes() -> None:
+    runs = [make_run("a", "0.1", 0.2), make_run("b", "0.1", 0.3), make_run("a", "0.2", 0.3), make_run("b", "0.2", 0.9)]
+    runs.append(make_run("fullkv", "full", 0.9))
+    assert [(point.method, point.budget) for point in front(points_of(runs).points)] == [("b", "0.1"), ("b", "0.2")]
+
+
+@pytest.mark.parametrize("count", [2, 5, 30])
+def test_intervals_of_cells_are_wilsons(count: int) -> None:
+    from math import sqrt
+
+    for successes in range(count + 1):
+        low, high = wilson(successes / count, count)
+        for bound in (low, high):  # they solve (p - mean)^2 = z^2 p (1 - p) / n
+            assert abs(bound - successes / count) == pytest.approx(1.96 * sqrt(bound * (1 - bound) / count), abs=1e-9)
+        assert 0 <= low <= successes / count <= high <= 1
+
+
+def test_repeated_cells_have_an_interval_and_a_bar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = make_run("snapkv", "0.2", 1.0)
+    run.samples.append({**run.samples[0], "id": "again", "scores": {"recall": 0.0}})
+    cells = grid(run, "recall")
+    assert cells.interval == {(500, 0): pytest.approx((0.0945, 0.9055), abs=1e-3)}
+    seen: list[Any] = []
+    monkeypatch.setattr("kvbench.report.figures.figure.save", lambda figure, path, stamp: seen.append(figure) or path)
+    heatmap(run, tmp_path / "x.png")
+    assert len(seen[0].axes[0].lines) == 2, "the range from 0 to 1, and the interval on it"
+
+
+def test_rows_that_do_not_fit_go_to_another_page(tmp_path: Path) -> None:
+    runs = [make_run(f"m{number}", "0.2", 1.0) for number in range(12)]
+    paths = heatmaps(runs, tmp_path / "overview.png")
+    assert [path.name for path in paths] == ["overview.png", "overview-2.png"]
+    from PIL import Image
+
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.height / 200 <= figure.TALL and picture.width / 200 <= figure.DOUBLE + 0.01
+
+
+def test_more_methods_than_bands_get_a_panel_each(tmp_path: Path) -> None:
+    points = points_of(study())
+    names = [path.name for path in curve(points, "needle", "", tmp_path / "budgets.png")]
+    assert names == ["budgets.png", "budgets_methods.png"]
+    few = points_of(study()[:3])
+    assert [path.name for path in curve(few, "needle", "", tmp_path / "few.png")] == ["few.png"]
+    assert tradeoff(points_of(study()[:1]), "needle", "", tmp_path / "x.png") == []
+
+
+def test_shares_of_heads_are_means_over_samples() -> None:
+    records: list[Any] = [
+        {"id": "a", "status": "ok", "span": 10, "kept": [[1, 3], [2, 2]]},
+        {"id": "b", "status": "ok", "span": 20, "kept": [[4, 4], [8, 0]]},
+        {"id": "c", "status": "oom"},
+        {"id": "d", "status": "ok", "span": 20, "kept": [[4, 4]]},
+        {"id": "e", "status": "ok", "span": 20, "kept": [["x", 4], [8, 0]]},
+    ]
+    shares = head_shares(records)
+    assert shares is not None and np.allclose(shares, [[0.15, 0.25], [0.3, 0.1]])
+    assert head_shares([]) is None and head_shares(records[2:3]) is None
+
+
+def test_the_answer_is_marked_where_it_stands() -> None:
+    tokens = ["The", " code", " is ", "73", "05", ". Not", " 1", "7305", "!"]
+    assert answer_tokens(tokens, ["7305", ""]) == {3, 4, 7} and answer_tokens(tokens, ["9"]) == set()
+
+
+@pytest.mark.parametrize("tokens", [9, 6000])
+def test_kept_tokens_over_a_text_of_any_length(tmp_path: Path, tokens: int) -> None:
+    words = [("word$ ", "\n", "\x1b[", "日本")[place % 4] for place in range(tokens)]
+    kept = store.KeptTokens("a", words, np.arange(6 * tokens).reshape(3, 2, tokens) % 5 == 0)
+    path = kept_text(kept, "needle", "", tmp_path / "x.png", ["word"])
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        assert picture.height / 200 <= figure.TALL
+
+
+def draw_all(folder: Path) -> None:
+    heatmaps(study(), folder / "overview.png")
+    curve(points_of(study()), "needle", "details", folder / "budgets.png")
+    kept_heads({"ada": np.array([[0.1, 0.5], [0.3, 0.4]])}, "needle", "", folder / "kept.png")
+
+
+def test_the_same_data_gives_the_same_bytes_whatever_the_user_has_set(tmp_path: Path) -> None:
+    draw_all(tmp_path / "a")
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\nfont.family: serif\naxes.facecolor: red\nsavefig.dpi: 50\n")
+    code = "import sys, pathlib, tests.report.test_figures as t; t.draw_all(pathlib.Path(sys.argv[1]))"
+    environment = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    environment |= {"MPLBACKEND": "nonsense", "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, cwd=ROOT, env=environment)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(names) == 8 and {Path(name).suffix for name in names} == {".png", ".pdf"}
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_palette_is_a_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store_run(tmp_path / "runs", make_run("snapkv", "0.2", 1.0))
+    out = ["--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "runs"), *out]) == 0 and main([str(tmp_path / "runs"), *out, "--palette", "field"]) == 0
+    assert main([str(tmp_path / "runs"), *out, "--palette", "pink"]) == 2
+    assert "pink" in capsys.readouterr().err
