@@ -1,56 +1,84 @@
-"""`python -m kvbench.report RUNS`: print the tables of stored runs; write tables and figures to a folder."""
+"""`kvbench report RUNS`: print the tables of stored runs; write tables and figures to a folder.
+
+Other reports have a word of their own: `kvbench report diff`, `kvbench report power`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from kvbench.common.command import Parser, command
 from kvbench.report.figures.palette import PALETTES
 from kvbench.report.formats import FORMATS
 from kvbench.report.present import present
-from kvbench.store import Manifest, StoredRun, load_runs
+from kvbench.store import Manifest, RunNumbers, load_numbers
+
+_REPORTS = {  # word: module with main(argv), help
+    "diff": ("kvbench.report.diff", "where two methods disagree, sample by sample"),
+    "power": ("kvbench.report.power", "how many samples would separate two methods"),
+}
+_ABOUT = """\
+Tables of stored runs: method x budget x dataset, averages by category, differences to the full cache with 95%
+intervals, measured budget, bytes and times. Runs of different protocols, devices or model weights get tables of their
+own. With --out, the same as Markdown, LaTeX, HTML, CSV and JSON, with figures."""
+_EXAMPLES = """\
+examples:
+  kvbench report outputs/runs                                 all tables, on the console
+  kvbench report outputs/runs --benchmark longbench --out reports
+  kvbench report outputs/runs --by bytes                      eviction and quantisation on one axis
+  kvbench report outputs/runs --format latex > table.tex      needs booktabs and xcolor
+
+other reports (kvbench report WORD --help):
+"""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Report on all runs below a folder. Returns the exit code, see `kvbench.common.command`."""
-    parser = Parser(prog="kvbench report", description="Tables and figures of runs.")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in _REPORTS:
+        status: int = import_module(_REPORTS[words[0]][0]).main(words[1:])
+        return status
+    others = "\n".join(f"  {word:<8}{about}" for word, (_, about) in _REPORTS.items())
+    parser = Parser(
+        prog="kvbench report",
+        description=_ABOUT,
+        epilog=_EXAMPLES + others,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")
     parser.add_argument("--metric", help="the score to show; default: the benchmark's headline score")
+    parser.add_argument("--by", choices=("method", "bytes"), default="method", help="order of rows; default: method")
     parser.add_argument("--out", type=Path, help="folder for tables and figures; default: only print")
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed; default: table")
     parser.add_argument("--palette", choices=PALETTES, default="safe", help="colours of heatmaps; default: safe")
-    arguments = parser.parse_args(argv)
-    report(arguments.runs, arguments.benchmark, arguments.metric, arguments.out, arguments.format, arguments.palette)
+    arguments = parser.parse_args(words)
+    runs = select(arguments.runs, arguments.benchmark)
+    options = {"form": arguments.format, "by": arguments.by, "palette": arguments.palette}
+    present(runs, arguments.out, arguments.metric, **options)
     return 0
 
 
-def report(
-    root: Path,
-    benchmark: str | None,
-    metric: str | None,
-    out: Path | None,
-    form: str = "table",
-    palette: str = "safe",
-) -> None:
-    """Show all runs below `root`. Raises ValueError when there are none."""
-    runs = select(root, benchmark)
+def select(root: Path, benchmark: str | None) -> list[RunNumbers]:
+    """Return the runs of a benchmark, a suite, or all suites whose names begin with it ("ruler": "ruler-4096").
+
+    Raises ValueError when there are none.
+    """
+    if benchmark is None:
+        runs = load_numbers(root)
+    else:
+        runs = load_numbers(root, wanted=lambda manifest: _match(manifest, benchmark) is not None)
+        best = min((_match(run.manifest, benchmark) or 0 for run in runs), default=0)
+        runs = [run for run in runs if _match(run.manifest, benchmark) == best]
     if not runs:
         what = f" of benchmark {benchmark}" if benchmark else ""
         raise ValueError(f"{root}: no runs{what} there; run `python -m kvbench` first or name another folder")
-    present(runs, out, metric, form=form, palette=palette)
-
-
-def select(root: Path, benchmark: str | None) -> list[StoredRun]:
-    """Return the runs of a benchmark, a suite, or all suites whose names begin with it ("ruler": "ruler-4096")."""
-    if benchmark is None:
-        return load_runs(root, bulky=False)
-    runs = load_runs(root, wanted=lambda manifest: _match(manifest, benchmark) is not None, bulky=False)
-    best = min((_match(run.manifest, benchmark) or 0 for run in runs), default=0)
-    return [run for run in runs if _match(run.manifest, benchmark) == best]
+    return runs
 
 
 def _match(manifest: Manifest, benchmark: str) -> int | None:

@@ -1,27 +1,30 @@
-"""Differences to the full cache: paired by sample, with a 95% interval by Student's t.
+"""Differences to the full cache: paired by sample, with 95 % bootstrap intervals.
 
-The interval of an average over datasets takes its spread from the samples within each dataset (a stratified mean) and
-its degrees of freedom from Satterthwaite (Biometrics Bulletin 2, 1946). Where the spread is unknown there is no
+A dataset's interval is a percentile interval over resampled contexts, see `kvbench.report.bootstrap`. The interval of
+an average resamples every dataset by itself and averages the resampled means. Where the spread is unknown there is no
 interval: resampling a dataset of one sample would make it look certain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.report.runs import Run, answered
+from kvbench.report.bootstrap import RESAMPLES, distribution, generator, percentiles, resamples, stretch, variances
+from kvbench.report.paired import Matrix, by_cluster, matrix
+from kvbench.store import RunNumbers
 
-ONE_SAMPLE, NO_SPREAD = "1 sample", "no spread"  # why there is no interval
+Floats = NDArray[np.float64]
+
+ONE_SAMPLE, ONE_CONTEXT, NO_SPREAD = "1 sample", "1 context", "no spread"  # why there is no interval
 _SIGNS = 6  # differences of one sign; that many happen by chance in less than 5% of cases
-# 97.5% quantiles of Student's t by degrees of freedom; between them, interpolation in 1 / degrees of freedom
-_QUANTILES = {
-    1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 10: 2.2281, 12: 2.1788,
-    15: 2.1314, 20: 2.0860, 30: 2.0423, 60: 2.0003, 120: 1.9799, np.inf: 1.9600,
-}  # fmt: skip
+_BLOCK = 64  # rows whose distributions are in memory at a time
+
+Average = Sequence[Sequence[str]]  # groups of columns: the mean over the groups of the means over their columns
 
 
 class Difference(TypedDict):
@@ -30,7 +33,7 @@ class Difference(TypedDict):
     Attributes:
         mean: of the differences; of an average over datasets, the mean of their means.
         low, high: 95% interval; None where it is unknown.
-        reason: why it is unknown, one of `ONE_SAMPLE` and `NO_SPREAD`.
+        reason: why it is unknown, one of `ONE_SAMPLE`, `ONE_CONTEXT` and `NO_SPREAD`.
         n: samples.
         significant: the interval excludes 0; without spread, at least six differences have one sign and none the other.
     """
@@ -43,52 +46,161 @@ class Difference(TypedDict):
     significant: bool
 
 
-def deltas(run: Run, baseline: Run, metric: str) -> NDArray[np.float64]:
-    """Return run - baseline for each sample that both answered, by sample id."""
-    ours, theirs = (
-        {sample["id"]: sample["scores"][metric] for sample in answered(side) if metric in sample["scores"]}
-        for side in (run, baseline)
-    )
-    return np.array([ours[name] - theirs[name] for name in sorted(ours.keys() & theirs.keys())], dtype=np.float64)
+@dataclass(frozen=True)
+class ColumnScores:
+    """The scores of a table's rows on one benchmark. `rows` are the positions in the table of the matrix's rows."""
+
+    name: str
+    rows: Sequence[int]
+    matrix: Matrix
 
 
-def paired_difference(run: Run, baseline: Run, metric: str) -> Difference | None:
-    """Return the mean of (run - baseline) over common samples, with its interval; None without common samples."""
-    return stratified_difference([deltas(run, baseline, metric)])
+@dataclass(frozen=True)
+class _Part:
+    """The differences of a column to the full cache, for all rows of the table; n = 0 where a row has none."""
+
+    name: str
+    sums: Floats  # [rows, clusters]
+    sizes: Floats
+    n: Floats  # [rows]
+    mean: Floats
+    variance: Floats
+    clusters: Floats
+    up: Floats
+    down: Floats
 
 
-def stratified_difference(strata: Sequence[NDArray[np.float64]]) -> Difference | None:
-    """Return the mean over strata of their mean difference, with its interval; strata are the datasets of a suite.
+def differences(
+    columns: Sequence[ColumnScores], averages: Mapping[str, Average], rows: int, baseline: int, draws: int = RESAMPLES
+) -> list[dict[str, Difference]]:
+    """Return the differences of a table's rows to the row `baseline`, by column and by average.
 
-    Strata count alike however many samples they have. Empty ones do not count; None without any sample.
+    Only samples count that a row and the baseline have both answered, and only columns with such samples. Columns that
+    a row does not share with the baseline are absent. The result for a row does not depend on the other rows.
     """
-    strata = [stratum for stratum in strata if len(stratum)]
-    if not strata:
+    parts = [part for column in columns if (part := _part(column, rows, baseline)) is not None]
+    if not parts:
+        return [{} for _ in range(rows)]
+    counts = {part.name: resamples(part.sums.shape[1], generator(part.name), draws) for part in parts}
+    weights = {key: _weights(parts, groups, rows) for key, groups in averages.items()}
+    result: list[dict[str, Difference]] = [{} for _ in range(rows)]
+    for start in range(0, rows, _BLOCK):
+        block = slice(start, min(start + _BLOCK, rows))
+        means = {key: np.zeros((block.stop - start, draws)) for key in averages}
+        for at, part in enumerate(parts):
+            filled = part.n[block] > 0
+            if not filled.any():
+                continue
+            drawn = np.zeros((len(filled), draws))
+            some = part.sizes[block][filled]
+            alike = bool((some == some[:1]).all())
+            drawn[filled] = distribution(part.sums[block][filled], some[:1] if alike else some, counts[part.name])
+            _fill(result, start, part.name, [part], np.ones((1, rows)), drawn)
+            for key, weight in weights.items():
+                if weight[at, block].any():
+                    means[key] += weight[at, block, None] * drawn
+        for key, weight in weights.items():
+            _fill(result, start, key, parts, weight, means[key])
+    result[baseline] = {}
+    return result
+
+
+def _part(column: ColumnScores, rows: int, baseline: int) -> _Part | None:
+    """Return the differences of a column; None where the baseline has no answer in it."""
+    if baseline not in column.rows:
         return None
-    result: Difference = {
-        "mean": float(np.mean([stratum.mean() for stratum in strata])),
-        "low": None,
-        "high": None,
-        "reason": None,
-        "n": sum(map(len, strata)),
-        "significant": False,
-    }
-    if any(len(stratum) == 1 for stratum in strata):
-        return result | {"reason": ONE_SAMPLE}
-    squares = np.array([stratum.var(ddof=1) / len(stratum) for stratum in strata])  # squared standard errors
-    if squares.sum() <= 1e-24:  # the differences within a dataset are equal, but for rounding
-        return result | {"reason": NO_SPREAD, "significant": _all_of_one_sign(np.concatenate(strata))}
-    freedom = squares.sum() ** 2 / sum(squares**2 / np.array([len(stratum) - 1 for stratum in strata]))
-    half = _quantile(freedom) * float(np.sqrt(squares.sum())) / len(strata)
-    low, high = result["mean"] - half, result["mean"] + half
-    return result | {"low": low, "high": high, "significant": not low <= 0 <= high}
+    at = list(column.rows).index(baseline)
+    scores = column.matrix.among(at)
+    if not scores.ids:
+        return None
+    sums, sizes = by_cluster(scores.scores - scores.scores[at], scores.clusters)
+    every_sum, every_size = np.zeros((rows, sums.shape[1])), np.zeros((rows, sums.shape[1]))
+    every_sum[list(column.rows)], every_size[list(column.rows)] = sums, sizes
+    n = every_size.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance, clusters = variances(every_sum, every_size)
+        mean = every_sum.sum(-1) / n
+    variance, mean = np.where(n > 0, variance, 0.0), np.where(n > 0, mean, 0.0)
+    tiny = 1e-12
+    up, down = (every_sum > tiny).sum(-1).astype(np.float64), (every_sum < -tiny).sum(-1).astype(np.float64)
+    return _Part(column.name, every_sum, every_size, n, mean, variance, clusters, up, down)
 
 
-def _all_of_one_sign(differences: NDArray[np.float64]) -> bool:
-    up, down = int((differences > 0).sum()), int((differences < 0).sum())
-    return max(up, down) >= _SIGNS and not min(up, down)
+def _weights(parts: Sequence[_Part], groups: Average, rows: int) -> Floats:
+    """Return [parts, rows] weights of an average over the columns that a row has; they sum to 1, or are all 0."""
+    weights = np.zeros((len(parts), rows))
+    filled = np.array([part.n > 0 for part in parts]).reshape(len(parts), rows)
+    number = np.zeros(rows)
+    for group in groups:
+        members = np.array([part.name in group for part in parts], dtype=bool)[:, None] & filled
+        count = members.sum(0)
+        weights += np.divide(members, count, out=np.zeros((len(parts), rows)), where=count > 0)
+        number += count > 0
+    return np.divide(weights, number, out=np.zeros_like(weights), where=number > 0)
 
 
-def _quantile(freedom: float) -> float:
-    inverse = [1 / known for known in _QUANTILES]
-    return float(np.interp(1 / freedom, inverse[::-1], list(_QUANTILES.values())[::-1]))
+def _fill(
+    result: list[dict[str, Difference]], start: int, key: str, parts: Sequence[_Part], weight: Floats, means: Floats
+) -> None:
+    """Add the difference `key` of the rows from `start` on, whose [rows, resamples] means are given."""
+    block = slice(start, start + len(means))
+    weight = weight[:, block]  # [parts, rows], as all that follows
+    used = weight > 0
+    n, up, down = (np.where(used, _stacked(parts, key_of, block), 0).sum(0) for key_of in ("n", "up", "down"))
+    clusters = _stacked(parts, "clusters", block)
+    mean = (weight * _stacked(parts, "mean", block)).sum(0)
+    shares = weight**2 * _stacked(parts, "variance", block)
+    variance = shares.sum(0)
+    alone = (used & (clusters == 1)).any(0)
+    single = (used & (_stacked(parts, "n", block) == 1)).any(0)
+    one_sided = (np.maximum(up, down) >= _SIGNS) & (np.minimum(up, down) == 0)
+    low, high = mean - stretch(list(zip(shares, clusters, strict=True))) * (mean - percentiles(means))
+    for at in np.flatnonzero(n > 0).tolist():
+        entry: Difference = {
+            "mean": _rounded(mean[at]),
+            "low": None,
+            "high": None,
+            "reason": None,
+            "n": int(n[at]),
+            "significant": False,
+        }
+        if alone[at]:
+            entry["reason"] = ONE_SAMPLE if single[at] else ONE_CONTEXT
+        elif variance[at] <= 1e-24:  # the differences within a dataset are equal, but for rounding
+            entry |= {"reason": NO_SPREAD, "significant": bool(one_sided[at])}
+        else:
+            bounds = _rounded(low[at]), _rounded(high[at])
+            entry |= {"low": bounds[0], "high": bounds[1], "significant": not bounds[0] <= 0 <= bounds[1]}
+        result[start + at][key] = entry
+
+
+def _stacked(parts: Sequence[_Part], field: str, block: slice) -> Floats:
+    """Return a field of all parts, [parts, rows]."""
+    return np.stack([getattr(part, field)[block] for part in parts])
+
+
+def stratified_difference(strata: Sequence[Floats]) -> Difference | None:
+    """Return the mean over strata of their mean difference, with its interval; None without any sample.
+
+    strata: [samples] differences each; every sample counts as a context of its own. Strata count alike however many
+        samples they have. Empty ones do not count.
+    """
+    columns = []
+    for at, values in enumerate(strata):
+        ids = tuple(map(str, range(len(values))))
+        scores = np.stack([np.asarray(values, dtype=np.float64), np.zeros(len(values))])
+        columns.append(ColumnScores(f"stratum {at}", [0, 1], Matrix(ids, scores, np.arange(len(values)))))
+    average = {"average": [[column.name for column in columns]]}
+    return differences(columns, average, rows=2, baseline=1)[0].get("average")
+
+
+def _rounded(value: float) -> float:
+    """Return a number without its last digits, which depend on how a machine sums in parallel."""
+    return round(float(value), 10) + 0.0
+
+
+def paired_difference(run: RunNumbers, baseline: RunNumbers, metric: str) -> Difference | None:
+    """Return the mean of (run - baseline) over common samples, with its interval; None without common samples."""
+    name = run.manifest["label"]["benchmark"]
+    column = ColumnScores(name, [0, 1], matrix([run, baseline], metric))
+    return differences([column], {}, rows=2, baseline=1)[0].get(name)

@@ -1,4 +1,4 @@
-"""Formats of tables: cells in words, and whole tables as Markdown, LaTeX and CSV.
+"""Formats of tables: cells in words, and whole tables as Markdown, LaTeX, HTML and CSV.
 
 Texts come from stored files, which may come from anywhere. Each format escapes what it would obey: control characters,
 Markdown and HTML, LaTeX commands, and formulas of spreadsheets.
@@ -7,6 +7,7 @@ Markdown and HTML, LaTeX commands, and formulas of spreadsheets.
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,43 @@ from collections.abc import Mapping, Sequence
 from kvbench.common.text import one_line
 from kvbench.report.difference import Difference
 
-FORMATS = ("table", "csv", "json", "latex")
-# what plain LaTeX fonts lack
-_LATEX = {"Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}"}
+FORMATS = ("table", "csv", "json", "latex", "html")
+_LATEX = {  # what LaTeX would obey, and what its plain fonts lack
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}", "●": r"$\bullet$",
+}  # fmt: skip
+_STYLE = """\
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; color: #1f1f1f; background: #fff; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; }
+thead th { border-top: 2px solid; border-bottom: 1px solid; }
+tbody tr:last-child td { border-bottom: 2px solid; }
+th.left, td.left { text-align: left; }
+td.best { font-weight: 700; }
+td.grey { color: #767676; }
+p.notes { max-width: 60rem; color: #595959; }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6e6e6; background: #161616; } td.grey { color: #8c8c8c; } p.notes { color: #a6a6a6; }
+}
+"""
 
-Cells = Mapping[str, str]  # one row: column → text
+
+class Cell(str):
+    """The text of a cell with its emphasis: bold where it is the best, grey where it may be equal to the full cache."""
+
+    is_best: bool
+    is_grey: bool
+
+    def __new__(cls, text: str, is_best: bool = False, is_grey: bool = False) -> Cell:
+        """Return the text with its emphasis."""
+        cell = super().__new__(cls, text)
+        cell.is_best, cell.is_grey = is_best, is_grey
+        return cell
+
+
+Cells = Mapping[str, str]  # one row: column → text, or a Cell
 _NARROW = 10  # characters of a line in a broken header
 _LEFT = ("method", "budget", "dataset", "bucket")
 _MARKUP = re.compile(r"[|<>`\\]|(?<!\w)[*_]|!?\[(?=[^\]]*\]\()")  # what Markdown or HTML would obey
@@ -34,7 +67,7 @@ def markdown(rows: Sequence[Cells], headers: Sequence[str] | None = None, narrow
     heads = [_lines(escaped(head)) if narrow else [escaped(head)] for head in headers or columns]
     depth = max(map(len, heads))
     lines = [[head[i] if i < len(head) else "" for head in heads] for i in range(depth)]
-    lines += [[escaped(row[column]) for column in columns] for row in rows]
+    lines += [[_bold(row[column]) for column in columns] for row in rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     left = [column in _LEFT for column in columns]
     rule = ["-" * (width + 2) if at else "-" * (width + 1) + ":" for width, at in zip(widths, left, strict=True)]
@@ -53,6 +86,10 @@ def escaped(text: str) -> str:
     return _MARKUP.sub(lambda match: f"\\{match[0]}", one_line(text))
 
 
+def _bold(text: str) -> str:
+    return f"**{escaped(text)}**" if isinstance(text, Cell) and text.is_best else escaped(text)
+
+
 def _lines(head: str) -> list[str]:
     """Return a header broken after "_", "-" and spaces into lines of about a number's width."""
     lines = [""]
@@ -64,20 +101,73 @@ def _lines(head: str) -> list[str]:
 
 
 def latex(rows: Sequence[Cells]) -> str:
-    """Return rows as a LaTeX table for the package booktabs."""
-    from tabulate import tabulate
+    """Return rows as a LaTeX table for the packages booktabs and xcolor."""
+    columns = list(rows[0])
+    align = "".join("l" if name in _LEFT else "r" for name in columns)
+    lines = [[_latex_text(name) for name in columns], *([_latex_cell(row[name]) for name in columns] for row in rows)]
+    head, *body = [" & ".join(line) + r" \\" for line in lines]
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    )
 
-    align = ["left" if name in _LEFT else "right" for name in rows[0]]
-    clean = [{one_line(name): one_line(text) for name, text in row.items()} for row in rows]
-    text = tabulate(clean, headers="keys", tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
-    for character, command in _LATEX.items():
-        text = text.replace(character, command)
-    return text
+
+def _latex_cell(text: str) -> str:
+    shown = _latex_text(text)
+    if isinstance(text, Cell) and text.is_best:
+        shown = rf"\textbf{{{shown}}}"
+    return rf"\textcolor{{gray}}{{{shown}}}" if isinstance(text, Cell) and text.is_grey else shown
+
+
+def _latex_text(text: str) -> str:
+    """Return a text as LaTeX that shows it as it is."""
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def latex_comment(text: str) -> str:
     """Return a text as one LaTeX comment."""
     return f"% {one_line(text)}"
+
+
+def html_table(rows: Sequence[Cells]) -> str:
+    """Return rows as an HTML table."""
+    columns = list(rows[0])
+    heads = "".join(f"<th{_classes(name, '')}>{_html(name)}</th>" for name in columns)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{_classes(name, row[name])}>{_html(row[name])}</td>" for name in columns) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Return a page of its own, readable without network, of parts that are HTML already."""
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width">\n<title>{_html(title)}</title>\n'
+        f"<style>\n{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def html_heading(text: str) -> str:
+    """Return a heading of a page."""
+    return f"<h2>{_html(text)}</h2>"
+
+
+def html_notes(text: str) -> str:
+    """Return a legend or a footnote of a page."""
+    return f'<p class="notes">{_html(text)}</p>'
+
+
+def _classes(column: str, text: str) -> str:
+    words = ["left"] if column in _LEFT else []
+    if isinstance(text, Cell):
+        words += [word for word, holds in (("best", text.is_best), ("grey", text.is_grey)) if holds]
+    return f' class="{" ".join(words)}"' if words else ""
+
+
+def _html(text: str) -> str:
+    return html.escape(one_line(text))
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
@@ -104,6 +194,11 @@ def number(value: float | None, form: str) -> str:
 def percent(share: float | None) -> str:
     """Return a share in brackets, to follow a number; nothing where it is unknown."""
     return "" if share is None else f" ({100 * share:.0f}%)"
+
+
+def is_within(difference: Difference | None) -> bool:
+    """Return True if a difference may be chance: its interval holds 0 or is unknown."""
+    return difference is not None and not difference["significant"]
 
 
 def interval(difference: Difference | None) -> str:

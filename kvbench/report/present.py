@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +13,44 @@ from typing import cast
 
 from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
+from kvbench.report.bytes_axis import bytes_order, with_front
 from kvbench.report.figures.draw import draw
 from kvbench.report.figures.shown import Shown
-from kvbench.report.formats import Cells, csv_text, escaped, latex, latex_comment, markdown
+from kvbench.report.footnotes import footnotes
+from kvbench.report.formats import (
+    Cells,
+    csv_text,
+    escaped,
+    html_heading,
+    html_notes,
+    html_page,
+    html_table,
+    latex,
+    latex_comment,
+    markdown,
+)
 from kvbench.report.runs import Setting, groups, is_full_cache, setting, table_mark
 from kvbench.report.scores import Line, score_lines
 from kvbench.report.suite import SuiteTable, suite_table
 from kvbench.report.suite_groups import SuiteSetting, row_key, suite_groups, suite_setting
 from kvbench.report.suite_text import tables, terminal
-from kvbench.report.table import cells, table
-from kvbench.store import Manifest, StoredRun, load_runs
+from kvbench.report.table import Row, cells, table
+from kvbench.store import Manifest, RunNumbers, load_numbers, load_run, numbers_of
+from kvbench.store.numbers import ReadRun
 
+log = logging.getLogger(__name__)
+
+_DRAWN = 200_000  # most samples of a table with figures
 _INTERVAL = """\
-95% interval by Student's t{within}; n.s.: the interval holds 0 or is unknown. [1 sample], [no spread]: no interval, as
-{where} has one sample only, or no difference varies."""
+95% interval: percentile bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples. n.s. or grey:
+the interval holds 0 or is unknown. [1 sample], [1 context], [no spread]: no interval, as {where} has one of them only,
+or no difference varies. Bold: significantly better than every other row under the same budget (paired sign-flip tests,
+all comparisons of a column corrected after Holm, 5%)."""
 _LEGEND = (
     """\
 Means over the samples that got an answer; oom counts those that ran out of memory, failed those whose output was not
-finite. Δ full: mean difference to the full cache over common samples, with its """
+finite. Δ full: mean difference to the full cache over common samples, with its
+"""
     + _INTERVAL.format(within="", where="the run")
     + """
 kept/head: measured tokens per KV head after compression (share of what was compressed). KV: their bytes (share of
@@ -40,13 +61,18 @@ _SUITE_LEGEND = (
     """\
 Datasets: 100 × the mean score; * not all published samples, or some ran out of memory or failed. Averages are of these
 numbers, in a mean by category first; (k/N): only k of N datasets (macro averages: categories). Δ full: difference of
-the {lead} to the full cache, in points, over common datasets and samples, with its """
-    + _INTERVAL.format(within=" from the samples within datasets", where="a dataset")
+the {lead} to the full cache, in points, over common datasets and samples, with its
+"""
+    + _INTERVAL.format(within=" within datasets", where="a dataset")
     + """
-kept/head: measured tokens per KV head after compression (share of what was compressed). KV: their bytes, as a share of
-the full cache's.
+kept/head: measured tokens per KV head after compression (share of what was compressed). KV: their bytes (share of
+full). TTFT, TPOT: those of the batch that a row ran in.
 """
 )
+_FRONT = """\
+Rows are sorted by the bytes that stay resident. front: no row of fewer or as many bytes scores higher (by the scores
+as they are, not a test).
+"""
 
 
 @dataclass(frozen=True)
@@ -55,38 +81,58 @@ class Group:
 
     name: str
     folder: str
-    runs: Sequence[StoredRun]
+    runs: Sequence[RunNumbers]
     content: Mapping[str, object]
     tables: Sequence[Sequence[Cells]]
     console: Callable[[], str]
     legend: str
     suite: SuiteTable | None = None
 
+    @property
+    def notes(self) -> list[str]:
+        """The protocol in words, a note each."""
+        return footnotes([run.manifest for run in self.runs])
+
     def scores(self) -> list[Line]:
         """Return the lines of scores.csv."""
-        return score_lines(self.runs, self.folder.rpartition("-")[2])
+        rows = self.suite if self.suite is not None else cast(Sequence[Row], self.content["rows"])
+        return score_lines(self.runs, self.folder.rpartition("-")[2], rows)
 
     def markdown(self) -> str:
         """Return the whole of table.md."""
-        return "\n\n".join([f"## {escaped(self.name)}", *map(markdown, self.tables), self.legend])
+        notes = "\n".join(f"- {escaped(note)}" for note in self.notes)
+        return "\n\n".join([f"## {escaped(self.name)}", *map(markdown, self.tables), self.legend, notes]) + "\n"
+
+    def latex(self) -> str:
+        """Return the whole of table.tex: tables for booktabs, the legend and the protocol as comments."""
+        comments = [latex_comment(text) for text in (self.name, "needs: booktabs, xcolor", self.legend, *self.notes)]
+        return "\n".join(comments) + "\n\n" + "\n\n".join(map(latex, self.tables)) + "\n"
+
+    def html(self) -> list[str]:
+        """Return the parts of a page."""
+        notes = [html_notes(text) for text in (self.legend, *self.notes)]
+        return [html_heading(self.name), *map(html_table, self.tables), *notes]
 
 
 def present(
-    runs: Sequence[StoredRun],
+    runs: Sequence[RunNumbers | ReadRun],
     out: Path | None,
     metric: str | None = None,
     store: Path | None = None,
     form: str = "table",
+    by: str = "method",
     palette: str = "safe",
 ) -> None:
     """Print a table per group of comparable runs, and write tables and figures to a folder of `out` per group.
 
     Files come first: nothing is lost when the reader of the output goes away. What is written covers also the
     comparable runs in the folder `store`, so that it grows with the store. Of these the full cache is printed, too, as
-    the baseline, and in a suite what a printed row has of other datasets.
+    the baseline, and in a suite what a printed row has of other datasets. `by` is "method" or "bytes": the order of
+    rows.
     """
-    related = [] if store is None else _related(runs, store)
-    pairs = [*_single(runs, related, metric), *_suites(runs, related, metric)]
+    numbers = [run if isinstance(run, RunNumbers) else numbers_of(run) for run in runs]
+    related = [] if store is None else _related(numbers, store)
+    pairs = [*_single(numbers, related, metric, by), *_suites(numbers, related, metric, by)]
     pairs = _with_distinct_models(pairs)
     folders: list[Path] = []
     try:
@@ -98,13 +144,11 @@ def present(
         print(f"Tables and figures: {one_line(str(folder))}", file=sys.stdout if form == "table" else sys.stderr)
 
 
-def _related(runs: Sequence[StoredRun], store: Path) -> list[StoredRun]:
+def _related(runs: Sequence[RunNumbers], store: Path) -> list[RunNumbers]:
     """Return the runs in a store that may share a table with `runs`, which are not among them. No others are read."""
     shown = {_key(run.manifest) for run in runs}
     settings = {_table_key(run.manifest) for run in runs}
-    return load_runs(
-        store, wanted=lambda other: _table_key(other) in settings and _key(other) not in shown, bulky=False
-    )
+    return load_numbers(store, wanted=lambda other: _table_key(other) in settings and _key(other) not in shown)
 
 
 def _table_key(manifest: Manifest) -> str:
@@ -141,29 +185,37 @@ def _with_distinct_models(pairs: Sequence[tuple[Group, Group]]) -> list[tuple[Gr
     return result
 
 
-def _single(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
+def _single(
+    runs: Sequence[RunNumbers], related: Sequence[RunNumbers], metric: str | None, by: str
+) -> list[tuple[Group, Group]]:
     """Return what is printed and what is written of the runs that stand alone."""
     pairs = []
     for group in groups([run for run in runs if run.manifest["part"] is None]):
         others = [run for run in related if setting(run.manifest) == setting(group[0].manifest)]
         baseline = [run for run in others if is_full_cache(run.manifest)]
-        printed = _single_group([*group, *baseline], metric)
+        printed = _single_group([*group, *baseline], metric, by)
         alike = len(baseline) == len(others)
-        pairs.append((printed, printed if alike else _single_group([*group, *others], metric)))
+        pairs.append((printed, printed if alike else _single_group([*group, *others], metric, by)))
     return pairs
 
 
-def _single_group(runs: Sequence[StoredRun], metric: str | None) -> Group:
+def _single_group(runs: Sequence[RunNumbers], metric: str | None, by: str) -> Group:
     shared, rows = setting(runs[0].manifest), table(runs, metric)
     mark = table_mark(shared)
     name = f"{_words(shared['benchmark'], shared)} (protocol {mark})"
-    whole = [cells(row) for row in rows]
+    rows = sorted(rows, key=bytes_order) if by == "bytes" else rows
+    whole: list[Cells] = [cells(row) for row in rows]
+    if by == "bytes":
+        whole = with_front(whole, [next(iter(row["scores"].values()), None) for row in rows])
+    legend = (_FRONT if by == "bytes" else "") + _LEGEND
     content = {"name": name, "setting": shared, "rows": rows}
     folder = f"{shared['benchmark']}-{shared['model'][0]}-{mark}"
-    return Group(name, folder, runs, content, [whole], lambda: markdown(whole), _LEGEND)
+    return Group(name, folder, runs, content, [whole], lambda: markdown(whole), legend)
 
 
-def _suites(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str | None) -> list[tuple[Group, Group]]:
+def _suites(
+    runs: Sequence[RunNumbers], related: Sequence[RunNumbers], metric: str | None, by: str
+) -> list[tuple[Group, Group]]:
     """Return what is printed and what is written of the runs of suites."""
     asked = {_key(run.manifest): run for run in runs if run.manifest["part"] is not None}
     others = [run for run in related if run.manifest["part"] is not None]
@@ -176,27 +228,34 @@ def _suites(runs: Sequence[StoredRun], related: Sequence[StoredRun], metric: str
         keys = {row_key(run) for run in group if _key(run.manifest) in asked}
         if keys:
             whole = suite_table(group, metric)
+            if by == "bytes":
+                whole["rows"].sort(key=bytes_order)
             keys |= {row_key(run) for run in group if is_full_cache(run.manifest)}
             printed = whole.copy()
             printed["rows"] = [row for row in whole["rows"] if row["key"] in keys]
             members = [run for run in group if row_key(run) in keys]
-            pairs.append((_suite_group(members, printed, mark), _suite_group(group, whole, mark)))
+            pairs.append((_suite_group(members, printed, mark, by), _suite_group(group, whole, mark, by)))
     return pairs
 
 
-def _suite_group(runs: Sequence[StoredRun], content: SuiteTable, mark: str) -> Group:
+def _suite_group(runs: Sequence[RunNumbers], content: SuiteTable, mark: str, by: str) -> Group:
     shared = suite_setting(runs[0].manifest)
     name = f"{_words(shared['suite'], shared)} (protocol {mark})"
     folder = f"{shared['suite']}-{shared['model'][0]}-{mark}"
     width = shutil.get_terminal_size((120, 24)).columns
+    whole = tables(content)
+    if by == "bytes":
+        leads = [row["means"][content["lead"]]["score"] for row in content["rows"]]
+        whole = [with_front(whole[0], leads), *whole[1:]]
+    legend = _SUITE_LEGEND.format(lead=escaped(content["lead"]))
     return Group(
         name,
         folder,
         runs,
         {"name": name, "setting": shared, **content},
-        tables(content),
-        lambda: terminal(content, width),
-        _SUITE_LEGEND.format(lead=escaped(content["lead"])),
+        whole,
+        lambda: markdown(whole[0]) if by == "bytes" else terminal(content, width),
+        (_FRONT if by == "bytes" else "") + legend,
         content,
     )
 
@@ -219,7 +278,9 @@ def _print(shown: Sequence[Group], form: str) -> None:
         print(json.dumps([group.content for group in shown], indent=2))
     elif form == "latex":
         for group in shown:
-            print("\n\n".join([latex_comment(group.name), *map(latex, group.tables)]) + "\n")
+            print(group.latex())
+    elif form == "html":
+        print(html_page("kvbench results", [part for group in shown for part in group.html()]), end="")
     else:
         for group in shown:
             print(f"## {escaped(group.name)}\n\n{group.console()}\n")
@@ -237,7 +298,19 @@ def _write(group: Group, metric: str | None, out: Path, palette: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "table.md", group.markdown())
     write_atomic(folder / "table.json", json.dumps(group.content, indent=2) + "\n")
+    write_atomic(folder / "table.tex", group.latex())
+    write_atomic(folder / "table.html", html_page(group.name, group.html()))
     write_atomic(folder / "scores.csv", csv_text(cast(Sequence[Mapping[str, object]], group.scores())))
-    words = group.name.partition(" (protocol ")[0].split(", ")
-    draw(Shown(group.runs, group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder, metric, palette))
+    _draw(group, metric, folder, palette)
     return folder
+
+
+def _draw(group: Group, metric: str | None, folder: Path, palette: str) -> None:
+    """Draw the figures of a table. They need the records, so those of a very large table are left out."""
+    samples = sum(len(run.columns.ids) for run in group.runs)
+    if samples > _DRAWN:
+        log.warning("%s: %d samples, so no figures; --benchmark and a deeper folder name fewer runs", folder, samples)
+        return
+    runs = [load_run(run.path, bulky=False) for run in group.runs]
+    words = group.name.partition(" (protocol ")[0].split(", ")
+    draw(Shown(runs, group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder, metric, palette))

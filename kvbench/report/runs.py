@@ -14,13 +14,17 @@ from kvbench.store import AnsweredRecord, Manifest, Record, Status
 _DIAL = 60  # characters of a dial and its value in a name
 
 
-class Run(Protocol):
-    """A run as `kvbench.store.load_runs` returns it."""
+class Described(Protocol):
+    """A run whose manifest is known: a `RunNumbers`, a `StoredRun`."""
 
     @property
     def manifest(self) -> Manifest:
         """Identity, labels, device and headline."""
         ...
+
+
+class Run(Described, Protocol):
+    """A run as `kvbench.store.load_runs` returns it."""
 
     @property
     def status(self) -> Status:
@@ -71,7 +75,7 @@ def table_mark(shared: object) -> str:
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
 
 
-AnyRun = TypeVar("AnyRun", bound=Run)
+AnyRun = TypeVar("AnyRun", bound=Described)
 
 
 def groups(runs: Sequence[AnyRun]) -> list[list[AnyRun]]:
@@ -82,7 +86,7 @@ def groups(runs: Sequence[AnyRun]) -> list[list[AnyRun]]:
     return [sorted(by_setting[key], key=order) for key in sorted(by_setting)]
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[Described]) -> None:
     """Raise ValueError, saying what differs, unless all runs have one setting."""
     if not runs:
         raise ValueError("no runs to report")
@@ -102,36 +106,50 @@ def _difference(key: str, value: object, other: object) -> str:
     return "; ".join(f"{key}.{inner}: {value.get(inner)!r} / {other.get(inner)!r}" for inner in keys)
 
 
-def order(run: Run) -> tuple[bool, str, tuple[int, float], str]:
+def order(run: Described) -> tuple[bool, str, tuple[int, float], str]:
     """Return the sort key: runs without a budget first, then by method and by budget; see `budget_order`."""
     label = run.manifest["label"]
     budget = label["budget"]
     return budget != "full", label["method"], budget_order(budget), run.manifest["hash"]
 
 
-def name(run: Run, runs: Sequence[Run] = ()) -> str:
+def name(run: Described, runs: Sequence[Described] = ()) -> str:
     """Return the method, and what tells it from other `runs` of the same label: settings that differ, else its hash."""
+    key = _label(run)
+    return _name(run, [other for other in runs if _label(other) == key])
+
+
+def names(runs: Sequence[Described]) -> list[str]:
+    """Return the `name` of each run among `runs`, also of thousands."""
+    same: dict[tuple[str, ...], list[Described]] = {}
+    for run in runs:
+        same.setdefault(_label(run), []).append(run)
+    return [_name(run, same[_label(run)]) for run in runs]
+
+
+def _label(run: Described) -> tuple[str, ...]:
     label = run.manifest["label"]
-    same = [
-        other
-        for other in runs
-        if (other.manifest["label"]["method"], other.manifest["label"]["budget"]) == (label["method"], label["budget"])
-    ]
+    return label["method"], label["budget"]
+
+
+def _name(run: Described, same: Sequence[Described]) -> str:
+    if len(same) < 2:
+        return run.manifest["label"]["method"]
     own, others = _settings(run), [_settings(other) for other in same]
     differ = [key for key in own if any(other.get(key) != own[key] for other in others)]
     words = [one_line(f"{key}={own[key]}")[:_DIAL] for key in differ]
     alike = sum(all(other.get(key) == own[key] for key in differ) for other in others)
-    return " ".join([label["method"], *words, *([run.manifest["hash"][:8]] if alike > 1 else [])])
+    return " ".join([_label(run)[0], *words, *([run.manifest["hash"][:8]] if alike > 1 else [])])
 
 
-def _settings(run: Run) -> dict[str, object]:
+def _settings(run: Described) -> dict[str, object]:
     """Return the method's dials, and what else the identity holds outside of `setting`."""
     identity = run.manifest["identity"]
     dials = {key: value for key, value in identity["method"].items() if not isinstance(value, Mapping)}
     return dials | {"seed": identity["seed"], "backend": identity["backend"]}
 
 
-def title(run: Run, runs: Sequence[Run] = ()) -> str:
+def title(run: Described, runs: Sequence[Described] = ()) -> str:
     """Return method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv"."""
     words = budget_words(run.manifest["label"]["budget"])
     return name(run, runs) + (f", {words}" if words else "")

@@ -1,51 +1,164 @@
-"""Scores in long form, for a spreadsheet or a data frame: one line per run and score."""
+"""Scores in long form, for a spreadsheet or a data frame: one line per run and score, then one per average."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
-import numpy as np
+from kvbench.report.difference import Difference
+from kvbench.report.measured import count, mean_of, mean_score, mean_share, score_names
+from kvbench.report.runs import names, setting, table_mark
+from kvbench.report.suite import SuiteTable
+from kvbench.report.suite_groups import row_key
+from kvbench.report.table import Row
+from kvbench.store import RunNumbers
 
-from kvbench.report.runs import Run, answered, count, kept_share, name, score_names, setting, table_mark
-
-Line = dict[str, str | int | float | None]
+Line = dict[str, str | int | float | bool | None]
 
 
-def score_lines(runs: Sequence[Run], protocol: str) -> list[Line]:
-    """Return means in full precision, in [0, 1], None where nothing was answered. `protocol` is the table's mark."""
-    return [line for run in runs for line in _lines(run, runs, protocol)]
+class Compared(TypedDict):
+    """The comparison of a score with others. Differences are in [-1, 1], as scores are in [0, 1]."""
+
+    delta: float | None
+    delta_low: float | None
+    delta_high: float | None
+    significant: bool | None
+    best: bool | None
 
 
-def _lines(run: Run, runs: Sequence[Run], protocol: str) -> list[Line]:
-    shared, place, samples = setting(run.manifest), run.manifest["part"], answered(run)
-    label = run.manifest["label"]
-    same_column = [other for other in runs if other.manifest["label"]["benchmark"] == label["benchmark"]]
-    head: Line = {
+_NOT_COMPARED: Compared = {
+    "delta": None, "delta_low": None, "delta_high": None, "significant": None, "best": None
+}  # fmt: skip
+
+
+def score_lines(
+    runs: Sequence[RunNumbers], protocol: str, content: SuiteTable | Sequence[Row] | None = None
+) -> list[Line]:
+    """Return means in full precision, in [0, 1], None where nothing was answered. `protocol` is the table's mark.
+
+    `content` is the table of these runs: then the lines have differences to the full cache, and a suite's averages
+    have lines of their own.
+    """
+    compared = _comparisons(runs, content)
+    by_benchmark: dict[str, list[RunNumbers]] = {}
+    for run in runs:
+        by_benchmark.setdefault(run.manifest["label"]["benchmark"], []).append(run)
+    name = {id(run): text for same in by_benchmark.values() for run, text in zip(same, names(same), strict=True)}
+    lines = [line for run in runs for line in _lines(run, name[id(run)], protocol, compared)]
+    return lines + (_averages(runs[0], protocol, content) if isinstance(content, dict) else [])
+
+
+def _head(run: RunNumbers, name: str, budget: str, protocol: str) -> Line:
+    shared, place, label = setting(run.manifest), run.manifest["part"], run.manifest["label"]
+    return {
         "benchmark": place["suite"] if place else label["benchmark"],
         "model": label["model"],
         "dtype": shared["dtype"],
         "device": shared["device"],
         "protocol": protocol,
-        "method": name(run, same_column),
-        "budget": label["budget"],
-        "dataset": place["name"] if place else None,
-        "category": place["category"] if place else None,
+        "method": name,
+        "budget": budget,
     }
+
+
+def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[str, str, str], Compared]) -> list[Line]:
+    place, label = run.manifest["part"], run.manifest["label"]
+    head = _head(run, name, label["budget"], protocol)
+    head |= {"dataset": place["name"] if place else None, "category": place["category"] if place else None}
     tail: Line = {
-        "n": len(samples),
+        "n": count([run], "ok"),
         "oom": count([run], "oom"),
         "failed": count([run], "failed"),
         "num_samples": run.manifest["num_samples"],
-        "kept_share": kept_share(run),
-        "kv_share": _mean([sample["kv_bytes"] / sample["kv_bytes_full"] for sample in samples]),
+        "kept_tokens": mean_of([run], "kept_mean"),
+        "kept_share": mean_share([run], "kept_mean", "span"),
+        "kv_bytes": mean_of([run], "kv_bytes"),
+        "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
+        "ttft_s": mean_of([run], "ttft_s"),
+        "tpot_s": mean_of([run], "tpot_s"),
         "weights": table_mark(run.manifest["identity"]["model"]),  # tells apart models of one name
     }
-    lines = []
+    lines: list[Line] = []
     for metric in score_names([run]) or [run.manifest["headline"]]:
-        values = [sample["scores"][metric] for sample in samples if metric in sample["scores"]]
-        lines.append({**head, "metric": metric, "score": _mean(values), **tail})
+        extra = compared.get((row_key(run), place["name"] if place else "", metric), _NOT_COMPARED)
+        lines.append({**head, "metric": metric, "score": mean_score(run, metric), **_plain(extra), **tail})
     return lines
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _averages(run: RunNumbers, protocol: str, table: SuiteTable) -> list[Line]:
+    """Return a line per row and average of a suite: "metric" names the average, "dataset" is None."""
+    lines: list[Line] = []
+    for row in table["rows"]:
+        shown: list[tuple[str, str, str | None, float | None]] = []
+        for name, mean in row["means"].items():
+            shown.append((f"means/{name}", name, None, mean["score"]))
+        for name, macro in row["macros"].items():
+            for of_category, cell in macro["categories"].items():
+                shown.append(
+                    (f"categories/{name}/{of_category}", f"{name} of one category", of_category, cell["score"])
+                )
+            shown.append((f"macros/{name}", name, None, macro["score"]))
+        for key, metric, category, score in shown:
+            lines.append(
+                {
+                    **_head(run, row["method"], row["budget"], protocol),
+                    "dataset": None,
+                    "category": category,
+                    "metric": metric,
+                    "score": None if score is None else round(score / 100, 6),
+                    **_plain(_compared(row["differences"].get(key), key in row["best"], 100)),
+                    "n": row["n"],
+                    "oom": row["oom"],
+                    "failed": row["failed"],
+                    "num_samples": row["num_samples"],
+                    "kept_tokens": row["kept_tokens"],
+                    "kept_share": row["kept_share"],
+                    "kv_bytes": None if row["kv_mib"] is None else row["kv_mib"] * 2**20,
+                    "kv_share": row["kv_share"],
+                    "ttft_s": row["ttft_s"],
+                    "tpot_s": row["tpot_s"],
+                    "weights": table_mark(run.manifest["identity"]["model"]),
+                }
+            )
+    return lines
+
+
+def _comparisons(
+    runs: Sequence[RunNumbers], content: SuiteTable | Sequence[Row] | None
+) -> dict[tuple[str, str, str], Compared]:
+    """Return how runs compare, by row, dataset and metric."""
+    if content is None:
+        return {}
+    if isinstance(content, dict):
+        metrics = {column["name"]: column["metric"] for column in content["columns"]}
+        return {
+            (row["key"], name, metrics[name]): _compared(row["differences"].get(name), name in row["best"], 100)
+            for row in content["rows"]
+            for name in row["datasets"]
+        }
+    return {
+        (row["key"], "", next(iter(row["scores"]), "")): _compared(row["difference"], row["best"], 1) for row in content
+    }
+
+
+def _compared(difference: Difference | None, best: bool, unit: int) -> Compared:
+    if difference is None:
+        return {**_NOT_COMPARED, "best": best}
+    low, high = difference["low"], difference["high"]
+    return {
+        "delta": round(difference["mean"] / unit, 12),
+        "delta_low": None if low is None else round(low / unit, 12),
+        "delta_high": None if high is None else round(high / unit, 12),
+        "significant": difference["significant"],
+        "best": best,
+    }
+
+
+def _plain(compared: Compared) -> Line:
+    return {
+        "delta": compared["delta"],
+        "delta_low": compared["delta_low"],
+        "delta_high": compared["delta_high"],
+        "significant": compared["significant"],
+        "best": compared["best"],
+    }

@@ -12,11 +12,13 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from kvbench.report.difference import Difference, deltas, stratified_difference
-from kvbench.report.runs import Run, answered, count, is_full_cache, order, score_names
-from kvbench.report.runs import name as name_of
+from kvbench.report.best import best_rows
+from kvbench.report.difference import Average, ColumnScores, Difference, differences
+from kvbench.report.measured import count, mean_of, mean_score, mean_share, mebibytes, score_names
+from kvbench.report.paired import Matrix, matrix
+from kvbench.report.runs import is_full_cache, names, order
 from kvbench.report.suite_groups import column_setting, place_of, row_key
-from kvbench.store import AnsweredRecord
+from kvbench.store import RunNumbers
 
 BUCKETS = ("0-4k", "4-8k", "8k+")  # of LongBench-E, by the `length` field of a sample
 
@@ -63,7 +65,14 @@ class MacroCell(TypedDict):
 
 
 class SuiteRow(TypedDict):
-    """A method under a budget: its datasets, averages, difference to the full cache, and what was kept."""
+    """A method under a budget: its datasets, averages, differences to the full cache, and what was measured.
+
+    Attributes:
+        difference: of the leading average.
+        differences: by dataset, and by average as "means/avg-16", "macros/macro", "categories/macro/code".
+        best: datasets and averages in which the row is significantly better than all others under its budget.
+        kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
+    """
 
     key: str
     method: str
@@ -73,6 +82,8 @@ class SuiteRow(TypedDict):
     means: dict[str, MeanCell]
     macros: dict[str, MacroCell]
     difference: Difference | None
+    differences: dict[str, Difference]
+    best: list[str]
     buckets: dict[str, dict[str, float | None]]
     n: int
     oom: int
@@ -80,7 +91,10 @@ class SuiteRow(TypedDict):
     num_samples: int
     kept_tokens: float | None
     kept_share: float | None
+    kv_mib: float | None
     kv_share: float | None
+    ttft_s: float | None
+    tpot_s: float | None
 
 
 class SuiteTable(TypedDict):
@@ -92,7 +106,7 @@ class SuiteTable(TypedDict):
     rows: list[SuiteRow]
 
 
-def suite_table(runs: Sequence[Run], metric: str | None = None) -> SuiteTable:
+def suite_table(runs: Sequence[RunNumbers], metric: str | None = None) -> SuiteTable:
     """Return the table of one group of `suite_groups`: None where nothing was measured, the full cache first.
 
     The leading average is the most complete one, then that of most columns. Differences are in points, over the columns
@@ -105,43 +119,85 @@ def suite_table(runs: Sequence[Run], metric: str | None = None) -> SuiteTable:
     lead = max(means, key=lambda key: (len(means[key][1]) / means[key][0], means[key][0]))
     rows = _by_row(runs)
     firsts = [next(iter(row.values())) for row in rows]
-    baseline = next((row for row, run in zip(rows, firsts, strict=True) if is_full_cache(run.manifest)), None)
     metrics = {column["name"]: column["metric"] for column in columns}
     lines: list[SuiteRow] = []
-    for row, run in zip(rows, firsts, strict=True):
+    for row, run, name in zip(rows, firsts, names(firsts), strict=True):
         datasets = {key: _dataset(row[key], metrics[key]) for key in metrics if key in row}
         scores = {key: value["score"] for key, value in datasets.items() if value["score"] is not None}
-        difference = None
-        if baseline is not None and baseline is not row:
-            common = [key for key in means[lead][1] if key in row and key in baseline]
-            difference = stratified_difference([100 * deltas(row[key], baseline[key], metrics[key]) for key in common])
         buckets = {key: _buckets(row[key], metrics[key]) for key in datasets}
         members = list(row.values())
-        samples = [sample for member in members for sample in answered(member)]
         lines.append(
             {
                 "key": row_key(run),
-                "method": name_of(run, firsts),
+                "method": name,
                 "budget": run.manifest["label"]["budget"],
                 "is_full_cache": is_full_cache(run.manifest),
                 "datasets": datasets,
-                "means": {key: _mean(scores, names, of) for key, (of, names) in means.items()},
+                "means": {key: _mean(scores, inside, of) for key, (of, inside) in means.items()},
                 "macros": {key: _macro(scores, columns, key, of) for key, of in _macros(columns).items()},
-                "difference": difference,
+                "difference": None,
+                "differences": {},
+                "best": [],
                 "buckets": {key: scores_of for key, scores_of in buckets.items() if scores_of},
-                "n": len(samples),
+                "n": count(members, "ok"),
                 "oom": count(members, "oom"),
                 "failed": count(members, "failed"),
                 "num_samples": sum(map(_published, members)),
-                "kept_tokens": _average([sample["kept_mean"] for sample in samples]),
-                "kept_share": _average([sample["kept_mean"] / sample["span"] for sample in samples]),
-                "kv_share": _average([sample["kv_bytes"] / sample["kv_bytes_full"] for sample in samples]),
+                "kept_tokens": mean_of(members, "kept_mean"),
+                "kept_share": mean_share(members, "kept_mean", "span"),
+                "kv_mib": mebibytes(members),
+                "kv_share": mean_share(members, "kv_bytes", "kv_bytes_full"),
+                "ttft_s": mean_of(members, "ttft_s"),
+                "tpot_s": mean_of(members, "tpot_s"),
             }
         )
-    return {"suite": place_of(runs[0].manifest)["suite"], "lead": lead, "columns": columns, "rows": lines}
+    result: SuiteTable = {
+        "suite": place_of(runs[0].manifest)["suite"], "lead": lead, "columns": columns, "rows": lines
+    }  # fmt: skip
+    _compare(result, rows, {key: inside for key, (_, inside) in means.items()})
+    return result
 
 
-def _columns(runs: Sequence[Run], metric: str | None) -> list[Column]:
+def _compare(table: SuiteTable, runs: Sequence[Mapping[str, RunNumbers]], means: Mapping[str, list[str]]) -> None:
+    """Fill in the differences of the rows to the full cache, and where they are best."""
+    rows = table["rows"]
+    scored = []
+    for column in table["columns"]:
+        name = column["name"]
+        inside = [at for at, row in enumerate(runs) if name in row]
+        scores = matrix([runs[at][name] for at in inside], column["metric"])
+        scored.append(ColumnScores(name, inside, Matrix(scores.ids, 100 * scores.scores, scores.clusters)))
+    averages: dict[str, Average] = {f"means/{key}": [inside] for key, inside in means.items()}
+    shown = {f"means/{key}": [row["means"][key]["score"] for row in rows] for key in means}
+    for macro in rows[0]["macros"]:
+        names: dict[str, list[str]] = {}
+        for column in table["columns"]:
+            if macro in column["macros"]:
+                names.setdefault(column["category"], []).append(column["name"])
+        averages[f"macros/{macro}"] = list(names.values())
+        shown[f"macros/{macro}"] = [row["macros"][macro]["score"] for row in rows]
+        for category, inside_category in names.items():
+            averages[f"categories/{macro}/{category}"] = [inside_category]
+            shown[f"categories/{macro}/{category}"] = [
+                row["macros"][macro]["categories"][category]["score"] for row in rows
+            ]
+    for name in (column["name"] for column in table["columns"]):
+        shown[name] = [row["datasets"][name]["score"] if name in row["datasets"] else None for row in rows]
+    baseline = next((at for at, row in enumerate(rows) if row["is_full_cache"]), None)
+    if baseline is not None:
+        for row, own in zip(rows, differences(scored, averages, len(rows), baseline), strict=True):
+            row["differences"] = own
+            row["difference"] = own.get(f"means/{table['lead']}")
+    by_budget: dict[str, list[int]] = {}
+    for at, row in enumerate(rows):
+        if not row["is_full_cache"]:
+            by_budget.setdefault(row["budget"], []).append(at)
+    for key, best in best_rows(scored, averages, shown, list(by_budget.values())).items():
+        for at in sorted(best):
+            rows[at]["best"].append(key)
+
+
+def _columns(runs: Sequence[RunNumbers], metric: str | None) -> list[Column]:
     """Return the datasets in their order: place in the suite, data, scoring, and the score that is shown."""
     firsts = {place_of(run.manifest)["name"]: run.manifest for run in reversed(runs)}
     columns: list[Column] = []
@@ -162,9 +218,9 @@ def _columns(runs: Sequence[Run], metric: str | None) -> list[Column]:
     return columns
 
 
-def _by_row(runs: Sequence[Run]) -> list[dict[str, Run]]:
+def _by_row(runs: Sequence[RunNumbers]) -> list[dict[str, RunNumbers]]:
     """Return column → run for each row; rows sorted, the full cache first."""
-    rows: dict[str, dict[str, Run]] = {}
+    rows: dict[str, dict[str, RunNumbers]] = {}
     for run in sorted(runs, key=order):
         rows.setdefault(row_key(run), {})[place_of(run.manifest)["name"]] = run
     return sorted(rows.values(), key=lambda row: not is_full_cache(next(iter(row.values())).manifest))
@@ -180,24 +236,23 @@ def _averages(columns: Sequence[Column], kind: Literal["means", "macros"]) -> di
     }
 
 
-def _dataset(run: Run, metric: str) -> DatasetCell:
+def _dataset(run: RunNumbers, metric: str) -> DatasetCell:
     return {
-        "score": _score(answered(run), metric),
-        "n": len(answered(run)),
+        "score": _score(mean_score(run, metric)),
+        "n": count([run], "ok"),
         "oom": count([run], "oom"),
         "failed": count([run], "failed"),
         "num_samples": _published(run),
     }
 
 
-def _published(run: Run) -> int:
+def _published(run: RunNumbers) -> int:
     """Return how many samples there should be: all published ones, even where only a part was asked for."""
     return max(run.manifest["num_samples"], place_of(run.manifest).get("samples") or 0)
 
 
-def _score(samples: Sequence[AnsweredRecord], metric: str) -> float | None:
-    values = [sample["scores"][metric] for sample in samples if metric in sample["scores"]]
-    return round(100 * float(np.mean(values)), 2) if values else None
+def _score(mean: float | None) -> float | None:
+    return None if mean is None else round(100 * mean, 2)
 
 
 def _mean(scores: Mapping[str, float], names: Sequence[str], of: int) -> MeanCell:
@@ -222,11 +277,11 @@ def _macro(scores: Mapping[str, float], columns: Sequence[Column], macro: str, o
     and the smallest flat mean that holds all of its datasets is complete in this row, too.
     """
     members = [column for column in columns if macro in column["macros"]]
-    names: dict[str, list[str]] = {}
+    inside_of: dict[str, list[str]] = {}
     for column in members:
-        names.setdefault(column["category"], []).append(column["name"])
-    categories = {key: _mean(scores, inside, len(inside)) for key, inside in names.items()}
-    present = [[scores[key] for key in inside if key in scores] for inside in names.values()]
+        inside_of.setdefault(column["category"], []).append(column["name"])
+    categories = {key: _mean(scores, inside, len(inside)) for key, inside in inside_of.items()}
+    present = [[scores[key] for key in inside if key in scores] for inside in inside_of.values()]
     middle = [float(np.mean(values)) for values in present if values]
     flat = {key: size for key, size in members[0]["means"].items() if all(key in column["means"] for column in members)}
     smallest = min(flat, key=flat.__getitem__, default=None)
@@ -243,13 +298,12 @@ def _macro(scores: Mapping[str, float], columns: Sequence[Column], macro: str, o
     }
 
 
-def _buckets(run: Run, metric: str) -> dict[str, float | None]:
+def _buckets(run: RunNumbers, metric: str) -> dict[str, float | None]:
     """Return scores by length bucket, None for an empty one; {} where the samples carry none."""
-    samples = [sample for sample in answered(run) if "bucket" in sample["meta"]]
-    if not samples:
+    scores = run.columns.scores.get(metric, np.full(len(run.columns.ids), np.nan))
+    buckets = np.array(run.columns.bucket)
+    answered = run.columns.state == 0
+    if not (buckets[answered] != "").any():
         return {}
-    return {key: _score([s for s in samples if s["meta"]["bucket"] == key], metric) for key in BUCKETS}
-
-
-def _average(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    values = {key: scores[answered & (buckets == key) & ~np.isnan(scores)] for key in BUCKETS}
+    return {key: _score(float(inside.mean()) if len(inside) else None) for key, inside in values.items()}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
-from kvbench.report.runs import AnyRun, Run, order, setting
+from kvbench.report.runs import AnyRun, Described, order, setting
 from kvbench.store import Manifest, SuitePlace
 
 
@@ -62,30 +62,33 @@ def suite_groups(runs: Iterable[AnyRun]) -> list[list[AnyRun]]:
         columns.setdefault(json.dumps(column_setting(run.manifest), sort_keys=True), []).append(run)
     groups: list[list[AnyRun]] = []
     for key in sorted(by_setting):
-        tables: list[list[AnyRun]] = []
+        tables: list[list[list[AnyRun]]] = []  # of each table, the runs of each column
         for _, same in sorted(by_setting[key].items(), key=lambda item: (-len(item[1]), item[0])):
-            fitting = next((table for table in tables if _fits(same[0], table)), None)
+            fitting = next((table for table in tables if _fits(same[0], [column[0] for column in table])), None)
             if fitting is None:
-                tables.append(list(same))
+                tables.append([same])
             else:
-                fitting += same
-        groups += tables
+                fitting.append(same)
+        groups += [[run for column in table for run in column] for table in tables]
     return [sorted(group, key=_order) for group in groups]
 
 
-def _order(run: Run) -> tuple[object, ...]:
+def _order(run: Described) -> tuple[object, ...]:
     place = place_of(run.manifest)
     return (*order(run)[:3], place["order"], place["name"])
 
 
-def row_key(run: Run) -> str:
+def row_key(run: Described) -> str:
     """Return a key that is equal for the runs of one row: the same method and dials, budget, seed and backend."""
     identity = run.manifest["identity"]
     return json.dumps([identity["method"], identity["budget"], identity["seed"], identity["backend"]], sort_keys=True)
 
 
-def _fits(run: Run, table: Sequence[Run]) -> bool:
-    """Return True if a run's column may stand in a table: its name is new there, and its scoring contradicts none."""
+def _fits(run: Described, table: Sequence[Described]) -> bool:
+    """Return True if a run's column may stand in a table, given a run of each column of it.
+
+    Its name has to be new there, and its scoring must contradict none.
+    """
     own = column_setting(run.manifest)
     ours = _leaves(own["scoring"])
     for other in (column_setting(other.manifest) for other in table):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvbench.report.formats import Cells, interval, markdown, number, percent
+from kvbench.report.formats import Cell, Cells, interval, is_within, markdown, number, percent
 from kvbench.report.suite import BUCKETS, DatasetCell, MacroCell, MeanCell, SuiteRow, SuiteTable
 
 _BOUNDS = ("Δ full", "95% from", "95% to")
@@ -18,11 +18,15 @@ def wide(table: SuiteTable) -> list[Cells]:
         {
             "method": row["method"],
             "budget": row["budget"],
-            **{name: _dataset(row["datasets"].get(name)) for name in names},
+            **{name: _emphasis(row, name, _dataset(row["datasets"].get(name))) for name in names},
             **summary(table, row),
         }
         for row in table["rows"]
     ]
+
+
+def _emphasis(row: SuiteRow, key: str, text: str) -> Cell:
+    return Cell(text, is_best=key in row["best"], is_grey=is_within(row["differences"].get(key)))
 
 
 def summary(table: SuiteTable, row: SuiteRow) -> dict[str, str]:
@@ -30,16 +34,39 @@ def summary(table: SuiteTable, row: SuiteRow) -> dict[str, str]:
     oom = any(other["oom"] for other in table["rows"])
     failed = any(other["failed"] for other in table["rows"])
     done = row["n"] + row["oom"] + row["failed"]
-    kv_percent = None if row["kv_share"] is None else 100 * row["kv_share"]
+    tpot_ms = None if row["tpot_s"] is None else 1000 * row["tpot_s"]
     return {
-        **{name: mean(row["means"][name]) for name in shown_means(table)},
-        "Δ full [95%]": interval(row["difference"]),
+        **{name: _emphasis(row, f"means/{name}", mean(row["means"][name])) for name in shown_means(table)},
+        "Δ full [95%]": Cell(interval(row["difference"]), is_grey=is_within(row["difference"])),
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
         **({"oom": str(row["oom"])} if oom else {}),
         **({"failed": str(row["failed"])} if failed else {}),
         "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),
-        "KV": number(kv_percent, "{:.0f}%"),
+        "KV MiB": number(row["kv_mib"], "{:.2f}") + percent(row["kv_share"]),
+        "TTFT s": number(row["ttft_s"], "{:.2f}"),
+        "TPOT ms": number(tpot_ms, "{:.1f}"),
     }
+
+
+def deltas(table: SuiteTable) -> list[Cells]:
+    """Return the differences to the full cache with their intervals: by dataset, category and average.
+
+    [] without a full cache, or with the full cache alone.
+    """
+    heads = {column["name"]: column["name"] for column in table["columns"]}
+    for macro, cell in table["rows"][0]["macros"].items():
+        heads |= {f"categories/{macro}/{name}": f"{name} ({macro})" for name in cell["categories"]}
+        heads[f"macros/{macro}"] = macro
+    heads |= {f"means/{name}": name for name in shown_means(table)}
+    rows = [row for row in table["rows"] if row["differences"]]
+    lines: list[Cells] = []
+    for row in rows:
+        line = {"method": row["method"], "budget": row["budget"]}
+        for key, head in heads.items():
+            difference = row["differences"].get(key)
+            line[f"Δ {head}"] = Cell(interval(difference), is_grey=is_within(difference))
+        lines.append(line)
+    return lines
 
 
 def shown_means(table: SuiteTable) -> list[str]:
@@ -73,8 +100,11 @@ def categories(table: SuiteTable) -> list[list[Cells]]:
             {
                 "method": row["method"],
                 "budget": row["budget"],
-                **{name: mean(cell) for name, cell in row["macros"][macro]["categories"].items()},
-                macro: _macro(row["macros"][macro]),
+                **{
+                    name: _emphasis(row, f"categories/{macro}/{name}", mean(cell))
+                    for name, cell in row["macros"][macro]["categories"].items()
+                },
+                macro: _emphasis(row, f"macros/{macro}", _macro(row["macros"][macro])),
             }
             for row in table["rows"]
         ]
@@ -109,8 +139,8 @@ def _bucket_means(row: SuiteRow) -> dict[str, str]:
 
 
 def tables(table: SuiteTable) -> list[list[Cells]]:
-    """Return all of it: the wide table, the categories, the buckets."""
-    return [part for part in (wide(table), *categories(table), buckets(table)) if part]
+    """Return all of it: the wide table, the categories, the differences, the buckets."""
+    return [part for part in (wide(table), *categories(table), deltas(table), buckets(table)) if part]
 
 
 def terminal(table: SuiteTable, width: int) -> str:
@@ -165,6 +195,9 @@ def transposed(table: SuiteTable) -> str:
         elif name == "kept/head":
             lines.append((name, [number(row["kept_tokens"], "{:.0f}") for row in rows]))
             lines.append(("kept", [percent(row["kept_share"]).strip(" ()") or "–" for row in rows]))
+        elif name == "KV MiB":
+            lines.append((name, [number(row["kv_mib"], "{:.2f}") for row in rows]))
+            lines.append(("KV", [percent(row["kv_share"]).strip(" ()") or "–" for row in rows]))
         else:
             label = f"= {name}" if name in rows[0]["means"] else name
             lines.append((label, [texts[name] for texts in last]))

@@ -5,41 +5,33 @@ Rows share a table only if benchmark, model, dtype, device and protocol are equa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict, cast
+from collections.abc import Sequence
+from typing import TypedDict
 
-import numpy as np
-
-from kvbench.report.difference import Difference, paired_difference
-from kvbench.report.formats import interval, number, percent
-from kvbench.report.runs import (
-    Run,
-    answered,
-    check_comparable,
-    check_metric,
-    count,
-    is_full_cache,
-    kept_share,
-    name,
-    order,
-    score_names,
-)
-from kvbench.store import AnsweredRecord
-
-_MIB = 2**20
+from kvbench.report.best import best_rows
+from kvbench.report.difference import ColumnScores, Difference, differences
+from kvbench.report.formats import Cell, interval, is_within, number, percent
+from kvbench.report.measured import check_metric, count, mean_of, mean_score, mean_share, mebibytes, score_names
+from kvbench.report.paired import matrix
+from kvbench.report.runs import check_comparable, is_full_cache, names, order
+from kvbench.report.suite_groups import row_key
+from kvbench.store import RunNumbers
 
 
 class Row(TypedDict):
     """One run as plain numbers, None where nothing was measured.
 
     Attributes:
+        key: equal for the same method and dials, budget, seed and backend.
         n, oom, failed: samples with an answer, out of memory, and with an output that was not finite.
         scores: mean by name, the metric that is shown first.
         difference: to the full cache, in the metric that is shown.
+        best: it is significantly better than all other rows under its budget, in the metric that is shown.
         kept_tokens, kept_share: per KV head after compression; share of what was compressed.
         kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
     """
 
+    key: str
     method: str
     budget: str
     status: str | None
@@ -49,6 +41,7 @@ class Row(TypedDict):
     num_samples: int
     scores: dict[str, float | None]
     difference: Difference | None
+    best: bool
     kept_tokens: float | None
     kept_share: float | None
     kv_mib: float | None
@@ -59,7 +52,7 @@ class Row(TypedDict):
     tpot_s: float | None
 
 
-def table(runs: Sequence[Run], metric: str | None = None) -> list[Row]:
+def table(runs: Sequence[RunNumbers], metric: str | None = None) -> list[Row]:
     """Return one row per run, the full cache first. Means are over the samples that got an answer.
 
     Raises ValueError for runs that cannot be compared and for an unknown metric.
@@ -67,46 +60,48 @@ def table(runs: Sequence[Run], metric: str | None = None) -> list[Row]:
     check_comparable(runs)
     metric = check_metric(runs, metric)
     runs = sorted(runs, key=order)
-    names = [metric, *(other for other in score_names(runs) if other != metric)]
-    baseline = next((run for run in runs if is_full_cache(run.manifest)), None)
-    return [_row(run, names, baseline if baseline is not run else None, name(run, runs)) for run in runs]
+    metrics = [metric, *(other for other in score_names(runs) if other != metric)]
+    column = ColumnScores(runs[0].manifest["label"]["benchmark"], range(len(runs)), matrix(runs, metric))
+    rows = [_row(run, metrics, name) for run, name in zip(runs, names(runs), strict=True)]
+    baseline = next((at for at, run in enumerate(runs) if is_full_cache(run.manifest)), None)
+    if baseline is not None:
+        for row, own in zip(rows, differences([column], {}, len(rows), baseline), strict=True):
+            row["difference"] = own.get(column.name)
+    by_budget: dict[str, list[int]] = {}
+    for at, row in enumerate(rows):
+        if at != baseline:
+            by_budget.setdefault(row["budget"], []).append(at)
+    shown = {column.name: [row["scores"].get(metric) for row in rows]}
+    for at in best_rows([column], {}, shown, list(by_budget.values()))[column.name]:
+        rows[at]["best"] = True
+    return rows
 
 
-def _row(run: Run, names: Sequence[str], baseline: Run | None, method: str) -> Row:
-    samples = answered(run)
-
-    def mean(read: Callable[[AnsweredRecord], float | None]) -> float | None:
-        values = [value for value in map(read, samples) if value is not None]
-        return float(np.mean(values)) if values else None
-
-    def score(which: str) -> float | None:
-        return mean(lambda sample: sample["scores"].get(which))
-
-    def timing(which: str) -> float | None:
-        return mean(lambda sample: cast(Mapping[str, float | None], sample["timings"]).get(which))
-
+def _row(run: RunNumbers, metrics: Sequence[str], method: str) -> Row:
     return {
+        "key": row_key(run),
         "method": method,
         "budget": run.manifest["label"]["budget"],
         "status": run.status.get("status"),
-        "n": len(samples),
+        "n": count([run], "ok"),
         "oom": count([run], "oom"),
         "failed": count([run], "failed"),
         "num_samples": run.manifest["num_samples"],
-        "scores": {which: score(which) for which in names},
-        "difference": paired_difference(run, baseline, names[0]) if baseline and names else None,
-        "kept_tokens": mean(lambda sample: sample["kept_mean"]),
-        "kept_share": kept_share(run),
-        "kv_mib": mean(lambda sample: sample["kv_bytes"] / _MIB),
-        "kv_share": mean(lambda sample: sample["kv_bytes"] / sample["kv_bytes_full"]),
-        "prefill_s": timing("prefill_s"),
-        "compress_s": timing("compress_s"),
-        "ttft_s": timing("ttft_s"),
-        "tpot_s": timing("tpot_s"),
+        "scores": {metric: mean_score(run, metric) for metric in metrics},
+        "difference": None,
+        "best": False,
+        "kept_tokens": mean_of([run], "kept_mean"),
+        "kept_share": mean_share([run], "kept_mean", "span"),
+        "kv_mib": mebibytes([run]),
+        "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
+        "prefill_s": mean_of([run], "prefill_s"),
+        "compress_s": mean_of([run], "compress_s"),
+        "ttft_s": mean_of([run], "ttft_s"),
+        "tpot_s": mean_of([run], "tpot_s"),
     }
 
 
-def cells(row: Row) -> dict[str, str]:
+def cells(row: Row) -> dict[str, str | Cell]:
     """Return a row of `table` in words, by column."""
     metric, *others = row["scores"] or ["score"]
     done = row["n"] + row["oom"] + row["failed"]
@@ -115,7 +110,7 @@ def cells(row: Row) -> dict[str, str]:
     return {
         "method": row["method"],
         "budget": row["budget"],
-        metric: number(row["scores"].get(metric), "{:.2f}") + lost,
+        metric: _score(row, metric, lost),
         "Δ full [95%]": interval(row["difference"]),
         **{name: number(row["scores"][name], "{:.2f}") for name in others},
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
@@ -126,3 +121,8 @@ def cells(row: Row) -> dict[str, str]:
         "TTFT s": number(row["ttft_s"], "{:.2f}"),
         "TPOT ms": number(tpot_ms, "{:.1f}"),
     }
+
+
+def _score(row: Row, metric: str, lost: str) -> Cell:
+    text = number(row["scores"].get(metric), "{:.2f}") + lost
+    return Cell(text, is_best=row["best"], is_grey=is_within(row["difference"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from kvbench.benchmarks.base import Benchmark, Sample
 from kvbench.common import clock
 from kvbench.engine.variant import Generation, Variant
@@ -128,6 +130,7 @@ def _common(sample: Sample, status: str, error: str | None, device: str) -> dict
         "prompt_tail": (sample.context[-_TAIL:] + sample.question + sample.answer_prefix)[-_TAIL:],
         "answers": list(sample.answers),
         "meta": dict(sample.meta),
+        "context": hashlib.sha256(sample.context.encode("utf-8", "surrogatepass")).hexdigest()[:16],
         "device": device,
         "time": clock.now(),
     }

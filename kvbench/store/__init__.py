@@ -10,13 +10,15 @@
 
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
 next opening drops. Shard i of n writes samples-<i>of<n>.jsonl and status-<i>of<n>.json next to the other shards;
-readers merge them. Plans (`write_plan`) tell which runs a command makes. Imports no torch.
+readers merge them. `load_numbers` reads thousands of runs as arrays, `iterate_runs` one run after another with its
+records. Plans (`write_plan`) tell which runs a command makes. Imports no torch.
 """
 
 from __future__ import annotations
 
 from kvbench.store.identity import identity_hash, scrub, scrub_text
 from kvbench.store.kept import KeptTokens, kept_ids, read_kept
+from kvbench.store.numbers import RunNumbers, load_numbers, numbers_of
 from kvbench.store.plans import write_plan
 from kvbench.store.progress import Progress, progress, recorded_ids
 from kvbench.store.read import (
@@ -41,6 +43,7 @@ __all__ = [
     "Progress",
     "Record",
     "Run",
+    "RunNumbers",
     "RunStatus",
     "Status",
     "StoredRun",
@@ -50,8 +53,10 @@ __all__ = [
     "kept_ids",
     "load_manifest",
     "load_manifests",
+    "load_numbers",
     "load_run",
     "load_runs",
+    "numbers_of",
     "progress",
     "read_kept",
     "recorded_ids",

@@ -106,6 +106,11 @@ def _read_scores(path: Path) -> RescoredRun | None:
         return None
 
 
+def has_new_scores(path: Path) -> bool:
+    """Return True if scores were given again later, which replace those of the records."""
+    return os.path.lexists(path / _SCORES)
+
+
 def write_scores(path: Path, scoring: Mapping[str, object], scores: Mapping[str, Mapping[str, float]]) -> None:
     """Write new scores (sample id → name → score) next to the records, which stay as they are; atomic."""
     content = {"scoring": plain(dict(scoring), "scoring"), "scores": {key: dict(scores[key]) for key in scores}}
@@ -146,7 +151,7 @@ def iterate_runs(
         try:
             run = load_run(path, bulky)
         except ValueError as error:
-            _skip(str(error))
+            skip(str(error))
             continue
         yield run
 
@@ -171,17 +176,18 @@ def load_manifests(
         try:
             manifest = load_manifest(path)
         except ValueError as error:
-            _skip(str(error))
+            skip(str(error))
             continue
         if benchmark in (None, manifest["label"]["benchmark"]) and wanted(manifest):
             manifests[path] = manifest
     for copy, original in copies(manifests).items():
-        _skip(f"{copy}: a copy of the run in {original}")
+        skip(f"{copy}: a copy of the run in {original}")
         del manifests[copy]
     return manifests
 
 
-def _skip(text: str) -> None:
+def skip(text: str) -> None:
+    """Warn that a run or a folder is not read, and why."""
     log.warning("%s; skipped", one_line(text))
 
 
@@ -210,11 +216,11 @@ def _size(path: Path) -> int:
 def run_folders(root: str | Path) -> list[Path]:
     """Return the run folders at or below `root`, sorted. Whatever has samples but no manifest.json is warned about."""
     folders = []
-    for folder, has_manifest in walk(root, _skip):
+    for folder, has_manifest in walk(root, skip):
         if has_manifest:
             folders.append(folder)
         else:
-            _skip(f"{folder}: no manifest.json")
+            skip(f"{folder}: no manifest.json")
     return sorted(folders)
 
 

@@ -100,12 +100,16 @@ class Timings(TypedDict, total=False):
 
 
 class Record(TypedDict):
-    """One sample of a run, answered or not; `error` says why there is no answer."""
+    """One sample of a run, answered or not; `error` says why there is no answer.
+
+    `context` is equal for questions on one context. Records of earlier versions lack it.
+    """
 
     id: Annotated[str, Pattern(r".{1,512}", "not 1 to 512 characters")]
     status: RecordStatus
     error: NotRequired[str | None]
     meta: dict[str, object]
+    context: NotRequired[str]
     device: NotRequired[str]
     time: NotRequired[str]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import store
+from kvbench.store import RunNumbers, numbers_of
 
 LENGTHS, DEPTHS = [500, 1000, 2000], [0, 50, 100]
 
@@ -41,6 +42,7 @@ def make_run(method: str, budget: str, score: float | None, **change: Any) -> Fa
                     "prediction": "7",
                     "scores": {"rouge1": value / 2, "recall": value},
                     "meta": {"length": length, "depth": depth},
+                    "context": f"len{length:05d}-depth{depth:03d}",
                     "prompt_tokens": length,
                     "span": length,
                     "kept_mean": kept,
@@ -99,7 +101,8 @@ def make_part(method: str, budget: str, dataset: str, scores: Sequence[float] | 
     values = [scores] * number if isinstance(scores, int | float) else list(scores)
     run = make_run(method, budget, 0.0, lengths=[1000] * len(values), depths=[0], **change)
     for index, (sample, value) in enumerate(zip(run.samples, values, strict=True)):
-        sample |= {"id": f"{dataset}-{index:04d}", "scores": {"qa_f1": value}, "meta": {"index": index}}
+        name = f"{dataset}-{index:04d}"
+        sample |= {"id": name, "context": name, "scores": {"qa_f1": value}, "meta": {"index": index}}
         if "buckets" in change:
             sample["meta"]["bucket"] = change["buckets"][index]
     suite = change.get("suite", "longbench")
@@ -125,10 +128,15 @@ def make_suite(method: str, budget: str, score: float, **change: Any) -> list[Fa
     return [make_part(method, budget, dataset, score, **change) for dataset in SUITE]
 
 
+def numbers(runs: Sequence[FakeRun]) -> list[RunNumbers]:
+    """Return runs as tables take them."""
+    return [numbers_of(run) for run in runs]
+
+
 def out_of_memory(run: FakeRun, *positions: int) -> FakeRun:
     for position in positions:
         sample = run.samples[position]
-        run.samples[position] = {"id": sample["id"], "status": "oom", "meta": sample["meta"]}
+        run.samples[position] = {key: sample[key] for key in ("id", "meta", "context")} | {"status": "oom"}
     return run
 
 

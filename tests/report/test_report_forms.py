@@ -18,13 +18,13 @@ from kvbench.report.present import present
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import suite_groups
 from kvbench.report.suite_text import buckets, categories, tables, terminal, transposed, wide
-from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_run, make_suite, out_of_memory, store_run
+from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_run, make_suite, numbers, out_of_memory, store_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def table(runs: list[FakeRun]) -> dict[str, Any]:
-    (group,) = suite_groups(runs)
+    (group,) = suite_groups(numbers(runs))
     return suite_table(group)
 
 
@@ -43,11 +43,23 @@ def test_a_row_holds_datasets_averages_and_what_was_kept() -> None:
     runs = study(["0.2"], ["snapkv"])
     out_of_memory(runs[4], 0)
     full, snapkv = wide(table(runs))
-    assert list(full) == ["method", "budget", *SUITE, "avg-4", "Δ full [95%]", "n", "oom", "kept/head", "KV"]
+    assert list(full) == [
+        "method",
+        "budget",
+        *SUITE,
+        "avg-4",
+        "Δ full [95%]",
+        "n",
+        "oom",
+        "kept/head",
+        "KV MiB",
+        "TTFT s",
+        "TPOT ms",
+    ]
     assert (full["qasper"], full["avg-4"], full["Δ full [95%]"]) == ("50.00", "50.00", "–")
     assert (snapkv["qasper"], snapkv["hotpotqa"]) == ("30.00*", "30.00")
     assert snapkv["Δ full [95%]"].startswith("-20.00 [no spread]")
-    assert (snapkv["n"], snapkv["oom"], snapkv["kept/head"], snapkv["KV"]) == ("28", "1", "200 (20%)", "20%")
+    assert (snapkv["n"], snapkv["oom"], snapkv["kept/head"], snapkv["KV MiB"]) == ("28", "1", "200 (20%)", "0.20 (20%)")
 
 
 def test_missing_datasets_show_as_dashes_and_counts() -> None:
@@ -73,7 +85,7 @@ def test_transposed_tables_have_category_means_below_their_datasets() -> None:
     assert [cell[0] for cell in cells] == [
         "dataset", "", "-----------------", "budget", "qasper", "multifieldqa_en", "= single-doc QA", "hotpotqa",
         "= multi-doc QA", "gov_report", "= summarisation", "= macro", "= avg-4", "Δ full", "95% from", "95% to", "n",
-        "kept/head", "kept", "KV",
+        "kept/head", "kept", "KV MiB", "KV", "TTFT s", "TPOT ms",
     ]  # fmt: skip
     assert cells[0][1:] == ["fullkv", "ada_", "ada_"] and cells[1][1:] == ["", "pyramidkv", "pyramidkv"]
     assert cells[3][1:] == ["full", "128", "256"] and cells[6][1:] == ["50.00", "30.00", "32.00"]
@@ -137,13 +149,15 @@ def test_a_suite_is_one_folder_with_tables_scores_and_a_curve(
     (folder,) = (tmp_path / "out").iterdir()
     assert folder.name.startswith("longbench-smollm2_135m-")
     names = {path.name for path in folder.iterdir() if path.suffix != ".pdf"}
-    assert names == {"budgets.png", "bytes.png", "costs.png", "scores.csv", "table.json", "table.md"}
+    assert names == {
+        "budgets.png", "bytes.png", "costs.png", "scores.csv", "table.html", "table.json", "table.md", "table.tex",
+    }  # fmt: skip
     content = json.loads((folder / "table.json").read_text())
     assert len(content["rows"]) == 3 and content["setting"]["suite"] == "longbench"
     text = (folder / "table.md").read_text()
-    assert text.count("| snapkv") == 4 and "| qasper | multifieldqa_en | hotpotqa |" in text
+    assert text.count("| snapkv") == 6 and "| qasper | multifieldqa_en | hotpotqa |" in text
     lines = list(csv.DictReader(io.StringIO((folder / "scores.csv").read_text())))
-    assert len(lines) == 12 and [line["dataset"] for line in lines[:4]] == list(SUITE)
+    assert len(lines) == 12 + 3 * 6 and [line["dataset"] for line in lines[:4]] == list(SUITE)
     assert {line["score"] for line in lines[:4]} == {"0.5"} and lines[0]["category"] == "single-doc QA"
 
 
@@ -175,11 +189,11 @@ def test_other_formats_leave_standard_output_to_themselves(
     assert captured.err.count("Tables and figures: ") == 2 and "Tables" not in captured.out
     if form == "csv":
         lines = list(csv.DictReader(io.StringIO(captured.out)))
-        assert {line["benchmark"] for line in lines} == {"needle", "longbench"} and len(lines) == 14
+        assert {line["benchmark"] for line in lines} == {"needle", "longbench"} and len(lines) == 14 + 18
     elif form == "json":
         assert [len(content["rows"]) for content in json.loads(captured.out)] == [1, 3]
     else:
-        assert captured.out.count(r"\begin{tabular}") == captured.out.count(r"\bottomrule") == 3
+        assert captured.out.count(r"\begin{tabular}") == captured.out.count(r"\bottomrule") == 4
 
 
 def test_a_later_run_of_a_suite_is_shown_with_its_row_and_the_full_cache(

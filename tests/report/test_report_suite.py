@@ -9,16 +9,40 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvbench.report.difference import stratified_difference
+from kvbench.report.difference import ColumnScores, Difference, differences
+from kvbench.report.paired import Matrix
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import suite_groups
-from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_suite, out_of_memory
+from tests.helpers.fake_runs import SUITE, FakeRun, make_part, make_suite, numbers, out_of_memory
 from tests.helpers.outside import DATA, golden
 
 
 def table(runs: list[FakeRun], metric: str | None = None) -> dict[str, Any]:
-    (group,) = suite_groups(runs)
+    (group,) = suite_groups(numbers(runs))
     return suite_table(group, metric)
+
+
+def trials(strata: list[np.ndarray], draws: int = 9999) -> list[Difference | None]:
+    """Return the average difference over strata of [trials, samples] differences, for each trial."""
+    number = len(strata[0])
+    columns = [
+        ColumnScores(
+            f"dataset{index}",
+            range(number + 1),
+            Matrix(
+                tuple(f"{at:06d}" for at in range(values.shape[1])),
+                np.concatenate([values, np.zeros((1, values.shape[1]))]),
+                np.arange(values.shape[1]),
+            ),
+        )
+        for index, values in enumerate(strata)
+    ]
+    average = {"average": [[column.name for column in columns]]}
+    return [row.get("average") for row in differences(columns, average, number + 1, number, draws)][:number]
+
+
+def stratified_difference(strata: list[np.ndarray]) -> Difference | None:
+    return trials([stratum[None] for stratum in strata])[0]
 
 
 # ---- which runs share a table --------------------------------------------------------------------
@@ -188,7 +212,7 @@ def test_without_a_spread_there_is_no_interval_but_a_reason() -> None:
     assert both is not None and not both["significant"], "of two signs"
 
 
-def draws(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+def draws(kind: str, rng: np.random.Generator, size: int | tuple[int, int]) -> np.ndarray:
     """Return differences whose true mean is -0.1."""
     if kind == "normal":
         return rng.normal(-0.1, 0.3, size)
@@ -202,8 +226,8 @@ def draws(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
 def test_the_interval_covers_the_true_difference(kind: str, datasets: int, samples: int) -> None:
     """At least as often as it says, but for single datasets of a few skewed samples."""
     rng = np.random.default_rng(7)
-    trials = (stratified_difference([draws(kind, rng, samples) for _ in range(datasets)]) for _ in range(500))
-    intervals = [(trial["low"], trial["high"]) for trial in trials if trial and trial["low"] is not None]
+    results = trials([draws(kind, rng, (500, samples)) for _ in range(datasets)], draws=999)
+    intervals = [(trial["low"], trial["high"]) for trial in results if trial and trial["low"] is not None]
     coverage = np.mean([low <= -0.1 <= high for low, high in intervals])
     assert coverage >= (0.86 if kind == "skewed" and datasets == 1 else 0.92), coverage
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvbench.common.text import one_line
-from kvbench.store import AnsweredRecord, Manifest, Record, Status, StoredRun, load_manifests, load_run
+from kvbench.report.paired import matrix
+from kvbench.store import AnsweredRecord, Manifest, Record, Status, StoredRun, load_manifests, load_run, numbers_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class Facts:
         scores: mean by name, in [0, 1].
         sums: of kept tokens, kept share, share of bytes, and MiB, over the samples that got an answer.
         times: sum and number of the measured seconds, by name.
-        deltas: headline score minus that of the full cache, by common sample.
+        deltas: headline score minus that of the full cache, for each sample that the full cache has answered; NaN where
+            this run has no answer.
+        clusters: of each of these samples the number of its context, see `kvbench.report.paired.Matrix`.
         cells: (length, depth) → mean headline score, None where a sample has no answer; empty without a grid.
     """
 
@@ -61,6 +64,7 @@ class Facts:
     sums: tuple[float, float, float, float]
     times: Mapping[str, tuple[float, int]]
     deltas: NDArray[np.float64]
+    clusters: NDArray[np.int64]
     cells: Mapping[tuple[int, int], float | None]
 
 
@@ -120,8 +124,8 @@ def read_blocks(tasks: Sequence[Task], samples: int) -> Iterator[Block]:
 def read_block(task: Task) -> Block:
     """Return the facts and the packed answers of some runs."""
     runs = [_load(path) for path in task.paths]
-    base = _full_scores(task.full) if task.full else {}
-    facts = [_facts(run, base) if run else None for run in runs]
+    base, clusters = _full_scores(task.full) if task.full else ({}, np.zeros(0, dtype=np.int64))
+    facts = [_facts(run, base, clusters) if run else None for run in runs]
     packed = b"" if not task.level else zlib.compress(_json(_content(runs)), task.level)
     return Block(facts, packed)
 
@@ -135,11 +139,14 @@ def _load(path: Path) -> StoredRun | None:
 
 
 @lru_cache(maxsize=4)
-def _full_scores(path: Path) -> dict[str, float]:
+def _full_scores(path: Path) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """Return the headline scores of the full cache by sample id, and the number of the context of each."""
     try:
-        return _headlines(load_run(path, bulky=False))
+        run = load_run(path, bulky=False)
     except ValueError:  # warned about where it is a row
-        return {}
+        return {}, np.zeros(0, dtype=np.int64)
+    scores = matrix([numbers_of(run)], run.manifest["headline"]).among(0)
+    return dict(zip(scores.ids, scores.scores[0].tolist(), strict=True)), scores.clusters
 
 
 def _headlines(run: StoredRun) -> dict[str, float]:
@@ -147,7 +154,7 @@ def _headlines(run: StoredRun) -> dict[str, float]:
     return {sample["id"]: sample["scores"][name] for sample in run.answered if name in sample["scores"]}
 
 
-def _facts(run: StoredRun, full: Mapping[str, float]) -> Facts:
+def _facts(run: StoredRun, full: Mapping[str, float], clusters: NDArray[np.int64]) -> Facts:
     answered, own = run.answered, _headlines(run)
     names = dict.fromkeys(name for sample in answered for name in sample["scores"])
     values = {name: [s["scores"][name] for s in answered if name in s["scores"]] for name in names}
@@ -165,7 +172,8 @@ def _facts(run: StoredRun, full: Mapping[str, float]) -> Facts:
             sum(sample["kv_bytes"] for sample in answered) / 2**20,
         ),
         times={name: _times(answered, name) for name in ("ttft_s", "tpot_s")},
-        deltas=np.array([own[key] - full[key] for key in sorted(own.keys() & full.keys())], dtype=np.float64),
+        deltas=np.array([own.get(key, np.nan) - score for key, score in full.items()], dtype=np.float64),
+        clusters=clusters,
         cells=_cells(run),
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from kvbench.common.text import one_line
-from kvbench.report.difference import stratified_difference
+from kvbench.report.difference import ColumnScores, Difference, differences
+from kvbench.report.paired import Matrix
 from kvbench.report.runs import budget_order, budget_words, groups, is_full_cache, name, order, setting, table_mark
 from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_setting
 from kvbench.report.view.reading import Facts, Head, rounded
@@ -78,7 +79,8 @@ def index_of(table: Table, facts: Mapping[Head, tuple[Facts, str, int]]) -> dict
     columns = [_column(table, at, facts) for at in range(len(table.columns))]
     lead, of, averaged = _lead(table, firsts, columns)
     names = _names(firsts)
-    rows = [_row(row, lead, of, averaged, columns, facts, runs, names[i]) for i, row in enumerate(kept)]
+    compared = _differences(table, kept, averaged, facts)
+    rows = [_row(row, lead, of, averaged, columns, facts, runs, names[i], compared[i]) for i, row in enumerate(kept)]
     bounds = [row["diff"][key] for row in rows if row["diff"] for key in ("low", "mean", "high")]
     known = [0.0, *(bound for bound in bounds if bound is not None)]
     model = str(table.shared["model"][0])
@@ -170,6 +172,7 @@ def _row(
     facts: Mapping[Head, tuple[Facts, str, int]],
     runs: list[dict[str, Any]],
     title: str,
+    difference: Difference | None,
 ) -> dict[str, Any]:
     present = [(at, run, *facts[run]) for at, run in enumerate(row) if run is not None and run in facts]
     cells: list[int | None] = [None] * len(columns)
@@ -182,7 +185,6 @@ def _row(
     first, every = present[0][1], [own for _, _, own, _, _ in present]
     label = first.manifest["label"]
     is_full, n = is_full_cache(first.manifest), sum(own.n for own in every)
-    strata = [100 * own.deltas for at, _, own, _, _ in present if at in averaged]
     sums = [sum(own.sums[i] for own in every) / n if n else None for i in range(4)]
     others = {key: rounded(100 * score, 2) for key, score in every[0].scores.items() if key != lead}
     return {
@@ -196,7 +198,7 @@ def _row(
         "hashes": [run["hash"][:8] for run in own_runs],
         "score": round(float(np.mean(known)), 2) if known else None,
         "missing": f"({len(known)}/{of})" if len(known) < of and known else "",
-        "diff": None if is_full else _difference(strata),
+        "diff": None if is_full else _difference(difference),
         "n": n,
         "oom": sum(own.oom for own in every),
         "failed": sum(own.failed for own in every),
@@ -239,8 +241,27 @@ def _grid(own: Facts, axes: Mapping[str, Sequence[int]]) -> list[float | None]:
     return result
 
 
-def _difference(strata: Sequence[Any]) -> dict[str, Any] | None:
-    difference = stratified_difference(strata)
+def _differences(
+    table: Table,
+    rows: Sequence[Sequence[Head | None]],
+    averaged: Sequence[int],
+    facts: Mapping[Head, tuple[Facts, str, int]],
+) -> list[Difference | None]:
+    """Return the difference of each row to the full cache, in points, over the columns of the leading average."""
+    scored, base = [], len(rows)  # the full cache itself: all of its differences are 0
+    for at in averaged:
+        inside = [(i, facts[run][0]) for i, row in enumerate(rows) if (run := row[at]) is not None and run in facts]
+        if inside and len(inside[0][1].deltas):
+            values = 100 * np.stack([own.deltas for _, own in inside])
+            values = np.concatenate([values, np.zeros((1, values.shape[1]))])
+            ids = tuple(map(str, range(values.shape[1])))
+            matrix = Matrix(ids, values, inside[0][1].clusters)
+            scored.append(ColumnScores(table.columns[at], [*(i for i, _ in inside), base], matrix))
+    average = {"lead": [[column.name for column in scored]]}
+    return [row.get("lead") for row in differences(scored, average, base + 1, base)][:base]
+
+
+def _difference(difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
     numbers = {key: rounded(difference[key], 2) for key in ("mean", "low", "high")}

@@ -15,7 +15,7 @@ import pytest
 from kvbench.report.table import table
 from kvbench.report.view import page
 from kvbench.report.view.__main__ import main
-from kvbench.store import load_runs
+from kvbench.store import load_numbers
 from tests.helpers.fake_runs import make_run, make_suite, out_of_memory, store_run
 from tests.helpers.synthetic_store import write_store
 
@@ -58,7 +58,7 @@ def test_one_file_holds_all_and_is_the_same_again(store: Path, tmp_path: Path, c
 def test_the_numbers_are_those_of_the_report(store: Path) -> None:
     main([str(store)])
     [shown] = data(store / "view.html")["tables"]
-    rows = table(load_runs(store))
+    rows = table(load_numbers(store))
     assert [(row["method"], row["budget"]) for row in shown["rows"]] == [(row["method"], row["budget"]) for row in rows]
     for ours, theirs in zip(shown["rows"], rows, strict=True):
         assert ours["score"] == round(100 * (theirs["scores"]["recall"] or 0), 2)

@@ -1,0 +1,61 @@
+"""Scores and measurements of runs, averaged over the samples with an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvbench.store import RunNumbers
+
+_STATES = {"ok": 0, "oom": 1, "failed": 2}  # as in `kvbench.store.columns.STATES`
+_MIB = 2**20
+
+
+def count(runs: Sequence[RunNumbers], state: str) -> int:
+    """Return how many samples of the runs are "ok", "oom" or "failed"."""
+    return sum(int((run.columns.state == _STATES[state]).sum()) for run in runs)
+
+
+def mean_score(run: RunNumbers, metric: str) -> float | None:
+    """Return the mean of a score over the samples that have it; None without any."""
+    scores = run.columns.scores.get(metric)
+    return None if scores is None else _mean(scores)
+
+
+def mean_of(runs: Sequence[RunNumbers], name: str) -> float | None:
+    """Return the mean over all answered samples of something measured, see `kvbench.store.columns.MEASURED`."""
+    return _mean(np.concatenate([run.columns.measured[name] for run in runs]))
+
+
+def mean_share(runs: Sequence[RunNumbers], part: str, whole: str) -> float | None:
+    """Return the mean over all answered samples of one measured number as a share of another."""
+    return _mean(np.concatenate([run.columns.measured[part] / run.columns.measured[whole] for run in runs]))
+
+
+def mebibytes(runs: Sequence[RunNumbers]) -> float | None:
+    """Return the mean size of the stored keys and values in MiB."""
+    held = mean_of(runs, "kv_bytes")
+    return None if held is None else held / _MIB
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def score_names(runs: Sequence[RunNumbers]) -> list[str]:
+    """Return the names of the stored scores, the headline first."""
+    names = dict.fromkeys(name for run in runs for name in run.columns.scores)
+    headline = runs[0].manifest["headline"]
+    return sorted(names, key=lambda name: name != headline)
+
+
+def check_metric(runs: Sequence[RunNumbers], metric: str | None) -> str:
+    """Return the metric to show, the headline by default. Raises ValueError for one that the runs do not hold."""
+    names = score_names(runs)
+    metric = metric or runs[0].manifest["headline"]
+    if names and metric not in names:
+        raise ValueError(f"--metric {metric}: these runs hold {', '.join(names)}")
+    return metric
