@@ -20,6 +20,7 @@ from kvbench.store import Manifest, RunNumbers, load_numbers
 _REPORTS = {  # word: module with main(argv), help
     "diff": ("kvbench.report.diff", "where two methods disagree, sample by sample"),
     "power": ("kvbench.report.power", "how many samples would separate two methods"),
+    "parity": ("kvbench.report.parity.__main__", "published numbers next to ours, and what is not run yet"),
 }
 _ABOUT = """\
 Tables of stored runs: method x budget x dataset, averages by category, differences to the full cache with 95%

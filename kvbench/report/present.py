@@ -130,7 +130,7 @@ def present(
     the baseline, and in a suite what a printed row has of other datasets. `by` is "method" or "bytes": the order of
     rows.
     """
-    numbers = [run if isinstance(run, RunNumbers) else numbers_of(run) for run in runs]
+    numbers = [numbers_of(run) for run in runs]
     related = [] if store is None else _related(numbers, store)
     pairs = [*_single(numbers, related, metric, by), *_suites(numbers, related, metric, by)]
     pairs = _with_distinct_models(pairs)

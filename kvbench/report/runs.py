@@ -96,7 +96,10 @@ def check_comparable(runs: Sequence[Described]) -> None:
         for key, value in first.items():
             if other[key] != value:
                 what = _difference(key, value, other[key])
-                raise ValueError(f"{title(runs[0])} and {title(run)} cannot share a table, they differ in {what}")
+                raise ValueError(
+                    f"{title(runs[0])} and {title(run)} cannot share a table, they differ in {what}; "
+                    "compare runs of one protocol, device and model, or report them apart"
+                )
 
 
 def _difference(key: str, value: object, other: object) -> str:

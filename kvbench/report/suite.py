@@ -18,7 +18,8 @@ from kvbench.report.measured import count, mean_of, mean_score, mean_share, mebi
 from kvbench.report.paired import Matrix, matrix
 from kvbench.report.runs import is_full_cache, names, order
 from kvbench.report.suite_groups import column_setting, place_of, row_key
-from kvbench.store import RunNumbers
+from kvbench.store import RunNumbers, numbers_of
+from kvbench.store.numbers import ReadRun
 
 BUCKETS = ("0-4k", "4-8k", "8k+")  # of LongBench-E, by the `length` field of a sample
 
@@ -106,12 +107,13 @@ class SuiteTable(TypedDict):
     rows: list[SuiteRow]
 
 
-def suite_table(runs: Sequence[RunNumbers], metric: str | None = None) -> SuiteTable:
+def suite_table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None) -> SuiteTable:
     """Return the table of one group of `suite_groups`: None where nothing was measured, the full cache first.
 
     The leading average is the most complete one, then that of most columns. Differences are in points, over the columns
     and samples that a row shares with the full cache. Raises ValueError for a metric that no run holds.
     """
+    runs = list(map(numbers_of, read))
     if metric is not None and metric not in score_names(runs):
         raise ValueError(f"--metric {metric}: these runs hold {', '.join(score_names(runs))}")
     columns = _columns(runs, metric)

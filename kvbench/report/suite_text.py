@@ -181,12 +181,16 @@ def transposed(table: SuiteTable) -> str:
     lines: list[tuple[str, Sequence[str]]] = [("budget", [row["budget"] for row in rows])]
     for category in dict.fromkeys(column["category"] for column in columns):
         names = [column["name"] for column in columns if column["category"] == category]
-        lines += [(name, [_dataset(row["datasets"].get(name)) for row in rows]) for name in names]
+        lines += [(name, [_emphasis(row, name, _dataset(row["datasets"].get(name))) for row in rows]) for name in names]
         averaged = [macro for macro in macros if category in macros[macro]["categories"]]
         for macro in averaged:
             label = f"= {category}" if len(averaged) == 1 else f"= {category}, {macro}"
-            lines.append((label, [mean(row["macros"][macro]["categories"][category]) for row in rows]))
-    lines += [(f"= {macro}", [_macro(row["macros"][macro]) for row in rows]) for macro in macros]
+            key = f"categories/{macro}/{category}"
+            cells_of = [(row, row["macros"][macro]["categories"][category]) for row in rows]
+            lines.append((label, [_emphasis(row, key, mean(cell)) for row, cell in cells_of]))
+    for macro in macros:
+        key = f"macros/{macro}"
+        lines.append((f"= {macro}", [_emphasis(row, key, _macro(row["macros"][macro])) for row in rows]))
     last = [summary(table, row) for row in rows]
     for name in last[0]:
         if name.startswith("Δ"):

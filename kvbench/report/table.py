@@ -15,7 +15,8 @@ from kvbench.report.measured import check_metric, count, mean_of, mean_score, me
 from kvbench.report.paired import matrix
 from kvbench.report.runs import check_comparable, is_full_cache, names, order
 from kvbench.report.suite_groups import row_key
-from kvbench.store import RunNumbers
+from kvbench.store import RunNumbers, numbers_of
+from kvbench.store.numbers import ReadRun
 
 
 class Row(TypedDict):
@@ -52,14 +53,14 @@ class Row(TypedDict):
     tpot_s: float | None
 
 
-def table(runs: Sequence[RunNumbers], metric: str | None = None) -> list[Row]:
+def table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None) -> list[Row]:
     """Return one row per run, the full cache first. Means are over the samples that got an answer.
 
     Raises ValueError for runs that cannot be compared and for an unknown metric.
     """
-    check_comparable(runs)
+    check_comparable(read)
+    runs = sorted(map(numbers_of, read), key=order)
     metric = check_metric(runs, metric)
-    runs = sorted(runs, key=order)
     metrics = [metric, *(other for other in score_names(runs) if other != metric)]
     column = ColumnScores(runs[0].manifest["label"]["benchmark"], range(len(runs)), matrix(runs, metric))
     rows = [_row(run, metrics, name) for run, name in zip(runs, names(runs), strict=True)]

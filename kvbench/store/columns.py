@@ -100,7 +100,11 @@ def read_columns(files: Sequence[Path]) -> Columns | None:
     if not data or any(part and not part.endswith(b"\n") for part in parts):
         return None
     texts = _SCORES.findall(data)
-    names = sorted({key.decode() for key in _KEY.findall(b", ".join(texts))})
+    joined = b", ".join(texts)
+    keys = _KEY.findall(joined)
+    if joined.count(b'"') != 2 * len(keys):  # a name or a value of another form
+        return None
+    names = sorted({key.decode() for key in keys})
     try:
         table = _parsed(data, names)
         return _checked(table, names, len(texts))

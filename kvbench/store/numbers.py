@@ -47,8 +47,10 @@ class RunNumbers:
     columns: Columns
 
 
-def numbers_of(run: ReadRun) -> RunNumbers:
-    """Return the numbers of a run that was read with its records."""
+def numbers_of(run: ReadRun | RunNumbers) -> RunNumbers:
+    """Return the numbers of a run that was read with its records; numbers stay as they are."""
+    if isinstance(run, RunNumbers):
+        return run
     records = sorted(map(without_bulk, run.samples), key=lambda record: record["id"])
     return RunNumbers(getattr(run, "path", Path()), run.manifest, run.status, columns_of(records))
 

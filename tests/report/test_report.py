@@ -46,8 +46,8 @@ OTHER_SETTINGS = [
     ({"model": "bbbb"}, r"model: .*'weights': 'aaaa'\}\] / .*'weights': 'bbbb'\}\]"),
     ({"dtype": "bfloat16"}, r"dtype: 'float32' / 'bfloat16'"),
     ({"device": "cuda"}, r"device: 'cpu' / 'cuda'"),
-    ({"question": "agnostic"}, r"protocol\.question: 'aware' / 'agnostic'$"),
-    ({"lengths": [500]}, r"protocol\.lengths: \[500, 1000, 2000\] / \[500\]$"),
+    ({"question": "agnostic"}, r"protocol\.question: 'aware' / 'agnostic';"),
+    ({"lengths": [500]}, r"protocol\.lengths: \[500, 1000, 2000\] / \[500\];"),
 ]
 
 
@@ -66,7 +66,7 @@ def test_runs_of_another_scoring_never_share_a_table() -> None:
     runs = [make_run("fullkv", "full", 1.0), make_run("snapkv", "0.2", 1.0), make_run("ada", "0.2", 1.0)]
     for run, version in zip(runs[1:], (2, 3), strict=True):
         run.manifest["scoring"] = {"metrics": {"recall": version}}
-    with pytest.raises(ValueError, match=r"differ in scoring\.metrics: \{'recall': 2\} / \{'recall': 3\}$"):
+    with pytest.raises(ValueError, match=r"differ in scoring\.metrics: \{'recall': 2\} / \{'recall': 3\};"):
         table(runs[1:])
     assert len(groups(runs)) == 3
 

@@ -1,0 +1,158 @@
+"""Forms of a table: the same bytes from the same store, and the same numbers in all of them."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvbench.report.__main__ import main
+from kvbench.report.formats import FORMATS
+from tests.helpers.fake_runs import make_part, make_run, store_run
+from tests.helpers.synthetic_store import write_store
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    write_store(root, runs=28, samples=20, needle=True, failures=0.05)
+    return root
+
+
+@pytest.mark.parametrize("by", ["method", "bytes"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_store_gives_the_same_bytes(
+    form: str, by: str, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for _ in range(2):
+        assert main([str(stored), "--format", form, "--by", by]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and len(texts[0]) > 1000
+
+
+def test_another_process_gives_the_same_bytes(stored: Path) -> None:
+    """Hash seeds and the order of sets do not matter."""
+    command = [sys.executable, "-m", "kvbench.report", str(stored), "--format"]
+    for form in ("html", "json"):
+        first, second = (
+            subprocess.run(
+                [*command, form], check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": seed}
+            ).stdout
+            for seed in ("1", "2")
+        )
+        assert first == second and len(first) > 1000
+
+
+class Page(html.parser.HTMLParser):
+    """The cells of a page and their classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[tuple[str, str]] = []
+        self._open: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open = (dict(attrs).get("class") or "") if tag == "td" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self.cells.append((data, self._open))
+            self._open = None
+
+
+def output(stored: Path, form: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([str(stored), "--benchmark", "synthetic", "--format", form]) == 0
+    return capsys.readouterr().out
+
+
+def test_marks_and_grey_are_the_same_in_every_form(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(output(stored, "json", capsys))[0]
+    best = {
+        f"{row['datasets'][name]['score']:.2f}"
+        for row in content["rows"]
+        for name in row["best"]
+        if name in row["datasets"]
+    }
+    assert best, "the synthetic methods differ"
+    page = Page()
+    page.feed(output(stored, "html", capsys))
+    latex, markdown = output(stored, "latex", capsys), output(stored, "table", capsys)
+    for score in best:
+        assert any(text.rstrip("*") == score and "best" in kind.split() for text, kind in page.cells)
+        assert re.search(rf"\\textbf{{{score}\*?}}", latex) and f"**{score}" in markdown
+    grey = {text for text, kind in page.cells if "grey" in kind.split()}
+    uncertain = [row for row in content["rows"] if row["difference"] and not row["difference"]["significant"]]
+    assert uncertain
+    for row in uncertain:
+        shown = f"{row['difference']['mean']:+.2f}"
+        assert any(text.startswith(shown) and text.endswith("n.s.") for text in grey)
+        assert rf"\textcolor{{gray}}{{{shown}" in latex
+
+
+def test_csv_has_differences_marks_and_averages(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = list(csv.DictReader(io.StringIO(output(stored, "csv", capsys))))
+    content = json.loads(output(stored, "json", capsys))[0]
+    rows = {(row["method"], row["budget"]): row for row in content["rows"]}
+    checked = 0
+    for line in lines:
+        row = rows[line["method"], line["budget"]]
+        if line["metric"] == content["lead"]:
+            expected = row["difference"]
+        elif line["dataset"] and line["metric"] == "qa_f1":
+            expected = row["differences"].get(line["dataset"])
+        else:
+            continue
+        checked += expected is not None
+        assert (line["delta"] == "") == (expected is None)
+        if expected is not None:
+            bounds = [float(line[key]) for key in ("delta", "delta_low", "delta_high")]
+            assert bounds == pytest.approx([expected[key] / 100 for key in ("mean", "low", "high")], abs=1e-9)
+            assert float(line["ttft_s"]) > 0 and float(line["kv_bytes"]) > 0
+    assert checked == 4 * (len(rows) - 1)
+
+
+# ---- one axis of bytes ---------------------------------------------------------------------------
+
+
+def test_rows_are_sorted_by_bytes_with_quantised_and_evicted_ones_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantised = make_run("kivi", "full", 0.9)
+    for sample in quantised.samples:
+        sample["kv_bytes"] = sample["kv_bytes_full"] // 4
+    for run in (
+        make_run("fullkv", "full", 1.0),
+        make_run("snapkv", "0.2", 0.5),
+        quantised,
+        make_run("ada", "0.4", 0.5),
+    ):
+        store_run(tmp_path, run)
+    assert main([str(tmp_path), "--by", "bytes"]) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
+    assert rows[0][:4] == ["method", "budget", "KV MiB", "front"]
+    assert [(row[0], row[3]) for row in rows[1:]] == [("snapkv", "●"), ("kivi", "●"), ("ada", ""), ("fullkv", "●")]
+    assert "front: no row of fewer or as many bytes scores higher" in out
+
+
+# ---- protocol --------------------------------------------------------------------------------------
+
+
+def test_footnotes_name_protocol_metrics_and_weights(tmp_path: Path) -> None:
+    for method, budget in (("fullkv", "full"), ("snapkv", "0.2")):
+        store_run(tmp_path / "runs", make_part(method, budget, "qasper", 0.5))
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    [folder] = (tmp_path / "out").iterdir()
+    for file in ("table.md", "table.tex", "table.html"):
+        text = (folder / file).read_text().replace("\\", "")
+        assert "Protocol: protocol=longbench-original, question=aware." in text, file
+        assert "Metrics and their versions: qa_f1 1." in text and "float32 on cpu" in text

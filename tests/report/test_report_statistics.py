@@ -1,0 +1,173 @@
+"""Statistics of the report: intervals against scipy, coverage in simulations, Holm, contexts, and marks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from kvbench.report.best import best_rows
+from kvbench.report.bootstrap import distribution, generator, percentiles, resamples, stretch, variances
+from kvbench.report.difference import ColumnScores, Difference, differences, paired_difference
+from kvbench.report.holm import holm, p_values
+from kvbench.report.paired import Matrix, by_cluster
+from tests.helpers.fake_runs import make_part, numbers
+
+# scipy 1.16: stats.bootstrap((x,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(7))
+# .confidence_interval of the differences that `drawn` gives
+SCIPY = [
+    ("normal", 5, -0.370056547831506, 0.08159920461686013), ("sign", 5, -0.6, 0.0),
+    ("skew", 5, -0.1492078558406263, -0.037387058345842814),
+    ("normal", 28, -0.2070552408379461, 0.017903288734853893),
+    ("sign", 28, -0.32142857142857145, 0.03571428571428571),
+    ("skew", 28, -0.14085625959538653, -0.06085714223234339),
+    ("normal", 200, -0.18808724533034785, -0.10122927472799487), ("sign", 200, -0.155, -0.035),
+    ("skew", 200, -0.11400257441968709, -0.09008985331520258),
+]  # fmt: skip
+
+
+def drawn(kind: str, size: int | tuple[int, int], seed: int) -> np.ndarray:
+    """Return differences whose true mean is -0.1: normal, right or wrong, skewed."""
+    random = np.random.default_rng(seed)
+    if kind == "normal":
+        return random.normal(-0.1, 0.3, size)
+    if kind == "sign":
+        return random.choice([-1.0, 0, 1], size, p=[0.15, 0.8, 0.05])
+    return -random.exponential(0.1, size)
+
+
+@pytest.mark.parametrize(("kind", "n", "low", "high"), SCIPY)
+def test_intervals_equal_those_of_scipy_on_the_same_resamples(kind: str, n: int, low: float, high: float) -> None:
+    values = drawn(kind, n, n)[None]
+    means = distribution(values, np.ones((1, n)), resamples(n, np.random.default_rng(7)))
+    assert percentiles(means)[:, 0] == pytest.approx([low, high], abs=1e-12)
+
+
+def test_contexts_are_resampled_with_all_of_their_questions_as_by_scipy() -> None:
+    """The statistic that scipy resampled is the ratio of the sums of differences and of their numbers."""
+    sizes = np.random.default_rng(3).integers(1, 6, 30).astype(float)
+    sums = np.random.default_rng(4).normal(0, 1, 30) * sizes
+    means = distribution(sums[None], sizes[None], resamples(30, np.random.default_rng(7)))
+    assert percentiles(means)[:, 0] == pytest.approx([-0.6005404053655542, 0.1955686750347121], abs=1e-12)
+
+
+def test_resamples_count_each_cluster_and_go_on_over_blocks() -> None:
+    counts = resamples(700, np.random.default_rng(1), draws=4000)
+    plain = np.random.default_rng(1).integers(0, 700, (4000, 700))
+    assert (counts.sum(1) == 700).all()
+    for at in (0, 2995, 2996, 3999):
+        assert (counts[at] == np.bincount(plain[at], minlength=700)).all()
+
+
+def rows_of(values: np.ndarray, clusters: np.ndarray | None = None) -> list[Difference | None]:
+    """Return the differences of [rows, samples] scores to zeros."""
+    number = len(values)
+    codes = np.arange(values.shape[1]) if clusters is None else clusters
+    scores = Matrix(
+        tuple(map(str, range(values.shape[1]))), np.concatenate([values, np.zeros((1, values.shape[1]))]), codes
+    )
+    column = ColumnScores("dataset", range(number + 1), scores)
+    return [row.get("dataset") for row in differences([column], {}, number + 1, number, draws=1999)[:number]]
+
+
+@pytest.mark.parametrize("kind", ["normal", "sign", "skew"])
+@pytest.mark.parametrize("n", [50, 200])
+def test_ninety_five_percent_intervals_hold_the_truth_in_ninety_five_percent(kind: str, n: int) -> None:
+    results = [row for row in rows_of(drawn(kind, (2000, n), 11)) if row and row["low"] is not None]
+    held = np.mean([(row["low"] or 0) <= -0.1 <= (row["high"] or 0) for row in results])
+    # right or wrong answers on 50 samples have few possible means, and skewed ones a long tail
+    assert (0.92 if kind == "skew" and n == 50 else 0.93) <= held <= 0.97 and len(results) > 1990
+
+
+def test_intervals_hold_the_truth_where_questions_share_contexts_and_too_seldom_if_that_is_ignored() -> None:
+    random = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(40), 5)
+    values = -0.1 + np.repeat(random.normal(0, 0.2, (1000, 40)), 5, axis=1) + random.normal(0, 0.2, (1000, 200))
+    together, ignored = (
+        np.mean([(row["low"] or 0) <= -0.1 <= (row["high"] or 0) for row in rows_of(values, codes) if row])
+        for codes in (clusters, None)
+    )
+    assert 0.93 <= together <= 0.97 and ignored < 0.85
+
+
+def test_a_row_does_not_depend_on_the_other_rows_of_its_table() -> None:
+    values = drawn("normal", (70, 30), 3)
+    values[5, :7] = np.nan
+    together = rows_of(values)
+    for at in (0, 5, 69):
+        assert rows_of(values[at : at + 1]) == [together[at]]
+    five = together[5]
+    assert five is not None and five["n"] == 23
+
+
+def test_few_samples_get_wider_intervals_than_percentiles_alone() -> None:
+    factors = []
+    for n in (5, 20, 200):
+        variance, number = variances(drawn("normal", (1, n), 1), np.ones((1, n)))
+        factors.append(float(stretch([(variance, number)])[0]))
+    assert factors == pytest.approx([1.584, 1.096, 1.0086], abs=0.002)
+
+
+def test_by_cluster_adds_up_what_is_known() -> None:
+    sums, sizes = by_cluster(np.array([[1.0, 2.0, np.nan, 4.0]]), np.array([0, 1, 0, 1]))
+    assert sums.tolist() == [[1.0, 6.0]] and sizes.tolist() == [[1.0, 2.0]]
+
+
+def test_a_single_context_has_no_interval() -> None:
+    run, full = make_part("snapkv", "0.2", "qasper", 0.5), make_part("fullkv", "full", "qasper", 1.0)
+    for sample in (*run.samples, *full.samples):
+        sample["context"] = "the only one"
+    result = paired_difference(*numbers([run, full]), "qa_f1")
+    assert result is not None and (result["low"], result["reason"], result["significant"]) == (None, "1 context", False)
+
+
+# ---- tests of several comparisons ------------------------------------------------------------------
+
+
+def test_sign_flip_p_values_are_exact_for_few_contexts() -> None:
+    values = np.random.default_rng(1).normal(0.2, 0.5, 10)
+    signs = np.array(list(itertools.product((-1, 1), repeat=10)))
+    sums = np.abs(signs @ values)
+    exact = np.mean(sums >= abs(values.sum()) - 1e-9)
+    assert p_values(values[None])[0] == exact == 0.029296875, "scipy.stats.permutation_test says the same"
+    assert p_values(np.full((1, 6), -1.0))[0] == 2 / 64 and p_values(np.zeros((1, 5)))[0] == 1
+
+
+def test_sign_flip_p_values_of_many_contexts_are_uniform_without_an_effect() -> None:
+    p = p_values(np.random.default_rng(2).choice([-1.0, 0, 1], (4000, 60), p=[0.2, 0.6, 0.2]))
+    assert 0.035 <= (p < 0.05).mean() <= 0.06
+    assert p_values(np.zeros((1, 60)))[0] == 1
+
+
+def test_holm_steps_down() -> None:
+    assert holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm(np.array([0.9, 0.5])).tolist() == [1.0, 1.0] and holm(np.array([])).tolist() == []
+
+
+def marked(scores: np.ndarray, groups: list[list[int]]) -> set[int]:
+    ids = tuple(map(str, range(scores.shape[1])))
+    column = ColumnScores("qasper", range(len(scores)), Matrix(ids, scores, np.arange(scores.shape[1])))
+    return best_rows([column], {}, {"qasper": scores.mean(1).tolist()}, groups)["qasper"]
+
+
+def test_the_best_is_marked_only_if_it_beats_all_others_under_its_budget() -> None:
+    random = np.random.default_rng(8)
+    base = random.random(100)
+    better, good, same = base + 0.3 + random.normal(0, 0.1, 100), base + random.normal(0, 0.1, 100), base
+    assert marked(np.stack([better, good, same]), [[0, 1, 2]]) == {0}
+    assert marked(np.stack([good, same]), [[0, 1]]) == set(), "a difference that may be chance"
+    assert marked(np.stack([better, good, same]), [[0], [1, 2]]) == set(), "nothing to beat, or no difference"
+    assert marked(np.stack([better, better, same]), [[0, 1, 2]]) == set(), "two are equally good"
+
+
+def test_marks_are_rare_without_any_difference() -> None:
+    """At most 5 % of 200 columns with 10 equal methods may have a mark."""
+    random = np.random.default_rng(9)
+    marks = sum(bool(marked(random.normal(0, 1, (10, 50)), [list(range(10))])) for _ in range(200))
+    assert marks <= 10
+
+
+def test_random_numbers_depend_on_the_name_alone() -> None:
+    first, second, other = (generator(name).integers(0, 99, 5).tolist() for name in ("a", "a", "b"))
+    assert first == second != other
