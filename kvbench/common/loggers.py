@@ -21,7 +21,6 @@ class WandbSettings:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     mode: str = "auto"
-    report: bool = False
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_the_command_of_an_agent_runs(tmp_path: Path, wait_for: Callable[..., No
     assert done.returncode == 0, done.stderr
     wait_for(lambda: [*tmp_path.glob("wandb/kvbench/*/*/entry.json")] and _is_complete(tmp_path))
     (run,) = read_logged(tmp_path).values()
-    assert run.id == "agent7" and len(run.tables["samples"]["data"]) == 2
+    assert run.id == "agent7" and len(run.tables["samples"]["data"]) == 6, "two depths, three seeds"
     assert run.config["method"] == chosen["method"]["value"] and "score" in run.summary
     tails = [row[run.tables["samples"]["columns"].index("prompt_tail")] for row in run.tables["samples"]["data"]]
     assert all("magic number" in tail for tail in tails)

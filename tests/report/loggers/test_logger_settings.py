@@ -57,7 +57,6 @@ def test_an_unknown_name_is_one_line(overrides: list[str], line: str) -> None:
         ("logger.wandb.project=a/b", "logger.wandb.project=a/b: use at most 64 letters"),
         ("logger.wandb.tags=3", "logger.wandb.tags=3: must be a list of texts, such as [a, b]"),
         ("logger.wandb.tags=['']", "must have 1 to 64 printable characters"),
-        ("logger.wandb.report=maybe", "logger.wandb.report=maybe: must be true or false"),
         ("+logger.x.y=3", "no such logger"),
         ("+logger.wandb.api_key=S3CRET", "logger.wandb.api_key: no such setting"),
         ("logger.wandb.project=${oc.env:HOME}", "oc.env may not be used here"),
@@ -71,7 +70,7 @@ def test_a_wrong_value_is_one_line(compose: Compose, override: str, line: str) -
 
 
 def test_every_setting_passes_the_check(compose: Compose) -> None:
-    settings = ["project=p", "entity=e", "group=g", "tags=[a,b]", "mode=offline", "report=true"]
+    settings = ["project=p", "entity=e", "group=g", "tags=[a,b]", "mode=offline"]
     config.check(compose("model=tiny", "logger=wandb", *(f"logger.wandb.{setting}" for setting in settings)))
 
 
