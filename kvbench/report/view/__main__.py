@@ -9,7 +9,7 @@ from pathlib import Path
 from kvbench.common.command import Parser, command
 from kvbench.common.text import one_line
 from kvbench.report.view.page import LIMIT, Written, write
-from kvbench.report.view.reading import heads_below
+from kvbench.store import Manifest, load_numbers
 
 
 @command
@@ -24,13 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = arguments.out or arguments.runs / "view.html"
     if out.suffix not in (".html", ".htm"):
         raise ValueError(f"--out {out}: the name of an HTML file, such as view.html")
-    heads = heads_below(arguments.runs, arguments.benchmark)
-    if not heads:
+    runs = load_numbers(arguments.runs, wanted=lambda manifest: _is_of(manifest, arguments.benchmark))
+    if not runs:
         what = f" of benchmark {arguments.benchmark}" if arguments.benchmark else ""
         raise ValueError(f"{arguments.runs}: no runs{what} there; run `kvbench` first or name another folder")
     name = arguments.runs.resolve().name or "kvbench"
-    print(_words(write(heads, out, name, answers=not arguments.no_answers)))
+    print(_words(write(runs, out, name, answers=not arguments.no_answers)))
     return 0
+
+
+def _is_of(manifest: Manifest, benchmark: str | None) -> bool:
+    """Return True for a run of a benchmark, of a suite, or of suites whose names begin with it; None: any run."""
+    place = manifest["part"]
+    names = [manifest["label"]["benchmark"], *([place["suite"]] if place else [])]
+    return benchmark is None or any(f"{name}-".startswith(f"{benchmark}-") for name in names)
 
 
 def _words(written: Written) -> str:

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from tqdm import tqdm
+
 from kvbench import __version__
 from kvbench.common.files import write_atomic
-from kvbench.report.view.reading import Facts, Head, read_blocks, tasks_of
+from kvbench.report.view.answers import read_blocks, tasks_of
 from kvbench.report.view.tables import arrange, index_of
+from kvbench.store import RunNumbers
 
 LIMIT = 10_000_000  # bytes of a page that holds all answers
 _MANY = 100_000  # samples from which on answers are compressed fast
@@ -50,26 +53,24 @@ class Answers:
         self.parts = 0
         self._size = 0
 
-    def add(self, packed: bytes) -> str:
-        """Take a block and return its name."""
+    def add(self, packed: bytes) -> None:
+        """Take the next block; its name is how many came before."""
         text = base64.b64encode(packed).decode()
         if self.parts:
-            return self._write(text)
+            self._write(text)
+            return
         self.inside.append(text)
         self._size += len(text)
-        name = str(len(self.inside) - 1)
         if self._size > LIMIT * 0.95:  # the index needs some room, too
             for held in self.inside:
                 self._write(held)
             self.inside = []
-        return name
 
-    def _write(self, text: str) -> str:
+    def _write(self, text: str) -> None:
         name = str(self.parts)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{name}.js").write_text(f'kvbenchPart("{name}","{text}")\n', encoding="ascii")
         self.parts += 1
-        return name
 
     def remove_old_parts(self) -> None:
         """Delete the parts of an earlier, larger view of the same name; other files stay."""
@@ -80,39 +81,31 @@ class Answers:
             self.folder.rmdir()
 
 
-def write(heads: Sequence[Head], out: Path, store: str, answers: bool = True) -> Written:
+def write(runs: Sequence[RunNumbers], out: Path, store: str, answers: bool = True) -> Written:
     """Write the page of some runs, and return what was written. The same runs give the same bytes."""
-    tables = arrange(heads)
-    expected = sum(head.manifest["num_samples"] for head in heads)
-    level = 0 if not answers else 3 if expected > _MANY else 9
-    columns = [(table, at) for table in tables for at in range(len(table.columns))]
-    jobs = [
-        (task, table.column(at)) for table, at in columns for task in tasks_of(table.column(at), table.full(at), level)
-    ]
+    tables = arrange(runs)
+    samples = sum(len(run.columns.ids) for run in runs)
+    level = 3 if samples > _MANY else 9
+    columns = [table.column(name) for table in tables for name in table.columns]
+    tasks = [task for column in columns for task in tasks_of(column, level)] if answers else []
+    places = {path: (str(at), slot) for at, task in enumerate(tasks) for slot, path in enumerate(task.paths)}
+    indices = [index_of(table, places) for table in tables]
     folder = out.with_name(f"{out.stem}-parts")
-    packed, facts = Answers(folder), {}
-    by_path = {head.path: head for head in heads}
+    packed = Answers(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for (task, _), block in zip(jobs, read_blocks([task for task, _ in jobs], expected), strict=True):
-        name = packed.add(block.packed) if answers else ""
-        for slot, (path, own) in enumerate(zip(task.paths, block.facts, strict=True)):
-            if own is not None:
-                facts[by_path[path]] = (own, name, slot)
+    for block in tqdm(read_blocks(tasks, samples), "answers", len(tasks), leave=False, disable=None):
+        packed.add(block)
     content = {
         "store": store,
         "version": f"kvbench {__version__}",
         "parts": quote(folder.name) if packed.parts else "",
         "answers": answers,
-        "tables": [index for table in tables if (index := index_of(table, facts)) is not None],
+        "tables": indices,
     }
-    if not content["tables"]:
-        raise ValueError(f"{store}: all of its runs are damaged, see above")
     html = page(content, packed.inside)
     write_atomic(out, html)
     packed.remove_old_parts()
-    own_facts: list[Facts] = [own for own, _, _ in facts.values()]
-    samples = sum(own.n + own.oom + own.failed for own in own_facts)
-    return Written(out, len(html.encode()), len(own_facts), samples, folder, packed.parts)
+    return Written(out, len(html.encode()), len(runs), samples, folder, packed.parts)
 
 
 def page(index: object, blocks: Sequence[str]) -> str:

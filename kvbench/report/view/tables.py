@@ -1,98 +1,99 @@
-"""The index of the page: tables of comparable runs, their rows, and the differences to the full cache."""
+"""The index of the page: tables of comparable runs with the numbers of the report, and needle grids."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from kvbench.common.text import one_line
-from kvbench.report.difference import ColumnScores, Difference, differences
-from kvbench.report.paired import Matrix
-from kvbench.report.runs import budget_order, budget_words, groups, is_full_cache, name, order, setting, table_mark
+from kvbench.report.difference import Difference
+from kvbench.report.measured import count, mean_score
+from kvbench.report.runs import budget_order, budget_words, groups, is_full_cache, order, setting, table_mark
+from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_setting
-from kvbench.report.view.reading import Facts, Head, rounded
+from kvbench.report.table import table
+from kvbench.store import RunNumbers
 
-_INTERVAL = "Mean difference to the full cache over common samples, in points, with its 95% interval; grey: holds 0"
+_INTERVAL = "Mean difference to the full cache over common samples, in points, with its 95% interval; grey: it holds 0"
 _LONGEST = 2000  # lengths or depths of a grid
+
+Places = Mapping[Path, tuple[str, int]]  # by run folder: its block of answers, and its place in that
 
 
 @dataclass(frozen=True)
 class Table:
-    """Comparable runs: columns by name, and rows, each with a run per column or None."""
+    """Comparable runs: columns by name, and rows, each with a run by column."""
 
     shared: Mapping[str, Any]
     mark: str
-    is_suite: bool
     columns: Sequence[str]
-    rows: Sequence[Sequence[Head | None]]
+    runs: Sequence[RunNumbers]
+    rows: Sequence[Mapping[str, RunNumbers]]
 
-    def column(self, at: int) -> list[Head]:
+    def column(self, name: str) -> list[RunNumbers]:
         """Return the runs of a column in the order of the rows."""
-        return [run for row in self.rows if (run := row[at]) is not None]
-
-    def full(self, at: int) -> Head | None:
-        """Return the full cache's run of a column."""
-        return next((run for run in self.column(at) if is_full_cache(run.manifest)), None)
+        return [row[name] for row in self.rows if name in row]
 
 
-def arrange(heads: Sequence[Head]) -> list[Table]:
+def arrange(runs: Sequence[RunNumbers]) -> list[Table]:
     """Sort runs into tables, in a fixed order; nothing stands in one table that may not be compared."""
     tables = []
-    for group in groups([head for head in heads if head.manifest["part"] is None]):
+    for group in groups([run for run in runs if run.manifest["part"] is None]):
         shared: Mapping[str, Any] = {**setting(group[0].manifest)}
-        rows = [[head] for head in group]
-        tables.append(Table(shared, table_mark(shared), False, [str(shared["benchmark"])], rows))
+        name = str(shared["benchmark"])
+        tables.append(
+            Table(shared, table_mark(shared), [name], group, [{name: run} for run in sorted(group, key=order)])
+        )
     earlier: list[str] = []
-    for group in suite_groups([head for head in heads if head.manifest["part"] is not None]):
+    for group in suite_groups([run for run in runs if run.manifest["part"] is not None]):
         shared = {**suite_setting(group[0].manifest)}
-        mark = table_mark(shared)
-        mark = table_mark({"setting": mark, "table": earlier.count(mark)}) if mark in earlier else mark
-        earlier.append(table_mark(shared))
+        plain = table_mark(shared)
+        mark = table_mark({"setting": plain, "table": earlier.count(plain)}) if plain in earlier else plain
+        earlier.append(plain)
         tables.append(_suite(group, {"benchmark": shared["suite"], **shared}, mark))
-    return sorted(tables, key=lambda table: (table.shared["benchmark"], str(table.shared["model"][0]), table.mark))
+    return sorted(tables, key=lambda each: (each.shared["benchmark"], str(each.shared["model"][0]), each.mark))
 
 
-def _suite(group: Sequence[Head], shared: Mapping[str, Any], mark: str) -> Table:
-    orders = {place_of(head.manifest)["name"]: place_of(head.manifest)["order"] for head in group}
-    columns = sorted(orders, key=lambda column: (orders[column], column))
-    by_row: dict[str, dict[str, Head]] = {}
-    for head in sorted(group, key=order):
-        by_row.setdefault(row_key(head), {})[place_of(head.manifest)["name"]] = head
-    rows = [[row.get(column) for column in columns] for row in by_row.values()]
-    return Table(shared, mark, True, columns, rows)
+def _suite(group: Sequence[RunNumbers], shared: Mapping[str, Any], mark: str) -> Table:
+    orders = {place_of(run.manifest)["name"]: place_of(run.manifest)["order"] for run in group}
+    rows: dict[str, dict[str, RunNumbers]] = {}
+    for run in sorted(group, key=order):
+        rows.setdefault(row_key(run), {})[place_of(run.manifest)["name"]] = run
+    full_first = sorted(rows.values(), key=lambda row: not is_full_cache(next(iter(row.values())).manifest))
+    return Table(shared, mark, sorted(orders, key=lambda name: (orders[name], name)), group, full_first)
 
 
-def index_of(table: Table, facts: Mapping[Head, tuple[Facts, str, int]]) -> dict[str, Any] | None:
-    """Return a table as the page reads it, see assets/data.js; None if all of its runs are damaged.
-
-    Args:
-        facts: per run its facts, its block and its place in that. Heads are compared by identity.
-    """
-    kept = [row for row in table.rows if any(run is not None and run in facts for run in row)]
-    if not kept:
-        return None
-    firsts = [next(run for run in row if run is not None and run in facts) for row in kept]
+def index_of(arranged: Table, places: Places) -> dict[str, Any]:
+    """Return a table as the page reads it, see assets/data.js. `places` is empty where the answers are left out."""
+    is_suite = "suite" in arranged.shared
+    columns = [_column(arranged.column(name), name) for name in arranged.columns]
     runs: list[dict[str, Any]] = []
-    columns = [_column(table, at, facts) for at in range(len(table.columns))]
-    lead, of, averaged = _lead(table, firsts, columns)
-    names = _names(firsts)
-    compared = _differences(table, kept, averaged, facts)
-    rows = [_row(row, lead, of, averaged, columns, facts, runs, names[i], compared[i]) for i, row in enumerate(kept)]
+    rows = []
+    lead, reported = _suite_rows(arranged.runs) if is_suite else _single_rows(arranged.runs)
+    for row, numbers in zip(arranged.rows, reported, strict=True):
+        cells: list[int | None] = [None] * len(columns)
+        for at, name in enumerate(arranged.columns):
+            if name in row:
+                cells[at] = len(runs)
+                runs.append(_run(row[name], places, columns[at]["grid"]))
+        own = [runs[cell] for cell in cells if cell is not None]
+        rows.append({**_row(next(iter(row.values())), own), **numbers, "cells": cells})
     bounds = [row["diff"][key] for row in rows if row["diff"] for key in ("low", "mean", "high")]
     known = [0.0, *(bound for bound in bounds if bound is not None)]
-    model = str(table.shared["model"][0])
-    details = _details(table.shared)
+    model, details = str(arranged.shared["model"][0]), _details(arranged.shared)
     return {
-        "benchmark": table.shared["benchmark"],
+        "benchmark": arranged.shared["benchmark"],
         "model": model,
         "details": details,
-        "name": one_line(f"{table.shared['benchmark']}, {model}, {details}"),
-        "mark": table.mark,
-        "setting": table.shared,
-        "suite": table.is_suite,
+        "name": one_line(f"{arranged.shared['benchmark']}, {model}, {details}"),
+        "mark": arranged.mark,
+        "setting": arranged.shared,
+        "suite": is_suite,
         "lead": lead,
         "interval": _INTERVAL,
         "reach": [min(known), max(known)],
@@ -109,170 +110,166 @@ def _details(shared: Mapping[str, Any]) -> str:
     return one_line(", ".join(map(str, words)))
 
 
-def _names(firsts: Sequence[Head]) -> list[str]:
-    """Return the name of each row among those of the same method and budget."""
-    alike: dict[tuple[str, str], list[Head]] = {}
-    for head in firsts:
-        label = head.manifest["label"]
-        alike.setdefault((label["method"], label["budget"]), []).append(head)
-    labels = [head.manifest["label"] for head in firsts]
-    return [name(h, alike[label["method"], label["budget"]]) for h, label in zip(firsts, labels, strict=True)]
+# ---- the numbers of the report ----------------------------------------------------------------------------------
 
 
-def _column(table: Table, at: int, facts: Mapping[Head, tuple[Facts, str, int]]) -> dict[str, Any]:
-    runs = [run for run in table.column(at) if run in facts]
-    if not runs:
-        return {"name": table.columns[at], "category": "", "metric": "", "grid": None, "prompts": ""}
-    manifest = runs[0].manifest
-    place, cells = manifest["part"], sorted({cell for run in runs for cell in facts[run][0].cells})
-    protocol = manifest["identity"]["protocol"]
-    lengths = _axis(protocol.get("lengths"), [length for length, _ in cells])
-    depths = _axis(protocol.get("depths"), [depth for _, depth in cells])
-    fits = bool(cells) and max(len(lengths), len(depths)) <= _LONGEST
-    benchmark = place["suite"] if place else manifest["label"]["benchmark"]
+def _single_rows(runs: Sequence[RunNumbers]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the metric and the numbers of each row, in points."""
+    lead = runs[0].manifest["headline"]
+    rows = []
+    for row in table(runs, lead):
+        score = row["scores"].get(lead)
+        others = {name: _points(value) for name, value in row["scores"].items() if name != lead}
+        numbers: dict[str, Any] = {
+            "score": _points(score),
+            "missing": "",
+            "diff": _difference(row["difference"], 100),
+            "diffs": [],
+        }
+        rows.append({**numbers, **_measured(cast(Mapping[str, Any], row)), "best": row["best"], "others": others})
+    return lead, rows
+
+
+def _suite_rows(runs: Sequence[RunNumbers]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the leading average and the numbers of each row, in points."""
+    result = suite_table(runs)
+    lead = result["lead"]
+    rows = []
+    for row in result["rows"]:
+        cell = row["means"][lead]
+        averages = {**row["means"], **row["macros"]}
+        numbers = {
+            "score": cell["score"],
+            "missing": f"({cell['n']}/{cell['of']})" if 0 < cell["n"] < cell["of"] else "",
+            "diff": _difference(row["difference"], 1),
+            "diffs": [_difference(row["differences"].get(column["name"]), 1) for column in result["columns"]],
+            "best": f"means/{lead}" in row["best"],
+            "others": {name: average["score"] for name, average in averages.items() if name != lead},
+        }
+        rows.append({**numbers, **_measured(cast(Mapping[str, Any], row))})
+    return lead, rows
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": table.columns[at],
-        "category": place["category"] if place else "",
-        "metric": manifest["headline"],
-        "grid": {"lengths": lengths, "depths": depths} if fits else None,
-        "prompts": f"kvbench prompts model={manifest['label']['model']} benchmark={benchmark} show=N",
+        "method": row["method"],
+        "n": row["n"],
+        "oom": row["oom"],
+        "failed": row["failed"],
+        "of": row["num_samples"],
+        "kept": _rounded(row["kept_tokens"], 1),
+        "keptShare": _rounded(row["kept_share"], 4),
+        "kvShare": _rounded(row["kv_share"], 4),
+        "kvMiB": _rounded(row["kv_mib"], 3),
+        "ttft": _digits(row["ttft_s"]),
+        "tpot": _digits(row["tpot_s"]),
     }
 
 
-def _axis(planned: object, seen: Sequence[int]) -> list[int]:
-    """Return the values of an axis: those of the protocol, so that cells not run yet show, and those in the records."""
-    values = planned if isinstance(planned, list) and len(planned) <= _LONGEST else []
-    return sorted({*seen, *(value for value in values if type(value) is int)})
+def _difference(difference: Difference | None, scale: int) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    mean, low, high = (
+        None if value is None else _rounded(scale * value, 2)
+        for value in (difference["mean"], difference["low"], difference["high"])
+    )
+    words = {"n": difference["n"], "reason": difference["reason"], "significant": difference["significant"]}
+    return {"mean": mean, "low": low, "high": high, **words}
 
 
-def _lead(table: Table, firsts: Sequence[Head], columns: Sequence[Mapping[str, Any]]) -> tuple[str, int, Sequence[int]]:
-    """Return the average that is shown first, over how many columns it should be, and over which it is.
-
-    As in reports: the most complete average of the suite, then that of most columns.
-    """
-    if not table.is_suite:
-        return firsts[0].manifest["headline"], 1, [0]
-    means: dict[str, dict[int, int]] = {}
-    for at in range(len(columns)):
-        for head in table.column(at)[:1]:
-            for mean, of in place_of(head.manifest)["means"].items():
-                means.setdefault(mean, {})[at] = of
-    if not means:
-        return "mean", len(columns), range(len(columns))
-    lead = max(means, key=lambda mean: (len(means[mean]) / max(means[mean].values()), max(means[mean].values())))
-    return lead, max(means[lead].values()), list(means[lead])
+def _points(score: float | None) -> float | None:
+    return None if score is None else round(100 * score, 2)
 
 
-def _row(
-    row: Sequence[Head | None],
-    lead: str,
-    of: int,
-    averaged: Sequence[int],
-    columns: Sequence[Mapping[str, Any]],
-    facts: Mapping[Head, tuple[Facts, str, int]],
-    runs: list[dict[str, Any]],
-    title: str,
-    difference: Difference | None,
-) -> dict[str, Any]:
-    present = [(at, run, *facts[run]) for at, run in enumerate(row) if run is not None and run in facts]
-    cells: list[int | None] = [None] * len(columns)
-    for at, run, own, block, slot in present:
-        cells[at] = len(runs)
-        runs.append(_run(run, own, block, slot, columns[at]["grid"]))
-    own_runs = [runs[cell] for cell in cells if cell is not None]
-    scores = [runs[cell]["score"] for at in averaged if (cell := cells[at]) is not None]
-    known = [score for score in scores if score is not None]
-    first, every = present[0][1], [own for _, _, own, _, _ in present]
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, digits)
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+# ---- rows, columns and runs ---------------------------------------------------------------------------------------
+
+
+def _row(first: RunNumbers, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return names and state of a row; `own` are its runs."""
     label = first.manifest["label"]
-    is_full, n = is_full_cache(first.manifest), sum(own.n for own in every)
-    sums = [sum(own.sums[i] for own in every) / n if n else None for i in range(4)]
-    others = {key: rounded(100 * score, 2) for key, score in every[0].scores.items() if key != lead}
+    kind, value = budget_order(label["budget"])
+    short = ("–", f"{100 * value:.3g}%", f"{100 * value:.3g}% bytes", f"{label['budget']} tok.")[kind]
     return {
-        "method": title,
         "label": label["method"],
         "budget": label["budget"],
-        "order": list(budget_order(label["budget"])),
+        "order": [kind, value],
         "words": budget_words(label["budget"]),
-        "short": _short_budget(label["budget"]),
-        "full": is_full,
-        "hashes": [run["hash"][:8] for run in own_runs],
-        "score": round(float(np.mean(known)), 2) if known else None,
-        "missing": f"({len(known)}/{of})" if len(known) < of and known else "",
-        "diff": None if is_full else _difference(difference),
-        "n": n,
-        "oom": sum(own.oom for own in every),
-        "failed": sum(own.failed for own in every),
-        "of": sum(run["of"] for run in own_runs),
-        "status": next((run["status"] for run in own_runs if run["status"] != "done"), "done"),
-        "kept": rounded(sums[0], 1),
-        "keptShare": rounded(sums[1], 4),
-        "kvShare": rounded(sums[2], 4),
-        "kvMiB": rounded(sums[3], 3),
-        "ttft": _mean_time(every, "ttft_s"),
-        "tpot": _mean_time(every, "tpot_s"),
-        "others": others if len(row) == 1 else {},
-        "cells": cells,
+        "short": short,
+        "full": is_full_cache(first.manifest),
+        "hashes": [run["hash"][:8] for run in own],
+        "status": next((run["status"] for run in own if run["status"] != "done"), "done"),
     }
 
 
-def _run(head: Head, own: Facts, block: str, slot: int, grid: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
-    manifest, place = head.manifest, head.manifest["part"]
-    score = own.scores.get(manifest["headline"])
+def _column(runs: Sequence[RunNumbers], name: str) -> dict[str, Any]:
+    manifest = runs[0].manifest
+    place, label = manifest["part"], manifest["label"]
+    benchmark = place["suite"] if place else label["benchmark"]
     return {
-        "score": None if score is None else round(100 * score, 2),
-        "n": own.n,
+        "name": name,
+        "category": place["category"] if place else "",
+        "metric": manifest["headline"],
+        "grid": _axes(runs),
+        "prompts": f"kvbench prompts model={label['model']} benchmark={benchmark} show=N",
+    }
+
+
+def _axes(runs: Sequence[RunNumbers]) -> dict[str, list[int]] | None:
+    """Return the lengths and depths of a grid: those planned, so that cells not run yet show, and those recorded.
+
+    None where no run has them, or more than can be drawn.
+    """
+    axes = {}
+    for key, axis in (("length", "lengths"), ("depth", "depths")):
+        planned = runs[0].manifest["identity"]["protocol"].get(axis)
+        values = [value for value in planned if type(value) is int] if isinstance(planned, list) else []
+        seen = [getattr(run.columns, key) for run in runs if has_grid(run)]
+        axes[axis] = sorted({*values[:_LONGEST], *(int(value) for each in seen for value in np.unique(each))})
+        if not seen or len(axes[axis]) > _LONGEST:
+            return None
+    return axes
+
+
+def has_grid(run: RunNumbers) -> bool:
+    """Return True if all samples carry a length and a depth, in whole numbers."""
+    length, depth = run.columns.length, run.columns.depth
+    return bool(len(length)) and all(
+        bool((np.isfinite(each) & (each == each.round())).all()) for each in (length, depth)
+    )
+
+
+def _run(run: RunNumbers, places: Places, axes: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
+    manifest, place = run.manifest, run.manifest["part"]
+    block, slot = places.get(run.path, ("", 0))
+    return {
+        "score": _points(mean_score(run, manifest["headline"])),
+        "n": count([run], "ok"),
         "of": max(manifest["num_samples"], (place.get("samples") or 0) if place else 0),
-        "status": own.status,
+        "status": run.status.get("status"),
         "hash": manifest["hash"],
         "block": block,
         "slot": slot,
-        "grid": _grid(own, grid) if grid and own.cells else None,
+        "grid": _grid(run, axes) if axes and has_grid(run) else None,
     }
 
 
-def _grid(own: Facts, axes: Mapping[str, Sequence[int]]) -> list[float | None]:
-    """Return the scores by depth, then by length: -1 without an answer, None where nothing ran."""
-    result: list[float | None] = []
-    for depth in axes["depths"]:
-        for length in axes["lengths"]:
-            value = own.cells.get((length, depth), -0.01) if (length, depth) in own.cells else None
-            missing = (length, depth) in own.cells and value is None
-            result.append(-1 if missing else None if value is None else round(100 * value, 1))
-    return result
-
-
-def _differences(
-    table: Table,
-    rows: Sequence[Sequence[Head | None]],
-    averaged: Sequence[int],
-    facts: Mapping[Head, tuple[Facts, str, int]],
-) -> list[Difference | None]:
-    """Return the difference of each row to the full cache, in points, over the columns of the leading average."""
-    scored, base = [], len(rows)  # the full cache itself: all of its differences are 0
-    for at in averaged:
-        inside = [(i, facts[run][0]) for i, row in enumerate(rows) if (run := row[at]) is not None and run in facts]
-        if inside and len(inside[0][1].deltas):
-            values = 100 * np.stack([own.deltas for _, own in inside])
-            values = np.concatenate([values, np.zeros((1, values.shape[1]))])
-            ids = tuple(map(str, range(values.shape[1])))
-            matrix = Matrix(ids, values, inside[0][1].clusters)
-            scored.append(ColumnScores(table.columns[at], [*(i for i, _ in inside), base], matrix))
-    average = {"lead": [[column.name for column in scored]]}
-    return [row.get("lead") for row in differences(scored, average, base + 1, base)][:base]
-
-
-def _difference(difference: Difference | None) -> dict[str, Any] | None:
-    if difference is None:
-        return None
-    numbers = {key: rounded(difference[key], 2) for key in ("mean", "low", "high")}
-    return {**numbers, "n": difference["n"], "reason": difference["reason"], "significant": difference["significant"]}
-
-
-def _mean_time(every: Sequence[Facts], key: str) -> float | None:
-    total, count = (sum(own.times[key][i] for own in every) for i in (0, 1))
-    return float(f"{total / count:.4g}") if count else None
-
-
-def _short_budget(budget: str) -> str:
-    kind, value = budget_order(budget)
-    return ("–", f"{100 * value:.3g}%", f"{100 * value:.3g}% bytes", f"{budget} tok.")[kind]
+def _grid(run: RunNumbers, axes: Mapping[str, Sequence[int]]) -> list[float | None]:
+    """Return the mean scores by depth, then by length: -1 without an answer, None where nothing ran."""
+    columns = run.columns
+    scores = columns.scores.get(run.manifest["headline"], np.full(len(columns.ids), np.nan))
+    values: dict[tuple[float, float], list[float]] = {}
+    for length, depth, score in zip(columns.length.tolist(), columns.depth.tolist(), scores.tolist(), strict=True):
+        values.setdefault((length, depth), []).append(score)
+    cells: dict[tuple[float, float], float] = {}
+    for cell, found_scores in values.items():
+        known = [score for score in found_scores if not math.isnan(score)]
+        cells[cell] = round(100 * sum(known) / len(known), 1) if known else -1
+    return [cells.get((length, depth)) for depth in axes["depths"] for length in axes["lengths"]]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvbench.report.view import page
 from kvbench.report.view.__main__ import main
+from kvbench.store import KeptTokens
+from kvbench.store.kept import kept_line
 from tests.helpers.browser import Browser, browser
 from tests.helpers.fake_runs import FakeRun, make_run, make_suite, out_of_memory, store_run
 from tests.helpers.synthetic_store import write_store
@@ -96,8 +100,11 @@ def test_filters_and_free_text_choose_rows(tab: Browser, site: Path) -> None:
     tab.open(site)
     assert len(tab.texts("section.card")) == 3
     tab.press("/", *"ada")
+    shown = f'document.querySelectorAll("{METHODS}").length'
+    tab.wait(f"{shown} === 3")
     assert tab.texts(METHODS) == ["fullkv", "ada_snapkv", "ada_snapkv"]
     tab.press(*" 20%")
+    tab.wait(f"{shown} === 2")
     assert tab.texts(METHODS) == ["fullkv", "ada_snapkv"] and tab.run("document.activeElement.id") == "q"
     tab.press("Escape")
     assert len(tab.texts(METHODS)) == 7
@@ -188,6 +195,30 @@ def test_a_variant_shows_its_numbers_and_where_tokens_were_kept(tab: Browser, si
     tab.click(".action")
     tab.wait("document.querySelector('.samples')")
     assert tab.texts(".samples thead th:not(.wide)") == ["Sample", "fullkv", "h2o 10%"]
+
+
+def test_kept_tokens_are_shown_over_the_text(tab: Browser, tmp_path: Path) -> None:
+    runs = [with_answers(make_run("fullkv", "full", 1.0)), with_answers(make_run("snapkv", "0.2", 1.0))]
+    for run in runs:
+        store_run(tmp_path, run)
+    tokens = ["The", " needle", "\n", "<b>", " is", " 12"]
+    for file in tmp_path.rglob("samples.jsonl"):
+        mask = np.zeros((10, 2, 6), dtype=bool)
+        mask[:, :, :2] = True  # all heads keep the first two tokens
+        mask[:2, 0, 5] = "snapkv" in str(file)  # one of 20 heads in each of the first two layers
+        ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+        (file.parent / "kept.jsonl").write_bytes(b"".join(kept_line(KeptTokens(name, tokens, mask)) for name in ids))
+    assert main([str(tmp_path)]) == 0
+    tab.open(tmp_path / "view.html", "#/sample/0/0/len00500-depth000-seed0")
+    tab.click("#kept summary")
+    assert tab.run("document.querySelector('.kept-text').textContent") == "".join(tokens)
+    dropped = "[...document.querySelectorAll('.kept-text .dropped')].map((n) => n.textContent)"
+    assert tab.run("document.getElementById('pick-variant').selectedOptions[0].text") == "snapkv, 20% budget"
+    assert tab.run(dropped) == ["\n", "<b>", " is"], "a token that one head keeps is kept"
+    choose(tab, "pick-layers", "3")  # the last two layers of the first six
+    assert tab.run(dropped) == ["\n", "<b>", " is", " 12"]
+    tab.press("p")
+    assert "The needle" in tab.texts("#prompt pre")[0]
 
 
 def test_a_suite_shows_its_datasets(tab: Browser, site: Path) -> None:

@@ -165,12 +165,12 @@ def test_a_larger_store_is_split_and_the_command_says_so(
 
 
 def test_reading_in_several_processes_gives_the_same_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvbench.report.view import reading
+    from kvbench.report.view import answers
 
     write_store(tmp_path / "runs", runs=12, samples=20, budgets=2, datasets=3)
-    monkeypatch.setattr(reading, "BLOCK", 40)
+    monkeypatch.setattr(answers, "BLOCK", 40)
     main([str(tmp_path / "runs"), "--out", str(tmp_path / "a.html")])
-    monkeypatch.setattr(reading, "_MANY", 0)
+    monkeypatch.setattr(answers, "_MANY", 0)
     main([str(tmp_path / "runs"), "--out", str(tmp_path / "b.html")])
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 

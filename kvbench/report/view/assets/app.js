@@ -111,9 +111,15 @@ function drawFilters() {
     form.append(...[used && reset, count && clear].filter(Boolean));
     return;
   }
-  const search = h("input", { id: "q", type: "search", placeholder: "Search  ( / )", "aria-label": "Search methods, budgets, hashes", autocomplete: "off", spellcheck: "false", oninput: (event) => change({ q: event.target.value }, "#q") });
+  const search = h("input", { id: "q", type: "search", placeholder: "Search  ( / )", "aria-label": "Search methods, budgets, hashes", autocomplete: "off", spellcheck: "false", oninput: typed });
   search.value = state.filters.q;
   show(form, fields.filter(Boolean), h("label", { class: "search" }, search), used ? reset : null, count ? clear : null);
+}
+
+// Letters that come faster than a view is drawn are drawn together.
+function typed() {
+  cancelAnimationFrame(typed.frame);
+  typed.frame = requestAnimationFrame(() => change({ q: byId("q").value }, "#q"));
 }
 
 function budgets() {
@@ -125,9 +131,9 @@ function choice(key, label, values) {
   const names = [...new Set(values)];
   if (key !== "budget") names.sort();
   if (names.length < 2) return null;
-  const select = h("select", { id: "filter-" + key, onchange: (event) => change({ [key]: event.target.value }, "#filter-" + key) }, h("option", { value: "" }, "all"), names.map((name) => h("option", { value: name }, name)));
+  const select = h("select", { id: "filter-" + key, onchange: (event) => change({ [key]: event.target.value }, "#filter-" + key) }, h("option", { value: "" }, `all ${label.toLowerCase()}s`), names.map((name) => h("option", { value: name }, name)));
   select.value = state.filters[key];
-  return h("label", { class: state.filters[key] ? "used" : null }, h("span", {}, label), select);
+  return h("label", { class: state.filters[key] ? "used" : null }, h("span", { class: "hidden" }, label), select);
 }
 
 // Light and dark

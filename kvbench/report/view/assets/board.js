@@ -1,6 +1,6 @@
 // The leaderboard: a table per group of comparable runs, with filters and sorting.
 
-const PAGE = 200; // rows that are shown before "more"
+const PAGE = 100; // rows that are shown before "more"
 
 function filtered(table) {
   const { benchmark, model, method, budget, q } = state.filters;
@@ -34,12 +34,12 @@ function columnsOf(table) {
     { key: "budget", label: "Budget", value: (row) => row.order[0] * 1e15 + row.order[1], cell: (row) => row.short },
     { key: "score", label: table.lead, value: (row) => row.score, cell: scoreCell, hint: "100 × the mean score" },
     { key: "delta", label: "Δ full cache", value: (row) => row.diff?.mean ?? null, cell: deltaCell, hint: table.interval },
-    ...(table.suite ? scores : []),
     { key: "n", label: "Samples", value: (row) => row.n, cell: countCell, kind: "mid" },
     { key: "kept", label: "Kept", value: (row) => row.keptShare, cell: (row) => percent(row.keptShare), kind: "mid", hint: "Tokens kept per KV head, as a share of those compressed" },
     { key: "bytes", label: "KV bytes", value: (row) => row.kvShare, cell: (row) => percent(row.kvShare), kind: "mid", hint: "Bytes of stored keys and values, as a share of the full cache's" },
     some("ttft") && { key: "ttft", label: "TTFT", value: (row) => row.ttft, cell: (row) => seconds(row.ttft), kind: "wide", hint: "Time to the first token" },
     some("tpot") && { key: "tpot", label: "TPOT", value: (row) => row.tpot, cell: (row) => seconds(row.tpot), kind: "wide", hint: "Time per output token" },
+    ...(table.suite ? scores : []),
   ].filter(Boolean);
 }
 
@@ -134,12 +134,14 @@ function methodCell(row) {
 function scoreCell(row) {
   if (!isNumber(row.score)) return "–";
   const part = row.missing ? h("span", { class: "quiet", title: "Datasets that this average is of" }, ` ${row.missing}`) : null;
-  return h("span", { class: "score" }, h("span", { class: "meter", "aria-hidden": "true" }, h("i", { style: { width: row.score + "%" } })), h("b", {}, number(row.score)), part);
+  return h("span", { class: "score" }, h("span", { class: "meter", "aria-hidden": "true" }, h("i", { style: { width: row.score + "%" } })), row.best ? star() : null, h("b", {}, number(row.score)), part);
 }
+
+const star = () => h("span", { class: "star", role: "img", "aria-label": "best", title: "Significantly better than all other variants under its budget (Holm-corrected)" }, "★");
 
 function datasetCell(run) {
   if (!run) return h("span", { class: "quiet" }, "–");
-  const whole = run.n === run.of;
+  const whole = run.n === run.of || !isNumber(run.score);
   return [number(run.score), whole ? null : h("span", { class: "quiet", title: `${run.n} of ${run.of} samples have an answer` }, "*")];
 }
 
@@ -151,17 +153,18 @@ function countCell(row) {
 
 // The paired difference: the mean, and its interval as a line with zero marked. Grey where the interval holds zero.
 function deltaCell(row) {
-  if (row.full) return h("span", { class: "quiet" }, "");
-  const diff = row.diff;
+  if (row.full) return null;
+  return differenceCell(row.diff, row.table.reach);
+}
+
+function differenceCell(diff, reach) {
   if (!diff) return h("span", { class: "quiet", title: "No sample in common with a full cache of the same protocol" }, "–");
   const words = isNumber(diff.low) ? `95% interval ${signed(diff.low)} to ${signed(diff.high)}, ${plural(diff.n, "sample")}` : `no interval: ${diff.reason}`;
   const kind = !diff.significant ? "unclear" : diff.mean < 0 ? "worse" : "better";
-  return h("span", { class: "delta " + kind, title: words }, whisker(row), h("b", {}, signed(diff.mean)), h("span", { class: "hidden" }, ` (${words})`));
+  return h("span", { class: "delta " + kind, title: words }, whisker(diff, reach), h("b", {}, signed(diff.mean)), h("span", { class: "hidden" }, ` (${words})`));
 }
 
-function whisker(row) {
-  const { low, high, mean } = row.diff;
-  const [from, to] = row.table.reach;
+function whisker({ low, high, mean }, [from, to]) {
   const width = 84;
   const x = (value) => 3 + ((value - from) / (to - from || 1)) * (width - 6);
   const line = isNumber(low) ? svg("line", { class: "interval", x1: x(low), x2: x(high), y1: 8, y2: 8 }) : null;

@@ -25,7 +25,7 @@ function panels(table, rows) {
   }
   const methods = [...new Set([...groups.values()].flat().map((point) => point.row.method))].sort();
   const flat = byBytes ? [] : rows.filter((row) => row !== table.full && row.order[0] === 0 && isNumber(row.score));
-  const figure = h("div", { class: "panels" });
+  const figure = h("div", { class: "panels" + (methods.length > 12 ? " busy" : "") });
   const names = [...groups.keys()].sort();
   if (!names.length) return flat.length ? levels(table, flat) : nothing("These variants have no budget. Their KV bytes are the other axis.");
   const whole = Math.min(byId("main").clientWidth - (innerWidth > 700 ? 90 : 54), 1240);

@@ -69,6 +69,7 @@ async function samplesOf(table, column, rows) {
       const record = sample.records[run.slot];
       if (!record) continue;
       if (!samples.has(sample.id)) samples.set(sample.id, { ...sample, records: new Map() });
+      samples.get(sample.id).kept ??= sample.kept;
       samples.get(sample.id).records.set(row.key, asRecord(record));
     }
   }

@@ -29,7 +29,14 @@ function gridSection(table, rows, c) {
 
 function scaleBar() {
   const stops = [0, 25, 50, 75, 100].map((score) => rgb(scoreColour(score))).join(",");
-  return h("div", { class: "scale" }, "score 0", h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${stops})` } }), "100", h("span", { class: "swatch lost" }, "×"), "out of memory or failed", h("span", { class: "swatch missing" }), "not run yet", h("span", { class: "axes" }, "depth in % from top to bottom, length in tokens from left to right"));
+  return h(
+    "div",
+    { class: "scale" },
+    h("span", {}, "score 0 ", h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${stops})` } }), " 100"),
+    h("span", {}, h("span", { class: "swatch lost" }, "×"), " out of memory or failed"),
+    h("span", {}, h("span", { class: "swatch missing" }), " not run yet"),
+    h("span", { class: "axes" }, "depth in % downwards, length in tokens to the right"),
+  );
 }
 
 function gridCard(row, c) {

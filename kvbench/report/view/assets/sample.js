@@ -36,14 +36,14 @@ function sampleHead(table, c, sample) {
 
 // The prompt, folded. A store may hold all of it, a part, or nothing; then the command that prints it is here.
 function promptPart(table, c, sample, rows) {
-  const texts = Object.entries(sample.texts || {});
+  const whole = sample.kept && !sample.texts?.prompt ? { "compressed part": sample.kept.tokens.join("") } : {};
+  const texts = Object.entries({ ...sample.texts, ...whole });
   const stored = texts.map(([key, words]) => [h("h3", {}, key.replace(/_/g, " ")), h("pre", { class: "prompt" }, words)]);
   const command = table.columns[c].prompts;
   const how = h("div", {}, h("p", {}, texts.length ? "To print the whole prompt as the model read it:" : "The store holds no text of the prompt. To print it as the model read it:"), h("pre", { class: "command" }, command), h("p", { class: "quiet" }, "N counts the samples of the benchmark from 0. Add the overrides that the run had."));
-  const map = rows.map((row) => [row, sample.records.get(row.key)?.map]).filter(([, map]) => map);
   return [
     h("details", { id: "prompt" }, h("summary", {}, "Prompt ", h("kbd", {}, "p")), stored, how),
-    map.length ? h("details", { id: "kept" }, h("summary", {}, "Kept tokens"), map.map(([row, content]) => keptMap(row, content))) : null,
+    keptTokens(sample, rows),
   ];
 }
 

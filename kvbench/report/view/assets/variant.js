@@ -53,10 +53,10 @@ function variantFacts(row) {
 }
 
 function datasetsPart(table, row, columns) {
+  const bounds = row.diffs.filter(Boolean).flatMap(({ low, mean, high }) => [low, mean, high].filter(isNumber));
+  const reach = [Math.min(0, ...bounds), Math.max(0, ...bounds)];
   const lines = columns.map(([c, run]) => {
-    const full = table.full && runOf(table.full, c);
-    const gap = full && full !== run && isNumber(run.score) && isNumber(full.score) ? signed(run.score - full.score) : "";
-    return h("tr", {}, h("th", { scope: "row", class: "name" }, h("a", { "data-item": "", href: address(["samples", table.at, c]) }, table.columns[c].name)), h("td", { class: "mid name" }, table.columns[c].category), h("td", {}, scoreCell({ score: run.score })), h("td", {}, gap), h("td", { class: "mid" }, `${run.n}/${run.of}`));
+    return h("tr", {}, h("th", { scope: "row", class: "name" }, h("a", { "data-item": "", href: address(["samples", table.at, c]) }, table.columns[c].name)), h("td", { class: "mid name" }, table.columns[c].category), h("td", {}, scoreCell({ score: run.score })), h("td", {}, row.full ? null : differenceCell(row.diffs[c], reach)), h("td", { class: "mid" }, `${run.n}/${run.of}`));
   });
   const head = h("tr", {}, ["Dataset", "Category", "Score", "Δ full cache", "Samples"].map((words, i) => h("th", { scope: "col", class: ["name", "mid name", "", "", "mid"][i] }, words)));
   return h("section", { class: "card" }, h("h2", {}, "Datasets"), h("div", { class: "scroll" }, h("table", { class: "board" }, h("thead", {}, head), h("tbody", {}, lines))));
