@@ -89,7 +89,7 @@ def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method
 def _variant(method: Method, budget: Budget) -> Variant:
     asked = Variant(method, as_plain_number(budget))
     check_bytes(method, asked.budget)
-    if budget is not None and method.promises is None:
+    if budget is not None and not method.takes(asked.budget):
         keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
         raise ValueError(f"budget={budget}: {method.name} {keeps}, give None")
     return asked

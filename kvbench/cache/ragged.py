@@ -19,7 +19,7 @@ from kvbench.cache.base import Counts, Entry, NewTokens, TokensRead, tokens_read
 from kvbench.cache.forms import Form, FormRows, OwnRows, attend_by_form, by_form, form_of, of_rows, own_rows
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.looking import LookRows
-from kvbench.methods.decoding import STATE_BYTES
+from kvbench.methods.fitting import state_bytes
 from kvbench_kernels.backends import Backend, make_backend
 
 
@@ -38,10 +38,13 @@ class RaggedCache:
         self.host_work = HostWork()
         self._layers = [ArenaLayer(chosen, layer, num_layers, self.host_work) for layer in range(num_layers)]
         self._encoded: list[dict[Form, OwnRows]] = [{} for _ in range(num_layers)]
-        self._form_of: dict[int, Form] = {}
-        self._active: tuple[tuple[int, ...], list[FormRows]] = (), []
+        self._form_of: list[dict[int, Form]] = [{} for _ in range(num_layers)]
+        self._dtype = torch.float32  # of keys and values
+        self._active: tuple[int, ...] = ()  # the rows of the last call
+        self._groups: list[list[FormRows]] = []  # the same by their forms, in the layers that attended to them
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
+        self._dtype = k_UTD.dtype
         forms: dict[Form | None, list[Entry]] = {}
         for entry in entries:
             forms.setdefault(form_of(entry), []).append(entry)
@@ -52,10 +55,10 @@ class RaggedCache:
             if form not in self._encoded[layer]:
                 self._encoded[layer][form] = own_rows(form, layer, len(self._layers), self._packed)
             self._encoded[layer][form].add(of_form, k_UTD, v_UTD)
-            self._form_of |= dict.fromkeys((entry.row for entry in of_form), form)
+            self._form_of[layer] |= dict.fromkeys((entry.row for entry in of_form), form)
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
-        assert row not in self._form_of, "a fed prompt has neither a storage part nor a look"
+        assert row not in self._form_of[layer], "a fed prompt has neither a storage part nor a look"
         self._layers[layer].fork(row, copies)
 
     def attend(
@@ -68,9 +71,7 @@ class RaggedCache:
         scaling: float,
         new: NewTokens | None = None,
     ) -> Tensor:
-        if self._active[0] != tuple(rows):  # a recorded step finds the tensors of the steps before it
-            self._active = tuple(rows), by_form(rows, self._form_of, q_BHTD.device)
-        _, groups = self._active
+        groups = self._by_form(layer, tuple(rows), q_BHTD.device)
         if all(group.form is None for group in groups):
             return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling, new)
         out_BHTD = torch.empty_like(q_BHTD)
@@ -82,24 +83,36 @@ class RaggedCache:
         self.host_work(partial(attend_by_form, of_forms, q_BHTD, k_BUTD, v_BUTD, ids_BT, scaling, out_BHTD))
         return out_BHTD
 
+    def _by_form(self, layer: int, rows: tuple[int, ...], device: torch.device) -> list[FormRows]:
+        """Return the rows of a call by their form in a layer. A recorded step finds the tensors of the steps before."""
+        if self._active != rows:
+            self._active, self._groups = rows, []
+        while len(self._groups) <= layer:
+            forms = self._form_of[len(self._groups)]
+            same = self._groups and forms == self._form_of[len(self._groups) - 1]
+            self._groups.append(self._groups[-1] if same else by_form(rows, forms, device))
+        return self._groups[layer]
+
     def _arena_rows(self, rows: Sequence[int]) -> tuple[int, ...]:
-        return tuple(row for row in rows if row not in self._form_of)
+        return tuple(row for row in rows if row not in self._form_of[0])
 
     def release(self, rows: Sequence[int]) -> None:
-        for layer, encoded in zip(self._layers, self._encoded, strict=True):
+        for layer, encoded, form_of_row in zip(self._layers, self._encoded, self._form_of, strict=True):
             for of_store in encoded.values():
                 of_store.release(rows)
             layer.release(rows)
-        for row in rows:
-            self._form_of.pop(row, None)
-        self._active = (), []
+            for row in rows:
+                form_of_row.pop(row, None)
+            for form in set(encoded) - set(form_of_row.values()):  # a budget may choose other forms for every prompt
+                del encoded[form]
+        self._active = ()
 
     @property
     def moves(self) -> int:
         return sum(layer.moves for layer in self._layers)
 
     def room(self, rows: Sequence[int]) -> int:
-        if self._active[0] != tuple(rows):
+        if self._active != tuple(rows):
             return 0
         in_arena = self._arena_rows(rows)
         return min(layer.room(in_arena) for layer in self._layers) if in_arena else sys.maxsize
@@ -118,40 +131,40 @@ class RaggedCache:
             layer.reset_counts(of_layer)
 
     def lengths(self, row: int) -> list[list[int]]:
-        if (form := self._form_of.get(row)) is not None:
-            return [encoded[form].lengths(row) for encoded in self._encoded]
+        if own := self._own(row):
+            return [layer.lengths(row) for layer in own]
         return [[s.length for s in layer.of(row)] for layer in self._layers]
 
     def peak(self, row: int) -> int:
-        if (form := self._form_of.get(row)) is not None:
-            return max(encoded[form].peak(row) for encoded in self._encoded)
+        if own := self._own(row):
+            return max(layer.peak(row) for layer in own)
         return max(layer.peak(row) for layer in self._layers)
 
     def tokens_read(self, row: int) -> TokensRead | None:
-        form = self._form_of.get(row)
+        form = self._form_of[0].get(row)
         if form is None or form.look is None:
             return None
-        layers = (encoded[form] for encoded in self._encoded)
-        return tokens_read(form.look, [rows.reads(row) for rows in layers if isinstance(rows, LookRows)])
+        return tokens_read(form.look, [rows.reads(row) for rows in self._own(row) if isinstance(rows, LookRows)])
 
     def used_bytes(self, row: int) -> int:
         return sum(self.layer_bytes(row))
 
     def layer_bytes(self, row: int) -> list[int]:
         """Return the bytes of the stored tokens of a row in every layer."""
-        if (form := self._form_of.get(row)) is not None:
-            return [encoded[form].used_bytes(row) for encoded in self._encoded]
+        if own := self._own(row):
+            return [layer.used_bytes(row) for layer in own]
         return [layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers]
 
     def held_bytes(self, row: int) -> int:
-        form = self._form_of.get(row)
-        has_policy = self._layers[0].has_policy(row) if form is None else form.evicts
-        return self.used_bytes(row) + (STATE_BYTES * sum(map(sum, self.lengths(row))) if has_policy else 0)
+        form = self._form_of[0].get(row)
+        store, evicts = (None, self._layers[0].has_policy(row)) if form is None else (form.store, form.evicts)
+        tokens = sum(map(sum, self.lengths(row)))
+        return self.used_bytes(row) + tokens * state_bytes(store, evicts, self._dtype)
 
     def slack_bytes(self, row: int) -> int:
         self._settle()
-        if (form := self._form_of.get(row)) is not None:
-            return sum(encoded[form].row_bytes(row) for encoded in self._encoded) - self.used_bytes(row)
+        if own := self._own(row):
+            return sum(layer.row_bytes(row) for layer in own) - self.used_bytes(row)
         return sum(
             layer.token_bytes() * sum(s.capacity - s.length for s in layer.of(row)) + layer.state_bytes(row)
             for layer in self._layers
@@ -161,6 +174,12 @@ class RaggedCache:
         self._settle()
         plain = sum(layer.nbytes() for layer in self._layers)
         return plain + sum(rows.bytes() for encoded in self._encoded for rows in encoded.values())
+
+    def _own(self, row: int) -> list[OwnRows]:
+        """Return the buffers of a row's form in every layer; empty for a row of the arena."""
+        if row not in self._form_of[0]:
+            return []
+        return [encoded[forms[row]] for encoded, forms in zip(self._encoded, self._form_of, strict=True)]
 
     def _settle(self) -> None:
         for layer, encoded in zip(self._layers, self._encoded, strict=True):

@@ -37,7 +37,7 @@ class Description:
         gist: its first sentence, without the paper.
         paper, code, equal: the paper, the code that it was compared with, and what is equal to it.
         acts: when it changes the cache: "prefill", "decode", "both" or "never".
-        budget: what a budget counts: "tokens kept, or bytes", "tokens read" or "none".
+        budget: what a budget counts: "tokens kept, or bytes", "tokens read", "none", or "none, or bytes".
         storage: the form in which keys and values are held.
         parts: part → name of its class.
     """
@@ -82,7 +82,7 @@ def describe(name: str) -> Description:
         code="; ".join(entry["code"] for _, entry in about if "code" in entry),
         equal="; ".join(entry["equal"] for _, entry in about if "equal" in entry),
         acts=_acts(known.parts),
-        budget="tokens read" if "look" in parts else "tokens kept, or bytes" if has_budget(known.parts) else "none",
+        budget=_budget(known.parts),
         storage=parts.get("store", "plain"),
         parts=parts,
         dials=[Dial(dial, _default(known.notes[dial][0]), known.notes[dial][1]) for dial in known.dials],
@@ -107,6 +107,13 @@ def _acts(parts: Mapping[str, Any]) -> str:
     if "store" in parts or (at_prefill and at_steps):
         return "both"
     return "prefill" if at_prefill else "decode" if at_steps else "never"
+
+
+def _budget(parts: Mapping[str, Any]) -> str:
+    """Return what a budget of a method counts."""
+    if has_budget(parts):
+        return "tokens read" if "look" in parts else "tokens kept, or bytes"
+    return "none, or bytes" if "store" in parts and "select" not in parts else "none"
 
 
 def _default(value: str) -> str:

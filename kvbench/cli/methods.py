@@ -14,8 +14,8 @@ from kvbench.config import options
 _EPILOG = """\
 columns: `acts` is when the method changes the cache: at the prefill, at decode steps, or both. `budget` is what a
 budget counts: tokens kept (or bytes, as in budget=0.25B), or tokens read per decode step; none: the method takes no
-budget. `storage` is the form in which keys and values are held. `reference` is the code that the method was compared
-with.
+budget; "none, or bytes": it keeps every token, and bytes choose how they are stored. `storage` is the form in which
+keys and values are held. `reference` is the code that the method was compared with.
 
 examples:
   kvbench methods snapkv h2o_decode        their parts and dials

@@ -35,7 +35,7 @@ def entries(
         first.row,
         torch.ones_like(keep_UT) if method.keeps_prompt else keep_UT,
         first.reserve,
-        store=method.store,
+        store=method.store,  # or a form of it that a budget in bytes has chosen for the layer
         policy=None if policy is None else policy.planned(first.reserve),
         score_UT=method.start_scores(ctx),
         base_U=None if policy is None else _base(variant, policy, keep_UT, plan, tokens),

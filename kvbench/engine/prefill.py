@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.fitting import CacheShape, promised_bytes
 from kvbench.methods.memo import Memo
 from kvbench.methods.probing import Probe
+from kvbench.methods.storage import Store
+from kvbench.methods.store_fitting import settings_of
 
 
 class PrefillPass:
@@ -190,6 +193,19 @@ class PrefillPass:
             return None
         return torch.stack([self._kept[index][layer] for layer in sorted(self._kept[index])])
 
+    def forms(self, index: int) -> dict[str, list[Any]] | None:
+        """Return the settings of each layer's store that the budget of a variant chose; None if it chose none."""
+        allowed, store = self.allowed[index], self._variants[index].method.store
+        if store is None or allowed is None or not allowed.stores:
+            return None
+        return settings_of(store, allowed.stores, self._shape.dim)
+
+    def _store_of(self, index: int, layer: int) -> Store | None:
+        """Return the store that holds a layer's tokens for a variant."""
+        allowed = self.allowed[index]
+        chosen = () if allowed is None else allowed.stores
+        return chosen[layer] if chosen else self._variants[index].method.store
+
     def _compress(self, ctx: LayerContext) -> None:
         late = self._late()
         self._store([index for index, places in enumerate(self._places) if places and index not in late], ctx)
@@ -242,9 +258,10 @@ class PrefillPass:
                 with self._times([index], ctx):
                     if method.merge is not None and self._drops(index):
                         kv = merged("merged", partial(method.merged, ctx, keep_UT))
-                    if method.store is not None:
-                        side = method.store.prepare(ctx, keep_UT, *kv)
-                        group[index] = [replace(entry, side=side) for entry in of_rows]
+                    store = self._store_of(index, ctx.layer)
+                    if store is not None:
+                        side = store.prepare(ctx, keep_UT, *kv)
+                        group[index] = [replace(entry, store=store, side=side) for entry in of_rows]
             together = [entry for of_rows in group.values() for entry in of_rows]
             with self._times(list(group), ctx, self._shares(group)):
                 self._caches.kv.add(ctx.layer, together, *kv)
@@ -270,7 +287,8 @@ class PrefillPass:
         return [
             index
             for index, variant in enumerate(self._variants)
-            if (variant.method.waits or fits_late(variant.method, variant.budget)) and self._drops(index)
+            if (self._drops(index) and (variant.method.waits or fits_late(variant.method, variant.budget)))
+            or (variant.method.fits_forms and fits_late(variant.method, variant.budget))
         ]
 
     def _tokens(self, index: int) -> int | None:

@@ -110,6 +110,7 @@ class OpenRequest:
             kv_bytes=used,
             slack_bytes=slack,
             held_bytes=held,
+            forms=self.prefill.forms(row.variant),
             kv_bytes_full=self.prefill.full_bytes,
             rows=self.together,
             kernel=ran[0],

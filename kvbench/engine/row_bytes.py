@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from kvbench.cache.blocks import plain_if_none, room
 from kvbench.engine.variant import Variant
+from kvbench.methods.allowance import allowed
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.composed import Composed
 from kvbench.methods.decoding import STATE_BYTES
-from kvbench.methods.fitting import CacheShape, even, head_bytes, promised_bytes
+from kvbench.methods.fitting import CacheShape, even, head_bytes, promised_bytes, state_bytes
 from kvbench.methods.looking import Look
 from kvbench.methods.storage import Half, Store
-
-_NUMBER = 4  # bytes of a token's number, of its place in a pool, of its age and of the head that it belongs to
 
 
 def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new: int, masked: bool = False) -> int:
@@ -35,12 +35,23 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
         of_head = _with_spare(most) * (shape.token_bytes + state)
         if method.look is not None and not masked:
             of_head += _summary_bytes(method.look, most, shape)
-    elif method.policy is None:
-        equal = _is_even(method) and not isinstance(variant.budget, ByteShare)  # of bytes, heads share what is left
-        of_head = _encoded_bytes(method.store, kept, most, shape, least=kept if equal else 0)
+        return shape.segments * of_head
+    even = _is_even(method)
+    equal = even and not (method.evicts and isinstance(variant.budget, ByteShare))  # of bytes, heads share what is left
+    stores = _stores(variant, shape, span)
+    if method.policy is None:
+        of_heads = sum(_encoded_bytes(store, kept, most, shape, least=kept if equal else 0) for store in stores)
     else:
-        of_head = _evicting_bytes(method.store, kept, question, most, shape, even=_is_even(method))
-    return shape.segments * of_head
+        of_heads = sum(_evicting_bytes(store, kept, question, most, shape, even=even) for store in stores)
+    return shape.heads * of_heads
+
+
+def _stores(variant: Variant, shape: CacheShape, span: int) -> Sequence[Store]:
+    """Return the store of each layer. Blocks that differ in size have the same upper bound in all forms."""
+    method = variant.method
+    assert method.store is not None
+    chosen = allowed(method, variant.budget, span, shape) if method.fits_forms else None
+    return (chosen.stores if chosen is not None else ()) or [method.store] * shape.layers
 
 
 def kept_tokens(variant: Variant, shape: CacheShape, span: int) -> int:
@@ -51,7 +62,8 @@ def kept_tokens(variant: Variant, shape: CacheShape, span: int) -> int:
             return span
         if method.store is None:
             return math.ceil(budget.share * span)
-        table = head_bytes(method.store, 0 if method.policy is None else STATE_BYTES, span, shape.dim, shape.dtype)
+        state = state_bytes(method.store, method.policy is not None, shape.dtype)
+        table = head_bytes(method.store, state, span, shape.dim, shape.dtype)
         return min(span, even(table, promised_bytes(budget, span, shape), shape).tokens + 1)  # heads get what is left
     tokens = method.tokens(budget, span)
     return span if tokens is None else tokens
@@ -96,13 +108,13 @@ def _evicting_bytes(store: Store, kept: int, question: int, most: int, shape: Ca
         even: True if all heads keep as many tokens.
     """
     numbers = _with_spare(most)
-    total = numbers * (4 * _NUMBER + STATE_BYTES)
+    total = numbers * state_bytes(store, True, shape.dtype)
     for half in plain_if_none(store.halves):
         blocks, slots = room(half, kept, most)
         rest = kept - half.encoded(kept, kept)  # of each head before the last
         at_first = rest + -(-(kept - rest) // shape.heads) if even else kept
         slots = _with_spare(min(most, max(slots, at_first) + question))
-        total += numbers * (_NUMBER + half.token_bytes(shape.dtype)) + slots * shape.dim * shape.dtype.itemsize
+        total += slots * shape.dim * shape.dtype.itemsize
         total += (blocks + blocks // 8 + 1) * _block_bytes(half, shape) + half.side_bytes(shape.dim)
     return total
 

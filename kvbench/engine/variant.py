@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -66,7 +66,7 @@ class Variant:
         return self if method is self.method else replace(self, method=method)
 
     def __str__(self) -> str:
-        return f"{self.method.name}-{self.budget}" if self.method.promises is not None else self.method.name
+        return f"{self.method.name}-{self.budget}" if self.method.takes(self.budget) else self.method.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +157,7 @@ class Generation:
         read: tokens that a query head read per decode step; None for a method that reads all that it keeps.
         kv_bytes: bytes of the kept keys and values right after compression.
         held_bytes: the same with what the decode policy knows of each token; None if the cache only simulates.
+        forms: {setting of the store: its value in each layer}, where a budget in bytes chose them; else None.
         slack_bytes: bytes reserved for further tokens.
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
@@ -187,6 +188,7 @@ class Generation:
     budget_bytes: int | None = None
     held_bytes: int | None = None
     kept_mask: Tensor | None = None
+    forms: Mapping[str, Sequence[Any]] | None = None
 
     @property
     def kept_total(self) -> int:

@@ -17,7 +17,6 @@ from torch import Tensor
 from kvbench.methods.budgets import Allowance, ByteShare, check_budget
 from kvbench.methods.composed import Composed
 from kvbench.methods.context import LayerContext
-from kvbench.methods.decoding import STATE_BYTES
 from kvbench.methods.fitting import (
     PLACES,
     CacheShape,
@@ -28,6 +27,16 @@ from kvbench.methods.fitting import (
     kept_bytes,
     numbers_bytes,
     promised_bytes,
+    state_bytes,
+)
+from kvbench.methods.storage import Store
+from kvbench.methods.store_fitting import (
+    family,
+    forms_by_numbers,
+    forms_by_tokens,
+    head_size,
+    idle_fields,
+    smallest_size,
 )
 
 
@@ -45,11 +54,7 @@ def check_bytes(method: Composed, budget: object) -> None:
             "as budget=128 or budget=0.2"
         )
     if method.store is not None and not method.evicts:
-        dials = ", ".join(f"method.{key}={value}" for key, value in method.dials.items())
-        raise ValueError(
-            f"budget={budget}: {name} keeps every token, and its dials decide the bytes ({dials}); change them and "
-            f"leave out the budget, or write method=snapkv+{name} to keep as many tokens as the bytes allow"
-        )
+        _check_store(method, budget)
     if method.promises is None:
         return
     if not method.exact:
@@ -64,10 +69,27 @@ def check_bytes(method: Composed, budget: object) -> None:
         raise ValueError(f"budget={budget}: a fed prompt ends with what its policy holds; choose method.{dial}")
 
 
+def _check_store(method: Composed, budget: ByteShare) -> None:
+    """Raise ValueError if the budget cannot choose the forms of all tokens, or would replace the value of a dial."""
+    assert method.store is not None
+    if not method.store.has_family:
+        dials = ", ".join(f"method.{key}={value}" for key, value in method.dials.items())
+        raise ValueError(
+            f"budget={budget}: {method.name} keeps every token, and its dials decide the bytes ({dials}); change them "
+            f"and leave out the budget, or write method=snapkv+{method.name} to keep as many tokens as the bytes allow"
+        )
+    for field in idle_fields(method.store):
+        dial = method.dial_of.get(("store", field), field)
+        raise ValueError(
+            f"method.{dial}={getattr(method.store, field)}: {method.name} has {dial} chosen by budget={budget}; leave "
+            "out one of them"
+        )
+
+
 def allowed(method: Composed, budget: object, span: int, shape: CacheShape) -> Allowance | None:
     """Return the tokens that a budget allows on a prompt of `span` tokens; None if no budget applies.
 
-    If `fits_late`, this is an estimate with equal heads.
+    If `fits_late`, this is an estimate with equal heads, or without the forms of the layers.
 
     Raises:
         ValueError: the budget is no budget, leaves no room next to the tokens that are always kept, or promises bytes
@@ -75,6 +97,8 @@ def allowed(method: Composed, budget: object, span: int, shape: CacheShape) -> A
     """
     checked = None if budget is None else check_budget(budget)
     check_bytes(method, checked)
+    if method.fits_forms and isinstance(checked, ByteShare):
+        return _allowed_forms(method, checked, span, shape)
     if method.promises is None:
         return None
     if not isinstance(checked, ByteShare):
@@ -95,9 +119,13 @@ def allowed(method: Composed, budget: object, span: int, shape: CacheShape) -> A
 
 def check_reach(method: Composed, budget: object, span: int, shape: CacheShape) -> None:
     """Raise ValueError if the method would hold the whole prompt in less than 99 % of the bytes of its budget."""
-    if not isinstance(budget, ByteShare) or method.promises is None:
+    if not isinstance(budget, ByteShare) or not method.takes(budget):
         return
-    whole, promise = _table(method, span, shape)[span] * shape.segments, promised_bytes(budget, span, shape)
+    store = method.store
+    if store is not None and method.fits_forms:
+        store = family(store, shape.dim)[-1]
+    whole = _of_head(method, store, span, shape) * shape.segments
+    promise = promised_bytes(budget, span, shape)
     if whole < 0.99 * promise:
         share = whole / (span * shape.segments * shape.token_bytes)
         raise ValueError(
@@ -111,7 +139,11 @@ def fits_late(method: Composed, budget: object) -> bool:
     store, eviction = method.store, method.eviction
     if isinstance(budget, str):
         budget = check_budget(budget)
-    if not isinstance(budget, ByteShare) or store is None or eviction is None or not eviction.counted:
+    if not isinstance(budget, ByteShare) or store is None:
+        return False
+    if eviction is None:
+        return store.has_family and store.varies
+    if not eviction.counted:
         return False
     return store.varies or not eviction.by_numbers
 
@@ -123,14 +155,18 @@ def fit(
     statistics: Sequence[Tensor] | None,
     shape: CacheShape,
 ) -> Allowance:
-    """Return the tokens that a budget in bytes allows on a prompt of which all layers are known.
+    """Return the tokens that a budget in bytes allows on a prompt of which all layers are known, or their forms.
 
     Raises:
-        ValueError: it leaves no room next to the tokens that are always kept.
+        ValueError: it leaves no room next to the tokens that are always kept, or is less than all tokens take.
     """
     assert method.store is not None
     store, span = method.store, contexts[0].num_tokens
-    table, promise = _table(method, span, shape), promised_bytes(budget, span, shape)
+    promise = promised_bytes(budget, span, shape)
+    if method.fits_forms:
+        stores = forms_by_tokens(store, promise, _state(method, shape), contexts, shape)
+        return Allowance(span, 0, _fitting(method, budget, stores, span, shape))
+    table = _table(method, span, shape)
 
     def bytes_of(tried: Allowance) -> int:
         totals = method.layer_totals(
@@ -160,8 +196,44 @@ def fit(
 
 
 def _table(method: Composed, span: int, shape: CacheShape) -> Sequence[int]:
-    state = 0 if method.policy is None else STATE_BYTES
-    return head_bytes(method.store, state, span, shape.dim, shape.dtype)
+    return head_bytes(method.store, _state(method, shape), span, shape.dim, shape.dtype)
+
+
+def _state(method: Composed, shape: CacheShape) -> int:
+    return state_bytes(method.store, method.policy is not None, shape.dtype)
+
+
+def _of_head(method: Composed, store: Store | None, span: int, shape: CacheShape) -> int:
+    """Return the bytes of a KV head that holds the whole prompt in a form."""
+    if store is None:
+        return _table(method, span, shape)[span]
+    return head_size(store, _state(method, shape), span, shape.dim, shape.dtype)
+
+
+def _allowed_forms(method: Composed, budget: ByteShare, span: int, shape: CacheShape) -> Allowance:
+    """Return the form of each layer where every token stays; none yet if they depend on the tokens."""
+    assert method.store is not None
+    store, promise, state = method.store, promised_bytes(budget, span, shape), _state(method, shape)
+    if not store.varies:
+        stores = forms_by_numbers(store, promise, state, span, shape)
+        return Allowance(span, 0, _fitting(method, budget, stores, span, shape))
+    if smallest_size(store, state, span, shape.dim, shape.dtype) * shape.segments > promise:
+        _fitting(method, budget, None, span, shape)
+    return Allowance(span)
+
+
+def _fitting(
+    method: Composed, budget: ByteShare, stores: Sequence[Store] | None, span: int, shape: CacheShape
+) -> Sequence[Store]:
+    """Return the forms. Raises ValueError if there are none, because the smallest takes more than the budget."""
+    assert method.store is not None
+    if stores is not None:
+        return stores
+    least = smallest_size(method.store, _state(method, shape), span, shape.dim, shape.dtype)
+    raise ValueError(
+        f"budget={budget}: {method.name} takes at least {least / (span * shape.token_bytes):.3g} of the full cache's "
+        f"bytes for a prompt of {span} tokens; give a larger budget"
+    )
 
 
 def _search(method: Composed, table: Sequence[int], promise: int, shape: CacheShape, most: int) -> Search:

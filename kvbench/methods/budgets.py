@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvbench.methods.dials import as_plain_number
+
+if TYPE_CHECKING:
+    from kvbench.methods.storage import Store
 
 _BYTES = re.compile(r"\s*([0-9]*\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)\s*B\s*")
 
@@ -30,10 +34,17 @@ Budget = int | float | ByteShare
 
 
 class Allowance(NamedTuple):
-    """The tokens that a budget allows on a prompt: `tokens` per KV head, and `extra` more over all layers and heads."""
+    """The tokens that a budget allows on a prompt.
+
+    Attributes:
+        tokens: per KV head.
+        extra: further tokens over all layers and heads.
+        stores: the form of each layer where every token stays and a budget in bytes chooses the forms; else empty.
+    """
 
     tokens: int
     extra: int = 0
+    stores: Sequence[Store] = ()
 
 
 def check_budget(budget: Any) -> Budget:

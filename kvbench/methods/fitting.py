@@ -5,7 +5,7 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kvbench.methods.budgets import Allowance, ByteShare
 from kvbench.methods.context import LayerContext
+from kvbench.methods.decoding import STATE_BYTES
 from kvbench.methods.eviction import Eviction
-from kvbench.methods.storage import Store
+from kvbench.methods.storage import NUMBER_BYTES, Half, Store
 
 PLACES = 32  # budgets that are tried first where every try asks the scores of all heads
 _CLOSE = 0.995  # share of the promise from which on no better budget is looked for
@@ -46,24 +47,39 @@ def promised_bytes(budget: ByteShare, span: int, shape: CacheShape) -> int:
     return int(budget.share * span * shape.segments * shape.token_bytes + 1e-6)
 
 
+def state_bytes(store: Store | None, evicts: bool, dtype: torch.dtype) -> int:
+    """Return the bytes that a token takes in addition to its key and value.
+
+    Args:
+        evicts: True if a decode policy lets tokens leave while generating.
+    """
+    if not evicts or store is None:
+        return STATE_BYTES if evicts else 0
+    return STATE_BYTES + NUMBER_BYTES + sum(half.token_bytes(dtype) for half in store.halves if half is not None)
+
+
 @lru_cache(256)
 def head_bytes(store: Store | None, state: int, span: int, dim: int, dtype: torch.dtype) -> tuple[int, ...]:
     """Return the bytes of one KV head that keeps 0, 1, ..., `span` tokens of a prompt.
 
     Args:
         store: the form in which tokens are held; None for plain ones.
-        state: bytes that a decode policy needs for each token.
+        state: further bytes of each token; see `state_bytes`.
     """
-    plain, halves = dim * dtype.itemsize, (None, None) if store is None else store.halves
     table = [state * n for n in range(span + 1)]
-    for half in halves:
-        block = side = 0
-        if half is not None:
-            block, side = half.block_bytes(dim, dtype), half.side_bytes(dim)
+    for half in (None, None) if store is None else store.halves:
+        block = 0 if half is None else half.block_bytes(dim, dtype)
         for n in range(span + 1):
-            encoded = 0 if half is None else half.encoded(n, n)
-            table[n] += (n - encoded) * plain + side + (0 if half is None else encoded // half.block * block)
+            table[n] += half_bytes(half, n, dim, dtype, block)
     return tuple(table)
+
+
+def half_bytes(half: Half | None, n: int, dim: int, dtype: torch.dtype, block: int) -> int:
+    """Return the bytes of the keys, or the values, of `n` tokens of a prompt; `block` are those of an encoded block."""
+    if half is None:
+        return n * dim * dtype.itemsize
+    encoded = half.encoded(n, n)
+    return (n - encoded) * dim * dtype.itemsize + half.side_bytes(dim) + encoded // half.block * block
 
 
 def even(table: Sequence[int], promise: int, shape: CacheShape) -> Allowance:
@@ -150,7 +166,12 @@ def numbers_bytes(table: Sequence[int], eviction: Eviction, allowed: Allowance, 
 
 
 def kept_bytes(
-    table: Sequence[int], store: Store, ctx: LayerContext, keep_UT: Tensor, k_UTD: Tensor, v_UTD: Tensor
+    table: Sequence[int] | Mapping[int, int],
+    store: Store,
+    ctx: LayerContext,
+    keep_UT: Tensor,
+    k_UTD: Tensor,
+    v_UTD: Tensor,
 ) -> int:
     """Return the bytes of the kept tokens of a layer, with the bytes of their own of blocks that differ."""
     kept = keep_UT.sum(1).tolist()

@@ -78,7 +78,7 @@ class Method(Composed):
         """Return `keep` of a layer."""
         shape = CacheShape(ctx.num_layers, ctx.num_kv_heads, len(ctx.q), ctx.k.shape[-1], ctx.k.dtype)
         allowance = allowed(self, budget, ctx.num_tokens, shape)
-        if fits_late(self, budget):
+        if self.evicts and fits_late(self, budget):
             raise ValueError(f"budget={budget}: {self.name} needs all layers for it; use kvbench.generate")
         tokens = None if allowance is None else allowance.tokens
         if not self.drops(tokens, ctx.num_tokens):

@@ -19,6 +19,13 @@ from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.storage import ROW_BYTES, Encoded, Half, Rows, Side
 
+LEVELS = [(1e3, 10 ** (n / 57 - 9)) for n in range(513)] + [(10 ** (3 - n / 102), 1.0) for n in range(1, 1024)]
+"""Target errors for a budget in bytes, and the share of a norm that limits the error of keys: the most error first.
+
+The limit of keys grows with the logarithm of the error only, so an error of 1000 does not lead to the fewest bits. From
+there on the norm becomes smaller.
+"""
+
 
 @dataclass(frozen=True)
 class MixedBits(Half, Protocol):
@@ -29,6 +36,7 @@ class MixedBits(Half, Protocol):
         outliers: share of the numbers of a token that stay as they are.
         symmetric: True for codes around 0, False for codes around the mean.
         generated: "plain" leaves tokens that follow the prompt as they are, "encoded" gives them `most` bits.
+        last: number of last queries; the tokens that fewer queries have seen get `most` bits.
     """
 
     least: int
@@ -36,10 +44,17 @@ class MixedBits(Half, Protocol):
     outliers: float
     symmetric: bool
     generated: str
+    last: int
 
     def limits(self, ctx: LayerContext) -> Tensor:
         """Return the largest error [U, T] of each token of the prompt; 0 for `most` bits."""
         ...
+
+    def all_limits(self, ctx: LayerContext) -> Tensor:
+        """Return the limits, 0 for the last tokens."""
+        limit_UT = self.limits(ctx)
+        limit_UT[:, max(0, ctx.num_tokens - self.last + 1) :] = 0
+        return limit_UT
 
     @property
     def varies(self) -> bool:
@@ -57,7 +72,7 @@ class MixedBits(Half, Protocol):
 
     def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
         """Return the limit of each token."""
-        return Side(token=self.limits(ctx))
+        return Side(token=self.all_limits(ctx))
 
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
         """Return scale and mean, bits and packed rows of tokens."""
@@ -70,9 +85,17 @@ class MixedBits(Half, Protocol):
 
     def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
         """Return the bytes of a token of `most` bits without equal outliers."""
+        return self._token_bytes(self.most, dim, dtype)
+
+    def fewest_bytes(self, n: int, dim: int, dtype: torch.dtype) -> int:
+        """Return the bytes of tokens with `least` bits, but for the last. Numbers that differ take a bit at least."""
+        last, least = min(n, self.last - 1), min(self.most, max(1, self.least))
+        return last * self.block_bytes(dim, dtype) + (n - last) * self._token_bytes(least, dim, dtype)
+
+    def _token_bytes(self, bits: int, dim: int, dtype: torch.dtype) -> int:
         count = 0 if not self.outliers else dim - math.floor((1 - self.outliers / 2) * dim)
         count += math.ceil(self.outliers / 2 * dim)
-        codes = -(-dim * self.most // 8) + count * (1 + dtype.itemsize)
+        codes = -(-dim * bits // 8) + count * (1 + dtype.itemsize)
         return fixed_bytes(dtype.itemsize, self.symmetric) + codes
 
     def token_bytes(self, dtype: torch.dtype) -> int:
@@ -81,15 +104,38 @@ class MixedBits(Half, Protocol):
 
     def sizes(self, ctx: LayerContext, x_UTD: Tensor) -> Tensor:
         """Return the bytes [U, T] of each token."""
-        parts, bits_N = self._choose(x_UTD.flatten(0, 1), self.limits(ctx).flatten())
-        rows_N = row_bytes(bits_N, parts.outlier_ND, x_UTD.itemsize)
+        range_N, count_N = self._spread(ctx, x_UTD)
+        bits_N = bits_of(range_N, self.all_limits(ctx).flatten(), self.least, self.most)
+        rows_N = row_bytes(bits_N, x_UTD.shape[-1], count_N, x_UTD.itemsize)
         return (rows_N + fixed_bytes(x_UTD.itemsize, self.symmetric)).view(x_UTD.shape[:2])
+
+    def _spread(self, ctx: LayerContext, x_UTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range and the outliers of each token. A search asks for those of a layer with many limits."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            x_ND = x_UTD.flatten(0, 1)
+            parts = split(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)), self.outliers, self.symmetric)
+            return parts.range_N, parts.outlier_ND.sum(1)
+
+        own = [name for name, x in (("keys", ctx.k), ("values", ctx.v)) if x is x_UTD]
+        return ctx.memo(("spread", *own, self.outliers, self.symmetric), compute) if own else compute()
 
     def _choose(self, x_ND: Tensor, limit_N: Tensor | None) -> tuple[Split, Tensor]:
         """Return outliers and bits of tokens."""
         parts = split(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)), self.outliers, self.symmetric)
         limit_N = torch.zeros_like(parts.mean_N) if limit_N is None else limit_N
         return parts, bits_of(parts.range_N, limit_N, self.least, self.most)
+
+
+@dataclass(frozen=True)
+class LargestAttention:
+    """The largest attention that one of the last `queries` queries pays to a token."""
+
+    queries: int
+
+    def summary(self, ctx: LayerContext) -> Tensor:
+        """Return it for every token, [U, T]."""
+        return ctx.window_attention(min(self.queries, ctx.num_tokens)).amax((1, 2))
 
 
 class Split(NamedTuple):
@@ -136,9 +182,9 @@ def bits_of(range_N: Tensor, limit_N: Tensor, least: int, most: int) -> Tensor:
     return torch.where(limit_N > 0, bits_N, most).clamp(least, most).long()
 
 
-def row_bytes(bits_N: Tensor, outlier_ND: Tensor, itemsize: int) -> Tensor:
-    """Return the bytes of each row."""
-    return (bits_N * outlier_ND.shape[1] + 7) // 8 + outlier_ND.sum(1) * (1 + itemsize)
+def row_bytes(bits_N: Tensor, dim: int, count_N: Tensor, itemsize: int) -> Tensor:
+    """Return the bytes of each row; `count_N` are its outliers."""
+    return (bits_N * dim + 7) // 8 + count_N * (1 + itemsize)
 
 
 def fixed_bytes(itemsize: int, symmetric: bool) -> int:
@@ -153,7 +199,7 @@ def encode(x_ND: Tensor, parts: Split, bits_N: Tensor, symmetric: bool) -> Encod
     steps_ND = (work_ND - parts.mean_N[:, None]) / torch.where(scale_N > 0, scale_N, 1)[:, None]
     half_N1 = (2**bits_N // 2)[:, None]
     code_ND = torch.minimum(steps_ND.round().long().clamp(-half_N1), half_N1 - 1) + half_N1
-    length_N = row_bytes(bits_N, parts.outlier_ND, x_ND.itemsize)
+    length_N = row_bytes(bits_N, x_ND.shape[1], parts.outlier_ND.sum(1), x_ND.itemsize)
     rows = Rows(torch.zeros(int(length_N.sum()), dtype=torch.uint8, device=x_ND.device), length_N)
     for bits in bits_N.unique().tolist():
         at_N = rows.start_N[bits_N == bits]

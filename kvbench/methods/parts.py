@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from kvbench.methods.base import Merge, Part, Score
+from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import PromptFacts
 from kvbench.methods.decoding import Decoding, Feed
 from kvbench.methods.eviction import Eviction
@@ -78,7 +79,8 @@ class Parts:
         """The meaning of a budget to this method; None if it takes no budget.
 
         "kept": the kept tokens add up to the budget. "read": as many tokens are read in every step. Without a budget
-        everything is kept, or the method decides by itself how much; what it kept is measured and reported.
+        everything is kept, or the method decides by itself how much; what it kept is measured and reported. A budget in
+        bytes may apply even so, see `takes`.
         """
         if self.look is not None:
             return "read"
@@ -93,6 +95,15 @@ class Parts:
     def keeps_prompt(self) -> bool:
         """True if the whole prompt is kept: it is cut when decoding begins, or a step reads part of it."""
         return self.look is not None or (self.decode is not None and self.decode.phase == "decode")
+
+    @property
+    def fits_forms(self) -> bool:
+        """True if every token stays, and a budget in bytes chooses the forms in which the layers hold them."""
+        return self.store is not None and self.store.has_family and not self.evicts
+
+    def takes(self, budget: object) -> bool:
+        """Return True if a budget of this kind applies to the method."""
+        return self.promises is not None or (self.fits_forms and isinstance(budget, ByteShare))
 
     @property
     def exact(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import InvalidField
 
 ROW_BYTES = 6  # that the place and the length of a row of `Rows` take in a cache
+NUMBER_BYTES = 27
+"""Bytes that a token takes in a cache which may drop single tokens of a store, in addition to its key and value.
+
+It has a number, held as its key and as its value (8); the number leads to its places in both halves (8), its age (4)
+and its KV head (4); a flag says that the number is in use, and one for each half that its place is (3).
+"""
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,10 @@ class Half(Part, Protocol):
     def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
         """Return the bytes of an encoded block; of blocks that differ, the most."""
         return self.nbytes(self.encode(torch.zeros(1, self.block, dim, dtype=dtype), None, None))
+
+    def fewest_bytes(self, n: int, dim: int, dtype: torch.dtype) -> int:
+        """Return the fewest bytes that `n` encoded tokens of a prompt take, whatever the tokens are."""
+        return n // self.block * self.block_bytes(dim, dtype)
 
     @property
     def varies(self) -> bool:
@@ -246,6 +256,26 @@ class Store(Part, Protocol):
     def varies(self) -> bool:
         """True if the bytes of a block depend on its tokens."""
         return any(half is not None and half.varies for half in self.halves)
+
+    def family(self, dim: int) -> Sequence[Self]:
+        """Return the forms that a budget in bytes chooses from where every token stays, the smallest first.
+
+        Each takes more bytes than the one before, or about as many. A form reads no queries that this one does not read
+        in `summarise`, so that it can be chosen when the queries are gone.
+
+        Args:
+            dim: head dimension.
+        """
+        return ()
+
+    @property
+    def has_family(self) -> bool:
+        """True if a budget in bytes may choose the form."""
+        return type(self).family is not Store.family
+
+    def leaving(self, tokens: int) -> Self:
+        """Return the form that leaves this many more of the newest tokens as they are; itself if it has none."""
+        return self
 
     def summarise(self, ctx: LayerContext) -> None:
         """Compute what both halves read of the queries."""

@@ -106,8 +106,9 @@ def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any]
     plain.pop("benchmark")
     spec = ModelSpec.from_node(plain["model"])
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    check_bytes(method, check_budget(plain["budget"]))
-    variant = Variant(method, check_budget(plain["budget"]) if method.promises is not None else None)
+    budget = check_budget(plain["budget"])
+    check_bytes(method, budget)
+    variant = Variant(method, budget if method.takes(budget) else None)
     return {str(key): value for key, value in plain.items()}, spec, variant
 
 

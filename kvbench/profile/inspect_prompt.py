@@ -38,8 +38,9 @@ def inspect_prompt(cfg: DictConfig, text: str | None, number: int, layers: list[
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     spec = models.ModelSpec.from_node(plain["model"])
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    check_bytes(method, check_budget(plain["budget"]))
-    variant = Variant(method, check_budget(plain["budget"]) if method.promises is not None else None)
+    budget = check_budget(plain["budget"])
+    check_bytes(method, budget)
+    variant = Variant(method, budget if method.takes(budget) else None)
     if plain["threads"]:
         torch.set_num_threads(plain["threads"])
     tokenizer = models.load_tokenizer(spec)

@@ -181,10 +181,12 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
         ValueError: one line naming the override to change.
     """
     cfg, spec, method = checked.cfg, checked.model, checked.method
-    budget = check_budget(cfg["budget"]) if method.promises is not None else None
-    if method.promises is None:
+    asked = check_budget(cfg["budget"])
+    budget = asked if method.takes(asked) else None
+    if budget is None:
         keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
-        log.info("%s %s: budget=%s does not apply to it", method.name, keeps, cfg["budget"])
+        hint = "; one in bytes does, such as budget=0.5B" if method.fits_forms else ""
+        log.info("%s %s: budget=%s does not apply to it%s", method.name, keeps, cfg["budget"], hint)
     facts, weights = prompts.facts(spec), spec.identity()
     jobs = []
     for benchmark in benchmarks_of(checked.benchmark, facts):

@@ -89,7 +89,7 @@ def _check_store(job: Job, samples: GroupSamples) -> None:
     settings = ", ".join(f"method.{dial}={value}" for dial, value in method.unencoded_dials())
     what = f"{method.name} encodes nothing of {max(idle)} tokens per KV head, answers included ({settings})"
     if len(idle) == len(samples.own) and not any(samples.other_spans()):
-        shown = "" if method.promises is None else f"budget={budget}: "
+        shown = "" if budget is None else f"budget={budget}: "
         raise ValueError(f"{shown}{what}; keep more tokens, or make these smaller")
     log.warning("%s: on %d of %d prompts %s", job.folder.name, len(idle), len(held), what)
 

@@ -71,7 +71,8 @@ def answered(
     the layers to which the budget applies, and `read_mean` the mean over all layers, heads and steps.
 
     Under a budget in bytes, `budget_bytes` is what it promises, and `held_bytes` is what the kept keys and values take
-    together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads.
+    together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads. `forms` are
+    the settings of the store in each layer, where the budget chose them.
 
     Its `promise` says what the kept tokens were checked against: "kept", the budget; "bytes", those of the budget;
     "read", all tokens, of which the budget is read in each step; "all", all tokens; "measured": nothing, the method
@@ -83,6 +84,7 @@ def answered(
         **_common(sample, "ok", None, device),
         **read,
         **({} if generation.budget_bytes is None else promised),
+        **({} if generation.forms is None else {"forms": generation.forms}),
         "prediction": generation.text,
         "token_ids": generation.token_ids,
         "scores": benchmark.score(sample.answers, generation.text, sample.meta),

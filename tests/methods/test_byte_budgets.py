@@ -45,8 +45,6 @@ def test_anything_else_is_refused_in_one_line(text: str) -> None:
     ("name", "dials", "hint"),
     [
         ("quest", {}, "saves no memory"),
-        ("kivi", {}, r"method.bits=2, .* or write method=snapkv\+kivi"),
-        ("think", {}, r"method.ratio=0.4, .* or write method=snapkv\+think"),
         ("h2o_decode", {"phase": "decode"}, "choose method.phase=both"),
         ("pyramidkv", {"allocation": "reference"}, "choose method.allocation=exact"),
         ("streaming_llm_true", {"interval": 8, "buffer": 8}, "choose method.buffer=0"),
@@ -136,7 +134,8 @@ def test_what_is_held_is_what_was_promised(tiny: Tiny, store: str) -> None:
         assert out.budget_bytes == int(variant.budget.share * out.kv_bytes_full + 1e-6)
         assert broken_promise(variant, out) is None
         assert 0.99 * out.budget_bytes <= out.held_bytes <= out.budget_bytes, str(variant)
-        state = 8 * out.kept_total if variant.method.policy is not None else 0
+        # 8 bytes a token for the policy; with a store, 27 for what finds the token
+        state = (35 if store else 8) * out.kept_total if variant.method.policy is not None else 0
         assert out.held_bytes == out.kv_bytes + state
         assert out.budget_tokens == pytest.approx(out.kept_mean)
         assert len(out.token_ids) == NEW

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.storage import Half, Store
@@ -20,11 +21,13 @@ class Kivi(Store):
         bits: 2, 4 or 8.
         group_size: tokens per key group and channels per value group.
         residual: full-precision tokens; a multiple of `group_size`.
+        extra: further values in full precision.
     """
 
     bits: int = 2
     group_size: int = 32
     residual: int = 128
+    extra: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
@@ -43,4 +46,12 @@ class Kivi(Store):
     @property
     def values(self) -> Half:
         """The form of values."""
-        return PerToken(self.bits, self.group_size, self.residual)
+        return PerToken(self.bits, self.group_size, self.residual + self.extra)
+
+    def family(self, dim: int) -> list[Self]:
+        residuals = range(self.group_size, self.residual + 1, self.group_size)
+        wider = (bits for bits in (4, 8) if bits > self.bits)
+        return [replace(self, residual=n) for n in residuals] + [replace(self, bits=bits) for bits in wider]
+
+    def leaving(self, tokens: int) -> Self:
+        return replace(self, extra=tokens)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_between, check_one_of
-from kvbench.methods.mixed_bits import MixedBits
+from kvbench.methods.mixed_bits import LEVELS, LargestAttention, MixedBits
 from kvbench.methods.storage import Store
 
 
@@ -18,21 +19,17 @@ class QaqHalf(MixedBits):
     """Keys, whose error the norm of a query weighs, or values (`q_norm` None), whose error attention weighs."""
 
     error: float
-    last: int
     q_norm: float | None
 
     def summary(self, ctx: LayerContext) -> Tensor | None:
-        return None if self.q_norm else ctx.window_attention(min(self.last, ctx.num_tokens)).amax((1, 2))
+        return None if self.q_norm else ctx.summary(LargestAttention(self.last))
 
     def limits(self, ctx: LayerContext) -> Tensor:
-        n, attention_UT = ctx.num_tokens, ctx.summary(self)
+        n, attention_UT = ctx.num_tokens, self.summary(ctx)
         if attention_UT is not None:
-            limit_UT = math.sqrt(12 / n) * self.error / attention_UT
-        else:
-            largest = math.log(n**3 / max(1, n - 1) * self.error**2 + 1) * 12 / (self.q_norm or 1)
-            limit_UT = ctx.k.new_full(ctx.k.shape[:2], math.sqrt(largest), dtype=ctx.dtype)
-        limit_UT[:, max(0, n - self.last + 1) :] = 0  # too few queries have seen these tokens
-        return limit_UT
+            return math.sqrt(12 / n) * self.error / attention_UT
+        largest = math.log(n**3 / max(1, n - 1) * self.error**2 + 1) * 12 / (self.q_norm or 1)
+        return ctx.k.new_full(ctx.k.shape[:2], math.sqrt(largest), dtype=ctx.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,5 +53,8 @@ class Qaq(Store):
 
     @property
     def halves(self) -> tuple[QaqHalf, QaqHalf]:
-        same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.error, self.last
+        same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.last, self.error
         return QaqHalf(*same, self.q_norm), QaqHalf(*same, None)
+
+    def family(self, dim: int) -> list[Self]:
+        return [replace(self, error=error, q_norm=max(1e-9, self.q_norm * share)) for error, share in LEVELS]

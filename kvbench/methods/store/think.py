@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -35,17 +36,11 @@ class ThinkKeys(ChannelHalf):
 
 @dataclass(frozen=True)
 class Think(Store):
-    """Keys with a share of their channels, chosen for each KV head; values as they are.
+    """Keys with a share of their channels, chosen for each KV head; values as they are."""
 
-    Args:
-        ratio: share of the channels that are dropped.
-        queries: last queries of the prompt that decide which channels stay.
-        recent: newest kept tokens of the prompt whose keys stay whole, as the keys of generated tokens do.
-    """
-
-    ratio: float = 0.4
-    queries: int = 32
-    recent: int = 32
+    ratio: float = 0.4  # share of the channels that are dropped
+    queries: int = 32  # last queries of the prompt that decide which channels stay
+    recent: int = 32  # newest kept tokens of the prompt whose keys stay whole, as those of generated tokens do
 
     def __post_init__(self) -> None:
         check_between(self, "ratio", 0.0, 0.99)
@@ -56,3 +51,9 @@ class Think(Store):
     def keys(self) -> ThinkKeys:
         """The form of keys."""
         return ThinkKeys(self.ratio, self.queries, self.recent)
+
+    def family(self, dim: int) -> list[Self]:
+        return [replace(self, ratio=n / dim + 1e-12) for n in range(int(0.99 * dim), 0, -1)]
+
+    def leaving(self, tokens: int) -> Self:
+        return replace(self, recent=self.recent + tokens)
