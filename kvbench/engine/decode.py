@@ -231,7 +231,14 @@ class _Batch:
                 fed = {variant: places[variant] for variant in variants if variant.method.feed == feed}
                 begin = now(self._device)
                 attention, of_rows = feed_prompt(
-                    self._model, self._tokenizer, fed, self._caches, token_ids=ids_T, seed=request.seed
+                    self._model,
+                    self._tokenizer,
+                    fed,
+                    self._caches,
+                    token_ids=ids_T,
+                    spans=spans_of(context, span),
+                    task=context.task,
+                    seed=request.seed,
                 )
                 feed_s = now(self._device) - begin - attention.copies_s
                 prefill.full_bytes = max(prefill.full_bytes, attention.full_bytes)

@@ -22,6 +22,7 @@ from kvbench.engine.guard import LayerGuard
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed
 from kvbench.methods.budgets import Allowance
+from kvbench.methods.context import PromptFacts
 from kvbench.methods.decoding import Feed
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.model_view import ModelView
@@ -37,7 +38,7 @@ class FeedPass:
         span: tokens of the prompt.
         shape: sizes of the layers that are compressed.
         model: a view of the model, for policies that turn keys.
-        seed: seed of the run and the prompt, for policies that draw random numbers.
+        facts: what the methods' parts may know of the prompt.
 
     Attributes:
         full_bytes: bytes of the prompt in a full cache of one row, over the layers that are compressed.
@@ -56,13 +57,14 @@ class FeedPass:
         span: int,
         shape: CacheShape,
         model: ModelView | None,
-        seed: int = 0,
+        facts: PromptFacts,
     ) -> None:
-        self._variants, self._caches, self._places = variants, caches, places
+        self._variants = [variant.for_prompt(facts) for variant in variants]
+        self._caches, self._places = caches, places
         self._rows = [first.row for first, *_ in places]
-        self._span, self._shape, self._model, self._seed = span, shape, model, seed
+        self._span, self._shape, self._model, self._seed = span, shape, model, facts.seed
         self._guard = LayerGuard(caches.plan)
-        self._allowed = [allowed(variant.method, variant.budget, span, shape) for variant in variants]
+        self._allowed = [allowed(variant.method, variant.budget, span, shape) for variant in self._variants]
         self.full_bytes = 0
         self.copies_s = 0.0
 

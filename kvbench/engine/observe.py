@@ -103,7 +103,17 @@ def observe(
             seed=seed,
         )
     else:
-        prefill = start_feed(model, tokenizer, [variant], caches, places=places, token_ids=ids_T, seed=seed)
+        prefill = start_feed(
+            model,
+            tokenizer,
+            [variant],
+            caches,
+            places=places,
+            token_ids=ids_T,
+            spans=spans_of(prompt, span),
+            task=prompt.task,
+            seed=seed,
+        )
     watched = _Watched(prefill, frozenset(maps))
     try:
         with kvbench_attention(model):

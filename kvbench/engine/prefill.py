@@ -60,6 +60,7 @@ class PrefillPass:
     Attributes:
         span: tokens that are compressed.
         allowed: per variant, the tokens that its budget allows; None without a budget.
+        chosen: per variant, what its parts chose by the prompt, for the record.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
         total_s: seconds of the call that were spent on compression.
 
@@ -86,6 +87,7 @@ class PrefillPass:
         self._shape = shape
         self.span = span
         self.full_bytes = 0
+        self.chosen = [variant.method.chosen(self._facts) for variant in variants]
         self._variants, seconds = self._for_prompt(variants)
         self._times = VariantTimes(seconds)
         self.total_s = sum(seconds)

@@ -111,6 +111,7 @@ class OpenRequest:
             slack_bytes=slack,
             held_bytes=held,
             forms=self.prefill.forms(row.variant),
+            chosen=self.prefill.chosen[row.variant],
             kv_bytes_full=self.prefill.full_bytes,
             rows=self.together,
             kernel=ran[0],

@@ -21,6 +21,7 @@ from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Variant
 from kvbench.methods.context import PromptFacts, Spans
+from kvbench.methods.model_view import ModelView
 
 
 def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, variants: Sequence[Variant]) -> None:
@@ -48,6 +49,8 @@ def start_feed(
     *,
     places: Sequence[Sequence[Place]],
     token_ids: Tensor,
+    spans: Spans | None = None,
+    task: str | None = None,
     seed: int = 0,
 ) -> FeedPass:
     """Return the attention of a prompt that variants with an equal feed take in chunk by chunk.
@@ -56,15 +59,16 @@ def start_feed(
         variants: the variant of each row of the call.
         caches: destination of the keys and values.
         places: per variant, the rows of the cache to fill; each begins as a copy of the first.
-        token_ids: [T] ids of the prompt.
-        seed: seed of the run, for methods that draw random numbers.
+        token_ids, spans, task, seed: as `start_prefill` takes them.
 
     Raises:
-        ValueError: a budget that is impossible on this prompt.
+        ValueError: a budget that is impossible on this prompt, or a method that lacks a fact about it.
     """
     view = view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None
-    drawn, shape = _sample_seed(seed, token_ids), cache_shape(model)
-    return FeedPass(variants, caches, places=places, span=len(token_ids), shape=shape, model=view, seed=drawn)
+    facts = _facts(view, token_ids, spans, task, seed)
+    return FeedPass(
+        variants, caches, places=places, span=len(token_ids), shape=cache_shape(model), model=view, facts=facts
+    )
 
 
 def feed_prompt(
@@ -74,6 +78,8 @@ def feed_prompt(
     caches: LayerCaches,
     *,
     token_ids: Tensor,
+    spans: Spans | None,
+    task: str | None,
     seed: int,
 ) -> tuple[FeedPass, dict[int, Tensor]]:
     """Take a prompt in chunk by chunk, once for every variant of an equal feed; the arguments are as for `start_feed`.
@@ -82,7 +88,9 @@ def feed_prompt(
         The attention of the call, and the logits [V] of the prompt's last token for each row of the cache.
     """
     rows = list(places.values())
-    attention = start_feed(model, tokenizer, list(places), caches, places=rows, token_ids=token_ids, seed=seed)
+    attention = start_feed(
+        model, tokenizer, list(places), caches, places=rows, token_ids=token_ids, spans=spans, task=task, seed=seed
+    )
     position_BT = torch.arange(len(token_ids), device=token_ids.device).expand(len(rows), -1)
     logits_BV = last_logits(model, token_ids.expand(len(rows), -1), position_BT, attention)
     logits = {place.row: logits_V for of_variant, logits_V in zip(rows, logits_BV, strict=True) for place in of_variant}
@@ -119,18 +127,11 @@ def start_prefill(
     """
     span = len(token_ids)
     needs = frozenset[str]().union(*(variant.method.needs for variant in variants))
-    spans = {"template": (0, 0), "context": (0, span), "question": (span, span)} if spans is None else spans
-    facts = PromptFacts(
-        token_ids=token_ids,
-        spans=spans,
-        model=view_of(model, tokenizer) if "model" in needs else None,
-        seed=_sample_seed(seed, token_ids),
-        task=task,
-    )
+    facts = _facts(view_of(model, tokenizer) if "model" in needs else None, token_ids, spans, task, seed)
     hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
     run_probe = None
     if any(variant.method.probe is not None for variant in variants):
-        run_probe = ProbeRunner(model, caches.plan, view_of(model, tokenizer), token_ids, spans)
+        run_probe = ProbeRunner(model, caches.plan, view_of(model, tokenizer), token_ids, facts.spans)
     return PrefillPass(
         variants,
         caches,
@@ -142,6 +143,13 @@ def start_prefill(
         run_probe=run_probe,
         save_kept=save_kept,
     )
+
+
+def _facts(view: ModelView | None, token_ids: Tensor, spans: Spans | None, task: str | None, seed: int) -> PromptFacts:
+    """Return what the methods' parts may know of a prompt. Without `spans`, all of it is context."""
+    span = len(token_ids)
+    whole = {"template": (0, 0), "context": (0, span), "question": (span, span)}
+    return PromptFacts(token_ids, whole if spans is None else spans, view, _sample_seed(seed, token_ids), task)
 
 
 def _sample_seed(seed: int, token_ids: Tensor) -> int:

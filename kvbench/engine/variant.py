@@ -158,6 +158,7 @@ class Generation:
         kv_bytes: bytes of the kept keys and values right after compression.
         held_bytes: the same with what the decode policy knows of each token; None if the cache only simulates.
         forms: {setting of the store: its value in each layer}, where a budget in bytes chose them; else None.
+        chosen: what the method chose by the prompt, such as its task; empty if it chooses nothing.
         slack_bytes: bytes reserved for further tokens.
         kv_bytes_full: bytes of the same span in a full cache.
         rows: rows that decoded together when this one began, those of other prompts included.
@@ -189,6 +190,7 @@ class Generation:
     held_bytes: int | None = None
     kept_mask: Tensor | None = None
     forms: Mapping[str, Sequence[Any]] | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kept_total(self) -> int:

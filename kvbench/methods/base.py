@@ -20,9 +20,9 @@ variants with equal scores share one computation. `needs` names what a part read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,7 +50,14 @@ NEEDS = frozenset({"model", "hidden", "token_ids", "spans", "probed", "task"})
 
 @runtime_checkable
 class Part(Protocol):
-    """The base of all parts that see a layer of the prompt."""
+    """The base of all parts that see a layer of the prompt.
+
+    Attributes:
+        idle: (field, (other, value), ...): the field has no effect if every other field has this value, or the
+            `kvbench.methods.fields.ValueOf` a third one. A dial that feeds the field must keep its default then.
+    """
+
+    idle: ClassVar[Sequence[tuple[Any, ...]]] = ()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -69,6 +76,10 @@ class Part(Protocol):
         it may ever do.
         """
         return self
+
+    def chosen(self, facts: PromptFacts) -> Mapping[str, str]:
+        """Return what the part chose by the prompt, for its record: {name: choice}; empty if it chooses nothing."""
+        return {}
 
 
 @runtime_checkable

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common.text import one_line
 from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Score, Select
-from kvbench.methods.composition import reached, references
 from kvbench.methods.decoding import DecodePolicy, Decoding, Feed
 from kvbench.methods.dials import FIXED, PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
+from kvbench.methods.idle import check_idle, check_phase, check_use
 from kvbench.methods.looking import Look
 from kvbench.methods.method import Method
 from kvbench.methods.probing import Probe
@@ -65,13 +65,14 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     parts = {part: _build_part(part, copied[part], dial_of) for part in PARTS if config.get(part) is not None}
     evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
     _check_combination(config.name, evicting, parts)
-    _check_use(config, dials)
+    check_use(config, dials)
     try:
         eviction = Eviction(**evicting) if evicting else None
     except ValueError as error:
         raise ValueError(f"method={config.name}: {error}") from None
     method = Method(config.name, dials | files, eviction, **parts, dial_of=dial_of)
-    _check_phase(config, dials, defaults, method)
+    check_phase(config, dials, defaults, method)
+    check_idle(config, dials, defaults, method)
     return method
 
 
@@ -147,41 +148,6 @@ def _check_decode(name: str, evicting: Mapping[str, Any], decoding: Decoding | N
         )
 
 
-def _idle_parts(eviction: Eviction | None, decoding: Decoding) -> set[str]:
-    """Return the parts that do nothing in the phase of a decode policy.
-
-    With "decode", the prompt stays whole. Its budget is still shared out over layers and heads, and a share may follow
-    from the scores, or from the tokens that are always kept.
-    """
-    if decoding.phase == "prefill":
-        return {"decode"}
-    if decoding.phase == "both" or eviction is None:
-        return set()
-    layers, heads = eviction.layers, eviction.heads
-    if (heads is not None and heads.compares_heads) or (layers is not None and layers.needs_statistics):
-        return {"merge"}
-    is_even = layers is not None and layers.is_even and heads is not None and heads.is_even
-    return {"score", "merge", "select"} if is_even else {"score", "merge"}
-
-
-def _check_phase(config: DictConfig, dials: Mapping[str, Any], defaults: Mapping[str, Any], method: Method) -> None:
-    """Raise ValueError for a part or a dial that has no effect in the phase of the decode policy."""
-    if method.decode is None:
-        return
-    content = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(content, dict)
-    plain = {str(key): value for key, value in content.items()}
-    parts = {part: plain[part] for part in PARTS if plain.get(part) is not None}
-    idle = _idle_parts(method.eviction, method.decode)
-    phase = method.dial_of.get(("decode", "phase"), "phase")
-    if "merge" in idle & parts.keys():
-        raise ValueError(f"method.{phase}={method.decode.phase}: {method.name} would merge nothing; choose both")
-    read = reached(plain, {part: node for part, node in parts.items() if part not in idle}) | {phase}
-    for dial in reached(plain, {part: node for part, node in parts.items() if part in idle}) - read:
-        if dials[dial] != defaults[dial]:
-            raise ValueError(f"method.{dial}={dials[dial]}: has no effect with method.{phase}={method.decode.phase}")
-
-
 def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     """Raise ValueError for parts that have no meaning with a feed, or need one."""
     decoding = parts.get("decode")
@@ -236,14 +202,6 @@ def _with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     for dial, value in values.items():
         copied[dial] = value
     return copied
-
-
-def _check_use(config: DictConfig, dials: Mapping[str, Any]) -> None:
-    """Raise ValueError for a dial that no part and no other dial interpolates: to set it would change nothing."""
-    used = set(references(OmegaConf.to_container(config, resolve=False)))
-    for dial in dials:
-        if dial not in used:
-            raise ValueError(f"method.{dial}: no part of {config.name} reads it; write ${{..{dial}}} where it belongs")
 
 
 def _dials_by_field(config: DictConfig) -> dict[tuple[str, str], str]:

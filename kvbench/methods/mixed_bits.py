@@ -8,23 +8,19 @@ Shape suffixes: N rows, D numbers of a row, M outliers of some rows, L bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.methods.context import LayerContext
-from kvbench.methods.fields import InvalidField
-from kvbench.methods.storage import ROW_BYTES, Encoded, Half, Rows, Side
+from kvbench.methods.fields import InvalidField, ValueOf
+from kvbench.methods.storage import ROW_BYTES, Encoded, Half, Rows, Side, Store
 
-LEVELS = [(1e3, 10 ** (n / 57 - 9)) for n in range(513)] + [(10 ** (3 - n / 102), 1.0) for n in range(1, 1024)]
-"""Target errors for a budget in bytes, and the share of a norm that limits the error of keys: the most error first.
-
-The limit of keys grows with the logarithm of the error only, so an error of 1000 does not lead to the fewest bits. From
-there on the norm becomes smaller.
-"""
+_LEVELS = [(1e3, 10 ** (n / 57 - 9)) for n in range(513)] + [(10 ** (3 - n / 102), 1.0) for n in range(1, 1024)]
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,26 @@ class MixedBits(Half, Protocol):
         parts = split(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)), self.outliers, self.symmetric)
         limit_N = torch.zeros_like(parts.mean_N) if limit_N is None else limit_N
         return parts, bits_of(parts.range_N, limit_N, self.least, self.most)
+
+
+@dataclass(frozen=True)
+class StoreByError(Store, Protocol):
+    """A store with a target error, and a norm of queries that limits the error of keys; see `QaqHalf`.
+
+    A budget in bytes chooses the error. The limit of keys grows with the logarithm of the error only, so an error of
+    1000 does not lead to the fewest bits. From there on the norm becomes smaller.
+    """
+
+    idle: ClassVar[Sequence[tuple[Any, ...]]] = tuple(
+        (name, ("least", ValueOf("most"))) for name in ("error", "q_norm", "last")
+    )
+    error: float
+    q_norm: float
+
+    def family(self, dim: int) -> Sequence[Self]:
+        """Return the forms from an error that leads to the fewest bits to one that leads to the most."""
+        part: Any = self
+        return [replace(part, error=error, q_norm=max(1e-9, self.q_norm * share)) for error, share in _LEVELS]
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,11 @@ class Parts:
         start = None if self.policy is None else self.policy.policy.score
         return (*own, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
 
+    def chosen(self, facts: PromptFacts) -> dict[str, str]:
+        """Return what the parts chose by a prompt, for its record."""
+        every = [part.chosen(facts) for part in self.parts if isinstance(part, Part)]
+        return {name: choice for of_part in every for name, choice in of_part.items()}
+
     def for_prompt(self, facts: PromptFacts) -> Self:
         """Return the method with which a prompt is compressed: its parts have chosen the fields that depend on it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvbench.common.tasks import TASKS, check_task
@@ -27,6 +28,7 @@ class OfTask(Part):
         InvalidField: another source, or a file that is no classifier.
     """
 
+    idle = tuple(("classifier", ("task", task)) for task in TASKS)
     task: str = "auto"
     classifier: DialFile | None = None
 
@@ -45,6 +47,10 @@ class OfTask(Part):
     def possible_tasks(self) -> tuple[str, ...]:
         """The tasks that a prompt may turn out to have."""
         return (self.task,) if self.task in TASKS else TASKS
+
+    def chosen(self, facts: PromptFacts) -> Mapping[str, str]:
+        """Return the task of the prompt."""
+        return {"task": self.task_of(facts)}
 
     def task_of(self, facts: PromptFacts) -> str:
         """Return the task of a prompt.

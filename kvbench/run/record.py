@@ -72,7 +72,8 @@ def answered(
 
     Under a budget in bytes, `budget_bytes` is what it promises, and `held_bytes` is what the kept keys and values take
     together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads. `forms` are
-    the settings of the store in each layer, where the budget chose them.
+    the settings of the store in each layer, where the budget chose them. `chosen` is what the method chose by the
+    prompt, such as its task.
 
     Its `promise` says what the kept tokens were checked against: "kept", the budget; "bytes", those of the budget;
     "read", all tokens, of which the budget is read in each step; "all", all tokens; "measured": nothing, the method
@@ -85,6 +86,7 @@ def answered(
         **read,
         **({} if generation.budget_bytes is None else promised),
         **({} if generation.forms is None else {"forms": generation.forms}),
+        **({"chosen": dict(generation.chosen)} if generation.chosen else {}),
         "prediction": generation.text,
         "token_ids": generation.token_ids,
         "scores": benchmark.score(sample.answers, generation.text, sample.meta),

@@ -5,6 +5,7 @@ Shape suffixes: N tokens of the sequence, U KV heads, D head dimension.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,22 @@ def test_one_forward_call_equals_one_per_chunk(tiny: Tiny, chunk: int) -> None:
             logits.append((out, caches.kv.lengths(0)))
     torch.testing.assert_close(logits[0][0], logits[1][0], rtol=1e-4, atol=1e-4)
     assert logits[0][1] == logits[1][1] == [[24, 24]] * len(plan.full)
+
+
+def test_a_fed_prompt_is_compressed_by_the_rule_of_its_task(tiny: Tiny) -> None:
+    """Parts of a fed method choose their fields by the prompt, as in the shared prefill."""
+
+    def variant(**dials: Any) -> kvbench.Variant:
+        windows = kvbench.load_method("windowkv", shared=2, **dials)
+        feeding = kvbench.load_method("streaming_llm_true", chunk=16)
+        return kvbench.Variant(replace(feeding, eviction=windows.eviction), 40)
+
+    asked = Prompt(ids=tuple(prompt(90)), context_len=90, stop_ids=frozenset(), text="", task="aggregation")
+    rules = {"localization": "top_half-33", "aggregation": "average-6"}
+    variants = [variant(**rules), *(variant(task=task, **{task: rule}) for task, rule in rules.items())]
+    auto, other, fixed = generate(tiny, [asked], variants)[0]
+    assert (auto.kept, auto.token_ids) == (fixed.kept, fixed.token_ids) and auto.kept != other.kept
+    assert auto.chosen == fixed.chosen == {"task": "aggregation"} != other.chosen
 
 
 @pytest.mark.parametrize("question", ["aware", "agnostic"])

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import kvbench
 from kvbench import config
-from kvbench.methods.dials import PARTS
+from kvbench.methods.dials import PARTS, split_dials
+from kvbench.methods.load import build
 from kvbench.methods.method import Method
 from kvbench.prompts import Prompt
 from tests.helpers.methods import TINY_HEADS, TINY_LAYERS, budget_for, head_table, load, test_dials
@@ -81,11 +83,11 @@ def possible(method: Method | None, budget: int | float | None) -> list[kvbench.
     return []
 
 
-def results(variants: list[kvbench.Variant]) -> list[object]:
+def results(variants: list[kvbench.Variant], new: int = 20) -> list[object]:
     """Return what comes of each variant."""
     prompts = [prompt(SHORTEST), [7] * 100 + prompt(50), prompt(171)]  # on one alone, two settings may agree by chance
     asked = [Prompt(tuple(ids), len(ids) - 40, frozenset(), "") for ids in prompts]  # parts may ask for the question
-    rows = zip(*generate(tiny_model(), asked, variants, max_new_tokens=20, max_rows=32), strict=True)
+    rows = zip(*generate(tiny_model(), asked, variants, max_new_tokens=new, max_rows=32), strict=True)
     return [[(out.kept, out.kept_max, out.kv_bytes, out.read, out.token_ids) for out in of_row] for of_row in rows]
 
 
@@ -121,6 +123,41 @@ def test_another_value_changes_the_result_or_is_refused(name: str) -> None:
         )
 
 
+def edge_values(name: str, dial: str, value: Any) -> list[Any]:
+    """Return values of a dial that may silence others: other words, and the least and the most of shares."""
+    if isinstance(value, float):
+        return [0.0, 1.0]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [0, 1]
+    return [] if value is None else list(dict.fromkeys(other_values(name, dial, value)))
+
+
+def has_budget(method: Method | None, budget: float) -> list[kvbench.Variant]:
+    return [] if method is None else possible(method, budget_for(method, budget))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if "+" not in name])
+def test_no_value_of_a_dial_silences_another(name: str) -> None:
+    """Every dial changes the result or is refused, also where another dial has an edge value."""
+    base = base_dials(name)
+    dials = {dial: value for dial, value in load(name, **base).dials.items() if dial != "phase"}
+    pairs: dict[tuple[str, Any, str], tuple[list[kvbench.Variant], list[kvbench.Variant]]] = {}
+    for dial, own in dials.items():
+        for edge in edge_values(name, dial, own):
+            before = has_budget(loaded(name, base | {dial: edge}), 1 / 3)
+            for other in dials.keys() - {dial} if before else ():
+                values = other_values(name, other, dials[other])
+                changed = [v for x in values for v in has_budget(loaded(name, base | {dial: edge, other: x}), 1 / 3)]
+                pairs[dial, edge, other] = before, changed
+    variants = list(dict.fromkeys(v for before, changed in pairs.values() for v in (*before, *changed)))
+    seen = dict(zip(variants, map(repr, results(variants, new=8)), strict=True)) if variants else {}
+    silent = [
+        key for key, (before, changed) in pairs.items() if changed and {seen[v] for v in changed} == {seen[before[0]]}
+    ]
+    assert not silent, [f"method.{other} is ignored with method.{dial}={edge}" for dial, edge, other in silent]
+
+
 def test_every_dial_has_a_comment_or_is_a_number() -> None:
     """The comment lists the words that a dial takes, and this test reads them."""
     for name in config.options("method"):
@@ -148,6 +185,32 @@ def test_every_dial_has_a_comment_or_is_a_number() -> None:
             "method.decode_budget=20: with method.phase=decode the budget",
         ),
         ("tova", {"interval": 1}, "method.interval=1: has no effect without a buffer"),
+        (
+            "snapkv",
+            {"pooling": "none", "kernel_size": 9},
+            "method.kernel_size=9: has no effect with method.pooling=none",
+        ),
+        ("ada_pyramidkv", {"kernel_size": 1, "pooling": "avg"}, "method.pooling=avg: has no effect with method.kernel"),
+        ("ada_snapkv", {"floor": 1.0, "normalize": True}, "method.normalize=True: has no effect with method.floor=1.0"),
+        ("critical", {"first": 1, "epsilon": 0.1}, "method.epsilon=0.1: has no effect with method.first=1"),
+        (
+            "csp",
+            {"ratio": 0.0, "allocation": "reference"},
+            "method.allocation=reference: has no effect with method.ratio",
+        ),
+        ("cam", {"start": 1.0, "givers": "dropped"}, "method.givers=dropped: has no effect with method.start=1.0"),
+        (
+            "elastic_cache",
+            {"sinks": 0, "window": 0, "into": "kept"},
+            "method.into=kept: has no effect with method.sinks=0 method.window=0",
+        ),
+        ("qaq", {"least": 4, "error": 2.0}, "method.error=2.0: has no effect with method.least=4"),
+        (
+            "windowkv",
+            {"task": "aggregation", "localization": "average-8"},
+            "method.localization=average-8: has no effect",
+        ),
+        ("snapkv+qaq", {"most": 2, "q_norm": 9.0}, "method.q_norm=9.0: has no effect with method.least=2"),
         ("snapkv+tova", {"phase": "decode", "window": 9}, "method.window=9: has no effect with method.phase=decode"),
         ("elastic_cache+tova", {"phase": "decode"}, "method.phase=decode: elastic_cache+tova would merge nothing"),
     ],
@@ -156,6 +219,14 @@ def test_a_setting_without_effect_is_one_line(name: str, dials: dict[str, Any], 
     with pytest.raises(ValueError, match=".") as caught:
         kvbench.load_method(name, **dials)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_a_value_without_effect_may_come_from_the_model() -> None:
+    """A hint for the kernel serves all methods of a model, with and without pooling."""
+    node = OmegaConf.create({"model": {"hints": {"kernel_size": 21}}, "method": config.method("snapkv").node})
+    node.method.pooling = "none"
+    method = build(node.method, split_dials(config.defaults("method", "snapkv")))
+    assert method.dials["kernel_size"] == 21
 
 
 def test_scores_that_share_the_budget_out_count_in_every_phase() -> None:

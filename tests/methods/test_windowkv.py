@@ -159,6 +159,8 @@ def test_each_prompt_of_a_batch_is_compressed_by_the_rule_of_its_task() -> None:
     assert first[0].token_ids == first[1].token_ids == second[1].token_ids == second[3].token_ids
     assert second[0].token_ids == second[2].token_ids == first[2].token_ids == first[3].token_ids
     assert first[0].token_ids != second[0].token_ids
+    assert [out.chosen["task"] for out in first] == ["localization", "localization", "aggregation", "localization"]
+    assert second[0].chosen == {"task": "aggregation"}
 
 
 def test_a_budget_within_the_last_queries_names_the_rule_to_change() -> None:

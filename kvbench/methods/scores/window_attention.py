@@ -30,6 +30,7 @@ class WindowAttention(Score):
         reduce: how the query heads of a KV head are combined: mean, max or sum.
     """
 
+    idle = (("kernel_size", ("pooling", "none")), ("pooling", ("kernel_size", 1)))
     window: int
     kernel_size: int = 7
     pooling: str = "max"
@@ -41,12 +42,10 @@ class WindowAttention(Score):
         check_one_of(self, "reduce", REDUCTIONS)
 
     @property
-    def queries(self) -> int:
-        return self.window
-
-    @property
     def unscored(self) -> int:
         return self.window
+
+    queries = unscored
 
     def __call__(self, ctx: LayerContext) -> Tensor:
         past, size = ctx.num_tokens - self.window, self.kernel_size

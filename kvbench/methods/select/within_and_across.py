@@ -21,6 +21,7 @@ class WithinAndAcross(TopK):
     CSP (arXiv 2412.04652). With `reference`, a token that is among the best of both takes two places: fewer stay.
     """
 
+    idle = (("allocation", ("ratio", 0)), ("allocation", ("ratio", 1)))
     across: RegionAttention
     ratio: float = 0.1
     allocation: str = "exact"
@@ -29,11 +30,6 @@ class WithinAndAcross(TopK):
         super().__post_init__()
         check_between(self, "ratio", 0, 1)
         check_allocation(self)
-
-    @property
-    def exact(self) -> bool:
-        """True if no token takes two places."""
-        return self.allocation == "exact"
 
     @property
     def needs(self) -> frozenset[str]:

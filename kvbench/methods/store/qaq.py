@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_between, check_one_of
-from kvbench.methods.mixed_bits import LEVELS, LargestAttention, MixedBits
-from kvbench.methods.storage import Store
+from kvbench.methods.mixed_bits import LargestAttention, MixedBits, StoreByError
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class QaqHalf(MixedBits):
 
 
 @dataclass(frozen=True)
-class Qaq(Store):
+class Qaq(StoreByError):
     """Tokens of a prompt with bits of their own, set once; `generated` says whether those that follow get `most`."""
 
     error: float = 1.0  # target error of the layer's output
@@ -55,6 +53,3 @@ class Qaq(Store):
     def halves(self) -> tuple[QaqHalf, QaqHalf]:
         same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.last, self.error
         return QaqHalf(*same, self.q_norm), QaqHalf(*same, None)
-
-    def family(self, dim: int) -> list[Self]:
-        return [replace(self, error=error, q_norm=max(1e-9, self.q_norm * share)) for error, share in LEVELS]
