@@ -174,7 +174,7 @@ class Pool:
             head_N = None if self.head_S is None else self.head_S[owner_N]
             x_NBD = self.half.decode(tuple(x[at_N] for x in self.buffers), head_N, self._dim)
             to_NB = (lane_N * width + block_N * size)[:, None] + torch.arange(size, device=device)
-            flat[to_NB.flatten()] = x_NBD.flatten(0, 1).to(flat.dtype)
+            flat.index_copy_(0, to_NB.flatten(), x_NBD.flatten(0, 1).to(flat.dtype))
         lane_M, age_M = spread([self.segments[i].length - n for i, n in zip(indices, done, strict=True)], device)
         age_M = age_M + torch.tensor(done, dtype=torch.long, device=device)[lane_M]
         flat[lane_M * width + age_M] = self.plain_RD[self._slots_of(index_L[lane_M], age_M)]

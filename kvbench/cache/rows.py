@@ -30,10 +30,10 @@ class RowBuffer:
         return len(self._start_N)
 
     def __getitem__(self, at: Tensor | slice) -> Rows:
-        length_N = self._length_N[at].long()
-        return Rows(self._data[_spread(self._start_N[at].long(), length_N)], length_N)
+        return Rows(self._data, self._length_N[at].long(), self._start_N[at].long())
 
     def __setitem__(self, at: Tensor, rows: Rows) -> None:
+        rows = _joined(rows)
         self._length_N[at] = 0
         if self._end + len(rows.data) > len(self._data):
             self._make_room(len(rows.data))
@@ -55,7 +55,7 @@ class RowBuffer:
 
     def _make_room(self, more: int) -> None:
         """Move all rows to the front of a larger buffer."""
-        everything = self[:]
+        everything = _joined(self[:])
         self._start_N = everything.start_N.int()
         self._end = len(everything.data)
         # the first rows, those of a prompt, come in few pieces; further ones come one by one
@@ -65,11 +65,11 @@ class RowBuffer:
         self._data = torch.nn.functional.pad(everything.data, (0, more + spare))
 
 
-def _spread(start_N: Tensor, length_N: Tensor) -> Tensor:
-    """Return the places of all bytes of rows."""
-    total = int(length_N.sum())
-    first_N = start_N - (length_N.cumsum(0) - length_N)
-    return first_N.repeat_interleave(length_N, output_size=total) + torch.arange(total, device=start_N.device)
+def _joined(rows: Rows) -> Rows:
+    """Return a copy of rows that lie one after the other."""
+    total, first_N = int(rows.length_N.sum()), rows.length_N.cumsum(0) - rows.length_N
+    at = (rows.start_N - first_N).repeat_interleave(rows.length_N, output_size=total)
+    return Rows(rows.data[at + torch.arange(total, device=at.device)], rows.length_N, first_N)
 
 
 def buffer_for(x: Tensor | Rows, count: int) -> Tensor | RowBuffer:

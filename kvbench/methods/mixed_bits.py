@@ -7,6 +7,7 @@ Shape suffixes: N rows, D numbers of a row, M outliers of some rows, L bytes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -216,7 +217,7 @@ def encode(x_ND: Tensor, parts: Split, bits_N: Tensor, symmetric: bool) -> Encod
     half_N1 = (2**bits_N // 2)[:, None]
     code_ND = torch.minimum(steps_ND.round().long().clamp(-half_N1), half_N1 - 1) + half_N1
     length_N = row_bytes(bits_N, x_ND.shape[1], parts.outlier_ND.sum(1), x_ND.itemsize)
-    rows = Rows(torch.zeros(int(length_N.sum()), dtype=torch.uint8, device=x_ND.device), length_N)
+    rows = Rows.joined(torch.zeros(int(length_N.sum()), dtype=torch.uint8, device=x_ND.device), length_N)
     for bits in bits_N.unique().tolist():
         at_N = rows.start_N[bits_N == bits]
         packed_NL = pack(code_ND[bits_N == bits], bits)
@@ -233,35 +234,33 @@ def decode(encoded: Encoded, dim: int) -> Tensor:
     """Return the rows [N, D]. A row of 0 bits is its mean."""
     known_N2, bits_N, rows = encoded
     assert isinstance(known_N2, Tensor) and isinstance(bits_N, Tensor) and isinstance(rows, Rows)
-    bits_N, work_N2 = bits_N.long(), known_N2.to(torch.promote_types(known_N2.dtype, torch.float32))
-    code_ND = torch.zeros(len(bits_N), dim, dtype=work_N2.dtype, device=bits_N.device)
+    work_N2 = known_N2.to(torch.promote_types(known_N2.dtype, torch.float32))
+    code_ND = torch.empty(len(bits_N), dim, dtype=work_N2.dtype, device=bits_N.device)
+    codes_N = (bits_N.long() * dim + 7) // 8
     for bits in bits_N.unique().tolist():
-        at_N = (bits_N == bits).nonzero()[:, 0]
-        packed_NL = rows.data[rows.start_N[at_N][:, None] + torch.arange(-(-dim * bits // 8), device=at_N.device)]
-        code_ND[at_N] = unpack(packed_NL, bits, dim).to(code_ND.dtype) - 2**bits // 2
+        at = (bits_N == bits).nonzero()[:, 0]
+        packed_NL = rows.part(at, torch.zeros_like(codes_N), -(-dim * bits // 8))
+        code_ND.index_copy_(0, at, unpack(packed_NL, bits, dim).to(code_ND.dtype).sub_(2**bits // 2))
     x_ND = code_ND.mul_(work_N2[:, :1])
     if work_N2.shape[1] > 1:
         x_ND += work_N2[:, 1:]
     x_ND = x_ND.to(known_N2.dtype)
-    count_N = (rows.length_N - (bits_N * dim + 7) // 8) // (1 + known_N2.itemsize)
-    most = int(count_N.max()) if len(count_N) else 0
-    has_ND = torch.arange(most, device=bits_N.device) < count_N[:, None]
-    place_M, value_ML = _outlier_places(rows, bits_N, has_ND, known_N2.itemsize, dim)
-    if len(place_M):
-        values_M = rows.data[value_ML].view(known_N2.dtype)[:, 0]
-        x_ND[has_ND.nonzero()[:, 0], rows.data[place_M].long()] = values_M
+    count_N = (rows.length_N - codes_N) // (1 + known_N2.itemsize)
+    for count in filter(None, count_N.unique().tolist()):  # nearly all rows have the same number of outliers
+        at = (count_N == count).nonzero()[:, 0]
+        own = rows.part(at, codes_N, count * (1 + known_N2.itemsize))
+        values = own[:, count:].clone(memory_format=torch.contiguous_format).view(known_N2.dtype)
+        x_ND[at[:, None], own[:, :count].long()] = values
     return x_ND
 
 
-def _outlier_places(
-    rows: Rows, bits_N: Tensor, has_ND: Tensor, itemsize: int, dim: int | None = None
-) -> tuple[Tensor, Tensor]:
+def _outlier_places(rows: Rows, bits_N: Tensor, outlier_ND: Tensor, itemsize: int) -> tuple[Tensor, Tensor]:
     """Return where the place [M] and the bytes [M, itemsize] of each outlier lie."""
-    row_M = has_ND.nonzero()[:, 0]
-    rank_M = (has_ND.cumsum(1) - 1)[has_ND]
-    codes_N = (bits_N * (has_ND.shape[1] if dim is None else dim) + 7) // 8
+    row_M = outlier_ND.nonzero()[:, 0]
+    rank_M = (outlier_ND.cumsum(1) - 1)[outlier_ND]
+    codes_N = (bits_N * outlier_ND.shape[1] + 7) // 8
     first_M = (rows.start_N + codes_N)[row_M]
-    value_M = first_M + has_ND.sum(1)[row_M] + rank_M * itemsize
+    value_M = first_M + outlier_ND.sum(1)[row_M] + rank_M * itemsize
     return first_M + rank_M, value_M[:, None] + torch.arange(itemsize, device=row_M.device)
 
 
@@ -282,10 +281,18 @@ def unpack(packed_NL: Tensor, bits: int, count: int) -> Tensor:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
         code_NLP: Tensor = (packed_NL[..., None] >> shifts) & (2**bits - 1)
         return code_NLP.flatten(1)[:, :count]
+    if bits < 8:  # `bits` bytes hold 8 codes
+        size = torch.int32 if bits < 4 else torch.int64
+        byte_NWB = F.pad(packed_NL, (0, -packed_NL.shape[1] % bits)).unflatten(1, (-1, bits)).to(size)
+        word_NW = byte_NWB[..., 0]
+        for index in range(1, bits):
+            word_NW = word_NW | byte_NWB[..., index] << 8 * index
+        places = torch.arange(0, 8 * bits, bits, device=device, dtype=size)
+        code_NW8: Tensor = (word_NW[..., None] >> places) & (2**bits - 1)
+        return code_NW8.flatten(1)[:, :count]
     first_D = torch.arange(count, device=device) * bits
     wide_NL = F.pad(packed_NL, (0, 2)).int()  # a code of up to 16 bits lies in at most three bytes
-    word_ND = wide_NL.index_select(1, first_D // 8) | wide_NL.index_select(1, first_D // 8 + 1) << 8
-    if bits > 8:
-        word_ND |= wide_NL.index_select(1, first_D // 8 + 2) << 16
+    parts = (wide_NL.index_select(1, first_D // 8 + index) << 8 * index for index in range(3))
+    word_ND = functools.reduce(torch.bitwise_or, parts)
     code_ND: Tensor = (word_ND >> (first_D % 8).int()) & (2**bits - 1)
     return code_ND

@@ -31,25 +31,32 @@ and its KV head (4); a flag says that the number is in use, and one for each hal
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of bytes that differ in length, one after the other.
+    """Rows of bytes that differ in length.
 
     Attributes:
-        data: uint8, the bytes of all rows.
+        data: uint8, the bytes of all rows, and perhaps of others.
         length_N: bytes of each row.
+        start_N: first byte of each row.
     """
 
     data: Tensor
     length_N: Tensor
+    start_N: Tensor
+
+    @classmethod
+    def joined(cls, data: Tensor, length_N: Tensor) -> Rows:
+        """Return rows that lie one after the other."""
+        return cls(data, length_N, length_N.cumsum(0) - length_N)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the rows, with those that find a row."""
-        return self.data.nbytes + ROW_BYTES * len(self.length_N)
+        return int(self.length_N.sum()) + ROW_BYTES * len(self.length_N)
 
-    @property
-    def start_N(self) -> Tensor:
-        """First byte of each row."""
-        return self.length_N.cumsum(0) - self.length_N
+    def part(self, rows: Tensor, first_N: Tensor, count: int) -> Tensor:
+        """Return `count` bytes of some rows, [rows, count]; `first_N` is the place in each row at which they begin."""
+        windows = self.data.as_strided((max(0, len(self.data) - count + 1), count), (1, 1))  # one begins at every byte
+        return windows.index_select(0, (self.start_N + first_N)[rows])
 
 
 Encoded = tuple[Tensor | Rows, ...]

@@ -1,12 +1,14 @@
 """The folder of a file that is computed from prompts: setting.json, samples.jsonl with a line per prompt, and the file.
 
-Each prompt is computed once. The folder's name has a hash of everything that the file depends on. NAME.about.json next
-to NAME.json has its checksum, and how it was computed.
+Each prompt is computed once. The folder's name has a hash of everything that the file depends on but versions: after an
+upgrade it is continued, with a warning, as a run is. NAME.about.json next to NAME.json has its checksum, and how it was
+computed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,9 @@ from kvbench.common.line_file import LineFile
 from kvbench.methods.files import DialFile
 from kvbench.store import locks
 from kvbench.store.files import read_lines
-from kvbench.store.identity import plain
+from kvbench.store.identity import identity_hash, plain
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Mapping[str, Any])
 """A record, with the id of its prompt as `id`."""
@@ -45,7 +49,7 @@ class AssetFolder(Generic[R]):
         """Create the folder, or continue in it.
 
         Args:
-            setting: everything that the file depends on.
+            setting: everything that the file depends on; `versions` are those of the code that computes it.
             accept: checks a line of the file and returns it, or raises ValueError.
 
         Raises:
@@ -54,6 +58,7 @@ class AssetFolder(Generic[R]):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locks.opening(folder, None, wait=False, timeout=None) as lock:
+                setting = {**setting, **_begun_with(folder / "setting.json", setting)}
                 write_atomic(folder / "setting.json", json.dumps(setting, indent=2) + "\n")
                 opened = cls(folder, setting, accept)
         except OSError as error:
@@ -77,3 +82,21 @@ class AssetFolder(Generic[R]):
         write_atomic(path, text)
         write_atomic(self.folder / f"{name}.about.json", json.dumps(about, indent=2) + "\n")
         return path
+
+
+def name_of(setting: Mapping[str, Any], *words: str) -> str:
+    """Return the name of the folder for a setting: `words`, and a hash of everything but the versions."""
+    return "-".join((*words, identity_hash({k: v for k, v in setting.items() if k != "versions"})[:8]))
+
+
+def _begun_with(file: Path, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions with which the prompts on file began, and the present ones if these are others."""
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    was, now = begun.get("versions"), setting.get("versions")
+    if was == now:
+        return {key: begun[key] for key in ("continued_with",) if key in begun}
+    log.warning("%s: begun with versions %s, continued with %s", file.parent, was, now)
+    return {"versions": was, "continued_with": now}

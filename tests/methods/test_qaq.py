@@ -125,10 +125,11 @@ def test_rows_of_different_lengths_share_a_buffer() -> None:
         at = rng.permutation(9)[: int(rng.integers(1, 5))]
         rows = [rng.integers(0, 256, int(rng.integers(0, 30))).tolist() for _ in at]
         lengths = torch.tensor([len(row) for row in rows])
-        buffer[torch.tensor(at)] = Rows(torch.tensor(list(chain(*rows)), dtype=torch.uint8), lengths)
+        buffer[torch.tensor(at)] = Rows.joined(torch.tensor(list(chain(*rows)), dtype=torch.uint8), lengths)
         expected |= dict(zip(at.tolist(), rows, strict=True))
         whole = buffer[torch.arange(9)]
-        assert whole.data.tolist() == list(chain(*expected.values()))
+        ends = zip(whole.start_N.tolist(), (whole.start_N + whole.length_N).tolist(), strict=True)
+        assert [whole.data[first:last].tolist() for first, last in ends] == list(expected.values())
         assert whole.nbytes == sum(map(len, expected.values())) + 9 * 6
         assert buffer.nbytes <= 2 * 9 * 30 + 9 * 6
     assert len(buffer.grown(12)) == 12 and buffer[9:].length_N.tolist() == [0, 0, 0]

@@ -52,6 +52,10 @@ def test_a_model_is_calibrated_once_and_a_run_reads_the_profile(
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"method=prefixkv_offline method.profile={path}")
     monkeypatch.setattr(computing, "_importance", None)  # it would fail if a prompt were prefilled again
     assert calibrate(tmp_path) == 0
+    monkeypatch.setattr(computing, "versions", lambda: {"kvbench": "99"})
+    assert calibrate(tmp_path) == 0, "an upgrade continues in the same folder"
+    assert written(tmp_path)[0] == path
+    assert json.loads(path.with_suffix(".about.json").read_text())["continued_with"] == {"kvbench": "99"}
     method = kvbench.load_method("prefixkv_offline", profile=str(path))
     loaded = kvbench.load_model("tiny")
     ids = torch.randint(3, 260, (100,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from kvbench.run.asset import AssetFolder
-from kvbench.store.identity import identity_hash
+from kvbench.run.asset import AssetFolder, name_of
 from kvbench.store.validate import check
 
 _DIGITS = 5  # of a score in the table
@@ -34,7 +33,7 @@ def as_record(value: object) -> ProbeRecord:
 
 def folder_of(outputs: str | Path, setting: Mapping[str, Any]) -> Path:
     """Return the folder for a setting, whether or not it exists."""
-    name = f"{setting['model']['name'].rpartition('/')[2]}-{setting['probe']['probe']}-{identity_hash(setting)[:8]}"
+    name = name_of(setting, setting["model"]["name"].rpartition("/")[2], setting["probe"]["probe"])
     return Path(outputs).absolute() / "heads" / name
 
 

@@ -28,10 +28,9 @@ from kvbench.methods.load import load
 from kvbench.models import Loaded
 from kvbench.models.cache import ModelCache
 from kvbench.prompts import Prompt
-from kvbench.run.asset import AssetFolder
+from kvbench.run.asset import AssetFolder, name_of
 from kvbench.run.jobs import Job
 from kvbench.run.versions import versions
-from kvbench.store.identity import identity_hash
 from kvbench.store.validate import check
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def compute(jobs: Sequence[Job], outputs: str, progress: bool = True) -> Path:
         "versions": {name: number for name, number in versions().items() if name != "method"},
     }
     label = spec.label.rpartition("/")[2]
-    folder = Path(outputs).absolute() / "layers" / f"{label}-{identity_hash(setting)[:8]}"
+    folder = Path(outputs).absolute() / "layers" / name_of(setting, label)
     rendered = list(_prompts(jobs, model_cache))
     with AssetFolder.open(folder, setting, _as_record) as asset:
         todo = [item for item in rendered if item[0] not in asset.records]
