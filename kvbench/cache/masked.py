@@ -20,7 +20,7 @@ from kvbench.methods.decoding import DecodePolicy, Decoding, Start
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
 from kvbench.methods.sharing import Leaving
-from kvbench.methods.slots import Slots
+from kvbench.methods.slots import Slots, head_draws
 from kvbench.methods.storage import Half, Side
 
 
@@ -217,7 +217,7 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         row.keep_UN[None],
         row.state_UN[None],
         aligned=True,
-        seed_B=torch.tensor([row.entry.seed], device=device),
+        draws_BU1=head_draws([row.entry.seed], row.layer, heads, device),
     )
     plan = row.entry.followed
     if plan is not None:

@@ -25,7 +25,7 @@ from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Quota
 from kvbench.cache.turned import TurningKeys
 from kvbench.methods.sharing import Leaving
-from kvbench.methods.slots import Slots
+from kvbench.methods.slots import Slots, head_draws
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
 
@@ -84,7 +84,7 @@ class PolicyGroup:
             self._columns_C < self.length_BU[..., None].int(),
             _stacked([row.state_UC for row in held], width),
             aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
-            seed_B=torch.tensor([row.seed for row in held], device=device),
+            draws_BU1=head_draws([row.seed for row in held], layer, lengths.shape[1], device),
             numbers_BUX=None if self._pins is None else self._pins.numbers_BUX,
             pinned_BUC=None if self._pins is None else self._pins.pinned_BUC,
         )

@@ -9,15 +9,22 @@ _STEP = 0x9E3779B97F4A7C15 - 2**64  # the constants of SplitMix64 (Steele et al.
 _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
-def uniform(*counters: Tensor | int) -> Tensor:
+def uniform(*counters: Tensor | int, state: Tensor | int = 0) -> Tensor:
     """Return float32 numbers in [0, 1), one for each combination of integers; the counters broadcast.
 
-    The first counter is a seed. Products of int64 overflow, as they should.
+    Args:
+        counters: the first is a seed.
+        state: what `stirred` returned for counters that come before these.
     """
-    x = torch.as_tensor(0)
+    return ((stirred(*counters, state=state) >> 40) & (2**24 - 1)).float() * 2.0**-24
+
+
+def stirred(*counters: Tensor | int, state: Tensor | int = 0) -> Tensor:
+    """Return an int64 for each combination of integers. Products overflow, as they should."""
+    x = torch.as_tensor(state)
     for counter in counters:
         x = _mixed((x ^ counter) + _STEP)
-    return ((x >> 40) & (2**24 - 1)).float() * 2.0**-24
+    return x
 
 
 def _mixed(x: Tensor) -> Tensor:

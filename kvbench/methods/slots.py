@@ -6,13 +6,13 @@ T new tokens of a step, N slots to draw for, X numbers of a plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kvbench.methods.draws import uniform
+from kvbench.methods.draws import stirred, uniform
 from kvbench.methods.scores.groups import add_up
 
 _LATER = 2**30  # a position that no token has
@@ -30,7 +30,7 @@ class Slots:
         state_BUC: float32, the policy's own; moves with the token, and is 0 for a new one. Changed in place.
         limit_BU: tokens that each head may hold; None for a policy without a limit.
         aligned: True if column c holds the same token in all heads of a row.
-        seed_B: int64, a seed of each row, for `uniform`.
+        draws_BU1: int64, from which the random numbers of each head follow; see `head_draws`.
         numbers_BUX: int32, the numbers of the heads' plans; None for a policy that follows no plan.
         pinned_BUC: True for tokens that never leave, whatever `drop` returns; None without a plan.
     """
@@ -43,7 +43,7 @@ class Slots:
     state_BUC: Tensor
     limit_BU: Tensor | None = None
     aligned: bool = False
-    seed_B: Tensor | None = None
+    draws_BU1: Tensor | None = None
     numbers_BUX: Tensor | None = None
     pinned_BUC: Tensor | None = None
 
@@ -68,7 +68,7 @@ class Slots:
             self.state_BUC[part],
             limit_BU,
             self.aligned,
-            None if self.seed_B is None else self.seed_B[part],
+            None if self.draws_BU1 is None else self.draws_BU1[part],
             None if self.numbers_BUX is None else self.numbers_BUX[part],
             None if self.pinned_BUC is None else self.pinned_BUC[part],
         )
@@ -78,9 +78,8 @@ class Slots:
 
         They depend on the run's seed, the prompt, layer and head, and the token's position: on nothing else in a batch.
         """
-        assert self.seed_B is not None
-        head_U1 = torch.arange(column_BUN.shape[1], device=column_BUN.device)[:, None]
-        return uniform(self.seed_B[:, None, None], self.layer, head_U1, self.pos_BUC.gather(2, column_BUN))
+        assert self.draws_BU1 is not None
+        return uniform(self.pos_BUC.gather(2, column_BUN), state=self.draws_BU1)
 
     def recent(self, tokens: int | Tensor) -> Tensor:
         """Return [B, U, C]: True for the last `tokens` of the sequence; a tensor is [B, U, 1] or a scalar."""
@@ -113,6 +112,12 @@ class Slots:
         order_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER).argsort(-1)
         sorted_BUC = x_BUC.masked_fill(~self.live_BUC, 0).gather(-1, order_BUC)
         return torch.empty_like(x_BUC).scatter_(-1, order_BUC, work(sorted_BUC).to(x_BUC.dtype))
+
+
+def head_draws(seeds: Sequence[int], layer: int, heads: int, device: torch.device) -> Tensor:
+    """Return [B, U, 1] int64: what the random numbers of a layer's heads begin from, by the seed of each row."""
+    seed_B11, head_U1 = torch.tensor(seeds, device=device)[:, None, None], torch.arange(heads, device=device)[:, None]
+    return stirred(seed_B11, layer, head_U1)
 
 
 def over_queries(weights_BUGTC: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from kvbench.cache.base import Entry
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.decode.cam import MergeIntoNext
 from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.slots import Slots
 
@@ -215,3 +216,33 @@ def test_a_limit_that_differs_between_host_and_device_is_an_error() -> None:
         cache.attend(0, [0], *torch.randn(3, 1, 1, 1, DIM).unbind(), 1.0)
     with pytest.raises(RuntimeError, match="Drifting: its limit differs between host and device"):
         cache.release([0])
+
+
+def test_policies_that_step_together_act_as_each_would_alone() -> None:
+    """One drops a token in each step, one merges it, one holds back several, one has a schedule, one has no limit."""
+    g = torch.Generator().manual_seed(11)
+    decodings = [
+        Decoding(POLICIES[0]),
+        Decoding(MergeIntoNext(merge_budget=3)),
+        Decoding(POLICIES[1], buffer=3),
+        Decoding(Growing()),
+        Decoding(Scattered(), interval=3),
+    ]
+    k_UTD, v_UTD = (torch.randn(2, 24, DIM, generator=g) for _ in range(2))
+    rows = []
+    for row, decoding in enumerate(decodings):
+        shares = [6 + row, 12 - row]
+        keep_UT = torch.arange(24) >= 24 - torch.tensor(shares)[:, None]
+        scores_UT = torch.rand(2, 24, generator=g)
+        rows.append(Entry(row, keep_UT, 14, policy=decoding, score_UT=scores_UT, base_U=shares))
+    together, alone = RaggedCache(1), [RaggedCache(1) for _ in rows]
+    together.add(0, rows, k_UTD, v_UTD)
+    for cache, entry in zip(alone, rows, strict=True):
+        cache.add(0, [entry], k_UTD, v_UTD)
+    for new in (1, 1, 5, 1, 1, 1, 1, 1, 1):
+        q, k, v = (torch.randn(len(rows), heads, new, DIM, generator=g) for heads in (4, 2, 2))
+        out = together.attend(0, range(len(rows)), q, k, v, 0.3)
+        for i, cache in enumerate(alone):
+            own = slice(i, i + 1)
+            torch.testing.assert_close(cache.attend(0, [i], q[own], k[own], v[own], 0.3), out[own])
+            assert cache.lengths(i) == together.lengths(i) and cache.peak(i) == together.peak(i)
