@@ -12,7 +12,7 @@ import pytest
 
 from kvbench import store
 from kvbench.report.__main__ import main
-from kvbench.report.figures import figure
+from kvbench.report.figures import figure, gallery
 from kvbench.report.figures.curve import curve
 from kvbench.report.figures.kept_heads import head_shares, kept_heads
 from kvbench.report.figures.kept_text import answer_tokens, kept_text
@@ -142,3 +142,12 @@ def test_the_palette_is_a_choice(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([str(tmp_path / "runs"), *out]) == 0 and main([str(tmp_path / "runs"), *out, "--palette", "field"]) == 0
     assert main([str(tmp_path / "runs"), *out, "--palette", "pink"]) == 2
     assert "pink" in capsys.readouterr().err
+
+
+def test_the_gallery_is_that_of_the_example_stores(tmp_path: Path) -> None:
+    docs = ROOT / "docs"
+    assert (docs / "gallery.md").read_text(encoding="utf-8") == gallery.text()
+    gallery.gallery(docs, tmp_path)
+    for picture in gallery.PICTURES:
+        drawn, kept = (folder / "gallery" / f"{picture.name}.png" for folder in (tmp_path, docs))
+        assert figure.stamp_of(drawn) == figure.stamp_of(kept) is not None, f"{kept} is old: run {gallery.COMMAND}"

@@ -82,17 +82,15 @@ def _together(
     moved = dict(zip(methods, apart(len(methods)), strict=True))
     for axes, (kind, inside) in zip(grid, kinds.items(), strict=True):
         for method, line in by_method(inside).items():
-            if has_bands:
-                _line(axes, line, styles[method], method)
-            else:
-                _bars(axes, line, styles[method], method, moved[method])
+            draw = _line if has_bands else _bars
+            draw(axes, line, styles[method], method, moved[method])
         _horizontals(axes, points.points)
         _dress(axes, kind, inside, points)
     grid[0].set_ylabel(points.score)
     _headings(
         grid[0],
         heading,
-        f"{details}\n{'bands' if has_bands else 'bars, side by side'}{_INTERVAL}{_left_out(points)}".strip(),
+        f"{details}\n{'bands' if has_bands else 'bars'}, side by side{_INTERVAL}{_left_out(points)}".strip(),
     )
     handles = {text: handle for axes in grid for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
@@ -149,8 +147,9 @@ def _apart(
     return written
 
 
-def _line(axes: Axes, line: Sequence[Point], style: Mapping[str, Any], method: str) -> None:
+def _line(axes: Axes, line: Sequence[Point], style: Mapping[str, Any], method: str, moved: float = 1.0) -> None:
     x, y = _coordinates(line)
+    x = [moved * value for value in x]
     axes.plot(x, y, **style, mec="white", mew=0.5, label=method)
     low, high = [point.low for point in line], [point.high for point in line]
     if any(top > bottom for top, bottom in zip(high, low, strict=True)):

@@ -34,7 +34,7 @@ def draw(shown: Shown) -> list[Path]:
     Raises ValueError for an unknown palette or metric.
     """
     check_palette(shown.palette)
-    return [path for figure in FIGURES for path in figure(shown)]
+    return [path for figure in FIGURES.values() for path in figure(shown)]
 
 
 def _heatmaps(shown: Shown) -> list[Path]:
@@ -113,11 +113,11 @@ def _fits(shown: Shown, items: Sequence[object], most: int, what: str) -> bool:
     return len(items) <= most
 
 
-FIGURES: list[Callable[[Shown], list[Path]]] = [
-    _heatmaps,
-    _curve,
-    _tradeoff,
-    _bars,
-    _kept_heads,
-    _kept_text,
-]
+FIGURES: dict[str, Callable[[Shown], list[Path]]] = {
+    "heatmaps": _heatmaps,
+    "budgets": _curve,
+    "bytes": _tradeoff,
+    "costs": _bars,
+    "kept_heads": _kept_heads,
+    "kept_text": _kept_text,
+}

@@ -1,9 +1,7 @@
-"""`python -m kvbench.report.figures.gallery`: docs/gallery.md and its pictures, from the runs in docs/example_store."""
+"""`python -m kvbench.report.figures.gallery`: docs/gallery.md and its pictures, from the runs that docs/ holds."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
 import sys
 import tempfile
@@ -13,19 +11,24 @@ from pathlib import Path
 
 from kvbench.common.command import Parser, command
 from kvbench.common.files import write_atomic
+from kvbench.report.figures.draw import FIGURES
 from kvbench.report.figures.figure import stamp_of
-from kvbench.report.present import present
-from kvbench.store import load_runs
+from kvbench.report.figures.shown import Shown
+from kvbench.report.runs import groups
+from kvbench.report.suite import suite_table
+from kvbench.report.suite_groups import suite_groups
+from kvbench.store import StoredRun, load_runs
 
 COMMAND = "python -m kvbench.report.figures.gallery"
 _HEAD = f"""# Gallery
 
 The figures that `kvbench report RUNS --out DIR` writes, each as PNG and PDF, one (3.3 in) or two (6.9 in) columns of a
-page wide. Those below are drawn from the real results in [example_store](example_store/README.md) by one command:
+page wide. Those below are drawn from the real results in [example_store](example_store/README.md) and
+[example_kept](example_kept/README.md) by one command:
 
     {COMMAND}
 
-The store is small: it shows how figures look, and ranks no methods. The same store gives the same bytes. Colours are
+The stores are small: they show how figures look, and rank no methods. The same store gives the same bytes. Colours are
 safe for colour-blind readers and can be told apart in grey; `--palette field` gives red and green to heatmaps.
 """
 _TAIL = """
@@ -43,78 +46,108 @@ class Picture:
 
     Attributes:
         name: of the file in docs/gallery, without its suffix.
-        source: the file that a report writes, as a pattern below its folder.
+        figure: its name in `kvbench.report.figures.draw.FIGURES`.
+        source: how the name of its file begins, among those that the figure writes.
+        store: the folder in docs/ with its runs; benchmark: how the benchmark's name begins.
         title, text: the heading, and what there is to see.
+        method: the only method that is shown; None for all.
         palette: one of `kvbench.report.figures.palette.PALETTES`.
     """
 
     name: str
+    figure: str
     source: str
+    benchmark: str
     title: str
     text: str
+    store: str = "example_store"
+    method: str | None = None
     palette: str = "safe"
 
 
 PICTURES = (
     Picture(
         "needle",
-        "needle-*/ada_snapkv-b0.2-*.png",
+        "heatmaps",
+        "ada_snapkv-b0.2-",
+        "needle",
         "Needle heatmap",
-        "The score of one run at each context length and depth. Where a cell was measured several times, the thin line "
-        "is the range from 0 to 1 and the thick part of it the 95 % interval of the mean (Wilson).",
+        "The score of one run at each context length and depth; hatched cells have not been run. Where a cell was "
+        "measured several times, a thin line at its bottom is the range from 0 to 1, and the thick part of it the 95 % "
+        "interval of the mean (Wilson).",
+        method="ada_snapkv",
     ),
     Picture(
         "needle_field",
-        "needle-*/ada_snapkv-b0.2-*.png",
+        "heatmaps",
+        "ada_snapkv-b0.2-",
+        "needle",
         "Needle heatmap in the field's colours",
         "The same with `--palette field`: the colours of the published figures. They cannot be told apart in grey.",
+        method="ada_snapkv",
         palette="field",
     ),
     Picture(
         "overview",
-        "needle-*/overview.png",
+        "heatmaps",
+        "overview",
+        "needle",
         "Needle heatmaps as small multiples",
         "Methods as rows, budgets as columns, the full cache on the left. Rows that do not fit on a page go to "
         "`overview-2.png`.",
     ),
     Picture(
         "budgets",
-        "needle-*/budgets.png",
+        "budgets",
+        "budgets.",
+        "needle",
         "Score against budget",
-        "A line per method, and the full cache dashed. Up to three methods have their 95 % intervals as bands; more "
-        "have bars, drawn side by side so that they can be told apart.",
+        "A line per method, and the full cache dashed; methods without a budget are dotted. Up to three methods have "
+        "their 95 % intervals as bands; more have bars, drawn side by side so that they can be told apart.",
     ),
     Picture(
         "budgets_methods",
-        "needle-*/budgets_methods.png",
+        "budgets",
+        "budgets_methods.",
+        "needle",
         "Score against budget, a panel per method",
-        "The same with bands: each method in front of the others in grey. A sweep of all methods stays readable.",
+        "Each method in front of the others in grey, so that a sweep of all methods stays readable.",
     ),
     Picture(
         "bytes",
-        "ruler*/bytes.png",
+        "bytes",
+        "bytes.",
+        "ruler",
         "Score against bytes",
         "Eviction and quantisation on one axis: what keys and values take after compression. The front joins the "
         "methods that no other beats in as few bytes.",
     ),
     Picture(
         "costs",
-        "needle-*/costs.png",
+        "costs",
+        "costs.",
+        "needle",
         "Memory and latency",
         "Bytes of keys and values, time to the first token by its parts, time per output token.",
     ),
     Picture(
         "kept_heads",
-        "needle-*/kept_heads-b0.2.png",
+        "kept_heads",
+        "kept_heads-b0.2.",
+        "needle",
         "Kept tokens by layer and head",
         "How methods spread the same budget, as measured: SnapKV alike over all heads, PyramidKV less from layer to "
         "layer, Ada-SnapKV by head. Bars are the means of the layers.",
     ),
     Picture(
         "kept_text",
-        "needle-*/kept_text-ada_snapkv-b0.2-*.png",
+        "kept_text",
+        "kept_text-ada_snapkv-b0.2-",
+        "needle",
         "Kept tokens over the text",
         "Which words survived, and in which layers. Runs with `save.kept=true` store which tokens each head keeps.",
+        store="example_kept",
+        method="ada_snapkv",
     ),
 )
 
@@ -122,45 +155,55 @@ PICTURES = (
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the gallery. Returns the exit code, see `kvbench.common.command`."""
-    parser = Parser(prog=COMMAND, description="docs/gallery.md and its pictures, from stored runs.")
-    parser.add_argument("--store", type=Path, default=Path("docs/example_store"), help="the runs; default: %(default)s")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where gallery.md is written; default: docs")
+    parser = Parser(prog=COMMAND, description="docs/gallery.md and its pictures, from the runs that docs/ holds.")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the stores are; default: docs")
     arguments = parser.parse_args(argv)
-    for path in gallery(arguments.store, arguments.docs):
+    for path in gallery(arguments.docs, arguments.docs):
         print(path)
     return 0
 
 
-def gallery(store: Path, docs: Path) -> list[Path]:
-    """Write gallery.md and its pictures, and return the paths of those that are new or have changed.
+def gallery(stores: Path, docs: Path) -> list[Path]:
+    """Write gallery.md and its pictures, and return the paths of those that are new or show something else.
 
-    Raises ValueError where the runs do not give one of the pictures.
+    Raises ValueError where the runs below `stores` do not give one of the pictures.
     """
-    runs = load_runs(store)
-    if not runs:
-        raise ValueError(f"--store {store}: no runs there")
     changed = []
-    with tempfile.TemporaryDirectory() as folder:
-        for palette in dict.fromkeys(picture.palette for picture in PICTURES):
-            out = Path(folder) / palette
-            with contextlib.redirect_stdout(io.StringIO()):
-                present(runs, out, palette=palette)
-            for picture in (picture for picture in PICTURES if picture.palette == palette):
-                changed += _copy(picture, out, store, docs / "gallery" / f"{picture.name}.png")
+    runs = {name: load_runs(stores / name, bulky=False) for name in dict.fromkeys(each.store for each in PICTURES)}
+    for picture in PICTURES:
+        path = docs / "gallery" / f"{picture.name}.png"
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = _draw(picture, runs[picture.store], Path(folder))
+            if stamp_of(path) != stamp_of(drawn):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(drawn, path)
+                changed.append(path)
     write_atomic(docs / "gallery.md", text())
     return changed
 
 
-def _copy(picture: Picture, out: Path, store: Path, path: Path) -> list[Path]:
-    """Copy a picture from the report to its place, unless that one shows the same."""
-    sources = sorted(out.glob(picture.source))
-    if not sources:
-        raise ValueError(f"--store {store}: its report has no {picture.source}")
-    if stamp_of(path) == stamp_of(sources[0]):
-        return []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(sources[0], path)
-    return [path]
+def _draw(picture: Picture, runs: Sequence[StoredRun], folder: Path) -> Path:
+    """Draw a picture into `folder`, of the largest table of its benchmark."""
+    of_benchmark = [run for run in runs if run.manifest["label"]["benchmark"].startswith(picture.benchmark)]
+    tables = [*groups([run for run in of_benchmark if run.manifest["part"] is None])]
+    tables += suite_groups([run for run in of_benchmark if run.manifest["part"] is not None])
+    if not tables:
+        raise ValueError(f"{picture.store}: no runs of {picture.benchmark}, so there is no picture {picture.name}")
+    group = max(tables, key=len)
+    manifest = group[0].manifest
+    place = manifest["part"]
+    shown = Shown(
+        [run for run in group if picture.method in (None, run.manifest["label"]["method"])],
+        None if place is None else suite_table(group),
+        f"{manifest['label']['benchmark'] if place is None else place['suite']}, {manifest['label']['model']}",
+        f"{manifest['identity']['dtype']}, {manifest['device']}",
+        folder,
+        palette=picture.palette,
+    )
+    for path in FIGURES[picture.figure](shown):
+        if path.name.startswith(picture.source):
+            return path
+    raise ValueError(f"{picture.store}: its runs give no {picture.source}*, so there is no picture {picture.name}")
 
 
 def text() -> str:

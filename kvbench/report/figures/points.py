@@ -159,5 +159,7 @@ def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 def apart(number: int) -> list[float]:
     """Return factors that move the points of `number` methods apart on a logarithmic axis, by up to 8% of an octave."""
+    if number == 1:
+        return [1.0]
     width = min(0.08, 0.012 * number)
-    return [2.0 ** (width * (place / max(1, number - 1) - 0.5) * 2) for place in range(number)]
+    return [2.0 ** (width * (2 * place / (number - 1) - 1)) for place in range(number)]
