@@ -50,7 +50,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "docs").mkdir()
-    for name in ("README.md", "docs/methods.md"):
+    for name in ("docs/guide.md", "docs/methods.md"):
         shutil.copy(ROOT / name, folder / name)
     for what, body in _BLOCK.findall(TEXT):
         if not what.startswith(("run", "from ")):

@@ -1,4 +1,4 @@
-"""The methods as their YAML files describe them, and tables of them for a terminal, README.md and docs/methods.md."""
+"""The methods as their YAML files describe them, and tables of them for a terminal, docs/guide.md, docs/methods.md."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def terminal(methods: Sequence[Description]) -> str:
 
 
 def short_table(methods: Sequence[Description]) -> str:
-    """Return the table of README.md."""
+    """Return the table of docs/guide.md."""
     return _pipes(list(_SHORT), [[column(known) for column in _SHORT.values()] for known in methods])
 
 
@@ -208,19 +208,19 @@ def _pipes(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def written() -> dict[Path, str]:
-    """Return {file: its text with the table of now between the marks} of README.md and docs/methods.md.
+    """Return {file: its text with the table of now between the marks} of docs/guide.md and docs/methods.md.
 
     Raises:
         ValueError: a file or its marks are missing.
     """
     root = conf_dir().parent
     methods = [describe(name) for name in sorted(options("method"))]
-    tables = {root / "README.md": short_table(methods), root / "docs" / "methods.md": markdown(methods)}
+    tables = {root / "docs" / "guide.md": short_table(methods), root / "docs" / "methods.md": markdown(methods)}
     return {path: _between_marks(path, table) for path, table in tables.items()}
 
 
 def write() -> list[Path]:
-    """Write the tables into README.md and docs/methods.md. Returns the files. Raises ValueError as `written` does."""
+    """Write the tables into docs/guide.md and docs/methods.md, and return the files. Raises as `written` does."""
     texts = written()
     for path, text in texts.items():
         write_atomic(path, text)

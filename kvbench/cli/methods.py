@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown, as in docs/methods.md")
     form.add_argument("--json", action="store_true", help="print JSON, with everything that is known")
-    form.add_argument("--write", action="store_true", help="write the tables into README.md and docs/methods.md")
+    form.add_argument("--write", action="store_true", help="write the tables into docs/guide.md and docs/methods.md")
     arguments = parser.parse_args(argv)
     if arguments.write:
         if arguments.names:

@@ -100,16 +100,16 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: li
 def test_write_replaces_what_is_between_the_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(paths.conf_dir(), tmp_path / "conf")
     monkeypatch.setattr(method_tables, "conf_dir", lambda: tmp_path / "conf")
-    assert main(["--write"]) == 2, "there is no README.md"
+    assert main(["--write"]) == 2, "there is no docs/guide.md"
     (tmp_path / "docs").mkdir()
     begin, end = MARKS
-    for file in (tmp_path / "README.md", tmp_path / "docs" / "methods.md"):
+    for file in (tmp_path / "docs" / "guide.md", tmp_path / "docs" / "methods.md"):
         file.write_text(f"above\n{begin}\nSTALE\n{end}\nbelow\n")
     assert main(["--write"]) == 0
     known = [describe(name) for name in NAMES]
-    assert (tmp_path / "README.md").read_text() == f"above\n{begin}\n\n{short_table(known)}\n\n{end}\nbelow\n"
+    assert (tmp_path / "docs" / "guide.md").read_text() == f"above\n{begin}\n\n{short_table(known)}\n\n{end}\nbelow\n"
     assert "STALE" not in (tmp_path / "docs" / "methods.md").read_text()
-    (tmp_path / "README.md").write_text("no marks")
+    (tmp_path / "docs" / "guide.md").write_text("no marks")
     assert main(["--write"]) == 2
 
 
