@@ -140,8 +140,8 @@ def _apart(
             axes.tick_params(labelbottom=place + columns >= len(own))
         picture.supxlabel(_KINDS[kind], fontsize=figure.LABEL)
         picture.supylabel(points.score, fontsize=figure.LABEL)
-        picture.suptitle(f"{heading}\n", x=0.01, ha="left", fontsize=9, fontweight="bold")
-        text = f"{details}; grey: the other methods; dashed: full cache; bands{_INTERVAL}{_left_out(points)}"
+        picture.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=9, fontweight="bold")
+        text = f"{details}{_left_out(points)}\ngrey: the other methods; dashed: full cache; bands{_INTERVAL}"
         picture.text(0.01, 1 - 0.2 / picture.get_figheight(), text, fontsize=TICK, color=FAINT, va="top")
         figure.save(picture, file, stamp)
     return written
