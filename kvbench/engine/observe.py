@@ -6,7 +6,7 @@ D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,31 +89,18 @@ def observe(
     forget_lengths(model)
     ids_T = torch.tensor(list(prompt.ids[:span]), device=device_of(model))
     places = [[Place(0, 1)]]
-    prefill: PrefillPass | FeedPass
-    if variant.method.feed is None:
-        prefill = start_prefill(
-            model,
-            tokenizer,
-            [variant],
-            caches,
-            places=places,
-            token_ids=ids_T,
-            spans=spans_of(prompt, span),
-            task=prompt.task,
-            seed=seed,
-        )
-    else:
-        prefill = start_feed(
-            model,
-            tokenizer,
-            [variant],
-            caches,
-            places=places,
-            token_ids=ids_T,
-            spans=spans_of(prompt, span),
-            task=prompt.task,
-            seed=seed,
-        )
+    start: Callable[..., PrefillPass | FeedPass] = start_prefill if variant.method.feed is None else start_feed
+    prefill = start(
+        model,
+        tokenizer,
+        [variant],
+        caches,
+        places=places,
+        token_ids=ids_T,
+        spans=spans_of(prompt, span),
+        task=prompt.task,
+        seed=seed,
+    )
     watched = _Watched(prefill, frozenset(maps))
     try:
         with kvbench_attention(model):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,11 +53,11 @@ class Part(Protocol):
     """The base of all parts that see a layer of the prompt.
 
     Attributes:
-        idle: (field, (other, value), ...): the field has no effect if every other field has this value, or the
-            `kvbench.methods.fields.ValueOf` a third one. A dial that feeds the field must keep its default then.
+        idle: (field, switch, word): the field is not read if the switch is set to this word. A dial that feeds the
+            field must keep its default then. Numbers at the end of their range are no such words.
     """
 
-    idle: ClassVar[Sequence[tuple[Any, ...]]] = ()
+    idle: ClassVar[Sequence[tuple[str, str, str]]] = ()
 
     @property
     def needs(self) -> frozenset[str]:

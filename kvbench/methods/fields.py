@@ -6,15 +6,7 @@ A part names its own field. Whoever builds it from a YAML knows which dial feeds
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-
-@dataclass(frozen=True)
-class ValueOf:
-    """The value of another field of the same part, in the place of a value."""
-
-    field: str
 
 
 class InvalidField(ValueError):

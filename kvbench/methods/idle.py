@@ -11,7 +11,6 @@ from kvbench.methods.composition import reached, references
 from kvbench.methods.decoding import Decoding
 from kvbench.methods.dials import PARTS
 from kvbench.methods.eviction import Eviction
-from kvbench.methods.fields import ValueOf
 from kvbench.methods.method import Method
 
 
@@ -64,16 +63,11 @@ def check_idle(config: Any, dials: Mapping[str, Any], defaults: Mapping[str, Any
     assert isinstance(given, dict)
     idle: dict[tuple[str, str], str] = {}
     for name, part in method.named_parts.items():
-        for field, *others in getattr(part, "idle", ()):
-            if all(getattr(part, other) == _value(part, value) for other, value in others):
-                named = [(method.dial_of.get((name, other), other), getattr(part, other)) for other, _ in others]
-                idle[name, field] = " ".join(f"method.{dial}={value}" for dial, value in named)
+        for field, switch, word in getattr(part, "idle", ()):
+            if getattr(part, switch) == word:
+                idle[name, field] = f"method.{method.dial_of.get((name, switch), switch)}={word}"
     fed = {dial: {at for at, of_field in method.dial_of.items() if of_field == dial} for dial in dials}
     for dial, value in dials.items():
         is_hint = str(given[dial]).startswith("${")  # of the model, which does not know the other dials
         if value != defaults[dial] and not is_hint and fed[dial] and fed[dial] <= idle.keys():
             raise ValueError(f"method.{dial}={value}: has no effect with {idle[min(fed[dial])]}")
-
-
-def _value(part: object, value: object) -> object:
-    return getattr(part, value.field) if isinstance(value, ValueOf) else value

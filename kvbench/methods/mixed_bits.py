@@ -11,14 +11,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.methods.context import LayerContext
-from kvbench.methods.fields import InvalidField, ValueOf
+from kvbench.methods.fields import InvalidField
 from kvbench.methods.storage import ROW_BYTES, Encoded, Half, Rows, Side, Store
 
 _LEVELS = [(1e3, 10 ** (n / 57 - 9)) for n in range(513)] + [(10 ** (3 - n / 102), 1.0) for n in range(1, 1024)]
@@ -132,9 +132,6 @@ class StoreByError(Store, Protocol):
     1000 does not lead to the fewest bits. From there on the norm becomes smaller.
     """
 
-    idle: ClassVar[Sequence[tuple[Any, ...]]] = tuple(
-        (name, ("least", ValueOf("most"))) for name in ("error", "q_norm", "last")
-    )
     error: float
     q_norm: float
 

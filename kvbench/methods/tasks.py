@@ -28,7 +28,7 @@ class OfTask(Part):
         InvalidField: another source, or a file that is no classifier.
     """
 
-    idle = tuple(("classifier", ("task", task)) for task in TASKS)
+    idle = tuple(("classifier", "task", task) for task in TASKS)
     task: str = "auto"
     classifier: DialFile | None = None
 

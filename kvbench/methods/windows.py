@@ -27,7 +27,7 @@ class OfWindows(OfTask):
         InvalidField: no such rule.
     """
 
-    idle = (*OfTask.idle, *((task, ("task", other)) for task in TASKS for other in TASKS if other != task))
+    idle = (*OfTask.idle, *((task, "task", other) for task in TASKS for other in TASKS if other != task))
     localization: str = "top_half-32"
     aggregation: str = "average-16"
     size: int = 8

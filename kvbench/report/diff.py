@@ -16,9 +16,9 @@ from kvbench.common.text import one_line
 from kvbench.report.choose import SIDES, Pair, add_sides, pairs
 from kvbench.report.difference import paired_difference
 from kvbench.report.formats import csv_text, interval
-from kvbench.report.measured import check_metric
+from kvbench.report.measured import score_names
 from kvbench.report.paired import matrix
-from kvbench.report.runs import title
+from kvbench.report.runs import check_metric, title
 from kvbench.store import Record, load_run
 
 _LONGEST = 300  # characters of an answer on the console
@@ -74,7 +74,7 @@ def disagreements(pair: Pair, metric: str | None = None) -> Iterator[Disagreemen
 
     Samples that only A lacks an answer to come before all others, those that only B lacks last.
     """
-    metric = check_metric(pair, metric)
+    metric = check_metric(pair, score_names(pair), metric)
     scores = matrix(pair, metric)
     a, b = scores.scores
     difference = np.where(np.isnan(a), -np.inf, np.where(np.isnan(b), np.inf, a - b))
@@ -114,7 +114,7 @@ def _why(record: Record | None) -> str | None:
 
 
 def _text(pair: Pair, metric: str | None, limit: int | None) -> list[str]:
-    metric = check_metric(pair, metric)
+    metric = check_metric(pair, score_names(pair), metric)
     lines = list(disagreements(pair, metric))
     worse = sum(line["difference"] is not None and line["difference"] < 0 for line in lines)
     better = sum(line["difference"] is not None and line["difference"] > 0 for line in lines)

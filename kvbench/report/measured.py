@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kvbench.report.runs import headline_first
 from kvbench.store import RunNumbers
 
 _STATES = {"ok": 0, "oom": 1, "failed": 2}  # as in `kvbench.store.columns.STATES`
@@ -47,15 +48,4 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 def score_names(runs: Sequence[RunNumbers]) -> list[str]:
     """Return the names of the stored scores, the headline first."""
-    names = dict.fromkeys(name for run in runs for name in run.columns.scores)
-    headline = runs[0].manifest["headline"]
-    return sorted(names, key=lambda name: name != headline)
-
-
-def check_metric(runs: Sequence[RunNumbers], metric: str | None) -> str:
-    """Return the metric to show, the headline by default. Raises ValueError for one that the runs do not hold."""
-    names = score_names(runs)
-    metric = metric or runs[0].manifest["headline"]
-    if names and metric not in names:
-        raise ValueError(f"--metric {metric}: these runs hold {', '.join(names)}")
-    return metric
+    return headline_first(runs, (name for run in runs for name in run.columns.scores))

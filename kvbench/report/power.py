@@ -22,9 +22,9 @@ from kvbench.report.bootstrap import variances
 from kvbench.report.choose import SIDES, Pair, add_sides, pairs
 from kvbench.report.difference import Difference, paired_difference
 from kvbench.report.formats import interval, markdown, number
-from kvbench.report.measured import check_metric
+from kvbench.report.measured import score_names
 from kvbench.report.paired import matrix
-from kvbench.report.runs import title
+from kvbench.report.runs import check_metric, title
 
 
 class Power(TypedDict):
@@ -91,7 +91,7 @@ def power(
     pair: Pair, metric: str | None = None, difference: float | None = None, power: float = 0.8, alpha: float = 0.05
 ) -> Power:
     """Return how many samples would separate the runs of a pair, and what difference theirs would show."""
-    metric = check_metric(pair, metric)
+    metric = check_metric(pair, score_names(pair), metric)
     scores = matrix(pair, metric)
     sums, sizes = scores.strata(0, [1])
     n, contexts = int(sizes.sum()), int((sizes > 0).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
 from kvbench.common.text import one_line
@@ -177,11 +177,6 @@ def answered(run: Run) -> list[AnsweredRecord]:
     return [cast(AnsweredRecord, record) for record in run.samples if record["status"] == "ok"]
 
 
-def count(runs: Sequence[Run], status: str) -> int:
-    """Return how many samples of the runs have a status: "oom", "failed"."""
-    return sum(record["status"] == status for run in runs for record in run.samples)
-
-
 def kept_share(run: Run) -> float | None:
     """Return the mean over samples of kept tokens per KV head as a share of what was compressed; None without any."""
     shares = [sample["kept_mean"] / sample["span"] for sample in answered(run)]
@@ -190,14 +185,17 @@ def kept_share(run: Run) -> float | None:
 
 def score_names(runs: Sequence[Run]) -> list[str]:
     """Return the names of the stored scores, the headline first."""
-    names = dict.fromkeys(name for run in runs for sample in answered(run) for name in sample["scores"])
+    return headline_first(runs, (name for run in runs for sample in answered(run) for name in sample["scores"]))
+
+
+def headline_first(runs: Sequence[Described], names: Iterable[str]) -> list[str]:
+    """Return each name of a score once, the headline of the runs first."""
     headline = runs[0].manifest["headline"]
-    return sorted(names, key=lambda name: name != headline)
+    return sorted(dict.fromkeys(names), key=lambda name: name != headline)
 
 
-def check_metric(runs: Sequence[Run], metric: str | None) -> str:
-    """Return the metric to show, the headline by default. Raises ValueError for one that the runs do not hold."""
-    names = score_names(runs)
+def check_metric(runs: Sequence[Described], names: Sequence[str], metric: str | None) -> str:
+    """Return the metric to show, the headline by default. Raises ValueError for one that is not among `names`."""
     metric = metric or runs[0].manifest["headline"]
     if names and metric not in names:
         raise ValueError(f"--metric {metric}: these runs hold {', '.join(names)}")

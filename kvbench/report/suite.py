@@ -16,7 +16,7 @@ from kvbench.report.best import best_rows
 from kvbench.report.difference import Average, ColumnScores, Difference, differences
 from kvbench.report.measured import count, mean_of, mean_score, mean_share, mebibytes, score_names
 from kvbench.report.paired import Matrix, matrix
-from kvbench.report.runs import is_full_cache, names, order
+from kvbench.report.runs import check_metric, is_full_cache, names, order
 from kvbench.report.suite_groups import column_setting, place_of, row_key
 from kvbench.store import RunNumbers, numbers_of
 from kvbench.store.numbers import ReadRun
@@ -114,8 +114,8 @@ def suite_table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None)
     and samples that a row shares with the full cache. Raises ValueError for a metric that no run holds.
     """
     runs = list(map(numbers_of, read))
-    if metric is not None and metric not in score_names(runs):
-        raise ValueError(f"--metric {metric}: these runs hold {', '.join(score_names(runs))}")
+    if metric is not None:
+        check_metric(runs, score_names(runs), metric)
     columns = _columns(runs, metric)
     means = _averages(columns, "means") or {"mean": (len(columns), [column["name"] for column in columns])}
     lead = max(means, key=lambda key: (len(means[key][1]) / means[key][0], means[key][0]))

@@ -11,9 +11,9 @@ from typing import TypedDict
 from kvbench.report.best import best_rows
 from kvbench.report.difference import ColumnScores, Difference, differences
 from kvbench.report.formats import Cell, interval, is_within, number, percent
-from kvbench.report.measured import check_metric, count, mean_of, mean_score, mean_share, mebibytes, score_names
+from kvbench.report.measured import count, mean_of, mean_score, mean_share, mebibytes, score_names
 from kvbench.report.paired import matrix
-from kvbench.report.runs import check_comparable, is_full_cache, names, order
+from kvbench.report.runs import check_comparable, check_metric, is_full_cache, names, order
 from kvbench.report.suite_groups import row_key
 from kvbench.store import RunNumbers, numbers_of
 from kvbench.store.numbers import ReadRun
@@ -60,7 +60,7 @@ def table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None) -> li
     """
     check_comparable(read)
     runs = sorted(map(numbers_of, read), key=order)
-    metric = check_metric(runs, metric)
+    metric = check_metric(runs, score_names(runs), metric)
     metrics = [metric, *(other for other in score_names(runs) if other != metric)]
     column = ColumnScores(runs[0].manifest["label"]["benchmark"], range(len(runs)), matrix(runs, metric))
     rows = [_row(run, metrics, name) for run, name in zip(runs, names(runs), strict=True)]

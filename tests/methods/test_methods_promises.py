@@ -178,7 +178,8 @@ def test_ties_go_to_the_lower_index(seed: int, kind: str, window: int, pooling: 
     q, k = tied_prompt(kind, seed, dtype)
     tokens = k.shape[1]
     budget = window + (tokens - window) // 3
-    method = kvbench.load_method("snapkv", window=window, kernel_size=3, pooling=pooling, reduce="max")
+    pooled = {} if pooling == "none" else {"kernel_size": 3}
+    method = kvbench.load_method("snapkv", window=window, pooling=pooling, reduce="max", **pooled)
     kept = method.keep(q, k, k, budget=budget, scaling=0.5)
     expected = scores.window_scores(q.numpy(), k.numpy(), window, 3, pooling, "max", scaling=0.5)
     rtol = select.RTOL[str(dtype).removeprefix("torch.")]

@@ -168,7 +168,8 @@ def test_snapkv_keeps_the_printed_tokens(
 ) -> None:
     k, v = (K_HTD, V_HTD) if heads == "query" else (K_UTD, V_UTD)
     # Sorted scores are stable: the lower index first, which settles the plateaus of max pooling.
-    dials: dict[str, Any] = {"kernel_size": tva.KERNEL, "pooling": pooling, "reduce": reduce}
+    pooled = {} if pooling == "none" else {"kernel_size": tva.KERNEL}
+    dials: dict[str, Any] = {"pooling": pooling, "reduce": reduce, **pooled}
     assert keep("snapkv", k, v, **dials) == plus_window(*expected)
     naive = scores.window_scores(Q_HTD, k, tva.WINDOW, tva.KERNEL, pooling, reduce)
     assert select.snapkv(naive, tva.TOKENS, tva.WINDOW, 4) == plus_window(*expected)

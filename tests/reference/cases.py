@@ -92,5 +92,7 @@ def draw(seed: int, num_layers: int = 1, dtype: str = "float64", max_tokens: int
         "pooling": str(rng.choice(["avg", "max", "none"])),
         "reduce": str(rng.choice(["mean", "max", "sum"])),
     }
+    if dials["pooling"] == "none":
+        dials["kernel_size"] = 7  # the default: another one, which nothing would read, is refused
     scaling = None if rng.random() < 0.7 else float(rng.uniform(0.05, 1.0))
     return Case(layers, tokens, heads, window, budget, dials, scaling, dtype)  # type: ignore[arg-type]

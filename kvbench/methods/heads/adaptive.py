@@ -27,7 +27,6 @@ class Adaptive(Heads):
         allocation: exact or reference.
     """
 
-    idle = (("normalize", ("floor", 1)),)
     floor: float = 0.2
     normalize: bool = False
     allocation: str = "exact"

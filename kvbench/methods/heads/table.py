@@ -14,7 +14,6 @@ from kvbench.methods.rounding import apportion
 class _Capacities(HeadScores):
     """The candidates of every head: its share, by score, of 1 / beta of the budget, and an equal part of the rest."""
 
-    idle = (("beta", ("temp", 0)),)
     beta: float = 1.01  # at least 1
     allocation: str = "exact"
     temp: float = 1.0  # exponent of the shares; with more than 50 all of them could round to 0

@@ -29,7 +29,6 @@ class ValuesForward(Merge):
         givers: "all": kept tokens as well, as in KVCache-Factory; "dropped": only tokens that do not stay.
     """
 
-    idle = (("givers", ("start", 1)), ("window", ("start", 1)))
     window: int = 8
     start: float = 0.1
     reduce: str = "mean"

@@ -26,7 +26,6 @@ class ToNearest(Merge):
         sinks, window: tokens at both ends that the selection always keeps.
     """
 
-    idle = (("into", ("sinks", 0), ("window", 0)),)
     into: str = "selected"
     sinks: int = 0
     window: int = 0

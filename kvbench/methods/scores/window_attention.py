@@ -30,7 +30,7 @@ class WindowAttention(Score):
         reduce: how the query heads of a KV head are combined: mean, max or sum.
     """
 
-    idle = (("kernel_size", ("pooling", "none")), ("pooling", ("kernel_size", 1)))
+    idle = (("kernel_size", "pooling", "none"),)
     window: int
     kernel_size: int = 7
     pooling: str = "max"

@@ -27,7 +27,6 @@ class TwoStages(TopK):
             always kept come first, as in kvpress.
     """
 
-    idle = (("epsilon", ("first", 1)), ("share_of", ("first", 1)), ("share_of", ("first", 0)))
     first: float = 0.5
     epsilon: float = 1e-4
     share_of: str = "selected"

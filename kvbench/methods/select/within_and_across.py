@@ -21,7 +21,6 @@ class WithinAndAcross(TopK):
     CSP (arXiv 2412.04652). With `reference`, a token that is among the best of both takes two places: fewer stay.
     """
 
-    idle = (("allocation", ("ratio", 0)), ("allocation", ("ratio", 1)))
     across: RegionAttention
     ratio: float = 0.1
     allocation: str = "exact"

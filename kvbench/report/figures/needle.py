@@ -16,7 +16,17 @@ from kvbench.common.text import one_line
 from kvbench.report.figures import figure
 from kvbench.report.figures.figure import DOUBLE, FAINT, INK, LINE, SINGLE, TALL, headline, styled
 from kvbench.report.figures.palette import ink_on, score_map
-from kvbench.report.runs import Run, answered, budget_order, check_comparable, check_metric, kept_share, order, title
+from kvbench.report.runs import (
+    Run,
+    answered,
+    budget_order,
+    check_comparable,
+    check_metric,
+    kept_share,
+    order,
+    score_names,
+    title,
+)
 from kvbench.store import Record
 from kvbench.store.schema import HUGE
 
@@ -115,7 +125,7 @@ def _cell(sample: Record) -> tuple[int, int]:
 @styled
 def heatmap(run: Run, path: str | Path, metric: str | None = None, palette: str = "safe") -> Path:
     """Write the heatmap of one run as PNG and PDF, and return the path of the PNG."""
-    metric = check_metric([run], metric)
+    metric = check_metric([run], score_names([run]), metric)
     stamp = figure.stamp(["heatmap", palette, _shown([run], metric)])
     if figure.is_drawn(path, stamp):
         return Path(path)
@@ -147,7 +157,7 @@ def heatmaps(runs: Sequence[Run], path: Path, metric: str | None = None, palette
     Raises ValueError for runs that cannot be compared.
     """
     check_comparable(runs)
-    metric = check_metric(runs, metric)
+    metric = check_metric(runs, score_names(runs), metric)
     runs = sorted(runs, key=order)
     places = _places(runs)
     cells = [grid(run, metric) for run in runs]

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvbench.common.text import one_line
 from kvbench.report.difference import stratified_difference
-from kvbench.report.runs import Run, answered, budget_order, check_metric, is_full_cache, name, order
+from kvbench.report.runs import Run, answered, budget_order, check_metric, is_full_cache, name, order, score_names
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import place_of, row_key
 from kvbench.store import AnsweredRecord
@@ -70,7 +70,7 @@ def points_of(runs: Sequence[Run], suite: SuiteTable | None = None, metric: str 
     """
     if suite is not None:
         return _of_suite(runs, suite)
-    metric = check_metric(runs, metric)
+    metric = check_metric(runs, score_names(runs), metric)
     points, highest = [], 0.0
     for run in sorted(runs, key=order):
         scores = [sample["scores"][metric] for sample in answered(run) if metric in sample["scores"]]

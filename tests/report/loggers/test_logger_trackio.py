@@ -1,19 +1,14 @@
-"""Trackio on this machine: every row, score and image, once; runs where it is installed."""
+"""Trackio on this machine: every row, score and image, once."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.helpers.fake_runs import FakeRun, store_run
 from tests.helpers.logged_stores import needle_runs, order, run_order, write_store
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
 
 
 def metrics(outputs: Path) -> dict[str, list[dict[str, Any]]]:
