@@ -1,0 +1,101 @@
+"""What the benchmarks of the GPU suite measure with: layers, rivals, kernels by family, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.gpu_suite import Load
+
+
+def test_kernels_by_family(load: Load) -> None:
+    breakdown = load("breakdown")
+    names = {
+        "nvjet_hsh_128x64": "GEMM", "sm90_xmma_gemm_bf16": "GEMM", "cublasLt::splitKreduce_kernel": "GEMM",
+        "void kvb::decode<__nv_bfloat16, 128, true>(kvb::DecodeArguments)": "attention", "kvb::append(x)": "append",
+        "flash_fwd_splitkv_kernel": "attention", "triton_red_fused_mul_rsqrt_0": "norm", "Memcpy HtoD": "copies",
+        "kvb::rms_norm<float>": "norm", "vectorized_elementwise_kernel": "other", "CatArrayBatchedCopy": "copies",
+        "elementwise_kernel silu": "activation",
+    }  # fmt: skip
+    assert {name: breakdown.family(breakdown.Kernel(name, 1)) for name in names} == names
+    modules = {
+        "LlamaRMSNorm": "norm",
+        "LlamaAttention": "rope",
+        "LlamaRotaryEmbedding": "rope",
+        "LlamaMLP": "activation",
+    }
+    for module, family in modules.items():
+        assert breakdown.family(breakdown.Kernel("vectorized_elementwise_kernel copy", 1, module)) == family
+        assert breakdown.family(breakdown.Kernel("nvjet", 1, module)) == "GEMM"
+
+
+def test_a_replayed_kernel_gets_the_module_of_the_eager_one(load: Load) -> None:
+    breakdown = load("breakdown")
+    eager = [breakdown.Kernel(name, 9, module) for name, module in (("mul", "LlamaRMSNorm"), ("mul", "LlamaMLP"))]
+    replayed = [breakdown.Kernel(name, us) for name, us in (("mul", 1), ("new", 2), ("mul", 4), ("mul", 1), ("mul", 4))]
+    summed = breakdown.summed(breakdown.with_modules(replayed, eager), steps=2)
+    assert summed == {
+        "norm": {"us": 1, "count": 1}, "activation": {"us": 4, "count": 1}, "other": {"us": 1, "count": 0.5},
+    }  # fmt: skip
+
+
+def test_whatever_a_rival_raises_its_measurement_is_missing(load: Load, tmp_path: Path) -> None:
+    decode, layers = load("decode"), load("layers")
+    bench = load("bench").Bench("decode", "", ["--toy"])
+    shape = layers.Shape(1, 24, heads=4, kv_heads=2, dim=64)
+    layer_ = layers.Layer(shape, [24, 24], 2, bench.device)
+
+    def bad(_: object) -> None:
+        raise TypeError("no such argument\nmore")
+
+    assert decode.measure(bench, layer_, "fa3", bad) == {"missing": "no such argument"}
+    with pytest.raises(TypeError):
+        decode.measure(bench, layer_, "ours", bad)
+
+
+@pytest.mark.parametrize(("status", "message"), [(-1, "two calls used one workspace"), (3, "segment 2 had no room")])
+def test_a_status_that_is_not_zero_is_named(load: Load, status: int, message: str) -> None:
+    decode, layers = load("decode"), load("layers")
+    bench = load("bench").Bench("decode", "", ["--toy"])
+    layer_ = layers.Layer(layers.Shape(1, 24, heads=4, kv_heads=2, dim=64), [24, 24], 2, bench.device)
+    layer_.status.fill_(status)
+    with pytest.raises(RuntimeError, match=f"sdpa_padded: {message}"):
+        decode.measure(bench, layer_, "sdpa_padded", lambda _: lambda _: torch.zeros(1))
+
+
+def test_an_error_that_ends_the_context_ends_the_benchmark(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = load("bench").Bench("decode", "", ["--toy", "--out", str(tmp_path / "records")])
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    bench.about = {}
+    bench.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(SystemExit, match="fa3 ended the CUDA context"):
+        bench.survive(RuntimeError("CUDA error: an illegal memory access"), "fa3")
+    assert '"what": "stopped", "by": "fa3"' in (tmp_path / "records").read_text()
+
+
+def test_lengths_have_one_total(load):
+    layers = load("layers")
+    for shape in (layers.Shape(16, 2048), layers.Shape(1, 32768), layers.Shape(1, 24, heads=4, kv_heads=2)):
+        for kind in layers.LENGTHS:
+            result = layers.lengths(kind, shape)
+            assert len(result) == shape.segments and min(result) >= 1 and sum(result) == shape.segments * shape.mean
+    assert max(layers.lengths("one_long", layers.Shape(1, 32768))) == pytest.approx(0.75 * 8 * 32768, abs=8)
+    assert max(layers.lengths("one_long", layers.Shape(16, 2048))) == pytest.approx(16 * 2048, abs=128)
+
+
+def test_the_op_of_fa3_is_looked_at(load):
+    rivals = load("rivals")
+    more = ", ".join(f"Tensor? {name} = None" for name in rivals._FA3_ARGUMENTS[3:])
+    schema = torch._C.parse_schema(f"fa3::fwd(Tensor q, Tensor k, Tensor v, {more}, int sm_margin = 0) -> Tensor")
+    rivals.check_fa3(schema)
+    other = str(schema).replace("(Tensor q", "(Tensor page, Tensor q").replace(", Tensor? num_splits=None", "")
+    with pytest.raises(ValueError, match=r"lacks \['num_splits'\], wants \['page'\]"):
+        rivals.check_fa3(torch._C.parse_schema(other))
