@@ -179,17 +179,17 @@ def _stacked(parts: Sequence[_Part], field: str, block: slice) -> Floats:
     return np.stack([getattr(part, field)[block] for part in parts])
 
 
-def stratified_difference(strata: Sequence[Floats]) -> Difference | None:
-    """Return the mean over strata of their mean difference, with its interval; None without any sample.
+def stratified_mean(strata: Sequence[Matrix]) -> Difference | None:
+    """Return the mean over datasets of a run's mean scores, with its interval; None without any score.
 
-    strata: [samples] differences each; every sample counts as a context of its own. Strata count alike however many
-        samples they have. Empty ones do not count.
+    strata: the scores [1, samples] of each dataset. They count alike however many samples they have. Empty ones do not
+        count.
     """
     columns = []
-    for at, values in enumerate(strata):
-        ids = tuple(map(str, range(len(values))))
-        scores = np.stack([np.asarray(values, dtype=np.float64), np.zeros(len(values))])
-        columns.append(ColumnScores(f"stratum {at}", [0, 1], Matrix(ids, scores, np.arange(len(values)))))
+    for at, scores in enumerate(strata):
+        known = scores.among(0)
+        above_zero = Matrix(known.ids, np.concatenate([known.scores, np.zeros_like(known.scores)]), known.clusters)
+        columns.append(ColumnScores(f"stratum {at}", [0, 1], above_zero))
     average = {"average": [[column.name for column in columns]]}
     return differences(columns, average, rows=2, baseline=1)[0].get("average")
 

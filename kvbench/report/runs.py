@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
 from kvbench.common.text import one_line
-from kvbench.store import AnsweredRecord, Manifest, Record, Status
+from kvbench.store import AnsweredRecord, Manifest
+from kvbench.store.numbers import ReadRun as Run
 
 _DIAL = 60  # characters of a dial and its value in a name
 
@@ -20,20 +21,6 @@ class Described(Protocol):
     @property
     def manifest(self) -> Manifest:
         """Identity, labels, device and headline."""
-        ...
-
-
-class Run(Described, Protocol):
-    """A run as `kvbench.store.load_runs` returns it."""
-
-    @property
-    def status(self) -> Status:
-        """The merged status of its writers; {} when there is none."""
-        ...
-
-    @property
-    def samples(self) -> Sequence[Record]:
-        """One record per sample id."""
         ...
 
 

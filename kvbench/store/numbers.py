@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ class ReadRun(Protocol):
         ...
 
     @property
-    def samples(self) -> list[Record]:
+    def samples(self) -> Sequence[Record]:
         """One record per sample id."""
         ...
 

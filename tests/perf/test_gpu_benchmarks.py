@@ -1,4 +1,4 @@
-"""What the benchmarks of the GPU suite measure with: layers, rivals, kernels by family, errors."""
+"""The means of the GPU suite for measuring: layers, rivals, kernels by family, errors."""
 
 from __future__ import annotations
 

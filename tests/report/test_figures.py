@@ -40,6 +40,17 @@ def test_points_hold_scores_intervals_and_costs() -> None:
     assert dict(point.seconds) == {"prefill_s": 1.0, "compress_s": 0.05, "ttft_s": 1.2, "tpot_s": 0.02}
 
 
+def test_questions_on_one_context_count_as_one_in_intervals() -> None:
+    apart, shared = make_run("snapkv", "0.2", None), make_run("snapkv", "0.2", None)
+    for sample in shared.samples:
+        sample["scores"]["recall"] = float(sample["meta"]["length"] == shared.samples[0]["meta"]["length"])
+        sample["context"] = str(sample["meta"]["length"])
+    for sample, other in zip(apart.samples, shared.samples, strict=True):
+        sample["scores"]["recall"] = other["scores"]["recall"]
+    [narrow], [wide] = points_of([apart]).points, points_of([shared]).points
+    assert narrow.score == wide.score and wide.low < narrow.low < narrow.high < wide.high
+
+
 def test_the_front_holds_what_no_other_beats_in_as_few_bytes() -> None:
     runs = [make_run("a", "0.1", 0.2), make_run("b", "0.1", 0.3), make_run("a", "0.2", 0.3), make_run("b", "0.2", 0.9)]
     runs.append(make_run("fullkv", "full", 0.9))

@@ -9,11 +9,12 @@ from typing import cast
 import numpy as np
 
 from kvbench.common.text import one_line
-from kvbench.report.difference import stratified_difference
+from kvbench.report.difference import stratified_mean
+from kvbench.report.paired import Matrix, matrix
 from kvbench.report.runs import Run, answered, budget_order, check_metric, is_full_cache, name, order, score_names
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import place_of, row_key
-from kvbench.store import AnsweredRecord
+from kvbench.store import AnsweredRecord, numbers_of
 
 TIMES = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 
@@ -73,10 +74,10 @@ def points_of(runs: Sequence[Run], suite: SuiteTable | None = None, metric: str 
     metric = check_metric(runs, score_names(runs), metric)
     points, highest = [], 0.0
     for run in sorted(runs, key=order):
-        scores = [sample["scores"][metric] for sample in answered(run) if metric in sample["scores"]]
-        if scores:
+        scores = _scores(run, metric)
+        if scores.ids:
             points.append(_point([run], [scores], name(run, runs)))
-            highest = max(highest, *scores)
+            highest = max(highest, float(scores.scores.max()))
     top = 1.0 if highest <= 1 else None
     return Points([_clipped(point, top) for point in points], one_line(metric), top)
 
@@ -97,9 +98,8 @@ def _of_suite(runs: Sequence[Run], suite: SuiteTable) -> Points:
             continue
         scores = []
         for run in members[row["key"]]:
-            metric = metrics[place_of(run.manifest)["name"]]
-            scores.append([100 * s["scores"][metric] for s in answered(run) if metric in s["scores"]])
-            highest = max(highest, *scores[-1])
+            scores.append(_scores(run, metrics[place_of(run.manifest)["name"]], 100))
+            highest = max(highest, float(scores[-1].scores.max(initial=0)))
         point = _point(members[row["key"]], scores, row["method"])
         exact = row["means"][lead]["score"]  # of rounded scores, as in the table
         result.append(point if exact is None else _moved(point, exact))
@@ -110,9 +110,15 @@ def _of_suite(runs: Sequence[Run], suite: SuiteTable) -> Points:
     return Points([_clipped(point, top) for point in result], f"{one_line(lead)}{partly}", top, left_out)
 
 
-def _point(runs: Sequence[Run], scores: Sequence[Sequence[float]], method: str) -> Point:
+def _scores(run: Run, metric: str, factor: float = 1) -> Matrix:
+    """Return the scores [1, samples] of the samples that have one, and which of them share a context."""
+    scores = matrix([numbers_of(run)], metric).among(0)
+    return Matrix(scores.ids, factor * scores.scores, scores.clusters)
+
+
+def _point(runs: Sequence[Run], scores: Sequence[Matrix], method: str) -> Point:
     samples = [sample for run in runs for sample in answered(run)]
-    spread = stratified_difference([np.array(values, dtype=np.float64) for values in scores])
+    spread = stratified_mean(scores)
     assert spread is not None, "there is a score"
 
     def mean(read: Callable[[AnsweredRecord], float | None]) -> float | None:
