@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.golden import make as golden_values
-from tests.helpers.needle_forms import CONF, SANDWICH, ToyTokenizer, make
+from tests.helpers.needle_forms import CONF, SANDWICH, ToyTokenizer, make, settings
 from tests.helpers.outside import DATA, golden, read_rows
 
 OPTIONS = sorted(path.stem for path in CONF.glob("needle*.yaml"))
@@ -72,8 +72,7 @@ def test_question_agnostic_contexts_do_not_hold_the_question(prepared: Path) -> 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_has_every_key_and_its_own_name(option: str, prepared: Path) -> None:
-    keys = {name: set(yaml.safe_load((CONF / f"{name}.yaml").read_text())) for name in (option, "needle")}
-    assert keys[option] == keys["needle"]
+    assert set(settings(option)) == set(settings("needle"))
     benchmark = make(option)
     assert benchmark.name == option == benchmark.protocol()["name"]
     assert benchmark.column is None and benchmark.rendering.style == (

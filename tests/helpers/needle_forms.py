@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kvbench.benchmarks.needle import Needle
 
@@ -31,9 +32,16 @@ class ToyTokenizer:
         return "".join(pieces[index] for index in token_ids)
 
 
+def settings(option: str) -> DictConfig:
+    """Return what the YAML file of this option says, with all that it takes over from another."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(option)
+
+
 def make(option: str = "needle", **changes: Any) -> Needle:
     """Build the benchmark as its YAML says, with changes as on the command line."""
-    config = OmegaConf.create({"benchmark": yaml.safe_load((CONF / f"{option}.yaml").read_text())})
+    config = OmegaConf.create({"benchmark": settings(option)})
     config.merge_with({"benchmark": changes})
     assert set(changes) <= set(config.benchmark)
     return instantiate(config.benchmark)

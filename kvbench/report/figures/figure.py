@@ -7,6 +7,7 @@ data gives the same bytes: no dates, no random ids, and none of the user's own s
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import textwrap
@@ -99,10 +100,14 @@ def save(figure: Figure, path: str | Path, stamp: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # letters that matplotlib's own font lacks are drawn as boxes
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        with replacing(path.with_suffix(".pdf")) as temporary:
-            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=200, format="png", metadata={_STAMP: stamp})
+        for target, how in (
+            (path.with_suffix(".pdf"), {"format": "pdf", "metadata": {"CreationDate": None}}),
+            (path, {"format": "png", "dpi": 200, "metadata": {_STAMP: stamp}}),
+        ):
+            drawn = io.BytesIO()  # matplotlib turns a full disk into an error of its own, so it writes no file itself
+            figure.savefig(drawn, **how)
+            with replacing(target) as temporary:
+                temporary.write_bytes(drawn.getvalue())
     return path
 
 
