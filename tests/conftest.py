@@ -91,11 +91,20 @@ def _has_chromium() -> bool:
     return CHROMIUM is not None
 
 
+def _has_latex() -> bool:
+    """Return True if there is a pdfLaTeX with the packages that our tables need."""
+    if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
+        return False
+    files = subprocess.run(["kpsewhich", "booktabs.sty", "xcolor.sty"], capture_output=True, text=True).stdout
+    return len(files.split()) == 2
+
+
 # mark: (is it here?, what is lacking and where to get it)
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "chromium": (_has_chromium, "no Chromium (Debian: chromium)"),
     "cuda": (_has_cuda, "no CUDA device"),
     "gxx": (_has_gxx, "no g++ (Debian: g++)"),
+    "latex": (_has_latex, "no pdfLaTeX with booktabs and xcolor (Debian: texlive-latex-recommended)"),
     "nvcc": (_has_nvcc, "no nvcc (CUDA toolkit; CUDA_HOME)"),
     "slurm": (_has_slurm, "no Slurm for tests (.ci/slurm-up brings it up)"),
 }
@@ -107,6 +116,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "chromium: opens a page in headless Chromium")
     config.addinivalue_line("markers", "golden(*files): compares with data outside the repository (KVBENCH_SHARED)")
     config.addinivalue_line("markers", "gxx: compiles C++ with g++")
+    config.addinivalue_line("markers", "latex: compiles a table with pdfLaTeX")
     config.addinivalue_line("markers", "nvcc: compiles CUDA with nvcc")
     config.addinivalue_line("markers", "slurm: submits jobs to the Slurm that .ci/slurm-up brings up")
     config.stash[_left_out] = Counter()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.engine.observe import ObservedLayer
-from kvbench.report.formats import csv_text, latex, markdown
+from kvbench.report.formats import csv_text, markdown
+from kvbench.report.latex import NEEDS, latex, latex_comment
 
 _MIB = 2**20
 
@@ -148,6 +149,6 @@ def console(seen: Inspected, form: str) -> str:
     if form == "csv":
         return csv_text(layer_rows(seen)).rstrip("\n")
     if form == "latex":
-        return latex(_layer_cells(seen))
+        return f"{latex_comment(NEEDS)}\n{latex(_layer_cells(seen))}"
     heads = ["Tokens that each KV head stores:", head_table(seen), f"Tables and figures: {seen.folder}"]
     return "\n\n".join([f"## {seen.heading}", layer_table(seen), legend(seen), *heads])

@@ -12,7 +12,8 @@ from kvbench.common.files import write_atomic
 from kvbench.profile.figure import draw
 from kvbench.profile.record import CellRecord
 from kvbench.profile.table import LEGEND, cells, rows
-from kvbench.report.formats import csv_text, latex, markdown
+from kvbench.report.formats import csv_text, markdown
+from kvbench.report.latex import NEEDS, latex, latex_comment
 
 if TYPE_CHECKING:
     from kvbench.profile.run import Measured
@@ -33,7 +34,7 @@ def present_cells(measured: Sequence[Measured], form: str = "table") -> None:
     elif form == "latex":
         for group, table in shown:
             lead = f"% {heading(group.setting)}, {details(group.setting, group.asked)}"
-            print(f"{lead}\n{latex([cells(row) for row in table])}\n")
+            print(f"{lead}\n{latex_comment(NEEDS)}\n{latex([cells(row) for row in table])}\n")
     else:
         for group, table in shown:
             print(f"## {heading(group.setting)}\n\n{details(group.setting, group.asked)}\n")

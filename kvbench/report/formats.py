@@ -1,4 +1,4 @@
-"""Formats of tables: cells in words, and whole tables as Markdown, LaTeX, HTML and CSV.
+"""Formats of tables: cells in words, and whole tables as Markdown, HTML and CSV; LaTeX is in `kvbench.report.latex`.
 
 Texts come from stored files, which may come from anywhere. Each format escapes what it would obey: control characters,
 Markdown and HTML, LaTeX commands, and formulas of spreadsheets.
@@ -16,11 +16,6 @@ from kvbench.common.text import one_line
 from kvbench.report.difference import Difference
 
 FORMATS = ("table", "csv", "json", "latex", "html")
-_LATEX = {  # what LaTeX would obey, and what its plain fonts lack
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "Δ": r"$\Delta$", "–": "--", "×": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}", "●": r"$\bullet$",
-}  # fmt: skip
 _STYLE = """\
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; color: #1f1f1f; background: #fff; }
 .wide { overflow-x: auto; margin: 1rem 0; }
@@ -53,7 +48,7 @@ class Cell(str):
 
 Cells = Mapping[str, str]  # one row: column → text, or a Cell
 _NARROW = 10  # characters of a line in a broken header
-_LEFT = ("method", "budget", "dataset", "bucket")
+LEFT = ("method", "budget", "dataset", "bucket")
 _MARKUP = re.compile(r"[|<>`\\]|(?<!\w)[*_]|!?\[(?=[^\]]*\]\()")  # what Markdown or HTML would obey
 _FORMULA = re.compile(r"[=+\-@\t\r]")  # with which a formula begins in a spreadsheet
 
@@ -69,7 +64,7 @@ def markdown(rows: Sequence[Cells], headers: Sequence[str] | None = None, narrow
     lines = [[head[i] if i < len(head) else "" for head in heads] for i in range(depth)]
     lines += [[_bold(row[column]) for column in columns] for row in rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
-    left = [column in _LEFT for column in columns]
+    left = [column in LEFT for column in columns]
     rule = ["-" * (width + 2) if at else "-" * (width + 1) + ":" for width, at in zip(widths, left, strict=True)]
     texts = [
         " | ".join(
@@ -98,34 +93,6 @@ def _lines(head: str) -> list[str]:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines]
-
-
-def latex(rows: Sequence[Cells]) -> str:
-    """Return rows as a LaTeX table for the packages booktabs and xcolor."""
-    columns = list(rows[0])
-    align = "".join("l" if name in _LEFT else "r" for name in columns)
-    lines = [[_latex_text(name) for name in columns], *([_latex_cell(row[name]) for name in columns] for row in rows)]
-    head, *body = [" & ".join(line) + r" \\" for line in lines]
-    return "\n".join(
-        [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    )
-
-
-def _latex_cell(text: str) -> str:
-    shown = _latex_text(text)
-    if isinstance(text, Cell) and text.is_best:
-        shown = rf"\textbf{{{shown}}}"
-    return rf"\textcolor{{gray}}{{{shown}}}" if isinstance(text, Cell) and text.is_grey else shown
-
-
-def _latex_text(text: str) -> str:
-    """Return a text as LaTeX that shows it as it is."""
-    return "".join(_LATEX.get(character, character) for character in one_line(text))
-
-
-def latex_comment(text: str) -> str:
-    """Return a text as one LaTeX comment."""
-    return f"% {one_line(text)}"
 
 
 def html_table(rows: Sequence[Cells]) -> str:
@@ -160,7 +127,7 @@ def html_notes(text: str) -> str:
 
 
 def _classes(column: str, text: str) -> str:
-    words = ["left"] if column in _LEFT else []
+    words = ["left"] if column in LEFT else []
     if isinstance(text, Cell):
         words += [word for word, holds in (("best", text.is_best), ("grey", text.is_grey)) if holds]
     return f' class="{" ".join(words)}"' if words else ""

@@ -25,10 +25,9 @@ from kvbench.report.formats import (
     html_notes,
     html_page,
     html_table,
-    latex,
-    latex_comment,
     markdown,
 )
+from kvbench.report.latex import NEEDS, latex_comment, latex_tables
 from kvbench.report.runs import Setting, groups, is_full_cache, setting, table_mark
 from kvbench.report.scores import Line, score_lines
 from kvbench.report.suite import SuiteTable, suite_table
@@ -105,8 +104,8 @@ class Group:
 
     def latex(self) -> str:
         """Return the whole of table.tex: tables for booktabs, the legend and the protocol as comments."""
-        comments = [latex_comment(text) for text in (self.name, "needs: booktabs, xcolor", self.legend, *self.notes)]
-        return "\n".join(comments) + "\n\n" + "\n\n".join(map(latex, self.tables)) + "\n"
+        comments = [latex_comment(text) for text in (self.name, NEEDS, self.legend, *self.notes)]
+        return "\n".join(comments) + "\n\n" + latex_tables(self.tables) + "\n"
 
     def html(self) -> list[str]:
         """Return the parts of a page."""
@@ -277,8 +276,7 @@ def _print(shown: Sequence[Group], form: str) -> None:
     elif form == "json":
         print(json.dumps([group.content for group in shown], indent=2))
     elif form == "latex":
-        for group in shown:
-            print(group.latex())
+        print("\n\\bigskip\n\n".join(group.latex() for group in shown), end="")
     elif form == "html":
         print(html_page("kvbench results", [part for group in shown for part in group.html()]), end="")
     else:

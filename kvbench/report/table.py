@@ -112,7 +112,7 @@ def cells(row: Row) -> dict[str, str | Cell]:
         "method": row["method"],
         "budget": row["budget"],
         metric: _score(row, metric, lost),
-        "Δ full [95%]": interval(row["difference"]),
+        "Δ full [95%]": Cell(interval(row["difference"]), is_grey=is_within(row["difference"])),
         **{name: number(row["scores"][name], "{:.2f}") for name in others},
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
         "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),

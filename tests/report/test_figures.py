@@ -13,6 +13,7 @@ import pytest
 from kvbench import store
 from kvbench.report.__main__ import main
 from kvbench.report.figures import figure, gallery
+from kvbench.report.figures.bars import bars
 from kvbench.report.figures.curve import curve
 from kvbench.report.figures.kept_heads import head_shares, kept_heads
 from kvbench.report.figures.kept_text import answer_tokens, kept_text
@@ -110,6 +111,35 @@ def test_shares_of_heads_are_means_over_samples() -> None:
     shares = head_shares(records)
     assert shares is not None and np.allclose(shares, [[0.15, 0.25], [0.3, 0.1]])
     assert head_shares([]) is None and head_shares(records[2:3]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("streaming_llm_decode", ["streaming_llm_", "decode"]),
+        ("scope window=-8 alpha=0.1-0.2", ["scope window=-8", "alpha=0.1-0.2"]),
+        ("question-agnostic", ["question-", "agnostic"]),
+        ("ada_expected_attention_scores_of_heads", ["ada_expected_", "attention_ …"]),
+        ("longer_than_two_lines_of_it_are", ["longer_than_two_", "lines_of_it_are"]),
+    ],
+)
+def test_titles_break_between_the_parts_of_a_name(text: str, lines: list[str]) -> None:
+    wide = 16 * 0.62 * 8 / 72 + 0.001  # 16 letters of 8 points
+    assert figure.wrapped(text, wide, 8).split("\n") == lines
+
+
+def test_no_label_of_the_costs_is_clipped_by_long_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("kvbench.report.figures.figure.save", lambda picture, path, stamp: seen.append(picture) or path)
+    runs = [make_run(method, "0.1", 0.5) for method in ("ada_expected_attention", "streaming_llm_decode")]
+    bars(points_of(runs), "needle", "details", tmp_path / "costs.png")
+    (picture,) = seen
+    picture.draw_without_rendering()
+    legend = picture.axes[1].get_legend().get_window_extent()
+    for axes in picture.axes:
+        box = axes.xaxis.label.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= picture.bbox.x1
+    assert legend.x1 <= picture.bbox.x1 and legend.y1 < picture.texts[-1].get_window_extent().y0
 
 
 def test_the_answer_is_marked_where_it_stands() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from kvbench.report.difference import paired_difference as paired
 from kvbench.report.figures.needle import heatmaps
-from kvbench.report.formats import csv_text, latex, markdown
+from kvbench.report.formats import csv_text, markdown
+from kvbench.report.latex import latex
 from kvbench.report.runs import check_comparable, groups, title
 from kvbench.report.scores import score_lines
 from kvbench.report.table import cells

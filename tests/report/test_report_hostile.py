@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvbench.report.__main__ import main
-from kvbench.report.formats import csv_text, escaped, latex
+from kvbench.report.formats import csv_text, escaped
+from kvbench.report.latex import latex
 from tests.helpers.fake_runs import make_part, make_run, make_suite, store_run
 
 HOSTILE = "\x1b[2J<script>|`=1+1$x$\\input{/etc/passwd}\u202e"

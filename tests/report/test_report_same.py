@@ -16,6 +16,7 @@ import pytest
 
 from kvbench.report.__main__ import main
 from kvbench.report.formats import FORMATS
+from kvbench.report.latex import latex_text
 from tests.helpers.fake_runs import make_part, make_run, store_run
 from tests.helpers.synthetic_store import write_store
 
@@ -95,7 +96,7 @@ def test_marks_and_grey_are_the_same_in_every_form(stored: Path, capsys: pytest.
     for row in uncertain:
         shown = f"{row['difference']['mean']:+.2f}"
         assert any(text.startswith(shown) and text.endswith("n.s.") for text in grey)
-        assert rf"\textcolor{{gray}}{{{shown}" in latex
+        assert rf"\textcolor{{gray}}{{{latex_text(shown)}" in latex
 
 
 def test_csv_has_differences_marks_and_averages(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def bars(points: Points, heading: str, details: str, path: Path) -> list[Path]:
     for number, first in enumerate(range(0, len(points.points), fitting)):
         file, own = figure.page(path, number), points.points[first : first + fitting]
         written.append(file)
-        stamp = figure.stamp(["bars", heading, details, [point.as_json() for point in own]])
+        stamp = figure.stamp(["bars 2", heading, details, [point.as_json() for point in own]])
         if not figure.is_drawn(file, stamp):
             figure.save(_page(own, heading, details), file, stamp)
     return written
@@ -45,7 +45,9 @@ def _page(own: Sequence[Point], heading: str, details: str) -> Any:
         first.barh(places, parts, 0.7, left=left, label=label, **look)
         left = [before + part for before, part in zip(left, parts, strict=True)]
     first.set_xlabel("Time to first token (s)")
-    first.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1, handlelength=1, columnspacing=0.8)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
+    legend = first.legend(ncols=3, handlelength=1, columnspacing=0.8, **place)
+    legend.set_in_layout(False)  # it is wider than its panel, and nothing stands above the next
     slow = max(point.seconds.get("tpot_s", 0.0) for point in own) >= 1
     unit, factor = ("s", 1) if slow else ("ms", 1000)
     _bars(step, own, places, lambda point: factor * point.seconds.get("tpot_s", 0.0), INK)
@@ -58,7 +60,7 @@ def _page(own: Sequence[Point], heading: str, details: str) -> Any:
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         axes.spines["left"].set_color(LINE)
-    picture.suptitle(f"{heading}\n", x=0.01, ha="left", fontsize=9, fontweight="bold")
+    picture.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=9, fontweight="bold")
     note = "times are those of the batch that a row ran in; rows that share a prefill share its time"
     text = "; ".join(filter(None, [details, note]))
     picture.text(0.01, 1 - 0.2 / picture.get_figheight(), text, fontsize=TICK, color=FAINT, va="top")

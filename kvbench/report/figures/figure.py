@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -139,9 +140,18 @@ def page(path: Path, number: int) -> Path:
 
 
 def wrapped(text: str, inches: float, size: float = TITLE, lines: int = 2) -> str:
-    """Return a text in lines that are at most so wide in bold type of `size` points; what does not fit is cut."""
+    """Return a text in lines that are at most so wide in bold type of `size` points; what does not fit is cut.
+
+    Lines end after spaces, underscores and hyphens. A word is broken only if it is longer than a line by itself.
+    """
     width = max(8, int(inches * 72 / (0.62 * size)))
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    return "\n".join(_Wrapper(width, max_lines=lines, placeholder=" …").wrap(text))
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """A wrapper that takes the parts of a name such as streaming_llm_decode for words."""
+
+    wordsep_re = re.compile(r"(\s+|[^\s_-]*_+(?=\w)|[^\s_-]+-+(?=[A-Za-z]))")
 
 
 def headline(axes: Axes, text: str, details: str, inches: float, size: float = TITLE) -> None:
