@@ -78,7 +78,11 @@ def test_a_full_disk(tmp_path: Path, calm: dict[str, Any]) -> None:
     assert {run.status["status"] for run in load_runs(outputs)} <= {"failed", "preempted"}
     status, out, err = end(start(tmp_path, file_size=16_000))
     assert work(outputs) == calm and "| snapkv" in out
-    assert status == 2 and "outputs/reports/" in err[-1] and err[-1].endswith(".png (File too large)")
+    assert (
+        status == 2
+        and "outputs/reports/" in err[-1]
+        and err[-1].endswith((".pdf (File too large)", ".png (File too large)"))
+    )
     status, out, err = end(start(tmp_path))
     assert status == 0, err
     assert work(outputs) == calm and not list(outputs.rglob("*.tmp"))
