@@ -12,7 +12,7 @@ folders are compared:
     lost        samples of the undisturbed run that are missing, and samples that were on file once and later not
     doubled     ids that a run has on more than one line
     records     every field of every record, byte by byte, but clock times and what depends on the rows of a batch
-    tables      all that `python -m kvbench.report` prints and writes, byte by byte, but the columns of clock times
+    tables      all that `kvbench report` prints and writes, figures too, byte by byte, from records with equal times
 
 --shards N: N processes share the run folders (shard=1/N ...) and all are killed. Exit status 1 if anything differs.
 """
@@ -25,7 +25,6 @@ import json
 import os
 import platform
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -55,7 +54,6 @@ SWEEP = [
 ]
 RUNS, CELLS = 7, 20
 VOLATILE = ("time", "timings", "rows", "slack_bytes")  # clocks, and the batch that a row happened to be in
-CLOCKS = ("prefill s", "compress s", "TTFT s", "TPOT ms", "prefill_s", "compress_s", "ttft_s", "tpot_s")
 STARTING = 0.25  # share of the kills before the first new record
 
 
@@ -102,7 +100,7 @@ def crash(folder: Path, kills: int, samples: int, shards: int, seed: int, overri
         "lost": lost,
         "doubled": doubled,
         "records": {"compared": len(expected), "identical": same_records, "but": list(VOLATILE)},
-        "tables": {"compared": sorted(tables), "identical": same_tables, "but": [c for c in CLOCKS if " " in c]},
+        "tables": {"compared": sorted(tables), "identical": same_tables},
         "status_exit_codes": states,
         "kills": {
             "total": tally.kills,
@@ -252,15 +250,18 @@ class Sweep:
         return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
 
     def tables(self) -> dict[str, str]:
-        """Return the report's output and the files it writes, by name, without the columns of clock times."""
-        shutil.rmtree(self.folder / "reports", ignore_errors=True)
-        report = [sys.executable, "-m", "kvbench.report", "outputs/runs", "--out", "reports"]
+        """Return what the report prints, and hashes of the files it writes, as if every record took the same time."""
+        for folder in ("still", "reports"):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        shutil.copytree(self.folder / "outputs" / "runs", self.folder / "still" / "runs")
+        for file in (self.folder / "still").rglob("samples*.jsonl"):
+            *whole, _ = file.read_text().split("\n")
+            file.write_text("".join(json.dumps(timeless(json.loads(line))) + "\n" for line in whole))
+        report = [sys.executable, "-m", "kvbench", "report", "still/runs", "--out", "reports"]
         done = subprocess.run(report, cwd=self.folder, capture_output=True, text=True, check=True)
-        built = {"printed": without_clocks(done.stdout)}
+        built = {"printed": done.stdout}
         for file in sorted((self.folder / "reports").rglob("*.*")):
-            content = file.read_bytes()
-            text = without_clocks(content.decode()) if file.suffix != ".png" else hashlib.sha256(content).hexdigest()
-            built[str(file.relative_to(self.folder))] = text
+            built[str(file.relative_to(self.folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
         return built
 
     def status(self) -> int:
@@ -268,19 +269,11 @@ class Sweep:
         return subprocess.run([sys.executable, "-m", "kvbench.status"], cwd=self.folder, capture_output=True).returncode
 
 
-def without_clocks(text: str) -> str:
-    """Return a report's text without its clock times: columns of Markdown tables, keys of JSON."""
-    lines, dropped = [], []
-    for line in text.splitlines():
-        cells = line.split("|")
-        if len(cells) > 2:
-            if any(cell.strip() in CLOCKS for cell in cells):
-                dropped = [i for i, cell in enumerate(cells) if cell.strip() in CLOCKS]
-            line = "|".join(cell for i, cell in enumerate(cells) if i not in dropped)
-        elif re.fullmatch(rf'\s*"({"|".join(CLOCKS)})": .*', line):
-            continue
-        lines.append(line)
-    return "\n".join(lines)
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose clocks show the same as those of every other, in a batch of one row."""
+    timings = {key: value if value is None else 1.0 for key, value in record.get("timings", {}).items()}
+    same = {"time": "2026-01-01T00:00:00Z", "timings": timings, "rows": 1, "slack_bytes": 0}
+    return record | {key: value for key, value in same.items() if key in record}
 
 
 if __name__ == "__main__":

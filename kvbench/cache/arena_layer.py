@@ -135,6 +135,11 @@ class ArenaLayer:
             self._held.pop(row, None)
         self._arenas.release(rows)
 
+    def compact(self) -> None:
+        """Take back the slots of all released rows."""
+        if self._arenas.has_released:
+            self._rebuild()
+
     def of(self, row: int) -> list[Segment]:
         """Return the segments of a row, by head."""
         self._count()

@@ -37,6 +37,11 @@ class Arenas:
         """True if no prompt joined since the last layout."""
         return len(self._arenas) <= 1
 
+    @property
+    def has_released(self) -> bool:
+        """True if slots of released rows are still there."""
+        return bool(self._dead)
+
     def join(self, arena: Arena) -> None:
         """Add the arena of a prompt."""
         self._arenas.append(arena)

@@ -158,7 +158,11 @@ class KVCache(Protocol):
         ...
 
     def release(self, rows: Sequence[int]) -> None:
-        """Forget finished rows and free their memory."""
+        """Forget finished rows. Their memory is free after `compact` at the latest."""
+        ...
+
+    def compact(self) -> None:
+        """Free all memory of finished rows; called before prompts join, so that old and new rows never add up."""
         ...
 
     def lengths(self, row: int) -> list[list[int]]:

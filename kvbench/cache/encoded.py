@@ -125,6 +125,11 @@ class EncodedRows:
         if 2 * sum(rest) <= len(rest):
             self._rebuild()
 
+    def compact(self) -> None:
+        """Take back the buffers of all released rows."""
+        if self._dead:
+            self._rebuild()
+
     def lengths(self, row: int) -> list[int]:
         """Return the stored tokens of a row per KV head."""
         return [part.segments[i].length for part, i in self._of(row)]

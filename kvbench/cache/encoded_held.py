@@ -222,6 +222,10 @@ class EncodedHeldRows:
         if not self._kept:
             self._backend.pools = ()
 
+    def compact(self) -> None:
+        """Take back the numbers of all released rows. Slots of their tokens are used again, not given back."""
+        self._arena.compact()
+
     def lengths(self, row: int) -> list[int]:
         """Return the stored tokens of a row per KV head."""
         return [segment.length for segment in self._arena.of(row)]

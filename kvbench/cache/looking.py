@@ -119,6 +119,9 @@ class LookRows:
         for row in rows:
             self._rows.pop(row, None)
 
+    def compact(self) -> None:
+        """Free nothing: `release` has done so."""
+
     def lengths(self, row: int) -> list[int]:
         """Return the stored tokens of a row per KV head."""
         held = self._rows[row]

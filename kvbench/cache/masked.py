@@ -121,6 +121,9 @@ class MaskedCache:
             for row in rows:
                 layer.pop(row, None)
 
+    def compact(self) -> None:
+        pass  # `release` has freed the memory
+
     def lengths(self, row: int) -> list[list[int]]:
         return [layer[row].keep_UN.sum(1).tolist() for layer in self._layers]
 

@@ -107,6 +107,12 @@ class RaggedCache:
                 del encoded[form]
         self._active = ()
 
+    def compact(self) -> None:
+        for layer, encoded in zip(self._layers, self._encoded, strict=True):
+            layer.compact()
+            for of_store in encoded.values():
+                of_store.compact()
+
     @property
     def moves(self) -> int:
         return sum(layer.moves for layer in self._layers)

@@ -35,11 +35,11 @@ class Unfinished(Exception):
     """Runs that were computed elsewhere did not end well. The message says which, and is for the user."""
 
 
-def log_messages() -> None:
-    """Show the log as plain lines, without the chatter of libraries."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "filelock", "absl", "matplotlib", "fontTools"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def log_messages(line: str = "%(message)s", force: bool = False) -> None:
+    """Show our own messages as plain lines, and of libraries only warnings. `force` replaces earlier settings."""
+    logging.basicConfig(level=logging.WARNING, format=line, force=force)
+    for ours in ("kvbench", "kvbench_kernels"):
+        logging.getLogger(ours).setLevel(logging.INFO)
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,6 +14,7 @@ from kvbench.cache.base import KVCache, NewTokens
 from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
+from kvbench.common.heap import trim_heap
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.survey import AttentionPlan, survey
@@ -73,6 +74,11 @@ class LayerCaches:
         self.kv.release(rows)
         for layer in self.local.values():
             layer.release(rows)
+
+    def compact(self) -> None:
+        """Free what finished rows still occupy, and return free memory of the C heap to the system."""
+        self.kv.compact()
+        trim_heap()
 
 
 class ContinuePass:

@@ -146,6 +146,7 @@ class _Batch:
     def join(self, requests: Sequence[Request]) -> Iterator[Answer]:
         """Prefill requests one after the other and choose their first tokens. Yield those that are complete already."""
         new: list[OpenRequest] = []
+        self._caches.compact()
         for request in requests:
             failed = self._failed(request)
             if len(failed) < len(request.rows):

@@ -34,7 +34,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(harness: Any, tmp_path: Path,
 
 
 def test_the_harness_sees_what_went_wrong(harness: Any, tmp_path: Path) -> None:
-    """A lost, a doubled and a changed record; a changed score in a table. Clock times are nobody's fault."""
+    """A lost, a doubled and a changed record. Clock times may differ."""
     sweep = harness.Sweep(tmp_path, [], 1)
     file = tmp_path / "outputs" / "runs" / "needle" / "tiny" / "a" / "samples.jsonl"
     file.parent.mkdir(parents=True)
@@ -54,7 +54,7 @@ def test_the_harness_sees_what_went_wrong(harness: Any, tmp_path: Path) -> None:
     assert lines.count() == 3
     file.write_text('{"id": "x", "n": 1}\n' * 3)  # the torn line was cut off
     assert lines.count() == 3
-    table = "| method | recall | TTFT s |\n|---|---:|---:|\n| h2o | 0.25 | {} |"
-    assert harness.without_clocks(table.format(1.5)) == harness.without_clocks(table.format(22.5))
-    assert "0.25" in harness.without_clocks(table) and "1.5" not in harness.without_clocks(table.format(1.5))
-    assert harness.without_clocks('  "ttft_s": 1.5,\n  "n": 3') == '  "n": 3'
+    record = {"id": "x", "time": 5, "timings": {"prefill_s": 0.3, "question_s": None}, "score": 0.25}
+    still = harness.timeless(record)
+    assert still["timings"] == {"prefill_s": 1.0, "question_s": None} and still["time"] != 5
+    assert still["score"] == 0.25 and "rows" not in still

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvbench.cli.signals import Preempted, preemptible
+from kvbench.common.command import log_messages
 from kvbench.common.files import write_atomic
 from kvbench.sweep.slurm import queue
 
@@ -20,17 +21,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_QUIET = ("absl", "httpx", "filelock", "matplotlib")
-
 
 def work(unit: Unit, max_requeues: int | None) -> None:
     """Compute a unit. A signal closes the runs as `preempted` and puts the task back into the queue.
 
     Ends with an exit code that is not 0 when a run did not end well, so that Slurm says FAILED.
     """
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", force=True)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_messages("[%(asctime)s] %(message)s", force=True)
     logging.getLogger("submitit").propagate = False  # it prints for itself
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
     if cores:  # torch would take all cores of a shared node; its import reads this
