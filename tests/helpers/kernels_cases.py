@@ -111,10 +111,9 @@ class Result:
 def append(kernels: library.Library, case: Case, status: Tensor) -> None:
     """Call kvb_ragged_append on the case."""
     batch, kv_heads, _, tokens, dim = case.sizes
-    pointers = (x.data_ptr() for x in (case.k_RD, case.v_RD, case.start_S1, case.length_S, case.segment_N))
-    fresh = (*_strided(case.k_BUTD), *_strided(case.v_BUTD))
-    sizes = (batch, kv_heads, tokens, dim, _DTYPE[case.k_RD.dtype])
-    kernels.call("ragged_append", *pointers, *fresh, status.data_ptr(), *sizes, None)
+    sizes = {"batch": batch, "kv_heads": kv_heads, "tokens": tokens, "dim": dim, "dtype": _DTYPE[case.k_RD.dtype]}
+    fresh = {"k_new": _strided(case.k_BUTD), "v_new": _strided(case.v_BUTD)}
+    kernels.call("ragged_append", None, **fresh, **_cache(case), status=status.data_ptr(), **sizes)
 
 
 def decode(
@@ -133,17 +132,27 @@ def decode(
     out_BHTD = torch.full((batch, tokens, kv_heads * group, dim + 8), torch.nan, dtype=case.k_RD.dtype).transpose(1, 2)
     out_BHTD = out_BHTD[..., :dim]
     lse_BHT = torch.full((batch, kv_heads * group, tokens), torch.nan)
-    cache = (x.data_ptr() for x in (case.k_RD, case.v_RD, case.start_S1, case.length_S, case.segment_N))
-    result = (*_strided(out_BHTD), lse_BHT.data_ptr(), workspace.data_ptr())
-    sizes = (batch, kv_heads, group, tokens, dim, ctas, _DTYPE[case.k_RD.dtype])
-    query = _strided(case.q_BHTD)
-    if status is None:
-        kernels.call("ragged_decode", *query, *cache, case.scaling, *result, *sizes, None)
-    else:
-        fresh = (*_strided(case.k_BUTD), *_strided(case.v_BUTD))
-        kernels.call(
-            "ragged_append_decode", *query, *fresh, *cache, case.scaling, *result, status.data_ptr(), *sizes, None
-        )
+    nothing = (None, 0, 0, 0)
+    kernels.call(
+        "ragged_decode" if status is None else "ragged_append_decode",
+        None,
+        q=_strided(case.q_BHTD),
+        out=_strided(out_BHTD),
+        k_new=nothing if status is None else _strided(case.k_BUTD),
+        v_new=nothing if status is None else _strided(case.v_BUTD),
+        **_cache(case),
+        lse=lse_BHT.data_ptr(),
+        workspace=workspace.data_ptr(),
+        status=None if status is None else status.data_ptr(),
+        scaling=case.scaling,
+        batch=batch,
+        kv_heads=kv_heads,
+        group=group,
+        tokens=tokens,
+        dim=dim,
+        ctas=ctas,
+        dtype=_DTYPE[case.k_RD.dtype],
+    )
     return Result(out_BHTD, lse_BHT, int((counters.view(torch.int32) != 0).sum()))
 
 
@@ -228,6 +237,11 @@ def _counter_bytes(path: Path) -> int:
 
 def _bits(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.int16)
+
+
+def _cache(case: Case) -> dict[str, int]:
+    parts = {"k": case.k_RD, "v": case.v_RD, "start": case.start_S1, "length": case.length_S, "segment": case.segment_N}
+    return {name: x.data_ptr() for name, x in parts.items()}
 
 
 def _strided(x: Tensor) -> tuple[int, ...]:

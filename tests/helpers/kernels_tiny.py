@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
 
 from kvbench_kernels.build import sources
-from kvbench_kernels.ops.signatures import SIGNATURES
+from kvbench_kernels.ops.signatures import INT, SIGNATURES
 
-ONE = '#include "twice.h"\nextern "C" int kvb_one(int n) { return twice(n); }\n'
-TWO = '#include "twice.h"\nextern "C" int kvb_two(int n) { return 10 * twice(n) + 1; }\n'
-TWICE = "inline int twice(int n) { return 2 * n; }\n"
+ONE = '#include "twice.h"\nextern "C" int kvb_one(const Call* call, void*) { return twice(call->n); }\n'
+TWO = '#include "twice.h"\nextern "C" int kvb_two(const Call* call, void*) { return 10 * twice(call->n) + 1; }\n'
+TWICE = "struct Call { int n; };\ninline int twice(int n) { return 2 * n; }\n"
 CPU = 'extern "C" int kvb_three(int n) { return 3 * n; }\n'
+
+
+class Call(ctypes.Structure):
+    _fields_ = [("n", INT)]
 
 
 def write_tiny_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -25,6 +30,6 @@ def write_tiny_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "family" / "three.cpp").write_text(CPU)
     monkeypatch.setattr(sources, "csrc", lambda: folder)
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(SIGNATURES, "one", "i")
-    monkeypatch.setitem(SIGNATURES, "two", "i")
+    monkeypatch.setitem(SIGNATURES, "one", Call)
+    monkeypatch.setitem(SIGNATURES, "two", Call)
     return folder

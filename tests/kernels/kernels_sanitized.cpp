@@ -6,17 +6,12 @@
 #include <cstdlib>
 #include <random>
 #include <vector>
+#include "calls.h"
 
 extern "C" {
-int kvb_ragged_append(void*, void*, const int32_t*, int32_t*, const int32_t*, const void*, int64_t, int64_t, int64_t,
-                      const void*, int64_t, int64_t, int64_t, int32_t*, int, int, int, int, int, void*);
-int kvb_ragged_decode(const void*, int64_t, int64_t, int64_t, const void*, const void*, const int32_t*, const int32_t*,
-                      const int32_t*, float, void*, int64_t, int64_t, int64_t, float*, void*, int, int, int, int, int,
-                      int, int, void*);
-int kvb_ragged_append_decode(const void*, int64_t, int64_t, int64_t, const void*, int64_t, int64_t, int64_t,
-                             const void*, int64_t, int64_t, int64_t, void*, void*, const int32_t*, int32_t*,
-                             const int32_t*, float, void*, int64_t, int64_t, int64_t, float*, void*, int32_t*, int,
-                             int, int, int, int, int, int, void*);
+int kvb_ragged_append(const kvb::RaggedAppend*, void*);
+int kvb_ragged_decode(const kvb::RaggedDecode*, void*);
+int kvb_ragged_append_decode(const kvb::RaggedDecode*, void*);
 int64_t kvb_decode_workspace_bytes(int, int);
 int64_t kvb_decode_counter_bytes();
 }
@@ -43,8 +38,8 @@ bool run(int tokens, int group, int ctas, bool fused) {
     }
     const std::size_t slots = static_cast<std::size_t>(start[kLanes]), new_rows = std::size_t{kLanes} * tokens;
     std::vector<uint16_t> k = numbers(slots * kDim), v = numbers(slots * kDim);
-    const std::vector<uint16_t> k_new = numbers(new_rows * kDim), v_new = numbers(new_rows * kDim);
-    const std::vector<uint16_t> q = numbers(new_rows * group * kDim);
+    std::vector<uint16_t> k_new = numbers(new_rows * kDim), v_new = numbers(new_rows * kDim);
+    std::vector<uint16_t> q = numbers(new_rows * group * kDim);
     std::vector<uint16_t> out(q.size(), 0x7fff);
     std::vector<float> lse(q.size() / kDim, NAN);
     const std::size_t bytes = static_cast<std::size_t>(kvb_decode_workspace_bytes(kDim, ctas));
@@ -52,20 +47,49 @@ bool run(int tokens, int group, int ctas, bool fused) {
     std::vector<unsigned char> workspace(bytes, 0xff);
     std::fill(workspace.begin(), workspace.begin() + static_cast<std::ptrdiff_t>(counters), 0);
     const int64_t row = kDim, of_head = row * tokens, of_batch = of_head * kLanes, q_batch = of_batch * group;
-    const auto append = [&] {
-        return kvb_ragged_append(k.data(), v.data(), start, length, segment, k_new.data(), of_batch, of_head, row,
-                                 v_new.data(), of_batch, of_head, row, &status, 1, kLanes, tokens, kDim, 0, nullptr);
+    const kvb::Tensor4 of_k{k_new.data(), of_batch, of_head, row}, of_v{v_new.data(), of_batch, of_head, row};
+    const kvb::RaggedAppend append{
+        .k_new = of_k,
+        .v_new = of_v,
+        .k = k.data(),
+        .v = v.data(),
+        .start = start,
+        .length = length,
+        .segment = segment,
+        .status = &status,
+        .batch = 1,
+        .kv_heads = kLanes,
+        .tokens = tokens,
+        .dim = kDim,
+        .dtype = 0,
     };
-    int code = append();
+    const kvb::RaggedDecode decode{
+        .q = {q.data(), q_batch, of_head, row},
+        .out = {out.data(), q_batch, of_head, row},
+        .k_new = of_k,
+        .v_new = of_v,
+        .k = k.data(),
+        .v = v.data(),
+        .start = start,
+        .length = length,
+        .segment = segment,
+        .lse = lse.data(),
+        .workspace = workspace.data(),
+        .status = &status,
+        .scaling = 0.1f,
+        .batch = 1,
+        .kv_heads = kLanes,
+        .group = group,
+        .tokens = tokens,
+        .dim = kDim,
+        .ctas = ctas,
+        .dtype = 0,
+    };
+    int code = kvb_ragged_append(&append, nullptr);
     if (fused)
-        code |= kvb_ragged_append_decode(q.data(), q_batch, of_head, row, k_new.data(), of_batch, of_head, row,
-                                         v_new.data(), of_batch, of_head, row, k.data(), v.data(), start, length,
-                                         segment, 0.1f, out.data(), q_batch, of_head, row, lse.data(),
-                                         workspace.data(), &status, 1, kLanes, group, tokens, kDim, ctas, 0, nullptr);
+        code |= kvb_ragged_append_decode(&decode, nullptr);
     else
-        code |= append() | kvb_ragged_decode(q.data(), q_batch, of_head, row, k.data(), v.data(), start, length,
-                                             segment, 0.1f, out.data(), q_batch, of_head, row, lse.data(),
-                                             workspace.data(), 1, kLanes, group, tokens, kDim, ctas, 0, nullptr);
+        code |= kvb_ragged_append(&append, nullptr) | kvb_ragged_decode(&decode, nullptr);
     bool right = code == 0 && status == 0;
     for (const uint16_t x : out) right &= (x & 0x7f80) != 0x7f80;
     for (const float x : lse) right &= std::isfinite(x);

@@ -41,20 +41,20 @@ def test_a_library_is_compiled_once_and_again_when_anything_changes(
     assert messages[0] == f"compiling the host kernels, once: they are kept in {first.parent}" and len(messages) == 2
     assert re.fullmatch(r"compiled the host kernels in \d+ s", messages[1])
     opened = library.Library(first)
-    opened.call("one", 0)
+    opened.call("one", None, n=0)
     with pytest.raises(RuntimeError, match=re.escape("kvb::two: CUDA error 61")):
-        opened.call("two", 3)
+        opened.call("two", None, n=3)
     stamp = first.stat().st_mtime_ns
     assert build.host() == first and first.stat().st_mtime_ns == stamp and len(caplog.records) == 2
     assert build.report(first) == []
     assert build.host(force=True) == first and first.stat().st_mtime_ns != stamp
 
     assert len({first, build.host(defines=("PLANTED",)), build.host(defines=("PLANTED=2",))}) == 3
-    (tiny / "twice.h").write_text("inline int twice(int n) { return 2 * n + 5; }\n")
+    (tiny / "twice.h").write_text("struct Call { int n; };\ninline int twice(int n) { return 2 * n + 5; }\n")
     changed = build.host()
     assert changed != first
     with pytest.raises(RuntimeError, match="kvb::one: CUDA error 5 "):
-        library.Library(changed).call("one", 0)
+        library.Library(changed).call("one", None, n=0)
 
 
 @needs_gxx

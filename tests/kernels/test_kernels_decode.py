@@ -6,11 +6,12 @@ Shape suffixes as in kvbench_kernels.ops.reference.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.helpers.kernels_cases import EDGES, Case, decode, make_case, problems, with_bug
+from tests.helpers.kernels_cases import EDGES, Case, append, decode, make_case, problems, with_bug
 from tests.helpers.kernels_prefill import DIMS, DTYPES, draw, emulated, generator, needs_gxx, pick, shows, shuffled
 
 pytestmark = needs_gxx
@@ -110,7 +111,7 @@ def test_what_is_not_supported_is_refused():
         decode(emulated(), case, 1)
     assert emulated().size("decode_workspace_bytes", 64, 2049) == -2
     with pytest.raises(RuntimeError, match="kvb::ragged_append: a size is 0 or too large"):
-        emulated().call("ragged_append", *[None] * 5, *[None, 0, 0, 0] * 2, None, 0, 1, 1, 64, 0, None)
+        append(emulated(), replace(case, q_BHTD=case.q_BHTD[:, :, :0], k_BUTD=case.k_BUTD[:, :, :0]), torch.zeros(1))
 
 
 BUGS = {

@@ -7,32 +7,14 @@
 // makes no plan and the grid is fixed, so a captured CUDA graph stays valid while lengths grow. The same inputs give
 // the same bits.
 //
-// C ABI. Strides are in elements; q, out, k_new and v_new have stride 1 in the head dimension and rows aligned to 16
-// bytes; k and v are contiguous [R, D], aligned to 16 bytes. dtype: 0 bf16, 1 fp16; dim: 64, 80, 96, 128, 256. Returns
-// 0, a cudaError, or a code of common.h. A lane's segment is segment[b * kv_heads + u];
-// no two lanes of a call share one. R and tokens * group / 8 * R / 64 must stay below 2^31 - 128.
+// C ABI. calls.h has the arguments. q, out, k_new and v_new have rows aligned to 16 bytes; k and v are aligned to 16
+// bytes. dim: 64, 80, 96, 128, 256. Returns 0, a cudaError, or a code of common.h. No two lanes of a call share a
+// segment. R and tokens * group / 8 * R / 64 must stay below 2^31 - 128.
 //
-//   int kvb_ragged_decode(
-//       const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,          [B, H, T, D]
-//       const void* k, const void* v,                                                       [R, D]
-//       const int32_t* start, const int32_t* length, const int32_t* segment,                [S + 1], [S], [B * U]
-//       float scaling,
-//       void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t,        [B, H, T, D]
-//       float* lse,                                       nullable; [B, H, T] contiguous, natural log
-//       void* workspace,
-//       int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype, cudaStream_t stream);
+//   int kvb_ragged_decode(const RaggedDecode* call, cudaStream_t stream);
 //     Token t of T sees slots < length - T + t + 1. The output of a query that sees nothing is 0 (lse: -infinity).
 //
-//   int kvb_ragged_append_decode(
-//       const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,
-//       const void* k_new, int64_t k_stride_b, int64_t k_stride_u, int64_t k_stride_t,      [B, U, T, D]
-//       const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
-//       void* k, void* v,
-//       const int32_t* start, int32_t* length, const int32_t* segment,
-//       float scaling,
-//       void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t,
-//       float* lse, void* workspace, int32_t* status,
-//       int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype, cudaStream_t stream);
+//   int kvb_ragged_append_decode(const RaggedDecode* call, cudaStream_t stream);
 //     Appends k_new and v_new at length, adds T to length, and decodes. A segment without room for T tokens keeps its
 //     rows and length, its lanes' output is that of a decode without appending, and status becomes 1 + segment if it
 //     was 0.
@@ -42,6 +24,7 @@
 //                                                               launch; every launch leaves them zero
 //   int kvb_decode_ctas(int dim, int dtype, int append);        CTAs that fill the device; if negative, minus a cudaError
 #include <atomic>
+#include "calls.h"
 #include "decode/attend.h"
 #include "decode/merge.h"
 
@@ -189,24 +172,44 @@ struct Resident {
     template <typename T, int D> int operator()() const { return ctas_of<T, D>(append); }
 };
 
-int run(DecodeArguments args, void* workspace, int batch, int kv_heads, int group, int dim, int ctas, int dtype,
-        cudaStream_t stream) {
-    if (batch < 1 || kv_heads < 1 || group < 1 || args.tokens < 1 || ctas < 1 || ctas > kMaxCtas) return kTooLarge;
-    static std::atomic<unsigned> launches{0};
-    args.launch = launches.fetch_add(1, std::memory_order_relaxed);
-    args.kv_heads = divisor(kv_heads);
-    args.group = divisor(group);
-    args.counters = static_cast<int*>(workspace);
-    args.pieces = reinterpret_cast<float*>(static_cast<char*>(workspace) + kCounterBytes);
-    args.scale_log2 *= kLog2e;
-    args.lanes = batch * kv_heads;
-    args.columns = args.tokens * group;
-    args.blocks = (args.columns + kColumns - 1) / kColumns;
-    return dispatch(dtype, dim, Launch{args, args.k_new != nullptr, ctas, stream});
-}
-
-const uint16_t* bits(const void* pointer) { return static_cast<const uint16_t*>(pointer); }
 uint16_t* bits(void* pointer) { return static_cast<uint16_t*>(pointer); }
+
+Strides strides(const Tensor4& x) { return {x.stride_0, x.stride_1, x.stride_2}; }
+
+int run(const RaggedDecode& call, bool append, cudaStream_t stream) {
+    if (call.batch < 1 || call.kv_heads < 1 || call.group < 1 || call.tokens < 1) return kTooLarge;
+    if (call.ctas < 1 || call.ctas > kMaxCtas) return kTooLarge;
+    static std::atomic<unsigned> launches{0};
+    const int columns = call.tokens * call.group;
+    const DecodeArguments args{
+        .q = bits(call.q.data),
+        .k_new = append ? bits(call.k_new.data) : nullptr,
+        .v_new = append ? bits(call.v_new.data) : nullptr,
+        .k = bits(call.k),
+        .v = bits(call.v),
+        .out = bits(call.out.data),
+        .q_stride = strides(call.q),
+        .k_stride = strides(call.k_new),
+        .v_stride = strides(call.v_new),
+        .out_stride = strides(call.out),
+        .start = call.start,
+        .length = call.length,
+        .segment = call.segment,
+        .lse = call.lse,
+        .counters = static_cast<int*>(call.workspace),
+        .pieces = reinterpret_cast<float*>(static_cast<char*>(call.workspace) + kCounterBytes),
+        .status = call.status,
+        .scale_log2 = call.scaling * kLog2e,
+        .launch = launches.fetch_add(1, std::memory_order_relaxed),
+        .kv_heads = divisor(call.kv_heads),
+        .group = divisor(call.group),
+        .lanes = call.batch * call.kv_heads,
+        .tokens = call.tokens,
+        .columns = columns,
+        .blocks = (columns + kColumns - 1) / kColumns,
+    };
+    return dispatch(call.dtype, call.dim, Launch{args, append, call.ctas, stream});
+}
 
 }  // namespace kvb
 
@@ -222,55 +225,11 @@ extern "C" int kvb_decode_ctas(int dim, int dtype, int append) {
     return ctas > kvb::kMaxCtas ? kvb::kMaxCtas : ctas;
 }
 
-extern "C" int kvb_ragged_decode(const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t,
-                                 const void* k, const void* v, const int32_t* start, const int32_t* length,
-                                 const int32_t* segment, float scaling, void* out, int64_t out_stride_b,
-                                 int64_t out_stride_h, int64_t out_stride_t, float* lse, void* workspace, int batch,
-                                 int kv_heads, int group, int tokens, int dim, int ctas, int dtype,
-                                 cudaStream_t stream) {
-    using namespace kvb;
-    DecodeArguments args{};
-    args.q = bits(q);
-    args.k = bits(const_cast<void*>(k));  // only read if k_new is null
-    args.v = bits(const_cast<void*>(v));
-    args.out = bits(out);
-    args.q_stride = {q_stride_b, q_stride_h, q_stride_t};
-    args.out_stride = {out_stride_b, out_stride_h, out_stride_t};
-    args.start = start;
-    args.length = const_cast<int32_t*>(length);
-    args.segment = segment;
-    args.lse = lse;
-    args.scale_log2 = scaling;
-    args.tokens = tokens;
-    return run(args, workspace, batch, kv_heads, group, dim, ctas, dtype, stream);
+extern "C" int kvb_ragged_decode(const kvb::RaggedDecode* call, cudaStream_t stream) {
+    return kvb::run(*call, false, stream);
 }
 
-extern "C" int kvb_ragged_append_decode(
-    const void* q, int64_t q_stride_b, int64_t q_stride_h, int64_t q_stride_t, const void* k_new, int64_t k_stride_b,
-    int64_t k_stride_u, int64_t k_stride_t, const void* v_new, int64_t v_stride_b, int64_t v_stride_u,
-    int64_t v_stride_t, void* k, void* v, const int32_t* start, int32_t* length, const int32_t* segment, float scaling,
-    void* out, int64_t out_stride_b, int64_t out_stride_h, int64_t out_stride_t, float* lse, void* workspace,
-    int32_t* status, int batch, int kv_heads, int group, int tokens, int dim, int ctas, int dtype,
-    cudaStream_t stream) {
-    using namespace kvb;
-    if (k_new == nullptr || v_new == nullptr) return kUnsupported;
-    DecodeArguments args{};
-    args.q = bits(q);
-    args.k_new = bits(k_new);
-    args.v_new = bits(v_new);
-    args.k = bits(k);
-    args.v = bits(v);
-    args.out = bits(out);
-    args.q_stride = {q_stride_b, q_stride_h, q_stride_t};
-    args.k_stride = {k_stride_b, k_stride_u, k_stride_t};
-    args.v_stride = {v_stride_b, v_stride_u, v_stride_t};
-    args.out_stride = {out_stride_b, out_stride_h, out_stride_t};
-    args.start = start;
-    args.length = length;
-    args.segment = segment;
-    args.lse = lse;
-    args.status = status;
-    args.scale_log2 = scaling;
-    args.tokens = tokens;
-    return run(args, workspace, batch, kv_heads, group, dim, ctas, dtype, stream);
+extern "C" int kvb_ragged_append_decode(const kvb::RaggedDecode* call, cudaStream_t stream) {
+    if (call->k_new.data == nullptr || call->v_new.data == nullptr) return kvb::kUnsupported;
+    return kvb::run(*call, true, stream);
 }

@@ -36,27 +36,27 @@ struct Strides {
     int64_t b, h, t;  // in elements; of the head dimension: 1
 };
 
-// Elements are moved as bits; only arithmetic depends on the 16-bit type.
+// What a launch gets. Elements are moved as bits; only arithmetic depends on the 16-bit type.
 struct DecodeArguments {
-    const uint16_t* q;  // [B, H, T, D]
+    const uint16_t* q;      // [B, H, T, D]
     const uint16_t* k_new;  // [B, U, T, D], like v_new: rows to append; null if nothing is appended
     const uint16_t* v_new;
-    uint16_t* k;  // [R, D]
-    uint16_t* v;
+    uint16_t* k;    // [R, D]
+    uint16_t* v;    // [R, D]
     uint16_t* out;  // [B, H, T, D]
-    Strides q_stride, k_stride, v_stride, out_stride;
-    const int32_t* start;  // [S + 1]
-    int32_t* length;       // [S]
-    const int32_t* segment;  // [N]
+    Strides q_stride, k_stride, v_stride, out_stride;  // of k_new and v_new: k_stride, v_stride
+    const int32_t* start;    // [S + 1], first slot of each segment
+    int32_t* length;         // [S], live slots of each segment
+    const int32_t* segment;  // [N], segment of each lane
     float* lse;              // [B, H, T] contiguous, or null
-    int* counters;
-    float* pieces;
-    int32_t* status;
-    float scale_log2;  // scaling * log2(e): exponentials are powers of 2
-    unsigned launch;   // number of the launch
-    Divisor kv_heads, group;
-    int lanes, tokens;
-    int columns, blocks;  // tokens * group, and the number of blocks of kColumns
+    int* counters;           // of the workspace: kCounterBytes bytes
+    float* pieces;           // of the workspace: slot_floats(D) floats a slot, two slots a CTA
+    int32_t* status;         // [1]; only if something is appended
+    float scale_log2;        // scaling * log2(e): exponentials are powers of 2
+    unsigned launch;         // number of the launch
+    Divisor kv_heads, group;  // KV heads, and query heads per KV head
+    int lanes, tokens;        // B * U, and T
+    int columns, blocks;      // tokens * group, and the number of blocks of kColumns
 };
 
 // A lane's segment: slots before `old_length` are in the buffers; those from there to `length` are being appended.

@@ -1,17 +1,14 @@
 // The attention weights of a decode step, for policies that read them.
 //
-// C ABI. q and out are contiguous, rows of q and k aligned to 16 bytes (so dim is a multiple of 8). dtype: 0 bf16, 1
-// fp16. Returns 0, a cudaError, or a code of common.h.
+// C ABI. calls.h has the arguments; rows of q and k are aligned to 16 bytes (so dim is a multiple of 8). Returns 0, a
+// cudaError, or a code of common.h.
 //
-//   int kvb_decode_weights(
-//       const void* q, const void* k,                                                       [N, G, T, D], [R, D]
-//       const int32_t* start, const int32_t* length, const int32_t* segment,                [S + 1], [S], [N]
-//       float scaling, float* out,                                                          [N, G, T, C]
-//       int lanes, int group, int tokens, int dim, int width, int dtype, cudaStream_t stream);
+//   int kvb_decode_weights(const DecodeWeights* call, cudaStream_t stream);
 //     out is the softmax of the queries of lane n over the live slots of segment[n], and 0 from there to `width`. Query
 //     t of T sees the first length - T + t + 1 slots.
 #include <string.h>
 
+#include "calls.h"
 #include "common.h"
 
 namespace kvb {
@@ -26,7 +23,7 @@ struct WeightArguments {
     const int32_t *start, *length, *segment;
     float* out;
     int group, tokens, dim, width;
-    float scale;  // with log2(e)
+    float scale;  // of the logits, times log2(e)
 };
 
 // The largest (or the sum) of a value of each thread, for all threads. It begins and ends with a barrier.
@@ -85,24 +82,32 @@ __global__ void __launch_bounds__(kWeightThreads) decode_weights(const WeightArg
 }
 
 template <typename T>
-int launch_weights(const WeightArguments<T>& args, int lanes, cudaStream_t stream) {
-    const dim3 grid{unsigned(lanes), unsigned(args.group * args.tokens), 1u};
+int launch_weights(const DecodeWeights& call, cudaStream_t stream) {
+    const WeightArguments<T> args{
+        .q = static_cast<const T*>(call.q),
+        .k = static_cast<const T*>(call.k),
+        .start = call.start,
+        .length = call.length,
+        .segment = call.segment,
+        .out = call.out,
+        .group = call.group,
+        .tokens = call.tokens,
+        .dim = call.dim,
+        .width = call.width,
+        .scale = call.scaling * kLog2e,
+    };
+    const dim3 grid{unsigned(call.lanes), unsigned(call.group * call.tokens), 1u};
     KVB_LAUNCH((decode_weights<T>), grid, kWeightThreads, 0, stream, args);
     return int(cudaGetLastError());
 }
 
 }  // namespace kvb
 
-extern "C" int kvb_decode_weights(const void* q, const void* k, const int32_t* start, const int32_t* length,
-                                  const int32_t* segment, float scaling, float* out, int lanes, int group, int tokens,
-                                  int dim, int width, int dtype, cudaStream_t stream) {
+extern "C" int kvb_decode_weights(const kvb::DecodeWeights* call, cudaStream_t stream) {
     using namespace kvb;
-    if (dim < 8 || dim % 8 != 0 || dim > kMostWeightDim || dtype < 0 || dtype > 1) return kUnsupported;
-    if (lanes < 1 || group < 1 || tokens < 1 || int64_t(group) * tokens > kMostBlocks) return kTooLarge;
-    const float scale = scaling * kLog2e;
-    if (dtype == 0)
-        return launch_weights<bf16>({static_cast<const bf16*>(q), static_cast<const bf16*>(k), start, length, segment,
-                                     out, group, tokens, dim, width, scale}, lanes, stream);
-    return launch_weights<fp16>({static_cast<const fp16*>(q), static_cast<const fp16*>(k), start, length, segment, out,
-                                 group, tokens, dim, width, scale}, lanes, stream);
+    if (call->dim < 8 || call->dim % 8 != 0 || call->dim > kMostWeightDim) return kUnsupported;
+    if (call->dtype < 0 || call->dtype > 1) return kUnsupported;
+    if (call->lanes < 1 || call->group < 1 || call->tokens < 1) return kTooLarge;
+    if (int64_t(call->group) * call->tokens > kMostBlocks) return kTooLarge;
+    return call->dtype == 0 ? launch_weights<bf16>(*call, stream) : launch_weights<fp16>(*call, stream);
 }

@@ -1,19 +1,14 @@
 // Append new tokens to a ragged KV cache in place: keys and values in one launch. The time does not depend on the
 // cache's lengths.
 //
-// C ABI. Strides are in elements; k_new and v_new have stride 1 in the head dimension; all rows are aligned to 16
-// bytes (so dim is a multiple of 8); k and v are contiguous. dtype: 0 bf16, 1 fp16. Returns 0, a cudaError, or a
-// code of common.h.
+// C ABI. calls.h has the arguments; all rows are aligned to 16 bytes (so dim is a multiple of 8). Returns 0, a cudaError,
+// or a code of common.h.
 //
-//   int kvb_ragged_append(
-//       void* k, void* v,                                                                   [R, D]
-//       const int32_t* start, int32_t* length, const int32_t* segment,                      [S + 1], [S], [B * U]
-//       const void* k_new, int64_t k_stride_b, int64_t k_stride_u, int64_t k_stride_t,      [B, U, T, D]
-//       const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
-//       int32_t* status, int batch, int kv_heads, int tokens, int dim, int dtype, cudaStream_t stream);
+//   int kvb_ragged_append(const RaggedAppend* call, cudaStream_t stream);
 //     Token t of lane n = b * kv_heads + u goes to slot start[s] + length[s] + t of s = segment[n]; then length[s] +=
 //     T. No two lanes share a segment. A segment without room for all T keeps its rows and length, and status becomes
 //     1 + s if it was 0.
+#include "calls.h"
 #include "common.h"
 
 namespace kvb {
@@ -61,22 +56,35 @@ __global__ void __launch_bounds__(kMostThreads) append(const AppendArguments arg
     }
 }
 
+Side side(void* buffer, const Tensor4& fresh) {
+    return Side{
+        .buffer = static_cast<uint16_t*>(buffer),
+        .fresh = static_cast<const uint16_t*>(fresh.data),
+        .stride_b = fresh.stride_0,
+        .stride_u = fresh.stride_1,
+        .stride_t = fresh.stride_2,
+    };
+}
+
 }  // namespace kvb
 
-extern "C" int kvb_ragged_append(void* k, void* v, const int32_t* start, int32_t* length, const int32_t* segment,
-                                 const void* k_new, int64_t k_stride_b, int64_t k_stride_u, int64_t k_stride_t,
-                                 const void* v_new, int64_t v_stride_b, int64_t v_stride_u, int64_t v_stride_t,
-                                 int32_t* status, int batch, int kv_heads, int tokens, int dim, int dtype,
-                                 cudaStream_t stream) {
+extern "C" int kvb_ragged_append(const kvb::RaggedAppend* call, cudaStream_t stream) {
     using namespace kvb;
-    if (dim < 8 || dim % 8 != 0 || dtype < 0 || dtype > 1) return kUnsupported;
-    if (batch < 1 || kv_heads < 1 || tokens < 1) return kTooLarge;
-    const Side keys{static_cast<uint16_t*>(k), static_cast<const uint16_t*>(k_new), k_stride_b, k_stride_u, k_stride_t};
-    const Side values{static_cast<uint16_t*>(v), static_cast<const uint16_t*>(v_new), v_stride_b, v_stride_u,
-                      v_stride_t};
-    const AppendArguments args{keys, values, start, length, segment, status, kv_heads, tokens, dim};
-    const int64_t wanted = static_cast<int64_t>(tokens) * (dim / 8);
+    if (call->dim < 8 || call->dim % 8 != 0 || call->dtype < 0 || call->dtype > 1) return kUnsupported;
+    if (call->batch < 1 || call->kv_heads < 1 || call->tokens < 1) return kTooLarge;
+    const AppendArguments args{
+        .keys = side(call->k, call->k_new),
+        .values = side(call->v, call->v_new),
+        .start = call->start,
+        .length = call->length,
+        .segment = call->segment,
+        .status = call->status,
+        .kv_heads = call->kv_heads,
+        .tokens = call->tokens,
+        .dim = call->dim,
+    };
+    const int64_t wanted = static_cast<int64_t>(call->tokens) * (call->dim / 8);
     const int threads = wanted >= kMostThreads ? kMostThreads : static_cast<int>((wanted + 31) / 32 * 32);
-    KVB_LAUNCH((append), batch * kv_heads, threads, 0, stream, args);
+    KVB_LAUNCH((append), call->batch * call->kv_heads, threads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }

@@ -3,6 +3,7 @@
 //
 // Suffixes: U KV heads, T tokens of the prompt, D head dimension, S segments, S1 = S + 1, R slots of the (old) arena,
 // M segments of the new one, Q its slots.
+#include "calls.h"
 #include "primitives_more.h"
 
 namespace {
@@ -17,6 +18,21 @@ struct Rows {  // layout of the rows of K and V: bytes from one head to the next
     const char* k;
     const char* v;
     int64_t k_head, k_token, v_head, v_token;
+};
+
+struct GatherArguments {
+    Rows from;
+    int tokens, row_bytes;
+    const unsigned char* keep_ST;
+    const int *head_S, *start_S1;
+    char *k_RD, *v_RD;
+};
+
+struct RelayoutArguments {
+    const char *k_RD, *v_RD;
+    int row_bytes;
+    const int *start_S1, *length_S, *source_M, *start_M1;
+    char *k_QD, *v_QD;
 };
 
 // Sum over the block, the same for all threads. `part_W` may be overwritten afterwards.
@@ -47,14 +63,13 @@ KVB_DEVICE int count_set(const unsigned char* mask, int end) {
 
 // Block (chunk, segment) copies the kept tokens of the chunk to the slots after those of earlier chunks.
 __global__ void __launch_bounds__(kThreads)
-gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const int* head_S, const int* start_S1,
-       char* k_RD, char* v_RD) {
+gather(const GatherArguments args) {
     KVB_SHARED(Chunk, kept_of_chunk);
     KVB_SHARED(PerWarp, part_W);
-    const int segment = blockIdx.y, begin = blockIdx.x * kChunk, end = min(tokens, begin + kChunk);
+    const int segment = blockIdx.y, begin = blockIdx.x * kChunk, end = min(args.tokens, begin + kChunk);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const unsigned char* keep_T = keep_ST + int64_t(segment) * tokens;
-    const int first = start_S1[segment], capacity = start_S1[segment + 1] - first;
+    const unsigned char* keep_T = args.keep_ST + int64_t(segment) * args.tokens;
+    const int first = args.start_S1[segment], capacity = args.start_S1[segment + 1] - first;
     const int before = block_sum(count_set(keep_T, begin), part_W);
 
     // Each warp lists the kept tokens of a range of the chunk, after those of the warps before it.
@@ -81,10 +96,11 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
     __syncthreads();
 
     kept = min(kept, capacity - before);  // a segment takes as many as it has room for
-    const int pieces = row_bytes / 16;
-    const char* k_TD = from.k + head_S[segment] * from.k_head;
-    const char* v_TD = from.v + head_S[segment] * from.v_head;
-    const int64_t to = (int64_t(first) + before) * row_bytes;
+    const Rows& from = args.from;
+    const int pieces = args.row_bytes / 16;
+    const char* k_TD = from.k + args.head_S[segment] * from.k_head;
+    const char* v_TD = from.v + args.head_S[segment] * from.v_head;
+    const int64_t to = (int64_t(first) + before) * args.row_bytes;
     constexpr int kTogether = 4;  // loads in flight per thread; past the end, load the last piece again
     for (int begin_piece = threadIdx.x; begin_piece < kept * pieces; begin_piece += kTogether * kThreads) {
         uint4 k[kTogether], v[kTogether];
@@ -99,59 +115,77 @@ gather(Rows from, int tokens, int row_bytes, const unsigned char* keep_ST, const
         for (int j = 0; j < kTogether; ++j) {
             const int i = begin_piece + j * kThreads;
             if (i >= kept * pieces) continue;
-            kvb::store16(k_RD + to + int64_t(16) * i, k[j]);
-            kvb::store16(v_RD + to + int64_t(16) * i, v[j]);
+            kvb::store16(args.k_RD + to + int64_t(16) * i, k[j]);
+            kvb::store16(args.v_RD + to + int64_t(16) * i, v[j]);
         }
     }
 }
 
 // Blocks (x, place) copy the live slots of segment source_M[place]; each block copies every gridDim.x-th piece.
 __global__ void __launch_bounds__(kThreads)
-relayout(const char* k_RD, const char* v_RD, int row_bytes, const int* start_S1, const int* length_S,
-         const int* source_M, const int* start_M1, char* k_QD, char* v_QD) {
-    const int place = blockIdx.y, segment = source_M[place];
+relayout(const RelayoutArguments args) {
+    const int *length_S = args.length_S, *start_M1 = args.start_M1;
+    const int place = blockIdx.y, segment = args.source_M[place], row_bytes = args.row_bytes;
     const int64_t first = start_M1[place], live = min(length_S[segment], start_M1[place + 1] - start_M1[place]);
-    const int64_t from = start_S1[segment] * int64_t(row_bytes), to = first * row_bytes;
+    const int64_t from = args.start_S1[segment] * int64_t(row_bytes), to = first * row_bytes;
     const int64_t stride = int64_t(gridDim.x) * kThreads * 16;
     for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 16; i < live * row_bytes; i += stride) {
-        const uint4 k = kvb::load16(k_RD + from + i), v = kvb::load16(v_RD + from + i);
-        kvb::store16(k_QD + to + i, k);
-        kvb::store16(v_QD + to + i, v);
+        const uint4 k = kvb::load16(args.k_RD + from + i), v = kvb::load16(args.v_RD + from + i);
+        kvb::store16(args.k_QD + to + i, k);
+        kvb::store16(args.v_QD + to + i, v);
     }
 }
 
+constexpr int64_t kElement = 2;  // bytes
+
 }  // namespace
 
-// Strides are in elements. Rows of K and V are contiguous and aligned to 16 bytes, also in the arena.
-extern "C" int kvb_ragged_gather(const void* k_UTD, const void* v_UTD, int64_t k_stride_u, int64_t k_stride_t,
-                                 int64_t v_stride_u, int64_t v_stride_t, int64_t tokens, int64_t dim,
-                                 const void* keep_ST, const void* head_S, const void* start_S1, int64_t segments,
-                                 void* k_RD, void* v_RD, int dtype, cudaStream_t stream) {
-    constexpr int64_t kElement = 2;
-    if (dtype < 0 || dtype > 1 || dim % 8 != 0) return kvb::kUnsupported;
-    if (segments > kvb::kMostBlocks) return kvb::kTooLarge;
-    if (tokens == 0 || segments == 0) return 0;
-    const Rows from{static_cast<const char*>(k_UTD), static_cast<const char*>(v_UTD), k_stride_u * kElement,
-                    k_stride_t * kElement,           v_stride_u * kElement,           v_stride_t * kElement};
-    const dim3 grid(unsigned((tokens + kChunk - 1) / kChunk), unsigned(segments));
-    KVB_LAUNCH((gather), grid, kThreads, 0, stream, from, int(tokens), int(dim * kElement),
-               static_cast<const unsigned char*>(keep_ST), static_cast<const int*>(head_S),
-               static_cast<const int*>(start_S1), static_cast<char*>(k_RD), static_cast<char*>(v_RD));
+// calls.h has the arguments. All rows of K and V are aligned to 16 bytes.
+extern "C" int kvb_ragged_gather(const kvb::RaggedGather* call, cudaStream_t stream) {
+    if (call->dtype < 0 || call->dtype > 1 || call->dim % 8 != 0) return kvb::kUnsupported;
+    if (call->segments > kvb::kMostBlocks) return kvb::kTooLarge;
+    if (call->tokens == 0 || call->segments == 0) return 0;
+    const Rows from{
+        .k = static_cast<const char*>(call->k.data),
+        .v = static_cast<const char*>(call->v.data),
+        .k_head = call->k.stride_0 * kElement,
+        .k_token = call->k.stride_1 * kElement,
+        .v_head = call->v.stride_0 * kElement,
+        .v_token = call->v.stride_1 * kElement,
+    };
+    const GatherArguments args{
+        .from = from,
+        .tokens = int(call->tokens),
+        .row_bytes = int(call->dim * kElement),
+        .keep_ST = static_cast<const unsigned char*>(call->keep),
+        .head_S = call->head,
+        .start_S1 = call->start,
+        .k_RD = static_cast<char*>(call->k_to),
+        .v_RD = static_cast<char*>(call->v_to),
+    };
+    const dim3 grid(unsigned((call->tokens + kChunk - 1) / kChunk), unsigned(call->segments));
+    KVB_LAUNCH((gather), grid, kThreads, 0, stream, args);
     return int(cudaGetLastError());
 }
 
-extern "C" int kvb_ragged_relayout(const void* k_RD, const void* v_RD, const void* start_S1, const void* length_S,
-                                   const void* source_M, const void* start_M1, int64_t places, int64_t dim, void* k_QD,
-                                   void* v_QD, int dtype, cudaStream_t stream) {
-    constexpr int64_t kElement = 2, kBlocks = 2048;  // enough to keep any GPU's memory busy
-    if (dtype < 0 || dtype > 1 || dim % 8 != 0) return kvb::kUnsupported;
-    if (places > kvb::kMostBlocks) return kvb::kTooLarge;
-    if (places == 0) return 0;
-    const int64_t of_place = (kBlocks + places - 1) / places;  // only the GPU knows the lengths
-    const dim3 grid(unsigned(of_place < 64 ? of_place : 64), unsigned(places));
-    KVB_LAUNCH((relayout), grid, kThreads, 0, stream, static_cast<const char*>(k_RD), static_cast<const char*>(v_RD),
-               int(dim * kElement), static_cast<const int*>(start_S1), static_cast<const int*>(length_S),
-               static_cast<const int*>(source_M), static_cast<const int*>(start_M1), static_cast<char*>(k_QD),
-               static_cast<char*>(v_QD));
+extern "C" int kvb_ragged_relayout(const kvb::RaggedRelayout* call, cudaStream_t stream) {
+    constexpr int64_t kBlocks = 2048;  // enough to keep any GPU's memory busy
+    if (call->dtype < 0 || call->dtype > 1 || call->dim % 8 != 0) return kvb::kUnsupported;
+    if (call->places > kvb::kMostBlocks) return kvb::kTooLarge;
+    if (call->places == 0) return 0;
+    const int64_t of_place = (kBlocks + call->places - 1) / call->places;  // only the GPU knows the lengths
+    const RelayoutArguments args{
+        .k_RD = static_cast<const char*>(call->k),
+        .v_RD = static_cast<const char*>(call->v),
+        .row_bytes = int(call->dim * kElement),
+        .start_S1 = call->start,
+        .length_S = call->length,
+        .source_M = call->source,
+        .start_M1 = call->start_to,
+        .k_QD = static_cast<char*>(call->k_to),
+        .v_QD = static_cast<char*>(call->v_to),
+    };
+    const dim3 grid(unsigned(of_place < 64 ? of_place : 64), unsigned(call->places));
+    KVB_LAUNCH((relayout), grid, kThreads, 0, stream, args);
     return int(cudaGetLastError());
 }

@@ -1,17 +1,12 @@
 // Attend to keys and values that are quantised in groups, without decoding them first: the decode step of packed rows.
 //
-// C ABI. Strides are in elements, the stride of the head dimension is 1. dtype: 0 bf16, 1 fp16. Returns 0, a
-// cudaError, or a code of common.h.
+// C ABI. calls.h has the arguments. Returns 0, a cudaError, or a code of common.h.
 //
-//   int kvb_packed_decode(
-//       const void* q, 3 x int64_t stride, const void* k_new, 3 x stride, const void* v_new, 3 x stride,
-//       const void *k_codes, *k_scale, *k_low, *k_plain, const void *v_codes, *v_scale, *v_low, *v_plain,
-//       const int32_t* place, const int32_t* count,                                         [N, 6], [N, 3]
-//       void* out, 3 x stride, void* workspace, float scaling, int batch, int kv_heads, int group, int tokens, int dim,
-//       int most, int k_bits, int k_group, int v_bits, int v_group, int dtype, cudaStream_t stream);
-//   int64_t kvb_packed_workspace(int64_t lanes, int64_t queries, int64_t dim, int64_t most);
+//   int kvb_packed_decode(const PackedDecode* call, cudaStream_t stream);
 //     Layouts, `place` and `count` are as in cpu_packed.cpp. Nothing is appended. `most` is the largest number of tokens
 //     of a lane, stored and new together; the number of blocks follows from it.
+//   int64_t kvb_packed_workspace(int64_t lanes, int64_t queries, int64_t dim, int64_t most);     bytes
+#include "calls.h"
 #include "common.h"
 
 namespace {
@@ -202,6 +197,21 @@ template <typename T> int launch(const Arguments& args, int lanes, cudaStream_t 
     return static_cast<int>(cudaGetLastError());
 }
 
+Packed half_of(const kvb::PackedHalf& of, const kvb::Tensor4& fresh) {
+    return Packed{
+        .codes = static_cast<const uint8_t*>(of.codes),
+        .scale = of.scale,
+        .low = of.low,
+        .plain = of.plain,
+        .fresh = fresh.data,
+        .stride_b = fresh.stride_0,
+        .stride_u = fresh.stride_1,
+        .stride_t = fresh.stride_2,
+        .bits = of.bits,
+        .group = of.group,
+    };
+}
+
 bool fits(int bits, int group) {
     return bits == 0 || ((bits == 2 || bits == 4 || bits == 8) && group > 0 && group * bits % 8 == 0);
 }
@@ -212,24 +222,38 @@ extern "C" int64_t kvb_packed_workspace(int64_t lanes, int64_t queries, int64_t 
     return lanes * kvb::divide_up(most, int64_t{kPiece}) * queries * (dim + 2) * int64_t(sizeof(float));
 }
 
-extern "C" int kvb_packed_decode(const void* q, int64_t q_b, int64_t q_h, int64_t q_t, const void* k_new, int64_t k_b,
-                                 int64_t k_u, int64_t k_t, const void* v_new, int64_t v_b, int64_t v_u, int64_t v_t,
-                                 const void* k_codes, const void* k_scale, const void* k_low, const void* k_plain,
-                                 const void* v_codes, const void* v_scale, const void* v_low, const void* v_plain,
-                                 const int32_t* place, const int32_t* count, void* out, int64_t out_b, int64_t out_h,
-                                 int64_t out_t, void* workspace, float scaling, int batch, int kv_heads, int group,
-                                 int tokens, int dim, int most, int k_bits, int k_group, int v_bits, int v_group,
-                                 int dtype, cudaStream_t stream) {
-    if (dim < 8 || dim > kMostDim || dim % 8 != 0 || dtype < 0 || dtype > 1) return kvb::kUnsupported;
-    if (!fits(k_bits, k_group) || !fits(v_bits, v_group) || (v_bits != 0 && dim % v_group != 0)) return kvb::kUnsupported;
-    if (batch < 1 || kv_heads < 1 || group < 1 || tokens < 1 || most < tokens) return kvb::kTooLarge;
-    const int lanes = batch * kv_heads, queries = group * tokens, pieces = kvb::divide_up(most, kPiece);
-    const Packed keys{static_cast<const uint8_t*>(k_codes), k_scale, k_low, k_plain, k_new, k_b, k_u, k_t, k_bits, k_group};
-    const Packed values{static_cast<const uint8_t*>(v_codes), v_scale, v_low, v_plain, v_new, v_b, v_u, v_t, v_bits,
-                        v_group};
-    float* const partial = static_cast<float*>(workspace);
-    const Arguments args{q, q_b, q_h, q_t, keys, values, place, count, out, out_b, out_h, out_t, partial,
-                         partial + int64_t(lanes) * pieces * queries * 2, scaling * kvb::kLog2e, kv_heads, group, tokens,
-                         dim, pieces};
-    return dtype == 0 ? launch<kvb::bf16>(args, lanes, stream) : launch<kvb::fp16>(args, lanes, stream);
+extern "C" int kvb_packed_decode(const kvb::PackedDecode* call, cudaStream_t stream) {
+    const kvb::PackedHalf &k = call->keys, &v = call->values;
+    const int dim = call->dim;
+    if (dim < 8 || dim > kMostDim || dim % 8 != 0 || call->dtype < 0 || call->dtype > 1) return kvb::kUnsupported;
+    if (!fits(k.bits, k.group) || !fits(v.bits, v.group)) return kvb::kUnsupported;
+    if (v.bits != 0 && dim % v.group != 0) return kvb::kUnsupported;
+    if (call->batch < 1 || call->kv_heads < 1 || call->group < 1 || call->tokens < 1) return kvb::kTooLarge;
+    if (call->most < call->tokens) return kvb::kTooLarge;
+    const int lanes = call->batch * call->kv_heads, queries = call->group * call->tokens;
+    const int pieces = kvb::divide_up(call->most, kPiece);
+    float* const partial = static_cast<float*>(call->workspace);
+    const Arguments args{
+        .q = call->q.data,
+        .q_b = call->q.stride_0,
+        .q_h = call->q.stride_1,
+        .q_t = call->q.stride_2,
+        .keys = half_of(k, call->k_new),
+        .values = half_of(v, call->v_new),
+        .place = call->place,
+        .count = call->count,
+        .out = call->out.data,
+        .out_b = call->out.stride_0,
+        .out_h = call->out.stride_1,
+        .out_t = call->out.stride_2,
+        .partial = partial,
+        .acc = partial + int64_t(lanes) * pieces * queries * 2,
+        .scaling = call->scaling * kvb::kLog2e,
+        .kv_heads = call->kv_heads,
+        .group = call->group,
+        .tokens = call->tokens,
+        .dim = dim,
+        .pieces = pieces,
+    };
+    return call->dtype == 0 ? launch<kvb::bf16>(args, lanes, stream) : launch<kvb::fp16>(args, lanes, stream);
 }

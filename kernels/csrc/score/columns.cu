@@ -80,26 +80,21 @@ key_sums(Prompt<T> prompt, const float* lse_HT, int64_t lse_head, float* sum_HT)
 
 }  // namespace
 
-// q_HTD and k_UTD have strides in elements and contiguous rows aligned to 16 bytes. lse_HT is natural, fp32, from
-// kvb_row_lse. out_HT is contiguous.
-extern "C" int kvb_column_sums(const void* q_HTD, int64_t q_stride_h, int64_t q_stride_t, const void* k_UTD,
-                               int64_t k_stride_u, int64_t k_stride_t, const void* lse_HT, int64_t lse_stride_h,
-                               int64_t heads, int64_t kv_heads, int64_t tokens, int64_t dim, float scaling,
-                               void* out_HT, int dtype, cudaStream_t stream) {
-    if (heads > kvb::kMostBlocks) return kvb::kTooLarge;
-    if (tokens == 0) return 0;
-    return kvb::for_dtype_and_dim(dtype, dim, [&](auto type, auto dim_tag) {
+// calls.h has the arguments. Rows of q and k are aligned to 16 bytes.
+extern "C" int kvb_column_sums(const kvb::ColumnSums* call, cudaStream_t stream) {
+    if (call->heads > kvb::kMostBlocks) return kvb::kTooLarge;
+    if (call->tokens == 0) return 0;
+    return kvb::for_dtype_and_dim(call->dtype, call->dim, [&](auto type, auto dim_tag) {
         using T = typename decltype(type)::type;
         constexpr int kDim = decltype(dim_tag)::value;
-        const Prompt<T> prompt{static_cast<const T*>(q_HTD), static_cast<const T*>(k_UTD), q_stride_h, q_stride_t,
-                               k_stride_u, k_stride_t, int(heads / kv_heads), int(tokens), int(tokens),
-                               scaling * kvb::kLog2e};
+        const Prompt<T> prompt = kvb::prompt_of<T>(call->q, call->k, call->heads / call->kv_heads, call->tokens,
+                                                   call->tokens, call->scaling);
         constexpr int64_t kBytes =
             kStageTiles * (Tile<kDim>::kChunks * 512 + 8 * int64_t(sizeof(float)));
         if (const int error = kvb::allow_shared(key_sums<T, kDim>, kBytes)) return error;
-        const dim3 grid{unsigned(kvb::divide_up(tokens, Tile<kDim>::kBlockKeys)), unsigned(heads)};
+        const dim3 grid{unsigned(kvb::divide_up(call->tokens, Tile<kDim>::kBlockKeys)), unsigned(call->heads)};
         KVB_LAUNCH((key_sums<T, kDim>), grid, kvb::kThreads, kBytes, stream, prompt,
-                   static_cast<const float*>(lse_HT), lse_stride_h, static_cast<float*>(out_HT));
+                   static_cast<const float*>(call->lse.data), call->lse.stride_0, call->out);
         return int(cudaGetLastError());
     });
 }

@@ -115,15 +115,13 @@ __global__ void __launch_bounds__(kMerge) merge_parts(const float2* part, int pa
 
 namespace kvb {
 
-int launch_lse(const LseCall& call, float* lse, void* part, int dtype, cudaStream_t stream) {
-    return for_dtype_and_dim(dtype, call.dim, [&](auto type, auto dim) {
+int launch_lse(const LseCall& call, float* lse, void* part, cudaStream_t stream) {
+    return for_dtype_and_dim(call.dtype, call.dim, [&](auto type, auto dim) {
         using T = typename decltype(type)::type;
         constexpr int kDim = decltype(dim)::value;
         constexpr int64_t kMaxTiles = Tile<kDim>::kMaxTiles;
         const int64_t group = call.heads / call.kv_heads;
-        const Prompt<T> prompt{static_cast<const T*>(call.q), static_cast<const T*>(call.k), call.q_head, call.q_token,
-                               call.k_head, call.k_token, int(group), int(call.queries), int(call.tokens),
-                               call.scaling * kLog2e};
+        const Prompt<T> prompt = prompt_of<T>(call.q, call.k, group, call.queries, call.tokens, call.scaling);
         const int64_t heads_here = group < kMaxTiles ? group : kMaxTiles;
         const int64_t most = kMaxTiles / heads_here, wanted = divide_up(call.queries, 8);
         const int64_t of_head = wanted < most ? wanted : most;
@@ -149,12 +147,20 @@ int launch_lse(const LseCall& call, float* lse, void* part, int dtype, cudaStrea
 
 }  // namespace kvb
 
-// q_HTD and k_UTD have strides in elements and contiguous rows aligned to 16 bytes. lse_HT is contiguous.
-extern "C" int kvb_row_lse(const void* q_HTD, int64_t q_stride_h, int64_t q_stride_t, const void* k_UTD,
-                           int64_t k_stride_u, int64_t k_stride_t, int64_t heads, int64_t kv_heads, int64_t tokens,
-                           int64_t dim, float scaling, void* lse_HT, int dtype, cudaStream_t stream) {
-    if (tokens == 0) return 0;
-    const kvb::LseCall call{q_HTD, k_UTD,  q_stride_h, q_stride_t, k_stride_u, k_stride_t, heads,
-                            kv_heads, tokens, tokens,  dim,        scaling,    false};
-    return kvb::launch_lse(call, static_cast<float*>(lse_HT), nullptr, dtype, stream);
+// calls.h has the arguments. Rows of q and k are aligned to 16 bytes.
+extern "C" int kvb_row_lse(const kvb::RowLse* call, cudaStream_t stream) {
+    if (call->tokens == 0) return 0;
+    const kvb::LseCall of_all{
+        .q = call->q,
+        .k = call->k,
+        .heads = call->heads,
+        .kv_heads = call->kv_heads,
+        .queries = call->tokens,
+        .tokens = call->tokens,
+        .dim = call->dim,
+        .scaling = call->scaling,
+        .split = false,
+        .dtype = call->dtype,
+    };
+    return kvb::launch_lse(of_all, call->lse, nullptr, stream);
 }

@@ -129,48 +129,52 @@ extern "C" int64_t kvb_window_score_workspace(int64_t heads, int64_t kv_heads, i
     return int64_t(sizeof(float)) * (of_lse + (pool == kNoPool ? 0 : kv_heads * (tokens - window)));
 }
 
-// q_HWD and k_UTD have strides in elements and contiguous rows aligned to 16 bytes. lse_HW is natural, fp32, or null.
-// group: 0 mean, 1 max, 2 sum. pool: 0 none, 1 max, 2 avg. out_UN is contiguous, [U, T - W]. `workspace` has
-// kvb_window_score_workspace bytes.
-extern "C" int kvb_window_score(const void* q_HWD, int64_t q_stride_h, int64_t q_stride_w, const void* k_UTD,
-                                int64_t k_stride_u, int64_t k_stride_t, const void* lse_HW, int64_t lse_stride_h,
-                                int64_t heads, int64_t kv_heads, int64_t window, int64_t tokens, int64_t dim,
-                                float scaling, int group, int pool, int64_t kernel_size, void* out_UN, void* workspace,
-                                int dtype, cudaStream_t stream) {
-    const int64_t past = tokens - window, of_group = heads / kv_heads;
-    if (kv_heads > kvb::kMostBlocks) return kvb::kTooLarge;
-    if (group < 0 || group > 2 || pool < 0 || pool > 2) return kvb::kUnsupported;
+// calls.h has the arguments. Rows of q and k are aligned to 16 bytes.
+extern "C" int kvb_window_score(const kvb::WindowScore* call, cudaStream_t stream) {
+    const int64_t past = call->tokens - call->window, of_group = call->heads / call->kv_heads;
+    if (call->kv_heads > kvb::kMostBlocks) return kvb::kTooLarge;
+    if (call->group < 0 || call->group > 2 || call->pool < 0 || call->pool > 2) return kvb::kUnsupported;
     if (past == 0) return 0;
-    const float* lse = static_cast<const float*>(lse_HW);
-    float* scratch = static_cast<float*>(workspace);
+    const float* lse = static_cast<const float*>(call->lse.data);
+    int64_t lse_head = call->lse.stride_0;
+    float* scratch = static_cast<float*>(call->workspace);
     if (lse == nullptr) {
-        const kvb::LseCall call{q_HWD,  k_UTD,    q_stride_h, q_stride_w, k_stride_u, k_stride_t, heads, kv_heads,
-                                window, tokens,   dim,        scaling,    true};
-        float* made = scratch + lse_scratch(heads, kv_heads, window, tokens);
-        if (const int error = kvb::launch_lse(call, made, scratch, dtype, stream)) return error;
-        lse = made;
-        lse_stride_h = window;
-        scratch = made + heads * window;
+        const kvb::LseCall of_window{
+            .q = call->q,
+            .k = call->k,
+            .heads = call->heads,
+            .kv_heads = call->kv_heads,
+            .queries = call->window,
+            .tokens = call->tokens,
+            .dim = call->dim,
+            .scaling = call->scaling,
+            .split = true,
+            .dtype = call->dtype,
+        };
+        float* computed = scratch + lse_scratch(call->heads, call->kv_heads, call->window, call->tokens);
+        if (const int error = kvb::launch_lse(of_window, computed, scratch, stream)) return error;
+        lse = computed;
+        lse_head = call->window;
+        scratch = computed + call->heads * call->window;
     }
-    const int error = kvb::for_dtype_and_dim(dtype, dim, [&](auto type, auto dim_tag) {
+    const int error = kvb::for_dtype_and_dim(call->dtype, call->dim, [&](auto type, auto dim_tag) {
         using T = typename decltype(type)::type;
         constexpr int kDim = decltype(dim_tag)::value;
-        const Prompt<T> prompt{static_cast<const T*>(q_HWD), static_cast<const T*>(k_UTD), q_stride_h, q_stride_w,
-                               k_stride_u, k_stride_t, int(of_group), int(window), int(tokens),
-                               scaling * kvb::kLog2e};
-        const int64_t tiles = of_group * kvb::divide_up(window, 8);
+        const Prompt<T> prompt =
+            kvb::prompt_of<T>(call->q, call->k, of_group, call->window, call->tokens, call->scaling);
+        const int64_t tiles = of_group * kvb::divide_up(call->window, 8);
         const int64_t stages = kvb::divide_up(tiles, Tile<kDim>::kMaxTiles), stage_tiles = kvb::divide_up(tiles, stages);
         const int64_t bytes = stage_tiles * (Tile<kDim>::kChunks * 512 + 8 * int64_t(sizeof(float)));
-        const int64_t parts = kvb::parts_of_head(kv_heads, kvb::divide_up(past, Tile<kDim>::kBlockKeys));
+        const int64_t parts = kvb::parts_of_head(call->kv_heads, kvb::divide_up(past, Tile<kDim>::kBlockKeys));
         if (const int not_allowed = kvb::allow_shared(window_attention<T, kDim>, bytes)) return not_allowed;
-        const dim3 grid{unsigned(parts), unsigned(kv_heads)};
-        KVB_LAUNCH((window_attention<T, kDim>), grid, kvb::kThreads, bytes, stream, prompt, lse, lse_stride_h, group,
-                   int(stage_tiles), int(stages), pool == kNoPool ? static_cast<float*>(out_UN) : scratch);
+        const dim3 grid{unsigned(parts), unsigned(call->kv_heads)};
+        KVB_LAUNCH((window_attention<T, kDim>), grid, kvb::kThreads, bytes, stream, prompt, lse, lse_head, call->group,
+                   int(stage_tiles), int(stages), call->pool == kNoPool ? call->out : scratch);
         return int(cudaGetLastError());
     });
-    if (error != 0 || pool == kNoPool) return error;
-    const dim3 grid{unsigned(kvb::divide_up(past, kPoolThreads)), unsigned(kv_heads)};
-    KVB_LAUNCH((pool_tokens), grid, kPoolThreads, 0, stream, scratch, int(past), pool, int(kernel_size),
-               static_cast<float*>(out_UN));
+    if (error != 0 || call->pool == kNoPool) return error;
+    const dim3 grid{unsigned(kvb::divide_up(past, kPoolThreads)), unsigned(call->kv_heads)};
+    KVB_LAUNCH((pool_tokens), grid, kPoolThreads, 0, stream, scratch, int(past), call->pool, int(call->kernel_size),
+               call->out);
     return int(cudaGetLastError());
 }

@@ -7,6 +7,7 @@
 // scope "head":   head_top_k, one block per head, finds the k-th best score digit by digit and marks what beats it.
 // scope "layer":  layer_histogram, once per digit, finds the total-th best score of the layer in the same way.
 //                 layer_counts computes how many each head keeps from how many of the best it holds. Then head_top_k.
+#include "calls.h"
 #include "select/apportion.h"
 #include "select/radix.h"
 
@@ -159,23 +160,20 @@ extern "C" int64_t kvb_select_workspace(int64_t heads) {
     return kPasses * (int64_t(sizeof(Threshold)) + heads * kBins * int64_t(sizeof(int)));
 }
 
-// score_UN is contiguous; scope is 0 for "head", 1 for "layer"; keep_UN has one byte each; 0 <= total <= heads *
-// candidates. `workspace` has kvb_select_workspace bytes for scope "layer"; it is not used for "head".
-extern "C" int kvb_select(const void* score_UN, int64_t heads, int64_t candidates, int64_t total, double floor,
-                          int scope, void* keep_UN, void* count_U, void* workspace, cudaStream_t stream) {
-    if (heads < 1 || heads > kvb::kMaxHeads || candidates < 0 || heads * candidates > INT32_MAX)
-        return kvb::kTooLarge;
-    const float* score = static_cast<const float*>(score_UN);
-    int* count = static_cast<int*>(count_U);
-    const int n = int(candidates), all = int(total), blocks = int(heads);
-    if (scope == 1) {
-        Threshold* threshold = static_cast<Threshold*>(workspace);
+// calls.h has the arguments. 0 <= total <= heads * candidates. The workspace is not used for scope 0.
+extern "C" int kvb_select(const kvb::Select* call, cudaStream_t stream) {
+    if (call->heads < 1 || call->heads > kvb::kMaxHeads || call->candidates < 0) return kvb::kTooLarge;
+    if (call->heads * call->candidates > INT32_MAX) return kvb::kTooLarge;
+    const int n = int(call->candidates), all = int(call->total), blocks = int(call->heads);
+    if (call->scope == 1) {
+        Threshold* threshold = static_cast<Threshold*>(call->workspace);
         int* histogram = reinterpret_cast<int*>(threshold + kPasses);
         for (int pass = 0; pass < kPasses; ++pass)
-            KVB_LAUNCH((layer_histogram), blocks, kThreads, 0, stream, score, n, all, pass, histogram, threshold);
-        KVB_LAUNCH((layer_counts), 1, kThreads, 0, stream, histogram, threshold, blocks, n, all, floor, count);
+            KVB_LAUNCH((layer_histogram), blocks, kThreads, 0, stream, call->score, n, all, pass, histogram, threshold);
+        KVB_LAUNCH((layer_counts), 1, kThreads, 0, stream, histogram, threshold, blocks, n, all, call->floor,
+                   call->count);
     }
-    KVB_LAUNCH((head_top_k), blocks, kThreads, 0, stream, score, n, all, scope == 0, count,
-               static_cast<unsigned char*>(keep_UN));
+    KVB_LAUNCH((head_top_k), blocks, kThreads, 0, stream, call->score, n, all, call->scope == 0, call->count,
+               static_cast<unsigned char*>(call->keep));
     return int(cudaGetLastError());
 }

@@ -5,23 +5,18 @@
 // model's own only in the order of the sums of an RMSNorm. They may start before the previous kernel of the stream ends,
 // and wait for it on the device, because they are so short that their launches would take longer than their work.
 //
-// C ABI. Strides are in elements; rows have stride 1 and are aligned to 16 bytes. dtype: 0 bf16, 1 fp16. Returns 0, a
-// cudaError, or -1 for a dtype or size that is not supported.
+// C ABI. calls.h has the arguments; rows are aligned to 16 bytes. Returns 0, a cudaError, or -1 for a dtype or size that
+// is not supported.
 //
-//   int kvb_add_rms_norm(void* residual, int64_t residual_stride,                           [N, C]
-//                        const void* x, int64_t x_stride, const void* weight, float eps,    [N, C] or null, [C]
-//                        void* out, int rows, int dim, int dtype, cudaStream_t stream);     [N, C] contiguous
-//     residual += x (unless x is null); out = residual / sqrt(mean(residual^2) + eps) * weight. C: a multiple of 8, at
+//   int kvb_add_rms_norm(const AddRmsNorm* call, cudaStream_t stream);
+//     residual += x (unless x is null); out = residual / sqrt(mean(residual^2) + eps) * weight. dim: a multiple of 8, at
 //     most 16384.
-//   int kvb_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_t k_stride_n, int64_t k_stride_u,
-//                const void* cos, int64_t cos_stride, const void* sin, int64_t sin_stride,  [N, D]
-//                const void* q_weight, const void* k_weight, float eps,                     [D] or null
-//                int rows, int heads, int kv_heads, int dim, int dtype, cudaStream_t stream);
-//     For each head of q [N, H, D] and k [N, U, D], in place: RMSNorm if there is a weight, then x = x * cos +
-//     (-x[D/2:], x[:D/2]) * sin. D: a multiple of 16, at most 512.
-//   int kvb_silu_mul(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* out, int rows,
-//                    int dim, int dtype, cudaStream_t stream);                              [N, F], out contiguous
-//     out = gate / (1 + exp(-gate)) * up. F: a multiple of 8.
+//   int kvb_rope(const Rope* call, cudaStream_t stream);
+//     For each head of q and k, in place: RMSNorm if there is a weight, then x = x * cos + (-x[D/2:], x[:D/2]) * sin. D:
+//     a multiple of 16, at most 512.
+//   int kvb_silu_mul(const SiluMul* call, cudaStream_t stream);
+//     out = gate / (1 + exp(-gate)) * up. dim: a multiple of 8.
+#include "calls.h"
 #include "primitives.h"
 
 namespace kvb {
@@ -185,69 +180,85 @@ __global__ void __launch_bounds__(kStepThreads) silu_mul(const SiluArguments<T> 
 }
 
 template <typename T>
-int launch_norm(void* residual, int64_t residual_stride, const void* x, int64_t x_stride, const void* weight, float eps,
-                void* out, int rows, int dim, cudaStream_t stream) {
-    const NormArguments<T> args{static_cast<T*>(residual), residual_stride, static_cast<const T*>(x), x_stride,
-                                static_cast<const T*>(weight), eps, static_cast<T*>(out), dim};
-    const int wanted = (dim / 8 + 31) / 32 * 32;
-    KVB_LAUNCH_EARLY((add_rms_norm<T>), rows, wanted < kMostNormThreads ? wanted : kMostNormThreads, 0, stream, args);
+int launch_norm(const AddRmsNorm& call, cudaStream_t stream) {
+    const NormArguments<T> args{
+        .residual = static_cast<T*>(call.residual.data),
+        .residual_stride = call.residual.stride_0,
+        .x = static_cast<const T*>(call.x.data),
+        .x_stride = call.x.stride_0,
+        .weight = static_cast<const T*>(call.weight),
+        .eps = call.eps,
+        .out = static_cast<T*>(call.out),
+        .dim = call.dim,
+    };
+    const int wanted = (call.dim / 8 + 31) / 32 * 32;
+    KVB_LAUNCH_EARLY((add_rms_norm<T>), call.rows, wanted < kMostNormThreads ? wanted : kMostNormThreads, 0, stream,
+                     args);
     return static_cast<int>(cudaGetLastError());
 }
 
 template <typename T>
-int launch_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_t k_stride_n, int64_t k_stride_u,
-                const void* cos, int64_t cos_stride, const void* sin, int64_t sin_stride, const void* q_weight,
-                const void* k_weight, float eps, int rows, int heads, int kv_heads, int dim, cudaStream_t stream) {
-    const RopeArguments<T> args{static_cast<T*>(q), static_cast<T*>(k), q_stride_n, q_stride_h, k_stride_n, k_stride_u,
-                                static_cast<const T*>(cos), static_cast<const T*>(sin), cos_stride, sin_stride,
-                                static_cast<const T*>(q_weight), static_cast<const T*>(k_weight), eps, rows, heads,
-                                kv_heads, dim};
-    const int blocks = (rows * (heads + kv_heads) + kStepWarps - 1) / kStepWarps;
+int launch_rope(const Rope& call, cudaStream_t stream) {
+    const RopeArguments<T> args{
+        .q = static_cast<T*>(call.q.data),
+        .k = static_cast<T*>(call.k.data),
+        .q_stride_n = call.q.stride_0,
+        .q_stride_h = call.q.stride_1,
+        .k_stride_n = call.k.stride_0,
+        .k_stride_u = call.k.stride_1,
+        .cos = static_cast<const T*>(call.cos.data),
+        .sin = static_cast<const T*>(call.sin.data),
+        .cos_stride = call.cos.stride_0,
+        .sin_stride = call.sin.stride_0,
+        .q_weight = static_cast<const T*>(call.q_weight),
+        .k_weight = static_cast<const T*>(call.k_weight),
+        .eps = call.eps,
+        .rows = call.rows,
+        .heads = call.heads,
+        .kv_heads = call.kv_heads,
+        .dim = call.dim,
+    };
+    const int blocks = (call.rows * (call.heads + call.kv_heads) + kStepWarps - 1) / kStepWarps;
     KVB_LAUNCH_EARLY((rope<T>), blocks, kStepThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
 template <typename T>
-int launch_silu(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* out, int rows, int dim,
-                cudaStream_t stream) {
-    const SiluArguments<T> args{static_cast<const T*>(gate), static_cast<const T*>(up), gate_stride, up_stride,
-                                static_cast<T*>(out), rows, dim};
-    const int blocks = (rows * (dim / 8) + kStepThreads - 1) / kStepThreads;
+int launch_silu(const SiluMul& call, cudaStream_t stream) {
+    const SiluArguments<T> args{
+        .gate = static_cast<const T*>(call.gate.data),
+        .up = static_cast<const T*>(call.up.data),
+        .gate_stride = call.gate.stride_0,
+        .up_stride = call.up.stride_0,
+        .out = static_cast<T*>(call.out),
+        .rows = call.rows,
+        .dim = call.dim,
+    };
+    const int blocks = (call.rows * (call.dim / 8) + kStepThreads - 1) / kStepThreads;
     KVB_LAUNCH_EARLY((silu_mul<T>), blocks, kStepThreads, 0, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
 }  // namespace kvb
 
-extern "C" int kvb_add_rms_norm(void* residual, int64_t residual_stride, const void* x, int64_t x_stride,
-                                const void* weight, float eps, void* out, int rows, int dim, int dtype,
-                                cudaStream_t stream) {
+extern "C" int kvb_add_rms_norm(const kvb::AddRmsNorm* call, cudaStream_t stream) {
     using namespace kvb;
-    if (rows < 1 || dim < 8 || dim % 8 != 0 || dim > 8 * kHeld * kMostNormThreads || dtype < 0 || dtype > 1) return -1;
-    return dtype == 0
-        ? launch_norm<bf16>(residual, residual_stride, x, x_stride, weight, eps, out, rows, dim, stream)
-        : launch_norm<fp16>(residual, residual_stride, x, x_stride, weight, eps, out, rows, dim, stream);
+    if (call->rows < 1 || call->dim < 8 || call->dim % 8 != 0 || call->dim > 8 * kHeld * kMostNormThreads) return -1;
+    if (call->dtype < 0 || call->dtype > 1) return -1;
+    return call->dtype == 0 ? launch_norm<bf16>(*call, stream) : launch_norm<fp16>(*call, stream);
 }
 
-extern "C" int kvb_rope(void* q, int64_t q_stride_n, int64_t q_stride_h, void* k, int64_t k_stride_n,
-                        int64_t k_stride_u, const void* cos, int64_t cos_stride, const void* sin, int64_t sin_stride,
-                        const void* q_weight, const void* k_weight, float eps, int rows, int heads, int kv_heads,
-                        int dim, int dtype, cudaStream_t stream) {
+extern "C" int kvb_rope(const kvb::Rope* call, cudaStream_t stream) {
     using namespace kvb;
-    if (rows < 1 || heads < 1 || kv_heads < 1 || dim < 16 || dim % 16 != 0 || dim > 512 || dtype < 0 || dtype > 1 ||
-        static_cast<int64_t>(rows) * (heads + kv_heads) > INT32_MAX - kStepWarps) return -1;
-    return dtype == 0
-        ? launch_rope<bf16>(q, q_stride_n, q_stride_h, k, k_stride_n, k_stride_u, cos, cos_stride, sin, sin_stride,
-                            q_weight, k_weight, eps, rows, heads, kv_heads, dim, stream)
-        : launch_rope<fp16>(q, q_stride_n, q_stride_h, k, k_stride_n, k_stride_u, cos, cos_stride, sin, sin_stride,
-                            q_weight, k_weight, eps, rows, heads, kv_heads, dim, stream);
+    if (call->rows < 1 || call->heads < 1 || call->kv_heads < 1) return -1;
+    if (call->dim < 16 || call->dim % 16 != 0 || call->dim > 512 || call->dtype < 0 || call->dtype > 1) return -1;
+    if (static_cast<int64_t>(call->rows) * (call->heads + call->kv_heads) > INT32_MAX - kStepWarps) return -1;
+    return call->dtype == 0 ? launch_rope<bf16>(*call, stream) : launch_rope<fp16>(*call, stream);
 }
 
-extern "C" int kvb_silu_mul(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* out,
-                            int rows, int dim, int dtype, cudaStream_t stream) {
+extern "C" int kvb_silu_mul(const kvb::SiluMul* call, cudaStream_t stream) {
     using namespace kvb;
-    if (rows < 1 || dim < 8 || dim % 8 != 0 || dtype < 0 || dtype > 1 ||
-        static_cast<int64_t>(rows) * (dim / 8) > INT32_MAX - kStepThreads) return -1;
-    return dtype == 0 ? launch_silu<bf16>(gate, gate_stride, up, up_stride, out, rows, dim, stream)
-                      : launch_silu<fp16>(gate, gate_stride, up, up_stride, out, rows, dim, stream);
+    if (call->rows < 1 || call->dim < 8 || call->dim % 8 != 0 || call->dtype < 0 || call->dtype > 1) return -1;
+    if (static_cast<int64_t>(call->rows) * (call->dim / 8) > INT32_MAX - kStepThreads) return -1;
+    return call->dtype == 0 ? launch_silu<bf16>(*call, stream) : launch_silu<fp16>(*call, stream);
 }

@@ -1,5 +1,7 @@
 """Calls of the compiled functions: pointers, sizes and strides (in elements) from checked arguments.
 
+csrc/calls.h documents the fields.
+
 Each function takes the library, the stream (None on the host) and the op's arguments. Shape suffixes as in `reference`.
 """
 
@@ -17,23 +19,26 @@ _DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 _GROUP = {"mean": 0, "max": 1, "sum": 2}
 _POOL = {"none": 0, "max": 1, "avg": 2}
 _SCOPE = {"head": 0, "layer": 1}
+_NO_TENSOR = (None, 0, 0, 0)
 
 
 def ragged_append(
     library: Library, stream: int | None, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor,
     segment_N: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, status: Tensor,
 ) -> None:  # fmt: skip
-    pointers = (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, segment_N))
-    dtype = _DTYPE[k_RD.dtype]
+    batch, kv_heads, tokens, dim = k_BUTD.shape
     library.call(
         "ragged_append",
-        *pointers,
-        *_strided(k_BUTD),
-        *_strided(v_BUTD),
-        status.data_ptr(),
-        *k_BUTD.shape,
-        dtype,
         stream,
+        k_new=_strided(k_BUTD),
+        v_new=_strided(v_BUTD),
+        **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
+        status=status.data_ptr(),
+        batch=batch,
+        kv_heads=kv_heads,
+        tokens=tokens,
+        dim=dim,
+        dtype=_DTYPE[k_RD.dtype],
     )
 
 
@@ -41,21 +46,21 @@ def ragged_decode(
     library: Library, stream: int | None, q_BHTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor,
     length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor,
 ) -> None:  # fmt: skip
-    pointers = (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, segment_N))
-    blocks = _blocks(library, workspace, q_BHTD, False)
-    sizes, lse = _sizes(q_BHTD, segment_N), None
     library.call(
         "ragged_decode",
-        *_strided(q_BHTD),
-        *pointers,
-        scaling,
-        *_strided(out_BHTD),
-        lse,
-        workspace.data_ptr(),
-        *sizes,
-        blocks,
-        _DTYPE[q_BHTD.dtype],
         stream,
+        q=_strided(q_BHTD),
+        out=_strided(out_BHTD),
+        k_new=_NO_TENSOR,
+        v_new=_NO_TENSOR,
+        **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
+        lse=None,
+        workspace=workspace.data_ptr(),
+        status=None,
+        scaling=scaling,
+        **_sizes(q_BHTD, segment_N),
+        ctas=_blocks(library, workspace, q_BHTD, False),
+        dtype=_DTYPE[q_BHTD.dtype],
     )
 
 
@@ -64,24 +69,21 @@ def ragged_append_decode(
     start_S1: Tensor, length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor,
     status: Tensor,
 ) -> None:  # fmt: skip
-    pointers = (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, segment_N))
-    blocks = _blocks(library, workspace, q_BHTD, True)
-    sizes, lse = _sizes(q_BHTD, segment_N), None
     library.call(
         "ragged_append_decode",
-        *_strided(q_BHTD),
-        *_strided(k_BUTD),
-        *_strided(v_BUTD),
-        *pointers,
-        scaling,
-        *_strided(out_BHTD),
-        lse,
-        workspace.data_ptr(),
-        status.data_ptr(),
-        *sizes,
-        blocks,
-        _DTYPE[q_BHTD.dtype],
         stream,
+        q=_strided(q_BHTD),
+        out=_strided(out_BHTD),
+        k_new=_strided(k_BUTD),
+        v_new=_strided(v_BUTD),
+        **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
+        lse=None,
+        workspace=workspace.data_ptr(),
+        status=status.data_ptr(),
+        scaling=scaling,
+        **_sizes(q_BHTD, segment_N),
+        ctas=_blocks(library, workspace, q_BHTD, True),
+        dtype=_DTYPE[q_BHTD.dtype],
     )
 
 
@@ -121,22 +123,22 @@ def window_score(
     workspace = k_UTD.new_empty(bytes_, dtype=torch.uint8)
     library.call(
         "window_score",
-        *_rows(q_HWD),
-        *_rows(k_UTD),
-        *((None, 0) if lse_HW is None else (lse_HW.data_ptr(), window)),
-        heads,
-        kv_heads,
-        window,
-        tokens,
-        dim,
-        scaling,
-        _GROUP[group],
-        _POOL[pool],
-        kernel_size,
-        score_UN.data_ptr(),
-        workspace.data_ptr(),
-        _DTYPE[k_UTD.dtype],
         stream,
+        q=_rows(q_HWD),
+        k=_rows(k_UTD),
+        lse=(None, 0) if lse_HW is None else (lse_HW.data_ptr(), window),
+        out=score_UN.data_ptr(),
+        workspace=workspace.data_ptr(),
+        heads=heads,
+        kv_heads=kv_heads,
+        window=window,
+        tokens=tokens,
+        dim=dim,
+        kernel_size=kernel_size,
+        scaling=scaling,
+        group=_GROUP[group],
+        pool=_POOL[pool],
+        dtype=_DTYPE[k_UTD.dtype],
     )
     return score_UN
 
@@ -144,9 +146,19 @@ def window_score(
 def row_lse(library: Library, stream: int | None, q_HTD: Tensor, k_UTD: Tensor, scaling: float) -> Tensor:
     heads, tokens, dim = q_HTD.shape
     lse_HT = q_HTD.new_empty(heads, tokens, dtype=torch.float32)
-    sizes = (heads, k_UTD.shape[0], tokens, dim)
-    pointer, dtype = lse_HT.data_ptr(), _DTYPE[q_HTD.dtype]
-    library.call("row_lse", *_rows(q_HTD), *_rows(k_UTD), *sizes, scaling, pointer, dtype, stream)
+    library.call(
+        "row_lse",
+        stream,
+        q=_rows(q_HTD),
+        k=_rows(k_UTD),
+        lse=lse_HT.data_ptr(),
+        heads=heads,
+        kv_heads=k_UTD.shape[0],
+        tokens=tokens,
+        dim=dim,
+        scaling=scaling,
+        dtype=_DTYPE[q_HTD.dtype],
+    )
     return lse_HT
 
 
@@ -155,9 +167,20 @@ def column_sums(
 ) -> Tensor:
     heads, tokens, dim = q_HTD.shape
     sums_HT = q_HTD.new_empty(heads, tokens, dtype=torch.float32)
-    lse, sizes = (lse_HT.data_ptr(), tokens), (heads, k_UTD.shape[0], tokens, dim)
-    pointer, dtype = sums_HT.data_ptr(), _DTYPE[q_HTD.dtype]
-    library.call("column_sums", *_rows(q_HTD), *_rows(k_UTD), *lse, *sizes, scaling, pointer, dtype, stream)
+    library.call(
+        "column_sums",
+        stream,
+        q=_rows(q_HTD),
+        k=_rows(k_UTD),
+        lse=(lse_HT.data_ptr(), tokens),
+        out=sums_HT.data_ptr(),
+        heads=heads,
+        kv_heads=k_UTD.shape[0],
+        tokens=tokens,
+        dim=dim,
+        scaling=scaling,
+        dtype=_DTYPE[q_HTD.dtype],
+    )
     return sums_HT
 
 
@@ -170,16 +193,16 @@ def select(
     workspace = score_UN.new_empty(library.size("select_workspace", heads), dtype=torch.uint8)
     library.call(
         "select",
-        score_UN.data_ptr(),
-        heads,
-        candidates,
-        total,
-        floor,
-        _SCOPE[scope],
-        keep_UN.data_ptr(),
-        count_U.data_ptr(),
-        workspace.data_ptr(),
         stream,
+        score=score_UN.data_ptr(),
+        keep=keep_UN.data_ptr(),
+        count=count_U.data_ptr(),
+        workspace=workspace.data_ptr(),
+        floor=floor,
+        heads=heads,
+        candidates=candidates,
+        total=total,
+        scope=_SCOPE[scope],
     )
     return keep_UN, count_U
 
@@ -188,21 +211,21 @@ def ragged_gather(
     library: Library, stream: int | None, k_UTD: Tensor, v_UTD: Tensor, keep_ST: Tensor, head_S: Tensor,
     start_S1: Tensor, k_RD: Tensor, v_RD: Tensor,
 ) -> None:  # fmt: skip
+    _, tokens, dim = k_UTD.shape
     library.call(
         "ragged_gather",
-        k_UTD.data_ptr(),
-        v_UTD.data_ptr(),
-        *k_UTD.stride()[:2],
-        *v_UTD.stride()[:2],
-        *k_UTD.shape[1:],
-        keep_ST.data_ptr(),
-        head_S.data_ptr(),
-        start_S1.data_ptr(),
-        head_S.numel(),
-        k_RD.data_ptr(),
-        v_RD.data_ptr(),
-        _DTYPE[k_RD.dtype],
         stream,
+        k=_rows(k_UTD),
+        v=_rows(v_UTD),
+        keep=keep_ST.data_ptr(),
+        head=head_S.data_ptr(),
+        start=start_S1.data_ptr(),
+        k_to=k_RD.data_ptr(),
+        v_to=v_RD.data_ptr(),
+        tokens=tokens,
+        dim=dim,
+        segments=head_S.numel(),
+        dtype=_DTYPE[k_RD.dtype],
     )
 
 
@@ -210,9 +233,21 @@ def ragged_relayout(
     library: Library, stream: int | None, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor,
     source_M: Tensor, start_M1: Tensor, k_QD: Tensor, v_QD: Tensor,
 ) -> None:  # fmt: skip
-    pointers = (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, source_M, start_M1))
-    sizes, new = (source_M.numel(), k_RD.shape[1]), (k_QD.data_ptr(), v_QD.data_ptr())
-    library.call("ragged_relayout", *pointers, *sizes, *new, _DTYPE[k_RD.dtype], stream)
+    library.call(
+        "ragged_relayout",
+        stream,
+        k=k_RD.data_ptr(),
+        v=v_RD.data_ptr(),
+        start=start_S1.data_ptr(),
+        length=length_S.data_ptr(),
+        source=source_M.data_ptr(),
+        start_to=start_M1.data_ptr(),
+        k_to=k_QD.data_ptr(),
+        v_to=v_QD.data_ptr(),
+        places=source_M.numel(),
+        dim=k_RD.shape[1],
+        dtype=_DTYPE[k_RD.dtype],
+    )
 
 
 def add_rms_norm(
@@ -221,17 +256,18 @@ def add_rms_norm(
     out_NC = torch.empty_like(residual_NC, memory_format=torch.contiguous_format)
     if out_NC.numel() == 0:
         return out_NC
+    rows, dim = residual_NC.shape
     library.call(
         "add_rms_norm",
-        residual_NC.data_ptr(),
-        residual_NC.stride(0),
-        *((None, 0) if x_NC is None else (x_NC.data_ptr(), x_NC.stride(0))),
-        weight_C.data_ptr(),
-        eps,
-        out_NC.data_ptr(),
-        *residual_NC.shape,
-        _DTYPE[residual_NC.dtype],
         stream,
+        residual=_row(residual_NC),
+        x=(None, 0) if x_NC is None else _row(x_NC),
+        weight=weight_C.data_ptr(),
+        out=out_NC.data_ptr(),
+        eps=eps,
+        rows=rows,
+        dim=dim,
+        dtype=_DTYPE[residual_NC.dtype],
     )
     return out_NC
 
@@ -245,18 +281,19 @@ def rope(
         return
     library.call(
         "rope",
-        *_rows(q_NHD),
-        *_rows(k_NUD),
-        *(cos_ND.data_ptr(), cos_ND.stride(0)),
-        *(sin_ND.data_ptr(), sin_ND.stride(0)),
-        *(None if weight_D is None else weight_D.data_ptr() for weight_D in (q_weight_D, k_weight_D)),
-        eps,
-        rows,
-        heads,
-        k_NUD.shape[1],
-        dim,
-        _DTYPE[q_NHD.dtype],
         stream,
+        q=_rows(q_NHD),
+        k=_rows(k_NUD),
+        cos=_row(cos_ND),
+        sin=_row(sin_ND),
+        q_weight=None if q_weight_D is None else q_weight_D.data_ptr(),
+        k_weight=None if k_weight_D is None else k_weight_D.data_ptr(),
+        eps=eps,
+        rows=rows,
+        heads=heads,
+        kv_heads=k_NUD.shape[1],
+        dim=dim,
+        dtype=_DTYPE[q_NHD.dtype],
     )
 
 
@@ -264,8 +301,17 @@ def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tenso
     out_NF = torch.empty_like(gate_NF, memory_format=torch.contiguous_format)
     if out_NF.numel() == 0:
         return out_NF
-    gate, up = (gate_NF.data_ptr(), gate_NF.stride(0)), (up_NF.data_ptr(), up_NF.stride(0))
-    library.call("silu_mul", *gate, *up, out_NF.data_ptr(), *gate_NF.shape, _DTYPE[gate_NF.dtype], stream)
+    rows, dim = gate_NF.shape
+    library.call(
+        "silu_mul",
+        stream,
+        gate=_row(gate_NF),
+        up=_row(up_NF),
+        out=out_NF.data_ptr(),
+        rows=rows,
+        dim=dim,
+        dtype=_DTYPE[gate_NF.dtype],
+    )
     return out_NF
 
 
@@ -276,33 +322,29 @@ def packed_decode(
     out_BHTD: Tensor,
 ) -> None:  # fmt: skip
     (batch, heads, tokens, dim), kv_heads = q_BHTD.shape, k_BUTD.shape[1]
-    halves = (k_codes, k_scale, k_low, k_plain_RD, v_codes, v_scale, v_low, v_plain_RD)
     queries = heads // kv_heads * tokens
     bytes_ = library.size("packed_workspace", batch * kv_heads, queries, dim, most)
     workspace = q_BHTD.new_empty(bytes_, dtype=torch.uint8)
-    groups = (codes.shape[2] * 8 // bits if bits else 0 for codes, bits in ((k_codes, k_bits), (v_codes, v_bits)))
-    k_group, v_group = groups
     library.call(
         "packed_decode",
-        *_strided(q_BHTD),
-        *_strided(k_BUTD),
-        *_strided(v_BUTD),
-        *(x.data_ptr() for x in (*halves, place_N6, count_N3)),
-        *_strided(out_BHTD),
-        workspace.data_ptr(),
-        scaling,
-        batch,
-        kv_heads,
-        heads // kv_heads,
-        tokens,
-        dim,
-        most,
-        k_bits,
-        k_group,
-        v_bits,
-        v_group,
-        _DTYPE[q_BHTD.dtype],
         stream,
+        q=_strided(q_BHTD),
+        out=_strided(out_BHTD),
+        k_new=_strided(k_BUTD),
+        v_new=_strided(v_BUTD),
+        keys=_half(k_codes, k_scale, k_low, k_plain_RD, k_bits),
+        values=_half(v_codes, v_scale, v_low, v_plain_RD, v_bits),
+        place=place_N6.data_ptr(),
+        count=count_N3.data_ptr(),
+        workspace=workspace.data_ptr(),
+        scaling=scaling,
+        batch=batch,
+        kv_heads=kv_heads,
+        group=heads // kv_heads,
+        tokens=tokens,
+        dim=dim,
+        most=most,
+        dtype=_DTYPE[q_BHTD.dtype],
     )
 
 
@@ -313,20 +355,35 @@ def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, fused: bool) ->
     return blocks
 
 
-def _sizes(q_BHTD: Tensor, segment_N: Tensor) -> tuple[int, int, int, int, int]:
-    """Return the numbers of rows, KV heads, query heads per KV head and tokens, and the head dimension."""
+def _sizes(q_BHTD: Tensor, segment_N: Tensor) -> dict[str, int]:
+    """Return the sizes of a decode call, `group` being the query heads per KV head."""
     batch, heads, tokens, dim = q_BHTD.shape
     kv_heads = segment_N.numel() // batch
-    return batch, kv_heads, heads // kv_heads, tokens, dim
+    return {"batch": batch, "kv_heads": kv_heads, "group": heads // kv_heads, "tokens": tokens, "dim": dim}
 
 
-def _strided(x: Tensor) -> tuple[int, int, int, int]:
-    """Return the pointer and the three outer strides of a tensor of four dimensions."""
-    batch, head, token, _ = x.stride()
-    return x.data_ptr(), batch, head, token
+def _cache(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, segment_N: Tensor) -> dict[str, int]:
+    """Return the pointers to an arena."""
+    names = ("k", "v", "start", "length", "segment")
+    return dict(zip(names, (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, segment_N)), strict=True))
 
 
-def _rows(x: Tensor) -> tuple[int, int, int]:
-    """Return the pointer and the two outer strides of a tensor of three dimensions."""
-    outer, inner, _ = x.stride()
-    return x.data_ptr(), outer, inner
+def _half(codes: Tensor, scale: Tensor, low: Tensor, plain_RD: Tensor, bits: int) -> tuple[int, ...]:
+    """Return the fields of a PackedHalf."""
+    group = codes.shape[2] * 8 // bits if bits else 0
+    return *(x.data_ptr() for x in (codes, scale, low, plain_RD)), bits, group
+
+
+def _strided(x: Tensor) -> tuple[int, ...]:
+    """Return the pointer and the outer strides of a tensor of four dimensions."""
+    return x.data_ptr(), *x.stride()[:3]
+
+
+def _rows(x: Tensor) -> tuple[int, ...]:
+    """Return the pointer and the outer strides of a tensor of three dimensions."""
+    return x.data_ptr(), *x.stride()[:2]
+
+
+def _row(x: Tensor) -> tuple[int, int]:
+    """Return the pointer and the outer stride of a tensor of two dimensions."""
+    return x.data_ptr(), x.stride(0)

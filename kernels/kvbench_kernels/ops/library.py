@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES
+from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES, filled
 
 # What the C functions return besides 0 and a cudaError: the codes in csrc/common.h.
 _CODES = {
     -1: "not compiled for this dtype, head dimension or option",
     -2: "a size is 0 or too large: too many rows, heads, segments or tokens for one launch",
 }
-_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}
+_TYPES = {"l": ctypes.c_int64, "i": ctypes.c_int}
 # Errors that a user can do something about. Other errors are reported by number.
 _CUDA_ERRORS = {
     2: "out of memory",
@@ -40,21 +40,29 @@ class Library:
         self.path = path
         opened = open_shared(path)
         self._functions: dict[str, Any] = {}
-        for name, letters in (SIGNATURES | SIZES | COUNTS).items():
+        types: dict[str, list[Any]] = {
+            name: [ctypes.POINTER(struct), ctypes.c_void_p] for name, struct in SIGNATURES.items()
+        }
+        types |= {name: [_TYPES[letter] for letter in letters] for name, letters in (SIZES | COUNTS).items()}
+        for name, of_arguments in types.items():
             function = getattr(opened, f"kvb_{name}", None)
             if function is None:
                 continue
             function.restype = ctypes.c_int64 if name in SIZES else ctypes.c_int
-            function.argtypes = [_TYPES[letter] for letter in letters]
+            function.argtypes = of_arguments
             self._functions[name] = function
 
-    def call(self, op: str, *arguments: Any) -> None:
-        """Call kvb_<op>.
+    def call(self, op: str, stream: int | None, **arguments: Any) -> None:
+        """Call kvb_<op> with the fields of its struct.
+
+        Args:
+            stream: the CUDA stream; None on the host.
 
         Raises:
             RuntimeError: it returns an error, or the library has no such function.
+            TypeError: a field is missing or has another name.
         """
-        code = self._function(op)(*arguments)
+        code = self._function(op)(filled(SIGNATURES[op], arguments), stream)
         if code in _CODES:
             raise RuntimeError(f"kvb::{op}: {_CODES[code]}")
         if code != 0:

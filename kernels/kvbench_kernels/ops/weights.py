@@ -88,9 +88,23 @@ def launch(
     """Call the compiled kernel."""
     lanes, group, tokens, dim = q_NGTD.shape
     out_NGTC = q_NGTD.new_empty(lanes, group, tokens, width, dtype=torch.float32)
-    pointers = (x.data_ptr() for x in (q_NGTD, k_RD, start_S1, length_S, segment_N))
-    sizes = lanes, group, tokens, dim, width
-    library.call("decode_weights", *pointers, scaling, out_NGTC.data_ptr(), *sizes, _DTYPE[k_RD.dtype], stream)
+    library.call(
+        "decode_weights",
+        stream,
+        q=q_NGTD.data_ptr(),
+        k=k_RD.data_ptr(),
+        start=start_S1.data_ptr(),
+        length=length_S.data_ptr(),
+        segment=segment_N.data_ptr(),
+        out=out_NGTC.data_ptr(),
+        scaling=scaling,
+        lanes=lanes,
+        group=group,
+        tokens=tokens,
+        dim=dim,
+        width=width,
+        dtype=_DTYPE[k_RD.dtype],
+    )
     return out_NGTC
 
 

@@ -1,0 +1,179 @@
+// Arguments of the C functions of the CUDA kernels: int kvb_<op>(const <Op>* call, cudaStream_t stream).
+//
+// kvbench_kernels/ops/signatures.py has the same structs for ctypes. A test compares names, types, offsets and sizes.
+//
+// Strides are in elements, positions and lengths in slots or tokens, other sizes are counts. dtype is 0 for bfloat16 and
+// 1 for float16. Data is only read if its comment does not say that it is written.
+//
+// Suffixes: B batch rows, H query heads, U KV heads, G = H / U, T tokens, S segments of an arena, R its slots, N lanes
+// (b * U + u), D head dimension.
+#pragma once
+#include <stdint.h>
+
+namespace kvb {
+
+// Tensors of 4, 3 and 2 dimensions; the stride of the last one is 1.
+struct Tensor4 {
+    void* data;
+    int64_t stride_0, stride_1, stride_2;
+};
+struct Tensor3 {
+    void* data;
+    int64_t stride_0, stride_1;
+};
+struct Tensor2 {
+    void* data;
+    int64_t stride_0;
+};
+
+struct RaggedAppend {
+    Tensor4 k_new, v_new;  // [B, U, T, D]
+    void *k, *v;           // [R, D], contiguous; written
+    const int32_t* start;  // [S + 1], first slot of each segment
+    int32_t* length;       // [S], live slots of each segment; T is added
+    const int32_t* segment;  // [N], segment of each lane
+    int32_t* status;         // [1], written if a segment has no room
+    int32_t batch, kv_heads, tokens, dim, dtype;
+};
+
+// Of kvb_ragged_decode and kvb_ragged_append_decode.
+struct RaggedDecode {
+    Tensor4 q, out;        // [B, H, T, D]; out is written
+    Tensor4 k_new, v_new;  // [B, U, T, D]; for kvb_ragged_append_decode only
+    void *k, *v;           // [R, D], contiguous; written by kvb_ragged_append_decode
+    const int32_t* start;  // [S + 1], first slot of each segment
+    int32_t* length;       // [S], live slots of each segment; kvb_ragged_append_decode adds T
+    const int32_t* segment;  // [N], segment of each lane
+    float* lse;              // [B, H, T], contiguous, natural logarithm; written; may be null
+    void* workspace;         // of kvb_decode_workspace_bytes(dim, ctas) bytes; written
+    int32_t* status;         // [1], written if a segment has no room; for kvb_ragged_append_decode only
+    float scaling;           // of the logits
+    int32_t batch, kv_heads, group, tokens, dim;
+    int32_t ctas;  // blocks of the launch
+    int32_t dtype;
+};
+
+struct DecodeWeights {
+    const void* q;         // [N, G, T, D], contiguous
+    const void* k;         // [R, D], contiguous
+    const int32_t* start;  // [S + 1], first slot of each segment
+    const int32_t* length;   // [S], live slots of each segment
+    const int32_t* segment;  // [N], segment of each lane
+    float* out;              // [N, G, T, width], contiguous; written
+    float scaling;           // of the logits
+    int32_t lanes, group, tokens, dim;
+    int32_t width;  // slots of the result
+    int32_t dtype;
+};
+
+// Quantised keys or values, and those that are not encoded.
+struct PackedHalf {
+    const void *codes, *scale, *low;  // of encoded tokens
+    const void* plain;                // [slots, D], contiguous
+    int32_t bits;                     // of a code: 2, 4, 8, or 0 if nothing is encoded
+    int32_t group;                    // codes that share a scale
+};
+
+struct PackedDecode {
+    Tensor4 q, out;        // [B, H, T, D]; out is written
+    Tensor4 k_new, v_new;  // [B, U, T, D]
+    PackedHalf keys, values;
+    const int32_t* place;  // [N, 6], of keys and of values: first block, first plain slot, plain slots
+    const int32_t* count;  // [N, 3]: stored tokens, encoded keys, encoded values
+    void* workspace;       // of kvb_packed_workspace bytes; written
+    float scaling;         // of the logits
+    int32_t batch, kv_heads, group, tokens, dim;
+    int32_t most;  // tokens of the longest lane, the new ones included
+    int32_t dtype;
+};
+
+struct RaggedGather {
+    Tensor3 k, v;          // [U, T, D]
+    const void* keep;      // [S, T], a byte each: 1 if the token is kept
+    const int32_t* head;   // [S], KV head of each segment
+    const int32_t* start;  // [S + 1], first slot of each segment
+    void *k_to, *v_to;     // [R, D], contiguous; written
+    int64_t tokens, dim, segments;
+    int32_t dtype;
+};
+
+struct RaggedRelayout {
+    const void *k, *v;     // [R, D], contiguous
+    const int32_t* start;  // [S + 1], first slot of each segment
+    const int32_t* length;    // [S], live slots of each segment
+    const int32_t* source;    // [places], segment that is copied to each place
+    const int32_t* start_to;  // [places + 1], first slot of each place
+    void *k_to, *v_to;        // [slots, D], contiguous; written
+    int64_t places, dim;
+    int32_t dtype;
+};
+
+struct WindowScore {
+    Tensor3 q;        // [H, window, D]
+    Tensor3 k;        // [U, T, D]
+    Tensor2 lse;      // [H, window], float32, natural logarithm; data may be null
+    float* out;       // [U, T - window], contiguous; written
+    void* workspace;  // of kvb_window_score_workspace bytes; written
+    int64_t heads, kv_heads, window, tokens, dim;
+    int64_t kernel_size;  // tokens that are pooled, an odd number
+    float scaling;        // of the logits
+    int32_t group;        // over the query heads of a KV head: 0 mean, 1 maximum, 2 sum
+    int32_t pool;         // over neighbouring tokens: 0 none, 1 maximum, 2 average
+    int32_t dtype;
+};
+
+struct RowLse {
+    Tensor3 q;   // [H, T, D]
+    Tensor3 k;   // [U, T, D]
+    float* lse;  // [H, T], contiguous, natural logarithm; written
+    int64_t heads, kv_heads, tokens, dim;
+    float scaling;  // of the logits
+    int32_t dtype;
+};
+
+struct ColumnSums {
+    Tensor3 q;    // [H, T, D]
+    Tensor3 k;    // [U, T, D]
+    Tensor2 lse;  // [H, T], float32, as kvb_row_lse writes it
+    float* out;   // [H, T], contiguous; written
+    int64_t heads, kv_heads, tokens, dim;
+    float scaling;  // of the logits
+    int32_t dtype;
+};
+
+struct Select {
+    const float* score;  // [heads, candidates], contiguous
+    void* keep;          // [heads, candidates], a byte each; written
+    int32_t* count;      // [heads], kept tokens; written
+    void* workspace;     // of kvb_select_workspace bytes; written for scope 1 only
+    double floor;        // share of `total` that is split evenly over the heads; for scope 1 only
+    int64_t heads, candidates;
+    int64_t total;  // tokens to keep, at most heads * candidates
+    int32_t scope;  // 0 the best of each head, 1 the best of the layer
+};
+
+struct AddRmsNorm {
+    Tensor2 residual;    // [rows, dim]; x is added
+    Tensor2 x;           // [rows, dim]; data may be null
+    const void* weight;  // [dim]
+    void* out;           // [rows, dim], contiguous; written
+    float eps;
+    int32_t rows, dim, dtype;
+};
+
+struct Rope {
+    Tensor3 q;                         // [rows, H, D]; written
+    Tensor3 k;                         // [rows, U, D]; written
+    Tensor2 cos, sin;                  // [rows, D]
+    const void *q_weight, *k_weight;   // [D], of RMSNorms before the rotation; may be null
+    float eps;                         // of these RMSNorms
+    int32_t rows, heads, kv_heads, dim, dtype;
+};
+
+struct SiluMul {
+    Tensor2 gate, up;  // [rows, dim]
+    void* out;         // [rows, dim], contiguous; written
+    int32_t rows, dim, dtype;
+};
+
+}  // namespace kvb
