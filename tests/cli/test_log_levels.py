@@ -1,4 +1,4 @@
-"""What the log shows: our own messages, and of libraries only warnings, in a run, a verb and a task of Slurm."""
+"""Levels of the log: our own messages, and of libraries only warnings, in a run, a verb and a task of Slurm."""
 
 from __future__ import annotations
 
