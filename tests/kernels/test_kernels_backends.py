@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels import backends, build, ops
-from kvbench_kernels.backends import AttentionSpec, Buffers, Lanes, flash
+from kvbench_kernels.backends import AttentionSpec, Buffers, Lanes, base, flash
 from kvbench_kernels.backends.base import Backend
 from kvbench_kernels.backends.flash import FlashBackend
 from kvbench_kernels.backends.slab import Slab
@@ -121,6 +121,53 @@ def test_the_cuda_backend_reaches_the_kernels(dtype, bound):
         assert walk(result("cuda"), World(CPU, dtype)) < bound
 
 
+class Recorder:
+    """A backend that keeps the outputs of another one."""
+
+    def __init__(self, backend: FlashBackend) -> None:
+        self.backend, self.outputs = backend, list[Tensor]()
+
+    def append_and_attend(self, *arguments: object) -> Tensor:
+        self.outputs.append(self.backend.append_and_attend(*arguments))
+        return self.outputs[-1]
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_flash_attention_appends_by_the_kernel_what_torch_appends(dtype: torch.dtype) -> None:
+    """The outputs and the cache are equal to the bit, on the reference of the op and on its kernel."""
+    worlds = [World(CPU, dtype) for _ in range(3)]
+    by_torch, by_reference, by_kernel = (
+        Recorder(FlashBackend(naive_varlen, how)) for how in (base.append, flash.append_by_op, None)
+    )
+    walk(by_torch, worlds[0])
+    walk(by_reference, worlds[1])
+    with ops.emulated(build.host()):
+        walk(by_kernel, worlds[2])
+    for recorder, world in ((by_reference, worlds[1]), (by_kernel, worlds[2])):
+        pairs = zip(recorder.outputs, by_torch.outputs, strict=True)
+        assert all(torch.equal(out.view(torch.int16), other.view(torch.int16)) for out, other in pairs)
+        assert torch.equal(world.buffers.k_RD, worlds[0].buffers.k_RD)
+        assert torch.equal(world.buffers.v_RD, worlds[0].buffers.v_RD)
+
+
+def test_without_the_kernels_torch_appends_and_the_word_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, errors = torch.device("cuda", 7), [ValueError("no nvcc: install it\nmore")]
+
+    def prepare(_: torch.device) -> None:
+        raise errors.pop()
+
+    monkeypatch.setattr(ops, "prepare", prepare)
+    flash.find_append.cache_clear()
+    try:
+        expected = base.append, "torch, without kvb.ragged_append: no nvcc: install it"
+        for _ in range(2):  # the second call does not compile again
+            assert flash.find_append(device) == expected
+    finally:
+        flash.find_append.cache_clear()
+    assert flash.find_append(CPU) == (flash.append_by_op, "kvb.ragged_append")
+
+
 @pytest.mark.parametrize("name", ["sdpa", "torch"])
 def test_slabs_need_the_lengths_on_the_host(name):
     world, q = World(CPU, torch.float32), torch.zeros(3, 8, 1, DIM)
@@ -128,11 +175,12 @@ def test_slabs_need_the_lengths_on_the_host(name):
         result(name).append_and_attend(q, q[:, :2], q[:, :2], world.buffers, world.lanes([0, 1, 2]), SCALING)
 
 
-def test_an_append_without_room_is_told():
+@pytest.mark.parametrize("name", ["cuda", "flash_attn"])
+def test_an_append_without_room_is_told(name):
     world = World(CPU, torch.bfloat16, room=0)
     q = torch.zeros(3, 8, 9, DIM, dtype=torch.bfloat16)
     lanes = world.lanes([0, 1, 2])
-    result("cuda").append_and_attend(q, q[:, :2], q[:, :2], world.buffers, lanes, SCALING)
+    result(name).append_and_attend(q, q[:, :2], q[:, :2], world.buffers, lanes, SCALING)
     with pytest.raises(RuntimeError, match=r"segment \d of a ragged cache had no room"):
         world.buffers.check()
     world.buffers.status.fill_(-1)

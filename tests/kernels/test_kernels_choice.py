@@ -7,7 +7,7 @@ import torch
 
 from kvbench import config
 from kvbench_kernels import backends, build, ops
-from kvbench_kernels.backends import AttentionSpec, cpu
+from kvbench_kernels.backends import AttentionSpec, cpu, flash
 from kvbench_kernels.build import compilers
 
 MODEL = AttentionSpec(torch.device("cpu"), torch.float32, 128, 4)
@@ -40,7 +40,9 @@ class Gpu:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    return Gpu(monkeypatch)
+    flash.find_append.cache_clear()
+    yield Gpu(monkeypatch)
+    flash.find_append.cache_clear()
 
 
 def test_the_names_are_those_of_the_configuration():
@@ -51,9 +53,14 @@ def test_auto_takes_the_fastest_that_can_run(gpu):
     assert backends.choose_backend("auto", gpu.use()) == backends.Choice("cuda", "the fastest on NVIDIA H200")
     chosen = backends.choose_backend("auto", gpu.use(head_dim=72))
     assert chosen.name == "flash_attn"
-    assert chosen.reason == "not cuda: head dimension 72: compiled for 64, 80, 96, 128, 256"
+    how = f"attention by {flash.find()[1]}, append by"
+    assert chosen.reason == f"not cuda: head dimension 72: compiled for 64, 80, 96, 128, 256; {how} kvb.ragged_append"
+    flash.find_append.cache_clear()
     gpu.compiles(ValueError("no nvcc in CUDA_HOME"))
-    assert backends.choose_backend("auto", gpu.use()) == backends.Choice("flash_attn", "not cuda: no nvcc in CUDA_HOME")
+    chosen, lack = backends.choose_backend("auto", gpu.use()), "no nvcc in CUDA_HOME"
+    reason = f"not cuda: {lack}; {how} torch, without kvb.ragged_append: {lack}"
+    assert chosen == backends.Choice("flash_attn", reason)
+    assert backends.choose_backend("flash_attn", gpu.use()).reason.startswith(f"as configured; {how} torch, without ")
     assert backends.choose_backend("auto", gpu.use(torch.float32)).name == "sdpa"
     gpu.patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
     chosen = backends.choose_backend("auto", gpu.use())

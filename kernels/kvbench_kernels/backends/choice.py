@@ -49,12 +49,13 @@ def choose_backend(kernel: str, spec: AttentionSpec) -> Choice:
             raise ValueError(f"kernel={kernel}: must be one of auto, {', '.join(NAMES)}")
         if (lack := unmet_requirement(kernel, spec, compile_now=True)) is not None:
             raise ValueError(f"kernel={kernel}: {lack}; kernel=auto chooses what can run")
-        return Choice(kernel, "as configured")
+        return Choice(kernel, "as configured" + _details(kernel, spec))
     lacks: list[str] = []
     for name in preferred(spec.device):
         lack = unmet_requirement(name, spec, compile_now=True)
         if lack is None:
-            return Choice(name, "; ".join(lacks) or f"the fastest on {_device_name(spec.device)}")
+            reason = "; ".join(lacks) or f"the fastest on {_device_name(spec.device)}"
+            return Choice(name, reason + _details(name, spec))
         lacks.append(f"not {name}: {lack}")
     raise AssertionError("sdpa and torch run everywhere")
 
@@ -124,6 +125,13 @@ def _unfit_for_cpu_kernel(spec: AttentionSpec, compile_now: bool) -> str | None:
     except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
         return str(error).splitlines()[0]  # build.py has logged the rest
     return None
+
+
+def _details(name: str, spec: AttentionSpec) -> str:
+    """Return what a backend found on this machine, for the reason of a choice."""
+    if name != "flash_attn":
+        return ""
+    return f"; attention by {flash.find()[1]}, append by {flash.find_append(spec.device)[1]}"
 
 
 def _no_flash() -> str | None:

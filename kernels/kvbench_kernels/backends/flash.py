@@ -3,6 +3,8 @@
 The starts of the segments are the boundaries of the keys, and the live lengths say how much of each sequence is read
 (`seqused_k`). So the arena is read in place. The function comes from an installed flash-attn if that accepts live
 lengths, else from torch.
+
+New tokens are appended by the op `ragged_append`, or by torch if its kernel cannot be compiled.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from kvbench_kernels import ops
 from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
 from kvbench_kernels.ops.weights import least, weights
 
@@ -39,16 +43,25 @@ class Varlen(Protocol):
     ) -> Tensor: ...  # fmt: skip
 
 
+Append = Callable[[Buffers, Lanes, Tensor, Tensor], None]
+"""Append new keys and values [B, U, T, D] to the segments of the lanes."""
+
+
 class FlashBackend:
-    """Attention in one call for all segments. The lengths do not change the call, so a CUDA graph can capture it."""
+    """Attention in one call for all segments. The lengths do not change the call, so a CUDA graph can capture it.
+
+    Args:
+        varlen: the attention.
+        append: how new tokens are appended; by default as `find_append` says for the device.
+    """
 
     name = "flash_attn"
     needs_bias = False
     prompt = None
     packed = None
 
-    def __init__(self, varlen: Varlen) -> None:
-        self._varlen = varlen
+    def __init__(self, varlen: Varlen, append: Append | None = None) -> None:
+        self._varlen, self._append = varlen, append
 
     def append_and_attend(
         self,
@@ -60,6 +73,7 @@ class FlashBackend:
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
     ) -> Tensor:
+        append = self._append or find_append(k_BUTD.device)[0]
         append(buffers, lanes, k_BUTD, v_BUTD)
         q_SGTD = queries(lanes, q_BHTD, q_BHTD.shape[1] // k_BUTD.shape[1])
         segments, group, tokens, dim = q_SGTD.shape
@@ -85,6 +99,34 @@ class FlashBackend:
 
     def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
         return least(worth_BUC, pos_BUC, length_BU)
+
+
+def append_by_op(buffers: Buffers, lanes: Lanes, k_BUTD: Tensor, v_BUTD: Tensor) -> None:
+    """Append by the op `ragged_append`, in one launch. A segment without room for all tokens sets the status."""
+    torch.ops.kvb.ragged_append(
+        buffers.k_RD,
+        buffers.v_RD,
+        buffers.start_S1,
+        buffers.length_S,
+        lanes.segment_N,
+        ops.rows(k_BUTD),
+        ops.rows(v_BUTD),
+        buffers.status,
+    )
+
+
+@cache
+def find_append(device: torch.device) -> tuple[Append, str]:
+    """Find the function that appends on a device, and describe it. The kernels are compiled if that is necessary.
+
+    Without the kernels, torch appends: it takes several launches and does not check that the segments have room.
+    """
+    if device.type == "cuda":
+        try:
+            ops.prepare(device)
+        except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
+            return append, f"torch, without kvb.ragged_append: {str(error).splitlines()[0]}"
+    return append_by_op, "kvb.ragged_append"
 
 
 def find() -> tuple[Varlen, str]:
