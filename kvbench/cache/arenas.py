@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.arena import Arena, Segment, copied, live_slots, merge
+from kvbench.cache.heap import trim_heap
 from kvbench_kernels.backends import Backend
 
 
@@ -69,10 +70,12 @@ class Arenas:
 
     def rebuild(self) -> None:
         """Lay out the remaining segments again, in one arena."""
+        before = self.nbytes()
         merged = merge(self._arenas, frozenset(self._dead), self._backend)
         self._arenas = [] if merged is None else [merged]
         self._dead.clear()
         self.moves += 1
+        trim_heap(before)
 
     def of(self, row: int) -> list[Segment]:
         """Return the segments of a row, by head."""

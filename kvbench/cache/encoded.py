@@ -16,6 +16,7 @@ from torch import Tensor
 from kvbench.cache import direct
 from kvbench.cache.base import Entry
 from kvbench.cache.blocks import Pool, Segment, plain_if_none
+from kvbench.cache.heap import trim_heap
 from kvbench.methods.storage import Half, Side, Store, tensors
 from kvbench_kernels.backends import PackedAttention, PackedHalf, layout_of
 
@@ -183,6 +184,7 @@ class EncodedRows:
 
     def _rebuild(self) -> None:
         """Lay out the remaining segments again, in one part."""
+        before = self.bytes()
         remaining = [[i for i, s in enumerate(part.segments) if s.row not in self._dead] for part in self._parts]
         segments = [part.segments[i] for part, rest in zip(self._parts, remaining, strict=True) for i in rest]
         pools = []
@@ -199,6 +201,7 @@ class EncodedRows:
         self._parts = [_Part(segments, *pools)] if segments else []
         self._dead.clear()
         self._active = None
+        trim_heap(before)
 
 
 def _stack(sides: Sequence[Side]) -> Side:

@@ -14,7 +14,6 @@ from kvbench.cache.base import KVCache, NewTokens
 from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
-from kvbench.common.heap import trim_heap
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.survey import AttentionPlan, survey
@@ -76,9 +75,8 @@ class LayerCaches:
             layer.release(rows)
 
     def compact(self) -> None:
-        """Free what finished rows still occupy, and return free memory of the C heap to the system."""
+        """Free what finished rows still occupy."""
         self.kv.compact()
-        trim_heap()
 
 
 class ContinuePass:

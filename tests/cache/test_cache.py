@@ -21,6 +21,7 @@ from kvbench.methods.store.kivi import Kivi
 from kvbench_kernels import backends
 
 DIM = 16
+ACTIONS = ["join", "leave", "step", "compact"]
 BACKENDS = ["torch", "sdpa", pytest.param("cpu", marks=pytest.mark.gxx)]
 
 
@@ -122,11 +123,16 @@ def test_ragged_and_masked_caches_agree(
 @given(
     seed=st.integers(0, 2**31),
     heads=st.integers(1, 3),
-    script=st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(1, 40)), min_size=2, max_size=14),
+    script=st.lists(
+        st.tuples(st.sampled_from(["join", "leave", "step", "compact"]), st.integers(1, 40)), min_size=2, max_size=14
+    ),
     special=st.booleans(),
 )
 def test_rows_join_and_leave(backend: str, seed: int, heads: int, script: list[tuple[str, int]], special: bool) -> None:
-    """Both caches give the same output and lengths while rows of any prompts join, step and leave in any order."""
+    """Both caches give the same output and lengths while rows of any prompts join, step and leave in any order.
+
+    Compacting changes none of it and leaves no memory to rows that are gone.
+    """
     g = torch.Generator().manual_seed(seed)
     ragged, masked = ragged_cache(backend), MaskedCache(1)
     present: list[int] = []
@@ -146,6 +152,9 @@ def test_rows_join_and_leave(backend: str, seed: int, heads: int, script: list[t
             gone = present.pop(number % len(present))
             for cache in (ragged, masked):
                 cache.release([gone])
+        elif action == "compact":
+            ragged.compact()
+            assert special or ragged.bytes() == sum(ragged.used_bytes(r) + ragged.slack_bytes(r) for r in present)
         elif present:
             active = sorted(present, key=lambda row: (row * number) % 7)[: 1 + number % len(present)]
             new = 1 + number % 3
