@@ -13,9 +13,10 @@ _WORTH_IT = 2**20  # bytes; a trim looks at every free block of the heap
 
 
 def trim_heap(freed: int) -> None:
-    """Return the free pages of glibc's heap to the system, after so many bytes were freed. Few bytes are left there.
+    """Return the free pages of glibc's heap to the system. Does nothing with another C library.
 
-    Does nothing with another C library.
+    Args:
+        freed: bytes that have become free; for few of them the search is not worth its time.
     """
     trim = _malloc_trim()
     if trim is not None and freed >= _WORTH_IT:
