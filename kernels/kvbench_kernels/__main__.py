@@ -14,6 +14,7 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from kvbench_kernels import backends, build, ops, parity
+from kvbench_kernels.backends import flash
 from kvbench_kernels.build import recipes
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -136,10 +137,12 @@ def _list(arguments: argparse.Namespace) -> int:
     spec = backends.AttentionSpec(_device(arguments.device), dtype, arguments.head_dim, 1)
     lacks = {name: backends.unmet_requirement(name, spec) for name in backends.NAMES}
     first = next(name for name in backends.preferred(spec.device) if lacks[name] is None)
-    rows = [
-        [name, "yes" if lack is None else "no", lack or ("kernel=auto chooses this" if name == first else "")]
-        for name, lack in lacks.items()
-    ]
+    rows = []
+    for name, lack in lacks.items():
+        words = ["kernel=auto chooses this"] if name == first else []
+        if lack is None and name == "flash_attn":
+            words.append(f"attention by {flash.find()[1]}")
+        rows.append([name, "yes" if lack is None else "no", lack or "; ".join(words)])
     print(f"device={spec.device} dtype={arguments.dtype} head dimension {spec.head_dim}")
     print(tabulate(rows, ["kernel", "runs", ""]))
     return 0

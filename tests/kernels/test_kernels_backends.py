@@ -257,29 +257,98 @@ def test_an_installed_flash_attention_is_used(monkeypatch, functions, source):
     assert walk(FlashBackend(varlen), World(CPU, torch.float32)) < 1e-5
 
 
-def test_else_that_of_torch(monkeypatch):
+class PrivateOp:
+    """Stands for torch's private op: computes what it promises, and keeps its arguments."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[dict[str, object]] = []
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", self)
+
+    def __call__(
+        self, query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, return_debug_mask, *,
+        scale=None, window_size_left=None, window_size_right=None, seqused_k=None, alibi_slopes=None, block_table=None,
+        num_splits=None,
+    ):  # fmt: skip
+        assert (dropout_p, return_debug_mask, alibi_slopes, block_table, num_splits) == (0.0, False, None, None, None)
+        assert query.shape[1:] == (GROUP, DIM) and key.shape[1:] == (1, DIM)
+        # The op itself makes a causal call one of a window without later keys.
+        window = -1 if window_size_left is None else window_size_left, 0 if is_causal else window_size_right or -1
+        given = {"starts": (cum_seq_q.tolist(), cum_seq_k.tolist()), "most": (max_q, max_k), "causal": is_causal}
+        self.calls.append(given | {"window": window, "scale": scale, "used": seqused_k.tolist()})
+        out = naive_varlen(query, key, value, (cum_seq_q, cum_seq_k), (max_q, max_k), seqused_k, scale)
+        return out, torch.zeros(1), torch.zeros(1), None, None
+
+
+def public(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
+    enable_gqa=False, seqused_k=None, block_table=None, num_splits=None,
+):  # fmt: skip
+    """Call torch's private op as varlen_attn of torch 2.12 does."""
+    assert enable_gqa and return_aux is None and block_table is None and num_splits is None
+    assert isinstance(window_size, tuple)  # a list is no causal window for it
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, 0.0, window_size == (-1, 0), return_debug_mask=False,
+        scale=scale, window_size_left=window_size[0], window_size_right=window_size[1], seqused_k=seqused_k,
+    )[0]  # fmt: skip
+
+
+def public_of_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
+    seqused_k=None,
+):  # fmt: skip
+    raise AssertionError("takes no groups of query heads")
+
+
+def torch_has(monkeypatch: pytest.MonkeyPatch, function: object) -> None:
+    """Let torch have flash-attention, and this public function; none if it is None."""
     package(monkeypatch, _1=flash_2)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    module = types.ModuleType("torch.nn.attention.varlen")
+    if function is not None:
+        module.varlen_attn = function
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.parametrize(
+    ("function", "source"),
+    [(public, "varlen_attn"), (public_of_2_11, "_flash_attention_forward"), (None, "_flash_attention_forward")],
+    ids=["2.12", "2.11", "2.9"],
+)
+def test_else_that_of_torch(monkeypatch, function, source):
+    """Whichever function is called, the arguments of the private op are these, so the answers are the same."""
+    torch_has(monkeypatch, function)
     varlen, matches = flash.find()
-    assert matches == f"torch {torch.__version__}"
-    given: list[Tensor] = []
+    assert matches == f"{source} of torch {torch.__version__}"
+    op, world = PrivateOp(monkeypatch), World(CPU, torch.float32)
+    assert walk(FlashBackend(varlen), world) < 1e-5
+    lengths = World(CPU, torch.float32).lengths
+    for call, (rows, tokens) in zip(op.calls, STEPS, strict=True):
+        called = world.of[rows].flatten().tolist()
+        lengths = [length + tokens * (s in called) for s, length in enumerate(lengths)]
+        assert call == {
+            "starts": ([tokens * s for s in range(world.total + 1)], world.buffers.start_S1.tolist()),
+            "most": (tokens, max(world.capacities)),
+            "causal": tokens > 1,
+            "window": (-1, 0) if tokens > 1 else (-1, -1),
+            "scale": SCALING,
+            "used": [length * (s in called) for s, length in enumerate(lengths)],
+        }
 
-    def as_in_torch(
-        query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, return_debug_mask, *, scale=None,
-        window_size_left=None, window_size_right=None, seqused_k=None, alibi_slopes=None,
-    ):  # fmt: skip
-        given.append(seqused_k)
-        assert (dropout_p, is_causal, return_debug_mask) == (0.0, max_q > 1, False)
-        out = naive_varlen(query, key, value, (cum_seq_q, cum_seq_k), (max_q, max_k), seqused_k, scale)
-        return out, None, None, None, None
 
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", as_in_torch)
+def test_the_real_public_function_of_torch_calls_the_private_op(monkeypatch):
+    """With torch 2.12 or newer, nothing but the op stands between our call and the GPU; older ones call it directly."""
+    package(monkeypatch)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    varlen, matches = flash.find()
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert matches.startswith("varlen_attn of " if version >= (2, 12) else "_flash_attention_forward of ")
+    op = PrivateOp(monkeypatch)
     assert walk(FlashBackend(varlen), World(CPU, torch.float32)) < 1e-5
-    assert len(given) == len(STEPS)
+    assert len(op.calls) == len(STEPS)
 
 
 def test_a_torch_without_live_lengths_is_told(monkeypatch):
-    package(monkeypatch)
+    torch_has(monkeypatch, None)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", torch.ops.aten._flash_attention_backward)
     with pytest.raises(ValueError, match="has no _flash_attention_forward with seqused_k"):
         flash.find()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvbench_kernels import build, parity
+from kvbench_kernels import backends, build, parity
 from kvbench_kernels.__main__ import run as main
+from kvbench_kernels.backends import flash
 from kvbench_kernels.build import compilers, ptxas
 from kvbench_kernels.build.compilers import CompilerError
 from kvbench_kernels.ops import library, registration
@@ -88,7 +89,13 @@ def test_list_says_who_runs_and_why_the_others_do_not(capsys, monkeypatch):
     assert printed.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
     assert re.search(r"(?m)^cuda +no +needs an NVIDIA GPU, but the model is on device=cpu$", printed)
     assert re.search(r"(?m)^torch +yes +kernel=auto chooses this$", printed)
-    assert main(["list", "--dtype", "float32", "--head-dim", "64"]) == 0
+    monkeypatch.setattr(backends, "unmet_requirement", lambda name, spec: None)
+    monkeypatch.setattr(flash, "find", lambda: (None, "varlen_attn of torch 2.12"))
+    assert main(["list"]) == 0
+    assert re.search(r"(?m)^flash_attn +yes +attention by varlen_attn of torch 2.12$", capsys.readouterr().out)
+    monkeypatch.undo()
+    monkeypatch.setattr(compilers, "gxx", lambda: Path("g++"))
+    assert main(["list", "--device", "cpu", "--dtype", "float32", "--head-dim", "64"]) == 0
     assert re.search(r"(?m)^cpu +yes +kernel=auto chooses this$", capsys.readouterr().out)
 
 

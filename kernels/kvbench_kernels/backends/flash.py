@@ -2,7 +2,7 @@
 
 The starts of the segments are the boundaries of the keys, and the live lengths say how much of each sequence is read
 (`seqused_k`). So the arena is read in place. The function comes from an installed flash-attn if that accepts live
-lengths, else from torch.
+lengths, else from torch: `varlen_attn`, or in versions before 2.12 the private op that it calls.
 
 New tokens are appended by the op `ragged_append`, or by torch if its kernel cannot be compiled.
 """
@@ -28,6 +28,10 @@ _PACKAGES = (
     ("flash_attn", "flash_attn_varlen_func"),
     ("flash_attn.flash_attn_interface", "_flash_attn_varlen_forward"),
 )
+# Arguments that torch's public function must have; it has had all of them since 2.12.
+_PUBLIC = {"query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size", "enable_gqa",
+           "seqused_k"}  # fmt: skip
+# Arguments that the private op is called with.
 _GIVEN = {
     "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal", "return_debug_mask",
     "scale", "seqused_k",
@@ -142,9 +146,24 @@ def find() -> tuple[Varlen, str]:
             continue
         if function is not None and {"seqused_k", "cu_seqlens_k"} <= _parameters(function):
             return _of_package(function), f"{module}.{name}"
+    public = _public_of_torch()
+    if public is not None:
+        return public, f"varlen_attn of torch {torch.__version__}"
+    try:
+        return private_of_torch()
+    except ValueError as error:
+        raise ValueError(f"no flash-attn that accepts live lengths, and {error}") from error
+
+
+def private_of_torch() -> tuple[Varlen, str]:
+    """Return the private op of torch that `varlen_attn` calls, without what that function adds, and its origin.
+
+    Raises:
+        ValueError: this torch has no such op, or the op has other arguments.
+    """
     if (reason := _missing_in_torch()) is not None:
-        raise ValueError(f"no flash-attn that accepts live lengths, and {reason}")
-    return _of_torch, f"torch {torch.__version__}"
+        raise ValueError(reason)
+    return _of_torch, f"_flash_attention_forward of torch {torch.__version__}"
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
@@ -180,11 +199,42 @@ def _of_package(function: Callable[..., Any]) -> Varlen:
     return varlen
 
 
+def _public_of_torch() -> Varlen | None:
+    """Return the attention by torch's public function; None if this torch has none that accepts live lengths."""
+    try:
+        function = getattr(importlib.import_module("torch.nn.attention.varlen"), "varlen_attn", None)
+    except (ImportError, OSError, RuntimeError):
+        return None
+    if function is None or not _parameters(function) >= _PUBLIC:
+        return None
+    if not torch.backends.cuda.is_flash_attention_available():
+        return None
+
+    def varlen(
+        q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
+        scaling: float,
+    ) -> Tensor:  # fmt: skip
+        # A window of (-1, 0) is how this function is told to be causal; it compares the tuple.
+        out: Tensor = function(
+            q,
+            k,
+            v,
+            *starts,
+            *most,
+            scale=scaling,
+            window_size=(-1, 0) if most[0] > 1 else (-1, -1),
+            enable_gqa=True,
+            seqused_k=used_S,
+        )
+        return out
+
+    return varlen
+
+
 def _of_torch(
     q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
     scaling: float,
 ) -> Tensor:  # fmt: skip
-    # A private op: torch's public functions accept live lengths from 2.12 on.
     out: Tensor = torch.ops.aten._flash_attention_forward(
         q, k, v, *starts, *most, 0.0, most[0] > 1, False, scale=scaling, seqused_k=used_S
     )[0]
