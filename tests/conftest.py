@@ -6,6 +6,7 @@ repository). It is not collected, and the end of the test run counts and names i
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -85,6 +86,10 @@ def _has_slurm() -> bool:
     return "kvbench-ci" in answer.stdout
 
 
+def _has_workspaces() -> bool:
+    return importlib.util.find_spec("wandb_workspaces") is not None
+
+
 def _has_chromium() -> bool:
     from tests.helpers.browser import CHROMIUM
 
@@ -107,6 +112,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "latex": (_has_latex, "no pdfLaTeX with booktabs and xcolor (Debian: texlive-latex-recommended)"),
     "nvcc": (_has_nvcc, "no nvcc (CUDA toolkit; CUDA_HOME)"),
     "slurm": (_has_slurm, "no Slurm for tests (.ci/slurm-up brings it up)"),
+    "workspaces": (_has_workspaces, "no wandb-workspaces (pip install -c constraints.txt wandb-workspaces)"),
 }
 _left_out = pytest.StashKey[Counter[tuple[str, str]]]()
 
@@ -119,6 +125,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "latex: compiles a table with pdfLaTeX")
     config.addinivalue_line("markers", "nvcc: compiles CUDA with nvcc")
     config.addinivalue_line("markers", "slurm: submits jobs to the Slurm that .ci/slurm-up brings up")
+    config.addinivalue_line("markers", "workspaces: builds a W&B report with wandb-workspaces")
     config.stash[_left_out] = Counter()
 
 

@@ -21,6 +21,7 @@ class WandbSettings:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     mode: str = "auto"
+    report: bool = True
 
 
 @dataclass(frozen=True)

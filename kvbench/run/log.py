@@ -18,7 +18,8 @@ from kvbench.report.loggers.order import Order
 
 _EPILOG = """\
 Reads run folders alone: no model, no GPU. What a logger has already is not written again, so this repairs what a
-killed run, a full disk or a missing network has left out. Settings of the loggers are in conf/logger.
+killed run, a full disk or a missing network has left out. In W&B, a sweep gets a report as well. Settings of the
+loggers are in conf/logger.
 
 examples:
   kvbench log outputs logger=wandb

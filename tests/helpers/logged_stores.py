@@ -52,7 +52,7 @@ def order(outputs: Path, **loggers: Any) -> Order:
     return Order(str(outputs), str(outputs), folders, nodes, live=False)
 
 
-def run_order(given: Order, timeout: float = 120, **environment: str | None) -> subprocess.CompletedProcess[str]:
+def run_order(given: Order, timeout: float = 300, **environment: str | None) -> subprocess.CompletedProcess[str]:
     """Let the process of the loggers execute an order. A variable of None is unset."""
     command = [sys.executable, "-m", "kvbench.report.loggers.follow"]
     return subprocess.run(

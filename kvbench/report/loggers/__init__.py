@@ -7,6 +7,7 @@ once over what is there.
     entries         runs of the store as entries of a logger: a method under a budget, with all datasets of a suite
     content         the content of an entry: history, summary, table of samples, images, predictions
     sweeps          the entry of a sweep: its progress, and a table and figures of all its entries
+    overview        what a report of a sweep shows; wandb_report makes a W&B report of it
     ledger          notes of what was written, and locks, so that nothing is written twice
     sinks           the interface of W&B and Trackio, which are wandb_sink and trackio_sink
     write           an entry from the store into a sink

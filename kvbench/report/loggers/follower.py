@@ -13,8 +13,9 @@ from pathlib import Path
 from kvbench.common.text import one_line
 from kvbench.report.loggers import sweeps, write
 from kvbench.report.loggers.entries import Entry, entries_of, entry_key, read_manifests, with_other_datasets
-from kvbench.report.loggers.ledger import read_ledger, stamp
+from kvbench.report.loggers.ledger import Ledger, read_ledger, stamp
 from kvbench.report.loggers.order import Order
+from kvbench.report.loggers.overview import overview
 from kvbench.report.loggers.sinks import HistoryRow, Sink
 from kvbench.report.loggers.sweeps import Sweep, sweeps_of
 from kvbench.report.loggers.write import Writing
@@ -123,6 +124,8 @@ class Follower:
             for sink in self.sinks:
                 self._attempt(sink, sweep.group, sweep.id, partial(self._finish_sweep, sink, sweep))
                 self._drop(sink, sweep.id)
+                report = f"report-{sweep.mark}"
+                self._attempt(sink, f"report of {sweep.group}", report, partial(self._share, sink, sweep))
 
     def _finish(self, sink: Sink, entry: Entry, left: list[tuple[Sink, Entry]]) -> None:
         """Write all of an entry, or append it to `left` if another process is writing it."""
@@ -203,19 +206,28 @@ class Follower:
         if writing is not None:
             writing.log(sweeps.about(sweep, sink.tags, sink.group), [row])
 
+    def _entries_with_ledgers(self, sink: Sink, sweep: Sweep) -> list[tuple[Entry, Ledger]]:
+        """Return the entries of a sweep, and what the sink has of each."""
+        self._read(sweep.folders)
+        known = {folder: self._manifests[folder] for folder in sweep.folders if folder in self._manifests}
+        entries = entries_of(known, dict.fromkeys(sweep.folders, sweep.group))
+        return [(entry, read_ledger(sink.place(entry.id))) for entry in entries]
+
+    def _share(self, sink: Sink, sweep: Sweep) -> None:
+        """Write the report of a sweep, where the sink has reports."""
+        entries = self._entries_with_ledgers(sink, sweep)
+        sink.share(overview(sweep, read_ledger(sink.place(sweep.id)), entries, self._manifests))
+
     def _finish_sweep(self, sink: Sink, sweep: Sweep) -> None:
         """Write the entry of a sweep, unless the sink has it: a table and figures of all its entries."""
         writing = self._writing(sink, sweep.id)
         if writing is None:
             return
-        self._read(sweep.folders)
-        known = {folder: self._manifests[folder] for folder in sweep.folders if folder in self._manifests}
-        entries = entries_of(known, dict.fromkeys(sweep.folders, sweep.group))
-        ledgers = [read_ledger(sink.place(entry.id)) for entry in entries]
-        mark = stamp([], [[ledger.stamp, ledger.complete] for ledger in ledgers])
+        entries = self._entries_with_ledgers(sink, sweep)
+        mark = stamp([], [[ledger.stamp, ledger.complete] for _, ledger in entries])
         if writing.open is None and writing.has(mark):
             return
-        with_summaries = [(entry, ledger.summary) for entry, ledger in zip(entries, ledgers, strict=True)]
+        with_summaries = [(entry, ledger.summary) for entry, ledger in entries]
         shown = sweeps.content(with_summaries, writing.place / "media")
         counts = {key: value for key, value in shown.summary.items() if isinstance(value, int)}
         row = HistoryRow(counts["recorded"], None, {key: float(value) for key, value in counts.items()})

@@ -1,7 +1,7 @@
 """Notes of what a logger has already, one small file per entry, and the lock of the process that writes it.
 
 <outputs>/<logger>/kvbench/<project>/<id>/
-    entry.json      {"stamp", "id", "complete", "online", "folder", "summary"}
+    entry.json      {"stamp", "id", "complete", "online", "folder", "sent", "group", "summary", "shown"}
     lock            held by the process that writes the entry, released when it dies
     media/          predictions and pictures, as they were handed to the logger
 """
@@ -36,7 +36,9 @@ class Ledger:
         online: True if it went to a server; then there is no folder to send.
         folder: the name of the logger's own folder, "" if it has none.
         sent: True if the folder was uploaded later.
+        group: the group that it is in.
         summary: the values that the table of the sweep needs.
+        shown: the names of its tables and images.
     """
 
     stamp: str = ""
@@ -45,7 +47,9 @@ class Ledger:
     online: bool = False
     folder: str = ""
     sent: bool = False
+    group: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
 
 
 def read_ledger(place: Path) -> Ledger:

@@ -61,6 +61,51 @@ class Content:
     failed: bool = False
 
 
+@dataclass(frozen=True)
+class Section:
+    """Entries that may share a table: one benchmark or suite, one model, one device and one protocol.
+
+    Attributes:
+        ids: of the entries in the logger.
+        is_named: no other section of the sweep has the same benchmark and model.
+        is_plain: method and budget tell the entries apart.
+        metrics: names of the numbers that the summary of an entry has, and that say something.
+        shown: names of the tables and images that an entry has.
+        notes: protocol, metrics, seeds and versions in words.
+    """
+
+    benchmark: str
+    model: str
+    ids: tuple[str, ...]
+    is_named: bool
+    is_plain: bool
+    metrics: tuple[str, ...]
+    shown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep and its sections.
+
+    Attributes:
+        mark: of the plan of the sweep.
+        title: the name of the sweep.
+        group: that of the sweep, if all entries are in it; else None. An entry that belongs to several sweeps is in the
+            group of one, and `logger.wandb.group` puts the entries of several sweeps into one group.
+        sweep_id: of the entry of the sweep.
+        shown: names of the tables and images of the entry of the sweep.
+    """
+
+    mark: str
+    title: str
+    command: str
+    group: str | None
+    sweep_id: str
+    shown: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
 class OpenEntry(Protocol):
     """An entry that a logger is writing."""
 
@@ -105,6 +150,10 @@ class Sink(Protocol):
 
     def open(self, about: About, before: Ledger) -> OpenEntry:
         """Begin or resume an entry. What is left of an unfinished one is replaced."""
+        ...
+
+    def share(self, overview: Overview) -> None:
+        """Write or update the report of a sweep, if the logger has reports."""
         ...
 
     def outcome(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvbench.common.loggers import TrackioSettings
 from kvbench.report.loggers.ledger import Ledger
-from kvbench.report.loggers.sinks import About, Content, HistoryRow
+from kvbench.report.loggers.sinks import About, Content, HistoryRow, Overview
 
 EXTRA = "pip install 'kvbench[trackio]'"
 
@@ -66,6 +66,9 @@ class TrackioSink:
             )
         self._trackio.context_vars.current_run.set(None)  # or the next `init` would end this run
         return OpenTrackioRun(self, about, run)
+
+    def share(self, overview: Overview) -> None:
+        """Do nothing: Trackio has no reports."""
 
     def outcome(self) -> str:
         """Return how to look at the runs."""

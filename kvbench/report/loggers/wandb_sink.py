@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import glob
+import importlib.util
 import json
 import logging
 import netrc
@@ -12,15 +13,16 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from kvbench.common.loggers import WandbSettings
 from kvbench.common.text import one_line
-from kvbench.report.loggers.ledger import Ledger, read_ledger
-from kvbench.report.loggers.sinks import About, Content, HistoryRow, Table
+from kvbench.report.loggers.ledger import Ledger, locked, read_ledger, stamp, write_ledger
+from kvbench.report.loggers.sinks import About, Content, HistoryRow, Overview, Table
+from kvbench.report.loggers.wandb_report import build, save
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class WandbSink:
         self.entity = settings.entity or os.environ.get("WANDB_ENTITY")
         self.group = settings.group
         self.tags: Sequence[str] = settings.tags
+        self.report = settings.report
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_CACHE_DIR"] = str(self.folder / "kvbench" / ".cache")
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -87,6 +90,36 @@ class WandbSink:
                 self._wandb.teardown()  # what was refused still holds the id
                 self._remove_offline(about.id)
         return OpenWandbRun(self, about, self._init(about, "offline"))
+
+    def share(self, overview: Overview) -> None:
+        """Write the W&B report of a sweep, or update it if the sweep shows more than before.
+
+        Without a server or wandb-workspaces there is none; a line says so, once.
+        """
+        if not self.report or not overview.sections:
+            return
+        lacking = self._lacks()
+        if lacking is not None:
+            self.report = False
+            log.info("W&B: no report, %s", lacking)
+            return
+        place = self.place(f"report-{overview.mark}")
+        with locked(place) as is_ours:
+            before, mark = read_ledger(place), stamp([], [self.entity, asdict(overview)])
+            if not is_ours or (before.complete and before.stamp == mark):
+                return
+            report = save(build(overview, self.project, self.entity or ""), before.id)
+            write_ledger(place, Ledger(stamp=mark, id=report.id, complete=True, online=True))
+        log.info("W&B: report %s", report.url)
+
+    def _lacks(self) -> str | None:
+        """Return what a report lacks, and how to get it; None if nothing."""
+        again = f"kvbench log {self.folder.parent} logger=wandb"
+        if not self.online:
+            return f"as W&B is offline; once there is a key and a server: scripts/wandb_sync, then {again}"
+        if importlib.util.find_spec("wandb_workspaces") is None:
+            return f"as wandb-workspaces is not installed; {EXTRA}, then: {again}"
+        return None
 
     def outcome(self) -> str:
         """Return where the runs are."""
@@ -127,6 +160,7 @@ class OpenWandbRun:
     sink: WandbSink
     about: About
     run: Any
+    shown: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.id = self.about.id
@@ -152,6 +186,7 @@ class OpenWandbRun:
         shown |= {name: wandb.Image(str(path)) for name, path in content.images.items()}
         if shown:
             self.run.log(shown, step=max(self.step, int(self.run.step)))  # steps of a resumed run never go back
+        self.shown = sorted(shown)
         if content.files:
             artifact = wandb.Artifact(f"predictions-{self.id}", type="predictions")
             for path in content.files:
@@ -167,7 +202,7 @@ class OpenWandbRun:
     def ledger(self) -> Ledger:
         """Return what is to be remembered of the run."""
         folder = "" if self.online else Path(self.run.settings.sync_dir).name
-        return Ledger(id=self.id, online=self.online, folder=folder)
+        return Ledger(id=self.id, online=self.online, folder=folder, shown=self.shown)
 
 
 def _parts(table: Table) -> list[Sequence[Sequence[Any]]]:

@@ -47,7 +47,7 @@ class Writing:
         self.log(about, rows)
         assert self.open is not None, "log opens it"
         self.open.finish(shown)
-        ledger = replace(self.open.ledger(), stamp=mark, complete=True, summary=dict(shown.summary))
+        ledger = replace(self.open.ledger(), stamp=mark, complete=True, group=about.group, summary=dict(shown.summary))
         write_ledger(self.place, ledger)
         self.open, self.before = None, ledger
         return ledger

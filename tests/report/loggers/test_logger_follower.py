@@ -14,7 +14,7 @@ from kvbench.report.loggers.entries import entries_of, read_manifests
 from kvbench.report.loggers.follower import Follower
 from kvbench.report.loggers.ledger import Ledger, locked
 from kvbench.report.loggers.order import Order
-from kvbench.report.loggers.sinks import About, Content, HistoryRow
+from kvbench.report.loggers.sinks import About, Content, HistoryRow, Overview
 from kvbench.store import run_folders
 from tests.helpers.fake_runs import FakeRun, make_run, make_suite, store_run
 from tests.helpers.logged_stores import needle_runs, order, suite_runs, write_store
@@ -33,6 +33,7 @@ class MemorySink:
     opened: list[About] = field(default_factory=list)
     rows: dict[str, list[int]] = field(default_factory=dict)
     finished: dict[str, Content] = field(default_factory=dict)
+    shared: list[Overview] = field(default_factory=list)
 
     def place(self, id: str) -> Path:
         return self.folder / "kvbench" / id
@@ -46,6 +47,9 @@ class MemorySink:
         self.opened.append(about)
         self.rows[about.id] = []
         return MemoryEntry(self, about.id)
+
+    def share(self, overview: Overview) -> None:
+        self.shared.append(overview)
 
     def outcome(self) -> str:
         return "in memory"

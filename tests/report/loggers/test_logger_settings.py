@@ -70,7 +70,7 @@ def test_a_wrong_value_is_one_line(compose: Compose, override: str, line: str) -
 
 
 def test_every_setting_passes_the_check(compose: Compose) -> None:
-    settings = ["project=p", "entity=e", "group=g", "tags=[a,b]", "mode=offline"]
+    settings = ["project=p", "entity=e", "group=g", "tags=[a,b]", "mode=offline", "report=false"]
     config.check(compose("model=tiny", "logger=wandb", *(f"logger.wandb.{setting}" for setting in settings)))
 
 
