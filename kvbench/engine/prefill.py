@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.base import Entry
@@ -29,6 +28,7 @@ from kvbench.engine.entries import entries
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
+from kvbench.engine.prompt_attention import attend_with_lse
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed, fit, fits_late
 from kvbench.methods.base import Score
@@ -129,9 +129,8 @@ class PrefillPass:
                 size = local.mask.size
                 self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
-        out_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BUTD, v_BUTD, is_causal=q_BHTD.shape[2] > 1, scale=scaling, enable_gqa=True
-        )
+        wanted = self._caches.kv.prompt is not None  # the kernels that score can use the log-sum-exp
+        out_BHTD, lse_BHT = attend_with_lse(q_BHTD, k_BUTD, v_BUTD, scaling, wanted)
         device = k_BUTD.device
         begin = now(device)
         ctx = LayerContext(
@@ -142,6 +141,7 @@ class PrefillPass:
             layer=self._caches.plan.index(layer),
             num_layers=self._shape.layers,
             kernels=self._caches.kv.prompt,
+            lse_HT=None if lse_BHT is None else lse_BHT[0],
             clock=partial(now, device),
             facts=self._facts,
             hidden_TE=None if self._hidden is None else self._hidden.take(layer),

@@ -82,6 +82,7 @@ class LayerContext:
         scaling: factor on the logits; 1 / sqrt(D) if None.
         layer: position of the layer among the model's `num_layers`.
         kernels: faster forms of some computations; None for torch.
+        lse_HT: natural log-sum-exp of each query's causal logits, float32, for the kernels; None if it is not known.
         clock: seconds, read around shared computations for `reused_s`; None where times do not matter.
         facts: token ids, spans, model and seed; see `PromptFacts`.
         hidden_TE: the input of the layer, before its norm; None where no part asks for it.
@@ -99,6 +100,7 @@ class LayerContext:
         layer: int = 0,
         num_layers: int = 1,
         kernels: Kernels | None = None,
+        lse_HT: Tensor | None = None,
         clock: Callable[[], float] | None = None,
         facts: PromptFacts | None = None,
         hidden_TE: Tensor | None = None,
@@ -116,6 +118,7 @@ class LayerContext:
         self.scaling = q_HTD.shape[-1] ** -0.5 if scaling is None else scaling
         self.layer, self.num_layers = layer, num_layers
         self.kernels = kernels
+        self._lse_HT = lse_HT
         self.facts = PromptFacts() if facts is None else facts
         self.hidden_TE = hidden_TE
         self.probed: dict[Any, Any] = dict(probed or {})
@@ -231,7 +234,7 @@ class LayerContext:
                 self.score(part)
         summaries = [key for key in self._memo if isinstance(key, tuple) and key[0] == "summary"]
         self._memo.keep_only([*(("score", part) for part in wanted), *summaries])
-        self._q = self.hidden_TE = None
+        self._q = self._lse_HT = self.hidden_TE = None
         # views of a fused projection would keep all of it alive
         self.k, self.v = (x.clone() if x.untyped_storage().nbytes() > x.nbytes else x for x in (self.k, self.v))
 
@@ -265,13 +268,17 @@ class LayerContext:
             end = min(begin + block, self.num_tokens)
             yield begin, end, self._logits(begin, end)
 
+    def last_lse(self, queries: int) -> Tensor | None:
+        """Return the log-sum-exp of the logits of the last queries, natural, [H, queries]; None if it is not known."""
+        return None if self._lse_HT is None else self._lse_HT[:, self.num_tokens - queries :].contiguous()
+
     def column_sums(self) -> Tensor:
         """Return the attention mass every key receives from all queries, exact and causal: [H, T]."""
         return self.memo("column_sums", self._column_sums)
 
     def _column_sums(self) -> Tensor:
         if self.kernels is not None:
-            return self.kernels.column_sums(self.q, self.k, scaling=self.scaling)
+            return self.kernels.column_sums(self.q, self.k, scaling=self.scaling, lse_HT=self.last_lse(self.num_tokens))
         sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self.dtype, device=self.q.device)
         for _, end, attention_UGQT in self.rows():
             sums_HT[:, :end] += attention_UGQT.sum(2).flatten(0, 1)

@@ -15,13 +15,20 @@ class Kernels(Protocol):
     """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
 
     def window_score(
-        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
-    ) -> Tensor:
-        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them."""
+        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int,
+        lse_HW: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them.
+
+        With the log-sum-exp of the queries' logits, the keys are read once instead of twice.
+        """
         ...
 
-    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
-        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it."""
+    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None) -> Tensor:
+        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it.
+
+        With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
+        """
         ...
 
     def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from kvbench.cache.ragged import RaggedCache
 from kvbench.common.paths import conf_dir
 from kvbench.engine import decode
 from kvbench.engine.caches import num_layers
-from kvbench.methods.base import Score
+from kvbench.engine.prompt_attention import attend_with_lse
+from kvbench.methods.base import LayerContext, Score
+from kvbench.methods.scores.column_sums import ColumnSums
+from kvbench.methods.scores.window_attention import WindowAttention
 from kvbench_kernels import backends, build, ops
 from kvbench_kernels.ops.prompt import PromptKernels
 from tests.helpers.methods import facts, load, shipped, with_parts
@@ -51,6 +55,25 @@ def test_the_kernels_are_asked(monkeypatch):
     assert asked == ["window_score", "select", "column_sums", "select"]
 
 
+@pytest.mark.gxx
+def test_scores_by_the_prefill_are_those_of_their_own_pass(monkeypatch):
+    """On the emulated kernels, with the log-sum-exp of torch's fused attention; then there is no first pass."""
+    g = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, heads, 150, 64, generator=g).bfloat16() for heads in (6, 2, 2))
+    _, lse_1HT = attend_with_lse(q, k, v, 0.125)
+    assert lse_1HT is not None
+    with ops.emulated(build.host()):
+        alone, given = (
+            LayerContext(q[0], k[0], v[0], scaling=0.125, kernels=PromptKernels(), lse_HT=lse_HT)
+            for lse_HT in (None, lse_1HT[0])
+        )
+        for part in (WindowAttention(window=8), WindowAttention(window=33, pooling="none"), ColumnSums()):
+            torch.testing.assert_close(given.score(part), alone.score(part), rtol=3e-4, atol=0)
+        monkeypatch.setattr("kvbench_kernels.ops.prompt.kvb", SimpleNamespace(column_sums=torch.ops.kvb.column_sums))
+        again = LayerContext(q[0], k[0], v[0], scaling=0.125, kernels=PromptKernels(), lse_HT=lse_1HT[0])
+        assert torch.equal(again.score(ColumnSums()), given.score(ColumnSums()))
+
+
 def test_scores_that_kernels_do_not_read_go_by_torch(monkeypatch):
     """A user's score part may return float64, say; the compiled kernel refuses all but float32."""
 
@@ -84,10 +107,20 @@ def test_a_whole_run_on_the_emulated_kernels(monkeypatch):
         result.append(RaggedCache(num_layers(tiny.model), backends.make_backend("cuda")))
         return result[-1]
 
+    given = []
+    for op in ("window_score", "column_sums"):
+        real = getattr(PromptKernels, op)
+
+        def score(*arguments, real=real, **more):
+            given.append(more["lse_HW" if "lse_HW" in more else "lse_HT"] is not None)
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(PromptKernels, op, score)
     monkeypatch.setattr(decode, "make_cache", make)
     with ops.emulated(build.host()):
         outs = kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
     assert result and all(generation.kernel == "cuda" for of_prompt in outs for generation in of_prompt)
+    assert given and all(given), "scores do not get the log-sum-exp of the prefill"
     for ours, theirs in zip(chain(*outs), chain(*expected), strict=True):
         assert ours.kept == theirs.kept
         assert ours.token_ids == theirs.token_ids

@@ -18,20 +18,27 @@ class PromptKernels:
     """The ops of `kvb` for prompts, with the arguments that methods and caches have."""
 
     def window_score(
-        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int
-    ) -> Tensor:
+        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int,
+        lse_HW: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the attention of the last W tokens to the others, fp32 [U, T - W].
 
-        It is averaged over the W tokens, reduced over the group of query heads, then pooled along the tokens.
+        It is averaged over the W tokens, reduced over the group of query heads, then pooled along the tokens. With the
+        log-sum-exp of the queries' logits, the keys are read once instead of twice.
         """
         q_HWD, k_UTD = rows(q_HWD), rows(k_UTD)
-        score: Tensor = kvb.window_score(q_HWD, k_UTD, None, scaling, reduce, pooling, kernel_size)
+        score: Tensor = kvb.window_score(q_HWD, k_UTD, lse_HW, scaling, reduce, pooling, kernel_size)
         return score
 
-    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float) -> Tensor:
-        """Return the causal attention that every key receives from all queries, fp32 [H, T]."""
+    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None) -> Tensor:
+        """Return the causal attention that every key receives from all queries, fp32 [H, T].
+
+        With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
+        """
         q_HTD, k_UTD = rows(q_HTD), rows(k_UTD)
-        sums: Tensor = kvb.column_sums(q_HTD, k_UTD, kvb.row_lse(q_HTD, k_UTD, scaling), scaling)
+        if lse_HT is None:
+            lse_HT = kvb.row_lse(q_HTD, k_UTD, scaling)
+        sums: Tensor = kvb.column_sums(q_HTD, k_UTD, lse_HT, scaling)
         return sums
 
     def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
