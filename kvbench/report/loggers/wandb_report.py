@@ -172,7 +172,7 @@ def _media(shown: Sequence[str], rest: str, run_axis: bool) -> list[Any]:
     tables = [key for key in shown if key.partition("-")[0] in ("samples", "results")]
     images = [key for key in shown if key not in tables]
     needles = [key for key in images if run_axis and key.startswith("needle/")]
-    axis = {"gallery_axis": "run"} if run_axis else {}
+    axis: dict[str, Any] = {"gallery_axis": "run"} if run_axis else {}
     panels = []
     for title, keys in (("Needle heatmaps", needles), (rest, [key for key in images if key not in needles])):
         if keys:
