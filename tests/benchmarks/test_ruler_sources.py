@@ -49,6 +49,18 @@ def test_a_prepared_cache_is_found_once_it_is_whole(tmp_path: Path, monkeypatch:
     assert (Sources.load().version, Sources.load().folder) == ("upstream", folder)
 
 
+def test_a_folder_is_read_once_while_its_files_stay(tmp_path: Path) -> None:
+    """Every task of a sweep asks for the sources; essays as a list of words take a hundred megabytes."""
+    folder = write_sources(tmp_path / "sources")
+    first = Sources.load(folder)
+    first.require("qa_1")
+    assert Sources.load(folder) is first and Sources.load(str(folder)) is first
+    assert Sources.load("embedded") is Sources.load("embedded")
+    (folder / "squad.json").write_bytes(b" " + (folder / "squad.json").read_bytes())
+    second = Sources.load(folder)
+    assert second is not first and second.checksums("qa_1") != first.checksums("qa_1")
+
+
 def test_checksums_are_of_the_files_a_task_reads(folder: Path, sources: Sources) -> None:
     names = {task: {name.split("/")[-1] for name in sources.checksums(task)} for task in TASKS}
     assert names["vt"] == names["fwe"] == names["niah_multikey_3"] == set()

@@ -35,23 +35,25 @@ class Sources:
         self.folder = folder
         self.version = EMBEDDED_VERSION if folder is None else "upstream"
         self.sentences = lru_cache(maxsize=64)(self._sentences)
+        self._sha256 = lru_cache(maxsize=None)(self._checksum)
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> Sources:
         """Open the sources in a folder; None: the prepared <KVBENCH_CACHE>/data/ruler if complete, else the embedded.
 
         "embedded" asks for the embedded ones. Raises ValueError if there is no such folder; a file that is missing in
-        it is an error when a task needs it.
+        it is an error when a task needs it. All tasks of a process share the sources of a folder while its files stay
+        as they are.
         """
         if folder == "embedded":
-            return cls(None)
+            return _opened(None, ())
         if folder is None:
             prepared = cache_dir() / "data" / "ruler"
-            return cls(prepared if (prepared / "manifest.json").is_file() else None)
+            return _opened(prepared, _state(prepared)) if (prepared / "manifest.json").is_file() else _opened(None, ())
         path = Path(folder).expanduser()
         if not os.path.isdir(path):  # which is False for an impossible name, too
             raise ValueError(f"benchmark.path={folder}: no such folder; {GET}")
-        return cls(path)
+        return _opened(path, _state(path))
 
     def checksums(self, task: str) -> dict[str, str]:
         """Return the sha256 of a task's files by name: with `version`, the part of the sources in a protocol."""
@@ -92,7 +94,7 @@ class Sources:
             raise ValueError(f"benchmark.path={self.folder}: no {name} in it; {GET}")
         return self._path(name)
 
-    def _sha256(self, name: str) -> str:
+    def _checksum(self, name: str) -> str:
         checksum = hashlib.sha256(read_bytes(self._existing(name))).hexdigest()
         assert self.folder is not None
         if inventory.read(self.folder).get("files", {}).get(name, {}).get("sha256", checksum) != checksum:
@@ -202,3 +204,16 @@ class Sources:
         if not self._path(name).is_file():
             raise ValueError(f"benchmark.tasks=[{task}]: no {name} in {self.folder}; {GET}")
         return name
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: Path | None, state: tuple[tuple[str, int, int], ...]) -> Sources:
+    return Sources(folder)
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return the name, time of change and size of every file that a task may read."""
+    known = [folder / name for name in ("manifest.json", _ESSAYS, "english_words.json", "squad.json")]
+    known += [*folder.glob("hotpotqa*.json"), *(folder / _WORDS).glob("*"), *(folder / _PUNKT).glob("*")]
+    stats = [(path, path.stat()) for path in sorted(known) if path.is_file()]
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats)

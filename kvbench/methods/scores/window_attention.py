@@ -54,12 +54,7 @@ class WindowAttention(Score):
             score_UN = pool(reduce_group(mean_UGN, self.reduce, dim=1), self.pooling, size)
         else:
             score_UN = ctx.kernels.window_score(
-                ctx.q[:, past:],
-                ctx.k,
-                scaling=ctx.scaling,
-                reduce=self.reduce,
-                pooling=self.pooling,
-                kernel_size=size,
-                lse_HW=ctx.last_lse(self.window),
-            )
+                ctx.q[:, past:], ctx.k, scaling=ctx.scaling, reduce=self.reduce, pooling=self.pooling,
+                kernel_size=size, lse_HW=ctx.last_lse(self.window),
+            )  # fmt: skip
         return F.pad(score_UN, (0, self.window))
