@@ -26,7 +26,7 @@ def test_every_dataset_with_every_method(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], compose: Callable[..., DictConfig]
 ) -> None:
     path = SHARED if (SHARED / "dev").is_dir() else write_bundle(tmp_path / "bundle", rows=6)
-    shared = ["benchmark=smoke", f"benchmark.path={path}", "benchmark.max_length=300", "benchmark.max_new_tokens=4"]
+    shared = ["benchmark=smoke", f"benchmark.path={path}", "benchmark.max_length=300", "benchmark.max_new_tokens=2"]
     shared += [f"paths.outputs={tmp_path}/out", "progress=false", "budget=0.6"]
     methods = sorted(config.options("method"))
     words = {name: [f"method={name}", *test_overrides(name, layers=30, query_heads=9)] for name in methods}
@@ -37,7 +37,7 @@ def test_every_dataset_with_every_method(
         run = store.load_run(outcome.folder)
         (sample,) = run.samples
         assert run.status["status"] == "done" and 0 <= sample["scores"][run.manifest["headline"]] <= 1
-        assert len(sample["token_ids"]) <= 4 and sample["prompt_tokens"] <= 300 + 40  # the chat wrapper on top
+        assert len(sample["token_ids"]) <= 2 and sample["prompt_tokens"] <= 300 + 40  # the chat wrapper on top
         if outcome.job.variant.method.promises == "kept":
             assert sample["kept_mean"] == int(0.6 * sample["span"] + 1e-9)
     present_outcomes(outcomes)
