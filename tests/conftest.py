@@ -130,7 +130,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take the tests out of the collection that this machine cannot run, and remember them with the reason."""
+    """Take the tests out of the collection that this machine cannot run, and remember them with the reason.
+
+    Files with slow tests come first: a process that gets one at the end would work on while the other has nothing left.
+    """
     lacks = {name: reason for name, (is_here, reason) in NEEDS.items() if _marked(items, name) and not is_here()}
     kept = []
     for item in items:
@@ -140,7 +143,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.stash[_left_out][item.nodeid.partition("[")[0], ", ".join(dict.fromkeys(reasons))] += 1
         else:
             kept.append(item)
-    items[:] = kept
+    slow = {item.path for item in kept if item.get_closest_marker("slow")}
+    items[:] = sorted(kept, key=lambda item: item.path not in slow)
 
 
 def _marked(items: list[pytest.Item], name: str) -> bool:
