@@ -70,7 +70,7 @@ class Arenas:
 
     def rebuild(self) -> None:
         """Lay out the remaining segments again, in one arena."""
-        before = self.nbytes()
+        before = sum(arena.nbytes() for arena in self._arenas if arena.buffers.k_RD.is_cpu)
         merged = merge(self._arenas, frozenset(self._dead), self._backend)
         self._arenas = [] if merged is None else [merged]
         self._dead.clear()

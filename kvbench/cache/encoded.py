@@ -184,7 +184,7 @@ class EncodedRows:
 
     def _rebuild(self) -> None:
         """Lay out the remaining segments again, in one part."""
-        before = self.bytes()
+        before = self.bytes() if self._parts and self._parts[0].keys.plain_RD.is_cpu else 0
         remaining = [[i for i, s in enumerate(part.segments) if s.row not in self._dead] for part in self._parts]
         segments = [part.segments[i] for part, rest in zip(self._parts, remaining, strict=True) for i in rest]
         pools = []

@@ -16,7 +16,7 @@ def trim_heap(freed: int) -> None:
     """Return the free pages of glibc's heap to the system. Does nothing with another C library.
 
     Args:
-        freed: bytes that have become free; for few of them the search is not worth its time.
+        freed: bytes of the heap that have become free; for few of them the search is not worth its time.
     """
     trim = _malloc_trim()
     if trim is not None and freed >= _WORTH_IT:

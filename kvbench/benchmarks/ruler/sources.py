@@ -37,8 +37,8 @@ class Sources:
         self.sentences = lru_cache(maxsize=64)(self._sentences)
         self._sha256 = lru_cache(maxsize=None)(self._checksum)
 
-    @classmethod
-    def load(cls, folder: str | Path | None = None) -> Sources:
+    @staticmethod
+    def load(folder: str | Path | None = None) -> Sources:
         """Open the sources in a folder; None: the prepared <KVBENCH_CACHE>/data/ruler if complete, else the embedded.
 
         "embedded" asks for the embedded ones. Raises ValueError if there is no such folder; a file that is missing in
