@@ -69,11 +69,16 @@ def cases(toy: bool) -> list[Case]:
     return [*(Case(batch, long, budget) for batch, budget in pairs), Case(16, long, 1024, "flash_attn")]
 
 
-def load(toy: bool) -> Any:
-    """Return the model. It is read from its YAML without Hydra, which a bare machine lacks."""
+def spec(toy: bool) -> models.ModelSpec:
+    """Return what the model is. It is read from its YAML without Hydra, which a bare machine lacks."""
     name = "tiny" if toy else "shape/llama31_8b"
     node = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return models.load(models.ModelSpec.from_node(node)).model
+    return models.ModelSpec.from_node(node)
+
+
+def load(toy: bool) -> Any:
+    """Return the model."""
+    return models.load(spec(toy)).model
 
 
 def weights_read(model: Any) -> int:

@@ -1,4 +1,4 @@
-"""Lines of the suite's table about whole decode steps of a model. Needs the standard library only."""
+"""Lines of the suite's table about whole models: decode steps and a sweep. Needs the standard library only."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def lines(records: Sequence[Record]) -> Iterable[Line]:
     yield _saved(batch, full, small)
     yield from _peer(steps)
     yield from _breakdowns(records)
+    yield from _sweep([r for r in records if r.get("bench") == "sweep"])
 
 
 def _batch(steps: Mapping[Key, Record]) -> int:
@@ -112,6 +113,29 @@ def _breakdowns(records: Sequence[Record]) -> Iterable[Line]:
         parts = ", ".join(f"{name} {entry['us'] / 1e3:.2f}" for name, entry in order)
         total = f"{r['device_us'] / 1e3:.2f} ms of {r['step_us'] / 1e3:.2f}, {r['kernels']:.0f} kernels"
         yield Line(f"device time of a step, batch {r['batch']}, budget {r['budget']}", "", f"{total}: {parts}", INFO)
+
+
+def _sweep(records: Sequence[Record]) -> Iterable[Line]:
+    """Yield how much faster a sweep is than its variants one by one, and where its time goes; there is no target."""
+    ratios = [r for r in records if r["what"] == "ratio"]
+    if not ratios:
+        return
+    last = ratios[-1]  # has the most runs
+    together, alone = last["together"], last["alone"]
+    printed = f"{last['times']:.1f} ({together['seconds']:.1f} s against {alone['seconds']:.1f} s"
+    default = [r["seconds"] for r in records if r["what"] == "together" and r.get("limits") == "defaults"]
+    if default:
+        printed += f"; {alone['seconds'] / default[-1]:.1f} with the engine's default limits"
+    printed += f"; {last['measured_alone']} of {last['variants']} runs measured)"
+    title = f"sweep of {last['variants']} x {last['samples']}"
+    yield Line(f"{title}, times as fast as one by one", "", printed, INFO)
+    for way, parts in (("together", together), ("one by one", alone)):
+        shares = ((name.removesuffix("_s").replace("_", " "), parts[name]) for name in parts if name != "seconds")
+        yield Line(f"{title}, seconds {way}", "", ", ".join(f"{name} {s:.2f}" for name, s in shares), INFO)
+    same = [r for r in records if r["what"] == "alone" and "tokens_equal" in r]
+    means = [sum(r[name] for r in same) / len(same) for name in ("tokens_equal", "first_tokens_equal")] if same else []
+    if means:
+        yield Line(f"{title}, tokens equal to one by one", "", f"{means[0]:.1%}, first ones {means[1]:.1%}", INFO)
 
 
 def _title(key: Key) -> str:

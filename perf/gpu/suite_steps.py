@@ -67,6 +67,7 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
         Step("step", 60, bench("step")),
         Step("breakdown", 25, bench("breakdown"), env=_KEEP_CUPTI),
         Step("profile", 45, _profile(out, 1, 32768, toy)),
+        Step("sweep", 80, bench("sweep")),
         Step("check", 45, _check(toy), crew="checks", read=_cases),
         Step("tests", 45 if workers else 150, _tests(toy, workers), crew="checks", read=_tested, good=_passed(toy)),
         _sanitizer("memcheck", "memory", toy),

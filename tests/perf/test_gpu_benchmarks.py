@@ -99,3 +99,36 @@ def test_the_op_of_fa3_is_looked_at(load):
     other = str(schema).replace("(Tensor q", "(Tensor page, Tensor q").replace(", Tensor? num_splits=None", "")
     with pytest.raises(ValueError, match=r"lacks \['num_splits'\], wants \['page'\]"):
         rivals.check_fa3(torch._C.parse_schema(other))
+
+
+def test_runs_of_a_sweep_that_were_not_measured_take_as_long_as_others_of_their_method(load: Load) -> None:
+    sweep = load("sweep")
+    variants = sweep._TOY.variants()
+    assert len(variants) == 10 and len(sweep._REAL.variants()) == 20
+    parts = dict.fromkeys(sweep._PARTS, 1.0)
+    alone = {variants[0]: {"seconds": 2.0, **parts}, variants[1]: {"seconds": 4.0, **parts}}
+    total = sweep.whole(variants, alone)
+    assert total["seconds"] == 2 * 2.0 + 2 * 4.0 + 6 * 3.0 and total["prefill_s"] == 10.0
+
+
+def test_the_parts_of_a_sweeps_time(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = load("sweep")
+    clock, time = sweep.Clock(torch.device("cpu")), [0.0]
+    monkeypatch.setattr(sweep, "now", lambda _: time[0])
+    monkeypatch.setattr(sweep.time, "perf_counter", lambda: time[0])
+
+    def after(seconds: float, *call: object) -> None:
+        time[0] += seconds
+        name, *arguments = call
+        getattr(clock, str(name))(*arguments)
+
+    after(5, "drawn")
+    after(1, "drawn")
+    for tokens in (96, 96):
+        after(2, "begun", tokens)
+        after(1, "ended")
+    for seconds in (3.0, 0.5):
+        after(1 if seconds == 3.0 else 0, "begun", 1)
+        after(0, "ended")
+        after(seconds, "stepped", seconds, seconds < 1)
+    assert (clock.joined, clock.laid_out, clock.step_s, clock.replayed) == (7, 1, [3.0, 0.5], 1)

@@ -29,9 +29,9 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
     result = json.loads((out / "gpu_suite.json").read_text())
     records = result["records"]
     statuses = {record["step"]: record["status"] for record in records if "step" in record}
-    assert list(statuses.values()).count("ok") == 12 and set(statuses.values()) == {"ok", "missing"}
+    assert list(statuses.values()).count("ok") == 13 and set(statuses.values()) == {"ok", "missing"}
     assert {r["bench"] for r in records if "bench" in r} == {
-        "build", "ceilings", "decode", "rivals", "append", "scoring", "step", "breakdown", "profile",
+        "build", "ceilings", "decode", "rivals", "append", "scoring", "step", "breakdown", "profile", "sweep",
     }  # fmt: skip
     errors = [record["error"] for record in records if "contender" in record and "error" in record]
     assert len(errors) == 10 and max(errors) < 5e-3
@@ -40,6 +40,8 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
     assert checked["error"] < 1e-4 and checked["chosen"] and checked["moved"]
     (breakdown,) = (record for record in records if record.get("bench") == "breakdown")
     assert {"GEMM", "norm", "rope", "activation"} <= set(breakdown["families"])
+    swept = [record for record in records if record.get("bench") == "sweep"]
+    assert {r["tokens_equal"] for r in swept if r["what"] == "alone"} == {1.0}  # in float32, together equals alone
     assert any(record.get("kernel") == "transformers" and "tpot_s" in record for record in records)
     assert {line["verdict"] for line in result["shows"]} == {"dry run", "not measured", ""}
     about = result["about"]

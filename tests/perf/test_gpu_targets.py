@@ -140,6 +140,25 @@ def test_whole_steps(load: Load) -> None:
     assert matches["16 x 32k, tokens/s of plain transformers'"] == ("", "full cache 10.0, budget 1024 45.0")
 
 
+def test_a_sweep(load: Load) -> None:
+    def parts(seconds: float, prefill_s: float):
+        return {"seconds": seconds, "prefill_s": prefill_s, "first_token_s": 0.5}
+
+    ratio = {"bench": "sweep", "what": "ratio", "variants": 20, "samples": 20, "measured_alone": 5, "times": 6.0}
+    ratio |= {"together": parts(10.0, 2.5), "alone": parts(60.0, 50.0)}
+    same = {"bench": "sweep", "what": "alone", "first_tokens_equal": 1.0}
+    records = [
+        {"bench": "sweep", "what": "together", "limits": "defaults", "seconds": 12.0}, ratio | {"times": 9.0}, ratio,
+        same | {"tokens_equal": 0.9}, same | {"tokens_equal": 1.0}, {"bench": "sweep", "what": "alone", "skipped": "x"},
+    ]  # fmt: skip
+    matches = verdicts(load, records)
+    assert matches["sweep of 20 x 20, times as fast as one by one"] == (
+        "", "6.0 (10.0 s against 60.0 s; 5.0 with the engine's default limits; 5 of 20 runs measured)",
+    )  # fmt: skip
+    assert matches["sweep of 20 x 20, seconds together"] == ("", "prefill 2.50, first token 0.50")
+    assert matches["sweep of 20 x 20, tokens equal to one by one"] == ("", "95.0%, first ones 100.0%")
+
+
 def test_a_smaller_card_is_judged_by_the_rows_that_fit(load: Load) -> None:
     matches = verdicts(load, [step(None, 500, 9, 9, batch=12), step(1024, 2500, 9, 9, batch=12), step(1024, 9, 9, 9)])
     assert matches["12 x 32k, budget 1024, tokens/s of the full cache's"] == ("holds", "5.00 (2500 against 500)")
