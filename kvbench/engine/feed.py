@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kvbench.cache.base import Entry
 from kvbench.engine.caches import LayerCaches, Place
-from kvbench.engine.clock import now
+from kvbench.engine.clock import Total, stamp
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed
@@ -25,6 +25,7 @@ from kvbench.methods.budgets import Allowance
 from kvbench.methods.context import PromptFacts
 from kvbench.methods.decoding import Feed
 from kvbench.methods.fitting import CacheShape
+from kvbench.methods.memo import Span
 from kvbench.methods.model_view import ModelView
 
 
@@ -42,7 +43,6 @@ class FeedPass:
 
     Attributes:
         full_bytes: bytes of the prompt in a full cache of one row, over the layers that are compressed.
-        copies_s: seconds of the call that were spent on copies for further questions.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -66,7 +66,12 @@ class FeedPass:
         self._guard = LayerGuard(caches.plan)
         self._allowed = [allowed(variant.method, variant.budget, span, shape) for variant in self._variants]
         self.full_bytes = 0
-        self.copies_s = 0.0
+        self._copies = Total()
+
+    @property
+    def copies_s(self) -> float:
+        """The seconds of the call that were spent on copies for further questions. Reading them may wait."""
+        return self._copies.seconds
 
     def begin(self, ids_BT: Tensor) -> None:
         """Start the forward call over these tokens."""
@@ -103,11 +108,11 @@ class FeedPass:
         """Give the other rows of each variant what its first row holds in a layer that has taken the prompt in."""
         if all(len(places) == 1 for places in self._places):
             return
-        begin = now(device)
+        begin = stamp(device)
         for first, *others in self._places:
             if others:
                 self._caches.fork(layer, first.row, [place.row for place in others])
-        self.copies_s += now(device) - begin
+        self._copies.add(Span(begin, stamp(device)))
 
     @property
     def _feed(self) -> Feed:

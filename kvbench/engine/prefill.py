@@ -23,7 +23,7 @@ from torch import Tensor
 from kvbench.cache.base import Entry
 from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches, Place
-from kvbench.engine.clock import VariantTimes, now
+from kvbench.engine.clock import Total, VariantTimes, now, stamp
 from kvbench.engine.entries import entries
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
@@ -35,7 +35,7 @@ from kvbench.methods.base import Score
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
 from kvbench.methods.fitting import CacheShape, promised_bytes
-from kvbench.methods.memo import Memo
+from kvbench.methods.memo import Memo, Span
 from kvbench.methods.probing import Probe
 from kvbench.methods.storage import Store
 from kvbench.methods.store_fitting import settings_of
@@ -62,7 +62,6 @@ class PrefillPass:
         allowed: per variant, the tokens that its budget allows; None without a budget.
         chosen: per variant, what its parts chose by the prompt, for the record.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
-        total_s: seconds of the call that were spent on compression.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
@@ -90,7 +89,7 @@ class PrefillPass:
         self.chosen = [variant.method.chosen(self._facts) for variant in variants]
         self._variants, seconds = self._for_prompt(variants)
         self._times = VariantTimes(seconds)
-        self.total_s = sum(seconds)
+        self._total = Total(sum(seconds))
         self.allowed = [allowed(v.method, v.budget, span, shape) for v in self._variants]
         self._earlier = EarlierScores()
         self._totals: dict[int, list[int] | None] = {}
@@ -113,6 +112,11 @@ class PrefillPass:
         """Per variant, the seconds that its compression would have taken without the others, and with a single row."""
         return self._times.seconds
 
+    @property
+    def total_s(self) -> float:
+        """The seconds of the call that were spent on compression. Reading them may wait for the device."""
+        return self._total.seconds
+
     def begin(self, ids_BT: Tensor) -> None:
         """Start the forward call over these tokens."""
         self._guard.begin()
@@ -131,8 +135,8 @@ class PrefillPass:
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
         wanted = self._caches.kv.prompt is not None  # the kernels that score can use the log-sum-exp
         out_BHTD, lse_BHT = attend_with_lse(q_BHTD, k_BUTD, v_BUTD, scaling, wanted)
-        device = k_BUTD.device
-        begin = now(device)
+        clock = partial(stamp, k_BUTD.device)
+        begin = clock()
         ctx = LayerContext(
             q_BHTD[0],
             k_BUTD[0],
@@ -142,14 +146,14 @@ class PrefillPass:
             num_layers=self._shape.layers,
             kernels=self._caches.kv.prompt,
             lse_HT=None if lse_BHT is None else lse_BHT[0],
-            clock=partial(now, device),
+            clock=clock,
             facts=self._facts,
             hidden_TE=None if self._hidden is None else self._hidden.take(layer),
             earlier=self._earlier,
         )
         self._compress(ctx)
         self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes
-        self.total_s += now(device) - begin
+        self._total.add(Span(begin, clock()))
         return out_BHTD
 
     def finish(self) -> None:
@@ -172,7 +176,7 @@ class PrefillPass:
         while self._waiting:
             self._store(late, self._waiting.pop(0))
         self._earlier.clear()
-        self.total_s += now(device) - begin
+        self._total.add(Span(begin, now(device)))
 
     def close(self) -> None:
         """Remove what the pass has added to the model. Must be called if a forward call fails."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.kernels import Kernels
-from kvbench.methods.memo import Memo, Stopwatch
+from kvbench.methods.memo import Memo, Stamp, Stopwatch
 from kvbench.methods.model_view import ModelView
 
 R = TypeVar("R")
@@ -83,7 +83,7 @@ class LayerContext:
         layer: position of the layer among the model's `num_layers`.
         kernels: faster forms of some computations; None for torch.
         lse_HT: natural log-sum-exp of each query's causal logits, float32, for the kernels; None if it is not known.
-        clock: seconds, read around shared computations for `reused_s`; None where times do not matter.
+        clock: gives a stamp of the time around shared computations, for `reused_s`; None where times do not matter.
         facts: token ids, spans, model and seed; see `PromptFacts`.
         hidden_TE: the input of the layer, before its norm; None where no part asks for it.
         probed: results of a method's own forward passes in this layer, by their part.
@@ -101,7 +101,7 @@ class LayerContext:
         num_layers: int = 1,
         kernels: Kernels | None = None,
         lse_HT: Tensor | None = None,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], Stamp] | None = None,
         facts: PromptFacts | None = None,
         hidden_TE: Tensor | None = None,
         probed: Mapping[Any, Any] | None = None,
@@ -183,8 +183,11 @@ class LayerContext:
 
     @property
     def reused_s(self) -> float:
-        """Seconds that results took when they were computed, summed over the times they were used again."""
-        return self.watch.reused_s
+        """Seconds that results took when they were computed, summed over the times they were used again.
+
+        Reading them may wait for the device.
+        """
+        return sum(span.seconds for span in self.watch.reused)
 
     def score(self, part: ScoreRule) -> Tensor:
         """Return the [U, T] scores by `part`; equal parts share one computation.
