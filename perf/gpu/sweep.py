@@ -261,8 +261,16 @@ def run(bench: Bench, everything: bool) -> None:
         warm_s=time.monotonic() - begun - load_s,
         weight_bytes=sum(p.nbytes for p in loaded.model.parameters()),
     )
-    together, answers = runner.run(samples, variants, sweep.new)
-    bench.record(what="together", limits="memory", **together)
+    few = (2 * len(variants), 2) if bench.toy else _DEFAULTS
+    limits, failed = "memory", None
+    try:
+        together, answers = runner.run(samples, variants, sweep.new)
+    except RuntimeError as problem:  # of memory too; what can be measured still is
+        limits, failed = "defaults", bench.survive(problem, "all rows together")
+        bench.record(what="together", limits="memory", missing=failed)
+    if failed is not None:  # not above, where the error holds on to its tensors
+        together, answers = runner.run(samples, variants, sweep.new, few)
+    bench.record(what="together", limits=limits, **together)
     alone: dict[Variant, dict[str, Any]] = {}
     methods = len(sweep.dials)
 
@@ -278,12 +286,13 @@ def run(bench: Bench, everything: bool) -> None:
             _summarize(bench, together, variants, alone)
 
     one_by_one(variants[:methods])
-    if bench.toy or bench.left() > 1.3 * together["seconds"]:
-        rows, contexts = (2 * len(variants), 2) if bench.toy else _DEFAULTS
-        small, others = runner.run(samples, variants, sweep.new, (rows, contexts))
+    if failed is None and (bench.toy or bench.left() > 1.3 * together["seconds"]):
+        small, others = runner.run(samples, variants, sweep.new, few)
         bench.record(what="together", limits="defaults", **small, **equal_shares(others, answers))
     if everything or bench.toy:
         one_by_one(variants[methods:])
+    if failed is not None:
+        raise SystemExit(f"sweep: all rows together: {failed}")
 
 
 def _summarize(

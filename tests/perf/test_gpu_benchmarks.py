@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,24 @@ def test_the_parts_of_a_sweeps_time(load: Load, monkeypatch: pytest.MonkeyPatch)
         after(0, "ended")
         after(seconds, "stepped", seconds, seconds < 1)
     assert (clock.joined, clock.laid_out, clock.step_s, clock.replayed) == (7, 1, [3.0, 0.5], 1)
+
+
+def test_a_sweep_that_does_not_fit_into_one_batch_is_measured_in_smaller_ones(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, whole = load("sweep"), load("sweep").Runner.run
+    records = tmp_path / "records"
+
+    def run(self: object, samples: Sequence[int], variants: Sequence[object], *rest: object) -> object:
+        if len(rest) == 1 and len(samples) > 1 and len(variants) > 1:
+            raise torch.OutOfMemoryError("out of memory\nmore")
+        return whole(self, samples, variants, *rest)
+
+    monkeypatch.setattr(sweep.Runner, "run", run)
+    with pytest.raises(SystemExit, match="all rows together: out of memory"):
+        sweep.main(["--toy", "--out", str(records)])
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    together = [(r["limits"], r.get("missing"), r.get("rows_per_step")) for r in lines if r["what"] == "together"]
+    assert together == [("memory", "out of memory", None), ("defaults", None, 20)]
+    assert sum(r["what"] == "alone" and r["tokens_equal"] == 1 for r in lines) == 10
+    assert [r["measured_alone"] for r in lines if r["what"] == "ratio"] == list(range(1, 11))
