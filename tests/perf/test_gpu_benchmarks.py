@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,10 +115,10 @@ def test_runs_of_a_sweep_that_were_not_measured_take_as_long_as_others_of_their_
 
 
 def test_the_parts_of_a_sweeps_time(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = load("sweep")
-    clock, time = sweep.Clock(torch.device("cpu")), [0.0]
-    monkeypatch.setattr(sweep, "now", lambda _: time[0])
-    monkeypatch.setattr(sweep.time, "perf_counter", lambda: time[0])
+    clocks = load("sweep_clock")
+    clock, time = clocks.Clock(torch.device("cpu")), [0.0]
+    monkeypatch.setattr(clocks, "now", lambda _: time[0])
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: time[0])
 
     def after(seconds: float, *call: object) -> None:
         time[0] += seconds
@@ -137,7 +138,7 @@ def test_the_parts_of_a_sweeps_time(load: Load, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_sweep_that_does_not_fit_into_one_batch_is_measured_in_smaller_ones(
-    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     sweep, whole = load("sweep"), load("sweep").Runner.run
     records = tmp_path / "records"
@@ -148,6 +149,7 @@ def test_a_sweep_that_does_not_fit_into_one_batch_is_measured_in_smaller_ones(
         return whole(self, samples, variants, *rest)
 
     monkeypatch.setattr(sweep.Runner, "run", run)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))  # a dry run takes a single one
     with pytest.raises(SystemExit, match="all rows together: out of memory"):
         sweep.main(["--toy", "--out", str(records)])
     lines = [json.loads(line) for line in records.read_text().splitlines()]
