@@ -8,7 +8,7 @@ largest of them, at most an eighth above the smallest (or 16 slots). They can th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -33,10 +33,21 @@ class Segment:
 
 @dataclass
 class Arena:
-    """Segments in slab order, and the buffers that hold them."""
+    """Segments in slab order, and the buffers that hold them.
 
-    segments: list[Segment]
+    Args:
+        placed: the segments, or a function that returns them once the host may wait for their lengths.
+    """
+
+    placed: list[Segment] | Callable[[], list[Segment]]
     buffers: Buffers
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The segments. The first use may wait for the device."""
+        if callable(self.placed):
+            self.placed = self.placed()
+        return self.placed
 
     @cached_property
     def of_row(self) -> dict[int, list[Segment]]:

@@ -20,6 +20,7 @@ from kvbench.cache.arenas import Arenas
 from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.held import HeldRow, begin
 from kvbench.cache.host_work import HostWork
+from kvbench.cache.late_arena import PromptLengths, gather_unread
 from kvbench.cache.policy_group import PolicyGroup
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench_kernels.backends import Backend
@@ -28,7 +29,15 @@ from kvbench_kernels.backends import Backend
 class ArenaLayer:
     """The rows of one layer whose tokens are not encoded: one arena, and one for each prompt that joined since."""
 
-    def __init__(self, backend: Backend, layer: int, num_layers: int, host_work: HostWork) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        layer: int,
+        num_layers: int,
+        host_work: HostWork,
+        lengths: PromptLengths | None = None,
+    ) -> None:
+        self._prompt_lengths = lengths or PromptLengths()
         self._backend, self._layer, self._num_layers, self._host_work = backend, layer, num_layers, host_work
         self._held: dict[int, HeldRow] = {}  # rows with a policy; those of active groups are out of date
         self._arenas = Arenas(backend)
@@ -48,7 +57,11 @@ class ArenaLayer:
         held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.policy is not None}
         self._held |= held
         entries = [replace(e, reserve=held[e.row].most_reserved(e)) if e.row in held else e for e in entries]
-        self._arenas.join(gather(entries, k_UTD, v_UTD, self._backend))
+        kernels = self._backend.prompt
+        if kernels is None or any(entry.total is None for entry in entries):
+            self._arenas.join(gather(entries, k_UTD, v_UTD, self._backend))
+        else:
+            self._arenas.join(gather_unread(entries, k_UTD, v_UTD, kernels, self._prompt_lengths))
 
     def fork(self, row: int, copies: Sequence[int]) -> None:
         """Give new rows what a row holds, the state of its policy included."""

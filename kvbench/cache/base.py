@@ -58,6 +58,8 @@ class Entry:
         look: look part of the method; None for rows of which a step reads everything.
         reads: tokens that a query head may read per step; None without a look.
         plan: the policy that the selection chose for each head; None if it chooses none.
+        total: tokens that all heads keep together, if that is known without the mask; then the cache need not wait for
+            the device to count them.
         at_once: most tokens that are appended in one call, apart from questions.
         rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
         seed: seed of the run and the prompt, for policies that draw random numbers.
@@ -77,6 +79,7 @@ class Entry:
     reads: int | None = None
     seed: int = 0
     plan: Plan | None = None
+    total: int | None = None
 
     @property
     def followed(self) -> Plan | None:

@@ -18,6 +18,7 @@ from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Counts, Entry, NewTokens, TokensRead, tokens_read
 from kvbench.cache.forms import Form, FormRows, OwnRows, attend_by_form, by_form, form_of, of_rows, own_rows
 from kvbench.cache.host_work import HostWork
+from kvbench.cache.late_arena import PromptLengths
 from kvbench.cache.looking import LookRows
 from kvbench.methods.fitting import state_bytes
 from kvbench_kernels.backends import Backend, make_backend
@@ -36,7 +37,8 @@ class RaggedCache:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
         self.host_work = HostWork()
-        self._layers = [ArenaLayer(chosen, layer, num_layers, self.host_work) for layer in range(num_layers)]
+        lengths = PromptLengths()
+        self._layers = [ArenaLayer(chosen, layer, num_layers, self.host_work, lengths) for layer in range(num_layers)]
         self._encoded: list[dict[Form, OwnRows]] = [{} for _ in range(num_layers)]
         self._form_of: list[dict[int, Form]] = [{} for _ in range(num_layers)]
         self._dtype = torch.float32  # of keys and values

@@ -20,7 +20,12 @@ from kvbench.methods.plan import Plan
 
 
 def entries(
-    variant: Variant, places: Sequence[Place], ctx: LayerContext, keep_UT: Tensor, tokens: int | None
+    variant: Variant,
+    places: Sequence[Place],
+    ctx: LayerContext,
+    keep_UT: Tensor,
+    tokens: int | None,
+    total: int | None = None,
 ) -> list[Entry]:
     """Return what each row of a variant stores of a layer. The rows share all tensors.
 
@@ -28,6 +33,7 @@ def entries(
         places: the rows, and the tokens that follow in each.
         keep_UT: the tokens that the method keeps of the prompt.
         tokens: tokens per KV head that the budget allows; None without a budget.
+        total: tokens that all heads keep of the prompt together, if that is known without the mask.
     """
     method, (first, *others) = variant.method, places
     policy, plan = method.policy, method.plan(ctx, keep_UT)
@@ -40,6 +46,7 @@ def entries(
         score_UT=method.start_scores(ctx),
         base_U=None if policy is None else _base(variant, policy, keep_UT, plan, tokens),
         plan=plan,
+        total=keep_UT.numel() if method.keeps_prompt else total,
         look=method.look,
         reads=None if method.look is None else tokens,
         seed=ctx.facts.seed,

@@ -313,12 +313,16 @@ class PrefillPass:
             totals = self._totals[index]
             if tokens is not None:
                 variant.method.check_scored(tokens)
-            keep_UT = variant.method.evicting.mask(ctx, tokens, None if totals is None else totals[ctx.layer])
+            total = None if totals is None else totals[ctx.layer]
+            evicting = variant.method.evicting
+            keep_UT = evicting.mask(ctx, tokens, total)
+            known = total if evicting.exact and tokens is not None else None
         else:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+            known = keep_UT.numel()
         if self._kept is not None:
             self._kept[index][ctx.layer] = keep_UT.cpu()
-        return entries(variant, self._places[index], ctx, keep_UT, tokens)
+        return entries(variant, self._places[index], ctx, keep_UT, tokens, known)
 
     def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:
         allowed, shape = self.allowed[index], self._shape

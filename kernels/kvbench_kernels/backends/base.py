@@ -31,7 +31,7 @@ class Buffers:
     v_RD: Tensor
     start_S1: Tensor  # int32, first slot of each segment, ascending; the difference is the capacity
     length_S: Tensor  # int32, live slots; a backend adds the new tokens
-    capacity: int  # of the largest segment
+    capacity: int  # of the largest segment, or more
     slabs: Sequence[Slab] = ()
     bias_R: Tensor | None = None  # 0 on live slots, else -inf; `sdpa` and `torch` read it and keep it up to date
     status: Tensor = field(init=False)  # int32 [1]: 0; 1 + the segment that had no room; -1 if calls overlapped
