@@ -99,7 +99,7 @@ def gather_unread(
     length_S = keep_ST.sum(1, dtype=torch.int32)
     start_S1 = reserved_S1.clone()
     start_S1[1:] += length_S.cumsum(0, dtype=torch.int32)
-    start_S1.clamp_(max=slots)  # nothing is written behind the buffers, whatever a method keeps
+    start_S1.clamp_(max=slots)  # the buffers end here, however many tokens a method keeps
     k_RD, v_RD = kernels.gather(k_UTD, v_UTD, keep_ST, head_S, start_S1, slots)
     read = lengths.later(length_S)
 

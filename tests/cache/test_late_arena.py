@@ -72,7 +72,7 @@ def test_lengths_of_all_layers_are_read_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_mask_with_more_tokens_than_promised_is_refused() -> None:
-    """Nothing is written behind the buffers, and the host learns of it when it reads the lengths."""
+    """Nothing is written after the buffers, and the host learns of it when it reads the lengths."""
     k_UTD = torch.randn(HEADS, TOKENS, DIM)
     arena = gather_unread([entry(0, 0.5, 0, surplus=20)], k_UTD, k_UTD, PromptKernels(), PromptLengths())
     assert int(arena.buffers.start_S1.max()) <= len(arena.buffers.k_RD)
