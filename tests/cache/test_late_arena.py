@@ -36,11 +36,11 @@ def entry(row: int, share: float, reserve: int, surplus: int = 0) -> Entry:
 
 def rows_of(arena: Arena) -> dict[tuple[int, int], tuple[int, Tensor, Tensor]]:
     """Return reserve, keys and values of every row and head."""
-    found = {}
+    held = {}
     for s in arena.segments:
         live = slice(s.start, s.start + s.length)
-        found[s.row, s.head] = s.need - s.length, arena.buffers.k_RD[live], arena.buffers.v_RD[live]
-    return found
+        held[s.row, s.head] = s.need - s.length, arena.buffers.k_RD[live], arena.buffers.v_RD[live]
+    return held
 
 
 @pytest.mark.parametrize("entries", [[entry(4, 0.5, 6)], [entry(1, 0.3, 5), entry(7, 0.0, 0), entry(2, 1.0, 9)]])
@@ -48,11 +48,11 @@ def test_an_unread_arena_holds_what_another_one_holds(entries: Sequence[Entry]) 
     k_UTD, v_UTD = torch.randn(2, HEADS, TOKENS, DIM).unbind()
     late = gather_unread(entries, k_UTD, v_UTD, PromptKernels(), PromptLengths())
     other = gather(entries, k_UTD, v_UTD, backends.make_backend("cuda"))
-    expected, found = rows_of(other), rows_of(late)
-    assert found.keys() == expected.keys()
+    expected, held = rows_of(other), rows_of(late)
+    assert held.keys() == expected.keys()
     for key, (reserve, k_ND, v_ND) in expected.items():
-        assert found[key][0] == reserve
-        assert torch.equal(found[key][1], k_ND) and torch.equal(found[key][2], v_ND)
+        assert held[key][0] == reserve
+        assert torch.equal(held[key][1], k_ND) and torch.equal(held[key][2], v_ND)
     buffers, ends = late.buffers, [s.start + s.capacity for s in late.segments]
     assert buffers.start_S1.tolist() == [*(s.start for s in late.segments), ends[-1]]
     assert buffers.length_S.tolist() == [s.length for s in late.segments]
@@ -72,7 +72,7 @@ def test_lengths_of_all_layers_are_read_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_mask_with_more_tokens_than_promised_is_refused() -> None:
-    """Nothing is written after the buffers, and the host learns of it when it reads the lengths."""
+    """The tokens that have no room are not written, and reading the lengths raises the error."""
     k_UTD = torch.randn(HEADS, TOKENS, DIM)
     arena = gather_unread([entry(0, 0.5, 0, surplus=20)], k_UTD, k_UTD, PromptKernels(), PromptLengths())
     assert int(arena.buffers.start_S1.max()) <= len(arena.buffers.k_RD)
