@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,6 +18,7 @@ from kvbench.cache.arena import Arena, gather
 from kvbench.cache.base import Entry
 from kvbench.cache.late_arena import PromptLengths, gather_unread
 from kvbench.cache.ragged import RaggedCache
+from kvbench.common.paths import conf_dir
 from kvbench.engine import decode, prefill
 from kvbench.engine.caches import num_layers
 from kvbench.engine.variant import Generation
@@ -178,3 +180,26 @@ def test_a_method_that_counts_by_itself_still_waits(tiny: Tiny, monkeypatch: pyt
     variants = [kvbench.Variant(kvbench.load_method("corm"))]
     ours = by_kernels(tiny, [prompt(290)], variants, monkeypatch)[0]
     assert ours[0].kept == generate(tiny, [prompt(290)], variants)[0][0].kept
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_no_layer_of_a_prompt_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own check of operations that wait, which knows of most."""
+    dims = dict(OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims) | {"head_dim": 64}
+    loaded = kvbench.load_model("tiny", dtype="bfloat16", device="cuda", dims=dims)
+    gpu = loaded.model, loaded.tokenizer
+    expected = generate(gpu, [prompt(290)], asked())[0]  # also compiles the kernels, and tries torch's attention
+    real = prefill.PrefillPass._compress
+
+    def compress(self: prefill.PrefillPass, ctx: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            real(self, ctx)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(prefill.PrefillPass, "_compress", compress)
+    for row, before in zip(generate(gpu, [prompt(290)], asked())[0], expected, strict=True):
+        assert row.kept_total == before.kept_total and row.kernel == "cuda"
+        assert 0 < row.timings.compress_s < row.timings.ttft_s
