@@ -176,4 +176,15 @@ struct SiluMul {
     int32_t rows, dim, dtype;
 };
 
+struct Linear {
+    Tensor2 x;           // [tokens, inputs]
+    const void* weight;  // [rows, inputs], contiguous
+    const void* bias;    // [rows]; may be null
+    void* out;           // [tokens, rows], with `gated` [tokens, rows / 2], contiguous; written
+    int32_t tokens, inputs, rows;
+    int32_t gated;  // 1: SiLU of the first half of the rows, times the second half
+    int32_t early;  // 1: weight may be read before the stream's previous kernel ends
+    int32_t dtype;
+};
+
 }  // namespace kvb

@@ -66,6 +66,13 @@ def cases(large: bool) -> Iterator[Case]:
                 yield Case("rope", title, BOUND[dtype], partial(rope, dtype=dtype, dim=dim, normed=normed))
         for size in (72, 1000):
             yield Case("silu_mul", f"{name} F{size}", BOUND[dtype], partial(silu_mul, dtype=dtype, size=size))
+        for tokens, inputs, outputs, how in (
+            (1, 64, 96, ""), (2, 72, 40, "gated early"), (7, 8, 2, "gated"), (8, 1032, 33, "bias"),
+            (9, 4096, 50, "bias gated early"), (16, 1992, 1, "early"), (16, 512, 130, "gated"),
+        ):  # fmt: skip
+            run = partial(linear, dtype=dtype, tokens=tokens, inputs=inputs, outputs=outputs, how=how)
+            title = f"{name} N{tokens} C{inputs} O{outputs} {how}".rstrip()
+            yield Case("linear", title, BOUND[dtype], run)
         for dim, queries, tokens in ((64, 3, 1), (80, 1, 5), (128, 8, 1), (256, 2, 40)):
             run = partial(decode_weights, dtype=dtype, dim=dim, group=queries, tokens=tokens)
             yield Case("decode_weights", f"{name} D{dim} Q{queries} T{tokens}", BOUND[dtype], run)
@@ -331,6 +338,24 @@ def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> 
     both_NF = 4 * normal(g, 3, 2 * size, dtype=dtype)
     gate_NF, up_NF = both_NF.to(device, dtype).chunk(2, dim=1)
     return error(torch.ops.kvb.silu_mul(gate_NF, up_NF), reference.silu_mul(*both_NF.chunk(2, dim=1)))
+
+
+def linear(
+    device: torch.device, seed: int, dtype: torch.dtype, tokens: int, inputs: int, outputs: int, how: str
+) -> float:
+    """Compare `linear`; x is a slice of wider rows. `how` may have the words bias, gated and early."""
+    g = torch.Generator().manual_seed(seed)
+    x_NC, weight_OC = normal(g, tokens, inputs, dtype=dtype), normal(g, outputs, inputs, dtype=dtype) / 8
+    bias_O = normal(g, outputs, dtype=dtype) if "bias" in how else None
+    bias = None if bias_O is None else bias_O.to(device, dtype)
+    arguments = _wider(x_NC, device, dtype), weight_OC.to(device, dtype), bias, "gated" in how
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # an early product does not wait for the kernel that writes the weight
+    out = torch.ops.kvb.linear(*arguments, "early" in how)
+    exact = x_NC @ weight_OC.T if bias_O is None else x_NC @ weight_OC.T + bias_O
+    if "gated" in how:
+        exact = reference.silu_mul(*exact.to(dtype).double().chunk(2, dim=1))
+    return error(out, exact)
 
 
 def error(out: Tensor, exact: Tensor) -> float:

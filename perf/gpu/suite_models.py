@@ -28,6 +28,7 @@ def lines(records: Sequence[Record]) -> Iterable[Line]:
     yield _speed_up(batch, full, small)
     yield _roofline(batch, steps, records)
     yield from _fused(steps)
+    yield from _products(records)
     yield _saved(batch, full, small)
     yield from _peer(steps)
     yield from _breakdowns(records)
@@ -80,6 +81,23 @@ def _fused(steps: Mapping[Key, Record]) -> Iterable[Line]:
     if ratios:
         printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
         yield Line("fused steps, times as fast as those of transformers' layers", "", printed, INFO)
+
+
+def _products(records: Sequence[Record]) -> Iterable[Line]:
+    """Yield how much faster our products of a layer are than cuBLAS's; there is no target."""
+    time = {
+        (r["contender"], r["tokens"]): r
+        for r in records
+        if r.get("bench") == "linear" and r.get("what") == "layer" and "us" in r
+    }
+    ratios = {
+        tokens: (time["torch", tokens]["us"] / r["us"], r["of_triad"])
+        for (name, tokens), r in time.items()
+        if name == "default" and ("torch", tokens) in time
+    }
+    if ratios:
+        printed = ", ".join(f"{n} tokens {ratio:.2f} ({share:.2f} of triad)" for n, (ratio, share) in ratios.items())
+        yield Line("own products of a layer, times as fast as cuBLAS's", "", printed, INFO)
 
 
 def _saved(batch: int, full: Record | None, small: Record | None) -> Line:

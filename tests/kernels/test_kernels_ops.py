@@ -81,6 +81,10 @@ def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
             "segment_N": torch.tensor([1, 2, 0]).int(), "scaling": 0.125, "width": 33,
         },
         "silu_mul": {"gate_NF": torch.randn(3, 72).to(dtype), "up_NF": torch.randn(3, 72).to(dtype)},
+        "linear": {
+            "x_NC": torch.randn(3, 72, generator=g).to(dtype), "weight_OC": torch.randn(34, 72, generator=g).to(dtype),
+            "bias_O": torch.randn(34, generator=g).to(dtype), "gated": True, "early": False,
+        },
         "ragged_relayout": {
             **arena, **place, "k_QD": torch.zeros(140, 64, dtype=dtype), "v_QD": torch.zeros(140, 64, dtype=dtype)
         },
@@ -197,6 +201,16 @@ WRONG = [
     ("packed_decode", {"place_N6": torch.zeros(6, 6)}, "place_N6: must be contiguous, torch.int32, [6, 6], on cpu"),
     ("silu_mul", {"gate_NF": torch.zeros(72).bfloat16()}, "gate_NF: must be [tokens, width of the MLP]"),
     ("silu_mul", {"up_NF": torch.zeros(3, 80).bfloat16()}, "up_NF: must be torch.bfloat16, [3, 72], on cpu"),
+    ("linear", {"x_NC": torch.zeros(72).bfloat16()}, "x_NC: must be [tokens, inputs]"),
+    ("linear", {"weight_OC": torch.zeros(34, 64).bfloat16()}, "weight_OC: must be [outputs, inputs of x_NC]"),
+    ("linear", {"weight_OC": torch.zeros(34, 72)}, "weight_OC: must be contiguous, torch.bfloat16, [34, 72], on cpu"),
+    (
+        "linear",
+        {"weight_OC": torch.zeros(72, 34).bfloat16().mT},
+        "weight_OC: must be contiguous, torch.bfloat16, [34, ",
+    ),
+    ("linear", {"bias_O": torch.zeros(17).bfloat16()}, "bias_O: must be contiguous, torch.bfloat16, [34], on cpu"),
+    ("linear", {"weight_OC": torch.zeros(33, 72).bfloat16(), "bias_O": None}, "weight_OC: has 33 rows; must be at lea"),
 ]
 
 
@@ -233,6 +247,12 @@ WRONG_FOR_KERNELS = [
         "silu_mul",
         {"gate_NF": torch.zeros(3, 12).bfloat16(), "up_NF": torch.zeros(3, 12).bfloat16()},
         "gate_NF: has rows of 12 elements; the kernels take multiples of 8",
+    ),
+    ("linear", {"x_NC": torch.zeros(17, 72).bfloat16()}, "x_NC: has 17 tokens; the kernel takes up to 16"),
+    (
+        "linear",
+        {"x_NC": torch.zeros(3, 60).bfloat16(), "weight_OC": torch.zeros(34, 60).bfloat16()},
+        "x_NC: has rows of 60 elements; the kernels take multiples of 8",
     ),
 ]
 
@@ -284,7 +304,7 @@ def test_a_step_in_a_cuda_graph_goes_on_where_the_last_one_ended():
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("op", ["ragged_decode", "window_score", "column_sums", "select"])
+@pytest.mark.parametrize("op", ["ragged_decode", "window_score", "column_sums", "select", "linear"])
 def test_three_runs_are_equal_bit_for_bit(op):
     arguments = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in good(op).items()}
     if "workspace" in arguments:

@@ -41,12 +41,12 @@ for kind in (test_kernels_select.quantised, test_kernels_select.bits):
             assert not test_kernels_select.differs(kernels, kind(g, heads, candidates), total, 0.2, scope)
 with ops.emulated(Path(sys.argv[1])):
     for case in parity.cases(large=False):
-        if case.op in ("add_rms_norm", "rope", "silu_mul", "packed_decode"):
+        if case.op in ("add_rms_norm", "rope", "silu_mul", "linear", "packed_decode"):
             assert case.run(torch.device("cpu"), 1) <= case.bound
 print("clean")
 """
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu", "step.cu", "packed.cu")
+UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu", "step.cu", "linear.cu", "packed.cu")
 
 
 def run(library_file: Path) -> subprocess.CompletedProcess[str]:
@@ -83,3 +83,19 @@ def test_a_planted_read_behind_the_last_key_is_reported(tmp_path: Path) -> None:
     result = compiled(tmp_path, UNITS[:2], FLAGS, {64}, "tokens - 1) * k_token", "tokens + 8) * k_token")
     done = run(result)
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "score/tile.h" in done.stderr
+
+
+@needs_gxx
+@pytest.mark.slow
+def test_a_planted_read_behind_the_last_token_is_reported(tmp_path: Path) -> None:
+    done = run(
+        compiled(
+            tmp_path,
+            UNITS,
+            FLAGS,
+            {64, 80},
+            "min(8 * block + thread_row(), args.tokens - 1)",
+            "(8 * block + thread_row())",
+        )
+    )
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "load_written_if" in done.stderr

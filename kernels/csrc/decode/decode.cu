@@ -90,6 +90,7 @@ KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& sh
 template <typename T, int D, bool kAppend>
 __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArguments args) {
     KVB_SHARED(DecodeShared<D>, shared);
+    let_next_kernel_start();  // a product may read its weights where CTAs end, and waits for the others
     find_work<D, kAppend>(args, shared);
     const bool early = kAppend && args.lanes <= kWindow;  // no length is read again
     unsigned before = 0;

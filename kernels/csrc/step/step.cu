@@ -78,6 +78,7 @@ struct WarpSums { float sum[kMostNormThreads / 32]; };
 template <typename T>
 __global__ void __launch_bounds__(kMostNormThreads) add_rms_norm(const NormArguments<T> args) {
     KVB_SHARED(WarpSums, partial);
+    let_next_kernel_start();
     const int64_t row = blockIdx.x;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), chunks = args.dim / 8;
     T* const residual = args.residual + row * args.residual_stride;
@@ -90,7 +91,6 @@ __global__ void __launch_bounds__(kMostNormThreads) add_rms_norm(const NormArgum
         if (chunk < chunks) weight[held] = load16(args.weight + 8 * chunk);  // no kernel writes it
     }
     wait_for_previous_kernel();
-    let_next_kernel_start();
 #pragma unroll
     for (int held = 0; held < kHeld; ++held) {
         const int chunk = thread + held * threads;

@@ -16,6 +16,7 @@ from kvbench_kernels.ops.weights import check as decode_weights  # noqa: F401
 GROUPS = ("mean", "max", "sum")
 POOLS = ("max", "avg", "none")
 SCOPES = ("head", "layer")
+MOST_TOKENS = 16  # of the compiled `linear`
 
 
 def ragged_append(
@@ -173,6 +174,23 @@ def silu_mul(gate_NF: Tensor, up_NF: Tensor, *, compiled: bool) -> None:
     if compiled:
         require.step_op("gate_NF", gate_NF, 8, None)
         require.steps("up_NF", up_NF)
+
+
+def linear(x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool, early: bool, *, compiled: bool) -> None:
+    if x_NC.dim() != 2:
+        raise ValueError("x_NC: must be [tokens, inputs]")
+    if weight_OC.dim() != 2 or weight_OC.shape[1] != x_NC.shape[1]:
+        raise ValueError("weight_OC: must be [outputs, inputs of x_NC]")
+    require.shaped("weight_OC", weight_OC, tuple(weight_OC.shape), x_NC.dtype, x_NC)
+    if bias_O is not None:
+        require.shaped("bias_O", bias_O, (weight_OC.shape[0],), x_NC.dtype, x_NC)
+    if weight_OC.shape[0] == 0 or (gated and weight_OC.shape[0] % 2):
+        raise ValueError(f"weight_OC: has {weight_OC.shape[0]} rows; must be at least one, with gated an even number")
+    if compiled:
+        require.step_op("x_NC", x_NC, 8, None)
+        require.steps("weight_OC", weight_OC)
+        if x_NC.shape[0] > MOST_TOKENS:
+            raise ValueError(f"x_NC: has {x_NC.shape[0]} tokens; the kernel takes up to {MOST_TOKENS}")
 
 
 def _vector(name: str, weight: Tensor, x: Tensor) -> None:

@@ -315,6 +315,31 @@ def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tenso
     return out_NF
 
 
+def linear(
+    library: Library, stream: int | None, x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool,
+    early: bool,
+) -> Tensor:  # fmt: skip
+    (tokens, inputs), rows = x_NC.shape, weight_OC.shape[0]
+    out_NO = x_NC.new_empty(tokens, rows // 2 if gated else rows)
+    if tokens == 0:
+        return out_NO
+    library.call(
+        "linear",
+        stream,
+        x=_row(x_NC),
+        weight=weight_OC.data_ptr(),
+        bias=None if bias_O is None else bias_O.data_ptr(),
+        out=out_NO.data_ptr(),
+        tokens=tokens,
+        inputs=inputs,
+        rows=rows,
+        gated=int(gated),
+        early=int(early),
+        dtype=_DTYPE[x_NC.dtype],
+    )
+    return out_NO
+
+
 def packed_decode(
     library: Library, stream: int | None, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_codes: Tensor,
     k_scale: Tensor, k_low: Tensor, k_plain_RD: Tensor, v_codes: Tensor, v_scale: Tensor, v_low: Tensor,

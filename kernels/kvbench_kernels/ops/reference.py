@@ -3,7 +3,7 @@
 Shape suffixes: B batch rows, H query heads, U KV heads, G = H / U query heads per KV head, T tokens, S segments of an
 arena, S1 = S + 1, R and Q slots of two arenas, M segments of the second, N lanes = B * U (lane b * U + u) or, in
 scores, candidate tokens, D head dimension, W window queries, C columns a query may see. In the ops of a decode
-step: N tokens, C hidden size, F width of the MLP.
+step: N tokens, C hidden size, F width of the MLP, O outputs of a product.
 
 Segment s has the slots start_S1[s] .. start_S1[s + 1]. The first length_S[s] of them are live; the others hold
 arbitrary values and are never read. The functions take the ops' arguments in the same order. They compute in float32,
@@ -234,6 +234,16 @@ def rope(
 def silu_mul(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """Return SiLU(gate) * up, [N, F] (arXiv:2002.05202)."""
     return F.silu(gate_NF) * up_NF
+
+
+def linear(x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool, early: bool) -> Tensor:
+    """Return x W^T + bias, [N, O]; with `gated` SiLU of its first half times the second, [N, O / 2].
+
+    Args:
+        early: a GPU may read the weight before the stream's previous kernel ends: nothing that still runs writes it.
+    """
+    out_NO = F.linear(x_NC, weight_OC, bias_O)
+    return silu_mul(*out_NO.chunk(2, dim=1)) if gated else out_NO
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

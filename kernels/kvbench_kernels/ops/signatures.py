@@ -154,6 +154,14 @@ class SiluMul(Structure):
     _fields_ = [*fields(Tensor2, "gate up"), *fields(POINTER, "out"), *fields(INT, "rows dim dtype")]
 
 
+class Linear(Structure):
+    _fields_ = [
+        *fields(Tensor2, "x"),
+        *fields(POINTER, "weight bias out"),
+        *fields(INT, "tokens inputs rows gated early dtype"),
+    ]
+
+
 SIGNATURES: dict[str, type[Structure]] = {
     "ragged_append": RaggedAppend,
     "ragged_decode": RaggedDecode,
@@ -167,6 +175,7 @@ SIGNATURES: dict[str, type[Structure]] = {
     "add_rms_norm": AddRmsNorm,
     "rope": Rope,
     "silu_mul": SiluMul,
+    "linear": Linear,
     "decode_weights": DecodeWeights,
     "packed_decode": PackedDecode,
 }

@@ -1,0 +1,211 @@
+// Matrix product of few rows: y = x W^T + bias for 1 to 16 tokens, optionally with SiLU(gate) * up of its two halves.
+//
+// The time is that of reading W once. As in decode/attend.h, rows of W are the 16 rows of the mma, and tokens its 8
+// columns: y^T = W x^T. The order of the terms of a sum is free, so the contraction over K takes the elements in the
+// order in which 16-byte loads deliver them, the same for W and x. Therefore W goes from global memory straight into
+// fragments. A CTA has kTiles tiles of 16 rows of W, which share the fragments of x; its warps split K, 64 elements (a
+// line of 128 bytes of each row) in turn, and add their sums in shared memory in a fixed order. So the same inputs give
+// the same bits.
+//
+// With r = lane / 4 and c = lane % 4 of a thread, [chunk] of 32 elements of K:
+//   weight[tile][half]  row 16 tile + r + 8 half, elements 32 chunk + 8 c .. + 7   (A)
+//   x[block]            token 8 block + r, the same elements                       (B)
+//   sum[tile][block]    row r: tokens 2c, 2c + 1; row r + 8: the same              (C)
+//
+// With `early`, the first weights are read before the stream's previous kernel ends, and only x waits for it. So the
+// latency of memory, the launch and the end of that kernel overlap. The weight must be one that no kernel still writes.
+//
+// C ABI. calls.h has the arguments; rows are aligned to 16 bytes. Returns 0, a cudaError, or a code of common.h.
+//
+//   int kvb_linear(const Linear* call, cudaStream_t stream);
+//     out[n, f] = sum over k of x[n, k] weight[f, k], plus bias[f] unless it is null. Sums are float32, rounded once.
+//     With `gated`, the rows of the weight are those of a gate and then as many of up: out = gate / (1 + exp(-gate)) *
+//     up. All three are rounded to 16 bits, as those of three operations are. inputs: a multiple of 8.
+#include "calls.h"
+#include "common.h"
+#include "linear/tuning.h"
+#include "primitives_more.h"
+
+namespace kvb {
+
+constexpr int kLinearWarps = KVB_LINEAR_WARPS, kLinearThreads = 32 * kLinearWarps;
+constexpr int kTiles = KVB_LINEAR_TILES, kTileRows = 16 * kTiles;
+constexpr int kDepth = KVB_LINEAR_DEPTH, kDepthX = 2;  // chunks of W and of x that are in flight
+constexpr int kMostTokens = 16;
+static_assert(kTiles % 2 == 0 && kDepth % 2 == 0 && kDepth % kDepthX == 0, "pairs of chunks, and of gate and up");
+
+template <typename T>
+struct LinearArguments {
+    const T* x;
+    int64_t x_stride;
+    const T* weight;
+    const T* bias;
+    T* out;
+    int tokens, inputs, outputs;  // outputs: of x W^T, or half of them if gated
+    bool early;
+};
+
+template <int kBlocks>
+struct WarpProducts {
+    float sum[kLinearWarps][8 * kBlocks][kTileRows + 4];  // + 4: other banks for the columns of a fragment
+};
+
+KVB_DEVICE int warp_number() { return static_cast<int>(threadIdx.x) / 32; }
+KVB_DEVICE int thread_row() { return static_cast<int>(threadIdx.x) % 32 / 4; }
+KVB_DEVICE int thread_column() { return static_cast<int>(threadIdx.x) % 4; }
+
+// Elements of K from a warp's first chunk to its chunk `i`.
+KVB_BOTH constexpr int distance(int i) { return 64 * kLinearWarps * (i / 2) + 32 * (i % 2); }
+
+// Load 8 elements of each row; those behind the end, where `left` is not positive, are 0.
+template <typename T>
+KVB_DEVICE void load_weights(uint4 (&weight)[kTiles][2], const T* const (&row)[kTiles][2], int from, int left) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) weight[tile][half] = load_stream_if(left > 0, row[tile][half] + from);
+}
+
+template <typename T, int kBlocks>
+KVB_DEVICE void load_x(uint4 (&x)[kBlocks], const T* const (&row)[kBlocks], int from, int left) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) x[block] = load_written_if(left > 0, row[block] + from);
+}
+
+// Row of W that is row `row` of CTA `cta`; one behind the last output is another, whose result nobody takes.
+template <bool kGated>
+KVB_DEVICE int64_t row_of_weight(int cta, int row, int outputs) {
+    constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
+    const int output = min(cta * kOutputs + row % kOutputs, outputs - 1);
+    return int64_t{output} + (row < kOutputs ? 0 : outputs);
+}
+
+template <typename T, int kBlocks, bool kGated>
+__global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const LinearArguments<T> args) {
+    KVB_SHARED(WarpProducts<kBlocks>, partial);
+    if (KVB_LINEAR_OVERLAP) let_next_kernel_start();
+    if (!args.early) wait_for_previous_kernel();
+    const int cta = static_cast<int>(blockIdx.x);
+    const int first = 64 * warp_number() + 8 * thread_column();  // element of K of this thread in its first chunk
+    int left = args.inputs - first;
+    const T* weight_row[kTiles][2];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = 16 * tile + 8 * half + thread_row();
+            weight_row[tile][half] = args.weight + row_of_weight<kGated>(cta, row, args.outputs) * args.inputs + first;
+        }
+    uint4 weight[kDepth][kTiles][2];
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) load_weights(weight[i], weight_row, distance(i), left - distance(i));
+    if (KVB_LINEAR_L2 > 0) {
+        for (int row = static_cast<int>(threadIdx.x) % 32; row < kTileRows; row += 32) {
+            const T* const place = args.weight + row_of_weight<kGated>(cta, row, args.outputs) * args.inputs;
+            for (int i = kDepth; i < kDepth + KVB_LINEAR_L2; i += 2) {  // two chunks of a row are a line
+                const int k = 64 * warp_number() + distance(i);
+                if (k < args.inputs) prefetch_to_l2(place + k);
+            }
+        }
+    }
+    wait_for_previous_kernel();  // also if it has waited above: then this returns at once
+    if (!KVB_LINEAR_OVERLAP) let_next_kernel_start();
+
+    const T* x_row[kBlocks];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+        x_row[block] = args.x + min(8 * block + thread_row(), args.tokens - 1) * args.x_stride + first;
+    uint4 x[kDepthX][kBlocks];
+#pragma unroll
+    for (int i = 0; i < kDepthX; ++i) load_x<T, kBlocks>(x[i], x_row, distance(i), left - distance(i));
+    float sum[kTiles][kBlocks][4] = {};
+    while (__any_sync(kFullWarp, left > 0)) {  // all lanes go on as long as one has elements
+#pragma unroll
+        for (int i = 0; i < kDepth; ++i) {
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+                const uint4 a = weight[i][tile][0], b = weight[i][tile][1];
+#pragma unroll
+                for (int block = 0; block < kBlocks; ++block) {
+                    const uint4 column = x[i % kDepthX][block];
+                    mma16816<T>(sum[tile][block], a.x, b.x, a.y, b.y, column.x, column.y);
+                    mma16816<T>(sum[tile][block], a.z, b.z, a.w, b.w, column.z, column.w);
+                }
+            }
+            load_weights(weight[i], weight_row, distance(i + kDepth), left - distance(i + kDepth));
+            load_x<T, kBlocks>(x[i % kDepthX], x_row, distance(i + kDepthX), left - distance(i + kDepthX));
+        }
+        left -= distance(kDepth);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) weight_row[tile][half] += distance(kDepth);
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) x_row[block] += distance(kDepth);
+    }
+
+    const unsigned id = threadIdx.x;  // unsigned, or the compiler keeps the values above, for which registers are few
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                partial.sum[id / 32][8 * block + id % 4 * 2 + j % 2][16 * tile + id % 32 / 4 + j / 2 * 8] =
+                    sum[tile][block][j];
+    __syncthreads();
+    constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
+#pragma unroll 1
+    for (int item = static_cast<int>(id); item < kOutputs * args.tokens; item += kLinearThreads) {
+        const int token = item / kOutputs, row = item % kOutputs, output = cta * kOutputs + row;
+        if (output >= args.outputs) continue;
+        float value[2] = {0.f, 0.f};
+#pragma unroll
+        for (int half = 0; half < (kGated ? 2 : 1); ++half) {
+#pragma unroll
+            for (int other = 0; other < kLinearWarps; ++other)
+                value[half] += partial.sum[other][token][row + half * kOutputs];
+            if (args.bias != nullptr) value[half] += to_float(args.bias[output + half * args.outputs]);
+        }
+        T result = from_float<T>(value[0]);
+        if (kGated) {
+            const float gate = to_float(result), up = to_float(from_float<T>(value[1]));
+            result = from_float<T>(up * to_float(from_float<T>(gate / (1 + expf(-gate)))));
+        }
+        args.out[static_cast<int64_t>(token) * args.outputs + output] = result;
+    }
+}
+
+template <typename T>
+int launch_linear(const Linear& call, cudaStream_t stream) {
+    const bool gated = call.gated != 0;
+    const LinearArguments<T> args{
+        .x = static_cast<const T*>(call.x.data),
+        .x_stride = call.x.stride_0,
+        .weight = static_cast<const T*>(call.weight),
+        .bias = static_cast<const T*>(call.bias),
+        .out = static_cast<T*>(call.out),
+        .tokens = call.tokens,
+        .inputs = call.inputs,
+        .outputs = gated ? call.rows / 2 : call.rows,
+        .early = call.early != 0,
+    };
+    const int ctas = divide_up(args.outputs, gated ? kTileRows / 2 : kTileRows);
+    if (call.tokens <= 8 && gated) KVB_LAUNCH_EARLY((linear<T, 1, true>), ctas, kLinearThreads, 0, stream, args);
+    else if (call.tokens <= 8) KVB_LAUNCH_EARLY((linear<T, 1, false>), ctas, kLinearThreads, 0, stream, args);
+    else if (gated) KVB_LAUNCH_EARLY((linear<T, 2, true>), ctas, kLinearThreads, 0, stream, args);
+    else KVB_LAUNCH_EARLY((linear<T, 2, false>), ctas, kLinearThreads, 0, stream, args);
+    return static_cast<int>(cudaGetLastError());
+}
+
+}  // namespace kvb
+
+extern "C" int kvb_linear(const kvb::Linear* call, cudaStream_t stream) {
+    using namespace kvb;
+    if (call->tokens < 1 || call->tokens > kMostTokens) return kUnsupported;
+    if (call->inputs < 8 || call->inputs % 8 != 0) return kUnsupported;
+    if (call->inputs > INT32_MAX / 4 || call->rows < 1 || call->rows > INT32_MAX / 4) return kTooLarge;
+    if (call->gated != 0 && call->rows % 2 != 0) return kUnsupported;
+    if (call->dtype == 0) return launch_linear<bf16>(*call, stream);
+    return call->dtype == 1 ? launch_linear<fp16>(*call, stream) : kUnsupported;
+}

@@ -1,0 +1,43 @@
+// Product of few rows: sizes that are open. They can be set on the compiler's command line; perf/gpu/linear.py compiles
+// and times some values.
+//
+// What they are chosen from, for an H200 (132 multiprocessors) and Llama-3.1-8B:
+// - 4.5 TB/s need about 34 KB of weights in flight per multiprocessor, at least. A CTA of 256 threads with 2 tiles and
+//   4 chunks has 64 KB in flight.
+// - A product with N = 4096 has 128 CTAs of 32 rows, all of K in each: one per multiprocessor, 97 % of them busy. With
+//   N = 6144 it has 192, all of which are resident at the same time: then each gets the same share of the bandwidth, so
+//   they end together although 60 multiprocessors have two. With N = 28672 the CTAs come in 3.4 waves, and the next
+//   product's begin where the last wave leaves room.
+// - Each CTA reads all of x. With 16 tokens and 32 rows that is half as many bytes as it reads of the weight. They come
+//   from L2, and from L1 for a CTA that follows another one on the same multiprocessor.
+#pragma once
+
+// Tiles of 16 rows of the weight in a CTA; an even number.
+#ifndef KVB_LINEAR_TILES
+#define KVB_LINEAR_TILES 2
+#endif
+
+// Warps of a CTA. They split K.
+#ifndef KVB_LINEAR_WARPS
+#define KVB_LINEAR_WARPS 8
+#endif
+
+// Chunks of 32 elements of K that a warp has in flight; an even number.
+#ifndef KVB_LINEAR_DEPTH
+#define KVB_LINEAR_DEPTH 4
+#endif
+
+// CTAs for which a multiprocessor has registers.
+#ifndef KVB_LINEAR_CTAS
+#define KVB_LINEAR_CTAS 2
+#endif
+
+// Chunks after those in flight that a warp requests for L2 before the previous kernel of the stream ends.
+#ifndef KVB_LINEAR_L2
+#define KVB_LINEAR_L2 0
+#endif
+
+// 1: the next kernel of the stream may start as soon as all CTAs have started; 0: when the previous kernel has ended.
+#ifndef KVB_LINEAR_OVERLAP
+#define KVB_LINEAR_OVERLAP 1
+#endif

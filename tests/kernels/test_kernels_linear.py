@@ -1,0 +1,124 @@
+"""The product of few rows: drawn cases on the emulator against float64, its rounding, its order, and planted bugs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench_kernels import build, ops
+from kvbench_kernels.ops import launch, library, reference
+from kvbench_kernels.parity import BOUND, error
+from tests.helpers.kernels_prefill import (
+    DTYPES,
+    compiled,
+    draw,
+    emulated,
+    generator,
+    needs_gxx,
+    pick,
+    poisoned,  # noqa: F401
+    shows,
+    shuffled,
+    surrounded,
+    with_bug,
+)
+
+pytestmark = needs_gxx
+BUGS = {
+    "min(8 * block + thread_row(), args.tokens - 1)": "min(8 * block + thread_column(), args.tokens - 1)",
+    "(row < kOutputs ? 0 : outputs)": "0",
+    "left - distance(i + kDepthX)": "left - distance(i + kDepth)",
+    "int left = args.inputs - first;": "int left = args.inputs - 64 * warp_number();",
+    "if (output >= args.outputs) continue;": "",
+    "mma16816<T>(sum[tile][block], a.z, b.z, a.w, b.w, column.z, column.w);": "",
+    "for (int other = 0; other < kLinearWarps; ++other)": "for (int other = 1; other < kLinearWarps; ++other)",
+    "value[half] += to_float(args.bias[output + half * args.outputs]);": "value[half] += to_float(args.bias[output]);",
+    "const float gate = to_float(result), up": "const float gate = value[1], up",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    x_NC: Tensor
+    weight_OC: Tensor
+    bias_O: Tensor | None
+    gated: bool
+
+    def run(self, kernels: library.Library) -> Tensor:
+        return launch.linear(kernels, None, self.x_NC, self.weight_OC, self.bias_O, self.gated, True)
+
+    def differs(self, kernels: library.Library) -> bool:
+        """Return True if the kernel's result is not that of double precision, or not the same in another order."""
+        out = self.run(kernels)
+        wide = [None if x is None else x.double() for x in (self.x_NC, self.weight_OC, self.bias_O)]
+        exact = F.linear(*wide)  # type: ignore[arg-type]
+        if self.gated:
+            exact = reference.silu_mul(*exact.to(self.x_NC.dtype).double().chunk(2, dim=1))
+        with shuffled(3):
+            again = self.run(kernels)
+        return not error(out, exact) <= BOUND[self.x_NC.dtype] or not torch.equal(out, again)
+
+
+def drawn(g: torch.Generator, dtype: torch.dtype, gated: bool | None = None) -> Case:
+    """Draw a case: rows of x surrounded by NaN, memory next to the weight that belongs to others."""
+    gated = bool(draw(g, 0, 1)) if gated is None else gated
+    tokens, inputs = pick(g, 1, 2, 7, 8, 9, 15, 16), 8 * pick(g, 1, 7, 8, 9, 63, 64, 65, draw(g, 1, 300))
+    outputs = (2 if gated else 1) * pick(g, 1, 15, 16, 17, 33, draw(g, 1, 70))
+    x_NC = surrounded(torch.randn(tokens, inputs, generator=g).to(dtype))
+    room_OC = torch.full((outputs + 2, inputs), torch.nan, dtype=dtype)
+    room_OC[1:-1] = torch.randn(outputs, inputs, generator=g) / inputs**0.5
+    bias_O = torch.randn(outputs, generator=g).to(dtype) if draw(g, 0, 1) else None
+    return Case(x_NC, room_OC[1:-1], bias_O, gated)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(12))
+def test_drawn_cases_against_double_precision(seed: int, dtype: torch.dtype) -> None:
+    case = drawn(generator(seed), dtype)
+    assert not case.differs(emulated()), (case.x_NC.shape, case.weight_OC.shape, case.gated)
+
+
+@pytest.mark.parametrize("right", BUGS)
+def test_planted_bugs_are_found(right: str) -> None:
+    """All bugs are in terms that the drawn cases see: one of a few cases shows each."""
+    wrong = with_bug("linear.cu", right, BUGS[right])
+    g = generator(70)
+    cases = [drawn(g, torch.bfloat16, gated) for gated in (True, False) * 12]
+    assert shows(lambda: any(case.differs(wrong) for case in cases))
+
+
+def test_a_gated_product_rounds_like_three_operations() -> None:
+    """A sum in another order may move a result to the next number, which must be rare."""
+    for dtype in DTYPES:
+        g = generator(80)
+        x_NC, weight_OC = (torch.randn(rows, 256, generator=g).to(dtype) for rows in (16, 256))
+        with ops.emulated(build.host()):
+            ours = torch.ops.kvb.linear(x_NC, weight_OC, None, True, True)
+        own = torch.ops.kvb.silu_mul(*F.linear(x_NC, weight_OC).chunk(2, dim=1))
+        assert float((ours != own).float().mean()) < 0.05
+        torch.testing.assert_close(ours, own, rtol=4 * torch.finfo(dtype).eps, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"TILES": 4}, {"WARPS": 4, "DEPTH": 2}, {"WARPS": 16, "DEPTH": 6, "L2": 8}, {"OVERLAP": 0, "L2": 4}],
+    ids=str,
+)
+def test_other_sizes_give_the_same_products(values: dict[str, int], tmp_path: Path) -> None:
+    flags = ["-O1", *(f"-DKVB_LINEAR_{key}={value}" for key, value in values.items())]
+    other = library.Library(compiled(tmp_path, ["linear.cu"], flags, {64}))
+    g = generator(90)
+    assert not any(drawn(g, dtype).differs(other) for dtype in DTYPES for _ in range(3))
+
+
+def test_no_tokens_give_an_empty_result() -> None:
+    none_NC, weight_OC = torch.zeros(0, 64).bfloat16(), torch.zeros(6, 64).bfloat16()
+    with ops.emulated(build.host()):
+        assert torch.ops.kvb.linear(none_NC, weight_OC, None, False, False).shape == (0, 6)
+        assert torch.ops.kvb.linear(none_NC, weight_OC, None, True, False).shape == (0, 3)
