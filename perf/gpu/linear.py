@@ -3,9 +3,9 @@
     python perf/gpu/linear.py [--out FILE.jsonl] [--seconds 25] [--only 'default,16 warps']
 
 The products are those of a layer of Llama-3.1-8B in bfloat16, and its logits. Each call reads another weight, and all
-of them together are larger than the L2 cache. A chain is the products of a layer one after the other, with the norms and
-the activation between them but without attention: only there can a product begin while the one before ends. Ours has
-SiLU inside the product of gate and up. nvcc compiles all variants at the same time. The last lines are a table of
+of them together are larger than the L2 cache. A chain is the products of a layer one after the other, with the norms
+and the activation between them but without attention: only there can a product begin while the one before ends. Ours
+has SiLU inside the product of gate and up. nvcc compiles all variants at the same time. The last lines are a table of
 microseconds; -1 is a wrong result, -2 an error.
 
 Shape suffixes: N tokens, C inputs, O outputs.
