@@ -127,9 +127,10 @@ class RaggedCache:
 
     def advance(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         in_arena = self._arena_rows(rows)
+        of_arena = of_rows(in_arena, rows, ids)
         for layer in self._layers if in_arena else ():
             assert layer.room(in_arena) >= 1
-            layer.advance(of_rows(in_arena, rows, ids))
+            layer.advance(of_arena)
 
     def counts(self) -> Counts:
         return [layer.counts() for layer in self._layers]

@@ -20,17 +20,21 @@ settings of the profile (profile.NAME=VALUE) and their defaults:
 The other settings are those of `kvbench run`: model= method= budget= kernel= threads= seed= engine.cache=
 paths.outputs= retry_oom= progress= and those below them (method.window=16, model.dtype=float32). Commas list values,
 and every combination is measured. The full cache is always measured too, because ratios refer to it.
+profile.pool=64k,128k measures throughput against the size of the KV pool, and takes the place of profile.batch.
 
 examples:
   kvbench profile                                          the embedded model, a few cells
   kvbench profile model=shape/llama31_8b method=ada_snapkv,snapkv budget=128,1024 \\
       profile.context=4096,8192,16384,32768 profile.batch=1,16       a published shape with random weights
+  kvbench profile model=shape/llama31_8b method=ada_snapkv budget=1024 profile.context=32736 \\
+      profile.pool=32k,64k,128k,256k,512k profile.max_rows=512       tokens/s by size of the KV pool, and crossovers
   kvbench profile model=shape/llama31_8b model.layers=2    two of its layers, for a quick look
 shapes: {shapes}
 
 results: <paths.outputs>/profile/<model>-<device>-<hash>/ with cells.jsonl, table.md, table.csv, table.json and
-latency_memory.png. The same command again measures only what is missing. Other settings, devices, versions or code
-have another folder. A cell that runs out of memory is recorded as such; retry_oom=true tries it again.
+latency_memory.png (pool.png with profile.pool). The same command again measures only what is missing. Other settings,
+devices, versions or code have another folder. A cell that runs out of memory is recorded as such; retry_oom=true tries
+it again.
 
 exit status: 0; 1 if a cell failed; 2 for a mistake in the command; 130 if it was interrupted.
 """

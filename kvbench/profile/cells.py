@@ -1,14 +1,14 @@
-"""Cells: a cell is one method under one budget at one context length, batch size and kernel."""
+"""Cells: a cell is one method under one budget at one context length, batch size (or size of a pool) and kernel."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kvbench.engine.variant import Variant
+from kvbench.engine.variant import PromptLike, Request, Variant
 from kvbench.methods.budgets import as_stored
 from kvbench.methods.files import DialFile
 from kvbench.models import ModelSpec
@@ -18,12 +18,20 @@ from kvbench.store.identity import identity_hash
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant at a point of the sweep. `kernel` is a name, or "auto" as long as no kernel is chosen."""
+    """A variant at a point of the sweep.
+
+    Attributes:
+        batch: rows that decode together; 0 as long as it is not known how many fit into a pool.
+        kernel: a name, or "auto" as long as no kernel is chosen.
+        pool: tokens of the pool that the rows must fit into, bytes as a text such as "4GiB" as long as the model's
+            sizes are not known, or `crossover.MEMORY`; None where the batch is given.
+    """
 
     variant: Variant
     context: int
     batch: int
     kernel: str
+    pool: int | str | None = None
 
     @property
     def is_full_cache(self) -> bool:
@@ -34,12 +42,13 @@ class Cell:
     @property
     def point(self) -> dict[str, Any]:
         """The values that tell this cell from others in its folder, JSON-able; they are in its record."""
+        where = {"batch": self.batch} if self.pool is None else {"pool": self.pool}
         return {
             "method": self.variant.method.name,
             "dials": {k: v.digest if isinstance(v, DialFile) else v for k, v in self.variant.method.dials.items()},
             "budget": as_stored(self.variant.budget),
             "context": self.context,
-            "batch": self.batch,
+            **where,
             "kernel": self.kernel,
         }
 
@@ -47,13 +56,24 @@ class Cell:
     def id(self) -> str:
         """A readable name that ends with a hash of the point."""
         budget = "full" if self.variant.budget is None else self.variant.budget
-        where = f"{self.context}x{self.batch}-{self.kernel}"
+        rows = f"x{self.batch}" if self.pool is None else f"-pool{self.pool}"
+        where = f"{self.context}{rows}-{self.kernel}"
         return f"{self.variant.method.name}-b{budget}-{where}-{identity_hash(self.point)[:8]}"
 
     @property
     def title(self) -> str:
         """The cell in a few words, for messages."""
-        return f"{self.variant}, {self.batch} x {self.context} tokens, {self.kernel}"
+        where = "" if self.pool is None else f", pool {self.pool}"
+        return f"{self.variant}, {self.batch} x {self.context} tokens{where}, {self.kernel}"
+
+    def requests(self, prompts: Sequence[PromptLike], new_tokens: int) -> list[Request]:
+        """Return a request for each prompt, with as many equal rows as share the batch evenly among the prompts."""
+        shares = [self.batch // len(prompts) + (place < self.batch % len(prompts)) for place in range(len(prompts))]
+        return [
+            Request([(prompt, self.variant)] * rows, new_tokens)
+            for prompt, rows in zip(prompts, shares, strict=True)
+            if rows
+        ]
 
 
 @dataclass(frozen=True)

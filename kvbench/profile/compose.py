@@ -26,7 +26,8 @@ from kvbench.methods.load import build
 from kvbench.methods.method import Method
 from kvbench.models import ModelSpec
 from kvbench.profile.cells import Cell, Group, group_key
-from kvbench.profile.settings import AXES, ProfileSettings, is_profile_setting, profile_settings
+from kvbench.profile.crossover import MEMORY
+from kvbench.profile.settings import ProfileSettings, is_profile_setting, profile_settings
 
 FULL_CACHE = Variant(Method("fullkv"))  # a method without parts keeps every token; ratios refer to it
 _MOST_CELLS = 10_000
@@ -35,8 +36,8 @@ _REFUSED = {
     "benchmark": _NO_SAMPLES,
     "limit": _NO_SAMPLES,
     "shard": _NO_SAMPLES,
-    "engine.max_rows": "profile.batch says how many rows decode together; leave it out",
-    "engine.max_prompts": "profile.batch says how many prompts decode together; leave it out",
+    "engine.max_rows": "profile.batch says how many rows decode together, or profile.pool; leave it out",
+    "engine.max_prompts": "profile.batch says how many prompts decode together, or profile.pool; leave it out",
     "hydra": "the profile runs here, in one process; leave it out",
     "launcher": "the profile runs here, in one process; leave it out",
 }
@@ -58,7 +59,11 @@ def groups(argv: Sequence[str]) -> list[Group]:
     for cfg, choices in _composed(others):
         plain, spec, variant = _settle(cfg, choices)
         cells = parts.setdefault(group_key(plain), (plain, spec, {}))[2]
-        total += len(settings.context) * len(settings.batch)
+        if settings.pool and plain["engine"]["cache"] == "masked":
+            raise ValueError(
+                "engine.cache=masked: it keeps all tokens, so a pool holds no more rows of a method; leave it out"
+            )
+        total += len(settings.context) * len(settings.pool or settings.batch)
         if total > _MOST_CELLS:
             raise ValueError(f"{' '.join(argv)}: more than {_MOST_CELLS} cells; list fewer values")
         for cell in _cells(variant, plain, settings):
@@ -69,8 +74,7 @@ def groups(argv: Sequence[str]) -> list[Group]:
 def composed_text(argv: Sequence[str]) -> str:
     """Return the composed configuration as YAML, for `--cfg`. Of listed values it has the first."""
     group = groups(argv)[0]
-    lists = {axis: sorted({getattr(cell, axis) for cell in group.cells}) for axis in AXES}
-    return OmegaConf.to_yaml(OmegaConf.create({**group.cfg, "profile": vars(group.settings) | lists}))
+    return OmegaConf.to_yaml(OmegaConf.create({**group.cfg, "profile": group.settings.shown()}))
 
 
 def _refuse(overrides: Sequence[Override]) -> None:
@@ -113,16 +117,29 @@ def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any]
 
 
 def _cells(variant: Variant, plain: Mapping[str, Any], settings: ProfileSettings) -> Iterator[Cell]:
-    """Yield the full cache and the variant at every context length and batch size."""
+    """Yield the full cache and the variant at every context length and batch size, or size of a pool.
+
+    Of pools, there is also one as large as the memory allows, for the full cache alone. It comes first: without it,
+    half of the comparison is missing.
+    """
     kernel = str(plain.get("kernel", "auto"))
-    for context, batch in itertools.product(settings.context, settings.batch):
+    for context in settings.context:
         if not isinstance(variant.budget, ByteShare):  # whose tokens depend on the model
             variant.method.tokens(variant.budget, context)  # raises ValueError if the budget is impossible
-        for shown in (FULL_CACHE, variant):
-            yield Cell(shown, context, batch, kernel)
+        if settings.pool:
+            yield Cell(FULL_CACHE, context, 0, kernel, MEMORY)
+        points: list[tuple[int, int | str | None]] = [(0, pool) for pool in settings.pool]
+        points = points or [(batch, None) for batch in settings.batch]
+        for (batch, pool), shown in itertools.product(points, (FULL_CACHE, variant)):
+            yield Cell(shown, context, batch, kernel, pool)
 
 
 def _in_order(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Sort cells by context, batch and kernel, the full cache first."""
-    kernels = list(dict.fromkeys(cell.kernel for cell in cells))
-    return tuple(sorted(cells, key=lambda c: (c.context, c.batch, kernels.index(c.kernel), not c.is_full_cache)))
+    """Sort cells by context, batch or pool (as they are listed), and kernel, the full cache first."""
+    kernels, pools = (list(dict.fromkeys(of)) for of in ([c.kernel for c in cells], [c.pool for c in cells]))
+
+    def place(cell: Cell) -> tuple[int, ...]:
+        at = cell.context, cell.batch, pools.index(cell.pool), kernels.index(cell.kernel)
+        return *at, not cell.is_full_cache
+
+    return tuple(sorted(cells, key=place))

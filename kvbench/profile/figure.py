@@ -41,7 +41,7 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, without
     stamp = figure.stamp([heading, details, without_base, list(map(dict, rows))])
     if figure.is_drawn(path, stamp):
         return path
-    styles = _styles(rows)
+    styles = styles_of(rows)
     width = max(7.6, len(panels) * _PANEL[0] + 1.9)
     below = textwrap.wrap(details, int(15 * width))  # an inch holds 15 characters of the small type
     picture = figure.new(width, 2 * _PANEL[1] + 0.55 + 0.15 * len(below))
@@ -64,7 +64,7 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, without
     height = picture.get_figheight()
     picture.text(0.012, 1 - 0.3 / height, "\n".join(below), fontsize=8, color=FAINT, va="top", linespacing=1.3)
     handles = {text: h for axes in grid.flat for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    ordered = [text for text in (_label(line) for line in styles) if text in handles]
+    ordered = [text for text in (label_of(line) for line in styles) if text in handles]
     outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
     legend = [handles[text] for text in ordered]
     grid[0, -1].legend(legend, ordered, frameon=False, fontsize=8.5, handlelength=2.6, **outside)
@@ -85,9 +85,9 @@ def _risen(row: Row) -> float | None:
     return None if row["peak_bytes"] is None else row["peak_bytes"] - row["base_bytes"]
 
 
-def _styles(rows: Sequence[Row]) -> dict[Line, dict[str, Any]]:
+def styles_of(rows: Sequence[Row]) -> dict[Line, dict[str, Any]]:
     """Return colour and marker for each method, dashes for its budgets; the full cache is black, below the others."""
-    lines = list(dict.fromkeys(map(_line, rows)))
+    lines = list(dict.fromkeys(map(line_of, rows)))
     methods = list(dict.fromkeys(name for name, _, is_full in lines if not is_full))
     styles: dict[Line, dict[str, Any]] = {}
     for line in lines:
@@ -101,11 +101,13 @@ def _styles(rows: Sequence[Row]) -> dict[Line, dict[str, Any]]:
     return styles
 
 
-def _line(row: Row) -> Line:
+def line_of(row: Row) -> Line:
+    """Return the line that a row belongs to."""
     return row["name"], row["budget"], row["full_cache"]
 
 
-def _label(line: Line) -> str:
+def label_of(line: Line) -> str:
+    """Return a line's name in the legend."""
     return line[0] if line[1] == "full" else f"{line[0]}, {line[1]}"
 
 
@@ -119,11 +121,11 @@ def _lines(
 ) -> None:
     """Draw a line per method and budget, in multiples of `unit`. A cell out of memory is a cross at the top."""
     for line, style in styles.items():
-        of_line = sorted((row for row in rows if _line(row) == line), key=lambda row: int(row[across]))
+        of_line = sorted((row for row in rows if line_of(row) == line), key=lambda row: int(row[across]))
         points = [(row[across], shown / unit) for row in of_line if (shown := value(row)) is not None]
         if points:
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, **style, ms=5, mec="white", mew=0.6, lw=1.6, label=_label(line))
+            axes.plot(x, y, **style, ms=5, mec="white", mew=0.6, lw=1.6, label=label_of(line))
         lost = [row[across] for row in of_line if row["status"] == "oom"]
         if lost:
             top = axes.get_xaxis_transform()

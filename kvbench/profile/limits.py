@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvbench import models
-from kvbench.engine.variant import Request
 from kvbench.methods.allowance import allowed, check_reach
 from kvbench.methods.budgets import ByteShare
 from kvbench.models.cache import ModelCache
 from kvbench.profile.cells import Cell, Group
+from kvbench.profile.settings import ProfileSettings
 from kvbench.prompts import Prompt
 from kvbench.run import memory
 
@@ -60,13 +60,23 @@ def too_large(cell: Cell, group: Group, setting: Mapping[str, Any]) -> str | Non
     """
     if setting["device"]["type"] != "cpu":
         return None
-    prompt = Prompt((0,) * cell.context, cell.context, frozenset(), "")
-    requests = [Request.of(prompt, [cell.variant], group.settings.new_tokens)] * cell.batch
-    free, masked = memory.free_bytes("cpu"), group.cfg["engine"]["cache"] == "masked"
-    limits = memory.Limits(cell.batch, cell.batch, free, models.Shape(**setting["shape"]), "aware", masked)
-    need = limits.total(requests)
+    free, need = memory.free_bytes("cpu"), estimate(cell, group, setting)
     if need <= free:
         return None
     return (
         f"not tried: about {need / memory.GIB:.1f} GiB in addition to the weights, of {free / memory.GIB:.1f} GiB free"
     )
+
+
+def estimate(cell: Cell, group: Group, setting: Mapping[str, Any]) -> int:
+    """Return about how many bytes a cell needs in addition to the weights: an upper bound."""
+    prompt = Prompt((0,) * cell.context, cell.context, frozenset(), "")
+    prompts = [prompt] * prompts_of(cell, group.settings)
+    masked = group.cfg["engine"]["cache"] == "masked"
+    bounds = memory.Limits(cell.batch, cell.batch, 0, models.Shape(**setting["shape"]), "aware", masked)
+    return bounds.total(cell.requests(prompts, group.settings.new_tokens))
+
+
+def prompts_of(cell: Cell, settings: ProfileSettings) -> int:
+    """Return how many different prompts the rows of a cell have."""
+    return cell.batch if cell.pool is None else min(cell.batch, settings.prompts)

@@ -21,6 +21,7 @@ from kvbench.engine.probe import checked_plan
 from kvbench.engine.variant import Generation, Request
 from kvbench.models import Loaded
 from kvbench.profile.cells import Cell
+from kvbench.profile.limits import prompts_of
 from kvbench.profile.peaks import Meter, Peak
 from kvbench.profile.settings import ProfileSettings
 from kvbench.prompts import Prompt
@@ -59,10 +60,12 @@ def measure(
             the engine, out of memory included.
     """
     checked_plan(loaded.model)  # its forward calls must not be counted
-    prompts = random_prompts(cell, loaded.model.config.get_text_config().vocab_size, int(cfg["seed"]))
+    vocab = loaded.model.config.get_text_config().vocab_size
+    prompts = random_prompts(cell, vocab, int(cfg["seed"]), prompts_of(cell, settings))
     for _ in range(settings.warmup):
-        run(loaded, cell, prompts[:1], _WARM_UP_TOKENS, cfg, meter)
-    passes = [run(loaded, cell, prompts, settings.new_tokens, cfg, meter) for _ in range(settings.repeats)]
+        run(loaded, cell, [Request.of(prompts[0], [cell.variant], _WARM_UP_TOKENS)], cfg, meter)
+    requests = cell.requests(prompts, settings.new_tokens)
+    passes = [run(loaded, cell, requests, cfg, meter) for _ in range(settings.repeats)]
     for generation in passes[0].generations:
         if generation.error is not None:
             raise RuntimeError(generation.error)
@@ -71,29 +74,27 @@ def measure(
             raise problem
         if generation.kernel != cell.kernel:
             raise RuntimeError(f"kernel={cell.kernel}: the engine used {generation.kernel}")
-    return _times(passes, cell) | _memory(passes, cell, loaded.model, settings)
+    return _times(passes, cell, settings) | _memory(passes, cell, loaded.model, settings)
 
 
-def random_prompts(cell: Cell, vocab: int, seed: int) -> list[Prompt]:
-    """Draw a prompt of the cell's length for each row. They are the same for every method and budget."""
+def random_prompts(cell: Cell, vocab: int, seed: int, count: int | None = None) -> list[Prompt]:
+    """Draw prompts of the cell's length, one for each row by default. They are the same for all methods and budgets."""
     prompts = []
-    for number in range(cell.batch):
+    for number in range(cell.batch if count is None else count):
         generator = torch.Generator().manual_seed((seed << 20) + number)
         ids = tuple(torch.randint(vocab, (cell.context,), generator=generator).tolist())
         prompts.append(Prompt(ids, context_len=len(ids), stop_ids=frozenset(), text=""))  # nothing ends an answer
     return prompts
 
 
-def run(
-    loaded: Loaded, cell: Cell, prompts: Sequence[Prompt], new_tokens: int, cfg: Mapping[str, Any], meter: Meter
-) -> Pass:
-    """Answer every prompt under the cell's variant, all rows in one batch."""
-    queue = [Request.of(prompt, [cell.variant], new_tokens) for prompt in reversed(prompts)]
+def run(loaded: Loaded, cell: Cell, requests: Sequence[Request], cfg: Mapping[str, Any], meter: Meter) -> Pass:
+    """Answer the requests, all rows in one batch."""
+    queue = list(reversed(requests))
     calls, prefilled, first, stamps, by_graph = 0, False, None, [], []
 
     def called(tokens: int) -> None:
         nonlocal calls, prefilled
-        if not prefilled and calls >= len(prompts) and tokens == 1:  # the first step, which never runs as a graph
+        if not prefilled and calls >= len(requests) and tokens == 1:  # the first step, which never runs as a graph
             prefilled = True
             meter.prefilled()
         calls += 1
@@ -116,7 +117,7 @@ def run(
         on_step=stepped,
     )
     with _forward_calls(loaded.model, called), closing(answers):
-        generations = [generation for _, (generation,) in answers]
+        generations = [generation for _, of_request in answers for generation in of_request]
     peak = meter.read()
     skip = _SETTLING if len(stamps) > 2 * _SETTLING else 1
     steps, graphs = np.diff(stamps)[skip - 1 :].tolist(), by_graph[skip:]
@@ -136,17 +137,19 @@ def _forward_calls(model: Any, called: Callable[[int], None]) -> Iterator[None]:
         handle.remove()
 
 
-def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
-    """Return medians over prompts, steps and passes."""
+def _times(passes: Sequence[Pass], cell: Cell, settings: ProfileSettings) -> dict[str, Any]:
+    """Return medians over rows, steps and passes."""
     timings = [generation.timings for single in passes for generation in single.generations]
     mean = statistics.median(t.tpot_s for t in timings if t.tpot_s is not None)
     steps = [seconds for single in passes for seconds in single.step_s]
     first = [single.first_step_s for single in passes if single.first_step_s is not None]
     tpot = statistics.median(steps) if steps else mean
     low, high = np.percentile(steps, [10, 90]).tolist() if steps else (None, None)
+    prefill = statistics.median(t.prefill_s for t in timings)
+    compress = statistics.median(t.compress_s for t in timings)
     return {
-        "prefill_s": statistics.median(t.prefill_s for t in timings),
-        "compress_s": statistics.median(t.compress_s for t in timings),
+        "prefill_s": prefill,
+        "compress_s": compress,
         "ttft_s": statistics.median(t.ttft_s for t in timings),
         "tpot_s": tpot,
         "tpot_low_s": low,
@@ -157,7 +160,21 @@ def _times(passes: Sequence[Pass], cell: Cell) -> dict[str, Any]:
         "steps_by_graph": statistics.mean(single.replayed for single in passes),
         "decode_step": passes[0].generations[0].decode_step,
         "tokens_per_s": cell.batch / tpot,
+        **(
+            {}
+            if cell.pool is None
+            else {"request_tokens_per_s": _request_rate(prefill + compress, tpot, cell, settings)}
+        ),
     }
+
+
+def _request_rate(prompt_s: float, tpot_s: float, cell: Cell, settings: ProfileSettings) -> float:
+    """Return the tokens per second of whole requests: of each row's own prompt, one after the other, and of decoding.
+
+    The prompt's last logits give the first token of an answer.
+    """
+    seconds = cell.batch * prompt_s + (settings.new_tokens - 1) * tpot_s
+    return cell.batch * settings.new_tokens / seconds
 
 
 def _memory(passes: Sequence[Pass], cell: Cell, model: Any, settings: ProfileSettings) -> dict[str, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvbench.common.command import say
 from kvbench.common.files import write_atomic
-from kvbench.profile.figure import draw
+from kvbench.profile import crossover, figure, pool_figure, pool_table, table
 from kvbench.profile.record import CellRecord
-from kvbench.profile.table import LEGEND, cells, rows
-from kvbench.report.formats import csv_text, markdown
+from kvbench.report.formats import Cells, csv_text, markdown
 from kvbench.report.latex import NEEDS, latex, latex_comment
 
 if TYPE_CHECKING:
@@ -23,39 +25,75 @@ _GIB = 2**30
 
 def present_cells(measured: Sequence[Measured], form: str = "table") -> None:
     """Write tables and figure of every folder; print this command's cells in one of `report.formats.FORMATS`."""
-    shown = [(group, rows(group.asked)) for group in measured if group.asked]
+    shown = [(group, _table(group.setting, group.asked)) for group in measured if group.asked]
     for group, _ in shown:  # first: nothing is lost if the reader of the output goes away
         write(group.folder, group.setting, group.all)
     if form == "json":
         print(json.dumps([_content(group.setting, table) for group, table in shown], indent=2))
     elif form == "csv":
-        lines = [{"model": group.setting["model"]["name"], **row} for group, table in shown for row in table]
+        lines = [{"model": group.setting["model"]["name"], **row} for group, table in shown for row in table.rows]
         print(csv_text(lines), end="")
     elif form == "latex":
         for group, table in shown:
-            lead = f"% {heading(group.setting)}, {details(group.setting, group.asked)}"
-            print(f"{lead}\n{latex_comment(NEEDS)}\n{latex([cells(row) for row in table])}\n")
+            lead = "\n".join(f"% {line}" for line in table.notes)
+            lead = f"% {heading(group.setting)}, {details(group.setting, group.asked)}" + (f"\n{lead}" if lead else "")
+            print(f"{lead}\n{latex_comment(NEEDS)}\n{latex(table.cells)}\n")
     else:
         for group, table in shown:
             print(f"## {heading(group.setting)}\n\n{details(group.setting, group.asked)}\n")
-            print(markdown([cells(row) for row in table], narrow=True) + "\n")
-        for legend in dict.fromkeys(LEGEND.format(memory=group.asked[0]["memory"]) for group, _ in shown):
+            print(markdown(table.cells, narrow=True) + "\n")
+            print("".join(f"{line}\n" for line in [*table.notes, ""] if table.notes), end="")
+        for legend in dict.fromkeys(table.legend for _, table in shown):
             print(legend)
     for group, _ in shown:
         print(f"Tables and figure: {group.folder}", file=sys.stdout if form == "table" else sys.stderr)
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A table of cells: numbers, texts, the lines below it, and the legend. `found` compares methods in pools."""
+
+    rows: list[dict[str, Any]]
+    cells: list[Cells]
+    notes: list[str]
+    found: list[crossover.Crossover] | None
+    legend: str
+
+
+def _table(setting: Mapping[str, Any], records: Sequence[CellRecord]) -> _Table:
+    memory = records[0]["memory"]
+    if not _is_of_pools(setting):
+        rows = table.rows(records)
+        return _Table(rows, [table.cells(row) for row in rows], [], None, table.LEGEND.format(memory=memory))
+    rows = pool_table.rows(records)
+    found, texts = crossover.crossovers(rows), [pool_table.cells(row) for row in rows]
+    notes = crossover.lines(found, rows)
+    if any(row["capped"] for row in rows):
+        limit = setting["profile"]["max_rows"]
+        notes.append(f"* profile.max_rows={limit} allows no more rows; raise it to fill these pools.")
+    return _Table(rows, texts, notes, found, pool_table.LEGEND.format(memory=memory))
+
+
+def _is_of_pools(setting: Mapping[str, Any]) -> bool:
+    return "max_rows" in setting["profile"]
+
+
 def write(folder: Path, setting: Mapping[str, Any], records: Sequence[CellRecord]) -> None:
-    """Write table.md, table.csv, table.json and latency_memory.png of all cells of a folder."""
-    table = rows(records)
+    """Write table.md, table.csv, table.json and a figure of all cells: latency_memory.png, or pool.png for pools."""
+    shown = _table(setting, records)
     lead, below = heading(setting), details(setting, records)
-    legend = LEGEND.format(memory=records[0]["memory"])
-    text = "\n\n".join([f"## {lead}", below, markdown([cells(row) for row in table]), legend])
+    notes = ["\n".join(f"- {line}" for line in shown.notes)] if shown.notes else []
+    text = "\n\n".join([f"## {lead}", below, markdown(shown.cells), *notes, shown.legend])
     write_atomic(folder / "table.md", text)
-    write_atomic(folder / "table.csv", csv_text(table))
-    write_atomic(folder / "table.json", json.dumps(_content(setting, table), indent=2) + "\n")
-    on_cpu = setting["device"]["type"] == "cpu"
-    draw(table, lead, below, folder / "latency_memory.png", without_base=on_cpu)
+    write_atomic(folder / "table.csv", csv_text(shown.rows))
+    write_atomic(folder / "table.json", json.dumps(_content(setting, shown), indent=2) + "\n")
+    if importlib.util.find_spec("matplotlib") is None:  # a rented machine may lack it; the tables are what counts
+        say("no figure is drawn without matplotlib: pip install matplotlib")
+    elif _is_of_pools(setting):
+        pool_figure.draw(shown.rows, lead, below, folder / "pool.png")
+    else:
+        on_cpu = setting["device"]["type"] == "cpu"
+        figure.draw(shown.rows, lead, below, folder / "latency_memory.png", without_base=on_cpu)
 
 
 def heading(setting: Mapping[str, Any]) -> str:
@@ -85,5 +123,6 @@ def _range(values: Sequence[float], form: str) -> str:
     return " to ".join(dict.fromkeys([form.format(min(values)), form.format(max(values))]))
 
 
-def _content(setting: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"setting": dict(setting), "rows": [dict(row) for row in table]}
+def _content(setting: Mapping[str, Any], shown: _Table) -> dict[str, Any]:
+    content = {"setting": dict(setting), "rows": [dict(row) for row in shown.rows]}
+    return content if shown.found is None else content | {"crossovers": [asdict(line) for line in shown.found]}

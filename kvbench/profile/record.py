@@ -21,7 +21,8 @@ class CellRecord(TypedDict):
     """One line of cells.jsonl: the cell, how it was measured, and, if its status is ok, the numbers.
 
     Times are in seconds, memory in bytes, bandwidth in bytes per second. `full_cache` marks the cells that ratios
-    refer to.
+    refer to. Cells of a pool have its size, and the rows that fit into it as `batch`: 0 with the status
+    no_room.
     """
 
     id: str
@@ -29,7 +30,7 @@ class CellRecord(TypedDict):
     dials: dict[str, object]
     budget: float | str | None
     context: Positive
-    batch: Positive
+    batch: Count
     kernel: str
     full_cache: bool
     device: Device
@@ -37,7 +38,7 @@ class CellRecord(TypedDict):
     commit: str | None
     bandwidth: Amount
     load: Amount
-    status: Literal["ok", "oom"]
+    status: Literal["ok", "oom", "no_room"]
     error: str | None
     prefill_s: NotRequired[Seconds]
     compress_s: NotRequired[Seconds]
@@ -63,14 +64,23 @@ class CellRecord(TypedDict):
     peak_prefill_bytes: NotRequired[Count | None]
     peak_decode_bytes: NotRequired[Count | None]
     reserved_bytes: NotRequired[Count | None]
+    pool: NotRequired[Positive | Literal["memory"]]
+    row_tokens: NotRequired[Positive]
+    token_bytes: NotRequired[Positive]
+    capped: NotRequired[bool]
+    request_tokens_per_s: NotRequired[Amount]
 
 
+_OF_POOL = ("pool", "row_tokens", "token_bytes", "capped", "request_tokens_per_s")
 # From the hints: with postponed annotations, a TypedDict itself does not know which keys are NotRequired.
 MEASURED = tuple(
-    name for name, kind in get_type_hints(CellRecord, include_extras=True).items() if get_origin(kind) is NotRequired
+    name
+    for name, kind in get_type_hints(CellRecord, include_extras=True).items()
+    if get_origin(kind) is NotRequired and name not in _OF_POOL
 )
 
 
 def is_measured(record: CellRecord) -> bool:
     """Return True if a record has all numbers, as every record with the status ok must."""
-    return all(name in record for name in MEASURED)
+    names = (*MEASURED, *(_OF_POOL if "pool" in record else ()))
+    return all(name in record for name in names)

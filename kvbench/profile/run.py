@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from tqdm.auto import tqdm
 
 from kvbench import models
 from kvbench.common.commit import commit
+from kvbench.models import Loaded
 from kvbench.models.cache import ModelCache
-from kvbench.profile import device, kernels, limits
+from kvbench.profile import device, kernels, limits, pools
 from kvbench.profile.cells import Cell, Group
+from kvbench.profile.crossover import MEMORY
 from kvbench.profile.measure import measure
-from kvbench.profile.peaks import meter, release
+from kvbench.profile.peaks import Meter, meter, release
 from kvbench.profile.record import CellRecord
 from kvbench.profile.results import Results, folder_of
 from kvbench.run.batching import is_out_of_memory
@@ -27,6 +29,7 @@ from kvbench.run.versions import versions
 log = logging.getLogger(__name__)
 
 VERSION = 1  # increase it when the measurement changes, so that old numbers are not mixed with new ones
+_FEWER = 3  # times that the rows of a full cache as large as the memory allows are reduced, by an eighth each time
 
 
 @dataclass
@@ -84,7 +87,8 @@ def _run(group: Group, model_cache: ModelCache) -> Measured:
     setting = setting_of(group)
     folder = folder_of(group.cfg["paths"]["outputs"], setting)
     with Results.open(folder, setting) as results:
-        cells = kernels.with_kernels(group.cells, setting, models.device(group.model))
+        in_tokens = pools.in_tokens(group.cells, group, setting)
+        cells = kernels.with_kernels(in_tokens, setting, models.device(group.model))
         todo = [cell for cell in cells if results.needs(cell.id, group.cfg["retry_oom"])]
         log.info("%s: %d of %d cells to measure (%s)", setting["model"]["name"], len(todo), len(cells), folder)
         errors = _measure(group, todo, setting, results, model_cache) if todo else []
@@ -110,25 +114,54 @@ def _measure(
         **{key: value for key, value in setting["profile"].items() if key != "version"},
     }
     log.info("%s copies %.1f GB/s, read and written", setting["device"]["name"], bandwidth / 1e9)
+    warm: set[tuple[object, ...]] = set()
     for cell in tqdm(todo, unit="cell", desc="profile", disable=not cfg["progress"]):
         record = {"id": cell.id, **cell.point, "full_cache": cell.is_full_cache, **about, "load": os.getloadavg()[0]}
         try:
-            refused = limits.too_large(cell, group, setting)
-            if refused is not None:
-                results.append(record | {"status": "oom", "error": refused})
-                continue
-            measured = measure(loaded, cell, group.settings, cfg, gauge)
+            sized, of_pool = pools.sized(cell, group, setting)
+            outcome = _outcome(loaded, sized, group, setting, gauge, warm)
+            for _ in range(_FEWER if cell.pool == MEMORY else 0):  # the memory allows fewer rows than its estimate
+                if outcome["status"] != "oom" or sized.batch < 2:
+                    break
+                release(place)
+                sized = replace(sized, batch=sized.batch - max(1, sized.batch // 8))
+                outcome = _outcome(loaded, sized, group, setting, gauge, warm)
         except Exception as problem:
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-            if is_out_of_memory(problem):
-                log.warning("%s: out of memory; recorded", cell.title)
-                results.append(record | {"status": "oom", "error": reason})
-            else:
-                log.error("%s: failed", cell.title, exc_info=None if isinstance(problem, ValueError) else problem)
-                errors.append(f"{cell.title}: {reason}")
+            log.error("%s: failed", cell.title, exc_info=None if isinstance(problem, ValueError) else problem)
+            errors.append(f"{cell.title}: {reason}")
             continue
         finally:
             release(place)
-        measured["roofline_s"] = measured["step_bytes"] / bandwidth
-        results.append(record | {"status": "ok", "error": None} | measured)
+        if outcome["status"] == "ok":
+            outcome["roofline_s"] = outcome["step_bytes"] / bandwidth
+        results.append(record | of_pool | {"batch": sized.batch} | outcome)
     return errors
+
+
+def _outcome(
+    loaded: Loaded, cell: Cell, group: Group, setting: Mapping[str, Any], gauge: Meter, warm: set[tuple[object, ...]]
+) -> dict[str, Any]:
+    """Measure a cell. Return its status, why it was not measured, and the numbers.
+
+    Args:
+        warm: the variants, context lengths and kernels that have run with some number of rows. Cells of a pool differ
+            in this number alone, so they need no further warm-up.
+    """
+    if cell.batch == 0:
+        return {"status": "no_room", "error": pools.no_room(cell, group, setting)}
+    refused = limits.too_large(cell, group, setting)
+    if refused is not None:
+        return {"status": "oom", "error": refused}
+    settings, key = group.settings, (cell.variant, cell.context, cell.kernel)
+    if cell.pool is not None and key in warm:
+        settings = replace(settings, warmup=0)
+    try:
+        measured = measure(loaded, cell, settings, group.cfg, gauge)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        log.warning("%s: out of memory", cell.title)
+        return {"status": "oom", "error": (str(problem).splitlines() or [type(problem).__name__])[0]}
+    warm.add(key)
+    return {"status": "ok", "error": None} | measured

@@ -9,7 +9,7 @@ from kvbench.profile.record import CellRecord
 from kvbench.report.formats import Cells, number, percent
 
 _MIB, _GIB = 2**20, 2**30
-_PLAIN = (
+PLAIN = (
     "status", "prefill_s", "compress_s", "ttft_s", "tpot_s", "tpot_low_s", "tpot_high_s", "tpot_mean_s",
     "first_step_s", "steps_by_graph", "tokens_per_s", "kept_mean", "kv_bytes", "kv_slack_bytes", "kv_full_bytes",
     "weight_bytes", "step_bytes", "roofline_s", "base_bytes", "peak_bytes", "peak_prefill_bytes", "peak_decode_bytes",
@@ -33,7 +33,7 @@ def rows(records: Sequence[CellRecord]) -> list[dict[str, Any]]:
     They are sorted by context, batch and kernel, the full cache first. A method's name in a row contains the dials in
     which records of this method differ.
     """
-    names = _names(records)
+    names = named(records)
     order = {record["id"]: place for place, record in enumerate(records)}
     ordered = sorted(records, key=lambda r: (*_point(r), not r["full_cache"], order[r["id"]]))
     full = {_point(record): record for record in reversed(ordered) if record["full_cache"]}
@@ -57,7 +57,7 @@ def _row(record: Mapping[str, Any], name: str, full: Mapping[str, Any] | None) -
         "name": name,
         "budget": budget,
         **head,
-        **{key: record.get(key) for key in _PLAIN},
+        **{key: record.get(key) for key in PLAIN},
         "speedup": ratio("tpot_s", inverse=True),
         "peak_share": ratio("peak_bytes"),
         "kv_share": record["kv_bytes"] / record["kv_full_bytes"] if record.get("kv_full_bytes") else None,
@@ -66,7 +66,7 @@ def _row(record: Mapping[str, Any], name: str, full: Mapping[str, Any] | None) -
     }
 
 
-def _names(records: Sequence[CellRecord]) -> dict[str, str]:
+def named(records: Sequence[CellRecord]) -> dict[str, str]:
     """Return id → the method's name, with the dials in which methods of this name differ."""
     names = {}
     for record in records:
@@ -80,7 +80,7 @@ def cells(row: Mapping[str, Any]) -> Cells:
     """Return a row as text, by column."""
     oom = row["status"] == "oom"
     low, high = row["tpot_low_s"], row["tpot_high_s"]
-    spread = "" if low is None else f" [{_short(1000 * low)}, {_short(1000 * high)}]"
+    spread = "" if low is None else f" [{short(1000 * low)}, {short(1000 * high)}]"
     added = "" if row["peak_bytes"] is None else f" (+{(row['peak_bytes'] - row['base_bytes']) / _GIB:.2f})"
     return {
         "context": str(row["context"]),
@@ -88,18 +88,18 @@ def cells(row: Mapping[str, Any]) -> Cells:
         "kernel": row["kernel"],
         "method": row["name"],
         "budget": row["budget"],
-        "prefill s": "oom" if oom else _short(row["prefill_s"]),
+        "prefill s": "oom" if oom else short(row["prefill_s"]),
         "compress s": number(row["compress_s"], "{:.3f}"),
-        "TTFT s": _short(row["ttft_s"]),
-        "TPOT ms": _short(row["tpot_s"] and 1000 * row["tpot_s"]) + spread,
-        "tok/s": _short(row["tokens_per_s"]),
+        "TTFT s": short(row["ttft_s"]),
+        "TPOT ms": short(row["tpot_s"] and 1000 * row["tpot_s"]) + spread,
+        "tok/s": short(row["tokens_per_s"]),
         "×full": number(row["speedup"], "{:.2f}"),
         "×roof": number(row["times_roofline"], "{:.2f}"),
-        "KV MiB": _short(row["kv_bytes"] and row["kv_bytes"] / _MIB) + percent(row["kv_share"]),
+        "KV MiB": short(row["kv_bytes"] and row["kv_bytes"] / _MIB) + percent(row["kv_share"]),
         "peak GiB": number(row["peak_bytes"] and row["peak_bytes"] / _GIB, "{:.2f}") + added,
     }
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
     """Return three digits without an exponent; a dash if nothing was measured."""
     return number(value, "{:.3g}" if value is None or value < 100 else "{:.0f}")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 
 from suite_lines import INFO, Line, Record, Value, at_most, line, unknown
 
@@ -31,6 +35,7 @@ def lines(records: Sequence[Record]) -> Iterable[Line]:
     yield from _products(records)
     yield _saved(batch, full, small)
     yield from _peer(steps)
+    yield from _pools(records)
     yield from _breakdowns(records)
     yield from _sweep([r for r in records if r.get("bench") == "sweep"])
 
@@ -120,6 +125,36 @@ def _peer(steps: Mapping[Key, Record]) -> Iterable[Line]:
         ratios = {title: peer["tpot_s"] / steps[key]["tpot_s"] for title, key in ways.items() if key in steps}
         printed = ", ".join(f"{title} {ratio:.1f}" for title, ratio in ratios.items())
         yield Line(f"{batch} x 32k, tokens/s of plain transformers'", "", printed, INFO)
+
+
+def _pools(records: Sequence[Record]) -> Iterable[Line]:
+    """Yield at which sizes of the KV pool a method is faster than full caches; there is no target."""
+    cells = {r["id"]: r for r in records if r.get("bench") == "profile" and "pool" in r}  # the latest of each
+    if not cells:
+        return
+    crossover = _crossover()
+    rows = [
+        cell
+        | {
+            "name": cell["method"],
+            "budget": "full" if cell["budget"] is None else str(cell["budget"]),
+            "pool_tokens": cell["batch"] * cell["row_tokens"],
+        }
+        for cell in cells.values()
+    ]
+    for text in crossover.lines(crossover.crossovers(rows), rows):
+        what, _, measured = text.partition(": ")
+        yield from (Line(f"KV pool, {what}", "", half, INFO) for half in measured.rstrip(".").split("; "))
+
+
+def _crossover() -> ModuleType:
+    """Return the module that compares a method with full caches, which needs the standard library only."""
+    root = str(Path(__file__).resolve().parents[2])
+    sys.path.insert(0, root)
+    try:
+        return importlib.import_module("kvbench.profile.crossover")
+    finally:
+        sys.path.remove(root)
 
 
 def _breakdowns(records: Sequence[Record]) -> Iterable[Line]:

@@ -57,7 +57,7 @@ class Results:
 
     def forget(self, steps: Sequence[str]) -> None:
         """Drop what earlier runs of some steps have left, since they run again. None of them may be running."""
-        benches = set(steps) - {"profile"}  # cells of two steps
+        benches = set(steps) - {"profile"}  # cells of several steps
         with self._writing:
             records = self.read()
             kept = [r for r in records if r.get("step") not in steps and r.get("bench") not in benches]

@@ -68,6 +68,7 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
         Step("step", 60, bench("step")),
         Step("breakdown", 25, bench("breakdown"), env=_KEEP_CUPTI),
         Step("profile", 45, _profile(out, 1, 32768, toy)),
+        Step("profile_pool", 60, _profile_pool(out, toy)),
         Step("sweep", 80, bench("sweep")),
         Step("check", 45, _check(toy), crew="checks", read=_cases),
         Step("tests", 45 if workers else 150, _tests(toy, workers), crew="checks", read=_tested, good=_passed(toy)),
@@ -173,3 +174,13 @@ def _profile(out: Path, batch: int, context: int, toy: bool) -> list[str]:
     what = [f"model={model}", "method=ada_snapkv", f"budget={budget}", *(["method.window=8"] if toy else [])]
     settings = ["progress=false", f"paths.outputs='{out}'", *(["profile.warmup=0"] if toy else [])]
     return [sys.executable, "-m", "kvbench.profile", *what, *where, *settings]
+
+
+def _profile_pool(out: Path, toy: bool) -> list[str]:
+    """Return the command for throughput against the size of the pool: of 1 to 16 full rows of 32k tokens."""
+    model, budget, context, new = ("tiny", 16, 60, 4) if toy else ("shape/llama31_8b", 1024, 32736, 32)
+    pools = "64,128" if toy else "32k,64k,128k,256k,512k"  # a full row and its answer take 64 or 32k tokens
+    where = [f"profile.context={context}", f"profile.new_tokens={new}", f"profile.pool={pools}"]
+    what = [f"model={model}", "method=ada_snapkv", f"budget={budget}", *(["method.window=8"] if toy else [])]
+    settings = ["progress=false", f"paths.outputs='{out}'", f"profile.max_rows={8 if toy else 512}"]
+    return [sys.executable, "-m", "kvbench.profile", *what, *where, *settings, *(["profile.warmup=0"] if toy else [])]
