@@ -155,12 +155,12 @@ def _change(crossing: Crossing) -> str:
     return f"{side} a size {between}" if crossing.pool is None else f"{side} {size(crossing.pool)} ({between})"
 
 
-def lines(found: Sequence[Crossover], rows: Iterable[Row] = ()) -> list[str]:
+def lines(comparisons: Sequence[Crossover], rows: Iterable[Row] = ()) -> list[str]:
     """Return a line for each method, rate, context length and kernel, with the comparison to both full caches."""
     table = list(rows)
-    several = len({(crossover.context, crossover.kernel) for crossover in found}) > 1
+    several = len({(crossover.context, crossover.kernel) for crossover in comparisons}) > 1
     by_line: dict[tuple[object, ...], list[Crossover]] = {}
-    for crossover in found:
+    for crossover in comparisons:
         key = crossover.context, crossover.kernel, crossover.name, crossover.budget, crossover.rate
         by_line.setdefault(key, []).append(crossover)
     texts = []

@@ -35,7 +35,7 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path) -> Path | 
     stamp = figure.stamp([heading, details, "pool", list(map(dict, rows))])
     if figure.is_drawn(path, stamp):
         return path
-    styles, found = styles_of(rows), crossovers(rows)
+    styles, comparisons = styles_of(rows), crossovers(rows)
     width = max(7.6, len(places) * _PANEL[0] + 2.0)
     below = textwrap.wrap(details, int(15 * width))
     picture = figure.new(width, 2 * _PANEL[1] + 0.6 + 0.15 * len(below))
@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path) -> Path | 
     for column, ((context, kernel), of_place) in zip(grid.T, places.items(), strict=True):
         for axes, rate in zip(column, RATES, strict=True):
             _lines(axes, of_place, rate, styles)
-            here = [c for c in found if (c.context, c.kernel, c.rate) == (context, kernel, rate)]
+            here = [c for c in comparisons if (c.context, c.kernel, c.rate) == (context, kernel, rate)]
             _mark(axes, of_place, here, styles)
             _dress(axes, sorted({row["pool"] for row in of_place if row["pool"] != MEMORY}))
         several = len({key[1] for key in places}) > 1
@@ -84,10 +84,10 @@ def _lines(axes: Axes, rows: Sequence[Row], rate: str, styles: Mapping[Line, Map
 
 
 def _mark(
-    axes: Axes, rows: Sequence[Row], found: Sequence[Crossover], styles: Mapping[Line, Mapping[str, Any]]
+    axes: Axes, rows: Sequence[Row], comparisons: Sequence[Crossover], styles: Mapping[Line, Mapping[str, Any]]
 ) -> None:
     """Mark the pool sizes at which a method becomes faster or slower than a full cache."""
-    for crossover in found:
+    for crossover in comparisons:
         own = [row for row in rows if (row["name"], row["budget"], row["full_cache"]) == _key(crossover)]
         points = {point.pool: point for point in compared(own, rows, crossover.rate, crossover.full)}
         for crossing in crossover.crossings:

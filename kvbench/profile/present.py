@@ -51,12 +51,12 @@ def present_cells(measured: Sequence[Measured], form: str = "table") -> None:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of cells: numbers, texts, the lines below it, and the legend. `found` compares methods in pools."""
+    """A table of cells: numbers, texts, the lines below it, and the legend. `comparisons` is None without pools."""
 
     rows: list[dict[str, Any]]
     cells: list[Cells]
     notes: list[str]
-    found: list[crossover.Crossover] | None
+    comparisons: list[crossover.Crossover] | None
     legend: str
 
 
@@ -66,12 +66,12 @@ def _table(setting: Mapping[str, Any], records: Sequence[CellRecord]) -> _Table:
         rows = table.rows(records)
         return _Table(rows, [table.cells(row) for row in rows], [], None, table.LEGEND.format(memory=memory))
     rows = pool_table.rows(records)
-    found, texts = crossover.crossovers(rows), [pool_table.cells(row) for row in rows]
-    notes = crossover.lines(found, rows)
+    comparisons, texts = crossover.crossovers(rows), [pool_table.cells(row) for row in rows]
+    notes = crossover.lines(comparisons, rows)
     if any(row["capped"] for row in rows):
         limit = setting["profile"]["max_rows"]
         notes.append(f"* profile.max_rows={limit} allows no more rows; raise it to fill these pools.")
-    return _Table(rows, texts, notes, found, pool_table.LEGEND.format(memory=memory))
+    return _Table(rows, texts, notes, comparisons, pool_table.LEGEND.format(memory=memory))
 
 
 def _is_of_pools(setting: Mapping[str, Any]) -> bool:
@@ -125,4 +125,6 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def _content(setting: Mapping[str, Any], shown: _Table) -> dict[str, Any]:
     content = {"setting": dict(setting), "rows": [dict(row) for row in shown.rows]}
-    return content if shown.found is None else content | {"crossovers": [asdict(line) for line in shown.found]}
+    return (
+        content if shown.comparisons is None else content | {"crossovers": [asdict(line) for line in shown.comparisons]}
+    )

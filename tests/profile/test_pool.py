@@ -210,12 +210,12 @@ def rates(full: Sequence[float | None], own: Sequence[float | None], memory: flo
     return records
 
 
-def found(*arguments: Any) -> list[crossover.Crossover]:
+def compared(*arguments: Any) -> list[crossover.Crossover]:
     return [c for c in crossover.crossovers(pool_table.rows(rates(*arguments))) if c.rate == "tokens_per_s"]
 
 
 def test_the_crossover_is_interpolated_between_its_neighbours() -> None:
-    constrained, unconstrained = found([10, 20, 80], [20, 40, 40], 30)
+    constrained, unconstrained = compared([10, 20, 80], [20, 40, 40], 30)
     assert constrained.verdict == unconstrained.verdict == "crosses" and (constrained.least, constrained.most) == (
         1000, 4000,
     )  # fmt: skip
@@ -242,13 +242,13 @@ def test_the_crossover_is_interpolated_between_its_neighbours() -> None:
     ],
 )
 def test_verdicts(full: Any, own: Any, memory: float | None, verdicts: tuple[str, str]) -> None:
-    assert tuple(c.verdict for c in found(full, own, memory)) == verdicts
+    assert tuple(c.verdict for c in compared(full, own, memory)) == verdicts
 
 
 def test_no_size_is_invented_where_no_row_fits() -> None:
-    (change,) = found([0, 50], [20, 40], 5)[0].crossings
+    (change,) = compared([0, 50], [20, 40], 5)[0].crossings
     assert change == crossover.Crossing(1000, 2000, None, below=True)
-    assert "below a size between 1000 and 1.95k" in crossover.in_words(found([0, 50], [20, 40], 5)[0])
+    assert "below a size between 1000 and 1.95k" in crossover.in_words(compared([0, 50], [20, 40], 5)[0])
 
 
 def test_several_contexts_are_named() -> None:
