@@ -3,7 +3,7 @@
 transformers computes a layer of Llama in 38 device operations, and 30 of them only change elements: RMSNorm, RoPE,
 SiLU, residual sums. Here these are three small ops of ours. Everything else is the model's own: its modules are called
 as they are, quantised or adapted ones too, and nothing is patched. Plain linear modules that read the same input run
-as one product; for that, their weights lie one after the other in memory.
+as one product, of our own kernel where there are few rows (`products`).
 
 Shape suffixes: B rows (one token each), C hidden size, H query heads, U KV heads, D head dimension, V vocabulary.
 """
@@ -11,16 +11,15 @@ Shape suffixes: B rows (one token each), C hidden size, H query heads, U KV head
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from kvbench.engine.attention import AttentionPass, layer_index
+from kvbench.engine.products import Products, is_changed
 
 # The architectures whose layers the walk computes. A class must be transformers' own, not a subclass of it.
 _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -29,13 +28,17 @@ _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": 
 class FusedStep:
     """A decode step: a call returns the logits [B, V] after one more token [B, 1] of each row, like `last_logits`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, own_products: bool = True) -> None:
         """Prepare a step of a model without an obstacle.
 
         The weights of its linear modules may move in memory; their values and modules stay.
+
+        Args:
+            own_products: use our kernel for products of few rows; False is for comparisons.
         """
         self._model = model
-        self._layers = [_Layer(layer) for layer in _inner(model).layers]
+        self._layers = [_Layer(layer, own_products) for layer in _inner(model).layers]
+        self._head = Products([model.lm_head], own_products)
 
     def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: AttentionPass) -> Tensor:
         attention.begin(ids_B1)
@@ -47,24 +50,25 @@ class FusedStep:
             update_BC = layer(stream_BC, update_BC, cos_B1D[:, 0], sin_B1D[:, 0], attention)
         normed_BC = _add_norm(inner.norm, stream_BC, update_BC)
         attention.finish()
-        logits_B1V: Tensor = self._model.lm_head(normed_BC[:, None])
-        return logits_B1V[:, -1]
+        return self._head(normed_BC)[0]
 
 
 class _Layer:
     """A decoder layer: attention and MLP, each after an RMSNorm of the residual stream."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, own_products: bool) -> None:
         self._layer = layer
         attn, mlp = layer.self_attn, layer.mlp
-        self._qkv = _together([attn.q_proj, attn.k_proj, attn.v_proj])
-        self._gate_up = _together([mlp.gate_proj, mlp.up_proj])
+        self._qkv = Products([attn.q_proj, attn.k_proj, attn.v_proj], own_products)
+        self._out = Products([attn.o_proj], own_products)
+        self._gate_up = Products([mlp.gate_proj, mlp.up_proj], own_products)
+        self._down = Products([mlp.down_proj], own_products)
 
     def __call__(
         self, stream_BC: Tensor, update_BC: Tensor | None, cos_BD: Tensor, sin_BD: Tensor, attention: AttentionPass
     ) -> Tensor:
         """Add an update to the residual stream, in place. Return the next update, which is not yet added."""
-        attn, mlp = self._layer.self_attn, self._layer.mlp
+        attn = self._layer.self_attn
         normed_BC = _add_norm(self._layer.input_layernorm, stream_BC, update_BC)
         q_BHD, k_BUD, v_BUD = (x.unflatten(-1, (-1, attn.head_dim)) for x in self._qkv(normed_BC))
         normed = hasattr(attn, "q_norm")  # queries and keys of Qwen3
@@ -73,10 +77,10 @@ class _Layer:
         torch.ops.kvb.rope(q_BHD, k_BUD, cos_BD, sin_BD, *weights, eps)
         q_BH1D, k_BU1D, v_BU1D = (x[:, :, None] for x in (q_BHD, k_BUD, v_BUD))
         out_BH1D = attention.attend(layer_index(attn), q_BH1D, k_BU1D, v_BU1D, attn.scaling)
-        update_BC = attn.o_proj(out_BH1D.transpose(1, 2).flatten(2))[:, 0]
+        (update_BC,) = self._out(out_BH1D.transpose(1, 2).flatten(2)[:, 0])
         normed_BC = _add_norm(self._layer.post_attention_layernorm, stream_BC, update_BC)
-        out: Tensor = mlp.down_proj(torch.ops.kvb.silu_mul(*self._gate_up(normed_BC))[:, None])
-        return out[:, 0]
+        (out_BC,) = self._down(self._gate_up.gated(normed_BC))
+        return out_BC
 
 
 def obstacle(model: PreTrainedModel) -> str | None:
@@ -109,7 +113,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
         skipped += [layer, attn, mlp, mlp.act_fn, *norms]
     if len(inner.layers) != model.config.num_hidden_layers:
         return f"num_hidden_layers={model.config.num_hidden_layers}, and the model has {len(inner.layers)} layers"
-    if any(map(_is_changed, skipped)):
+    if any(map(is_changed, skipped)):
         return "hooks or other functions are attached to its modules"
     return None
 
@@ -118,43 +122,6 @@ def _inner(model: PreTrainedModel) -> Any:
     return model.model
 
 
-def _is_changed(module: nn.Module) -> bool:
-    """Return True if calling a module does more than its class says."""
-    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _add_norm(norm: Any, stream_BC: Tensor, update_BC: Tensor | None) -> Tensor:
     normed_BC: Tensor = torch.ops.kvb.add_rms_norm(stream_BC, update_BC, norm.weight, norm.variance_epsilon)
     return normed_BC
-
-
-def _together(modules: Sequence[nn.Module]) -> Callable[[Tensor], Sequence[Tensor]]:
-    """Return a function that applies linear modules to the same input [B, C]: one product if all are plain."""
-    plain = [module for module in modules if type(module) is nn.Linear and not _is_changed(module)]
-    biases = [module.bias for module in plain if module.bias is not None]
-    kinds = {(module.weight.dtype, module.weight.device) for module in plain}
-    if len(plain) < len(modules) or len(kinds) > 1 or len(biases) not in (0, len(plain)):
-        return lambda x_BC: [module(x_BC[:, None])[:, 0] for module in modules]
-    weight, bias = _joined([module.weight for module in plain]), _joined(biases) if biases else None
-    sizes = [module.out_features for module in plain]
-    return lambda x_BC: F.linear(x_BC, weight, bias).split(sizes, dim=-1)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return one tensor of several, along the first dimension. They become views of it, so nothing is stored twice."""
-    first, end = parts[0], parts[0].data_ptr()
-    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-    for part in parts:
-        if part.data_ptr() != end or part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            break
-        end += part.nbytes
-    else:
-        return first.detach().as_strided(shape, first.stride())  # joined before
-    whole = torch.cat([part.detach() for part in parts])
-    for part, view in zip(parts, whole.split([part.shape[0] for part in parts]), strict=True):
-        part.data = view
-    if whole.is_cuda:
-        torch.cuda.empty_cache()  # the old memory is in pieces that the next layer does not fit into
-    return whole

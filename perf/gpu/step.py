@@ -9,7 +9,8 @@ them, eagerly and as CUDA graphs, from the choice of the last token to that of t
 time in which a triad moves as many bytes as a step reads: the weights and what is kept. Next to it is the roofline of
 the fastest ceiling that was measured. The peer is plain transformers with its StaticCache and its own
 attention, eagerly. `python -m kvbench.profile` measures real prefills as well.
-Modes that begin with own are those of transformers' layers instead of fused ones.
+Modes that begin with own are those of transformers' layers instead of fused ones, and cublas-graph is the fused step
+with cuBLAS's products.
 Shape suffixes: B rows, U KV heads, T tokens, D head dimension, V vocabulary.
 """
 
@@ -41,6 +42,7 @@ from kvbench.engine.clock import now
 from kvbench.engine.fused import fused_step
 from kvbench.engine.probe import last_logits
 from kvbench.engine.survey import survey
+from kvbench.engine.walk import FusedStep
 
 _EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 160, 4
 _SPARE = 4e9  # bytes that the driver, the graphs and a step's own tensors may take
@@ -175,6 +177,9 @@ def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, re
     if recordable is not None:
         forwards["graph"] = graph.GraphedSteps(step, recordable, graph.CudaRecorder())
     if decoding.fused is not None:
+        if recordable is not None:
+            other = FusedStep(model, own_products=False)
+            forwards["cublas-graph"] = graph.GraphedSteps(other, recordable, graph.CudaRecorder())
         own = graph.GraphedSteps(decoding.call, recordable, graph.CudaRecorder()) if recordable else decoding.call
         forwards["own-graph" if recordable else "own-eager"] = own
     read = weights_read(model) + kept

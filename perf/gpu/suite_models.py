@@ -86,6 +86,14 @@ def _fused(steps: Mapping[Key, Record]) -> Iterable[Line]:
     if ratios:
         printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
         yield Line("fused steps, times as fast as those of transformers' layers", "", printed, INFO)
+    ratios = {
+        _title(key): other["tpot_s"] / steps[*key[:2], "graph", key[3]]["tpot_s"]
+        for key, other in steps.items()
+        if key[2] == "cublas-graph" and (*key[:2], "graph", key[3]) in steps and key[3] == "cuda"
+    }
+    if ratios:
+        printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
+        yield Line("fused steps, times as fast as those with cuBLAS's products", "", printed, INFO)
 
 
 def _products(records: Sequence[Record]) -> Iterable[Line]:

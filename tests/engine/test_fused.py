@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import kvbench
 from kvbench.engine import fused, walk
 from kvbench.engine.probe import checked_plan, step_error
+from kvbench.engine.products import Products
+from kvbench_kernels import build, ops
 from tests.helpers.tiny_engine import prompt, tiny_model
 
 SIZES: dict[str, Any] = {
@@ -104,6 +106,51 @@ def test_changed_weights_count() -> None:
             layer.self_attn.v_proj.weight.data = layer.self_attn.v_proj.weight.flip(0).contiguous()
     own = answers(model, fused="false")
     assert tokens(answers(model, fused="true")) == tokens(own) != tokens(first)
+
+
+@pytest.mark.gxx
+@pytest.mark.parametrize("name", ["llama, tied", "llama, biases", "qwen2"])
+@torch.no_grad()
+def test_products_of_our_own_kernel_give_the_models_logits(name: str) -> None:
+    """The kernels run in the emulator; 16 rows or fewer are theirs, and more are torch's."""
+    family, extra = MODELS[name]
+    model = model_of(family, **extra).bfloat16()
+    with ops.emulated(build.host()):
+        assert step_error(model, checked_plan(model), walk.FusedStep(model)) < 0.05
+        layer = model.model.layers[1]
+        for rows in (1, 16, 17):
+            x_BC = torch.randn(rows, 64).bfloat16()
+            for modules in ([layer.self_attn.o_proj], [layer.mlp.gate_proj, layer.mlp.up_proj], [model.lm_head]):
+                ours, others = Products(modules), Products(modules, own=False)
+                pairs = [*zip(ours(x_BC), others(x_BC), strict=True)]
+                if len(modules) == 2:
+                    pairs.append((ours.gated(x_BC), others.gated(x_BC)))
+                for out_BO, other_BO in pairs:
+                    torch.testing.assert_close(out_BO, other_BO, rtol=0.02, atol=0.02)
+                    assert rows <= 16 or torch.equal(out_BO, other_BO)
+
+
+def test_plain_weights_of_16_bits_are_multiplied_by_our_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products with a hook, of float32 or of inputs that are no multiple of 8 are torch's."""
+    called: list[int] = []
+
+    def counted(x_BC: Tensor, *arguments: Any) -> Tensor:
+        called.append(len(x_BC))
+        out: Tensor = linear(x_BC, *arguments)
+        return out
+
+    linear = torch.ops.kvb.linear
+    monkeypatch.setattr(torch.ops.kvb, "linear", counted)
+    hooked = nn.Linear(64, 8).bfloat16()
+    hooked.register_forward_hook(lambda module, args, out: out)
+    others = [hooked, nn.Linear(64, 8), nn.Linear(60, 8).bfloat16()]
+    with torch.no_grad():
+        for module in [*others, nn.Linear(64, 8).bfloat16()]:
+            assert not called
+            for rows in (17, 3):
+                x_BC = torch.randn(rows, module.in_features, dtype=module.weight.dtype)
+                torch.testing.assert_close(Products([module])(x_BC)[0], module(x_BC), rtol=0.02, atol=0.02)
+    assert called == [3]
 
 
 class Adapted(nn.Module):

@@ -10,7 +10,10 @@
 | prompt.py | the ops for prompts, as methods and cache call them |
 """
 
+from kvbench_kernels.ops.checks import MOST_TOKENS
 from kvbench_kernels.ops.registration import SCHEMAS, emulated, prepare, workspace
-from kvbench_kernels.ops.require import DTYPES, HEAD_DIMS, rows
+from kvbench_kernels.ops.require import DTYPES, HEAD_DIMS, rows, takes_weight
 
-__all__ = ["DTYPES", "HEAD_DIMS", "SCHEMAS", "emulated", "prepare", "rows", "workspace"]
+__all__ = [
+    "DTYPES", "HEAD_DIMS", "MOST_TOKENS", "SCHEMAS", "emulated", "prepare", "rows", "takes_weight", "workspace",
+]  # fmt: skip

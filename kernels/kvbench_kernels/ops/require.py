@@ -19,6 +19,11 @@ def rows(x: Tensor) -> Tensor:
     return x if _in_steps(x) else x.contiguous()
 
 
+def takes_weight(weight_OC: Tensor) -> bool:
+    """Return True if the kernel of `linear` can read this weight."""
+    return weight_OC.dtype in DTYPES and weight_OC.is_contiguous() and weight_OC.numel() > 0 and _in_steps(weight_OC)
+
+
 def arena(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor | None, compiled: bool) -> None:
     """Require the buffers of an arena and the int32 arrays that describe it."""
     if k_RD.dim() != 2 or not k_RD.is_contiguous():
