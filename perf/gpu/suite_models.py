@@ -99,7 +99,7 @@ def _fused(steps: Mapping[Key, Record]) -> Iterable[Line]:
 def _products(records: Sequence[Record]) -> Iterable[Line]:
     """Yield how much faster our products of a layer are than cuBLAS's; there is no target."""
     time = {
-        (r["contender"], r["tokens"]): r
+        (r["product"], r["tokens"]): r
         for r in records
         if r.get("bench") == "linear" and r.get("what") == "layer" and "us" in r
     }

@@ -29,7 +29,7 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
     result = json.loads((out / "gpu_suite.json").read_text())
     records = result["records"]
     statuses = {record["step"]: record["status"] for record in records if "step" in record}
-    assert list(statuses.values()).count("ok") == 14 and set(statuses.values()) == {"ok", "missing"}
+    assert list(statuses.values()).count("ok") == 15 and set(statuses.values()) == {"ok", "missing"}
     assert {r["bench"] for r in records if "bench" in r} == {
         "build", "ceilings", "decode", "rivals", "append", "scoring", "linear", "step", "breakdown", "profile",
         "sweep",
