@@ -51,6 +51,7 @@ struct RaggedDecode {
     int32_t batch, kv_heads, group, tokens, dim;
     int32_t ctas;  // blocks of the launch
     int32_t dtype;
+    int32_t settled;  // 1: the stream's previous kernel writes no start, length, segment, and no row of k and v
 };
 
 struct DecodeWeights {

@@ -9,7 +9,8 @@ constexpr int kUnsupported = -1;  // it is not compiled for this dtype, head dim
 constexpr int kTooLarge = -2;     // a size is 0, negative, or more than a launch can have
 constexpr int64_t kMostBlocks = 65535;  // of a grid's second and third dimension
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps;  // of a block of the decode and scoring kernels
+constexpr int kWarps = 4, kThreads = 32 * kWarps;  // of a block of the kernels that score, or read packed tokens
+constexpr int kMostUnasked = 48 * 1024;  // bytes of a block's shared memory without KVB_ALLOW_SHARED
 constexpr float kNothing = -1e30f;  // the maximum over no keys; finite, so that no difference is NaN
 
 template <typename A, typename B> KVB_BOTH constexpr auto divide_up(A a, B b) { return (a + b - 1) / b; }

@@ -66,6 +66,9 @@ KVB_DEVICE uint4 load_stream(const void* address) {
     return r;
 }
 
+// Start to fetch the 128 bytes that contain an address into the L2 cache.
+KVB_DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // Load 16 bytes through the ordinary path.
 KVB_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 KVB_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
@@ -156,13 +159,14 @@ KVB_DEVICE int high_product(int a, unsigned b) { return static_cast<int>(__umulh
 
 // Number of CTAs of `kernel` that fill the current device; if negative, minus a cudaError.
 template <typename Kernel>
-inline int resident_ctas(Kernel kernel, int threads) {
+inline int resident_ctas(Kernel kernel, int threads, int shared_bytes = 0) {
     int device = 0, multiprocessors = 0, per_multiprocessor = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess)
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, 0);
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads,
+                                                              static_cast<std::size_t>(shared_bytes));
     return error == cudaSuccess ? multiprocessors * per_multiprocessor : -static_cast<int>(error);
 }
 
@@ -193,6 +197,7 @@ inline uint4 load16(const void* address) {
     return *static_cast<const uint4*>(address);
 }
 inline uint4 load_stream(const void* address) { return load16(address); }
+inline void prefetch(const void*) {}
 inline void store16(void* address, uint4 value) {
     kvb_host::check_aligned(address, 16, "store");
     *static_cast<uint4*>(address) = value;
@@ -278,7 +283,7 @@ inline int high_product(int a, unsigned b) {
 }
 
 template <typename Kernel>
-inline int resident_ctas(Kernel, int) {
+inline int resident_ctas(Kernel, int, int = 0) {
     return 3;  // small and odd, so that work is split at other places than on a device
 }
 

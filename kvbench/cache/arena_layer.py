@@ -83,17 +83,19 @@ class ArenaLayer:
     ) -> Tensor:
         """Append T new tokens to `rows`, attend causally, and let the policies act: [B, H, T, D]."""
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
+        was_active = self._active
         active = self._activate(rows, kv_heads)
+        settled = active is was_active and not active.groups
         if self._room < tokens or any(group.lacks_room(tokens) for group in active.groups):
             self._grow(rows, tokens)
-            active = self._activate(rows, kv_heads)
+            active, settled = self._activate(rows, kv_heads), False
         self._room -= tokens
         self._appended += tokens
         for group in active.groups:
             group.grow(tokens, None if new is None else new.ids)
         buffers = self._arenas.first.buffers
         out_BHTD = self._backend.append_and_attend(
-            q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths
+            q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths, settled
         )
         for slots in active.steps:
             if not slots.needs_host:

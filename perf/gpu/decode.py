@@ -42,15 +42,19 @@ def cases(toy: bool) -> Iterator[tuple[Shape, str]]:
         yield from ((Shape(batch, mean), kind) for kind in LENGTHS)
 
 
-def ours(layer: Layer) -> rivals.Attend:
-    """Run `ragged_decode`: attention to the tokens in the cache."""
+def ours(layer: Layer, settled: bool = True) -> rivals.Attend:
+    """Run `ragged_decode`: attention to the tokens in the cache.
+
+    Args:
+        settled: it begins before the previous call ends, which is about other buffers, as it does in a model's step.
+    """
     out_BHTD = torch.full_like(layer.q_BHTD, torch.nan)
 
     def work(i: int) -> Tensor:
         k_RD, v_RD, length_S = layer.k_CRD[i], layer.v_CRD[i], layer.length_CS[i]
         torch.ops.kvb.ragged_decode(
             layer.q_BHTD, k_RD, v_RD, layer.start_S1, length_S, layer.segment_S, layer.scaling, out_BHTD,
-            layer.workspace,
+            layer.workspace, settled,
         )  # fmt: skip
         return out_BHTD
 
@@ -64,7 +68,7 @@ def fused(layer: Layer) -> rivals.Attend:
     def work(i: int) -> Tensor:
         torch.ops.kvb.ragged_append_decode(
             layer.q_BHTD, layer.k_BUTD, layer.v_BUTD, layer.k_CRD[i], layer.v_CRD[i], layer.start_S1,
-            layer.length_CS[i], layer.segment_S, layer.scaling, out_BHTD, layer.workspace, layer.status,
+            layer.length_CS[i], layer.segment_S, layer.scaling, out_BHTD, layer.workspace, layer.status, True,
         )  # fmt: skip
         return out_BHTD
 
@@ -77,6 +81,7 @@ def contenders(device: torch.device) -> dict[str, Make]:
     return {
         "ours": ours,
         "ours_fused": fused,
+        "ours_alone": partial(ours, settled=False),
         "torch_fa": rivals.flash_in_place,
         "fa3": rivals.fa3_in_place,
         **schemes,
@@ -88,8 +93,9 @@ def rounds_through(device: torch.device, only_rivals: bool) -> list[dict[str, Ma
     """Return the contenders of each round through all shapes, those whose failure would cost most first."""
     all_ways = contenders(device)
     first = {name: all_ways.pop(name) for name in ("ours", "ours_fused", "torch_fa")}
+    alone = {"ours_alone": all_ways.pop("ours_alone")}
     second = {"fa3": all_ways.pop("fa3")}
-    return [{"ours_fused": first["ours_fused"], **all_ways}] if only_rivals else [first, second]
+    return [{"ours_fused": first["ours_fused"], **all_ways}] if only_rivals else [first, second, alone]
 
 
 def _copies(device: torch.device) -> dict[str, copy_append.Copy]:

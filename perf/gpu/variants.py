@@ -33,13 +33,12 @@ from kvbench_kernels.ops.library import Library
 BOUND = 5e-3
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
-    "even split": {"PIECE_UNITS": 0},
-    "pieces to 4": {"PIECE_UNITS": 4},
-    "single to 24": {"SINGLE_UNITS": 24},
-    "single to 64": {"SINGLE_UNITS": 64},
+    "no prefetch": {"PREFETCHED_TILES": 0},
+    "prefetch 2": {"PREFETCHED_TILES": 2},
+    "extra 0": {"EXTRA_UNITS": 0},
+    "extra 2": {"EXTRA_UNITS": 2},
 }
-# The first three are those where the even split may be faster, at skewed lengths; the others must not become slower.
-SHAPES = ((16, 512), (1, 2048), (16, 128), (32, 128), (1, 128), (1, 1024), (16, 1024))
+SHAPES = ((16, 2048), (1, 32768), (32, 2048), (16, 1024), (16, 512), (1, 1024), (1, 2048), (16, 128))
 KINDS = ("pareto", "one_long", "equal", "adakv")
 METRICS = (
     "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -88,14 +87,14 @@ class Calls:
         x = self.layer
         launch.ragged_decode(
             self.library, self._stream(), x.q_BHTD, x.k_CRD[i], x.v_CRD[i], x.start_S1, x.length_CS[i], x.segment_S,
-            x.scaling, self.out_BHTD, self.workspace,
+            x.scaling, self.out_BHTD, self.workspace, True,
         )  # fmt: skip
 
     def fused(self, i: int) -> None:
         x = self.layer
         launch.ragged_append_decode(
             self.library, self._stream(), x.q_BHTD, x.k_BUTD, x.v_BUTD, x.k_CRD[i], x.v_CRD[i], x.start_S1,
-            x.length_CS[i], x.segment_S, x.scaling, self.out_BHTD, self.workspace, x.status,
+            x.length_CS[i], x.segment_S, x.scaling, self.out_BHTD, self.workspace, x.status, True,
         )  # fmt: skip
 
     def _stream(self) -> int | None:

@@ -152,6 +152,7 @@ def decode(
         dim=dim,
         ctas=ctas,
         dtype=_DTYPE[case.k_RD.dtype],
+        settled=ctas % 2,
     )
     return Result(out_BHTD, lse_BHT, int((counters.view(torch.int32) != 0).sum()))
 

@@ -62,7 +62,7 @@ struct Attention {
     KVB_DEVICE void load_query(const uint16_t* q_row, DecodeShared<D>& shared) {
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
-            if (kQueryIsShared && static_cast<int>(threadIdx.x) / 32 != chunk % kWarps) continue;
+            if (kQueryIsShared && static_cast<int>(threadIdx.x) / 32 != chunk % kDecodeWarps) continue;
             uint4 loaded = make_uint4(0, 0, 0, 0);
             if (q_row != nullptr && has_chunk(chunk)) loaded = load_stream(q_row + 32 * chunk + 8 * thread_column());
             if (kQueryIsShared) shared.query[chunk][threadIdx.x % 32] = loaded;
@@ -82,6 +82,16 @@ struct Attention {
                 if (has_chunk(chunk)) keys[half][chunk] = load_stream(k_row + 32 * chunk + 8 * thread_column());
                 else keys[half][chunk] = make_uint4(0, 0, 0, 0);
             }
+        }
+    }
+
+    // Fetch a tile's keys and values into the L2 cache, up to slot `end`.
+    static KVB_DEVICE void prefetch_tile(const DecodeArguments& args, int tile, int end) {
+        const int bytes = 2 * D * (min(tile + kTile, end) - tile);
+        for (int byte = static_cast<int>(threadIdx.x) % 32 * 128; byte < bytes; byte += 32 * 128) {
+            const int64_t at = static_cast<int64_t>(tile) * D + byte / 2;
+            prefetch(args.k + at);
+            prefetch(args.v + at);
         }
     }
 
@@ -128,15 +138,30 @@ struct Attention {
         }
     }
 
-    // Attend to slots begin .. end - 1; columns 2c and 2c + 1 see those before sees0 and sees1. All threads of the CTA
-    // call it, with the same begin and end.
-    KVB_DEVICE void run(const DecodeArguments& args, const Fresh& fresh, const uint16_t* q_row,
-                        DecodeShared<D>& shared, int begin, int end, int sees0, int sees1) {
+    // Load the first tile of slots begin .. end - 1 and the query. All threads of the CTA call it, with the same range.
+    // `waits`: the previous kernel of the stream may still run. It writes no rows that are in the buffers already, so
+    // these are loaded before it ends; the query and new rows are not.
+    KVB_DEVICE void start(const DecodeArguments& args, const Fresh& fresh, const uint16_t* q_row,
+                          DecodeShared<D>& shared, int begin, int end, bool waits) {
+        const int tile = begin + static_cast<int>(threadIdx.x) / 32 * kTile;
+        const bool old = tile < end && (!kAppend || min(tile + kTile, end) <= fresh.slot);
+        if (waits) {
+            if (old) load_keys(args, fresh, tile, end);
+            if (old) load_values(args, fresh, tile, end);
+            const int in_buffers = kAppend ? min(end, fresh.slot) : end;
+            for (int i = 1; i <= kPrefetchedTiles; ++i) prefetch_tile(args, tile + i * kUnit, in_buffers);
+            wait_for_previous_kernel();
+        }
+        if (tile < end && !(waits && old)) load_keys(args, fresh, tile, end);
+        load_query(q_row, shared);
+        if (tile < end && !(waits && old)) load_values(args, fresh, tile, end);
+    }
+
+    // Attend to the range of `start`; columns 2c and 2c + 1 see the slots before sees0 and sees1.
+    KVB_DEVICE void run(const DecodeArguments& args, const Fresh& fresh, DecodeShared<D>& shared, int begin, int end,
+                        int sees0, int sees1) {
         reset();
         int tile = begin + static_cast<int>(threadIdx.x) / 32 * kTile;
-        if (tile < end) load_keys(args, fresh, tile, end);
-        load_query(q_row, shared);
-        if (tile < end) load_values(args, fresh, tile, end);
         for (; tile < end; tile += kUnit) {
             if (kQueryIsShared) asm volatile("" ::: "memory");  // load the query again, not keep it in registers
             __syncwarp();  // lanes may have diverged while they loaded or wrote rows; the mma needs all of them

@@ -32,7 +32,7 @@ namespace kvb {
 
 // CTAs that a multiprocessor holds at once. This bounds their registers, and gives enough loads in flight for the
 // multiprocessor's share of the memory bandwidth.
-template <int D> constexpr int kResident = D > 128 ? 2 : D > 64 ? 3 : 4;
+template <int D> constexpr int kResident = D > 64 ? 1 : 2;
 
 // The query row of this thread's column, an operand of the first product; null if there is none.
 KVB_DEVICE const uint16_t* query_row(const DecodeArguments& args, const Cursor& at, int column) {
@@ -80,47 +80,72 @@ KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& sh
     __syncthreads();
     if (shared.last == 0) return;
     const bool in_window = args.lanes <= kWindow;  // the window has all lanes and is never refilled: no need to wait
-    for (int number = static_cast<int>(threadIdx.x); number < args.lanes; number += kThreads) {
+    for (int number = static_cast<int>(threadIdx.x); number < args.lanes; number += kDecodeThreads) {
         const Lane lane = in_window ? shared.window[number] : load_lane<true>(args, number);
         if (lane.length > lane.old_length) args.length[lane.segment] = lane.length;
         else atomicCAS(args.status, 0, lane.segment + 1);
     }
 }
 
+// The slots of a lane that the CTA's part at `at` reads: the first of them, and the end.
+KVB_DEVICE int2 part_slots(const DecodeArguments& args, const Cursor& at, const Lane& lane, int end) {
+    const int units = min(end - at.item, units_of(lane));
+    return make_int2(lane.start + (at.unit - at.item) * kUnit,
+                     lane.start + min(sees(args, lane, at.block, kColumns - 1), units * kUnit));
+}
+
 template <typename T, int D, bool kAppend>
-__global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArguments args) {
-    KVB_SHARED(DecodeShared<D>, shared);
+KVB_DEVICE void start_part(const DecodeArguments& args, DecodeShared<D>& shared, Attention<T, D, kAppend>& attention,
+                           const Cursor& at, const Lane& lane, int end, bool waits) {
+    const int2 slots = part_slots(args, at, lane, end);
+    attention.start(args, fresh_rows<kAppend>(args, at, lane), query_row(args, at, attention.thread_row()), shared,
+                    slots.x, slots.y, waits);
+}
+
+template <typename T, int D, bool kAppend>
+__global__ void __launch_bounds__(kDecodeThreads, kResident<D>) decode(const DecodeArguments args) {
+    KVB_DYNAMIC_SHARED(memory);
+    DecodeShared<D>& shared = *reinterpret_cast<DecodeShared<D>*>(memory);
     let_next_kernel_start();  // a product may read its weights where CTAs end, and waits for the others
+    if (!args.settled) wait_for_previous_kernel();
     find_work<D, kAppend>(args, shared);
+    Attention<T, D, kAppend> attention;
+    Cursor at = shared.cursor;
+    const int end = shared.end;
     const bool early = kAppend && args.lanes <= kWindow;  // no length is read again
     unsigned before = 0;
+    Lane lane{};
+    if (at.unit < end) {
+        lane = lane_at<D, kAppend>(args, shared, at.lane);
+        start_part<T, D, kAppend>(args, shared, attention, at, lane, end, args.settled);
+    } else if (args.settled) {
+        wait_for_previous_kernel();
+    }
     if (early && threadIdx.x == 0) before = arrive(args);
-    while (shared.cursor.unit < shared.end) {
-        {
-            const Cursor at = shared.cursor;
-            const Lane lane = lane_at<D, kAppend>(args, shared, at.lane);
-            const int begin = at.unit - at.item, end = min(shared.end - at.item, units_of(lane));
-            const int column = 2 * Attention<T, D, kAppend>::thread_column();
-            const int seen = min(sees(args, lane, at.block, kColumns - 1), end * kUnit);
-            const uint16_t* q_row = query_row(args, at, Attention<T, D, kAppend>::thread_row());
-            Attention<T, D, kAppend> attention;
-            attention.run(args, fresh_rows<kAppend>(args, at, lane), q_row, shared, lane.start + begin * kUnit,
-                          lane.start + seen, lane.start + sees(args, lane, at.block, column),
-                          lane.start + sees(args, lane, at.block, column + 1));
-            attention.finish(shared);
-        }
+    while (at.unit < end) {
+        const int each = units_of(lane), units = min(end - at.item, each) - (at.unit - at.item);
+        const int column = 2 * attention.thread_column();
+        const int2 slots = part_slots(args, at, lane, end);
+        attention.run(args, fresh_rows<kAppend>(args, at, lane), shared, slots.x, slots.y,
+                      lane.start + sees(args, lane, at.block, column),
+                      lane.start + sees(args, lane, at.block, column + 1));
+        attention.finish(shared);
+        const Part part{at, each, units};
         __syncthreads();  // the warps' results are there
-        // Read them from shared memory again instead of keeping them in registers during the loop above.
-        Part part{shared.cursor, units_of(shared.window[shared.cursor.lane - shared.window_lane]), 0};
-        const int begin = part.at.unit - part.at.item;
-        part.units = min(shared.end - part.at.item, part.each) - begin;
+        at = after(args, shared, at, each);
+        const auto start_next = [&] {
+            if (at.unit >= end) return;
+            if (at.lane != part.at.lane) lane = lane_at<D, kAppend>(args, shared, at.lane);
+            start_part<T, D, kAppend>(args, shared, attention, at, lane, end, false);
+        };
+        // The next part's first rows are on their way while this one's results are merged, if registers suffice.
+        if (D <= 128) start_next();
         const Merge<T, D> merge{args, shared, part};
         const bool whole = part.units == part.each;
         merge.merge_warps(whole, merge.slot_of(static_cast<int>(blockIdx.x)));
         if (!whole) merge.merge_item();
-        __syncthreads();  // all have read the cursor and the warps' results
-        if (threadIdx.x == 0) advance<D>(args, shared, part.at, part.each, part.units);
-        __syncthreads();
+        __syncthreads();  // all have read the warps' results
+        if (D > 128) start_next();
     }
     if (kAppend) {
         if (!early) __syncthreads();
@@ -129,16 +154,24 @@ __global__ void __launch_bounds__(kThreads, kResident<D>) decode(const DecodeArg
     }
 }
 
-template <typename T, int D>
-int launch(const DecodeArguments& args, bool append, int ctas, cudaStream_t stream) {
-    if (append) KVB_LAUNCH((decode<T, D, true>), ctas, kThreads, 0, stream, args);
-    else KVB_LAUNCH((decode<T, D, false>), ctas, kThreads, 0, stream, args);
+template <typename T, int D, bool kAppend>
+int launch(const DecodeArguments& args, int ctas, cudaStream_t stream) {
+    constexpr int kBytes = sizeof(DecodeShared<D>);
+    if (kBytes > kMostUnasked) {
+        if (const auto error = KVB_ALLOW_SHARED((decode<T, D, kAppend>), kBytes)) return static_cast<int>(error);
+    }
+    if (args.settled) KVB_LAUNCH_EARLY((decode<T, D, kAppend>), ctas, kDecodeThreads, kBytes, stream, args);
+    else KVB_LAUNCH((decode<T, D, kAppend>), ctas, kDecodeThreads, kBytes, stream, args);
     return static_cast<int>(cudaGetLastError());
 }
 
-template <typename T, int D>
-int ctas_of(bool append) {
-    return append ? resident_ctas(decode<T, D, true>, kThreads) : resident_ctas(decode<T, D, false>, kThreads);
+template <typename T, int D, bool kAppend>
+int ctas_of() {
+    constexpr int kBytes = sizeof(DecodeShared<D>);
+    if (kBytes > kMostUnasked) {
+        if (const auto error = KVB_ALLOW_SHARED((decode<T, D, kAppend>), kBytes)) return -static_cast<int>(error);
+    }
+    return resident_ctas(decode<T, D, kAppend>, kDecodeThreads, kBytes);
 }
 
 // Call `call` with the template arguments for a dtype and dim.
@@ -165,12 +198,16 @@ struct Launch {
     bool append;
     int ctas;
     cudaStream_t stream;
-    template <typename T, int D> int operator()() const { return launch<T, D>(args, append, ctas, stream); }
+    template <typename T, int D> int operator()() const {
+        return append ? launch<T, D, true>(args, ctas, stream) : launch<T, D, false>(args, ctas, stream);
+    }
 };
 
 struct Resident {
     bool append;
-    template <typename T, int D> int operator()() const { return ctas_of<T, D>(append); }
+    template <typename T, int D> int operator()() const {
+        return append ? ctas_of<T, D, true>() : ctas_of<T, D, false>();
+    }
 };
 
 uint16_t* bits(void* pointer) { return static_cast<uint16_t*>(pointer); }
@@ -204,6 +241,7 @@ int run(const RaggedDecode& call, bool append, cudaStream_t stream) {
         .launch = launches.fetch_add(1, std::memory_order_relaxed),
         .kv_heads = divisor(call.kv_heads),
         .group = divisor(call.group),
+        .settled = call.settled != 0,
         .lanes = call.batch * call.kv_heads,
         .tokens = call.tokens,
         .columns = columns,

@@ -64,14 +64,14 @@ struct Merge {
 
     // Merge the four warps' results from shared memory into the output or into `slot`.
     KVB_DEVICE void merge_warps(bool whole, int slot) const {
-        for (int i = static_cast<int>(threadIdx.x); i < live_columns() * (D / 4); i += kThreads) {
+        for (int i = static_cast<int>(threadIdx.x); i < live_columns() * (D / 4); i += kDecodeThreads) {
             const int column = i / (D / 4), dim = i % (D / 4) * 4;
             float m = shared.m[0][column];
-            for (int warp = 1; warp < kWarps; ++warp) m = fmaxf(m, shared.m[warp][column]);
+            for (int warp = 1; warp < kDecodeWarps; ++warp) m = fmaxf(m, shared.m[warp][column]);
             float l = 0.f;
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
-            for (int warp = 0; warp < kWarps; ++warp) {
+            for (int warp = 0; warp < kDecodeWarps; ++warp) {
                 const float by = exp2_fast(shared.m[warp][column] - m);
                 l += by * shared.l[warp][column];
                 sum = scaled_sum(sum, *reinterpret_cast<const float4*>(&shared.o[warp][column][dim]), by);
@@ -101,8 +101,8 @@ struct Merge {
         KVB_DEVICE int slot(int i) const { return i == 0 ? first_slot : 2 * (cta + i * step); }
     };
 
-    // Load up to kInFlight pieces from `begin` on: all loads come before the first use.
-    KVB_DEVICE void load_pieces(float4 (&loaded)[kInFlight], const Pieces& pieces, int begin, int column,
+    // Load up to kInFlight of the pieces begin .. end - 1: all loads come before the first use.
+    KVB_DEVICE void load_pieces(float4 (&loaded)[kInFlight], const Pieces& pieces, int begin, int end, int column,
                                 int dim) const {
         const float* values = slot_values(2 * (pieces.cta + begin * pieces.step)) + column * D + dim;
         const int first = begin == 0 ? (pieces.first_slot - 2 * pieces.cta) * kSlotFloats : 0;
@@ -110,18 +110,24 @@ struct Merge {
 #pragma unroll
         for (int j = 0; j < kInFlight; ++j) {
             loaded[j] = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (begin + j < pieces.number)
+            if (begin + j < end)
                 loaded[j] = __ldcg(reinterpret_cast<const float4*>(j == 0 ? values + first : values));
             values += step;
         }
     }
 
-    // Merge into the output (slot < 0) or into a slot, which may be that of the first piece.
+    // Merge into the output (slot < 0) or into a slot, which may be that of the first piece. If there are many pieces,
+    // several threads share those of a position of the output.
     KVB_DEVICE void merge_pieces(const Pieces& pieces, int slot) const {
         const int thread = static_cast<int>(threadIdx.x), all = live_columns() * (D / 4);
+        const int shares = pieces.number > kInFlight ? max(1, kDecodeThreads / all) : 1;
+        const int share = shares == 1 ? 0 : thread / all, position = thread - share * all;
+        const int each = divide_up(pieces.number, shares), begin = share * each;
+        const int end = min(begin + each, pieces.number);
+        const bool takes_part = share < shares && position < all;
         float4 loaded[kInFlight] = {};  // the first of them before the barrier, together with the sums
-        if (thread < all) load_pieces(loaded, pieces, 0, thread / (D / 4), thread % (D / 4) * 4);
-        for (int i = thread; i < pieces.number * kColumns; i += kThreads) {
+        if (takes_part) load_pieces(loaded, pieces, begin, end, position / (D / 4), position % (D / 4) * 4);
+        for (int i = thread; i < pieces.number * kColumns; i += kDecodeThreads) {
             const int piece = i / kColumns, column = i % kColumns;
             if (column >= live_columns()) continue;
             const float2 sums = __ldcg(slot_sums(pieces.slot(piece)) + column);
@@ -130,26 +136,44 @@ struct Merge {
         }
         __syncthreads();
 #pragma unroll 1
-        for (int i = thread; i < all; i += kThreads) {
-            const int column = i / (D / 4), dim = i % (D / 4) * 4;
-            if (i != thread) load_pieces(loaded, pieces, 0, column, dim);
+        for (int first = 0; first < all; first += kDecodeThreads) {
+            const int i = first + position, column = min(i / (D / 4), kColumns - 1), dim = i % (D / 4) * 4;
+            const bool active = takes_part && i < all;
             float m = kNothing, l = 0.f;
-            for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 1
-            for (int begin = 0; begin < pieces.number; begin += kInFlight) {
-                if (begin > 0) load_pieces(loaded, pieces, begin, column, dim);
-#pragma unroll
-                for (int j = 0; j < kInFlight; ++j) {
-                    if (begin + j >= pieces.number) continue;
-                    const float by = exp2_fast(shared.merge_m[begin + j][column] - m);
-                    l += by * shared.merge_l[begin + j][column];
-                    sum = scaled_sum(sum, loaded[j], by);
-                }
+            if (active) {
+                if (first > 0) load_pieces(loaded, pieces, begin, end, column, dim);
+                for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
+                if (share == 0)
+                    for (int piece = 0; piece < pieces.number; ++piece)
+                        l += exp2_fast(shared.merge_m[piece][column] - m) * shared.merge_l[piece][column];
+                sum = sum_pieces(loaded, pieces, begin, end, column, dim, m);
             }
+            if (shares > 1) {
+                float4* const others = reinterpret_cast<float4*>(shared.o);  // the warps' results were read already
+                if (active && share > 0) others[(share - 1) * all + i] = sum;
+                __syncthreads();
+                for (int other = 1; active && share == 0 && other < shares; ++other)
+                    sum = scaled_sum(sum, others[(other - 1) * all + i], 1.f);
+            }
+            if (!active || share > 0) continue;
             if (slot < 0) write_output(column, dim, sum, m, l);
             else write_piece(slot, column, dim, sum, m, l);
         }
+    }
+
+    // The sum of the pieces begin .. end - 1, the first kInFlight of which are loaded, relative to 2^m.
+    KVB_DEVICE float4 sum_pieces(float4 (&loaded)[kInFlight], const Pieces& pieces, int begin, int end, int column,
+                                 int dim, float m) const {
+        float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
+        for (int next = begin; next < end; next += kInFlight) {
+            if (next > begin) load_pieces(loaded, pieces, next, end, column, dim);
+#pragma unroll
+            for (int j = 0; j < kInFlight; ++j)
+                if (next + j < end) sum = scaled_sum(sum, loaded[j], exp2_fast(shared.merge_m[next + j][column] - m));
+        }
+        return sum;
     }
 
     // Called by all threads, which take the same branches, when this CTA's piece of a split item is in its slot.

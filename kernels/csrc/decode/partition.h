@@ -42,7 +42,7 @@ KVB_DEVICE Lane load_lane(const DecodeArguments& args, int lane) {
 
 template <int D, bool kAppend>
 KVB_DEVICE void fill_window(const DecodeArguments& args, DecodeShared<D>& shared, int lane) {
-    for (int i = static_cast<int>(threadIdx.x); i < kWindow && lane + i < args.lanes; i += kThreads)
+    for (int i = static_cast<int>(threadIdx.x); i < kWindow && lane + i < args.lanes; i += kDecodeThreads)
         shared.window[i] = load_lane<kAppend>(args, lane + i);
     if (threadIdx.x == 0) shared.window_lane = lane;
 }
@@ -54,9 +54,9 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     const int cta = static_cast<int>(blockIdx.x), grid = static_cast<int>(gridDim.x);
     const bool in_window = args.lanes <= kWindow;  // then the window has all lanes
     // Each thread has a run of neighbouring lanes. It counts their pieces, for each choice of a piece's size, and units.
-    const int run = divide_up(args.lanes, kThreads), first = thread * run, last = min(first + run, args.lanes);
+    const int run = divide_up(args.lanes, kDecodeThreads), first = thread * run, last = min(first + run, args.lanes);
     int counts[kChoices + 1] = {}, longest = 0;
-    constexpr int kTogether = kWindow / kThreads;  // lanes that are loaded at the same time
+    constexpr int kTogether = kWindow / kDecodeThreads;  // lanes that are loaded at the same time
     for (int lane = first; lane < last; lane += kTogether) {
         Lane found[kTogether];
 #pragma unroll
@@ -67,7 +67,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
             if (in_window) shared.window[lane + j] = found[j];
             const int units = units_of(found[j]);
             longest = max(longest, units);
-            counts[kChoices] += units * args.blocks;
+            counts[kChoices] += (units + kExtraUnits) * args.blocks;
 #pragma unroll
             for (int choice = 0; choice < kChoices; ++choice) counts[choice] += pieces_of(units, choice) * args.blocks;
         }
@@ -84,13 +84,13 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     bool fits = lane_of_warp < kChoices;
     if (fits) {
         int pieces = 0, most = 0;
-        for (int other = 0; other < kWarps; ++other) {
+        for (int other = 0; other < kDecodeWarps; ++other) {
             pieces += shared.warp_counts[other][lane_of_warp];
             most = max(most, shared.warp_longest[other]);
         }
         const int each = 1 << lane_of_warp;
-        fits = each <= KVB_PIECE_UNITS && pieces <= grid &&
-               pieces_of(most, lane_of_warp) <= (each == 1 ? KVB_SINGLE_UNITS : kMaxMerge);
+        fits = each <= kPieceUnits && pieces <= grid &&
+               pieces_of(most, lane_of_warp) <= (each == 1 ? kSingleUnits : kMaxMerge);
     }
     const unsigned fitting = __ballot_sync(kFullWarp, fits);
     const int choice = fitting == 0 ? kChoices : __ffs(static_cast<int>(fitting)) - 1;
@@ -98,7 +98,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
 #pragma unroll
     for (int other = 0; other < kChoices; ++other) mine = choice == other ? counts[other] : mine;
     int total = 0, before = -mine;  // of all lanes, and of those before this thread's
-    for (int other = 0; other < kWarps; ++other) {
+    for (int other = 0; other < kDecodeWarps; ++other) {
         if (other < warp) before += shared.warp_counts[other][choice];
         total += shared.warp_counts[other][choice];
     }
@@ -115,6 +115,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
         shared.total = total;
         shared.ctas = ctas;
         shared.window_lane = 0;
+        shared.extra = split_evenly ? kExtraUnits : 0;
         if (split_evenly) shared.pieces = 0;
         if (split_evenly) shared.end = cta < ctas ? first_unit(cta + 1, total, ctas) : total;
         if (cta >= ctas) {  // nothing to do
@@ -126,12 +127,13 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
         int lane = first, item = before, units = 0, each = 0;
         for (;; ++lane, item += each * args.blocks) {
             units = units_of(in_window ? shared.window[lane] : load_lane<kAppend>(args, lane));
-            each = split_evenly ? units : pieces_of(units, choice);
+            each = split_evenly ? units + kExtraUnits : pieces_of(units, choice);
             if (begin < item + each * args.blocks) break;
         }
         const int block = args.blocks == 1 ? 0 : (begin - item) / each;
         if (split_evenly) {
-            shared.cursor = Cursor{begin, item + block * each, lane, block};
+            const int first_of_item = item + block * each + kExtraUnits;
+            shared.cursor = Cursor{max(begin, first_of_item), first_of_item, lane, block};
         } else {
             const int piece = begin - item - block * each, first_unit_of_piece = piece << choice;
             shared.cursor = Cursor{first_unit_of_piece, 0, lane, block};
@@ -158,11 +160,12 @@ KVB_DEVICE Lane lane_at(const DecodeArguments& args, DecodeShared<D>& shared, in
     return shared.window[lane - shared.window_lane];
 }
 
-// Advance the cursor past the `units` units that end the CTA's part of an item. One thread calls it.
+// The start of the next item, after an item of `each` units.
 template <int D>
-KVB_DEVICE void advance(const DecodeArguments& args, DecodeShared<D>& shared, const Cursor& at, int each, int units) {
+KVB_DEVICE Cursor after(const DecodeArguments& args, const DecodeShared<D>& shared, const Cursor& at, int each) {
     const bool lane_done = at.block + 1 == args.blocks;
-    shared.cursor = Cursor{at.unit + units, at.item + each, at.lane + lane_done, lane_done ? 0 : at.block + 1};
+    const int next = at.item + each + shared.extra;
+    return Cursor{next, next, at.lane + lane_done, lane_done ? 0 : at.block + 1};
 }
 
 }  // namespace kvb

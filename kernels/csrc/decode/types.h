@@ -6,7 +6,7 @@
 namespace kvb {
 
 constexpr int kTile = 16;              // keys that a warp processes at once: the rows of an mma
-constexpr int kUnit = kTile * kWarps;  // keys that a CTA processes at once: the unit of work
+constexpr int kUnit = kTile * kDecodeWarps;  // keys that a CTA processes at once: the unit of work
 constexpr int kColumns = 8;            // query columns (token, head of the group) at once: the columns of an mma
 constexpr int kMinUnits = 2;           // fewer units are not worth a CTA: merging costs about as much
 constexpr int kMaxCtas = 2048;
@@ -55,6 +55,7 @@ struct DecodeArguments {
     float scale_log2;        // scaling * log2(e): exponentials are powers of 2
     unsigned launch;         // number of the launch
     Divisor kv_heads, group;  // KV heads, and query heads per KV head
+    bool settled;             // see calls.h
     int lanes, tokens;        // B * U, and T
     int columns, blocks;      // tokens * group, and the number of blocks of kColumns
 };
@@ -66,8 +67,8 @@ struct Lane {
 
 // Position of a CTA in the work. An item is a (lane, block of columns) with all the lane's units.
 struct Cursor {
-    int unit;  // next unit, counted over all items
-    int item;  // first unit of the item that contains it
+    int unit;  // next unit, counted over all items and the cost of starting each (`shared.extra`)
+    int item;  // first unit of the item that contains it, without that cost
     int lane, block;
 };
 
@@ -77,18 +78,19 @@ template <int D> constexpr int kSharedQueryChunks = D > 128 ? D / 32 : 0;
 template <int D>
 struct DecodeShared {
     static constexpr int kRow = (D + 63) / 64 * 64 + 4;  // padded against bank conflicts
-    float o[kWarps][kColumns][kRow];
+    float o[kDecodeWarps][kColumns][kRow];
     uint4 query[kSharedQueryChunks<D> + 1][32];  // the last element is never used, it keeps the array from being empty
-    float m[kWarps][kColumns], l[kWarps][kColumns];
+    float m[kDecodeWarps][kColumns], l[kDecodeWarps][kColumns];
     float merge_m[kMaxMerge][kColumns], merge_l[kMaxMerge][kColumns];
     Lane window[kWindow];  // lanes from window_lane on
     int window_lane;
     Cursor cursor;
     int end;            // the CTA's units end here
+    int extra;          // units that starting an item costs; 0 if each CTA gets one piece
     int total, ctas;    // all units, and the CTAs that share them
     int piece, pieces;  // the CTA's piece of its item, and their number; 0 if all work is split evenly
-    int warp_counts[kWarps][kChoices + 1];  // pieces for each choice of their size, then units
-    int warp_longest[kWarps];
+    int warp_counts[kDecodeWarps][kChoices + 1];  // pieces for each choice of their size, then units
+    int warp_longest[kDecodeWarps];
     int last;
 };
 

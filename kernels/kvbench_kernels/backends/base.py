@@ -119,6 +119,7 @@ class Backend(Protocol):
         lanes: Lanes,
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
+        settled: bool = False,
     ) -> Tensor:
         """Append T tokens to every lane's segment, then attend to it, causally among the new tokens: [B, H, T, D].
 
@@ -127,6 +128,8 @@ class Backend(Protocol):
         Args:
             lengths: returns the live slots of every segment on the host, the new tokens included. `sdpa` and `torch`
                 call it.
+            settled: True if the stream's last kernel has not written lengths, starts, segments or tokens of the
+                buffers. `cuda` then begins before that kernel ends.
         """
         ...
 

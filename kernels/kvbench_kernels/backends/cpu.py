@@ -42,12 +42,13 @@ class CpuBackend:
         lanes: Lanes,
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
+        settled: bool = False,
     ) -> Tensor:
         batch, heads, tokens, dim = q_BHTD.shape
         kv_heads = k_BUTD.shape[1]
         group = heads // kv_heads
         if group * tokens > MAX_QUERIES or q_BHTD.dtype != torch.float32:
-            return self._for_many.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, lanes, scaling, lengths)
+            return self._for_many.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, lanes, scaling, lengths, settled)
         q_BHTD, k_BUTD, v_BUTD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BUTD, v_BUTD))
         if k_BUTD.stride() != v_BUTD.stride():
             k_BUTD, v_BUTD = k_BUTD.contiguous(), v_BUTD.contiguous()

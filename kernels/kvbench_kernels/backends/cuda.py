@@ -37,6 +37,7 @@ class CudaBackend:
         lanes: Lanes,
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
+        settled: bool = False,
     ) -> Tensor:
         batch, heads, tokens, dim = q_BHTD.shape
         # [B, T, H, D] in memory, as the model's output projection reads it
@@ -54,6 +55,7 @@ class CudaBackend:
             out_BHTD,
             self._workspace(dim, q_BHTD.device),
             buffers.status,
+            settled,
         )
         return out_BHTD
 

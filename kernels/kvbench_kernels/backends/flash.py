@@ -76,6 +76,7 @@ class FlashBackend:
         lanes: Lanes,
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
+        settled: bool = False,
     ) -> Tensor:
         append = self._append or find_append(k_BUTD.device)[0]
         append(buffers, lanes, k_BUTD, v_BUTD)

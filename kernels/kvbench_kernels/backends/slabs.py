@@ -54,6 +54,7 @@ class SlabBackend:
         lanes: Lanes,
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
+        settled: bool = False,
     ) -> Tensor:
         append(buffers, lanes, k_BUTD, v_BUTD)
         group = q_BHTD.shape[1] // k_BUTD.shape[1]

@@ -30,7 +30,7 @@ def ragged_append(
 
 def ragged_decode(
     q_BHTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, segment_N: Tensor, scaling: float,
-    out_BHTD: Tensor, workspace: Tensor, *, compiled: bool,
+    out_BHTD: Tensor, workspace: Tensor, settled: bool = False, *, compiled: bool,
 ) -> None:  # fmt: skip
     require.arena(k_RD, v_RD, start_S1, length_S, compiled)
     require.decoding(q_BHTD, k_RD, segment_N, out_BHTD, compiled)
@@ -40,7 +40,8 @@ def ragged_decode(
 
 def ragged_append_decode(
     q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor,
-    segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor, status: Tensor, *, compiled: bool,
+    segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor, status: Tensor,
+    settled: bool = False, *, compiled: bool,
 ) -> None:  # fmt: skip
     require.arena(k_RD, v_RD, start_S1, length_S, compiled)
     require.new_tokens(k_BUTD, v_BUTD, k_RD, segment_N, compiled)

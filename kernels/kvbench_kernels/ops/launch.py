@@ -44,7 +44,7 @@ def ragged_append(
 
 def ragged_decode(
     library: Library, stream: int | None, q_BHTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor,
-    length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor,
+    length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor, settled: bool = False,
 ) -> None:  # fmt: skip
     library.call(
         "ragged_decode",
@@ -61,13 +61,14 @@ def ragged_decode(
         **_sizes(q_BHTD, segment_N),
         ctas=_blocks(library, workspace, q_BHTD, False),
         dtype=_DTYPE[q_BHTD.dtype],
+        settled=settled,
     )
 
 
 def ragged_append_decode(
     library: Library, stream: int | None, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, v_RD: Tensor,
     start_S1: Tensor, length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor,
-    status: Tensor,
+    status: Tensor, settled: bool = False,
 ) -> None:  # fmt: skip
     library.call(
         "ragged_append_decode",
@@ -84,6 +85,7 @@ def ragged_append_decode(
         **_sizes(q_BHTD, segment_N),
         ctas=_blocks(library, workspace, q_BHTD, True),
         dtype=_DTYPE[q_BHTD.dtype],
+        settled=settled,
     )
 
 

@@ -63,11 +63,13 @@ def ragged_decode(
     scaling: float,
     out_BHTD: Tensor,
     workspace: Tensor | None = None,
+    settled: bool = False,
 ) -> None:
     """Attend with the T newest tokens of every lane to its live slots, causally among the new ones; fill `out_BHTD`.
 
     Token t sees the slots before length - T + t + 1. The output of a token that sees none is 0. The kernels use
-    `workspace`; the reference does not.
+    `workspace`; the reference does not. `settled` promises that the stream's previous kernel writes no start, length or
+    segment, and no row of k and v: on a GPU from compute capability 9.0 on, ours then begins before that one ends.
     """
     batch, heads, tokens, _ = q_BHTD.shape
     kv_heads = len(segment_N) // batch
@@ -99,6 +101,7 @@ def ragged_append_decode(
     out_BHTD: Tensor,
     workspace: Tensor | None,
     status: Tensor,
+    settled: bool = False,
 ) -> None:
     """Run `ragged_append`, then `ragged_decode` for the appended tokens."""
     ragged_append(k_RD, v_RD, start_S1, length_S, segment_N, k_BUTD, v_BUTD, status)

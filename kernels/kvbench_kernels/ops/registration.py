@@ -24,10 +24,10 @@ SCHEMAS = {
     "ragged_append": "(Tensor(a!) k_RD, Tensor(b!) v_RD, Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, "
     "Tensor k_BUTD, Tensor v_BUTD, Tensor(d!) status) -> ()",
     "ragged_decode": "(Tensor q_BHTD, Tensor k_RD, Tensor v_RD, Tensor start_S1, Tensor length_S, Tensor segment_N, "
-    "float scaling, Tensor(a!) out_BHTD, Tensor(b!) workspace) -> ()",
+    "float scaling, Tensor(a!) out_BHTD, Tensor(b!) workspace, bool settled=False) -> ()",
     "ragged_append_decode": "(Tensor q_BHTD, Tensor k_BUTD, Tensor v_BUTD, Tensor(a!) k_RD, Tensor(b!) v_RD, "
     "Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, float scaling, Tensor(d!) out_BHTD, "
-    "Tensor(e!) workspace, Tensor(f!) status) -> ()",
+    "Tensor(e!) workspace, Tensor(f!) status, bool settled=False) -> ()",
     "window_score": "(Tensor q_HWD, Tensor k_UTD, Tensor? lse_HW, float scaling, str group, str pool, "
     "int kernel_size) -> Tensor",
     "row_lse": "(Tensor q_HTD, Tensor k_UTD, float scaling) -> Tensor",
