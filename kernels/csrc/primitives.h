@@ -66,9 +66,6 @@ KVB_DEVICE uint4 load_stream(const void* address) {
     return r;
 }
 
-// Start to fetch the 128 bytes that contain an address into the L2 cache.
-KVB_DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
-
 // Load 16 bytes through the ordinary path.
 KVB_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 KVB_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
@@ -197,7 +194,6 @@ inline uint4 load16(const void* address) {
     return *static_cast<const uint4*>(address);
 }
 inline uint4 load_stream(const void* address) { return load16(address); }
-inline void prefetch(const void*) {}
 inline void store16(void* address, uint4 value) {
     kvb_host::check_aligned(address, 16, "store");
     *static_cast<uint4*>(address) = value;

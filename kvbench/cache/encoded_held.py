@@ -88,6 +88,7 @@ class BlockBackend:
         lanes: Lanes,
         scaling: float,
         lengths: Callable[[], Sequence[int]] | None = None,
+        settled: bool = False,
     ) -> Tensor:
         """Append T tokens to every segment, then attend to all of its tokens, causally: [B, H, T, D]."""
         batch, kv_heads, tokens, _ = k_BUTD.shape

@@ -139,7 +139,7 @@ def test_a_planted_bug_is_found(bug):
 
     def found() -> bool:
         for seed in range(40):
-            lengths = [64 * pick(g, 2, 30), 64 * pick(g, 5, 40), draw(g, 1, 90)]
+            lengths = [128 * pick(g, 2, 30), 128 * pick(g, 5, 40), draw(g, 1, 90)]
             case = make_case(g, torch.bfloat16, 64, lengths, group=2, spread=4)
             with shuffled(seed):
                 if problems(case, decode(kernels, case, pick(g, 3, 5, 7, 12))):

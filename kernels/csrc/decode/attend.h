@@ -13,6 +13,7 @@
 //   acc[4 block + j]    dim 64 block + 8 r + 2j: columns 2c, 2c + 1; the next dim: the same (C of it)
 #pragma once
 #include "decode/types.h"
+#include "primitives_more.h"
 
 namespace kvb {
 
@@ -64,7 +65,7 @@ struct Attention {
         for (int chunk = 0; chunk < kChunks; ++chunk) {
             if (kQueryIsShared && static_cast<int>(threadIdx.x) / 32 != chunk % kDecodeWarps) continue;
             uint4 loaded = make_uint4(0, 0, 0, 0);
-            if (q_row != nullptr && has_chunk(chunk)) loaded = load_stream(q_row + 32 * chunk + 8 * thread_column());
+            if (q_row != nullptr && has_chunk(chunk)) loaded = load_written(q_row + 32 * chunk + 8 * thread_column());
             if (kQueryIsShared) shared.query[chunk][threadIdx.x % 32] = loaded;
             else query[chunk] = loaded;
         }
@@ -79,7 +80,7 @@ struct Attention {
             if (kAppend && slot >= fresh.slot) k_row = fresh.k + (slot - fresh.slot) * args.k_stride.t;
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
-                if (has_chunk(chunk)) keys[half][chunk] = load_stream(k_row + 32 * chunk + 8 * thread_column());
+                if (has_chunk(chunk)) keys[half][chunk] = load_written(k_row + 32 * chunk + 8 * thread_column());
                 else keys[half][chunk] = make_uint4(0, 0, 0, 0);
             }
         }
@@ -90,8 +91,8 @@ struct Attention {
         const int bytes = 2 * D * (min(tile + kTile, end) - tile);
         for (int byte = static_cast<int>(threadIdx.x) % 32 * 128; byte < bytes; byte += 32 * 128) {
             const int64_t at = static_cast<int64_t>(tile) * D + byte / 2;
-            prefetch(args.k + at);
-            prefetch(args.v + at);
+            prefetch_to_l2(args.k + at);
+            prefetch_to_l2(args.v + at);
         }
     }
 
@@ -106,7 +107,7 @@ struct Attention {
             if (kAppend && slot >= fresh.slot) v_row = fresh.v + (slot - fresh.slot) * args.v_stride.t;
 #pragma unroll
             for (int block = 0; block < kBlocks; ++block) {
-                if (has_block(block)) values[i][block] = load_stream(v_row + 64 * block + 8 * thread_row());
+                if (has_block(block)) values[i][block] = load_written(v_row + 64 * block + 8 * thread_row());
                 else values[i][block] = make_uint4(0, 0, 0, 0);
             }
         }
