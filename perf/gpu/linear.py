@@ -36,12 +36,11 @@ from kvbench_kernels.ops.library import Library
 BOUND = 5e-3
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
-    "L2 8": {"L2": 8},
-    "16 warps": {"WARPS": 16, "CTAS": 1},
-    "4 tiles": {"TILES": 4, "CTAS": 1},
+    "no L2": {"L2": 0},
+    "L2 16": {"L2": 16},
+    "overlap": {"OVERLAP": 1},
     "depth 2": {"DEPTH": 2},
-    "4 warps": {"WARPS": 4, "CTAS": 4},
-    "no overlap": {"OVERLAP": 0},
+    "16 warps": {"WARPS": 16, "CTAS": 1},
 }
 SIZES = {  # outputs and inputs
     "qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336), "logits": (128256, 4096),

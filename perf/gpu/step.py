@@ -44,7 +44,7 @@ from kvbench.engine.probe import last_logits
 from kvbench.engine.survey import survey
 from kvbench.engine.walk import FusedStep
 
-_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 160, 4
+_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 256, 4
 _SPARE = 4e9  # bytes that the driver, the graphs and a step's own tensors may take
 _WARM = 6  # steps that do not count: the first lays out the cache, graphs are recorded after some eager ones
 

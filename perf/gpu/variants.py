@@ -35,8 +35,8 @@ VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
     "no prefetch": {"PREFETCHED_TILES": 0},
     "prefetch 2": {"PREFETCHED_TILES": 2},
-    "extra 0": {"EXTRA_UNITS": 0},
-    "extra 2": {"EXTRA_UNITS": 2},
+    "start 0": {"START_COST": 0},
+    "start 8": {"START_COST": 8},
 }
 SHAPES = ((16, 2048), (1, 32768), (32, 2048), (16, 1024), (16, 512), (1, 1024), (1, 2048), (16, 128))
 KINDS = ("pareto", "one_long", "equal", "adakv")

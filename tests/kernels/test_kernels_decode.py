@@ -117,8 +117,8 @@ def test_what_is_not_supported_is_refused():
 BUGS = {
     "a piece in the slot of another": ("shared.ctas) < part.at.item);", "shared.ctas) < 0);"),
     "pieces that overlap": ("first_unit_of_piece = piece << choice", "first_unit_of_piece = piece"),
-    "a piece too long": ("each == 1 ? units : min(units, first_unit_of_piece + (1 << choice))", "units"),
-    "the start of an item not paid for": ("item + block * each + kExtraUnits;", "item + block * each;"),
+    "a piece too long": ("each == 1 ? units_of(found) : first_unit_of_piece + (1 << choice)", "units_of(found)"),
+    "the start of an item not paid for": ("at.item + cost + kStartCost;", "at.item + cost;"),
     "pieces of a share in the place of another": ("if (active && share > 0) others[(share - 1) * all + i] = sum;", ""),
     "pieces of too few CTAs": (
         "first = cta - shared.piece, number = shared.pieces",

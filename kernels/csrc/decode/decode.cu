@@ -9,7 +9,7 @@
 //
 // C ABI. calls.h has the arguments. q, out, k_new and v_new have rows aligned to 16 bytes; k and v are aligned to 16
 // bytes. dim: 64, 80, 96, 128, 256. Returns 0, a cudaError, or a code of common.h. No two lanes of a call share a
-// segment. R and tokens * group / 8 * R / 64 must stay below 2^31 - 128.
+// segment. R and tokens * group / 8 * R / 8 must stay below 2^31 - 128.
 //
 //   int kvb_ragged_decode(const RaggedDecode* call, cudaStream_t stream);
 //     Token t of T sees slots < length - T + t + 1. The output of a query that sees nothing is 0 (lse: -infinity).
@@ -87,11 +87,15 @@ KVB_DEVICE void advance_lengths(const DecodeArguments& args, DecodeShared<D>& sh
     }
 }
 
+// The end of the units of the item at `at` that begin before `end`, counted from the item's first.
+KVB_DEVICE int last_unit(const Cursor& at, const Lane& lane, int end) {
+    return min(divide_up(end - at.item, kUnitCost), units_of(lane));
+}
+
 // The slots of a lane that the CTA's part at `at` reads: the first of them, and the end.
 KVB_DEVICE int2 part_slots(const DecodeArguments& args, const Cursor& at, const Lane& lane, int end) {
-    const int units = min(end - at.item, units_of(lane));
-    return make_int2(lane.start + (at.unit - at.item) * kUnit,
-                     lane.start + min(sees(args, lane, at.block, kColumns - 1), units * kUnit));
+    return make_int2(lane.start + (at.unit - at.item) / kUnitCost * kUnit,
+                     lane.start + min(sees(args, lane, at.block, kColumns - 1), last_unit(at, lane, end) * kUnit));
 }
 
 template <typename T, int D, bool kAppend>
@@ -123,16 +127,16 @@ __global__ void __launch_bounds__(kDecodeThreads, kResident<D>) decode(const Dec
     }
     if (early && threadIdx.x == 0) before = arrive(args);
     while (at.unit < end) {
-        const int each = units_of(lane), units = min(end - at.item, each) - (at.unit - at.item);
+        const int units = last_unit(at, lane, end) - (at.unit - at.item) / kUnitCost;
         const int column = 2 * attention.thread_column();
         const int2 slots = part_slots(args, at, lane, end);
         attention.run(args, fresh_rows<kAppend>(args, at, lane), shared, slots.x, slots.y,
                       lane.start + sees(args, lane, at.block, column),
                       lane.start + sees(args, lane, at.block, column + 1));
         attention.finish(shared);
-        const Part part{at, each, units};
+        const Part part{at, units_of(lane), units};
         __syncthreads();  // the warps' results are there
-        at = after(args, shared, at, each);
+        at = after(args, at, cost_of(lane));
         const auto start_next = [&] {
             if (at.unit >= end) return;
             if (at.lane != part.at.lane) lane = lane_at<D, kAppend>(args, shared, at.lane);

@@ -38,7 +38,7 @@ struct Merge {
     // A CTA has at most two pieces of split items: one at the beginning of its range, and one that starts later.
     KVB_DEVICE int slot_of(int cta) const {
         if (shared.pieces > 0) return 2 * cta;
-        return 2 * cta + (first_unit(cta, shared.total, shared.ctas) < part.at.item);
+        return 2 * cta + (range_begin(cta, shared.total, shared.ctas) < part.at.item);
     }
 
     KVB_DEVICE void write_output(int column, int dim, float4 sum, float m, float l) const {
@@ -181,8 +181,8 @@ struct Merge {
         const int cta = static_cast<int>(blockIdx.x);
         int first = cta - shared.piece, number = shared.pieces;
         if (number == 0) {
-            first = cta_of_unit(part.at.item, shared.total, shared.ctas);
-            number = cta_of_unit(part.at.item + part.each - 1, shared.total, shared.ctas) - first + 1;
+            first = cta_of(part.at.item, shared.total, shared.ctas);
+            number = cta_of(part.at.item + (part.each - 1) * kUnitCost, shared.total, shared.ctas) - first + 1;
         }
         int in_group = shared.pieces > 0 ? kMaxMerge : kOneMerge;
         if (number > in_group)

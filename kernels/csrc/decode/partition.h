@@ -4,27 +4,34 @@
 // grid suffices; an item that is not much longer than a piece stays whole. So the time is that of one piece and at most
 // one merge, however uneven the lengths are.
 //
-// Much work: all units of all items, in order, are split into one even range per CTA. So many CTAs share a long lane,
-// and short lanes share a CTA.
+// Much work: all units of all items, in order, are split into one range of even cost per CTA. So many CTAs share a long
+// lane, and short lanes share a CTA. A unit belongs to the CTA in whose range it begins.
 #pragma once
 #include "decode/types.h"
 
 namespace kvb {
 
-// The first `total % ctas` CTAs have one unit more than the others.
-KVB_DEVICE int first_unit(int cta, int total, int ctas) {
+// Where a CTA's range begins. The first `total % ctas` CTAs get 1 more than the others.
+KVB_DEVICE int range_begin(int cta, int total, int ctas) {
     return total / ctas * cta + min(cta, total % ctas);
 }
 
-KVB_DEVICE int cta_of_unit(int unit, int total, int ctas) {
-    const int few = total / ctas, longer = total % ctas, units_of_longer = longer * (few + 1);
-    return unit < units_of_longer ? unit / (few + 1) : longer + (unit - units_of_longer) / few;
+KVB_DEVICE int cta_of(int place, int total, int ctas) {
+    const int few = total / ctas, longer = total % ctas, end_of_longer = longer * (few + 1);
+    return place < end_of_longer ? place / (few + 1) : longer + (place - end_of_longer) / few;
 }
 
 // Pieces of an item of `units` units.
 KVB_DEVICE int pieces_of(int units, int choice) {
     const int each = 1 << choice;
     return units <= each + kMergeUnits ? 1 : (units + each - 1) >> choice;
+}
+
+// The start of the next item, after an item at `at` that costs `cost`.
+KVB_DEVICE Cursor after(const DecodeArguments& args, const Cursor& at, int cost) {
+    const bool lane_done = at.block + 1 == args.blocks;
+    const int next = at.item + cost + kStartCost;
+    return Cursor{next, next, at.lane + lane_done, lane_done ? 0 : at.block + 1};
 }
 
 // With kAppend the length includes the new tokens, if the segment has room for them.
@@ -67,7 +74,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
             if (in_window) shared.window[lane + j] = found[j];
             const int units = units_of(found[j]);
             longest = max(longest, units);
-            counts[kChoices] += (units + kExtraUnits) * args.blocks;
+            counts[kChoices] += (cost_of(found[j]) + kStartCost) * args.blocks;
 #pragma unroll
             for (int choice = 0; choice < kChoices; ++choice) counts[choice] += pieces_of(units, choice) * args.blocks;
         }
@@ -94,7 +101,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     }
     const unsigned fitting = __ballot_sync(kFullWarp, fits);
     const int choice = fitting == 0 ? kChoices : __ffs(static_cast<int>(fitting)) - 1;
-    int mine = counts[kChoices];  // pieces or units of this thread's lanes
+    int mine = counts[kChoices];  // pieces or costs of this thread's lanes
 #pragma unroll
     for (int other = 0; other < kChoices; ++other) mine = choice == other ? counts[other] : mine;
     int total = 0, before = -mine;  // of all lanes, and of those before this thread's
@@ -109,35 +116,38 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     }
     before += up_to;
     const bool split_evenly = choice == kChoices;
-    const int ctas = split_evenly ? min(grid, divide_up(total, kMinUnits)) : total;
-    const int begin = cta >= ctas ? total : split_evenly ? first_unit(cta, total, ctas) : cta;
+    const int ctas = split_evenly ? min(grid, divide_up(total, kMinUnits * kUnitCost)) : total;
+    const int begin = cta >= ctas ? total : split_evenly ? range_begin(cta, total, ctas) : cta;
     if (thread == 0) {
         shared.total = total;
         shared.ctas = ctas;
         shared.window_lane = 0;
-        shared.extra = split_evenly ? kExtraUnits : 0;
         if (split_evenly) shared.pieces = 0;
-        if (split_evenly) shared.end = cta < ctas ? first_unit(cta + 1, total, ctas) : total;
+        if (split_evenly) shared.end = cta < ctas ? range_begin(cta + 1, total, ctas) : total;
         if (cta >= ctas) {  // nothing to do
             shared.cursor = Cursor{total, total, 0, 0};
             shared.end = total;
         }
     }
     if (begin >= before && begin < before + mine) {  // one thread's run contains it
-        int lane = first, item = before, units = 0, each = 0;
+        int lane = first, item = before, each = 0;
+        Lane found;
         for (;; ++lane, item += each * args.blocks) {
-            units = units_of(in_window ? shared.window[lane] : load_lane<kAppend>(args, lane));
-            each = split_evenly ? units + kExtraUnits : pieces_of(units, choice);
+            found = in_window ? shared.window[lane] : load_lane<kAppend>(args, lane);
+            each = split_evenly ? cost_of(found) + kStartCost : pieces_of(units_of(found), choice);
             if (begin < item + each * args.blocks) break;
         }
         const int block = args.blocks == 1 ? 0 : (begin - item) / each;
         if (split_evenly) {
-            const int first_of_item = item + block * each + kExtraUnits;
-            shared.cursor = Cursor{max(begin, first_of_item), first_of_item, lane, block};
+            const int first_of_item = item + block * each + kStartCost;
+            const int unit = divide_up(max(begin - first_of_item, 0), kUnitCost);
+            const Cursor at{first_of_item + unit * kUnitCost, first_of_item, lane, block};
+            shared.cursor = unit < units_of(found) ? at : after(args, at, cost_of(found));
         } else {
             const int piece = begin - item - block * each, first_unit_of_piece = piece << choice;
-            shared.cursor = Cursor{first_unit_of_piece, 0, lane, block};
-            shared.end = each == 1 ? units : min(units, first_unit_of_piece + (1 << choice));
+            const int end = each == 1 ? units_of(found) : first_unit_of_piece + (1 << choice);
+            shared.cursor = Cursor{first_unit_of_piece * kUnitCost, 0, lane, block};
+            shared.end = min(end * kUnitCost, cost_of(found));
             shared.piece = piece;
             shared.pieces = each;
         }
@@ -158,14 +168,6 @@ KVB_DEVICE Lane lane_at(const DecodeArguments& args, DecodeShared<D>& shared, in
         __syncthreads();
     }
     return shared.window[lane - shared.window_lane];
-}
-
-// The start of the next item, after an item of `each` units.
-template <int D>
-KVB_DEVICE Cursor after(const DecodeArguments& args, const DecodeShared<D>& shared, const Cursor& at, int each) {
-    const bool lane_done = at.block + 1 == args.blocks;
-    const int next = at.item + each + shared.extra;
-    return Cursor{next, next, at.lane + lane_done, lane_done ? 0 : at.block + 1};
 }
 
 }  // namespace kvb

@@ -10,14 +10,14 @@
 #define KVB_PREFETCHED_TILES 1
 #endif
 
-// Where all work is split evenly, starting an item costs a CTA as much as this many units.
-#ifndef KVB_EXTRA_UNITS
-#define KVB_EXTRA_UNITS 1
+// Where all work is split evenly, the start of an item costs this many quarters of a unit.
+#ifndef KVB_START_COST
+#define KVB_START_COST 4
 #endif
 
 namespace kvb {
 
-constexpr int kPrefetchedTiles = KVB_PREFETCHED_TILES, kExtraUnits = KVB_EXTRA_UNITS;
+constexpr int kPrefetchedTiles = KVB_PREFETCHED_TILES, kStartCost = KVB_START_COST;
 
 // Warps of a CTA. At large head dimensions there is one CTA on a multiprocessor: its pieces are as large, and as few, as
 // they can be, wherever the device places it. 64 KB of loads are in flight then, twice of what the memory needs.

@@ -7,6 +7,7 @@ namespace kvb {
 
 constexpr int kTile = 16;              // keys that a warp processes at once: the rows of an mma
 constexpr int kUnit = kTile * kDecodeWarps;  // keys that a CTA processes at once: the unit of work
+constexpr int kUnitCost = 4;  // the cost of a unit; work is split evenly by costs, between units
 constexpr int kColumns = 8;            // query columns (token, head of the group) at once: the columns of an mma
 constexpr int kMinUnits = 2;           // fewer units are not worth a CTA: merging costs about as much
 constexpr int kMaxCtas = 2048;
@@ -67,8 +68,8 @@ struct Lane {
 
 // Position of a CTA in the work. An item is a (lane, block of columns) with all the lane's units.
 struct Cursor {
-    int unit;  // next unit, counted over all items and the cost of starting each (`shared.extra`)
-    int item;  // first unit of the item that contains it, without that cost
+    int unit;  // where the next unit begins, in costs of all units and items before it
+    int item;  // where the first unit of its item begins
     int lane, block;
 };
 
@@ -85,9 +86,8 @@ struct DecodeShared {
     Lane window[kWindow];  // lanes from window_lane on
     int window_lane;
     Cursor cursor;
-    int end;            // the CTA's units end here
-    int extra;          // units that starting an item costs; 0 if each CTA gets one piece
-    int total, ctas;    // all units, and the CTAs that share them
+    int end;            // the units that begin before it are the CTA's
+    int total, ctas;    // all costs, and the CTAs that share them
     int piece, pieces;  // the CTA's piece of its item, and their number; 0 if all work is split evenly
     int warp_counts[kDecodeWarps][kChoices + 1];  // pieces for each choice of their size, then units
     int warp_longest[kDecodeWarps];
@@ -96,5 +96,8 @@ struct DecodeShared {
 
 // Units of a lane in each of its items; at least 1, so that some CTA writes the zeros of a lane that sees nothing.
 KVB_DEVICE int units_of(const Lane& lane) { return max(1, divide_up(lane.length, kUnit)); }
+
+// What an item costs, without its start: the last unit costs as much of a unit as it has keys.
+KVB_DEVICE int cost_of(const Lane& lane) { return max(1, divide_up(lane.length, kUnit / kUnitCost)); }
 
 }  // namespace kvb

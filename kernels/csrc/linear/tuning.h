@@ -32,12 +32,16 @@
 #define KVB_LINEAR_CTAS 2
 #endif
 
-// Chunks after those in flight that a warp requests for L2 before the previous kernel of the stream ends.
+// Chunks after those in flight that a warp requests for L2 before the previous kernel of the stream ends, in a product
+// of at most KVB_LINEAR_WAVE CTAs. Those of larger ones do not all begin before that.
 #ifndef KVB_LINEAR_L2
-#define KVB_LINEAR_L2 0
+#define KVB_LINEAR_L2 8
+#endif
+#ifndef KVB_LINEAR_WAVE
+#define KVB_LINEAR_WAVE 264
 #endif
 
 // 1: the next kernel of the stream may start as soon as all CTAs have started; 0: when the previous kernel has ended.
 #ifndef KVB_LINEAR_OVERLAP
-#define KVB_LINEAR_OVERLAP 1
+#define KVB_LINEAR_OVERLAP 0
 #endif
