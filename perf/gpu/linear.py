@@ -36,10 +36,9 @@ from kvbench_kernels.ops.library import Library
 BOUND = 5e-3
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
-    "no L2": {"L2": 0},
-    "L2 16": {"L2": 16},
-    "overlap": {"OVERLAP": 1},
-    "depth 2": {"DEPTH": 2},
+    "depth 4": {"DEPTH": 4},
+    "4 tiles": {"TILES": 4, "CTAS": 1},
+    "4 warps": {"WARPS": 4, "CTAS": 4},
     "16 warps": {"WARPS": 16, "CTAS": 1},
 }
 SIZES = {  # outputs and inputs

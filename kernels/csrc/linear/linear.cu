@@ -83,7 +83,6 @@ KVB_DEVICE int64_t row_of_weight(int cta, int row, int outputs) {
 template <typename T, int kBlocks, bool kGated>
 __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const LinearArguments<T> args) {
     KVB_SHARED(WarpProducts<kBlocks>, partial);
-    if (KVB_LINEAR_OVERLAP == 1) let_next_kernel_start();
     if (!args.early) wait_for_previous_kernel();
     const int cta = static_cast<int>(blockIdx.x);
     const int first = 64 * warp_number() + 8 * thread_column();  // element of K of this thread in its first chunk
@@ -99,17 +98,8 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
     uint4 weight[kDepth][kTiles][2];
 #pragma unroll
     for (int i = 0; i < kDepth; ++i) load_weights(weight[i], weight_row, distance(i), left - distance(i));
-    if (KVB_LINEAR_L2 > 0 && gridDim.x <= KVB_LINEAR_WAVE) {
-        for (int row = static_cast<int>(threadIdx.x) % 32; row < kTileRows; row += 32) {
-            const T* const place = args.weight + row_of_weight<kGated>(cta, row, args.outputs) * args.inputs;
-            for (int i = kDepth; i < kDepth + KVB_LINEAR_L2; i += 2) {  // two chunks of a row are a line
-                const int k = 64 * warp_number() + distance(i);
-                if (k < args.inputs) prefetch_to_l2(place + k);
-            }
-        }
-    }
     wait_for_previous_kernel();  // also if it has waited above: then this returns at once
-    if (KVB_LINEAR_OVERLAP == 0) let_next_kernel_start();
+    let_next_kernel_start();  // not before: CTAs of several kernels would wait side by side, and take places unevenly
 
     const T* x_row[kBlocks];
 #pragma unroll
@@ -144,7 +134,6 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
         for (int block = 0; block < kBlocks; ++block) x_row[block] += distance(kDepth);
     }
 
-    if (KVB_LINEAR_OVERLAP == 2) let_next_kernel_start();
     const unsigned id = threadIdx.x;  // unsigned, or the compiler keeps the values above, for which registers are few
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)

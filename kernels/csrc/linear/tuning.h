@@ -3,7 +3,8 @@
 //
 // What they are chosen from, for an H200 (132 multiprocessors) and Llama-3.1-8B:
 // - 4.5 TB/s need about 34 KB of weights in flight per multiprocessor, at least. A CTA of 256 threads with 2 tiles and
-//   4 chunks has 64 KB in flight.
+//   2 chunks has 32 KB in flight, and a multiprocessor has two of them, or one that is about to end and one of the next
+//   product. With 4 chunks a whole decode step over 16 rows took 3 % longer (perf/results/gpu_h200_steps.json).
 // - A product with N = 4096 has 128 CTAs of 32 rows, all of K in each: one per multiprocessor, 97 % of them busy. With
 //   N = 6144 it has 192, all of which are resident at the same time: then each gets the same share of the bandwidth, so
 //   they end together although 60 multiprocessors have two. With N = 28672 the CTAs come in 3.4 waves, and the next
@@ -24,24 +25,10 @@
 
 // Chunks of 32 elements of K that a warp has in flight; an even number.
 #ifndef KVB_LINEAR_DEPTH
-#define KVB_LINEAR_DEPTH 4
+#define KVB_LINEAR_DEPTH 2
 #endif
 
 // CTAs for which a multiprocessor has registers.
 #ifndef KVB_LINEAR_CTAS
 #define KVB_LINEAR_CTAS 2
-#endif
-
-// Chunks after those in flight that a warp requests for L2 before the previous kernel of the stream ends, in a product
-// of at most KVB_LINEAR_WAVE CTAs. Those of larger ones do not all begin before that.
-#ifndef KVB_LINEAR_L2
-#define KVB_LINEAR_L2 8
-#endif
-#ifndef KVB_LINEAR_WAVE
-#define KVB_LINEAR_WAVE 264
-#endif
-
-// 1: the next kernel of the stream may start as soon as all CTAs have started; 0: when the previous kernel has ended.
-#ifndef KVB_LINEAR_OVERLAP
-#define KVB_LINEAR_OVERLAP 0
 #endif
