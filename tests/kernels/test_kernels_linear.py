@@ -32,7 +32,7 @@ pytestmark = needs_gxx
 BUGS = {
     "min(8 * block + thread_row(), args.tokens - 1)": "min(8 * block + thread_column(), args.tokens - 1)",
     "(row < kOutputs ? 0 : outputs)": "0",
-    "left - distance(i + kDepthX)": "left - distance(i + kDepth)",
+    "left - distance(i + kDepthX)": "left - distance(i)",
     "int left = args.inputs - first;": "int left = args.inputs - 64 * warp_number();",
     "if (output >= args.outputs) continue;": "",
     "mma16816<T>(sum[tile][block], a.z, b.z, a.w, b.w, column.z, column.w);": "",
