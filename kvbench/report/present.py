@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,7 @@ from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
 from kvbench.report.bytes_axis import bytes_order, with_front
 from kvbench.report.figures.draw import draw
+from kvbench.report.figures.figure import png_alone
 from kvbench.report.figures.shown import Shown
 from kvbench.report.footnotes import footnotes
 from kvbench.report.formats import (
@@ -121,13 +123,14 @@ def present(
     form: str = "table",
     by: str = "method",
     palette: str = "safe",
+    pdf: bool = True,
 ) -> None:
     """Print a table per group of comparable runs, and write tables and figures to a folder of `out` per group.
 
     Files come first: nothing is lost when the reader of the output goes away. What is written covers also the
     comparable runs in the folder `store`, so that it grows with the store. Of these the full cache is printed, too, as
     the baseline, and in a suite what a printed row has of other datasets. `by` is "method" or "bytes": the order of
-    rows.
+    rows. `pdf` is False for figures as PNG alone.
     """
     numbers = [numbers_of(run) for run in runs]
     related = [] if store is None else _related(numbers, store)
@@ -136,7 +139,8 @@ def present(
     folders: list[Path] = []
     try:
         if out is not None:
-            folders += [_write(written, metric, out, palette) for _, written in pairs]
+            with nullcontext() if pdf else png_alone():
+                folders += [_write(written, metric, out, palette) for _, written in pairs]
     finally:  # a full disk must not hide the tables
         _print([printed for printed, _ in pairs], form)
     for folder in folders:

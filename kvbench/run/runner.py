@@ -202,7 +202,7 @@ def present_outcomes(outcomes: Sequence[Outcome]) -> None:
     runs = {o.folder: o.stored for o in outcomes if o.stored is not None}
     if runs:
         outputs = Path(outcomes[0].job.cfg["paths"]["outputs"])
-        present([runs[folder] for folder in sorted(runs)], outputs / "reports", store=outputs / "runs")
+        present([runs[folder] for folder in sorted(runs)], outputs / "reports", store=outputs / "runs", pdf=False)
     failed = [o for o in outcomes if o.error is not None]
     for outcome in failed[1:]:  # the first ends the command and is printed there
         if outcome.error is not failed[0].error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvbench.cli.run import _explained
+from tests.helpers import forked
 
 TINY = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[0,100]", "benchmark.max_new_tokens=5", "budget=100"]
 
@@ -22,9 +23,7 @@ def kvbench(*args: str, cwd: Path, full: bool = False, **variables: str) -> subp
     env.pop("HYDRA_FULL_ERROR", None)
     if full:
         env["HYDRA_FULL_ERROR"] = "1"
-    return subprocess.run(
-        [sys.executable, "-m", "kvbench", *args], cwd=cwd, env=env, text=True, capture_output=True, timeout=300
-    )
+    return forked.run(args, cwd, env)
 
 
 def records(root: Path) -> dict[str, list[dict]]:

@@ -10,6 +10,7 @@ import pytest
 
 from kvbench import store
 from kvbench.report.__main__ import main
+from kvbench.report.figures.figure import png_alone
 from kvbench.report.figures.needle import _places, grid, has_grid, heatmap, heatmaps
 from kvbench.report.present import present
 from kvbench.report.runs import order, title
@@ -43,6 +44,17 @@ def test_heatmaps_are_written(tmp_path: Path) -> None:
     for path in (single, several):
         assert path.read_bytes().startswith(PNG)
         assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_png_alone_leaves_no_old_pdf(tmp_path: Path) -> None:
+    run = make_run("snapkv", "0.2", 1.0)
+    path = heatmap(run, tmp_path / "one.png")
+    pdf = path.with_suffix(".pdf")
+    with png_alone():
+        heatmap(run, path, palette="field")
+        assert not pdf.exists() and path.read_bytes().startswith(PNG)
+    heatmap(run, path, palette="field")
+    assert pdf.exists()
 
 
 def test_panels_are_methods_by_budgets_with_budgetless_runs_on_the_left() -> None:

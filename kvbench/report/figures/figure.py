@@ -15,6 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -29,6 +30,7 @@ SINGLE, DOUBLE, TALL = 3.3, 6.9, 9.0  # inches: the width of one column and of t
 INK, FAINT, LINE = "#262626", "#6E6E6E", "#B4B4B4"
 TITLE, LABEL, TICK = 8.0, 7.5, 6.5  # points
 _DRAWING, _STAMP = 3, "kvbench-shows"  # raise the number when figures should be drawn again
+_with_pdf: ContextVar[bool] = ContextVar("with_pdf", default=True)
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a dollar sign in a stored name does not begin a formula
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE, "xtick.color": INK, "ytick.color": INK,
@@ -92,19 +94,33 @@ def new(width: float, height: float, layout: Literal["constrained"] | None = "co
     return figure
 
 
+@contextmanager
+def png_alone() -> Iterator[None]:
+    """Write figures without PDFs, which take most of the time of drawing."""
+    token = _with_pdf.set(False)
+    try:
+        yield
+    finally:
+        _with_pdf.reset(token)
+
+
 def save(figure: Figure, path: str | Path, stamp: str) -> Path:
     """Write a figure as PNG, with its stamp inside, and as PDF next to it. Return the path of the PNG.
 
-    The PNG comes last and is replaced as a whole, so one with a stamp means that both are complete.
+    The PNG comes last and is replaced as a whole, so one with a stamp means that both are complete. Within `png_alone`
+    there is no PDF, and one of an earlier figure goes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    pdf, png = path.with_suffix(".pdf"), {"format": "png", "dpi": 200, "metadata": {_STAMP: stamp}}
+    if _with_pdf.get():
+        files = [(pdf, {"format": "pdf", "metadata": {"CreationDate": None}}), (path, png)]
+    else:
+        pdf.unlink(missing_ok=True)
+        files = [(path, png)]
     with warnings.catch_warnings():  # letters that matplotlib's own font lacks are drawn as boxes
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        for target, how in (
-            (path.with_suffix(".pdf"), {"format": "pdf", "metadata": {"CreationDate": None}}),
-            (path, {"format": "png", "dpi": 200, "metadata": {_STAMP: stamp}}),
-        ):
+        for target, how in files:
             drawn = io.BytesIO()  # matplotlib turns a full disk into an error of its own, so it writes no file itself
             figure.savefig(drawn, **how)
             with replacing(target) as temporary:
@@ -118,8 +134,8 @@ def stamp(shown: object) -> str:
 
 
 def is_drawn(path: str | Path, stamp: str) -> bool:
-    """Return True if the picture at `path` has this stamp, and its PDF is there."""
-    return stamp_of(path) == stamp and Path(path).with_suffix(".pdf").exists()
+    """Return True if the picture at `path` has this stamp, and its PDF is there if one is wanted."""
+    return stamp_of(path) == stamp and (not _with_pdf.get() or Path(path).with_suffix(".pdf").exists())
 
 
 def stamp_of(path: str | Path) -> str | None:
