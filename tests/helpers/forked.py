@@ -26,8 +26,8 @@ def serve(job):
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
-    for number, (name, flags) in enumerate([(os.devnull, os.O_RDONLY), (job["out"], os.O_WRONLY), (job["err"], os.O_WRONLY)]):
-        os.dup2(os.open(name, flags), number)
+    for number, name in enumerate([os.devnull, job["out"], job["err"]]):
+        os.dup2(os.open(name, os.O_WRONLY if number else os.O_RDONLY), number)
     sys.argv, sys.path[0], code = ["kvbench", *job["args"]], "", 0
     try:
         runpy.run_module("kvbench", run_name="__main__", alter_sys=True)
