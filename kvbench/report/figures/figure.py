@@ -112,12 +112,12 @@ def save(figure: Figure, path: str | Path, stamp: str) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pdf, png = path.with_suffix(".pdf"), {"format": "png", "dpi": 200, "metadata": {_STAMP: stamp}}
+    pdf = path.with_suffix(".pdf")
+    files: list[tuple[Path, dict[str, Any]]] = [(path, {"format": "png", "dpi": 200, "metadata": {_STAMP: stamp}})]
     if _with_pdf.get():
-        files = [(pdf, {"format": "pdf", "metadata": {"CreationDate": None}}), (path, png)]
+        files.insert(0, (pdf, {"format": "pdf", "metadata": {"CreationDate": None}}))
     else:
         pdf.unlink(missing_ok=True)
-        files = [(path, png)]
     with warnings.catch_warnings():  # letters that matplotlib's own font lacks are drawn as boxes
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         for target, how in files:
