@@ -98,4 +98,5 @@ def test_a_planted_read_behind_the_last_token_is_reported(tmp_path: Path) -> Non
             "(8 * block + thread_row())",
         )
     )
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "load_written_if" in done.stderr
+    # what lies behind the last token may be memory that was freed
+    assert done.returncode != 0 and "AddressSanitizer: heap-" in done.stderr and "load_written_if" in done.stderr

@@ -35,7 +35,7 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
         "sweep",
     }  # fmt: skip
     errors = [record["error"] for record in records if "contender" in record and "error" in record]
-    assert len(errors) == 10 and max(errors) < 5e-3
+    assert len(errors) == 12 and max(errors) < 5e-3
     assert all(record["bitwise"] for record in records if "bitwise" in record)
     (checked,) = (record for record in records if record.get("part") == "checked")
     assert checked["error"] < 1e-4 and checked["chosen"] and checked["moved"]

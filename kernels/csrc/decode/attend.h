@@ -1,4 +1,4 @@
-// Ragged decode: attention of 8 query columns over a range of a lane's keys, by four warps, 16 keys each.
+// Ragged decode: attention of 8 query columns over a range of a lane's keys, by eight warps, 16 keys each.
 //
 // Both products put keys or dims in the 16 rows and query columns in the 8 columns of the mma: S^T = K Q^T and O^T =
 // V^T P^T. The order of the terms of a sum is free. So the contraction over D takes the dims in the order in which

@@ -2,10 +2,13 @@
 //
 // A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. The query columns (token, head
 // of the group) of a lane are processed 8 at a time: a (lane, block of 8 columns) is an item. Work is counted in units
-// of 64 keys and split over the CTAs, whatever the lengths are (decode/partition.h). decode/attend.h is the inner loop,
-// decode/merge.h merges the pieces of an item. decode/tuning.h has the choices that measurements settle. All of this follows from the lengths on the device. The host
-// makes no plan and the grid is fixed, so a captured CUDA graph stays valid while lengths grow. The same inputs give
-// the same bits.
+// of 128 keys and split over the CTAs, whatever the lengths are (decode/partition.h). decode/attend.h is the inner loop,
+// decode/merge.h merges the pieces of an item. decode/tuning.h has the choices that measurements settle. All of this
+// follows from the lengths on the device. The host makes no plan and the grid is fixed, so a captured CUDA graph stays
+// valid while lengths grow. The same inputs give the same bits.
+//
+// With `settled` the kernel starts before the stream's previous one ends. Until `wait_for_previous_kernel` it reads
+// lengths, segments and rows that are in the buffers, which that kernel does not write, and writes nothing.
 //
 // C ABI. calls.h has the arguments. q, out, k_new and v_new have rows aligned to 16 bytes; k and v are aligned to 16
 // bytes. dim: 64, 80, 96, 128, 256. Returns 0, a cudaError, or a code of common.h. No two lanes of a call share a

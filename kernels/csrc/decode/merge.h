@@ -62,7 +62,7 @@ struct Merge {
         if (dim == 0) slot_sums(slot)[column] = make_float2(m, l);
     }
 
-    // Merge the four warps' results from shared memory into the output or into `slot`.
+    // Merge the warps' results from shared memory into the output or into `slot`.
     KVB_DEVICE void merge_warps(bool whole, int slot) const {
         for (int i = static_cast<int>(threadIdx.x); i < live_columns() * (D / 4); i += kDecodeThreads) {
             const int column = i / (D / 4), dim = i % (D / 4) * 4;
