@@ -74,7 +74,7 @@ def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_planted_write_behind_the_last_element_is_reported(tmp_path: Path) -> None:
     done = run(compiled(tmp_path, UNITS, FLAGS, {64, 80}, "if (item >= args.rows * chunks) return;"))
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "silu_mul" in done.stderr
+    assert done.returncode != 0 and "AddressSanitizer: heap-" in done.stderr and "silu_mul" in done.stderr
 
 
 @needs_gxx
@@ -82,7 +82,7 @@ def test_a_planted_write_behind_the_last_element_is_reported(tmp_path: Path) -> 
 def test_a_planted_read_behind_the_last_key_is_reported(tmp_path: Path) -> None:
     result = compiled(tmp_path, UNITS[:2], FLAGS, {64}, "tokens - 1) * k_token", "tokens + 8) * k_token")
     done = run(result)
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "score/tile.h" in done.stderr
+    assert done.returncode != 0 and "AddressSanitizer: heap-" in done.stderr and "score/tile.h" in done.stderr
 
 
 @needs_gxx
@@ -98,5 +98,5 @@ def test_a_planted_read_behind_the_last_token_is_reported(tmp_path: Path) -> Non
             "(8 * block + thread_row())",
         )
     )
-    # what lies behind the last token may be memory that was freed
+    # the memory after the last token may be one that was freed before
     assert done.returncode != 0 and "AddressSanitizer: heap-" in done.stderr and "load_written_if" in done.stderr
