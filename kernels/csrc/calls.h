@@ -51,7 +51,9 @@ struct RaggedDecode {
     int32_t batch, kv_heads, group, tokens, dim;
     int32_t ctas;  // blocks of the launch
     int32_t dtype;
-    int32_t settled;  // 1: the stream's previous kernel writes no start, length, segment, and no row of k and v
+    // 1: no kernel that may still run when this one starts writes a start, a length, a segment, or a row of k and v. These
+    // are the stream's previous kernel, and those before it if it lets this one start before they have ended.
+    int32_t settled;
 };
 
 struct DecodeWeights {

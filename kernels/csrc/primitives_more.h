@@ -30,8 +30,9 @@ namespace kvb {
 KVB_DEVICE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
 // load_stream; 0 without loading if `there` is false. It has no branch, so that many loads follow one another.
-// load_written and load_written_if are for bytes that an earlier kernel of the stream may have written while this one had
-// begun: not through the read-only path, and never before wait_for_previous_kernel(). prefetch_to_l2 requests the 128-byte line of an address and returns.
+// load_written and load_written_if are for bytes that a kernel of the stream may have written after this one had begun:
+// they do not take the read-only path, and must come after wait_for_previous_kernel(). prefetch_to_l2 requests the
+// 128-byte line of an address and returns.
 #ifdef __CUDACC__
 #define KVB_LOAD_IF(load, clobbers)                                                                                  \
     uint4 r;                                                                                                         \

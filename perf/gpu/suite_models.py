@@ -77,23 +77,19 @@ def _roofline(batch: int, steps: Mapping[Key, Record], records: Sequence[Record]
 
 
 def _fused(steps: Mapping[Key, Record]) -> Iterable[Line]:
-    """Yield how much faster fused steps are than those of transformers' layers; there is no target."""
-    ratios = {
-        _title(key): own["tpot_s"] / steps[*key[:2], "graph", key[3]]["tpot_s"]
-        for key, own in steps.items()
-        if key[2] == "own-graph" and (*key[:2], "graph", key[3]) in steps and key[3] == "cuda"
-    }
-    if ratios:
-        printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
-        yield Line("fused steps, times as fast as those of transformers' layers", "", printed, INFO)
-    ratios = {
-        _title(key): other["tpot_s"] / steps[*key[:2], "graph", key[3]]["tpot_s"]
-        for key, other in steps.items()
-        if key[2] == "cublas-graph" and (*key[:2], "graph", key[3]) in steps and key[3] == "cuda"
-    }
-    if ratios:
-        printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
-        yield Line("fused steps, times as fast as those with cuBLAS's products", "", printed, INFO)
+    """Yield how much faster fused steps are than others over the same cache; there is no target."""
+    for mode, whose in (
+        ("own-graph", "those of transformers' layers"),
+        ("cublas-graph", "those with cuBLAS's products"),
+    ):
+        ratios = {
+            _title(key): other["tpot_s"] / steps[*key[:2], "graph", key[3]]["tpot_s"]
+            for key, other in steps.items()
+            if key[2] == mode and (*key[:2], "graph", key[3]) in steps and key[3] == "cuda"
+        }
+        if ratios:
+            printed = ", ".join(f"{title} {ratio:.2f}" for title, ratio in ratios.items())
+            yield Line(f"fused steps, times as fast as {whose}", "", printed, INFO)
 
 
 def _products(records: Sequence[Record]) -> Iterable[Line]:

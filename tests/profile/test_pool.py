@@ -10,27 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from kvbench.profile import compose, crossover, device, figure, measure, pool_figure, pool_table, pools, run
+from kvbench.profile import compose, crossover, figure, measure, pool_figure, pool_table, pools, run
 from kvbench.profile.__main__ import main
 from kvbench.profile.crossover import MEMORY
+from tests.helpers.tiny_profile import SMALL, lines, profile
 
-SMALL = ["model=tiny", "kernel=torch", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
+pytestmark = pytest.mark.usefixtures("quick")
+
 TOKEN = 4 * 2 * 2 * 32 * 4  # layers x KV heads x (key and value) x head_dim x bytes
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copy is small, because its speed does not matter here."""
-    monkeypatch.setattr(device, "_HOST_BYTES", 2**20)
-
-
-def profile(*overrides: str) -> int:
-    return main([*SMALL, *overrides])
-
-
-def lines(root: Path) -> list[dict[str, Any]]:
-    (file,) = root.glob("profile/*/cells.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def sized(*overrides: str) -> dict[tuple[str, object], tuple[int, int]]:

@@ -15,26 +15,12 @@ import torch
 
 from kvbench import models
 from kvbench.models.cache import ModelCache
-from kvbench.profile import compose, device, kernels, limits, measure, peaks, results, run
+from kvbench.profile import compose, kernels, limits, measure, peaks, results, run
 from kvbench.profile.__main__ import main
 from kvbench_kernels.backends import AttentionSpec, Choice
+from tests.helpers.tiny_profile import SMALL, lines, profile
 
-SMALL = ["model=tiny", "kernel=torch", "progress=false", "threads=1", "profile.new_tokens=6", "profile.warmup=0"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copy is small, because its speed does not matter here."""
-    monkeypatch.setattr(device, "_HOST_BYTES", 2**20)
-
-
-def profile(*overrides: str) -> int:
-    return main([*SMALL, *overrides])
-
-
-def lines(root: Path) -> list[dict[str, Any]]:
-    (file,) = root.glob("profile/*/cells.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def places(records: list[dict[str, Any]]) -> list[tuple[object, ...]]:

@@ -18,6 +18,7 @@ from tests.helpers.methods import test_overrides
 from tests.helpers.outside import DATA
 
 SHARED = DATA / "longbench"
+LENGTH = 200  # tokens of a prompt
 
 
 @pytest.mark.slow
@@ -27,7 +28,12 @@ def test_every_dataset_and_every_method(
 ) -> None:
     """Three methods on all datasets, each of the others on three of them, which change from method to method."""
     path = SHARED if (SHARED / "dev").is_dir() else write_bundle(tmp_path / "bundle", rows=6)
-    shared = ["benchmark=smoke", f"benchmark.path={path}", "benchmark.max_length=300", "benchmark.max_new_tokens=2"]
+    shared = [
+        "benchmark=smoke",
+        f"benchmark.path={path}",
+        f"benchmark.max_length={LENGTH}",
+        "benchmark.max_new_tokens=2",
+    ]
     shared += [f"paths.outputs={tmp_path}/out", "progress=false", "budget=0.6"]
     methods = sorted(config.options("method"))
     names = {name: list(DATASETS)[at % 7 :: 7] for at, name in enumerate(methods)}
@@ -43,7 +49,7 @@ def test_every_dataset_and_every_method(
         run = store.load_run(outcome.folder)
         (sample,) = run.samples
         assert run.status["status"] == "done" and 0 <= sample["scores"][run.manifest["headline"]] <= 1
-        assert len(sample["token_ids"]) <= 2 and sample["prompt_tokens"] <= 300 + 40  # the chat wrapper on top
+        assert len(sample["token_ids"]) <= 2 and sample["prompt_tokens"] <= LENGTH + 40  # the chat wrapper on top
         if outcome.job.variant.method.promises == "kept":
             assert sample["kept_mean"] == int(0.6 * sample["span"] + 1e-9)
     present_outcomes(outcomes)

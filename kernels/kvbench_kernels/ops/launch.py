@@ -12,10 +12,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from kvbench_kernels.ops.launch_step import add_rms_norm, linear, rope, silu_mul  # noqa: F401
 from kvbench_kernels.ops.library import Library
+from kvbench_kernels.ops.pointers import DTYPE, rows_of, strided
 from kvbench_kernels.ops.weights import launch as decode_weights  # noqa: F401
 
-_DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 _GROUP = {"mean": 0, "max": 1, "sum": 2}
 _POOL = {"none": 0, "max": 1, "avg": 2}
 _SCOPE = {"head": 0, "layer": 1}
@@ -30,15 +31,15 @@ def ragged_append(
     library.call(
         "ragged_append",
         stream,
-        k_new=_strided(k_BUTD),
-        v_new=_strided(v_BUTD),
+        k_new=strided(k_BUTD),
+        v_new=strided(v_BUTD),
         **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
         status=status.data_ptr(),
         batch=batch,
         kv_heads=kv_heads,
         tokens=tokens,
         dim=dim,
-        dtype=_DTYPE[k_RD.dtype],
+        dtype=DTYPE[k_RD.dtype],
     )
 
 
@@ -49,8 +50,8 @@ def ragged_decode(
     library.call(
         "ragged_decode",
         stream,
-        q=_strided(q_BHTD),
-        out=_strided(out_BHTD),
+        q=strided(q_BHTD),
+        out=strided(out_BHTD),
         k_new=_NO_TENSOR,
         v_new=_NO_TENSOR,
         **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
@@ -60,7 +61,7 @@ def ragged_decode(
         scaling=scaling,
         **_sizes(q_BHTD, segment_N),
         ctas=_blocks(library, workspace, q_BHTD, False),
-        dtype=_DTYPE[q_BHTD.dtype],
+        dtype=DTYPE[q_BHTD.dtype],
         settled=settled,
     )
 
@@ -73,10 +74,10 @@ def ragged_append_decode(
     library.call(
         "ragged_append_decode",
         stream,
-        q=_strided(q_BHTD),
-        out=_strided(out_BHTD),
-        k_new=_strided(k_BUTD),
-        v_new=_strided(v_BUTD),
+        q=strided(q_BHTD),
+        out=strided(out_BHTD),
+        k_new=strided(k_BUTD),
+        v_new=strided(v_BUTD),
         **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
         lse=None,
         workspace=workspace.data_ptr(),
@@ -84,7 +85,7 @@ def ragged_append_decode(
         scaling=scaling,
         **_sizes(q_BHTD, segment_N),
         ctas=_blocks(library, workspace, q_BHTD, True),
-        dtype=_DTYPE[q_BHTD.dtype],
+        dtype=DTYPE[q_BHTD.dtype],
         settled=settled,
     )
 
@@ -94,7 +95,7 @@ def workspace(library: Library | None, dim: int, device: torch.device) -> Tensor
     if library is None:
         return torch.empty(0, dtype=torch.uint8, device=device)
     most = max(
-        decode_blocks(library, device.index, dim, dtype, fused)[0] for dtype in _DTYPE.values() for fused in (0, 1)
+        decode_blocks(library, device.index, dim, dtype, fused)[0] for dtype in DTYPE.values() for fused in (0, 1)
     )
     return torch.zeros(library.size("decode_workspace_bytes", dim, most), dtype=torch.uint8, device=device)
 
@@ -126,8 +127,8 @@ def window_score(
     library.call(
         "window_score",
         stream,
-        q=_rows(q_HWD),
-        k=_rows(k_UTD),
+        q=rows_of(q_HWD),
+        k=rows_of(k_UTD),
         lse=(None, 0) if lse_HW is None else (lse_HW.data_ptr(), window),
         out=score_UN.data_ptr(),
         workspace=workspace.data_ptr(),
@@ -140,7 +141,7 @@ def window_score(
         scaling=scaling,
         group=_GROUP[group],
         pool=_POOL[pool],
-        dtype=_DTYPE[k_UTD.dtype],
+        dtype=DTYPE[k_UTD.dtype],
     )
     return score_UN
 
@@ -151,15 +152,15 @@ def row_lse(library: Library, stream: int | None, q_HTD: Tensor, k_UTD: Tensor, 
     library.call(
         "row_lse",
         stream,
-        q=_rows(q_HTD),
-        k=_rows(k_UTD),
+        q=rows_of(q_HTD),
+        k=rows_of(k_UTD),
         lse=lse_HT.data_ptr(),
         heads=heads,
         kv_heads=k_UTD.shape[0],
         tokens=tokens,
         dim=dim,
         scaling=scaling,
-        dtype=_DTYPE[q_HTD.dtype],
+        dtype=DTYPE[q_HTD.dtype],
     )
     return lse_HT
 
@@ -172,8 +173,8 @@ def column_sums(
     library.call(
         "column_sums",
         stream,
-        q=_rows(q_HTD),
-        k=_rows(k_UTD),
+        q=rows_of(q_HTD),
+        k=rows_of(k_UTD),
         lse=(lse_HT.data_ptr(), tokens),
         out=sums_HT.data_ptr(),
         heads=heads,
@@ -181,7 +182,7 @@ def column_sums(
         tokens=tokens,
         dim=dim,
         scaling=scaling,
-        dtype=_DTYPE[q_HTD.dtype],
+        dtype=DTYPE[q_HTD.dtype],
     )
     return sums_HT
 
@@ -217,8 +218,8 @@ def ragged_gather(
     library.call(
         "ragged_gather",
         stream,
-        k=_rows(k_UTD),
-        v=_rows(v_UTD),
+        k=rows_of(k_UTD),
+        v=rows_of(v_UTD),
         keep=keep_ST.data_ptr(),
         head=head_S.data_ptr(),
         start=start_S1.data_ptr(),
@@ -227,7 +228,7 @@ def ragged_gather(
         tokens=tokens,
         dim=dim,
         segments=head_S.numel(),
-        dtype=_DTYPE[k_RD.dtype],
+        dtype=DTYPE[k_RD.dtype],
     )
 
 
@@ -248,98 +249,8 @@ def ragged_relayout(
         v_to=v_QD.data_ptr(),
         places=source_M.numel(),
         dim=k_RD.shape[1],
-        dtype=_DTYPE[k_RD.dtype],
+        dtype=DTYPE[k_RD.dtype],
     )
-
-
-def add_rms_norm(
-    library: Library, stream: int | None, residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float
-) -> Tensor:
-    out_NC = torch.empty_like(residual_NC, memory_format=torch.contiguous_format)
-    if out_NC.numel() == 0:
-        return out_NC
-    rows, dim = residual_NC.shape
-    library.call(
-        "add_rms_norm",
-        stream,
-        residual=_row(residual_NC),
-        x=(None, 0) if x_NC is None else _row(x_NC),
-        weight=weight_C.data_ptr(),
-        out=out_NC.data_ptr(),
-        eps=eps,
-        rows=rows,
-        dim=dim,
-        dtype=_DTYPE[residual_NC.dtype],
-    )
-    return out_NC
-
-
-def rope(
-    library: Library, stream: int | None, q_NHD: Tensor, k_NUD: Tensor, cos_ND: Tensor, sin_ND: Tensor,
-    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float,
-) -> None:  # fmt: skip
-    rows, heads, dim = q_NHD.shape
-    if rows == 0:
-        return
-    library.call(
-        "rope",
-        stream,
-        q=_rows(q_NHD),
-        k=_rows(k_NUD),
-        cos=_row(cos_ND),
-        sin=_row(sin_ND),
-        q_weight=None if q_weight_D is None else q_weight_D.data_ptr(),
-        k_weight=None if k_weight_D is None else k_weight_D.data_ptr(),
-        eps=eps,
-        rows=rows,
-        heads=heads,
-        kv_heads=k_NUD.shape[1],
-        dim=dim,
-        dtype=_DTYPE[q_NHD.dtype],
-    )
-
-
-def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
-    out_NF = torch.empty_like(gate_NF, memory_format=torch.contiguous_format)
-    if out_NF.numel() == 0:
-        return out_NF
-    rows, dim = gate_NF.shape
-    library.call(
-        "silu_mul",
-        stream,
-        gate=_row(gate_NF),
-        up=_row(up_NF),
-        out=out_NF.data_ptr(),
-        rows=rows,
-        dim=dim,
-        dtype=_DTYPE[gate_NF.dtype],
-    )
-    return out_NF
-
-
-def linear(
-    library: Library, stream: int | None, x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool,
-    early: bool,
-) -> Tensor:  # fmt: skip
-    (tokens, inputs), rows = x_NC.shape, weight_OC.shape[0]
-    out_NO = x_NC.new_empty(tokens, rows // 2 if gated else rows)
-    if tokens == 0:
-        return out_NO
-    library.call(
-        "linear",
-        stream,
-        x=_row(x_NC),
-        weight=weight_OC.data_ptr(),
-        bias=None if bias_O is None else bias_O.data_ptr(),
-        out=out_NO.data_ptr(),
-        tokens=tokens,
-        inputs=inputs,
-        rows=rows,
-        gated=int(gated),
-        early=int(early),
-        dtype=_DTYPE[x_NC.dtype],
-    )
-    return out_NO
 
 
 def packed_decode(
@@ -355,10 +266,10 @@ def packed_decode(
     library.call(
         "packed_decode",
         stream,
-        q=_strided(q_BHTD),
-        out=_strided(out_BHTD),
-        k_new=_strided(k_BUTD),
-        v_new=_strided(v_BUTD),
+        q=strided(q_BHTD),
+        out=strided(out_BHTD),
+        k_new=strided(k_BUTD),
+        v_new=strided(v_BUTD),
         keys=_half(k_codes, k_scale, k_low, k_plain_RD, k_bits),
         values=_half(v_codes, v_scale, v_low, v_plain_RD, v_bits),
         place=place_N6.data_ptr(),
@@ -371,12 +282,12 @@ def packed_decode(
         tokens=tokens,
         dim=dim,
         most=most,
-        dtype=_DTYPE[q_BHTD.dtype],
+        dtype=DTYPE[q_BHTD.dtype],
     )
 
 
 def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, fused: bool) -> int:
-    blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, q_BHTD.shape[3], _DTYPE[q_BHTD.dtype], int(fused))
+    blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, q_BHTD.shape[3], DTYPE[q_BHTD.dtype], int(fused))
     if workspace.numel() < bytes_:
         raise ValueError(f"workspace: has {workspace.numel()} bytes, {bytes_} are needed; create it with ops.workspace")
     return blocks
@@ -399,18 +310,3 @@ def _half(codes: Tensor, scale: Tensor, low: Tensor, plain_RD: Tensor, bits: int
     """Return the fields of a PackedHalf."""
     group = codes.shape[2] * 8 // bits if bits else 0
     return *(x.data_ptr() for x in (codes, scale, low, plain_RD)), bits, group
-
-
-def _strided(x: Tensor) -> tuple[int, ...]:
-    """Return the pointer and the outer strides of a tensor of four dimensions."""
-    return x.data_ptr(), *x.stride()[:3]
-
-
-def _rows(x: Tensor) -> tuple[int, ...]:
-    """Return the pointer and the outer strides of a tensor of three dimensions."""
-    return x.data_ptr(), *x.stride()[:2]
-
-
-def _row(x: Tensor) -> tuple[int, int]:
-    """Return the pointer and the outer stride of a tensor of two dimensions."""
-    return x.data_ptr(), x.stride(0)

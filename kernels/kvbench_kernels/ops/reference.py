@@ -69,7 +69,8 @@ def ragged_decode(
 
     Token t sees the slots before length - T + t + 1. The output of a token that sees none is 0. The kernels use
     `workspace`; the reference does not. `settled` promises that the stream's previous kernel writes no start, length or
-    segment, and no row of k and v: on a GPU from compute capability 9.0 on, ours then begins before that one ends.
+    segment, and no row of k and v, and that all kernels before it have ended when it lets this one start: on a GPU from
+    compute capability 9.0 on, ours begins before that one ends.
     """
     batch, heads, tokens, _ = q_BHTD.shape
     kv_heads = len(segment_N) // batch

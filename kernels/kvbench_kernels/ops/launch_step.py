@@ -1,0 +1,99 @@
+"""Calls of the compiled functions between the attentions of a decode step. Everything is as in `launch`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvbench_kernels.ops.library import Library
+from kvbench_kernels.ops.pointers import DTYPE, row_of, rows_of
+
+
+def add_rms_norm(
+    library: Library, stream: int | None, residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float
+) -> Tensor:
+    out_NC = torch.empty_like(residual_NC, memory_format=torch.contiguous_format)
+    if out_NC.numel() == 0:
+        return out_NC
+    rows, dim = residual_NC.shape
+    library.call(
+        "add_rms_norm",
+        stream,
+        residual=row_of(residual_NC),
+        x=(None, 0) if x_NC is None else row_of(x_NC),
+        weight=weight_C.data_ptr(),
+        out=out_NC.data_ptr(),
+        eps=eps,
+        rows=rows,
+        dim=dim,
+        dtype=DTYPE[residual_NC.dtype],
+    )
+    return out_NC
+
+
+def rope(
+    library: Library, stream: int | None, q_NHD: Tensor, k_NUD: Tensor, cos_ND: Tensor, sin_ND: Tensor,
+    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float,
+) -> None:  # fmt: skip
+    rows, heads, dim = q_NHD.shape
+    if rows == 0:
+        return
+    library.call(
+        "rope",
+        stream,
+        q=rows_of(q_NHD),
+        k=rows_of(k_NUD),
+        cos=row_of(cos_ND),
+        sin=row_of(sin_ND),
+        q_weight=None if q_weight_D is None else q_weight_D.data_ptr(),
+        k_weight=None if k_weight_D is None else k_weight_D.data_ptr(),
+        eps=eps,
+        rows=rows,
+        heads=heads,
+        kv_heads=k_NUD.shape[1],
+        dim=dim,
+        dtype=DTYPE[q_NHD.dtype],
+    )
+
+
+def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    out_NF = torch.empty_like(gate_NF, memory_format=torch.contiguous_format)
+    if out_NF.numel() == 0:
+        return out_NF
+    rows, dim = gate_NF.shape
+    library.call(
+        "silu_mul",
+        stream,
+        gate=row_of(gate_NF),
+        up=row_of(up_NF),
+        out=out_NF.data_ptr(),
+        rows=rows,
+        dim=dim,
+        dtype=DTYPE[gate_NF.dtype],
+    )
+    return out_NF
+
+
+def linear(
+    library: Library, stream: int | None, x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool,
+    early: bool,
+) -> Tensor:  # fmt: skip
+    (tokens, inputs), rows = x_NC.shape, weight_OC.shape[0]
+    out_NO = x_NC.new_empty(tokens, rows // 2 if gated else rows)
+    if tokens == 0:
+        return out_NO
+    library.call(
+        "linear",
+        stream,
+        x=row_of(x_NC),
+        weight=weight_OC.data_ptr(),
+        bias=None if bias_O is None else bias_O.data_ptr(),
+        out=out_NO.data_ptr(),
+        tokens=tokens,
+        inputs=inputs,
+        rows=rows,
+        gated=int(gated),
+        early=int(early),
+        dtype=DTYPE[x_NC.dtype],
+    )
+    return out_NO
