@@ -27,6 +27,7 @@ _FLAGS = (
     "--force-color-profile=srgb", "--font-render-hinting=none",
 )  # fmt: skip
 _KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+_DRAWN = "document.getElementById('main')?.dataset.ready"
 _PATIENCE = 60.0  # seconds for an answer; the machine may be busy
 
 
@@ -35,7 +36,7 @@ class Browser:
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._out, self._in = to_browser, from_browser
-        self._buffer, self._count = b"", 0
+        self._buffer, self._count, self._loads = b"", 0, 0
         self.messages: list[str] = []  # errors of the page: exceptions, console errors, refusals of its policy
         self.requests: list[str] = []  # addresses that the page asked for
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -78,16 +79,29 @@ class Browser:
             self.messages.append(params["entry"]["text"])
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method == "Page.loadEventFired":
+            self._loads += 1
 
     def open(self, page: Path, fragment: str = "", width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Open a file and wait until it has drawn itself."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._call("Emulation.setEmulatedMedia", features=scheme)
-        self._call("Page.navigate", url="about:blank")
-        self.wait("location.href === 'about:blank'")
-        self._call("Page.navigate", url=page.resolve().as_uri() + fragment)
-        self.wait("document.readyState === 'complete' && document.getElementById('main')?.dataset.ready")
+        self._load("Page.navigate", url="about:blank")  # else a new fragment alone would load nothing
+        self._load("Page.navigate", url=page.resolve().as_uri() + fragment)
+        self.wait(_DRAWN)
+
+    def reload(self) -> None:
+        """Load the page once more and wait until it has drawn itself."""
+        self._load("Page.reload")
+        self.wait(_DRAWN)
+
+    def _load(self, method: str, **params: Any) -> None:
+        """Send a command that loads a document; return when the new one is there, not while the old one still answers."""
+        before = self._loads
+        self._call(method, **params)
+        while self._loads == before:
+            self._note(self._receive())
 
     def run(self, script: str) -> Any:
         """Return the value of an expression; a promise is awaited."""

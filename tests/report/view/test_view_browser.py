@@ -112,8 +112,7 @@ def test_filters_and_free_text_choose_rows(tab: Browser, site: Path) -> None:
     assert len(tab.texts("section.card")) == 2
     choose(tab, "filter-method", "h2o")
     assert tab.texts(METHODS) == ["fullkv", "h2o", "h2o"]
-    tab.run("location.reload()")
-    tab.wait("document.getElementById('main')?.dataset.ready")
+    tab.reload()
     assert tab.texts(METHODS) == ["fullkv", "h2o", "h2o"], "the address holds the filters"
     tab.click("#reset")
     assert len(tab.texts("section.card")) == 3
