@@ -1,9 +1,11 @@
-// Arguments of the C functions of the CUDA kernels: int kvb_<op>(const <Op>* call, cudaStream_t stream).
+// Arguments of the C functions: int kvb_<op>(const <Op>* call, cudaStream_t stream). Those of CPUs, kvb_cpu_<op>, take the
+// same structs and ignore the stream.
 //
-// kvbench_kernels/ops/signatures.py has the same structs for ctypes. A test compares names, types, offsets and sizes.
+// kvbench_kernels/calls.py has the same structs for ctypes. Every build compares names, types, offsets and sizes, so a
+// library whose structs differ does not compile.
 //
-// Strides are in elements, positions and lengths in slots or tokens, other sizes are counts. dtype is 0 for bfloat16 and
-// 1 for float16. Data is only read if its comment does not say that it is written.
+// Strides are in elements, positions and lengths in slots or tokens, other sizes are counts. dtype is 0 for bfloat16,
+// 1 for float16, and 2 for float32, which only CPUs take. Data is only read if its comment does not say that it is written.
 //
 // Suffixes: B batch rows, H query heads, U KV heads, G = H / U, T tokens, S segments of an arena, R its slots, N lanes
 // (b * U + u), D head dimension.
@@ -36,7 +38,7 @@ struct RaggedAppend {
     int32_t batch, kv_heads, tokens, dim, dtype;
 };
 
-// Of kvb_ragged_decode and kvb_ragged_append_decode.
+// Of kvb_ragged_decode, kvb_ragged_append_decode, and kvb_cpu_attend, which does what the second one does.
 struct RaggedDecode {
     Tensor4 q, out;        // [B, H, T, D]; out is written
     Tensor4 k_new, v_new;  // [B, U, T, D]; for kvb_ragged_append_decode only
@@ -44,18 +46,19 @@ struct RaggedDecode {
     const int32_t* start;  // [S + 1], first slot of each segment
     int32_t* length;       // [S], live slots of each segment; kvb_ragged_append_decode adds T
     const int32_t* segment;  // [N], segment of each lane
-    float* lse;              // [B, H, T], contiguous, natural logarithm; written; may be null
-    void* workspace;         // of kvb_decode_workspace_bytes(dim, ctas) bytes; written
+    float* lse;              // [B, H, T], contiguous, natural logarithm; written; may be null; not on a CPU
+    void* workspace;         // of kvb_decode_workspace_bytes(dim, ctas) or kvb_cpu_workspace bytes; written
     int32_t* status;         // [1], written if a segment has no room; for kvb_ragged_append_decode only
     float scaling;           // of the logits
     int32_t batch, kv_heads, group, tokens, dim;
-    int32_t ctas;  // blocks of the launch
+    int32_t ctas;  // blocks of the launch; not on a CPU
     int32_t dtype;
     // 1: no kernel that may still run when this one starts writes a start, a length, a segment, or a row of k and v. These
     // are the stream's previous kernel, and those before it if it lets this one start before they have ended.
     int32_t settled;
 };
 
+// Of kvb_decode_weights and kvb_cpu_weights.
 struct DecodeWeights {
     const void* q;         // [N, G, T, D], contiguous
     const void* k;         // [R, D], contiguous
@@ -77,17 +80,27 @@ struct PackedHalf {
     int32_t group;                    // codes that share a scale
 };
 
+// Of kvb_packed_decode and kvb_cpu_packed.
 struct PackedDecode {
     Tensor4 q, out;        // [B, H, T, D]; out is written
     Tensor4 k_new, v_new;  // [B, U, T, D]
     PackedHalf keys, values;
     const int32_t* place;  // [N, 6], of keys and of values: first block, first plain slot, plain slots
     const int32_t* count;  // [N, 3]: stored tokens, encoded keys, encoded values
-    void* workspace;       // of kvb_packed_workspace bytes; written
+    void* workspace;       // of kvb_packed_workspace or kvb_cpu_packed_workspace bytes; written
     float scaling;         // of the logits
     int32_t batch, kv_heads, group, tokens, dim;
-    int32_t most;  // tokens of the longest lane, the new ones included
+    int32_t most;  // tokens of the longest lane, the new ones included; not on a CPU
     int32_t dtype;
+};
+
+// Of kvb_cpu_least.
+struct Least {
+    const float* worth;    // [heads, width], contiguous
+    const int32_t* pos;    // [heads, width], contiguous
+    const int64_t* length; // [heads], live columns
+    int64_t* column;       // [heads]; written
+    int64_t heads, width;
 };
 
 struct RaggedGather {

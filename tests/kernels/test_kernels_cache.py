@@ -140,6 +140,8 @@ def test_two_processes_compile_once(tiny: Path, tmp_path: Path) -> None:
 import pathlib
 from kvbench_kernels import build
 from kvbench_kernels.build import sources
+from kvbench_kernels.calls import SIGNATURES
+SIGNATURES.clear()
 sources.csrc = lambda: pathlib.Path({str(tiny)!r})
 print(build.host())
 """

@@ -1,18 +1,15 @@
 // Append and attend on a CPU, in float32: the decode step of a ragged cache in one pass over its live slots.
 //
-//   int kvb_cpu_attend(q, q_strides, k_new, v_new, new_strides, k_RD, v_RD, start_S1, length_S, segment_N, out, scratch,
-//                      batch, kv_heads, group, tokens, dim, scaling)
-//   int64 kvb_cpu_scratch(length_S, segment_N, lanes, group, tokens, dim)        bytes that `scratch` needs
+//   int kvb_cpu_attend(const RaggedDecode* call, stream)
+//   int64 kvb_cpu_workspace(length_S, segment_N, lanes, group, tokens, dim)      bytes that `workspace` needs
 //
-// q [B, H, T, D], k_new and v_new [B, U, T, D] (of equal strides) have strides {b, h, t} in elements; the last is 1.
-// Lane n = b * U + u is segment s = segment_N[n]. Its new tokens go to slots start_S1[s] + length_S[s] and following,
-// and length_S[s] grows by T. out is [B, T, H, D], contiguous; scratch is aligned to 64 bytes.
-// Returns 0; -1 if `dim` or `group * tokens` is not supported; 1 + s if segment s has no room. If it does not return 0,
-// nothing has changed.
+// Lane n = b * U + u is segment s = segment[n]. Its new tokens go to slots start[s] + length[s] and following, and
+// length[s] grows by T. Returns 0, or -1 if the dtype, `dim` or `group * tokens` is not supported. If segment s has no
+// room, the status becomes 1 + s and nothing else changes.
 //
 // This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
-#include "cpu_vectors.hpp"
+#include "cpu_pieces.hpp"
 
 namespace {
 
@@ -93,77 +90,62 @@ bool supported(int dim, int64_t columns) {
 
 }  // namespace
 
-extern "C" int64_t kvb_cpu_scratch(const int32_t* length_S, const int32_t* segment_N, int64_t lanes, int64_t group,
-                                   int64_t tokens, int64_t dim) {
+extern "C" int64_t kvb_cpu_workspace(const int32_t* length, const int32_t* segment, int64_t lanes, int64_t group,
+                                     int64_t tokens, int64_t dim) {
     int64_t pieces = 0;
-    for (int64_t n = 0; n < lanes; n++) pieces += pieces_of(length_S[segment_N[n]] + tokens);
-    const int64_t per_piece = sizeof(int64_t) + group * tokens * (sizeof(Partial) + sizeof(float) * dim);
-    return pieces * per_piece + sizeof(int64_t) * (lanes + 1);
+    for (int64_t n = 0; n < lanes; n++) pieces += pieces_of(length[segment[n]] + tokens);
+    return Workspace::bytes(lanes, pieces, group * tokens, dim);
 }
 
-extern "C" int kvb_cpu_attend(const float* q, const int64_t* q_strides, const float* k_new, const float* v_new,
-                              const int64_t* new_strides, float* k_RD, float* v_RD, const int32_t* start_S1,
-                              int32_t* length_S, const int32_t* segment_N, float* out, void* scratch, int64_t batch,
-                              int64_t kv_heads, int64_t group, int64_t tokens, int64_t dim, float scaling) {
-    const int64_t lanes = batch * kv_heads, count = group * tokens;
-    if (!supported(static_cast<int>(dim), count)) return -1;
+extern "C" int kvb_cpu_attend(const kvb::RaggedDecode* call, void*) {
+    const int64_t tokens = call->tokens, count = call->group * tokens, dim = call->dim, kv_heads = call->kv_heads;
+    const int64_t lanes = call->batch * kv_heads;
+    if (!supported(call->dim, count) || call->dtype != FLOAT32) return -1;
     for (int64_t n = 0; n < lanes; n++) {
-        const int32_t s = segment_N[n];
-        if (length_S[s] + tokens > start_S1[s + 1] - start_S1[s]) return 1 + s;
+        const int32_t s = call->segment[n];
+        if (call->length[s] + tokens > call->start[s + 1] - call->start[s]) return *call->status = 1 + s, 0;
     }
-    // scratch: the first piece of each lane, the lane of each piece, and the result of each piece for each query
-    int64_t* begin_N = static_cast<int64_t*>(scratch);
-    int64_t pieces = 0;
-    for (int64_t n = 0; n < lanes; n++) {
-        begin_N[n] = pieces;
-        length_S[segment_N[n]] += static_cast<int32_t>(tokens);
-        pieces += pieces_of(length_S[segment_N[n]]);
-    }
-    begin_N[lanes] = pieces;
-    int64_t* lane_P = begin_N + lanes + 1;
-    for (int64_t n = 0; n < lanes; n++)
-        for (int64_t p = begin_N[n]; p < begin_N[n + 1]; p++) lane_P[p] = n;
-    Partial* partial_PC = reinterpret_cast<Partial*>(lane_P + pieces);
-    float* acc_PCD = reinterpret_cast<float*>(partial_PC + pieces * count);
-    const float base2 = scaling * 1.4426950408889634f;
+    const Workspace work(call->workspace, lanes, count, dim, [&](int64_t n) {
+        return call->length[call->segment[n]] += static_cast<int32_t>(tokens);
+    });
+    float *k = static_cast<float*>(call->k), *v = static_cast<float*>(call->v);
+    const float base2 = call->scaling * 1.4426950408889634f;
 
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < lanes; n++) {
-            const int32_t s = segment_N[n];
-            const int64_t slot = static_cast<int64_t>(start_S1[s]) + length_S[s] - tokens;
+            const int32_t s = call->segment[n];
+            const int64_t slot = static_cast<int64_t>(call->start[s]) + call->length[s] - tokens;
             for (int64_t t = 0; t < tokens; t++) {
-                const int64_t from = n / kv_heads * new_strides[0] + n % kv_heads * new_strides[1] + t * new_strides[2];
-                std::memcpy(k_RD + (slot + t) * dim, k_new + from, sizeof(float) * dim);
-                std::memcpy(v_RD + (slot + t) * dim, v_new + from, sizeof(float) * dim);
+                const int64_t b = n / kv_heads, u = n % kv_heads;
+                std::memcpy(k + (slot + t) * dim, row_of<float>(call->k_new, b, u, t), sizeof(float) * dim);
+                std::memcpy(v + (slot + t) * dim, row_of<float>(call->v_new, b, u, t), sizeof(float) * dim);
             }
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t p = 0; p < pieces; p++) {
-            const int64_t n = lane_P[p], first = (p - begin_N[n]) * PIECE, length = length_S[segment_N[n]];
+        for (int64_t p = 0; p < work.pieces; p++) {
+            const int64_t n = work.lane[p], first = (p - work.begin[n]) * PIECE;
+            const int64_t length = call->length[call->segment[n]];
             alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
             Columns columns;
             columns.count = static_cast<int>(count);
             for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
-                const int64_t g = c / tokens, t = c % tokens, head = n % kv_heads * group + g;
-                const float* from = q + n / kv_heads * q_strides[0] + head * q_strides[1] + t * q_strides[2];
+                const int64_t g = c / tokens, t = c % tokens;
+                const float* from = row_of<float>(call->q, n / kv_heads, n % kv_heads * call->group + g, t);
                 for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
                 columns.q[c] = scaled + c * dim;
                 columns.visible[c] = length - tokens + t + 1;
             }
-            const int64_t slot = static_cast<int64_t>(start_S1[segment_N[n]]) + first, left = length - first;
-            attend(static_cast<int>(dim), columns, first, k_RD + slot * dim, v_RD + slot * dim,
-                   static_cast<int>(left < PIECE ? left : PIECE), partial_PC + p * count, acc_PCD + p * count * dim);
+            const int64_t slot = static_cast<int64_t>(call->start[call->segment[n]]) + first, left = length - first;
+            attend(call->dim, columns, first, k + slot * dim, v + slot * dim,
+                   static_cast<int>(left < PIECE ? left : PIECE), work.partial + p * count, work.acc + p * count * dim);
         }
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < lanes; n++)
-            for (int64_t c = 0; c < count; c++) {
-                const int64_t p = begin_N[n], g = c / tokens, t = c % tokens;
-                const int64_t row = n / kv_heads * tokens + t, head = n % kv_heads * group + g;
-                combine(partial_PC + p * count + c, acc_PCD + (p * count + c) * dim, begin_N[n + 1] - p, count,
-                        static_cast<int>(dim), out + (row * kv_heads * group + head) * dim);
-            }
+            for (int64_t c = 0; c < count; c++)
+                work.combine_into(row_of<float>(call->out, n / kv_heads, n % kv_heads * call->group + c / tokens,
+                                                c % tokens), n, c);
     }
     return 0;
 }

@@ -1,17 +1,17 @@
 // The attention weights of a step on a CPU, in float32, for decode policies that read them.
 //
-//   int kvb_cpu_weights(q, k_RD, start_S1, length_S, segment_N, out, lanes, group, tokens, dim, width, scaling)
+//   int kvb_cpu_weights(const DecodeWeights* call, stream)
 //
-// q [N, G, T, D] and out [N, G, T, width] are contiguous. Lane n reads segment s = segment_N[n], whose last T live slots
-// hold the tokens of the queries: query t sees the first length_S[s] - T + t + 1 slots. Weights of the others are 0.
-// Returns 0, or -1 if `dim` is not supported or a segment is longer than `width`.
+// Lane n reads segment s = segment[n], whose last T live slots hold the tokens of the queries: query t sees the first
+// length[s] - T + t + 1 slots. Weights of the others are 0. Returns 0, -1 if the dtype or `dim` is not supported, or -2 if
+// a segment is longer than `width`.
 //
 // A lane's result depends neither on the number of threads nor on the other lanes. Keys are read once for up to four
 // queries, piece by piece, so that a piece is still in the cache for the next four.
 //
 // This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
-#include "cpu_vectors.hpp"
+#include "cpu_pieces.hpp"
 
 namespace {
 
@@ -76,59 +76,60 @@ void softmax(float* score, int64_t live, int64_t width) {
 
 }  // namespace
 
-extern "C" int kvb_cpu_weights(const float* q, const float* k_RD, const int32_t* start_S1, const int32_t* length_S,
-                               const int32_t* segment_N, float* out, int64_t lanes, int64_t group, int64_t tokens,
-                               int64_t dim, int64_t width, float scaling) {
+extern "C" int kvb_cpu_weights(const kvb::DecodeWeights* call, void*) {
     const float* none[1] = {nullptr};
     float* nowhere[1] = {nullptr};
-    if (dim > MAX_DIM || !logits_of(static_cast<int>(dim), none, nullptr, 0, nowhere, 0)) return -1;
-    for (int64_t n = 0; n < lanes; n++)
-        if (length_S[segment_N[n]] > width) return -1;
-    const int64_t count = group * tokens;
+    const int64_t dim = call->dim, width = call->width, tokens = call->tokens;
+    if (call->dtype != FLOAT32 || dim > MAX_DIM || !logits_of(call->dim, none, nullptr, 0, nowhere, 0)) return -1;
+    for (int64_t n = 0; n < call->lanes; n++)
+        if (call->length[call->segment[n]] > width) return -2;
+    const int64_t count = call->group * tokens;
     const int64_t blocks = (count + MAX_COLUMNS - 1) / MAX_COLUMNS;
-    const float base2 = scaling * 1.4426950408889634f;
+    const float base2 = call->scaling * 1.4426950408889634f;
 #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int64_t n = 0; n < lanes; n++)
+    for (int64_t n = 0; n < call->lanes; n++)
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = block * MAX_COLUMNS;
             const int some = static_cast<int>(count - first < MAX_COLUMNS ? count - first : MAX_COLUMNS);
-            const int64_t length = length_S[segment_N[n]];
-            const float* k = k_RD + static_cast<int64_t>(start_S1[segment_N[n]]) * dim;
+            const int64_t length = call->length[call->segment[n]];
+            const float* k = static_cast<const float*>(call->k) + call->start[call->segment[n]] * dim;
             alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
             const float* columns[MAX_COLUMNS];
             float* scores[MAX_COLUMNS];
             for (int c = 0; c < some; c++) {
-                const float* from = q + (n * count + first + c) * dim;
+                const float* from = static_cast<const float*>(call->q) + (n * count + first + c) * dim;
                 for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
                 columns[c] = scaled + c * dim;
             }
+            float* out = call->out + (n * count + first) * width;
             for (int64_t slot = 0; slot < length; slot += PIECE) {
                 const int rows = static_cast<int>(length - slot < PIECE ? length - slot : PIECE);
-                for (int c = 0; c < some; c++) scores[c] = out + (n * count + first + c) * width + slot;
-                logits_of(static_cast<int>(dim), columns, k + slot * dim, rows, scores, some);
+                for (int c = 0; c < some; c++) scores[c] = out + c * width + slot;
+                logits_of(call->dim, columns, k + slot * dim, rows, scores, some);
             }
             for (int c = 0; c < some; c++)
-                softmax(out + (n * count + first + c) * width, length - tokens + (first + c) % tokens + 1, width);
+                softmax(out + c * width, length - tokens + (first + c) % tokens + 1, width);
         }
     return 0;
 }
 
-//   void kvb_cpu_least(worth, pos, length, column, heads, width)
+//   int kvb_cpu_least(const Least* call, stream)
 //
-// Per head, the live column of the lowest worth; of equals, the one of the highest position. worth and pos are
-// [heads, width], contiguous. A head without live columns gets 0.
-extern "C" void kvb_cpu_least(const float* worth, const int32_t* pos, const int64_t* length, int64_t* column,
-                              int64_t heads, int64_t width) {
+// Per head, the live column of the lowest worth; of equals, the one of the highest position. A head without live columns
+// gets 0.
+extern "C" int kvb_cpu_least(const kvb::Least* call, void*) {
 #pragma omp parallel for schedule(static)
-    for (int64_t head = 0; head < heads; head++) {
-        const float* w = worth + head * width;
-        const int32_t* p = pos + head * width;
+    for (int64_t head = 0; head < call->heads; head++) {
+        const float* w = call->worth + head * call->width;
+        const int32_t* p = call->pos + head * call->width;
+        const int64_t live = call->length[head];
         float least = std::numeric_limits<float>::infinity();
-        for (int64_t c = 0; c < length[head]; c++) least = w[c] < least ? w[c] : least;
+        for (int64_t c = 0; c < live; c++) least = w[c] < least ? w[c] : least;
         int64_t best = 0;
         int32_t latest = std::numeric_limits<int32_t>::min();
-        for (int64_t c = 0; c < length[head]; c++)
+        for (int64_t c = 0; c < live; c++)
             if (w[c] == least && p[c] > latest) latest = p[c], best = c;
-        column[head] = best;
+        call->column[head] = best;
     }
+    return 0;
 }

@@ -1,21 +1,16 @@
 // Attend on a CPU, in float32, to keys and values that are quantised in groups, without decoding them first.
 //
-//   int kvb_cpu_packed(q, q_strides, k_new, v_new, new_strides, k_codes, k_scale, k_low, k_plain_RD, v_codes, v_scale,
-//                      v_low, v_plain_RD, place_N6, count_N3, out, scratch, batch, kv_heads, group, tokens, dim,
-//                      k_bits, k_group, v_bits, v_group, scaling)
-//   int64 kvb_cpu_packed_scratch(count_N3, lanes, group, tokens, dim)            bytes that `scratch` needs
+//   int kvb_cpu_packed(const PackedDecode* call, stream)
+//   int64 kvb_cpu_packed_workspace(count, lanes, group, tokens, dim)             bytes that `workspace` needs
 //
-// q, k_new, v_new, out and the scratch are as in cpu_attend.cpp, but nothing is appended: the new tokens are attended to
-// where they are. A lane's tokens are counted by age: the stored ones, then the new ones.
-//   count_N3  stored tokens, encoded keys, encoded values; the oldest are encoded
-//   place_N6  of the keys: first block, first plain slot, plain slots; the same of the values
-// The plain token `age` lies in slot `first + age % slots`. x is code * scale + low. Codes of 2, 4 or 8 bits are packed,
-// the first in the lowest bits; bits are 0 where nothing is encoded.
-//   keys    blocks of k_group tokens: codes [D, k_group], scale and low [D]
-//   values  blocks of one token: codes [D / v_group, v_group], scale and low [D / v_group]
-// Returns 0, or -1 if a size is not supported: `dim`, k_group and v_group must be multiples of 16.
+// Nothing is appended: the new tokens are attended to where they are. A lane's tokens are counted by age: the stored
+// ones, then the new ones; the oldest are encoded. The plain token `age` lies in slot `first + age % slots`. x is code *
+// scale + low. Codes of 2, 4 or 8 bits are packed, the first in the lowest bits; bits are 0 where nothing is encoded.
+//   keys    blocks of `group` tokens: codes [D, group], scale and low [D]
+//   values  blocks of one token: codes [D / group, group], scale and low [D / group]
+// Returns 0, or -1 if the dtype or a size is not supported: `dim` and the groups must be multiples of 16.
 
-#include "cpu_vectors.hpp"
+#include "cpu_pieces.hpp"
 
 namespace {
 
@@ -236,90 +231,77 @@ void point(const float* plain, const Place& place, const float* fresh, int64_t s
     for (; age < end; age++) *row++ = fresh + (age - stored) * stride;
 }
 
-bool fits(int64_t bits, int64_t group) {
-    return bits == 0 || ((bits == 2 || bits == 4 || bits == 8) && group > 0 && group % LANES == 0);
+bool fits(const kvb::PackedHalf& half) {
+    const bool known = half.bits == 2 || half.bits == 4 || half.bits == 8;
+    return half.bits == 0 || (known && half.group > 0 && half.group % LANES == 0);
+}
+
+Half half_of(const kvb::PackedHalf& x) {
+    return {static_cast<const uint8_t*>(x.codes), static_cast<const float*>(x.scale), static_cast<const float*>(x.low),
+            static_cast<const float*>(x.plain), x.bits, x.group};
 }
 
 int clamp(int64_t x, int64_t most) { return static_cast<int>(x < 0 ? 0 : x > most ? most : x); }
 
 }  // namespace
 
-extern "C" int64_t kvb_cpu_packed_scratch(const int64_t* count_N3, int64_t lanes, int64_t group, int64_t tokens,
-                                          int64_t dim) {
+extern "C" int64_t kvb_cpu_packed_workspace(const int32_t* count, int64_t lanes, int64_t group, int64_t tokens,
+                                            int64_t dim) {
     int64_t pieces = 0;
-    for (int64_t n = 0; n < lanes; n++) pieces += pieces_of(count_N3[3 * n] + tokens);
-    const int64_t per_piece = sizeof(int64_t) + group * tokens * (sizeof(Partial) + sizeof(float) * dim);
-    return pieces * per_piece + sizeof(int64_t) * (lanes + 1);
+    for (int64_t n = 0; n < lanes; n++) pieces += pieces_of(count[3 * n] + tokens);
+    return Workspace::bytes(lanes, pieces, group * tokens, dim);
 }
 
-extern "C" int kvb_cpu_packed(const float* q, const int64_t* q_strides, const float* k_new, const float* v_new,
-                              const int64_t* new_strides, const uint8_t* k_codes, const float* k_scale,
-                              const float* k_low, const float* k_plain, const uint8_t* v_codes, const float* v_scale,
-                              const float* v_low, const float* v_plain, const int64_t* place_N6,
-                              const int64_t* count_N3, float* out, void* scratch, int64_t batch, int64_t kv_heads,
-                              int64_t group, int64_t tokens, int64_t dim, int64_t k_bits, int64_t k_group,
-                              int64_t v_bits, int64_t v_group, float scaling) {
-    const int64_t lanes = batch * kv_heads, count = group * tokens;
+extern "C" int kvb_cpu_packed(const kvb::PackedDecode* call, void*) {
+    const int64_t kv_heads = call->kv_heads, lanes = call->batch * kv_heads, tokens = call->tokens;
+    const int64_t count = call->group * tokens;
+    const int dim = call->dim;
     if (dim % LANES || dim < LANES || dim > MAX_DIM || count < 1 || count > MAX_COLUMNS) return -1;
-    if (!fits(k_bits, k_group) || !fits(v_bits, v_group) || (v_bits && dim % v_group)) return -1;
-    const Half keys = {k_codes, k_scale, k_low, k_plain, static_cast<int>(k_bits), k_group};
-    const Half values = {v_codes, v_scale, v_low, v_plain, static_cast<int>(v_bits), v_group};
-    int64_t* begin_N = static_cast<int64_t*>(scratch);
-    int64_t pieces = 0;
-    for (int64_t n = 0; n < lanes; n++) {
-        begin_N[n] = pieces;
-        pieces += pieces_of(count_N3[3 * n] + tokens);
-    }
-    begin_N[lanes] = pieces;
-    int64_t* lane_P = begin_N + lanes + 1;
-    for (int64_t n = 0; n < lanes; n++)
-        for (int64_t p = begin_N[n]; p < begin_N[n + 1]; p++) lane_P[p] = n;
-    Partial* partial_PC = reinterpret_cast<Partial*>(lane_P + pieces);
-    float* acc_PCD = reinterpret_cast<float*>(partial_PC + pieces * count);
-    const float base2 = scaling * 1.4426950408889634f;
+    if (!fits(call->keys) || !fits(call->values) || (call->values.bits && dim % call->values.group)) return -1;
+    if (call->dtype != FLOAT32) return -1;
+    const Half keys = half_of(call->keys), values = half_of(call->values);
+    const Workspace work(call->workspace, lanes, count, dim, [&](int64_t n) { return call->count[3 * n] + tokens; });
+    const float base2 = call->scaling * 1.4426950408889634f;
 
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic)
-        for (int64_t p = 0; p < pieces; p++) {
-            const int64_t n = lane_P[p], b = n / kv_heads, u = n % kv_heads;
-            const int64_t stored = count_N3[3 * n], all = stored + tokens;
-            const int64_t* place = place_N6 + 6 * n;
+        for (int64_t p = 0; p < work.pieces; p++) {
+            const int64_t n = work.lane[p], b = n / kv_heads, u = n % kv_heads;
+            const int32_t *place = call->place + 6 * n, *of_lane = call->count + 3 * n;
+            const int64_t stored = of_lane[0];
             Piece piece;
             piece.keys = &keys;
             piece.values = &values;
             piece.k = {place[0], place[1], place[2]};
             piece.v = {place[3], place[4], place[5]};
-            piece.first = (p - begin_N[n]) * PIECE;
-            piece.rows = clamp(all - piece.first, PIECE);
-            piece.packed_keys = clamp(count_N3[3 * n + 1] - piece.first, piece.rows);
-            piece.packed_values = clamp(count_N3[3 * n + 2] - piece.first, piece.rows);
-            const int64_t end = piece.first + piece.rows, fresh = b * new_strides[0] + u * new_strides[1];
-            point(k_plain, piece.k, k_new + fresh, new_strides[2], stored, piece.first + piece.packed_keys, end,
-                  static_cast<int>(dim), piece.k_row);
-            point(v_plain, piece.v, v_new + fresh, new_strides[2], stored, piece.first + piece.packed_values, end,
-                  static_cast<int>(dim), piece.v_row);
+            piece.first = (p - work.begin[n]) * PIECE;
+            piece.rows = clamp(stored + tokens - piece.first, PIECE);
+            piece.packed_keys = clamp(of_lane[1] - piece.first, piece.rows);
+            piece.packed_values = clamp(of_lane[2] - piece.first, piece.rows);
+            const int64_t end = piece.first + piece.rows;
+            point(keys.plain, piece.k, row_of<float>(call->k_new, b, u, 0), call->k_new.stride_2, stored,
+                  piece.first + piece.packed_keys, end, dim, piece.k_row);
+            point(values.plain, piece.v, row_of<float>(call->v_new, b, u, 0), call->v_new.stride_2, stored,
+                  piece.first + piece.packed_values, end, dim, piece.v_row);
             alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
             const float* columns[MAX_COLUMNS];
             int64_t seen[MAX_COLUMNS];
             for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
                 const int64_t g = c / tokens, t = c % tokens;
-                const float* from = q + b * q_strides[0] + (u * group + g) * q_strides[1] + t * q_strides[2];
+                const float* from = row_of<float>(call->q, b, u * call->group + g, t);
                 for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
                 columns[c] = scaled + c * dim;
                 seen[c] = stored + t + 1 - piece.first;
             }
-            attend(piece, columns, seen, static_cast<int>(count), static_cast<int>(dim), partial_PC + p * count,
-                   acc_PCD + p * count * dim);
+            attend(piece, columns, seen, static_cast<int>(count), dim, work.partial + p * count,
+                   work.acc + p * count * dim);
         }
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < lanes; n++)
-            for (int64_t c = 0; c < count; c++) {
-                const int64_t p = begin_N[n], g = c / tokens, t = c % tokens;
-                const int64_t row = n / kv_heads * tokens + t, head = n % kv_heads * group + g;
-                combine(partial_PC + p * count + c, acc_PCD + (p * count + c) * dim, begin_N[n + 1] - p, count,
-                        static_cast<int>(dim), out + (row * kv_heads * group + head) * dim);
-            }
+            for (int64_t c = 0; c < count; c++)
+                work.combine_into(row_of<float>(call->out, n / kv_heads, n % kv_heads * call->group + c / tokens,
+                                                c % tokens), n, c);
     }
     return 0;
 }

@@ -11,16 +11,17 @@ A layout is known by its name, which the methods give their storage parts:
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kvbench_kernels import ops
+from kvbench_kernels.ops.library import Library
+from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
 
 _KIND = re.compile(r"affine([248])/(tokens|channels)(\d+)")
 _LANES = 16  # the CPU kernel reads as many codes at a time
@@ -102,7 +103,7 @@ class CpuPacked:
         library: the compiled functions, as `backends.cpu.library` returns them.
     """
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Library) -> None:
         self._library = library
 
     def supports(self, keys: Layout | None, values: Layout | None, group: int, tokens: int, like: Tensor) -> bool:
@@ -135,41 +136,40 @@ class CpuPacked:
         kv_heads = k_BUTD.shape[1]
         group = heads // kv_heads
         q_BHTD, k_BUTD, v_BUTD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BUTD, v_BUTD))
-        if k_BUTD.stride() != v_BUTD.stride():
-            k_BUTD, v_BUTD = k_BUTD.contiguous(), v_BUTD.contiguous()
-        out_BTHD = q_BHTD.new_empty(batch, tokens, heads, dim)
-        size = self._library.kvb_cpu_packed_scratch(count_N3.data_ptr(), batch * kv_heads, group, tokens, dim)
-        scratch = torch.empty(size, dtype=torch.uint8)
-        pointers = [
-            x.data_ptr() for half in (keys, values) for x in (*(half.encoded or [half.plain_RD] * 3), half.plain_RD)
-        ]
-        code = self._library.kvb_cpu_packed(
-            q_BHTD.data_ptr(),
-            (ctypes.c_int64 * 3)(*q_BHTD.stride()[:3]),
-            k_BUTD.data_ptr(),
-            v_BUTD.data_ptr(),
-            (ctypes.c_int64 * 3)(*k_BUTD.stride()[:3]),
-            *pointers,
-            place_N6.data_ptr(),
-            count_N3.data_ptr(),
-            out_BTHD.data_ptr(),
-            scratch.data_ptr(),
-            batch,
-            kv_heads,
-            group,
-            tokens,
-            dim,
-            keys.layout.bits,
-            keys.layout.group,
-            values.layout.bits,
-            values.layout.group,
-            scaling,
+        out_BHTD = q_BHTD.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+        place_N6, count_N3 = place_N6.int(), count_N3.int()
+        sizes = batch * kv_heads, group, tokens, dim
+        workspace = torch.empty(
+            self._library.size("cpu_packed_workspace", count_N3.data_ptr(), *sizes), dtype=torch.uint8
         )
-        if code:
-            raise RuntimeError(
-                f"head dimension {dim} or groups {keys.layout.group}, {values.layout.group} not supported"
-            )
-        return out_BTHD.transpose(1, 2)
+        self._library.call(
+            "cpu_packed",
+            None,
+            q=strided(q_BHTD),
+            out=strided(out_BHTD),
+            k_new=strided(k_BUTD),
+            v_new=strided(v_BUTD),
+            keys=_pointers(keys),
+            values=_pointers(values),
+            place=place_N6.data_ptr(),
+            count=count_N3.data_ptr(),
+            workspace=workspace.data_ptr(),
+            scaling=scaling,
+            batch=batch,
+            kv_heads=kv_heads,
+            group=group,
+            tokens=tokens,
+            dim=dim,
+            most=0,
+            dtype=CPU_DTYPE[q_BHTD.dtype],
+        )
+        return out_BHTD
+
+
+def _pointers(half: PackedHalf) -> tuple[int, ...]:
+    """Return the fields of a PackedHalf of csrc/calls.h."""
+    tensors = [*(half.encoded or [half.plain_RD] * 3), half.plain_RD]
+    return *(x.data_ptr() for x in tensors), half.layout.bits, half.layout.group
 
 
 class CudaPacked:

@@ -2,13 +2,14 @@
 
 There are three kinds. `cuda` is the kernels compiled by nvcc for GPUs. `host` is the same `.cu` files compiled by g++;
 it runs the kernels on a CPU through csrc/host/shim.h and is for tests. Both have the C functions that `ops.library`
-binds. `cpu` is the decode step for CPUs, which `backends.cpu` binds.
+binds. `cpu` is the attention of decode steps for CPUs, with functions of its own that `ops.library` binds too.
 
 | file | content |
 |---|---|
 | sources.py | the files in csrc/ that each kind is compiled from, and their hash |
 | recipes.py | compiler, flags and architectures of a kind |
 | cache.py | the folder of compiled libraries: keys, locks, checks for damage |
+| agreement.py | comparison of csrc/calls.h with the structs of ctypes |
 | compilation.py | running the compiler, and the report next to each library |
 | compilers.py, ptxas.py | where the compilers are, and what they print |
 """

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from kvbench_kernels.build import compilers, ptxas, sources
+from kvbench_kernels.build import agreement, compilers, ptxas, sources
 from kvbench_kernels.build.recipes import Recipe
 
 LIBRARY, REPORT = "libkvb.so", "report.json"
@@ -38,7 +38,7 @@ def compile_into(folder: Path, scratch: Path, recipe: Recipe, progress: Callable
     """Compile a library and its report into `folder`, with object files in `scratch`. Both folders exist.
 
     Raises:
-        CompilerError: a file does not compile, or the library does not link.
+        CompilerError: a file does not compile, the library does not link, or csrc/calls.h differs from calls.py.
         OSError: a file cannot be written.
     """
     units = sources.units(recipe.kind)
@@ -54,6 +54,7 @@ def compile_into(folder: Path, scratch: Path, recipe: Recipe, progress: Callable
         if progress is not None:
             progress(f"{unit.name} ({len(output)} of {len(units)})")
 
+    _compare_structs(scratch)
     with ThreadPoolExecutor(min(len(units), len(os.sched_getaffinity(0)))) as pool:
         list(pool.map(compile_unit, units))
     library = folder / LIBRARY
@@ -69,6 +70,14 @@ def compile_into(folder: Path, scratch: Path, recipe: Recipe, progress: Callable
         "kernels": [kernel for unit in units for kernel in ptxas.kernels(output[unit])],
     }
     (folder / REPORT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _compare_structs(scratch: Path) -> None:
+    """Compare csrc/calls.h with calls.py. Raises CompilerError if they differ."""
+    file = scratch / "structs.cpp"
+    file.write_text(agreement.source())
+    command = [compilers.gxx(), "-std=c++17", "-fsyntax-only", "-I", sources.csrc(), file]
+    compilers.run(command, f"comparing {agreement.HEADER} with calls.py")
 
 
 def read_report(folder: Path) -> Report | None:

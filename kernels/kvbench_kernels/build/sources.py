@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_SUFFIXES = {"cpu": (".cpp", ".hpp"), "host": (".cu", ".h"), "cuda": (".cu", ".h")}
+from kvbench_kernels.build import agreement
+
+_ENDINGS = {"cpu": (".cpp", ".hpp", agreement.HEADER), "host": (".cu", ".h"), "cuda": (".cu", ".h")}
 
 
 def csrc() -> Path:
@@ -34,11 +36,11 @@ def units(kind: str) -> list[Path]:
 
 
 def digest(kind: str) -> str:
-    """Return a hash of everything that is compiled or included: names and content, comments too.
+    """Return a hash of everything that is compiled or included: names and content, comments too, and Python's structs.
 
     The key of a cached library contains this hash. A changed comment compiles again, which is safe and rare.
     """
-    total = hashlib.sha256()
+    total = hashlib.sha256(agreement.source().encode())
     for file in _files(kind):
         name = file.relative_to(csrc()).as_posix()
         total.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
@@ -46,4 +48,4 @@ def digest(kind: str) -> str:
 
 
 def _files(kind: str) -> list[Path]:
-    return sorted(file for file in csrc().rglob("*") if file.suffix in _SUFFIXES[kind])
+    return sorted(file for file in csrc().rglob("*") if file.name.endswith(_ENDINGS[kind]))

@@ -6,7 +6,7 @@
 | registration.py | schemas, and the choice between reference and compiled kernel |
 | checks.py, require.py | checks of an op's arguments |
 | fakes.py | shapes of the results, for tracing |
-| launch.py, library.py, signatures.py | calls of the compiled C functions |
+| launch*.py, library.py, pointers.py | calls of the compiled C functions, whose arguments are in ../calls.py |
 | prompt.py | the ops for prompts, as methods and cache call them |
 """
 

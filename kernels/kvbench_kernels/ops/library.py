@@ -1,4 +1,4 @@
-"""The C functions of a compiled library, bound by ctypes. Their arguments are listed in `signatures`."""
+"""The C functions of a compiled library, bound by ctypes. Their arguments are listed in `calls`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvbench_kernels.ops.signatures import COUNTS, SIGNATURES, SIZES, filled
+from kvbench_kernels.calls import COUNTS, SIGNATURES, SIZES, filled
 
 # What the C functions return besides 0 and a cudaError: the codes in csrc/common.h.
 _CODES = {
     -1: "not compiled for this dtype, head dimension or option",
     -2: "a size is 0 or too large: too many rows, heads, segments or tokens for one launch",
 }
-_TYPES = {"l": ctypes.c_int64, "i": ctypes.c_int}
+_TYPES = {"l": ctypes.c_int64, "i": ctypes.c_int, "p": ctypes.c_void_p}
 # Errors that a user can do something about. Other errors are reported by number.
 _CUDA_ERRORS = {
     2: "out of memory",
@@ -30,7 +30,7 @@ _CUDA_ERRORS = {
 
 
 class Library:
-    """The functions of one library. `call` returns when the work is queued (CUDA) or finished (host).
+    """The functions of one library. `call` returns when the work is queued (CUDA) or finished (on a CPU).
 
     Raises:
         RuntimeError: the library cannot be loaded.
@@ -94,7 +94,7 @@ def open_shared(path: Path) -> ctypes.CDLL:
 
 @cache
 def load(path: Path) -> Library:
-    """Load a library from `build.host` or `build.cuda`; the same object for the same path.
+    """Load a library from `build.host`, `build.cpu` or `build.cuda`; the same object for the same path.
 
     Raises:
         RuntimeError: it cannot be loaded.

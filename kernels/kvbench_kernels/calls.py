@@ -1,9 +1,9 @@
 """Arguments of the C functions kvb_<op>.
 
 The functions in SIGNATURES take one struct and the stream, and return an error code. The structs are those of the same
-names in csrc/calls.h, which documents their fields; a test compares the two. The functions in SIZES return the bytes of
-workspace as an int64, those in COUNTS a number as an int. A letter stands for each of their arguments: l is an int64, i
-an int.
+names in csrc/calls.h, which documents their fields; every build compares the two (`build.agreement`). The functions in
+SIZES return the bytes of workspace as an int64, those in COUNTS a number as an int. A letter stands for each of their
+arguments: l is an int64, i an int, p a pointer. Functions whose names begin with cpu_ are in the library for CPUs.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class PackedDecode(Structure):
         *fields(FLOAT, "scaling"),
         *fields(INT, "batch kv_heads group tokens dim most dtype"),
     ]
+
+
+class Least(Structure):
+    _fields_ = [*fields(POINTER, "worth pos length column"), *fields(LONG, "heads width")]
 
 
 class RaggedGather(Structure):
@@ -178,12 +182,18 @@ SIGNATURES: dict[str, type[Structure]] = {
     "linear": Linear,
     "decode_weights": DecodeWeights,
     "packed_decode": PackedDecode,
+    "cpu_attend": RaggedDecode,
+    "cpu_weights": DecodeWeights,
+    "cpu_packed": PackedDecode,
+    "cpu_least": Least,
 }
 SIZES = {
     "decode_workspace_bytes": "ii",
     "window_score_workspace": "llllii",
     "select_workspace": "l",
     "packed_workspace": "llll",
+    "cpu_workspace": "ppllll",
+    "cpu_packed_workspace": "pllll",
 }
 COUNTS = {
     "decode_ctas": "iii",
