@@ -97,7 +97,7 @@ class Browser:
         self.wait(_DRAWN)
 
     def _load(self, method: str, **params: Any) -> None:
-        """Send a command that loads a document; return when the new one is there, not while the old one still answers."""
+        """Send a command that loads a document. Return when the new document has replaced the old one."""
         before = self._loads
         self._call(method, **params)
         while self._loads == before:
