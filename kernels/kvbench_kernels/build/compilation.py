@@ -76,7 +76,7 @@ def _compare_structs(scratch: Path) -> None:
     """Compare csrc/calls.h with calls.py. Raises CompilerError if they differ."""
     file = scratch / "structs.cpp"
     file.write_text(agreement.source())
-    command = [compilers.gxx(), "-std=c++17", "-fsyntax-only", "-I", sources.csrc(), file]
+    command: list[str | Path] = [compilers.gxx(), "-std=c++17", "-fsyntax-only", "-I", sources.csrc(), file]
     compilers.run(command, f"comparing {agreement.HEADER} with calls.py")
 
 
