@@ -69,8 +69,9 @@ def test_against_double_precision(backend, dim):
         buffers = world(g, lengths, 2 * tokens, dim)
         for _ in range(2):  # the second call reads what the first one appended
             lanes = Lanes(torch.randperm(6, generator=g)[:4].tolist(), 6, CPU)
-            error = step(backend, g, buffers, lanes, group, tokens, loud=3.0 if case % 3 == 0 else 1.0)
-            assert error < 2e-6, (SEED, dim, lengths, group, tokens)
+            loud = case % 3 == 0  # float32 rounds a logit of a hundred by 4e-6, and the weight by as much of itself
+            error = step(backend, g, buffers, lanes, group, tokens, loud=3.0 if loud else 1.0)
+            assert error < (1e-5 if loud else 2e-6), (SEED, dim, lengths, group, tokens)
 
 
 def test_a_segment_that_was_empty(backend):
