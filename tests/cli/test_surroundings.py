@@ -45,12 +45,15 @@ class Case:
 
 
 ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+NOTHING_THERE = {"HOME": None, "KVBENCH_CACHE": None, "TMPDIR": "/no/such/folder", "MPLBACKEND": "nope"}
 WORKS = [
-    Case("a backend of matplotlib that does not exist", {"MPLBACKEND": "nope"}),
-    Case("no HOME", {"HOME": None, "KVBENCH_CACHE": None}),
-    Case("no folder for temporary files", {"TMPDIR": "/no/such/folder"}),
-    Case("ascii, and a folder that is not", ASCII, "'ü ñ'", "ü ñ"),
-    Case("a space and a percent sign", {}, "'100%s %d'", "100%s %d"),
+    Case("no HOME, no folder for temporary files, and a backend of matplotlib that does not exist", NOTHING_THERE),
+    Case(
+        "ascii, and a folder with spaces, percent signs and letters that are not",
+        ASCII,
+        "'ü ñ 100%s %d'",
+        "ü ñ 100%s %d",
+    ),
 ]
 REFUSED = [
     Case("no docstrings", {"PYTHONOPTIMIZE": "2"}, code=2, message="PYTHONOPTIMIZE=2: "),
