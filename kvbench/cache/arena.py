@@ -104,8 +104,11 @@ def merge(arenas: Sequence[Arena], released: frozenset[int], backend: Backend) -
         return None
     like = arenas[0].buffers.k_RD
     device = like.device
+    old_starts = [[s.start for s in of_arena] for of_arena in remaining]
     old_slots = (
-        [live_slots(of_arena, device) for of_arena in remaining] if len(arenas) > 1 or not backend.prompt else []
+        [live_slots(of_arena, device) for of_arena in remaining]
+        if not like.is_cpu and (len(arenas) > 1 or not backend.prompt)
+        else []
     )
     for segment in segments:  # it may have grown into the capacity that it shares with similar ones
         segment.need = max(segment.need, segment.length)
@@ -126,12 +129,30 @@ def merge(arenas: Sequence[Arena], released: frozenset[int], backend: Backend) -
             slots,
         )
         return _arena(in_layout, slabs, k_RD, v_RD, start_S1)
+    if like.is_cpu:
+        k_RD, v_RD = like.new_empty(slots, like.shape[1]), like.new_empty(slots, like.shape[1])
+        for arena, starts, of_arena in zip(arenas, old_starts, remaining, strict=True):
+            _copy_segments(of_arena, starts, arena.buffers.k_RD, k_RD)
+            _copy_segments(of_arena, starts, arena.buffers.v_RD, v_RD)
+        live_N = live_slots(segments, device) if backend.needs_bias else None
+        return _arena(in_layout, slabs, k_RD, v_RD, start_S1, live_N)
     new_slots = live_slots(segments, device).split([len(x) for x in old_slots])
     k_RD, v_RD = like.new_zeros(slots, like.shape[1]), like.new_zeros(slots, like.shape[1])
     for arena, old, new in zip(arenas, old_slots, new_slots, strict=True):
         k_RD.index_copy_(0, new, arena.buffers.k_RD[old])
         v_RD.index_copy_(0, new, arena.buffers.v_RD[old])
     return _arena(in_layout, slabs, k_RD, v_RD, start_S1, torch.cat(new_slots) if backend.needs_bias else None)
+
+
+def _copy_segments(segments: Sequence[Segment], starts: Sequence[int], old_RD: Tensor, new_RD: Tensor) -> None:
+    """Copy the live slots of segments from where they began to where they begin now; set their free slots to zero.
+
+    On a CPU one copy per segment takes half of the time of one by indices, and no memory between the two buffers.
+    """
+    for segment, old in zip(segments, starts, strict=True):
+        new, length = segment.start, segment.length
+        new_RD[new : new + length] = old_RD[old : old + length]
+        new_RD[new + length : new + segment.capacity] = 0
 
 
 def copied(arena: Arena, row: int, copies: Sequence[int], backend: Backend) -> Arena:
