@@ -1,13 +1,12 @@
-"""Bootstrap distributions of means, and 95 % intervals from them.
+"""Bootstrap distributions of means, and how much wider than they are the interval of few samples has to be.
 
-The interval of one dataset is the percentile interval of Efron (1979): the mean is taken again over resamples of the
-samples, and the interval holds the middle 95 % of these means. `scipy.stats.bootstrap(..., method="percentile")` gives
-the same numbers on the same resamples. Where several questions share a context, contexts are resampled together with
-their questions (Field and Welsh, JRSS B 69, 2007), because questions on one text are not independent.
+The mean is taken again over resamples of the samples (Efron, 1979). Where several questions share a context, contexts
+are resampled together with their questions (Field and Welsh, JRSS B 69, 2007), because questions on one text are not
+independent. `kvbench.report.bca` makes intervals of these means.
 
-A percentile interval of few samples is too narrow: its spread lacks the factor n / (n - 1), and its quantiles are those
-of a normal distribution. `stretch` mends both, after Hesterberg ("What teachers should know about the bootstrap",
-2015): 1.007 for 200 samples, 1.10 for 20.
+A bootstrap interval of few samples is too narrow: its spread lacks the factor n / (n - 1), and its quantiles are those
+of a normal distribution. `stretch` is the factor for both, after Hesterberg ("What teachers should know about the
+bootstrap", 2015): 1.009 for 200 samples, 1.10 for 20.
 
 All random numbers come from fixed seeds, so that a store always gives the same interval. The resamples of a dataset
 depend on its name alone, not on the other rows and columns of a table.
@@ -24,10 +23,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RESAMPLES = 9999
-LEVEL = 0.95
+NORMAL = 1.959964  # 97.5 % quantile of the normal distribution: intervals are those of 95 %
 _SEED = 20260101
 _BLOCK = 2**21  # drawn numbers that are in memory at a time
-_NORMAL = 1.959964  # 97.5 % quantile of the normal distribution
 # 97.5 % quantiles of Student's t by degrees of freedom; between them, interpolation in 1 / degrees of freedom
 _QUANTILES = {
     1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 10: 2.2281, 12: 2.1788,
@@ -74,13 +72,6 @@ def distribution(sums: Floats, sizes: Floats, counts: NDArray[np.uint8]) -> Floa
     return means
 
 
-def percentiles(means: Floats, level: float = LEVEL) -> Floats:
-    """Return [2, rows] bounds of the percentile interval of [rows, resamples] means."""
-    tail = (1 - level) / 2
-    bounds: Floats = np.quantile(means, [tail, 1 - tail], axis=-1)
-    return bounds
-
-
 def variances(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
     """Return [rows] variances of the bootstrap distribution of a mean, and [rows] numbers of clusters with values."""
     total = sizes.sum(-1, keepdims=True)
@@ -90,7 +81,7 @@ def variances(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
 
 
 def stretch(parts: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """Return [rows] factors by which the percentile interval of a weighted sum of means is too narrow; at least 1.
+    """Return [rows] factors by which the bootstrap interval of a weighted sum of means is too narrow; at least 1.
 
     parts: of each mean the [rows] variance of its share in the sum, and the [rows] number of clusters, see `variances`.
         Means of at most one cluster do not count. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
@@ -103,7 +94,7 @@ def stretch(parts: Sequence[tuple[Floats, Floats]]) -> Floats:
     has_spread = plain > 0
     freedom = np.divide(whole**2, squares, out=np.full_like(plain, np.inf), where=has_spread)
     ratio = np.sqrt(np.divide(whole, plain, out=np.ones_like(plain), where=has_spread))
-    return np.asarray(np.maximum(1.0, ratio * _quantiles(np.maximum(freedom, 1)) / _NORMAL))
+    return np.asarray(np.maximum(1.0, ratio * _quantiles(np.maximum(freedom, 1)) / NORMAL))
 
 
 def _quantiles(freedom: Floats) -> Floats:

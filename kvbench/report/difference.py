@@ -1,7 +1,7 @@
 """Differences to the full cache: paired by sample, with 95 % bootstrap intervals.
 
-A dataset's interval is a percentile interval over resampled contexts, see `kvbench.report.bootstrap`. The interval of
-an average resamples every dataset by itself and averages the resampled means. Where the spread is unknown there is no
+A dataset's interval is a BCa interval over resampled contexts, see `kvbench.report.bca`. The interval of an average
+resamples every dataset by itself and averages the resampled means. Where the spread is unknown there is no
 interval: resampling a dataset of one sample would make it look certain.
 """
 
@@ -14,7 +14,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.report.bootstrap import RESAMPLES, distribution, generator, percentiles, resamples, stretch, variances
+from kvbench.report.bca import acceleration, influences, stretched
+from kvbench.report.bootstrap import RESAMPLES, distribution, generator, resamples, stretch, variances
 from kvbench.report.paired import Matrix, by_cluster, matrix
 from kvbench.store import RunNumbers
 
@@ -65,6 +66,8 @@ class _Part:
     n: Floats  # [rows]
     mean: Floats
     variance: Floats
+    squares: Floats  # of the influences of clusters on the mean, as cubes
+    cubes: Floats
     clusters: Floats
     up: Floats
     down: Floats
@@ -120,10 +123,11 @@ def _part(column: ColumnScores, rows: int, baseline: int) -> _Part | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         variance, clusters = variances(every_sum, every_size)
         mean = every_sum.sum(-1) / n
+    squares, cubes = influences(every_sum, every_size)
     variance, mean = np.where(n > 0, variance, 0.0), np.where(n > 0, mean, 0.0)
     tiny = 1e-12
     up, down = (every_sum > tiny).sum(-1).astype(np.float64), (every_sum < -tiny).sum(-1).astype(np.float64)
-    return _Part(column.name, every_sum, every_size, n, mean, variance, clusters, up, down)
+    return _Part(column.name, every_sum, every_size, n, mean, variance, squares, cubes, clusters, up, down)
 
 
 def _weights(parts: Sequence[_Part], groups: Average, rows: int) -> Floats:
@@ -154,7 +158,10 @@ def _fill(
     alone = (used & (clusters == 1)).any(0)
     single = (used & (_stacked(parts, "n", block) == 1)).any(0)
     one_sided = (np.maximum(up, down) >= _SIGNS) & (np.minimum(up, down) == 0)
-    low, high = mean - stretch(list(zip(shares, clusters, strict=True))) * (mean - percentiles(means))
+    squares = (weight**2 * _stacked(parts, "squares", block)).sum(0)
+    cubes = (weight**3 * _stacked(parts, "cubes", block)).sum(0)
+    factors = stretch(list(zip(shares, clusters, strict=True)))
+    low, high = stretched(means, mean, acceleration(squares, cubes), factors)
     for at in np.flatnonzero(n > 0).tolist():
         entry: Difference = {
             "mean": _rounded(mean[at]),

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _DRAWN = 200_000  # most samples of a table with figures
 _INTERVAL = """\
-95% interval: percentile bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples. n.s. or grey:
+95% interval: BCa bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples. n.s. or grey:
 the interval holds 0 or is unknown. [1 sample], [1 context], [no spread]: no interval, as {where} has one of them only,
 or no difference varies. Bold: significantly better than every other row under the same budget (paired sign-flip tests,
 all comparisons of a column corrected after Holm, 5%)."""

@@ -164,7 +164,7 @@ def test_a_difference_that_may_be_chance_is_marked() -> None:
     rows = table([full, scored("snapkv", [1.0] * 8 + [0.0])])
     difference = rows[1]["difference"]
     assert not difference["significant"] and difference["high"] >= 0.0
-    assert "-0.11 [-0.39, +0.03] n.s." in shown(rows)
+    assert "-0.11 [-0.64, +0.00] n.s." in shown(rows)
     assert rows[0]["difference"] is None
 
 
