@@ -18,6 +18,6 @@ A `RunNumbers` has `path`, `manifest`, `status` and `columns` (`kvbench.store.co
 measured, context, bucket, length, depth). `numbers_of(run)` makes one of a run that was read with its records. Ten
 thousand runs of 200 samples take about 0.6 GB as `RunNumbers`; with records, read one run at a time.
 
-`present` prints and writes all forms of the tables. Statistics: `bootstrap` and `bca` (intervals), `holm` (tests of several
-comparisons), `difference` (against the full cache), `best` (marks). The same store gives the same bytes.
+`present` prints and writes all forms of the tables. Statistics: `bootstrap` and `bca` (intervals), `holm` (tests of
+several comparisons), `difference` (against the full cache), `best` (marks). The same store gives the same bytes.
 """
