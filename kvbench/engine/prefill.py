@@ -12,33 +12,27 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
 from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches, Place
+from kvbench.engine.choices import Choices
 from kvbench.engine.clock import Total, VariantTimes, now, stamp
-from kvbench.engine.entries import entries
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.prompt_attention import attend_with_lse
 from kvbench.engine.variant import Variant
-from kvbench.methods.allowance import allowed, fit, fits_late
 from kvbench.methods.base import Score
-from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
-from kvbench.methods.fitting import CacheShape, promised_bytes
+from kvbench.methods.fitting import CacheShape
 from kvbench.methods.memo import Memo, Span
 from kvbench.methods.probing import Probe
-from kvbench.methods.storage import Store
-from kvbench.methods.store_fitting import settings_of
 
 
 class PrefillPass:
@@ -55,11 +49,11 @@ class PrefillPass:
         shape: sizes of the layers that are compressed.
         hidden: the inputs of the layers, where a part reads them.
         run_probe: runs the passes of a probe, where a variant has one.
-        save_kept: keep the masks of kept tokens for `kept_mask`.
+        save_kept: keep the masks of kept tokens for `choices.kept_mask`.
 
     Attributes:
         span: tokens that are compressed.
-        allowed: per variant, the tokens that its budget allows; None without a budget.
+        choices: what each variant keeps of the prompt.
         chosen: per variant, what its parts chose by the prompt, for the record.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
 
@@ -90,11 +84,8 @@ class PrefillPass:
         self._variants, seconds = self._for_prompt(variants)
         self._times = VariantTimes(seconds)
         self._total = Total(sum(seconds))
-        self.allowed = [allowed(v.method, v.budget, span, shape) for v in self._variants]
+        self.choices = Choices(self._variants, span, shape, save_kept)
         self._earlier = EarlierScores()
-        self._totals: dict[int, list[int] | None] = {}
-        self._kept: dict[int, dict[int, Tensor]] | None = defaultdict(dict) if save_kept else None
-        self._statistics: dict[int, list[Tensor]] = defaultdict(list)
         self._waiting: list[LayerContext] = []
         self._local_keys: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -164,15 +155,11 @@ class PrefillPass:
             self._earlier.clear()
             return
         device = self._waiting[0].k.device
-        begin, late = now(device), self._late()
+        begin, late = now(device), self.choices.late
         self._run_probes(late)
         for index in late:
-            method, budget = self._variants[index].method, self._variants[index].budget
-            statistics = self._statistics.pop(index, None)
             with self._times([index], self._waiting[0]):
-                if isinstance(budget, ByteShare) and fits_late(method, budget):
-                    self.allowed[index] = fit(method, budget, self._waiting, statistics, self._shape)
-                self._totals[index] = self._layer_totals(index, statistics)
+                self.choices.settle(index, self._waiting)
         while self._waiting:
             self._store(late, self._waiting.pop(0))
         self._earlier.clear()
@@ -183,37 +170,8 @@ class PrefillPass:
         if self._hidden is not None:
             self._hidden.close()
 
-    def budget(self, index: int) -> tuple[int | float | None, int | None]:
-        """Return the tokens per KV head that the budget of a variant allowed, and its bytes if it promises any."""
-        allowed, budget = self.allowed[index], self._variants[index].budget
-        if allowed is None or not isinstance(budget, ByteShare):
-            return None if allowed is None else allowed.tokens, None
-        return allowed.tokens + allowed.extra / self._shape.segments, promised_bytes(budget, self.span, self._shape)
-
-    def kept_mask(self, index: int) -> Tensor | None:
-        """Return which tokens a variant keeps, bool [layers, KV heads, T] on the CPU.
-
-        None without `save_kept`, and for a variant that feeds its prompt.
-        """
-        if self._kept is None or index not in self._kept:
-            return None
-        return torch.stack([self._kept[index][layer] for layer in sorted(self._kept[index])])
-
-    def forms(self, index: int) -> dict[str, list[Any]] | None:
-        """Return the settings of each layer's store that the budget of a variant chose; None if it chose none."""
-        allowed, store = self.allowed[index], self._variants[index].method.store
-        if store is None or allowed is None or not allowed.stores:
-            return None
-        return settings_of(store, allowed.stores, self._shape.dim)
-
-    def _store_of(self, index: int, layer: int) -> Store | None:
-        """Return the store that holds a layer's tokens for a variant."""
-        allowed = self.allowed[index]
-        chosen = () if allowed is None else allowed.stores
-        return chosen[layer] if chosen else self._variants[index].method.store
-
     def _compress(self, ctx: LayerContext) -> None:
-        late = self._late()
+        late = self.choices.late
         self._store([index for index, places in enumerate(self._places) if places and index not in late], ctx)
         if late:
             scores: list[Score] = []
@@ -222,7 +180,7 @@ class PrefillPass:
                 early = [score for score in method.all_scores if "probed" not in score.needs]
                 with self._times([index], ctx):
                     if method.needs_statistics and method.probe is None:
-                        self._statistics[index].append(method.statistic(ctx))
+                        self.choices.add_statistic(index, ctx)
                     for score in early:
                         ctx.score(score)
                     if method.store is not None:
@@ -247,7 +205,7 @@ class PrefillPass:
                 method = self._variants[index].method
                 for ctx in self._waiting if method.needs_statistics else ():
                     with self._times([index], ctx):
-                        self._statistics[index].append(method.statistic(ctx))
+                        self.choices.add_statistic(index, ctx)
         self._local_keys.clear()
 
     def _store(self, variants: Sequence[int], ctx: LayerContext) -> None:
@@ -255,83 +213,19 @@ class PrefillPass:
         groups: dict[Hashable, dict[int, list[Entry]]] = defaultdict(dict)
         for index in variants:
             with self._times([index], ctx):
-                of_rows = self._entries(index, ctx)
-            groups[self._group(index, ctx.layer)][index] = of_rows
+                of_rows = self.choices.entries(index, self._places[index], ctx)
+            groups[self.choices.group(index, ctx.layer)][index] = of_rows
         for group in groups.values():
             merged = Memo(ctx.watch)  # freed before the next group: at most one merged copy of a layer exists
             for index, of_rows in group.items():
                 method, keep_UT, kv = self._variants[index].method, of_rows[0].keep_UT, (ctx.k, ctx.v)
                 with self._times([index], ctx):
-                    if method.merge is not None and self._drops(index):
+                    if method.merge is not None and self.choices.drops(index):
                         kv = merged("merged", partial(method.merged, ctx, keep_UT))
-                    store = self._store_of(index, ctx.layer)
+                    store = self.choices.store(index, ctx.layer)
                     if store is not None:
                         side = store.prepare(ctx, keep_UT, *kv)
                         group[index] = [replace(entry, store=store, side=side) for entry in of_rows]
             together = [entry for of_rows in group.values() for entry in of_rows]
-            with self._times(list(group), ctx, self._shares(group)):
+            with self._times(list(group), ctx, self.choices.shares(group)):
                 self._caches.kv.add(ctx.layer, together, *kv)
-
-    def _group(self, index: int, layer: int) -> Hashable:
-        """Return the same for variants that store tokens of the same keys and values, plain or merged, in one call."""
-        method, totals = self._variants[index].method, self._totals.get(index)
-        if method.store is not None or method.look is not None:
-            return index
-        if method.merge is None or not self._drops(index):
-            return None
-        return method.merge, method.evicting, self._tokens(index), None if totals is None else totals[layer]
-
-    def _shares(self, group: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
-        """Return which share of the time to store several variants a single row of each would take: by its tokens."""
-        every = [self.span if self._variants[index].method.keeps_prompt else self._tokens(index) for index in group]
-        tokens = {index: self.span if own is None else own for index, own in zip(group, every, strict=True)}
-        total = sum(tokens[index] * len(of_rows) for index, of_rows in group.items())
-        return {index: tokens[index] / total for index in group}
-
-    def _late(self) -> list[int]:
-        """Return the variants that choose their tokens at the end of the prefill."""
-        return [
-            index
-            for index, variant in enumerate(self._variants)
-            if (self._drops(index) and (variant.method.waits or fits_late(variant.method, variant.budget)))
-            or (variant.method.fits_forms and fits_late(variant.method, variant.budget))
-        ]
-
-    def _tokens(self, index: int) -> int | None:
-        allowed = self.allowed[index]
-        return None if allowed is None else allowed.tokens
-
-    def _drops(self, index: int) -> bool:
-        return self._variants[index].method.drops(self._tokens(index), self.span)
-
-    def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
-        """Return what a variant keeps of a layer, once for each of its rows."""
-        variant, tokens = self._variants[index], self._tokens(index)
-        if self._drops(index):
-            if index not in self._totals:
-                self._totals[index] = self._layer_totals(index, None)
-            totals = self._totals[index]
-            if tokens is not None:
-                variant.method.check_scored(tokens)
-            total = None if totals is None else totals[ctx.layer]
-            evicting = variant.method.evicting
-            keep_UT = evicting.mask(ctx, tokens, total)
-            known = total if evicting.exact and tokens is not None else None
-        else:
-            keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
-            known = keep_UT.numel()
-        if self._kept is not None:
-            self._kept[index][ctx.layer] = keep_UT.cpu()
-        return entries(variant, self._places[index], ctx, keep_UT, tokens, known)
-
-    def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:
-        allowed, shape = self.allowed[index], self._shape
-        return self._variants[index].method.layer_totals(
-            None if allowed is None else allowed.tokens,
-            span=self.span,
-            layers=shape.layers,
-            heads=shape.heads,
-            query_heads=shape.query_heads,
-            statistics=statistics,
-            extra=0 if allowed is None else allowed.extra,
-        )

@@ -92,7 +92,7 @@ class OpenRequest:
 
     def _generation(self, row: Row, text: str, ran: tuple[str, str]) -> Generation:
         kept, used, slack, held = row.measured
-        tokens, promised = self.prefill.budget(row.variant)
+        tokens, promised = self.prefill.choices.budget(row.variant)
         steps = len(row.ids) - 1
         compress_s = self.prefill.compress_s[row.variant] + self.layout_s
         prefill_s = self.prefill_s if row.feed_s is None else row.feed_s
@@ -110,7 +110,7 @@ class OpenRequest:
             kv_bytes=used,
             slack_bytes=slack,
             held_bytes=held,
-            forms=self.prefill.forms(row.variant),
+            forms=self.prefill.choices.forms(row.variant),
             chosen=self.prefill.chosen[row.variant],
             kv_bytes_full=self.prefill.full_bytes,
             rows=self.together,
@@ -123,7 +123,7 @@ class OpenRequest:
                 row.clock / steps if steps > 0 else None,
             ),
             error=row.error,
-            kept_mask=self.prefill.kept_mask(row.variant),
+            kept_mask=self.prefill.choices.kept_mask(row.variant),
         )
 
 
