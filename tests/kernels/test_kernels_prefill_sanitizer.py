@@ -77,13 +77,13 @@ def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
 
 
 PLANTED = {
-    "a write behind the last element": (
+    "a write after the last element": (
         ["step.cu"], "if (item >= args.rows * chunks) return;", "", "silu_mul",
     ),
-    "a read behind the last key": (
+    "a read after the last key": (
         ["score.cu", "lse.cu"], "tokens - 1) * k_token", "tokens + 8) * k_token", "score/tile.h",
     ),
-    "a read behind the last token": (
+    "a read after the last token": (
         ["linear.cu"], "min(8 * block + thread_row(), args.tokens - 1)", "(8 * block + thread_row())",
         "load_written_if",
     ),
@@ -94,6 +94,6 @@ PLANTED = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("units", "right", "wrong", "place"), PLANTED.values(), ids=PLANTED)
 def test_a_planted_bug_is_reported(tmp_path: Path, units: list[str], right: str, wrong: str, place: str) -> None:
-    """The memory behind a tensor's end may be one that was freed before, or one that no tensor ever had."""
+    """The memory after a tensor's end may be one that was freed before, or one that no tensor ever had."""
     done = run(tmp_path, units, right, wrong)
     assert done.returncode != 0 and "AddressSanitizer: heap-" in done.stderr and place in done.stderr
