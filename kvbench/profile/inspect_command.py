@@ -17,7 +17,7 @@ from kvbench.report.formats import FORMATS
 _EPILOG = """\
 settings of this command:
   prompt=TEXT     the text to prefill, in the model's chat template (model.chat_template=never: the text alone)
-  show=N          without prompt=: the N-th prompt of the benchmark, 0 is the first (as for kvbench prompts)
+  show=N, show=ID without prompt=: the N-th prompt of the benchmark (0 is the first), or the sample with this id
   layers=[0,5]    the layers whose attention is drawn; layers=all, layers=[] for none. Default: first, middle and last
 The other settings are those of `kvbench run`: model= method= budget= benchmark= paths.outputs= and those below them
 (method.recovery=0.8, model.dtype=bfloat16).
@@ -41,7 +41,7 @@ class Asked:
     """The settings of this command. `layers` is None for the default, and "all" for all."""
 
     text: str | None
-    show: int
+    show: int | str
     layers: list[int] | str | None
     others: list[str]
 
@@ -84,10 +84,16 @@ def settings(overrides: Sequence[str]) -> Asked:
         raise ValueError(f"show={own['show']}: chooses a prompt of a benchmark; leave out show or prompt")
     if "prompt" in own and any(re.match(r"\+*benchmark[=./]", override) for override in others):
         raise ValueError("prompt=: takes the place of a benchmark's prompt; leave out prompt or benchmark")
-    show = own.get("show", "0")
-    if not re.fullmatch(r"\d{1,9}", show):
-        raise ValueError(f"show={show}: the number of a prompt, 0 for the first")
-    return Asked(own.get("prompt"), int(show), _layers(own.get("layers")), others)
+    return Asked(own.get("prompt"), _show(own.get("show", "0")), _layers(own.get("layers")), others)
+
+
+def _show(text: str) -> int | str:
+    from kvbench.prompts.choose import wanted_prompts
+
+    wanted = wanted_prompts(text)
+    if len(wanted) != 1:
+        raise ValueError(f"show={text}: this command looks at one prompt, as in show={wanted[0]}")
+    return wanted[0]
 
 
 def _layers(text: str | None) -> list[int] | str | None:

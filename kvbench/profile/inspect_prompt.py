@@ -20,16 +20,17 @@ from kvbench.methods.dials import split_dials
 from kvbench.methods.load import build, method_identity
 from kvbench.profile.inspect_figure import draw_kept, draw_layer
 from kvbench.profile.inspect_text import Inspected, content, head_rows, layer_rows, layer_table, legend
-from kvbench.prompts.choose import Chosen, nth_prompt, text_prompt
+from kvbench.prompts.choose import Chosen, chosen_prompt, text_prompt
 from kvbench.report.formats import csv_text
 from kvbench.store.identity import identity_hash
 
 
-def inspect_prompt(cfg: DictConfig, text: str | None, number: int, layers: list[int] | str | None) -> Inspected:
+def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: list[int] | str | None) -> Inspected:
     """Prefill a prompt, write the files, and return what they show.
 
     Args:
-        text: the prompt; None for the `number`-th of the benchmark.
+        text: the prompt; None for one of the benchmark.
+        show: of the benchmark, the number or the id of the prompt.
         layers: the layers to draw; None for the first, the middle and the last, "all" for all.
 
     Raises:
@@ -44,7 +45,7 @@ def inspect_prompt(cfg: DictConfig, text: str | None, number: int, layers: list[
     if plain["threads"]:
         torch.set_num_threads(plain["threads"])
     tokenizer = models.load_tokenizer(spec)
-    chosen = _chosen(cfg, spec, tokenizer, text, number)
+    chosen = _chosen(cfg, spec, tokenizer, text, show)
     ids = list(chosen.prompt.ids[: chosen.span])
     method.tokens(variant.budget, len(ids))  # an impossible budget is refused before weights load
     most = models.shape(spec).layers
@@ -72,12 +73,12 @@ def inspect_prompt(cfg: DictConfig, text: str | None, number: int, layers: list[
     return inspected
 
 
-def _chosen(cfg: DictConfig, spec: models.ModelSpec, tokenizer: Any, text: str | None, number: int) -> Chosen:
+def _chosen(cfg: DictConfig, spec: models.ModelSpec, tokenizer: Any, text: str | None, show: int | str) -> Chosen:
     if text is not None:
         return text_prompt(spec, tokenizer, text)
     import hydra
 
-    return nth_prompt(spec, tokenizer, hydra.utils.instantiate(cfg.benchmark), number)
+    return chosen_prompt(spec, tokenizer, hydra.utils.instantiate(cfg.benchmark), show)
 
 
 def _drawn(compressed: Sequence[int], layers: list[int] | str | None) -> list[int]:

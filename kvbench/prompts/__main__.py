@@ -1,7 +1,11 @@
-"""The command `kvbench prompts model=tiny benchmark=needle show=3`: print exactly what a model reads."""
+"""The command `kvbench prompts model=tiny benchmark=needle show=3`: print exactly what a model reads.
+
+`show` takes the number of a prompt, the id of a sample as records hold it, or a list of them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,32 +13,45 @@ from typing import Any
 
 from kvbench.common.command import Parser, command
 from kvbench.prompts import show
-from kvbench.prompts.choose import nth_prompt
+from kvbench.prompts.choose import chosen_prompts, wanted_prompts
+
+_EPILOG = """\
+which prompt:
+  show=N            the N-th prompt of the benchmark; 0 is the first, and the default
+  show=ID           the sample with this id, as samples.jsonl and `kvbench view` have it
+  "show=[ID,ID,3]"  several, by id or number
+
+examples:
+  kvbench prompts model=tiny benchmark=needle show=3
+  kvbench prompts model=smollm2_135m benchmark=needle show=len00600-depth033-seed0
+"""
 
 
 @command
 def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
-    """Print the N-th rendered prompt of a benchmark for a model. `conf` replaces the configuration folder."""
+    """Print rendered prompts of a benchmark for a model. `conf` replaces the configuration folder."""
     parser = Parser(
         prog="kvbench prompts",
         description="Print a rendered prompt: special tokens, the end of the context, the stop ids.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="as for kvbench, e.g. model=tiny benchmark=needle; show=N for the N-th prompt (0 is the first)",
+        help="as for kvbench, e.g. model=tiny benchmark=needle, and show=: see below",
     )
     overrides = parser.parse_args(argv).overrides
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from kvbench.config.messages import plain_mistakes
 
     with plain_mistakes(overrides):
-        print(_nth_prompt(overrides, conf))
+        print(_prompts(overrides, conf))
     return 0
 
 
-def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
+def _prompts(overrides: Sequence[str], conf: Path | None) -> str:
     import hydra
     from omegaconf import OmegaConf
 
@@ -42,10 +59,8 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     from kvbench.common import paths
 
     config.register()
-    wanted = [item.partition("=")[2] for item in overrides if item.startswith("show=")] or ["0"]
-    if not wanted[-1].isdigit():
-        raise ValueError(f"show={wanted[-1]}: the number of a prompt, 0 for the first")
-    number = int(wanted[-1])
+    shown = [item.partition("=")[2] for item in overrides if item.startswith("show=")] or ["0"]
+    wanted = wanted_prompts(shown[-1])
     with hydra.initialize_config_dir(str(conf or paths.conf_dir()), version_base=None):
         cfg = hydra.compose("config", [item for item in overrides if not item.startswith("show=")])
     if conf is None:
@@ -54,7 +69,9 @@ def _nth_prompt(overrides: Sequence[str], conf: Path | None) -> str:
     spec = models.ModelSpec.from_node(node)
     tokenizer: Any = models.load_tokenizer(spec)
     benchmark = hydra.utils.instantiate(cfg.benchmark)
-    return show(nth_prompt(spec, tokenizer, benchmark, number).prompt, tokenizer)
+    chosen = chosen_prompts(spec, tokenizer, benchmark, wanted)
+    texts = [f"{show(each.prompt, tokenizer)}\nsample: {each.name} of {each.part}" for each in chosen]
+    return "\n\n\n".join(texts)
 
 
 if __name__ == "__main__":

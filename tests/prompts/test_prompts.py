@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench import models
-from kvbench.benchmarks.base import Rendering, Sample
+from kvbench.benchmarks.base import Rendering, Sample, SuiteColumn
 from kvbench.common.paths import conf_dir
 from kvbench.models.sources import tiny
 from kvbench.prompts import __main__ as command
 from kvbench.prompts import render, show
+from kvbench.prompts.choose import chosen_prompt, chosen_prompts
 from tests.helpers.model_specs import spec
 from tests.helpers.tokenizers_for_tests import (
     CHATML,
@@ -213,10 +215,10 @@ class TwoSamples:
     def __init__(self, word: str, question: str):
         if word == "bad":
             raise ValueError("benchmark.word=bad: choose another")
-        self.word, self.question, self.rendering = word, question, Rendering()
+        self.word, self.question, self.rendering, self.name = word, question, Rendering(), "two"
 
     def samples(self, tokenizer) -> list[Sample]:
-        return [sample(), sample(context=self.word, question="e hill")]
+        return [sample(), replace(sample(context=self.word, question="e hill"), id="len00400-seed1")]
 
 
 @pytest.fixture
@@ -237,7 +239,60 @@ def test_command_line_shows_a_prompt(conf, capsys):
     out = capsys.readouterr().out
     assert "⟦<|head|>⟧user\ngoodbye\n⟦ context ends" in out and "stops at: 1 '</s>', 3 '<|end|>'" in out
     assert command.main([], conf=conf) == 0
-    assert "All of the tea." in capsys.readouterr().out
+    first = capsys.readouterr().out
+    assert "All of the tea." in first and first.endswith("\nsample: s0 of two\n")
+    assert command.main(["benchmark.word=goodbye", "show=len00400-seed1"], conf=conf) == 0
+    assert capsys.readouterr().out == out
+    assert command.main(["benchmark.word=goodbye", "show=[len00400-seed1,00,s0]"], conf=conf) == 0
+    assert capsys.readouterr().out == "\n\n".join([out, first, first])
+
+
+@dataclass
+class SmallSuite:
+    """A suite of two lengths and a dataset that takes long to read; the lengths share ids."""
+
+    name: str = "small"
+
+    def benchmarks(self, model: object) -> list[OneDataset]:
+        return [OneDataset("small-1k-task", "task"), OneDataset("slow", "slow"), OneDataset("small-2k-task", "task")]
+
+
+@dataclass
+class OneDataset:
+    name: str
+    place: str
+    question: str = "aware"
+    rendering: Rendering = field(default_factory=Rendering)
+
+    @property
+    def column(self) -> SuiteColumn:
+        return SuiteColumn("small", self.place, 0)
+
+    def samples(self, tokenizer: object) -> list[Sample]:
+        assert self.place != "slow" or self.is_asked, "it takes long, and nobody has asked for it"
+        return [replace(sample(context=self.name), id=f"{self.place}-{at:04d}") for at in range(2)]
+
+    is_asked = False
+
+
+def test_prompts_of_a_suite_by_id_read_only_the_parts_that_may_hold_them(monkeypatch) -> None:
+    tiny_spec = spec("tiny")
+
+    def ids(*wanted: int | str) -> list[tuple[str, str]]:
+        chosen = chosen_prompts(tiny_spec, tiny_tokenizer(), SmallSuite(), wanted)
+        assert all(each.part in each.prompt.text for each in chosen)
+        return [(each.name, each.part) for each in chosen]
+
+    assert ids("task-0001") == [("task-0001", "small-1k-task"), ("task-0001", "small-2k-task")]
+    assert ids(1) == [("task-0001", "small-1k-task")]
+    with pytest.raises(ValueError, match=r"^show=task-0001: a sample of small-1k-task, small-2k-task; give the number"):
+        chosen_prompt(tiny_spec, tiny_tokenizer(), SmallSuite(), "task-0001")
+    monkeypatch.setattr(OneDataset, "is_asked", True)
+    assert ids("slow-0000", 4, "task-0000")[:2] == [("slow-0000", "slow"), ("task-0000", "small-2k-task")]
+    with pytest.raises(
+        ValueError, match=r"^show=slow-0009: .* no such sample; near: show=slow-000\d, show=slow-000\d; or"
+    ):
+        ids("slow-0009")
 
 
 @pytest.mark.parametrize(("question", "border"), [("aware", "over\n⟦"), ("agnostic", "over th\n⟦")])
@@ -251,7 +306,19 @@ def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, 
     ("override", "message"),
     [
         ("show=2", "show=2: this benchmark has 2 prompts"),
-        ("show=x", "show=x: "),
+        ("show=x", "show=x: this benchmark has no such sample; its ids are s0 to len00400-seed1; or a number"),
+        ("show=len00400-seed2", "no such sample; near: show=len00400-seed1; or a number, show=0 to show=1"),
+        ("show=len", "no such sample; near: show=len00400-seed1; or a number"),
+        ("show=s0,1", 'show=s0,1: several prompts are a list: "show=[s0,1]"'),
+        (
+            "show=[s0,{a: 1}]",
+            "show=[s0,{a: 1}]: the number of a prompt (0 for the first), the id of a sample, or a list",
+        ),
+        ("show=1.5", "show=1.5: the number"),
+        ("show=-1", "show=-1: the number"),
+        ("show=[]", "show=[]: the number"),
+        ("show=", "show=: the number"),
+        ("show=[s0", "show=[s0: "),
         ("model.max_length=3", "model.max_length=3: "),
         ("model.dtype=int3", "model.dtype=int3: "),
         ("benchmark.word=bad", "benchmark.word=bad: choose another"),

@@ -17,7 +17,7 @@ from kvbench.report.runs import budget_order, budget_words, groups, is_full_cach
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_setting
 from kvbench.report.table import table
-from kvbench.store import RunNumbers
+from kvbench.store import Manifest, RunNumbers
 
 _INTERVAL = "Mean difference to the full cache over common samples, in points, with its 95% interval; grey: it holds 0"
 _LONGEST = 2000  # lengths or depths of a grid
@@ -212,13 +212,12 @@ def _row(first: RunNumbers, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _column(runs: Sequence[RunNumbers], name: str) -> dict[str, Any]:
     manifest = runs[0].manifest
     place, label = manifest["part"], manifest["label"]
-    benchmark = place["suite"] if place else label["benchmark"]
     return {
         "name": name,
         "category": place["category"] if place else "",
         "metric": manifest["headline"],
         "grid": _axes(runs),
-        "prompts": f"kvbench prompts model={label['model']} benchmark={benchmark} show=N",
+        "prompts": f"kvbench prompts model={label['model']} {_benchmark(manifest)} show=",
     }
 
 
@@ -236,6 +235,16 @@ def _axes(runs: Sequence[RunNumbers]) -> dict[str, list[int]] | None:
         if not seen or len(axes[axis]) > _LONGEST:
             return None
     return axes
+
+
+def _benchmark(manifest: Manifest) -> str:
+    """Return the overrides that name the benchmark of a run: a suite has its length or "-e" at the end of its name."""
+    place, length = manifest["part"], manifest["identity"]["protocol"].get("length")
+    if place is None:
+        return f"benchmark={manifest['label']['benchmark']}"
+    if place["name"].endswith("_e"):
+        return f"benchmark={place['suite'].removesuffix('-e')} 'benchmark.datasets=[{place['name']}]'"
+    return f"benchmark={place['suite'].removesuffix(f'-{length}')}"
 
 
 def has_grid(run: RunNumbers) -> bool:

@@ -141,7 +141,7 @@ def test_a_sample_opens_by_keys_alone_and_marks_the_differences(tab: Browser, si
     assert not tab.run("document.getElementById('prompt').open")
     tab.press("p")
     assert tab.run("document.getElementById('prompt').open")
-    assert "kvbench prompts model=smollm2_135m benchmark=needle show=N" in tab.texts("#prompt")[0]
+    assert f"kvbench prompts model=smollm2_135m benchmark=needle show={title}" in tab.texts("#prompt")[0]
     tab.press("Escape")
     tab.wait("document.querySelector('.samples')")
     tab.press("Escape")

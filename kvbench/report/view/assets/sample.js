@@ -39,12 +39,18 @@ function promptPart(table, c, sample, rows) {
   const whole = sample.kept && !sample.texts?.prompt ? { "compressed part": sample.kept.tokens.join("") } : {};
   const texts = Object.entries({ ...sample.texts, ...whole });
   const stored = texts.map(([key, words]) => [h("h3", {}, key.replace(/_/g, " ")), h("pre", { class: "prompt" }, words)]);
-  const command = table.columns[c].prompts;
-  const how = h("div", {}, h("p", {}, texts.length ? "To print the whole prompt as the model read it:" : "The store holds no text of the prompt. To print it as the model read it:"), h("pre", { class: "command" }, command), h("p", { class: "quiet" }, "N counts the samples of the benchmark from 0. Add the overrides that the run had."));
+  const command = table.columns[c].prompts + shellWord(sample.id);
+  const how = h("div", {}, h("p", {}, texts.length ? "To print the whole prompt as the model read it:" : "The store holds no text of the prompt. To print it as the model read it:"), h("pre", { class: "command" }, command), h("p", { class: "quiet" }, "Add the overrides of model and benchmark that the run had."));
   return [
     h("details", { id: "prompt" }, h("summary", {}, "Prompt ", h("kbd", {}, "p")), stored, how),
     keptTokens(sample, rows),
   ];
+}
+
+// A sample id as a word for Hydra and the shell: quoted unless it is plain.
+function shellWord(id) {
+  if (/^\w[\w.+-]*$/.test(id) && !/^\d+$/.test(id)) return id;
+  return `'"${id.replace(/(["\\])/g, "\\$1").replace(/'/g, "'\\''")}"'`;
 }
 
 // Groups variants with the same answer: with many variants, most agree.
