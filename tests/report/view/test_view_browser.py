@@ -258,14 +258,23 @@ def test_the_policy_lets_no_other_script_run(chromium: Browser, site: Path) -> N
     chromium.requests.clear()
 
 
-def test_parts_are_loaded_from_the_folder_next_to_the_page(
+def test_a_split_view_loads_its_parts_and_draws_the_best_of_many_methods(
     tab: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "LIMIT", 5000)
-    write_store(tmp_path, runs=12, samples=20, budgets=2, datasets=2, needle=True)
+    write_store(tmp_path, runs=64, samples=10, budgets=2, datasets=1)  # 32 methods
     assert main([str(tmp_path), "--out", str(tmp_path / "a view #1.html")]) == 0
     tab.open(tmp_path / "a view #1.html", "#/samples")
-    assert len(tab.texts(".samples tbody tr")) == 20
+    assert len(tab.texts(".samples tbody tr")) == 10
+    lines = "[...document.querySelectorAll('g.series')].map((n) => n.dataset.method)"
+    tab.open(tmp_path / "a view #1.html", "#/curves")
+    best = tab.run(lines)
+    assert len(best) == 30 and "30 of 32 methods have a line" in tab.texts(".note")[0]
+    key = tab.run("index.tables[0].rows.find((r) => !r.full && ![...%s].includes(r.method)).key" % lines)
+    tab.open(tmp_path / "a view #1.html", f"#/curves?mark={key}")
+    assert len(tab.run(lines)) == 30 and len(set(tab.run(lines)) - set(best)) == 1, "a marked method has a line"
+    tab.click("#all-lines")
+    assert len(tab.run(lines)) == 32 and not tab.texts(".note")
     for file in (tmp_path / "a view #1-parts").iterdir():
         file.unlink()
     tab.open(tmp_path / "a view #1.html", "#/samples")

@@ -2,7 +2,7 @@
 
 const FILTERS = ["benchmark", "model", "method", "budget", "q"];
 const VIEWS = [["board", "Leaderboard"], ["curves", "Curves"], ["grids", "Needle grids"], ["samples", "Samples"]];
-const state = { path: ["board"], filters: {}, sort: "-score", marked: new Set(), order: "", only: "", x: "" };
+const state = { path: ["board"], filters: {}, sort: "-score", marked: new Set(), order: "", only: "", x: "", all: "" };
 
 function readAddress() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
@@ -13,6 +13,7 @@ function readAddress() {
   state.order = values.get("order") || "";
   state.only = values.get("only") || "";
   state.x = values.get("x") || "";
+  state.all = values.get("all") || "";
   state.marked = new Set((values.get("mark") || "").split(",").filter((key) => rowByKey(key)));
 }
 
@@ -31,7 +32,7 @@ function rowByKey(key) {
 
 function address(path, changes = {}) {
   const values = new URLSearchParams();
-  const all = { ...state.filters, sort: state.sort, order: state.order, only: state.only, x: state.x, mark: [...state.marked].join(","), ...changes };
+  const all = { ...state.filters, sort: state.sort, order: state.order, only: state.only, x: state.x, all: state.all, mark: [...state.marked].join(","), ...changes };
   for (const [key, value] of Object.entries(all)) {
     if (value && !(key === "sort" && value === "-score")) values.set(key, value);
   }
@@ -94,20 +95,15 @@ function drawBar() {
 function drawFilters() {
   const form = byId("filters");
   const typing = document.activeElement?.id === "q";
-  const fields = [
-    choice("benchmark", "Benchmark", index.tables.map((table) => table.benchmark)),
-    choice("model", "Model", index.tables.map((table) => table.model)),
-    choice("method", "Method", index.tables.flatMap((table) => table.rows.map((row) => row.label))),
-    choice("budget", "Budget", budgets()),
-  ];
+  choices ??= allChoices();
+  const fields = Object.entries(choices).map(([key, field]) => field && setChoice(key, field));
   const count = state.marked.size;
   const clear = h("button", { type: "button", class: "quiet-button", onclick: () => change({ mark: "" }, "#q") }, `${count} marked ×`);
   const used = FILTERS.some((key) => state.filters[key]);
   const reset = h("button", { type: "button", class: "quiet-button", id: "reset", onclick: () => change(Object.fromEntries(FILTERS.map((key) => [key, ""])), "#q") }, "Clear");
   if (typing) {
     // The field that is being typed into stays, with its cursor.
-    form.querySelectorAll("label:not(.search), button").forEach((node) => node.remove());
-    form.prepend(...fields.filter(Boolean));
+    form.querySelectorAll("button").forEach((node) => node.remove());
     form.append(...[used && reset, count && clear].filter(Boolean));
     return;
   }
@@ -127,13 +123,30 @@ function budgets() {
   return [...new Map(rows.map((row) => [row.budget, row.order])).entries()].sort(([, a], [, b]) => a[0] - b[0] || a[1] - b[1]).map(([name]) => name);
 }
 
+// The fields of the filters. A store may have thousands of methods, so they are built once.
+let choices = null;
+
+function allChoices() {
+  return {
+    benchmark: choice("benchmark", "Benchmark", index.tables.map((table) => table.benchmark)),
+    model: choice("model", "Model", index.tables.map((table) => table.model)),
+    method: choice("method", "Method", index.tables.flatMap((table) => table.rows.map((row) => row.label))),
+    budget: choice("budget", "Budget", budgets()),
+  };
+}
+
 function choice(key, label, values) {
   const names = [...new Set(values)];
   if (key !== "budget") names.sort();
   if (names.length < 2) return null;
   const select = h("select", { id: "filter-" + key, onchange: (event) => change({ [key]: event.target.value }, "#filter-" + key) }, h("option", { value: "" }, `all ${label.toLowerCase()}s`), names.map((name) => h("option", { value: name }, name)));
-  select.value = state.filters[key];
-  return h("label", { class: state.filters[key] ? "used" : null }, h("span", { class: "hidden" }, label), select);
+  return h("label", {}, h("span", { class: "hidden" }, label), select);
+}
+
+function setChoice(key, field) {
+  field.className = state.filters[key] ? "used" : "";
+  field.querySelector("select").value = state.filters[key];
+  return field;
 }
 
 // Light and dark

@@ -2,6 +2,7 @@
 
 const DASHES = ["", "7 4", "2 3"];
 const AXES = [["budget", "by budget"], ["bytes", "by KV bytes"]];
+const MOST_LINES = 30; // methods that get a line of their own: as many as there are colours with dashes
 const KINDS = { 1: "Budget, % of tokens", 2: "Budget, % of bytes", 3: "Budget, tokens per KV head" };
 
 function curves() {
@@ -23,15 +24,39 @@ function panels(table, rows) {
     if (!groups.has(kind)) groups.set(kind, []);
     groups.get(kind).push({ row, x: kind === 3 ? x : 100 * x, y: row.score });
   }
-  const methods = [...new Set([...groups.values()].flat().map((point) => point.row.method))].sort();
-  const flat = byBytes ? [] : rows.filter((row) => row !== table.full && row.order[0] === 0 && isNumber(row.score));
+  const { methods, others } = chosenMethods([...groups.values()].flat());
+  const level = byBytes ? [] : rows.filter((row) => row !== table.full && row.order[0] === 0 && isNumber(row.score));
+  const flat = state.all ? level : [...level].sort((a, b) => b.score - a.score).slice(0, MOST_LINES);
   const figure = h("div", { class: "panels" + (methods.length > 12 ? " busy" : "") });
   const names = [...groups.keys()].sort();
+  if (!names.length && level.length > flat.length) return [fewerNote(flat.length, level.length - flat.length), levels(table, flat)];
   if (!names.length) return flat.length ? levels(table, flat) : nothing("These variants have no budget. Their KV bytes are the other axis.");
   const whole = Math.min(byId("main").clientWidth - (innerWidth > 700 ? 90 : 54), 1240);
   const room = names.length > 1 && whole > 860 ? Math.floor(whole / 2) - 14 : whole;
   for (const kind of names) figure.append(panel(table, groups.get(kind), kind, methods, flat, room));
-  return [figure, legend(table, methods, flat, figure)];
+  const left = others + level.length - flat.length;
+  return [left ? fewerNote(methods.length + flat.length, left) : null, figure, legend(table, methods, flat, figure)];
+}
+
+// The methods that have a line of their own, by name, and how many have none: marked methods first, then the highest mean scores.
+function chosenMethods(points) {
+  const scores = new Map();
+  for (const { row, y } of points) {
+    if (!scores.has(row.method)) scores.set(row.method, { marked: false, values: [] });
+    const entry = scores.get(row.method);
+    entry.values.push(y);
+    entry.marked ||= state.marked.has(row.key);
+  }
+  const names = [...scores.keys()].sort();
+  if (state.all || names.length <= MOST_LINES) return { methods: names, others: 0 };
+  const worth = new Map([...scores].map(([name, { marked, values }]) => [name, mean(values) + (marked ? 1e6 : 0)]));
+  const methods = [...names].sort((a, b) => worth.get(b) - worth.get(a)).slice(0, MOST_LINES).sort();
+  return { methods, others: names.length - methods.length };
+}
+
+function fewerNote(shown, others) {
+  const words = `${shown} of ${(shown + others).toLocaleString("en")} methods have a line of their own: marked ones, then those with the highest mean score. The lines of the others are grey. Search, filters and marks (x, on the leaderboard) choose methods.`;
+  return h("p", { class: "note" }, words, " ", h("button", { type: "button", class: "quiet-button", id: "all-lines", onclick: () => change({ all: "1" }, "#main") }, "Draw all"));
 }
 
 // Methods without a budget alone: a bar each.
@@ -63,11 +88,19 @@ function panel(table, points, kind, methods, flat, room) {
   grid.push(svg("text", { class: "axis", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, title));
   const levelLine = (row, name, dash) => svg("line", { class: name, "data-method": row.method, x1: left, x2: width - right, y1: y(row.score), y2: y(row.score), "stroke-dasharray": dash }, svg("title", {}, `${row.title}: ${number(row.score)}`));
   const full = table.full && isNumber(table.full.score) ? levelLine(table.full, "full", "6 4") : null;
+  const byMethod = new Map(methods.map((method) => [method, []]));
+  const rest = new Map();
+  for (const point of [...points].sort((a, b) => a.x - b.x)) {
+    const { method } = point.row;
+    if (byMethod.has(method)) byMethod.get(method).push(point);
+    else rest.set(method, [...(rest.get(method) || []), point]);
+  }
+  const background = rest.size ? svg("path", { class: "others", d: [...rest.values()].map((own) => lineOf(own, x, y)).join("") }) : null;
   const lines = methods.map((method, m) => {
-    const own = points.filter((point) => point.row.method === method).sort((a, b) => a.x - b.x);
+    const own = byMethod.get(method);
     if (!own.length) return null;
     const style = { stroke: `var(--c${m % 10})`, fill: `var(--c${m % 10})` };
-    const path = own.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
+    const path = lineOf(own, x, y);
     return svg(
       "g",
       { class: "series", "data-method": method, style },
@@ -76,8 +109,10 @@ function panel(table, points, kind, methods, flat, room) {
     );
   });
   const words = `${table.lead} against ${title.toLowerCase()}, ${plural(methods.length, "method")}; the leaderboard has the numbers`;
-  return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words, style: { "max-width": width + "px" } }, grid, full, flat.map((row) => levelLine(row, "level", "1.5 4")), lines, named ? endLabels(points, methods, x, y, width - right) : null);
+  return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words, style: { "max-width": width + "px" } }, grid, background, full, flat.map((row) => levelLine(row, "level", "1.5 4")), lines, named ? endLabels(points, methods, x, y, width - right) : null);
 }
+
+const lineOf = (points, x, y) => points.map((point, i) => `${i ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
 
 // The name of each line at its right end; names that would overlap move down.
 function endLabels(points, methods, x, y, edge) {

@@ -12,7 +12,7 @@ async function sampleView() {
   return [
     h("div", { class: "crumbs" }, h("a", { href: address(["samples", t, c]) }, "‹ Samples"), turn("prev", samples[at - 1], "‹ previous"), h("span", { class: "quiet" }, `${at + 1} of ${samples.length}`), turn("next", samples[at + 1], "next ›")),
     h("section", { class: "card", "aria-labelledby": "sample-title" }, sampleHead(table, Number(c), sample), promptPart(table, Number(c), sample, rows)),
-    left ? h("p", { class: "note" }, `${rows.length} of ${rows.length + left} variants are shown.`) : null,
+    left ? h("p", { class: "note" }, `${rows.length} of ${(rows.length + left).toLocaleString("en")} variants are shown. Filter them, or mark those to compare on the leaderboard (x).`) : null,
     answersPart(table, sample, rows),
   ];
 }

@@ -11,7 +11,7 @@ async function samplesView() {
   const { rows, left } = chosenRows(table);
   const samples = await samplesOf(table, c, rows);
   const list = ordered(wanted(samples), rows);
-  const note = left ? h("p", { class: "note" }, `${rows.length} of ${rows.length + left} variants are shown. Filter them, or mark those to compare on the leaderboard (x).`) : null;
+  const note = left ? h("p", { class: "note" }, `${rows.length} of ${(rows.length + left).toLocaleString("en")} variants are shown. Filter them, or mark those to compare on the leaderboard (x).`) : null;
   return [
     h("div", { class: "choices" }, tables.length > 1 || index.tables.length > 1 ? pick("Table", index.tables.map((other) => [String(other.at), `${other.benchmark} · ${other.model} · ${other.mark}`]), String(table.at), (value) => (location.hash = address(["samples", value], { only: "", mark: "" }))) : null, table.columns.length > 1 ? pick("Dataset", table.columns.map((column, i) => [String(i), column.name]), String(c), (value) => (location.hash = address(["samples", table.at, value], { only: "" }))) : null, pick("Order", ORDERS, state.order, (value) => change({ order: value }, "#pick-order")), onlyNote()),
     h("section", { class: "card", "aria-label": table.name }, heading(table, list.length, "sample"), note, list.length ? sampleTable(table, c, rows, list) : nothing("No sample of these variants.")),
