@@ -21,7 +21,7 @@ setup:  ## make .venv with the tested versions
 run:  ## run an experiment: make run ARGS="method=snapkv budget=0.2"
 	$(PYTHON) -m kvbench $(ARGS)
 
-gallery:  ## draw the pictures of docs/gallery.md from the runs in docs/
+gallery:  ## draw the pictures of docs/gallery.md and the table of README.md from the runs in docs/
 	$(PYTHON) -m kvbench.report.figures.gallery
 
 report:  ## print the tables of the stored runs: make report RUNS=outputs/runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -185,10 +186,17 @@ def test_the_palette_is_a_choice(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "pink" in capsys.readouterr().err
 
 
-def test_the_gallery_is_that_of_the_example_stores(tmp_path: Path) -> None:
+def test_the_gallery_and_the_table_of_readme_are_those_of_the_example_stores(tmp_path: Path) -> None:
     docs = ROOT / "docs"
     assert (docs / "gallery.md").read_text(encoding="utf-8") == gallery.text()
     gallery.gallery(docs, tmp_path)
     for picture in gallery.PICTURES:
         drawn, kept = (folder / "gallery" / f"{picture.name}.png" for folder in (tmp_path, docs))
         assert figure.stamp_of(drawn) == figure.stamp_of(kept) is not None, f"{kept} is old: run {gallery.COMMAND}"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert gallery.MARKS[0] in readme and readme == gallery.with_table(readme, docs), f"run {gallery.COMMAND}"
+    text = readme.partition("At a 20 % budget ")[2].partition(" of the needles")[0]
+    words = dict(re.findall(r"([A-Z][\w-]+) (?:finds )?(\d+) %", text))
+    points = points_of(store.load_runs(docs / "example_store", "needle", bulky=False)).points
+    shown = {point.method.replace("_", ""): f"{100 * point.score:.0f}" for point in points if point.budget == "0.2"}
+    assert {name.lower().replace("-", ""): value for name, value in words.items()} == shown, "what README says of them"

@@ -1,4 +1,4 @@
-"""`python -m kvbench.report.figures.gallery`: docs/gallery.md and its pictures, from the runs that docs/ holds."""
+"""`python -m kvbench.report.figures.gallery`: docs/gallery.md, its pictures, README's table, from runs in docs/."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from kvbench.common.files import write_atomic
 from kvbench.report.figures.draw import FIGURES
 from kvbench.report.figures.figure import stamp_of
 from kvbench.report.figures.shown import Shown
+from kvbench.report.grid import grid
 from kvbench.report.runs import groups
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import suite_groups
-from kvbench.store import StoredRun, load_runs
+from kvbench.store import StoredRun, load_numbers, load_runs
 
 COMMAND = "python -m kvbench.report.figures.gallery"
+MARKS = "<!-- make gallery: begin -->", "<!-- make gallery: end -->"  # around the table of README
 _HEAD = f"""# Gallery
 
 The figures that `kvbench report RUNS --out DIR` writes, each as PNG and PDF, one (3.3 in) or two (6.9 in) columns of a
@@ -155,12 +157,28 @@ PICTURES = (
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the gallery. Returns the exit code, see `kvbench.common.command`."""
-    parser = Parser(prog=COMMAND, description="docs/gallery.md and its pictures, from the runs that docs/ holds.")
+    what = "docs/gallery.md, its pictures, and the table of README.md, from the runs that docs/ holds."
+    parser = Parser(prog=COMMAND, description=what)
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the stores are; default: docs")
     arguments = parser.parse_args(argv)
     for path in gallery(arguments.docs, arguments.docs):
         print(path)
+    readme = arguments.docs.absolute().parent / "README.md"
+    old = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    new = with_table(old, arguments.docs)
+    if new != old:
+        write_atomic(readme, new)
+        print(readme)
     return 0
+
+
+def with_table(readme: str, stores: Path) -> str:
+    """Return the text of README.md with the table of the needle runs below `stores` between its marks, if any."""
+    head, begin, rest = readme.partition(MARKS[0])
+    _, end, tail = rest.partition(MARKS[1])
+    if not end:
+        return readme
+    return f"{head}{begin}\n{grid(load_numbers(stores / 'example_store', 'needle'))}\n{end}{tail}"
 
 
 def gallery(stores: Path, docs: Path) -> list[Path]:

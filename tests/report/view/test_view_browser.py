@@ -270,7 +270,7 @@ def test_a_split_view_loads_its_parts_and_draws_the_best_of_many_methods(
     tab.open(tmp_path / "a view #1.html", "#/curves")
     best = tab.run(lines)
     assert len(best) == 30 and "30 of 32 methods have a line" in tab.texts(".note")[0]
-    key = tab.run("index.tables[0].rows.find((r) => !r.full && ![...%s].includes(r.method)).key" % lines)
+    key = tab.run(f"index.tables[0].rows.find((row) => !row.full && !{lines}.includes(row.method)).key")
     tab.open(tmp_path / "a view #1.html", f"#/curves?mark={key}")
     assert len(tab.run(lines)) == 30 and len(set(tab.run(lines)) - set(best)) == 1, "a marked method has a line"
     tab.click("#all-lines")
