@@ -243,7 +243,7 @@ def test_command_line_shows_a_prompt(conf, capsys):
     assert "All of the tea." in first and first.endswith("\nsample: s0 of two\n")
     assert command.main(["benchmark.word=goodbye", "show=len00400-seed1"], conf=conf) == 0
     assert capsys.readouterr().out == out
-    assert command.main(["benchmark.word=goodbye", "show=[len00400-seed1,00,s0]"], conf=conf) == 0
+    assert command.main(["benchmark.word=goodbye", "show=[len00400-seed1,0,s0]"], conf=conf) == 0
     assert capsys.readouterr().out == "\n\n".join([out, first, first])
 
 
