@@ -76,6 +76,8 @@ struct DecodeWeights {
 struct PackedHalf {
     const void *codes, *scale, *low;  // of encoded tokens
     const void* plain;                // [slots, D], contiguous
+    const int16_t* channel;           // [N, C], of encoded keys of each lane; null for all channels
+    int32_t dim;                      // C of encoded keys; D if `channel` is null
     int32_t bits;                     // of a code: 2, 4, 8, or 0 if nothing is encoded
     int32_t group;                    // codes that share a scale
 };

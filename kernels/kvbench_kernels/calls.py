@@ -60,7 +60,7 @@ class DecodeWeights(Structure):
 
 
 class PackedHalf(Structure):
-    _fields_ = [*fields(POINTER, "codes scale low plain"), *fields(INT, "bits group")]
+    _fields_ = [*fields(POINTER, "codes scale low plain channel"), *fields(INT, "dim bits group")]
 
 
 class PackedDecode(Structure):

@@ -84,6 +84,9 @@ def cases(large: bool) -> Iterator[Case]:
         for k_bits, v_bits in ((0, 2), (4, 0), (0, 0)):
             run = partial(packed, dtype=dtype, bits=k_bits, v_bits=v_bits, size=32, dim=64, group=4, tokens=1)
             yield Case("packed_decode", f"{name} {k_bits} and {v_bits} bits", BOUND[dtype], run)
+        for bits, dim, channels, queries in ((2, 128, 77, 4), (4, 64, 1, 1), (8, 32, 31, 3)):
+            run = partial(packed, dtype=dtype, bits=bits, size=32, dim=dim, group=queries, tokens=1, channels=channels)
+            yield Case("packed_decode", f"{name} {bits} bits D{dim} C{channels}", BOUND[dtype], run)
     for scope in ("head", "layer"):
         for ties in (False, True):
             yield Case("select", f"{scope}{' ties' if ties else ''}", 0, partial(select, scope=scope, ties=ties))
@@ -258,8 +261,13 @@ def packed(
     group: int,
     tokens: int,
     v_bits: int | None = None,
+    channels: int | None = None,
 ) -> float:
-    """Compare `packed_decode`, with lanes of any lengths, one of them empty, and plain slots in a ring."""
+    """Compare `packed_decode`, with lanes of any lengths, one of them empty, and plain slots in a ring.
+
+    Args:
+        channels: channels of encoded keys, which differ from lane to lane; all by default.
+    """
     g = torch.Generator().manual_seed(seed)
     v_bits = bits if v_bits is None else v_bits
     rows, kv_heads, lanes = 2, 3, 6
@@ -277,7 +285,7 @@ def packed(
             plain[half] += slots
     count_N3 = torch.stack([stored_N, *map(torch.tensor, encoded)], 1).int()
     halves: list[Tensor] = []
-    for half, (of_code, groups) in enumerate(((bits, dim), (v_bits, dim // size if v_bits else 1))):
+    for half, (of_code, groups) in enumerate(((bits, channels or dim), (v_bits, dim // size if v_bits else 1))):
         codes = torch.randint(0, 256, (blocks[half], groups, max(1, size * of_code // 8)), generator=g).byte()
         scale, low = normal(g, blocks[half], groups, dtype=dtype) / 8, normal(g, blocks[half], groups, dtype=dtype)
         halves += [codes, scale, low, normal(g, plain[half], dim, dtype=dtype)]
@@ -286,8 +294,13 @@ def packed(
     out, expected = torch.full_like(q, NAN, dtype=dtype, device=device), torch.empty_like(q)
     sizes = bits, v_bits, int(stored_N.max()) + tokens, 1 / math.sqrt(dim)
     actual = [x.to(device) if x.dtype == torch.uint8 else x.to(device, dtype) for x in (q, k, v, *halves)]
-    torch.ops.kvb.packed_decode(*actual, place_N6.to(device), count_N3.to(device), *sizes, out)
-    exact: list[Any] = [q, k, v, *halves, place_N6, count_N3, *sizes, expected]
+    channel_NC = None
+    if channels is not None:
+        drawn = [torch.randperm(dim, generator=g)[:channels].sort().values for _ in range(lanes)]
+        channel_NC = torch.stack(drawn).short()
+    on_device = (x if x is None else x.to(device) for x in (channel_NC, place_N6, count_N3))
+    torch.ops.kvb.packed_decode(*actual, *on_device, *sizes, out)
+    exact: list[Any] = [q, k, v, *halves, channel_NC, place_N6, count_N3, *sizes, expected]
     reference.packed_decode(*exact)
     return error(out, expected)
 

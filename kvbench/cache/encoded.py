@@ -114,7 +114,8 @@ class EncodedRows:
         for pool in (part.keys, part.values):
             layout = layout_of(pool.half.kind)
             assert layout is not None
-            halves.append(PackedHalf(layout, tensors(pool.buffers), pool.plain_RD))
+            channel_NC = pool.head_S[active.index_L] if layout.some and pool.head_S is not None else None
+            halves.append(PackedHalf(layout, tensors(pool.buffers), pool.plain_RD, channel_NC))
         return self._packed.attend(
             q_BHTD, k_BUTD, v_BUTD, halves[0], halves[1], active.place_L6, torch.tensor(counts), scaling
         )

@@ -1,8 +1,9 @@
 """Several methods as one: `ada_snapkv+kivi`.
 
 `a+b` is b on top of a. The parts in which b differs from the method that it is built on replace those of a; its other
-parts only fill gaps. A method with a store or a decode policy brings just that, and comes last in whatever order. A
-combination that would be the same without one of its methods is refused.
+parts only fill gaps. A method with a store or a decode policy brings just that, and comes last in whatever order. Of
+two stores, one may give fields to the other (`gives` and `takes`), which is then the store of both. A combination that
+would be the same without one of its methods is refused.
 
 A method without parts keeps every token. `fullkv+b` is what b does with stored tokens, and no token of the prompt
 leaves for its score.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 from kvbench.methods.composition import STORED, Composition, filled, reached, renamed
@@ -35,7 +37,7 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
     factors = [read(factor) for factor in names]
     if not all(factor.parts for factor in factors):
         return _keeping_all(factors, name)
-    factors = _in_order(factors)
+    factors = _in_order(_with_fields_given(factors, name))
     for factor in factors:
         if "feed" in factor.parts:  # its chunks are not scored, and what its policy drops is all that leaves
             other = next(f.name for f in factors if f is not factor)
@@ -86,6 +88,45 @@ def _stored_part(factor: Composition) -> Composition:
     dials = {key: value for key, value in factor.dials.items() if key in reached(factor.dials, parts)}
     given = {key: value for key, value in (factor.test.get("dials") or {}).items() if key in dials}
     return replace(factor, parts=parts, dials=dials, test={**factor.test, "dials": given})
+
+
+def _with_fields_given(factors: Sequence[Composition], name: str) -> list[Composition]:
+    """Return the factors, of which one that gives fields to the store of another has no store of its own any more.
+
+    If it has no other parts, the two are one factor.
+
+    Raises:
+        ValueError: they have a dial of the same name.
+    """
+    for giver, taker in permutations(factors, 2):
+        if "store" not in giver.own & taker.own or not giver.gives or not giver.gives.keys() <= {*taker.takes}:
+            continue
+        read = reached(giver.dials, {"store": giver.gives})
+        both = sorted(read & taker.dials.keys())
+        if both:
+            raise ValueError(f"method={name}: {giver.name} and {taker.name} both have a dial {both[0]}; rename one")
+        dials = {**{key: value for key, value in giver.dials.items() if key in read}, **taker.dials}
+        joined = replace(
+            taker,
+            parts={**taker.parts, "store": {**taker.parts["store"], **giver.gives}},
+            dials=dials,
+            own_dials=taker.own_dials | read,
+            notes={**taker.notes, **{dial: note for dial, note in giver.notes.items() if dial in read}},
+            test=_both_tests(taker.test, giver.test, {}, dials),
+            takes=(),
+        )
+        parts = {part: node for part, node in giver.parts.items() if part != "store"}
+        if parts:
+            rest = replace(giver, parts=parts, own=giver.own - {"store"}, added=giver.added - {"store"})
+            return [rest if factor is giver else joined if factor is taker else factor for factor in factors]
+        whole = replace(
+            joined,
+            name=f"{giver.name}+{taker.name}",
+            summary="\n".join(filter(None, (giver.summary, taker.summary))),
+            about={**giver.about, **taker.about},
+        )
+        return [whole if factor is taker else factor for factor in factors if factor is not giver]
+    return list(factors)
 
 
 def _in_order(factors: Sequence[Composition]) -> list[Composition]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ class Composition:
             its chain of `use`. Without `use`, what acts on stored tokens (`STORED`), or else all parts.
         own_dials: dials, likewise.
         added, added_dials: the same for a method that uses this one; empty without `use`.
+        gives: field → node, for the store of another method that names the field in `takes`.
+        takes: fields of the store that another method may give.
         notes: dial → the default as it is written and the comment next to it.
         test: dials and budget with which the tests run the method; the tests alone read it.
     """
@@ -43,6 +45,8 @@ class Composition:
     own_dials: frozenset[str] = frozenset()
     added: frozenset[str] = frozenset()
     added_dials: frozenset[str] = frozenset()
+    gives: Mapping[str, Any] = field(default_factory=dict)
+    takes: Sequence[str] = ()
     notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
 

@@ -17,9 +17,10 @@ from kvbench.common.suggest import did_you_mean
 from kvbench.methods.files import names_file
 
 PARTS = ("score", "layers", "heads", "select", "probe", "merge", "feed", "store", "decode", "look")
-FIXED = ("name", "about", "test")
+FIXED = ("name", "about", "test", "gives", "takes")
 """Entries of a method's YAML that are neither dials nor parts: `about` says where the method comes from, and `test` is
-for the tests that find methods by glob. Neither changes a run, so neither is in its identity."""
+for the tests that find methods by glob. `gives` has fields for the store of another method that names them in `takes`;
+in a combination of the two this store is used, with these fields. A run has no more than its parts in its identity."""
 ABOUT = ("paper", "code", "equal")
 """Entries of `about`: the paper, the reference code with its commit, and what is equal to what it computes."""
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}

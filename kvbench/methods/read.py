@@ -95,6 +95,8 @@ def _content(name: str, path: Path) -> tuple[dict[str, Any], str]:
             raise ValueError(f"method.{part}={node[part]}: must be a part, with the class as _target_")
     if not isinstance(node.get("test"), dict | None):
         raise ValueError(f"method={name}: test: in {path.name} must hold dials and a budget")
+    if not isinstance(node.get("gives"), dict | None) or not isinstance(node.get("takes"), list | None):
+        raise ValueError(f"method={name}: {path.name} must have gives: {{FIELD: PART}} and takes: [FIELD]")
     _check_about(name, path, node.get("about"))
     return node, text
 
@@ -135,6 +137,8 @@ def _extended(base: Composition | None, name: str, node: Mapping[str, Any], text
         own_dials=frozenset(own_dials) | base.added_dials,
         added=frozenset() if is_root else own,
         added_dials=frozenset() if is_root else frozenset(own_dials) | base.added_dials,
+        gives=node.get("gives") or ({} if "store" in written else base.gives),
+        takes=node.get("takes") or (() if "store" in written else base.takes),
         notes={**base.notes, **_notes(text, own_dials)},
         test=node.get("test") or base.test,
     )

@@ -188,17 +188,18 @@ class ChannelHalf(Half, Protocol):
     def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
         """Return the channels that stay, as indices [U, C]."""
         best_UD = self.weights(ctx, keep_UT, x_UTD).argsort(dim=-1, descending=True, stable=True)
-        return Side(head=best_UD[:, : self._stay(x_UTD.shape[-1])].sort(-1).values.to(torch.int16))
+        return Side(head=best_UD[:, : self.stay(x_UTD.shape[-1])].sort(-1).values.to(torch.int16))
 
     def block_bytes(self, dim: int, dtype: torch.dtype) -> int:
         """Return the bytes of the channels of a block that stay."""
-        return self.block * self._stay(dim) * dtype.itemsize
+        return self.block * self.stay(dim) * dtype.itemsize
 
     def side_bytes(self, dim: int) -> int:
         """Return the bytes of the indices of the channels that stay."""
-        return self._stay(dim) * torch.int16.itemsize
+        return self.stay(dim) * torch.int16.itemsize
 
-    def _stay(self, dim: int) -> int:
+    def stay(self, dim: int) -> int:
+        """Return how many channels stay."""
         return dim - int(self.ratio * dim)
 
     @property
@@ -215,13 +216,13 @@ class ChannelHalf(Half, Protocol):
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
         """Return the channels that stay."""
         assert head_N is not None
-        return (x_NBD.gather(2, head_N.long()[:, None].expand(-1, self.block, -1)),)
+        return (x_NBD.gather(2, head_N.long()[:, None].expand(-1, x_NBD.shape[1], -1)),)
 
     def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
         """Return [N, B, D] tokens with 0 in the other channels."""
         assert head_N is not None
-        channel_NBC = head_N.long()[:, None].expand(-1, self.block, -1)
         (x_NBC,) = tensors(encoded)
+        channel_NBC = head_N.long()[:, None].expand(-1, x_NBC.shape[1], -1)
         return x_NBC.new_zeros(*x_NBC.shape[:2], dim).scatter_(2, channel_NBC, x_NBC)
 
 

@@ -19,6 +19,7 @@ from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.context import LayerContext
 from kvbench.methods.storage import Encoded, Half, Side, Store
 from kvbench.methods.store.kivi import Kivi
+from kvbench.methods.store.think import ThinkKeys
 from kvbench_kernels import backends
 from kvbench_kernels.backends.cuda import CudaBackend
 
@@ -76,21 +77,35 @@ class ValuesAlone(Store):
         return Kivi(4, 16, 16).values
 
 
-STORES = (Kivi(2, 32, 32), Kivi(4, 16, 48), Kivi(8, 32, 32), Kivi(2, 4, 8), Kivi(4, 96, 96), Pairs(), ValuesAlone())
+THINNED = Kivi(2, 32, 64, channels=ThinkKeys(0.4, 4)), Kivi(4, 16, 16, channels=ThinkKeys(0.9, 4))
+STORES = (
+    *(Kivi(2, 32, 32), Kivi(4, 16, 48), Kivi(8, 32, 32), Kivi(2, 4, 8), Kivi(4, 96, 96), Pairs(), ValuesAlone()),
+    *THINNED,
+)
 
 
 def entries_of(
-    store: Store, first: int, rows: int, heads: int, tokens: int, reserve: int, generator: torch.Generator
+    store: Store,
+    first: int,
+    rows: int,
+    heads: int,
+    tokens: int,
+    reserve: int,
+    generator: torch.Generator,
+    dim: int = 96,
 ) -> list[Entry]:
     """Return entries with a different mask per head; a head may keep nothing."""
-    side = Side(*scales(heads, tokens))
+    sides: tuple[Side, ...] = (Side(*scales(heads, tokens)),) * 2 if isinstance(store, Pairs) else ()
+    if store in THINNED:  # each head has channels of its own
+        drawn = torch.rand(heads, dim, generator=generator).argsort(1)[:, : store.keys.channels.stay(dim)]  # type: ignore[union-attr]
+        sides = Side(drawn.sort(1).values.short()), Side()
     return [
         Entry(
             row,
             torch.rand(heads, tokens, generator=generator) < torch.rand(heads, 1, generator=generator),
             reserve,
             store=store,
-            side=(side, side) if isinstance(store, Pairs) else (),
+            side=sides,
         )
         for row in range(first, first + rows)
     ]
@@ -179,12 +194,12 @@ def test_keys_and_values_that_no_part_encodes_are_exact() -> None:
     assert caches[0].used_bytes(0) == caches[1].used_bytes(0)
 
 
-@pytest.mark.parametrize("store", [Kivi(2, 32, 64), Kivi(4, 16, 16), ValuesAlone()], ids=str)
+@pytest.mark.parametrize("store", [Kivi(2, 32, 64), Kivi(4, 16, 16), ValuesAlone(), *THINNED], ids=str)
 def test_the_op_for_gpus_attends_to_packed_rows(store: Store) -> None:
     """On a CPU the op runs in torch. It reads the same blocks and plain slots as decoding first does."""
     g = torch.Generator().manual_seed(6)
     k_UTD, v_UTD = (torch.randn(2, 300, 64, generator=g).bfloat16() for _ in range(2))
-    entries = entries_of(store, 0, 3, 2, 300, 9, g)
+    entries = entries_of(store, 0, 3, 2, 300, 9, g, dim=64)
     packed, decoded = RaggedCache(1, CudaBackend()), RaggedCache(1, backends.make_backend("torch"))
     for cache in (packed, decoded):
         cache.add(0, entries, k_UTD, v_UTD)

@@ -6,7 +6,8 @@
 // Nothing is appended: the new tokens are attended to where they are. A lane's tokens are counted by age: the stored
 // ones, then the new ones; the oldest are encoded. The plain token `age` lies in slot `first + age % slots`. x is code *
 // scale + low. Codes of 2, 4 or 8 bits are packed, the first in the lowest bits; bits are 0 where nothing is encoded.
-//   keys    blocks of `group` tokens: codes [D, group], scale and low [D]
+//   keys    blocks of `group` tokens: codes [C, group], scale and low [C], of the channels `channel` of the lane; if that
+//           is null, of all D channels
 //   values  blocks of one token: codes [D / group, group], scale and low [D / group]
 // Returns 0, or -1 if the dtype or a size is not supported: `dim` and the groups must be multiples of 16.
 
@@ -54,7 +55,7 @@ KVB_INLINE float sum_of(Vec x) {
     return all;
 }
 
-// Scores of BLOCK queries against `rows` encoded keys from `age` on; both are multiples of 16.
+// Scores of BLOCK queries against `rows` encoded keys from `age` on; both are multiples of 16. `dim` is any number.
 template <int BITS, int BLOCK>
 void score_packed(const Half& keys, int64_t first, int64_t age, int rows, const float* const* q, int dim,
                   float (*score)[PIECE + LANES]) {
@@ -67,12 +68,17 @@ void score_packed(const Half& keys, int64_t first, int64_t age, int rows, const 
         float bias[BLOCK] = {};
         for (int c = 0; c < BLOCK; c++) {
             Vec constant{};
-            for (int d = 0; d < dim; d += LANES) {
+            int d = 0;
+            for (; d + LANES <= dim; d += LANES) {
                 const Vec x = load(q[c] + d);
                 store(scaled[c] + d, x * load(scale + d));
                 constant += x * load(low + d);
             }
             bias[c] = sum_of(constant);
+            for (; d < dim; d++) {
+                scaled[c][d] = q[c][d] * scale[d];
+                bias[c] += q[c][d] * low[d];
+            }
         }
         const uint8_t* codes = keys.codes + (block * dim * size + offset) * BITS / 8;
         const int64_t step = size * BITS / 8;
@@ -174,19 +180,20 @@ struct Piece {
     const Half *keys, *values;
     Place k, v;
     int64_t first;  // age of its first token
-    int rows, packed_keys, packed_values;
+    int rows, packed_keys, packed_values, key_dim;
     const float *k_row[PIECE], *v_row[PIECE];  // the plain ones
 };
 
+// `q_keys` are the queries in the channels of encoded keys.
 template <int BLOCK>
-void attend_block(const Piece& piece, const float* const* q, const int64_t* seen, int dim, Partial* partial,
-                  float* acc) {
+void attend_block(const Piece& piece, const float* const* q, const float* const* q_keys, const int64_t* seen, int dim,
+                  Partial* partial, float* acc) {
     alignas(64) float score[BLOCK][PIECE + LANES];
-    const int packed = piece.packed_keys;
+    const int packed = piece.packed_keys, wide = piece.key_dim;
     switch (packed ? piece.keys->bits : 0) {
-        case 2: score_packed<2, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q, dim, score); break;
-        case 4: score_packed<4, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q, dim, score); break;
-        case 8: score_packed<8, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q, dim, score); break;
+        case 2: score_packed<2, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q_keys, wide, score); break;
+        case 4: score_packed<4, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q_keys, wide, score); break;
+        case 8: score_packed<8, BLOCK>(*piece.keys, piece.k.block, piece.first, packed, q_keys, wide, score); break;
     }
     score_plain<BLOCK>(piece.k_row, piece.rows - packed, q, dim, score, packed);
     for (int c = 0; c < BLOCK; c++) {
@@ -197,8 +204,8 @@ void attend_block(const Piece& piece, const float* const* q, const int64_t* seen
     std::memset(acc, 0, sizeof(float) * BLOCK * dim);
     const int values = piece.packed_values;
     const int64_t token = piece.v.block + piece.first;
-    const bool wide = values && piece.values->group % (2 * LANES) == 0;
-    switch (values ? piece.values->bits + (wide ? 1 : 0) : 0) {
+    const bool pairs = values && piece.values->group % (2 * LANES) == 0;
+    switch (values ? piece.values->bits + (pairs ? 1 : 0) : 0) {
         case 2: weigh_packed<2, BLOCK, 1>(*piece.values, token, values, score, dim, acc); break;
         case 3: weigh_packed<2, BLOCK, 2>(*piece.values, token, values, score, dim, acc); break;
         case 4: weigh_packed<4, BLOCK, 1>(*piece.values, token, values, score, dim, acc); break;
@@ -209,14 +216,15 @@ void attend_block(const Piece& piece, const float* const* q, const int64_t* seen
     weigh_plain<BLOCK>(piece.v_row, piece.rows - values, score, values, dim, acc);
 }
 
-void attend(const Piece& piece, const float* const* q, const int64_t* seen, int columns, int dim, Partial* partial,
-            float* acc) {
+void attend(const Piece& piece, const float* const* q, const float* const* q_keys, const int64_t* seen, int columns,
+            int dim, Partial* partial, float* acc) {
     int c = 0;
-    for (; c + 4 <= columns; c += 4) attend_block<4>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
+    for (; c + 4 <= columns; c += 4)
+        attend_block<4>(piece, q + c, q_keys + c, seen + c, dim, partial + c, acc + c * dim);
     switch (columns - c) {
-        case 3: return attend_block<3>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
-        case 2: return attend_block<2>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
-        case 1: return attend_block<1>(piece, q + c, seen + c, dim, partial + c, acc + c * dim);
+        case 3: return attend_block<3>(piece, q + c, q_keys + c, seen + c, dim, partial + c, acc + c * dim);
+        case 2: return attend_block<2>(piece, q + c, q_keys + c, seen + c, dim, partial + c, acc + c * dim);
+        case 1: return attend_block<1>(piece, q + c, q_keys + c, seen + c, dim, partial + c, acc + c * dim);
     }
 }
 
@@ -258,6 +266,9 @@ extern "C" int kvb_cpu_packed(const kvb::PackedDecode* call, void*) {
     const int dim = call->dim;
     if (dim % LANES || dim < LANES || dim > MAX_DIM || count < 1 || count > MAX_COLUMNS) return -1;
     if (!fits(call->keys) || !fits(call->values) || (call->values.bits && dim % call->values.group)) return -1;
+    const int16_t* channel = call->keys.channel;
+    const int key_dim = call->keys.dim;
+    if (key_dim < 1 || key_dim > dim || (!channel && key_dim != dim) || call->values.channel) return -1;
     if (call->dtype != FLOAT32) return -1;
     const Half keys = half_of(call->keys), values = half_of(call->values);
     const Workspace work(call->workspace, lanes, count, dim, [&](int64_t n) { return call->count[3 * n] + tokens; });
@@ -284,17 +295,23 @@ extern "C" int kvb_cpu_packed(const kvb::PackedDecode* call, void*) {
                   piece.first + piece.packed_keys, end, dim, piece.k_row);
             point(values.plain, piece.v, row_of<float>(call->v_new, b, u, 0), call->v_new.stride_2, stored,
                   piece.first + piece.packed_values, end, dim, piece.v_row);
-            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
-            const float* columns[MAX_COLUMNS];
+            piece.key_dim = key_dim;
+            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM], picked[MAX_COLUMNS * MAX_DIM];
+            const float *columns[MAX_COLUMNS], *columns_of_keys[MAX_COLUMNS];
             int64_t seen[MAX_COLUMNS];
             for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
                 const int64_t g = c / tokens, t = c % tokens;
                 const float* from = row_of<float>(call->q, b, u * call->group + g, t);
                 for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
-                columns[c] = scaled + c * dim;
+                columns[c] = columns_of_keys[c] = scaled + c * dim;
+                if (channel && piece.packed_keys) {
+                    float* const of_keys = picked + c * key_dim;
+                    for (int i = 0; i < key_dim; i++) of_keys[i] = columns[c][channel[n * key_dim + i]];
+                    columns_of_keys[c] = of_keys;
+                }
                 seen[c] = stored + t + 1 - piece.first;
             }
-            attend(piece, columns, seen, static_cast<int>(count), dim, work.partial + p * count,
+            attend(piece, columns, columns_of_keys, seen, static_cast<int>(count), dim, work.partial + p * count,
                    work.acc + p * count * dim);
         }
 #pragma omp for schedule(static)

@@ -22,7 +22,8 @@ struct Packed {
     const uint8_t* codes;
     const void *scale, *low, *plain, *fresh;
     int64_t stride_b, stride_u, stride_t;
-    int bits, group;
+    const int16_t* channel;
+    int dim, bits, group;
 };
 
 struct Arguments {
@@ -76,6 +77,7 @@ template <typename T> __global__ void __launch_bounds__(kvb::kThreads) packed_pi
         return;
     }
     const Packed &keys = args.keys, &values = args.values;
+    const int16_t* channel = keys.channel == nullptr ? nullptr : keys.channel + int64_t(lane) * keys.dim;
     const Reader<T> key{keys, args.place + 6 * lane, args.count[3 * lane + 1], stored, batch, head, dim};
     const Reader<T> value{values, args.place + 6 * lane + 3, args.count[3 * lane + 2], stored, batch, head, dim};
     for (int c0 = 0; c0 < queries; c0 += kTogether) {
@@ -92,9 +94,10 @@ template <typename T> __global__ void __launch_bounds__(kvb::kThreads) packed_pi
             if (age < key.encoded) {
                 const int64_t of_block = int64_t(key.place[0]) + age / keys.group;
                 const int bit = age % keys.group * keys.bits, row_bytes = keys.group * keys.bits / 8;
-                const uint8_t* codes = keys.codes + of_block * dim * row_bytes + bit / 8;
-                for (int d = 0; d < dim; ++d) {
-                    const float x = decoded<T>(keys, of_block * dim + d, codes[d * row_bytes], bit % 8);
+                const uint8_t* codes = keys.codes + of_block * keys.dim * row_bytes + bit / 8;
+                for (int i = 0; i < keys.dim; ++i) {
+                    const int d = channel == nullptr ? i : channel[i];
+                    const float x = decoded<T>(keys, of_block * keys.dim + i, codes[i * row_bytes], bit % 8);
 #pragma unroll
                     for (int c = 0; c < kTogether; ++c) sum[c] += shared.at[c * dim + d] * x;
                 }
@@ -207,6 +210,8 @@ Packed half_of(const kvb::PackedHalf& of, const kvb::Tensor4& fresh) {
         .stride_b = fresh.stride_0,
         .stride_u = fresh.stride_1,
         .stride_t = fresh.stride_2,
+        .channel = of.channel,
+        .dim = of.dim,
         .bits = of.bits,
         .group = of.group,
     };
@@ -228,6 +233,7 @@ extern "C" int kvb_packed_decode(const kvb::PackedDecode* call, cudaStream_t str
     if (dim < 8 || dim > kMostDim || dim % 8 != 0 || call->dtype < 0 || call->dtype > 1) return kvb::kUnsupported;
     if (!fits(k.bits, k.group) || !fits(v.bits, v.group)) return kvb::kUnsupported;
     if (v.bits != 0 && dim % v.group != 0) return kvb::kUnsupported;
+    if (k.dim < 1 || k.dim > dim || v.channel != nullptr) return kvb::kUnsupported;
     if (call->batch < 1 || call->kv_heads < 1 || call->group < 1 || call->tokens < 1) return kvb::kTooLarge;
     if (call->most < call->tokens) return kvb::kTooLarge;
     const int lanes = call->batch * call->kv_heads, queries = call->group * call->tokens;

@@ -6,6 +6,7 @@ A layout is known by its name, which the methods give their storage parts:
 
     plain               nothing is encoded
     affine2/tokens32    keys: a scale and a minimum per channel and 32 tokens, codes of 2 bits
+    affine2/tokens32/some    the same, of some channels of each lane; the others are 0
     affine2/channels32  values: a scale and a minimum per token and 32 channels
 """
 
@@ -23,7 +24,7 @@ from kvbench_kernels import ops
 from kvbench_kernels.ops.library import Library
 from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
 
-_KIND = re.compile(r"affine([248])/(tokens|channels)(\d+)")
+_KIND = re.compile(r"affine([248])/(tokens|channels)(\d+)(/some)?")
 _LANES = 16  # the CPU kernel reads as many codes at a time
 _MAX_QUERIES = 64  # of a KV head, group x tokens
 _MAX_DIM = 256
@@ -31,11 +32,12 @@ _MAX_DIM = 256
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout of quantised groups; 0 bits if nothing is encoded."""
+    """A layout of quantised groups; 0 bits if nothing is encoded. With `some`, lanes hold channels of their own."""
 
     bits: int
     along: str
     group: int
+    some: bool = False
 
 
 def layout_of(kind: str | None) -> Layout | None:
@@ -43,16 +45,22 @@ def layout_of(kind: str | None) -> Layout | None:
     if kind == "plain":
         return Layout(0, "", 0)
     match = _KIND.fullmatch(kind or "")
-    return None if match is None else Layout(int(match[1]), match[2], int(match[3]))
+    return None if match is None else Layout(int(match[1]), match[2], int(match[3]), match[4] is not None)
 
 
 @dataclass(frozen=True)
 class PackedHalf:
-    """The keys, or the values, of some segments: encoded blocks and plain tokens."""
+    """The keys, or the values, of some segments: encoded blocks and plain tokens.
+
+    Attributes:
+        encoded: codes, scale, minimum; nothing if nothing is encoded.
+        channel_NC: int16, the channels that encoded tokens of each lane have, in order; None for all.
+    """
 
     layout: Layout
-    encoded: Sequence[Tensor]  # codes, scale, minimum; nothing if nothing is encoded
+    encoded: Sequence[Tensor]
     plain_RD: Tensor
+    channel_NC: Tensor | None = None
 
 
 class PackedAttention(Protocol):
@@ -90,6 +98,7 @@ def _is_known(keys: Layout | None, values: Layout | None, dim: int, queries: int
         and values is not None
         and keys.along in ("", "tokens")
         and values.along in ("", "channels")
+        and not values.some
         and (not values.group or not dim % values.group)
         and dim <= _MAX_DIM
         and queries <= _MAX_QUERIES
@@ -166,10 +175,11 @@ class CpuPacked:
         return out_BHTD
 
 
-def _pointers(half: PackedHalf) -> tuple[int, ...]:
+def _pointers(half: PackedHalf) -> tuple[int | None, ...]:
     """Return the fields of a PackedHalf of csrc/calls.h."""
-    tensors = [*(half.encoded or [half.plain_RD] * 3), half.plain_RD]
-    return *(x.data_ptr() for x in tensors), half.layout.bits, half.layout.group
+    tensors, channel_NC = [*(half.encoded or [half.plain_RD] * 3), half.plain_RD], half.channel_NC
+    some = (None, half.plain_RD.shape[1]) if channel_NC is None else (channel_NC.data_ptr(), channel_NC.shape[1])
+    return *(x.data_ptr() for x in tensors), *some, half.layout.bits, half.layout.group
 
 
 class CudaPacked:
@@ -207,6 +217,7 @@ class CudaPacked:
             keys.plain_RD,
             *(values.encoded or none),
             values.plain_RD,
+            keys.channel_NC,
             place_N6.to(q_BHTD.device, torch.int32),
             count_N3.to(q_BHTD.device, torch.int32),
             keys.layout.bits,

@@ -256,8 +256,8 @@ def ragged_relayout(
 def packed_decode(
     library: Library, stream: int | None, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_codes: Tensor,
     k_scale: Tensor, k_low: Tensor, k_plain_RD: Tensor, v_codes: Tensor, v_scale: Tensor, v_low: Tensor,
-    v_plain_RD: Tensor, place_N6: Tensor, count_N3: Tensor, k_bits: int, v_bits: int, most: int, scaling: float,
-    out_BHTD: Tensor,
+    v_plain_RD: Tensor, k_channel_NC: Tensor | None, place_N6: Tensor, count_N3: Tensor, k_bits: int, v_bits: int,
+    most: int, scaling: float, out_BHTD: Tensor,
 ) -> None:  # fmt: skip
     (batch, heads, tokens, dim), kv_heads = q_BHTD.shape, k_BUTD.shape[1]
     queries = heads // kv_heads * tokens
@@ -270,7 +270,7 @@ def packed_decode(
         out=strided(out_BHTD),
         k_new=strided(k_BUTD),
         v_new=strided(v_BUTD),
-        keys=_half(k_codes, k_scale, k_low, k_plain_RD, k_bits),
+        keys=_half(k_codes, k_scale, k_low, k_plain_RD, k_bits, k_channel_NC),
         values=_half(v_codes, v_scale, v_low, v_plain_RD, v_bits),
         place=place_N6.data_ptr(),
         count=count_N3.data_ptr(),
@@ -306,7 +306,12 @@ def _cache(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, segme
     return dict(zip(names, (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, segment_N)), strict=True))
 
 
-def _half(codes: Tensor, scale: Tensor, low: Tensor, plain_RD: Tensor, bits: int) -> tuple[int, ...]:
+def _half(
+    codes: Tensor, scale: Tensor, low: Tensor, plain_RD: Tensor, bits: int, channel_NC: Tensor | None = None
+) -> tuple[int | None, ...]:
     """Return the fields of a PackedHalf."""
     group = codes.shape[2] * 8 // bits if bits else 0
-    return *(x.data_ptr() for x in (codes, scale, low, plain_RD)), bits, group
+    pointers = (x.data_ptr() for x in (codes, scale, low, plain_RD))
+    if channel_NC is None:
+        return *pointers, None, plain_RD.shape[1], bits, group
+    return *pointers, channel_NC.data_ptr(), channel_NC.shape[1], bits, group

@@ -1,7 +1,7 @@
 """The op `packed_decode`: its reference in torch, and the checks of its arguments.
 
 Shape suffixes: B batch rows, H query heads, U KV heads, G = H / U, T new tokens, N lanes (b * U + u), R plain slots,
-M tokens, D head dimension.
+M tokens, D head dimension, C channels of encoded keys.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ BITS = (0, 2, 4, 8)
 
 def packed_decode(
     q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_codes: Tensor, k_scale: Tensor, k_low: Tensor, k_plain_RD: Tensor,
-    v_codes: Tensor, v_scale: Tensor, v_low: Tensor, v_plain_RD: Tensor, place_N6: Tensor, count_N3: Tensor,
-    k_bits: int, v_bits: int, most: int, scaling: float, out_BHTD: Tensor,
+    v_codes: Tensor, v_scale: Tensor, v_low: Tensor, v_plain_RD: Tensor, k_channel_NC: Tensor | None, place_N6: Tensor,
+    count_N3: Tensor, k_bits: int, v_bits: int, most: int, scaling: float, out_BHTD: Tensor,
 ) -> None:  # fmt: skip
     """Attend to the stored tokens of every lane and, causally, to its T new ones; fill `out_BHTD`.
 
     A lane's tokens are counted by age: the stored ones, then the new ones. The oldest are encoded: code * scale + low.
 
     Args:
-        k_codes, k_scale, k_low: blocks of tokens: packed codes [blocks, D, bytes], and [blocks, D].
+        k_codes, k_scale, k_low: blocks of tokens: packed codes [blocks, C, bytes], and [blocks, C].
         v_codes, v_scale, v_low: tokens: packed codes [tokens, groups, bytes], and [tokens, groups].
+        k_channel_NC: int16, the channels that encoded keys of each lane have; the others are 0. None for all D.
         place_N6: of keys and of values, first block, first plain slot, plain slots. Token `age` is plain in slot
             first + age % slots.
         count_N3: stored tokens, encoded keys, encoded values.
@@ -44,6 +45,9 @@ def packed_decode(
             codes = unpack(k_codes[blocks], k_bits).to(dtype)
             k_NDB = codes * k_scale[blocks].to(dtype)[..., None] + k_low[blocks].to(dtype)[..., None]
             k_MD = k_NDB.transpose(1, 2).flatten(0, 1)
+            if k_channel_NC is not None:
+                channel_MC = k_channel_NC[lane].long().expand(len(k_MD), -1)
+                k_MD = k_MD.new_zeros(len(k_MD), q_BHTD.shape[3]).scatter_(1, channel_MC, k_MD)
         if values:
             of_lane = slice(place[3], place[3] + values)
             codes = unpack(v_codes[of_lane], v_bits).to(dtype)
@@ -69,8 +73,8 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 def check(
     q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_codes: Tensor, k_scale: Tensor, k_low: Tensor, k_plain_RD: Tensor,
-    v_codes: Tensor, v_scale: Tensor, v_low: Tensor, v_plain_RD: Tensor, place_N6: Tensor, count_N3: Tensor,
-    k_bits: int, v_bits: int, most: int, scaling: float, out_BHTD: Tensor, *, compiled: bool,
+    v_codes: Tensor, v_scale: Tensor, v_low: Tensor, v_plain_RD: Tensor, k_channel_NC: Tensor | None, place_N6: Tensor,
+    count_N3: Tensor, k_bits: int, v_bits: int, most: int, scaling: float, out_BHTD: Tensor, *, compiled: bool,
 ) -> None:  # fmt: skip
     """Check the arguments of `packed_decode`. Raises ValueError."""
     if q_BHTD.dim() != 4 or k_BUTD.dim() != 4 or k_BUTD.shape[::3] != q_BHTD.shape[::3]:
@@ -85,7 +89,11 @@ def check(
         require.alike(name, x, q_BHTD)
     require.shaped("place_N6", place_N6, (lanes, 6), torch.int32, q_BHTD)
     require.shaped("count_N3", count_N3, (lanes, 3), torch.int32, q_BHTD)
-    _half("k", k_codes, k_scale, k_low, k_plain_RD, k_bits, q_BHTD, groups=dim)
+    channels = dim
+    if k_channel_NC is not None:
+        channels = k_channel_NC.shape[-1]
+        require.shaped("k_channel_NC", k_channel_NC, (lanes, min(channels, dim)), torch.int16, q_BHTD)
+    _half("k", k_codes, k_scale, k_low, k_plain_RD, k_bits, q_BHTD, groups=channels)
     groups = dim * v_bits // (8 * v_codes.shape[2]) if v_bits and v_codes.dim() == 3 and v_codes.shape[2] else 0
     _half("v", v_codes, v_scale, v_low, v_plain_RD, v_bits, q_BHTD, groups=groups)
     if v_bits and groups * v_codes.shape[2] * 8 != dim * v_bits:

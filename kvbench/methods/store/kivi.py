@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from kvbench.methods.fields import InvalidField
-from kvbench.methods.storage import Half, Store
+from kvbench.methods.storage import ChannelHalf, Half, Store
 from kvbench.methods.store.affine import PerChannel, PerToken
+from kvbench.methods.store.thinned import ThinnedHalf
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Kivi(Store):
         group_size: tokens per key group and channels per value group.
         residual: full-precision tokens; a multiple of `group_size`.
         extra: further values in full precision.
+        channels: drops channels of keys before they are quantised; None for no channels.
     """
 
     bits: int = 2
     group_size: int = 32
     residual: int = 128
     extra: int = 0
+    channels: ChannelHalf | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
@@ -41,7 +44,8 @@ class Kivi(Store):
     @property
     def keys(self) -> Half:
         """The form of keys."""
-        return PerChannel(self.bits, self.group_size, self.residual)
+        keys = PerChannel(self.bits, self.group_size, self.residual)
+        return keys if self.channels is None else ThinnedHalf(self.channels, keys)
 
     @property
     def values(self) -> Half:

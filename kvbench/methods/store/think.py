@@ -18,7 +18,12 @@ class ThinkKeys(ChannelHalf):
 
     ratio: float
     queries: int
-    recent: int
+    recent: int = 0
+
+    def __post_init__(self) -> None:
+        check_between(self, "ratio", 0.0, 0.99)
+        check_at_least(self, "queries", 1)
+        check_at_least(self, "recent", 0)
 
     def encoded(self, n: int, kept: int) -> int:
         return max(0, kept - self.recent)
@@ -43,9 +48,7 @@ class Think(Store):
     recent: int = 32  # newest kept tokens of the prompt whose keys stay whole, as those of generated tokens do
 
     def __post_init__(self) -> None:
-        check_between(self, "ratio", 0.0, 0.99)
-        check_at_least(self, "queries", 1)
-        check_at_least(self, "recent", 0)
+        _ = self.keys  # whose fields are checked
 
     @property
     def keys(self) -> ThinkKeys:
