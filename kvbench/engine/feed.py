@@ -11,6 +11,7 @@ Shape suffixes: B variants, H query heads, U KV heads, T tokens of the prompt, D
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ class FeedPass:
             score_UT=nothing_U0D.new_zeros(heads, 0, dtype=torch.float32),
             base_U=self._base(variant, self._allowed[index], layer, heads),
             at_once=self._feed.chunk,
-            rotate=None if self._model is None else self._model.rotate,
+            rotate=None if self._model is None else partial(self._model.rotate, layer=layer),
             seed=self._seed,
         )
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
-from kvbench.engine.rotation import Rotation, find_rotation
+from kvbench.engine.rotation import Rotation, find_rotations
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.methods.model_view import TOKEN_KINDS
 
@@ -28,12 +28,12 @@ _views: WeakKeyDictionary[PreTrainedModel, EngineView] = WeakKeyDictionary()
 
 
 def view_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> EngineView:
-    """Return the view of a model. Its rotation is checked once per model and process, by a forward call."""
+    """Return the view of a model. Its rotations are checked once per model and process, by a forward call."""
     view = _views.get(model)
     if view is None or view.tokenizer is not tokenizer:
         plan = survey(model)
-        rotation = find_rotation(model, plan) if view is None else view.rotation
-        view = _views[model] = EngineView(type(model).__name__, plan, rotation, tokenizer)
+        rotations = find_rotations(model, plan) if view is None else view.rotations
+        view = _views[model] = EngineView(type(model).__name__, plan, rotations, tokenizer)
     return view
 
 
@@ -48,14 +48,18 @@ class EngineView:
 
     Args:
         name: class of the model, for messages.
-        rotation: of its keys; None if it is unknown.
+        rotations: of its keys, for each layer that is compressed; None where it is unknown.
         tokenizer: None where the caller gave none; questions about tokens are then refused.
     """
 
     def __init__(
-        self, name: str, plan: AttentionPlan, rotation: Rotation | None, tokenizer: PreTrainedTokenizerBase | None
+        self,
+        name: str,
+        plan: AttentionPlan,
+        rotations: Sequence[Rotation | None],
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        self._name, self.rotation, self.tokenizer = name, rotation, tokenizer
+        self._name, self.rotations, self.tokenizer = name, rotations, tokenizer
         self._modules = [plan.modules[layer] for layer in plan.full]
         self._shape = plan.heads, plan.head_dim
         self._ids: dict[str, Tensor] = {}
@@ -75,14 +79,15 @@ class EngineView:
             "this method reads; choose another model or method"
         )
 
-    def rotate(self, x: Tensor, by: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, by: Tensor, layer: int) -> Tensor:
         """Return x [..., T, D] rotated by further positions; see `ModelView`."""
-        if self.rotation is None:
+        rotation = self.rotations[layer]
+        if rotation is None:
             raise ValueError(
                 f"model: {self._name} rotates its keys in a way that kvbench does not know, and this method rotates "
                 "them; choose another model or method"
             )
-        rotated: Tensor = self.rotation(x, by)
+        rotated: Tensor = rotation(x, by)
         return rotated
 
     def encode(self, text: str) -> list[int]:

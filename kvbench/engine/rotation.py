@@ -1,8 +1,9 @@
-"""A model's own rotary embedding, as a function of queries or keys and positions.
+"""A model's own rotary embedding in each layer, as a function of queries or keys and positions.
 
-Its frequencies are read from the model's rotary modules; how channels are paired, and how many of them rotate, is found
-out by a check. In a prompt of one repeated token every layer computes the same keys at every position, but for their
-rotation. So a rotation is right if it turns the first of these keys into the others, in every layer.
+Layers may differ: some have other frequencies, and some know no positions (every fourth of SmolLM3). Frequencies are read
+from the model's rotary modules; which of them a layer uses, how channels are paired, and how many of them rotate, is
+found out by a check. In a prompt of one repeated token every layer computes the same keys at every position, but for
+their rotation. So a rotation is a layer's if it turns the first of these keys into the others.
 
 Shape suffixes: L layers, U KV heads, T tokens, D head dimension.
 """
@@ -56,14 +57,18 @@ class Rotation:
         return torch.cat([turned.to(x.dtype), x[..., channels:]], -1)
 
 
-def find_rotation(model: PreTrainedModel, plan: AttentionPlan) -> Rotation | None:
-    """Return the rotation of a model's keys; None if it is not the same known one in all layers that are compressed."""
-    k_LUTD = _keys(model, plan)
-    tolerance = _TOLERANCE.get(model.dtype, 0.03)
-    by = torch.tensor(_POSITIONS, device=k_LUTD.device)
-    for rotation in _candidates(model, plan.head_dim):
-        error = rotation(k_LUTD[..., :1, :].expand_as(k_LUTD), by) - k_LUTD
-        if float(error.norm() / k_LUTD.norm()) <= tolerance:
+def find_rotations(model: PreTrainedModel, plan: AttentionPlan) -> tuple[Rotation | None, ...]:
+    """Return the rotation of the keys of every layer that is compressed; None where it is unknown."""
+    tolerance, candidates = _TOLERANCE.get(model.dtype, 0.03), list(_candidates(model, plan.head_dim))
+    return tuple(_matching(k_UTD, candidates, tolerance) for k_UTD in _keys(model, plan))
+
+
+def _matching(k_UTD: Tensor, candidates: Sequence[Rotation], tolerance: float) -> Rotation | None:
+    """Return the rotation that turns the first key of each head into the others; None if it is no candidate."""
+    by = torch.tensor(_POSITIONS, device=k_UTD.device)
+    for rotation in candidates:
+        error = rotation(k_UTD[:, :1].expand_as(k_UTD), by) - k_UTD
+        if float(error.norm() / k_UTD.norm()) <= tolerance:
             return rotation
     return None
 

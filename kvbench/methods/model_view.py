@@ -29,12 +29,15 @@ class ModelView(Protocol):
         """
         ...
 
-    def rotate(self, x: Tensor, by: Tensor) -> Tensor:
-        """Return queries or keys, rotated by further positions with the model's own rotary embedding.
+    def rotate(self, x: Tensor, by: Tensor, layer: int) -> Tensor:
+        """Return queries or keys, rotated by further positions with the layer's own rotary embedding.
+
+        In a layer without positions they stay as they are.
 
         Args:
             x: [..., T, D] after (or before) the rotation.
             by: [T] positions or one position, negative to rotate back.
+            layer: position among the layers that are compressed, as `LayerContext.layer`.
 
         Raises:
             ValueError: this model rotates in a way that the view does not reproduce; names the model.

@@ -19,11 +19,13 @@ from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import kvbench_attention, last_logits
 from kvbench.engine.caches import ContinuePass, LayerCaches, Place
+from kvbench.engine.model_view import view_of
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.start import start_feed
 from kvbench.methods.decode.streaming import StreamingWindow
 from kvbench.methods.decoding import Decoding
 from kvbench.prompts import Prompt
+from tests.engine.test_architectures import EXACT, build
 from tests.helpers.tiny_engine import Tiny, generate, prompt, tiny_model
 from tests.reference import streaming
 
@@ -123,6 +125,44 @@ def test_fed_rows_next_to_shared_ones(tiny: Tiny, question: str) -> None:
         assert out.kv_bytes_full == alone.kv_bytes_full
     assert {n for layer in together[0].kept for n in layer} == {24} and together[0].kept_max == 24
     assert {n for layer in together[1].kept for n in layer} == {span // 2}
+
+
+@pytest.mark.parametrize("name", ["smollm3", "cohere2, no positions in full layers", "gemma3"])
+def test_layers_that_do_not_rotate_alike_are_fed_as_by_the_rule(name: str) -> None:
+    """Every full layer computes what the naive twin does: positions within the cache where it has positions at all."""
+    model = build(*EXACT[name][:3])
+    plan, sinks, limit, chunk, tokens = checked_plan(model), 3, 20, 7, 60
+    variant = kvbench.Variant(kvbench.load_method("streaming_llm_true", chunk=chunk, sinks=sinks), limit)
+    ids, seen = torch.tensor([prompt(tokens)]) % 250, {}
+    caches = LayerCaches(plan, RaggedCache(len(plan.full)))
+    with torch.inference_mode(), kvbench_attention(model):
+        feed = start_feed(model, None, [variant], caches, places=[[Place(0, 9)]], token_ids=ids[0])
+        attend = feed.attend
+
+        def observed(layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+            out = attend(layer, q, k, v, scaling)
+            seen[layer] = (q[0] * scaling, k[0], v[0], out[0])
+            return out
+
+        feed.attend = observed  # type: ignore[method-assign]
+        last_logits(model, ids, torch.arange(tokens)[None], feed)
+    view, position_T = view_of(model, None), torch.arange(tokens)
+    for place, layer in enumerate(plan.full):
+        q_HTD, k_UTD, v_UTD, out_HTD = seen[layer]
+        q_HTD, k_UTD = (view.rotate(x, -position_T, place) for x in (q_HTD, k_UTD))
+        held: list[int] = []
+        for first in range(0, tokens, chunk):
+            held += range(first, min(first + chunk, tokens))
+            k_UMD = view.rotate(k_UTD[:, held], torch.arange(len(held)), place)
+            for token in range(first, min(first + chunk, tokens)):
+                at = held.index(token)
+                q_UGD = view.rotate(q_HTD[:, token, None], torch.tensor([at]), place)[:, 0].unflatten(
+                    0, (len(k_UTD), -1)
+                )
+                weights = (q_UGD @ k_UMD[:, : at + 1].transpose(1, 2)).softmax(-1)
+                wanted = (weights @ v_UTD[:, held[: at + 1]]).flatten(0, 1)
+                torch.testing.assert_close(out_HTD[:, token], wanted, rtol=1e-3, atol=1e-4)
+            held = held[:sinks] + held[sinks:][max(0, len(held) - limit) :]
 
 
 def test_a_prompt_within_the_budget_is_answered_as_by_the_full_cache(tiny: Tiny) -> None:

@@ -47,7 +47,7 @@ MODELS = {
         4,
     ),
 }
-UNKNOWN = {"gpt2, learned positions", "opt, learned positions", "smollm3"}  # one layer of SmolLM3 does not rotate
+UNKNOWN = {"gpt2, learned positions", "opt, learned positions"}
 
 
 class Layer:
@@ -90,20 +90,34 @@ def named(request: pytest.FixtureRequest) -> tuple[str, Any]:
 def test_rotations_are_those_of_the_model(named: tuple[str, Any]) -> None:
     """The keys of a text further on are the rotated keys of the text; back again, they are the first ones."""
     name, model = named
-    layer, ids = survey(model).full[0], [7, 7, 7, 7]
-    before, after = run(model, ids, [3, 4, 5, 6], layer), run(model, ids, [3, 40, 5, 56], layer)
-    view, by = view_of(model, None), torch.tensor([0, 36, 0, 50])
-    if name in UNKNOWN:
-        with pytest.raises(ValueError, match=rf"^model: {type(model).__name__} rotates its keys in a way that"):
-            view.rotate(before.k, by)
-        return
-    torch.testing.assert_close(view.rotate(before.k, by), after.k, atol=2e-4, rtol=2e-4)
-    torch.testing.assert_close(view.rotate(before.q, by), after.q, atol=2e-4, rtol=2e-4)
-    torch.testing.assert_close(view.rotate(after.k, -by), before.k, atol=2e-4, rtol=2e-4)
-    half = view.rotate(before.k.bfloat16(), by)
-    assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), after.k, atol=0.1, rtol=0.1)
-    moved = before.k.norm() - (view.rotate(before.k, torch.tensor(9)) - before.k).norm()
-    assert view.rotate(before.k, torch.tensor(9)).shape == before.k.shape and bool(moved.isfinite())
+    ids, view, by = [7, 7, 7, 7], view_of(model, None), torch.tensor([0, 36, 0, 50])
+    for place, layer in enumerate(survey(model).full):  # layers may differ
+        before, after = run(model, ids, [3, 4, 5, 6], layer), run(model, ids, [3, 40, 5, 56], layer)
+        if name in UNKNOWN:
+            with pytest.raises(ValueError, match=rf"^model: {type(model).__name__} rotates its keys in a way that"):
+                view.rotate(before.k, by, place)
+            continue
+        torch.testing.assert_close(view.rotate(before.k, by, place), after.k, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(view.rotate(before.q, by, place), after.q, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(view.rotate(after.k, -by, place), before.k, atol=2e-4, rtol=2e-4)
+        half = view.rotate(before.k.bfloat16(), by, place)
+        assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), after.k, atol=0.1, rtol=0.1)
+        one_position = view.rotate(before.k, torch.tensor(9), place)
+        assert one_position.shape == before.k.shape and bool(one_position.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("name", "still"), [("smollm3", [3]), ("cohere2, no positions in full layers", [0]), ("gemma3", []), ("llama", [])]
+)
+def test_layers_without_positions_do_not_rotate(name: str, still: list[int]) -> None:
+    """SmolLM3 has one in four. Gemma 3 has two bases, and its full layers have their own."""
+    model = build(*MODELS[name][:3])
+    view, x_UTD = view_of(model, None), torch.randn(2, 3, survey(model).head_dim)
+    same = [bool((view.rotate(x_UTD, torch.tensor(9), layer) == x_UTD).all()) for layer in range(len(view.rotations))]
+    assert [layer for layer, is_same in enumerate(same) if is_same] == still
+    config = model.config.get_text_config()
+    if name == "smollm3":
+        assert [bool(rotates) for rotates in config.no_rope_layers] == [not is_same for is_same in same]
 
 
 def test_the_output_projection_is_that_of_the_model(named: tuple[str, Any]) -> None:
