@@ -1,8 +1,8 @@
 """A model's own rotary embedding in each layer, as a function of queries or keys and positions.
 
-Layers may differ: some have other frequencies, and some know no positions (every fourth of SmolLM3). Frequencies are read
-from the model's rotary modules; which of them a layer uses, how channels are paired, and how many of them rotate, is
-found out by a check. In a prompt of one repeated token every layer computes the same keys at every position, but for
+Layers may differ: some have other frequencies, and some know no positions (every fourth of SmolLM3). Frequencies are
+read from the model's rotary modules; which of them a layer uses, how channels are paired, and how many of them rotate,
+is found out by a check. In a prompt of one repeated token every layer computes the same keys at every position, but for
 their rotation. So a rotation is a layer's if it turns the first of these keys into the others.
 
 Shape suffixes: L layers, U KV heads, T tokens, D head dimension.
