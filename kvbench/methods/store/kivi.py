@@ -38,8 +38,7 @@ class Kivi(Store):
         if self.group_size < 1 or self.group_size % (8 // self.bits):
             raise InvalidField("group_size", self.group_size, f"must be a multiple of {8 // self.bits}")
         if self.residual < 1 or self.residual % self.group_size:
-            others = {"group_size": self.group_size}
-            raise InvalidField("residual", self.residual, "must be a multiple of {group_size}", **others)
+            raise InvalidField("residual", self.residual, "must be a multiple of {group_size}", group_size=self.group_size)
 
     @property
     def keys(self) -> Half:
