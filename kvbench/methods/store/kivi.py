@@ -38,17 +38,16 @@ class Kivi(Store):
         if self.group_size < 1 or self.group_size % (8 // self.bits):
             raise InvalidField("group_size", self.group_size, f"must be a multiple of {8 // self.bits}")
         if self.residual < 1 or self.residual % self.group_size:
-            raise InvalidField("residual", self.residual, "must be a multiple of {group_size}", group_size=self.group_size)
+            others = {"group_size": self.group_size}
+            raise InvalidField("residual", self.residual, "must be a multiple of {group_size}", **others)
 
     @property
     def keys(self) -> Half:
-        """The form of keys."""
         keys = PerChannel(self.bits, self.group_size, self.residual)
         return keys if self.channels is None else ThinnedHalf(self.channels, keys)
 
     @property
     def values(self) -> Half:
-        """The form of values."""
         return PerToken(self.bits, self.group_size, self.residual + self.extra)
 
     def family(self, dim: int) -> list[Self]:
