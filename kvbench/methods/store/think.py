@@ -22,21 +22,20 @@ class ThinkKeys(ChannelHalf):
 
     def __post_init__(self) -> None:
         check_between(self, "ratio", 0.0, 0.99)
-        check_at_least(self, "queries", 1)
-        check_at_least(self, "recent", 0)
+        for field, least in {"queries": 1, "recent": 0}.items():
+            check_at_least(self, field, least)
 
     def encoded(self, n: int, kept: int) -> int:
         return max(0, kept - self.recent)
 
     def summary(self, ctx: LayerContext) -> Tensor:
-        squares_HD = ctx.q[:, -self.queries :].to(ctx.dtype).square().mean(1)
-        return squares_HD.view(ctx.num_kv_heads, ctx.group, -1).mean(1)
+        return ctx.q[:, -self.queries :].to(ctx.dtype).square().mean(1).view(ctx.num_kv_heads, ctx.group, -1).mean(1)
 
     def weights(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Tensor:
         queries_UD = ctx.summary(self)
         assert queries_UD is not None
-        squares_UD = (x_UTD.to(ctx.dtype).square() * keep_UT[..., None]).sum(1)
-        return queries_UD * squares_UD / keep_UT.sum(1, True).clamp_min(1)
+        squares_UTD = x_UTD.to(ctx.dtype).square() * keep_UT[..., None]
+        return queries_UD * squares_UTD.sum(1) / keep_UT.sum(1, True).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class Think(Store):
 
     @property
     def keys(self) -> ThinkKeys:
-        """The form of keys."""
         return ThinkKeys(self.ratio, self.queries, self.recent)
 
     def family(self, dim: int) -> list[Self]:

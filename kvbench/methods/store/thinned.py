@@ -16,18 +16,13 @@ from kvbench.methods.storage import ChannelHalf, Encoded, Half, Side, tensors
 
 @dataclass(frozen=True)
 class ThinnedHalf(Half):
-    """The channels that `channels` leaves, encoded by `rest`. `rest` alone decides which tokens are encoded.
+    """The channels that `channels` leaves, encoded by `rest`, which says which tokens are encoded and reads no prompt.
 
-    Channels are weighed by the prompt's tokens that are encoded, as in ThinK's code for KIVI (arXiv 2407.21018); by all
-    kept tokens in a head that encodes none. `rest` must need no facts about the prompt.
+    As in ThinK's code for KIVI (arXiv 2407.21018), the prompt's encoded keys weigh the channels; without any, all keys.
     """
 
     channels: ChannelHalf
     rest: Half
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.channels.needs | self.rest.needs
 
     @property
     def block(self) -> int:
@@ -53,8 +48,7 @@ class ThinnedHalf(Half):
         return self.channels.prepare(ctx, old_UT, x_UTD)
 
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
-        (x_NBC,) = tensors(self.channels.encode(x_NBD, head_N, token_NB))
-        return self.rest.encode(x_NBC, None, None)
+        return self.rest.encode(tensors(self.channels.encode(x_NBD, head_N, token_NB))[0], None, None)
 
     def decode(self, encoded: Encoded, head_N: Tensor | None, dim: int) -> Tensor:
         return self.channels.decode((self.rest.decode(encoded, None, self.channels.stay(dim)),), head_N, dim)
