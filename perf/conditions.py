@@ -30,6 +30,13 @@ def conditions(loaded: Any, name: str, threads: int) -> dict[str, object]:
         "model": name,
         "dtype": str(loaded.model.dtype),
         "device": str(loaded.model.device),
+        **where(threads),
+    }
+
+
+def where(threads: int) -> dict[str, object]:
+    """Return threads, machine, versions, commit and date: what also a measurement without a model depends on."""
+    return {
         "threads": threads,
         "machine": platform.machine(),
         "versions": {

@@ -1,4 +1,4 @@
-// Vectors of 16 floats, and the steps of attention that the CPU kernels share.
+// Vectors of floats as wide as the registers of the CPU, and the steps of attention that the CPU kernels share.
 //
 // A lane is split into pieces of PIECE tokens. Each piece is attended to on its own, and the results are merged in
 // order. So the result of a lane depends neither on the number of threads nor on the other lanes of the call.
@@ -16,9 +16,16 @@ constexpr int PIECE = 256;    // slots: keys of a piece are 64 KiB at D = 64
 constexpr int MAX_COLUMNS = 64;  // queries of a lane: group x tokens
 constexpr int MAX_DIM = 256;
 
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
+// g++ shuffles a vector that is wider than a register element by element, which is ten times slower.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
 #define KVB_INLINE inline __attribute__((always_inline))
 
@@ -33,8 +40,9 @@ struct Partial {  // result of one query over one piece, in base 2
     float top, total;
 };
 
-// The sums of 16 vectors, in order. Each step adds pairs and halves the number of vectors.
+// The sums of LANES vectors, in order. Each step adds pairs and halves the number of vectors.
 KVB_INLINE Vec sums(Vec* x) {
+#if defined(__AVX512F__)
     for (int i = 0; i < 8; i++)
         x[i] = __builtin_shufflevector(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
                __builtin_shufflevector(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
@@ -46,6 +54,20 @@ KVB_INLINE Vec sums(Vec* x) {
                __builtin_shufflevector(x[i], x[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     return __builtin_shufflevector(x[0], x[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
            __builtin_shufflevector(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#elif defined(__AVX2__)
+    for (int i = 0; i < 4; i++)
+        x[i] = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    for (int i = 0; i < 2; i++)
+        x[i] = __builtin_shufflevector(x[i], x[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
+               __builtin_shufflevector(x[i], x[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(x[0], x[1], 0, 8, 2, 10, 4, 12, 6, 14) +
+           __builtin_shufflevector(x[0], x[1], 1, 9, 3, 11, 5, 13, 7, 15);
+#else
+    for (int i = 0; i < 2; i++)
+        x[i] = __builtin_shufflevector(x[i], x[i + 2], 0, 1, 4, 5) + __builtin_shufflevector(x[i], x[i + 2], 2, 3, 6, 7);
+    return __builtin_shufflevector(x[0], x[1], 0, 4, 2, 6) + __builtin_shufflevector(x[0], x[1], 1, 5, 3, 7);
+#endif
 }
 
 // 2^x for x <= 0, to a few units in the last place. Results below 2^-126 become 0.

@@ -71,8 +71,8 @@ def test_auto_takes_the_fastest_that_can_run(gpu):
 def test_auto_on_a_cpu(monkeypatch):
     monkeypatch.setattr(cpu, "library", lambda: None)
     assert backends.choose_backend("auto", MODEL) == backends.Choice("cpu", "the fastest on a CPU")
-    chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.bfloat16, 128, 4))
-    assert chosen == backends.Choice("torch", "not cpu: dtype bfloat16: needs float32")
+    chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.float16, 128, 4))
+    assert chosen == backends.Choice("torch", "not cpu: dtype float16: needs float32 or bfloat16")
     chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.float32, 72, 4))
     assert chosen.name == "torch" and chosen.reason.startswith("not cpu: head dimension 72: compiled for ")
     monkeypatch.setattr(cpu, "library", compilers.gxx)

@@ -1,4 +1,5 @@
-// Append and attend on a CPU, in float32: the decode step of a ragged cache in one pass over its live slots.
+// Append and attend on a CPU: the decode step of a ragged cache in one pass over its live slots. The cache, the queries
+// and the result are float32 or bfloat16; products and sums are float32.
 //
 //   int kvb_cpu_attend(const RaggedDecode* call, stream)
 //   int64 kvb_cpu_workspace(length_S, segment_N, lanes, group, tokens, dim)      bytes that `workspace` needs
@@ -9,83 +10,151 @@
 //
 // This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
+#include <omp.h>
+
 #include "cpu_pieces.hpp"
+#include "cpu_rows.hpp"
 
 namespace {
 
 struct Columns {
-    const float* q[MAX_COLUMNS];  // scaled by log2(e) * scaling, [D] each
+    const float* q[MAX_COLUMNS];  // scaled by log2(e) * scaling, [D] each, in the order of `vector_of`
     int64_t visible[MAX_COLUMNS];  // slots of the lane that the query sees
     int count;
 };
 
-// Attend with BLOCK queries to rows [0, rows) of one piece. acc [BLOCK, D] is overwritten.
-template <int VECS, int BLOCK>
-KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const float* k, const float* v, int rows,
+// Attend with BLOCK queries to rows [0, rows) of one piece. acc [BLOCK, D] is overwritten. While it works on keys, it
+// requests the values of the same rows; while it works on values, it requests the rows of `next`, which may be null.
+template <int D, int BLOCK, typename T>
+KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T* k, const T* v, const T* next, int rows,
                              Partial* partial, float* acc) {
-    constexpr int D = VECS * LANES;
-    float score[BLOCK][PIECE];
-    for (int i = 0; i < rows; i += LANES)
-        for (int c = 0; c < BLOCK; c++) {
-            Vec product[LANES];
-            for (int r = 0; r < LANES; r++) {
-                const float* row = k + static_cast<int64_t>(i + r < rows ? i + r : rows - 1) * D;
-                product[r] = load(row) * load(q[c]);
-                for (int j = 1; j < VECS; j++) product[r] += load(row + j * LANES) * load(q[c] + j * LANES);
+    constexpr int VECS = D / LANES;
+    alignas(64) float score[BLOCK][PIECE];
+    for (int i = 0; i < rows; i += LANES) {
+        Vec product[BLOCK][LANES];
+        for (int r = 0; r < LANES; r++) {
+            const int64_t at = i + r < rows ? i + r : rows - 1;
+            request<D>(v + at * D);
+            Vec sum[BLOCK] = {};
+            for (int j = 0; j < VECS; j++) {
+                const Vec x = vector_of<VECS>(k + at * D, j);
+                for (int c = 0; c < BLOCK; c++) sum[c] += x * load(q[c] + j * LANES);
             }
-            store(score[c] + i, sums(product));
+            for (int c = 0; c < BLOCK; c++) product[c][r] = sum[c];
         }
+        for (int c = 0; c < BLOCK; c++) store(score[c] + i, sums(product[c]));
+    }
     for (int c = 0; c < BLOCK; c++) {
         const int live = seen[c] < rows ? static_cast<int>(seen[c] < 0 ? 0 : seen[c]) : rows;
         partial[c] = soften(score[c], live);
         for (int i = live; i < rows; i++) score[c][i] = 0;
     }
-    constexpr int WIDE = VECS % 2 == 0 ? 2 : 1;  // accumulators of a wider block would not fit into 16 registers
+    // Accumulators of a wider block would not fit into the registers, of which AVX-512 has 32 and others 16.
+    constexpr int WIDE = VECS % 4 == 0 && LANES == 16 ? 4 : VECS % 2 == 0 ? 2 : 1;
     for (int j = 0; j < VECS; j += WIDE) {
         Vec out[BLOCK][WIDE] = {};
-        for (int i = 0; i < rows; i++)
+        for (int i = 0; i < rows; i++) {
+            if (j == 0 && next) request<D>(next + static_cast<int64_t>(i) * D);
             for (int w = 0; w < WIDE; w++) {
-                const Vec row = load(v + static_cast<int64_t>(i) * D + (j + w) * LANES);
+                const Vec row = vector_of<VECS>(v + static_cast<int64_t>(i) * D + j * LANES, w);
                 for (int c = 0; c < BLOCK; c++) out[c][w] += row * score[c][i];
             }
+        }
         for (int c = 0; c < BLOCK; c++)
-            for (int w = 0; w < WIDE; w++) store(acc + c * D + (j + w) * LANES, out[c][w]);
+            if constexpr (WIDE == 1) store(acc + c * D + j * LANES, out[c][0]);
+            else
+                for (int w = 0; w < WIDE; w += 2) store_pair<T>(acc + c * D, j + w, out[c][w], out[c][w + 1]);
     }
 }
 
-template <int VECS>
-KVB_INLINE void attend_piece(const Columns& columns, int64_t first, const float* k, const float* v, int rows,
+template <int D, typename T>
+KVB_INLINE void attend_piece(const Columns& columns, int64_t first, const T* k, const T* v, const T* next, int rows,
                              Partial* partial, float* acc) {
     int64_t seen[MAX_COLUMNS];
     for (int c = 0; c < columns.count; c++) seen[c] = columns.visible[c] - first;
     int c = 0;
     for (; c + 4 <= columns.count; c += 4)
-        attend_block<VECS, 4>(columns.q + c, seen + c, k, v, rows, partial + c, acc + c * VECS * LANES);
-    float* rest = acc + c * VECS * LANES;
+        attend_block<D, 4>(columns.q + c, seen + c, k, v, next, rows, partial + c, acc + c * D);
+    const float* const* q = columns.q + c;
     switch (columns.count - c) {
-        case 3: attend_block<VECS, 3>(columns.q + c, seen + c, k, v, rows, partial + c, rest); break;
-        case 2: attend_block<VECS, 2>(columns.q + c, seen + c, k, v, rows, partial + c, rest); break;
-        case 1: attend_block<VECS, 1>(columns.q + c, seen + c, k, v, rows, partial + c, rest); break;
+        case 3: attend_block<D, 3>(q, seen + c, k, v, next, rows, partial + c, acc + c * D); break;
+        case 2: attend_block<D, 2>(q, seen + c, k, v, next, rows, partial + c, acc + c * D); break;
+        case 1: attend_block<D, 1>(q, seen + c, k, v, next, rows, partial + c, acc + c * D); break;
     }
 }
 
-void attend(int dim, const Columns& columns, int64_t first, const float* k, const float* v, int rows,
+template <typename T>
+void attend(int dim, const Columns& columns, int64_t first, const T* k, const T* v, const T* next, int rows,
             Partial* partial, float* acc) {
-    switch (dim / LANES) {
-        case 1: return attend_piece<1>(columns, first, k, v, rows, partial, acc);
-        case 2: return attend_piece<2>(columns, first, k, v, rows, partial, acc);
-        case 4: return attend_piece<4>(columns, first, k, v, rows, partial, acc);
-        case 5: return attend_piece<5>(columns, first, k, v, rows, partial, acc);
-        case 6: return attend_piece<6>(columns, first, k, v, rows, partial, acc);
-        case 8: return attend_piece<8>(columns, first, k, v, rows, partial, acc);
-        case 16: return attend_piece<16>(columns, first, k, v, rows, partial, acc);
+    switch (dim) {
+        case 16: return attend_piece<16>(columns, first, k, v, next, rows, partial, acc);
+        case 32: return attend_piece<32>(columns, first, k, v, next, rows, partial, acc);
+        case 64: return attend_piece<64>(columns, first, k, v, next, rows, partial, acc);
+        case 80: return attend_piece<80>(columns, first, k, v, next, rows, partial, acc);
+        case 96: return attend_piece<96>(columns, first, k, v, next, rows, partial, acc);
+        case 128: return attend_piece<128>(columns, first, k, v, next, rows, partial, acc);
+        case 256: return attend_piece<256>(columns, first, k, v, next, rows, partial, acc);
     }
 }
 
 bool supported(int dim, int64_t columns) {
-    const int vecs = dim / LANES;
-    const bool known = vecs == 1 || vecs == 2 || (vecs >= 4 && vecs <= 6) || vecs == 8 || vecs == 16;
-    return dim % LANES == 0 && known && columns >= 1 && columns <= MAX_COLUMNS;
+    const bool known = dim == 16 || dim == 32 || dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256;
+    return known && columns >= 1 && columns <= MAX_COLUMNS;
+}
+
+template <typename T>
+void run(const kvb::RaggedDecode* call) {
+    const int64_t tokens = call->tokens, count = call->group * tokens, dim = call->dim, kv_heads = call->kv_heads;
+    const int64_t lanes = call->batch * kv_heads;
+    const Workspace work(call->workspace, lanes, count, dim, [&](int64_t n) {
+        return call->length[call->segment[n]] += static_cast<int32_t>(tokens);
+    });
+    T *k = static_cast<T*>(call->k), *v = static_cast<T*>(call->v);
+    const float base2 = call->scaling * 1.4426950408889634f;
+    // Threads take turns on runs of pieces: a thread knows which keys it needs next, and no thread waits long at the end.
+    const int64_t share = work.pieces / (8 * omp_get_max_threads()), chunk = share < 1 ? 1 : share < 8 ? share : 8;
+
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < lanes; n++) {
+            const int32_t s = call->segment[n];
+            const int64_t slot = static_cast<int64_t>(call->start[s]) + call->length[s] - tokens;
+            for (int64_t t = 0; t < tokens; t++) {
+                const int64_t b = n / kv_heads, u = n % kv_heads;
+                std::memcpy(k + (slot + t) * dim, row_of<T>(call->k_new, b, u, t), sizeof(T) * dim);
+                std::memcpy(v + (slot + t) * dim, row_of<T>(call->v_new, b, u, t), sizeof(T) * dim);
+            }
+        }
+#pragma omp for schedule(dynamic, chunk)
+        for (int64_t p = 0; p < work.pieces; p++) {
+            const int64_t n = work.lane[p], first = (p - work.begin[n]) * PIECE;
+            const int64_t length = call->length[call->segment[n]];
+            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
+            Columns columns;
+            columns.count = static_cast<int>(count);
+            for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
+                const int64_t g = c / tokens, t = c % tokens;
+                const T* from = row_of<T>(call->q, n / kv_heads, n % kv_heads * call->group + g, t);
+                for (int d = 0; d < dim; d++)
+                    scaled[c * dim + place_of<T>(d, call->dim / LANES)] = to_float(from[d]) * base2;
+                columns.q[c] = scaled + c * dim;
+                columns.visible[c] = length - tokens + t + 1;
+            }
+            const int64_t slot = static_cast<int64_t>(call->start[call->segment[n]]) + first, left = length - first;
+            const bool more = left > PIECE + PIECE && (p + 1) % chunk;  // the next piece is this thread's, and is full
+            attend(call->dim, columns, first, k + slot * dim, v + slot * dim, more ? k + (slot + PIECE) * dim : nullptr,
+                   static_cast<int>(left < PIECE ? left : PIECE), work.partial + p * count, work.acc + p * count * dim);
+        }
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < lanes; n++)
+            for (int64_t c = 0; c < count; c++) {
+                float result[MAX_DIM];
+                work.combine_into(result, n, c);
+                T* out = row_of<T>(call->out, n / kv_heads, n % kv_heads * call->group + c / tokens, c % tokens);
+                for (int64_t d = 0; d < dim; d++) convert(result[d], out + d);
+            }
+    }
 }
 
 }  // namespace
@@ -98,54 +167,13 @@ extern "C" int64_t kvb_cpu_workspace(const int32_t* length, const int32_t* segme
 }
 
 extern "C" int kvb_cpu_attend(const kvb::RaggedDecode* call, void*) {
-    const int64_t tokens = call->tokens, count = call->group * tokens, dim = call->dim, kv_heads = call->kv_heads;
-    const int64_t lanes = call->batch * kv_heads;
-    if (!supported(call->dim, count) || call->dtype != FLOAT32) return -1;
-    for (int64_t n = 0; n < lanes; n++) {
+    if (!supported(call->dim, call->group * call->tokens)) return -1;
+    if (call->dtype != FLOAT32 && call->dtype != BFLOAT16) return -1;
+    for (int n = 0; n < call->batch * call->kv_heads; n++) {
         const int32_t s = call->segment[n];
-        if (call->length[s] + tokens > call->start[s + 1] - call->start[s]) return *call->status = 1 + s, 0;
+        if (call->length[s] + call->tokens > call->start[s + 1] - call->start[s]) return *call->status = 1 + s, 0;
     }
-    const Workspace work(call->workspace, lanes, count, dim, [&](int64_t n) {
-        return call->length[call->segment[n]] += static_cast<int32_t>(tokens);
-    });
-    float *k = static_cast<float*>(call->k), *v = static_cast<float*>(call->v);
-    const float base2 = call->scaling * 1.4426950408889634f;
-
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < lanes; n++) {
-            const int32_t s = call->segment[n];
-            const int64_t slot = static_cast<int64_t>(call->start[s]) + call->length[s] - tokens;
-            for (int64_t t = 0; t < tokens; t++) {
-                const int64_t b = n / kv_heads, u = n % kv_heads;
-                std::memcpy(k + (slot + t) * dim, row_of<float>(call->k_new, b, u, t), sizeof(float) * dim);
-                std::memcpy(v + (slot + t) * dim, row_of<float>(call->v_new, b, u, t), sizeof(float) * dim);
-            }
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t p = 0; p < work.pieces; p++) {
-            const int64_t n = work.lane[p], first = (p - work.begin[n]) * PIECE;
-            const int64_t length = call->length[call->segment[n]];
-            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
-            Columns columns;
-            columns.count = static_cast<int>(count);
-            for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
-                const int64_t g = c / tokens, t = c % tokens;
-                const float* from = row_of<float>(call->q, n / kv_heads, n % kv_heads * call->group + g, t);
-                for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
-                columns.q[c] = scaled + c * dim;
-                columns.visible[c] = length - tokens + t + 1;
-            }
-            const int64_t slot = static_cast<int64_t>(call->start[call->segment[n]]) + first, left = length - first;
-            attend(call->dim, columns, first, k + slot * dim, v + slot * dim,
-                   static_cast<int>(left < PIECE ? left : PIECE), work.partial + p * count, work.acc + p * count * dim);
-        }
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < lanes; n++)
-            for (int64_t c = 0; c < count; c++)
-                work.combine_into(row_of<float>(call->out, n / kv_heads, n % kv_heads * call->group + c / tokens,
-                                                c % tokens), n, c);
-    }
+    if (call->dtype == FLOAT32) run<float>(call);
+    else run<Bfloat16>(call);
     return 0;
 }

@@ -26,26 +26,35 @@ struct Place {
     int64_t block, slot, slots;
 };
 
-// The codes of 16 tokens or channels.
+// How far each of LANES codes lies from the lowest bit of its word.
+template <int BITS>
+KVB_INLINE Ints shifts() {
+    Ints result;
+    for (int i = 0; i < LANES; i++) result[i] = i * BITS % 32;
+    return result;
+}
+
+// The codes of LANES tokens or channels.
 template <int BITS>
 KVB_INLINE Vec unpack(const uint8_t* from) {
     if constexpr (BITS == 8) {
-        typedef uint8_t Bytes __attribute__((vector_size(16)));
+        typedef uint8_t Bytes __attribute__((vector_size(LANES)));
         Bytes x;
         std::memcpy(&x, from, sizeof x);
         return __builtin_convertvector(__builtin_convertvector(x, Ints), Vec);
-    } else if constexpr (BITS == 4) {
-        int32_t word[2];
-        std::memcpy(word, from, sizeof word);
-        const Ints shift = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
-        const Ints low = Ints{} + word[0], high = Ints{} + word[1];
-        const Ints both = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31);
-        return __builtin_convertvector((both >> shift) & 15, Vec);
     } else {
-        int32_t word;
-        std::memcpy(&word, from, sizeof word);
-        const Ints shift = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-        return __builtin_convertvector(((Ints{} + word) >> shift) & 3, Vec);
+        uint32_t word = 0;
+        constexpr size_t SIZE = LANES * BITS / 8;
+        std::memcpy(&word, from, SIZE < sizeof word ? SIZE : sizeof word);
+        Ints words = Ints{} + static_cast<int32_t>(word);
+#if defined(__AVX512F__)
+        if constexpr (SIZE > sizeof word) {
+            std::memcpy(&word, from + sizeof word, sizeof word);
+            const Ints high = Ints{} + static_cast<int32_t>(word);
+            words = __builtin_shufflevector(words, high, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31);
+        }
+#endif
+        return __builtin_convertvector((words >> shifts<BITS>()) & ((1 << BITS) - 1), Vec);
     }
 }
 

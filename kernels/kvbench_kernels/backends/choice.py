@@ -116,8 +116,8 @@ def _unfit_for_gpu_kernels(spec: AttentionSpec) -> str | None:
 def _unfit_for_cpu_kernel(spec: AttentionSpec, compile_now: bool) -> str | None:
     if spec.device.type != "cpu":
         return f"needs a CPU, but the model is on device={spec.device}"
-    if spec.dtype != torch.float32:
-        return f"dtype {str(spec.dtype).removeprefix('torch.')}: needs float32"
+    if spec.dtype not in cpu.DTYPES:
+        return f"dtype {str(spec.dtype).removeprefix('torch.')}: needs float32 or bfloat16"
     if spec.head_dim not in cpu.HEAD_DIMS:
         return f"head dimension {spec.head_dim}: compiled for {', '.join(map(str, cpu.HEAD_DIMS))}"
     try:

@@ -1,4 +1,4 @@
-"""Backend `cpu`: append and attention in one call of our own C++ in float32 (csrc/decode/cpu_attend.cpp)."""
+"""Backend `cpu`: append and attention in one call of our own C++ (csrc/decode/cpu_attend.cpp)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kvbench_kernels.ops.library import Library, load
 from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
 from kvbench_kernels.ops.weights import least
 
+DTYPES = tuple(CPU_DTYPE)
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 MAX_QUERIES = 64  # of a KV head, group x tokens; for more of them matrix products are faster
 
@@ -46,7 +47,7 @@ class CpuBackend:
         batch, heads, tokens, dim = q_BHTD.shape
         kv_heads = k_BUTD.shape[1]
         group = heads // kv_heads
-        if group * tokens > MAX_QUERIES or q_BHTD.dtype != torch.float32:
+        if group * tokens > MAX_QUERIES or q_BHTD.dtype not in DTYPES:
             return self._for_many.append_and_attend(q_BHTD, k_BUTD, v_BUTD, buffers, lanes, scaling, lengths, settled)
         q_BHTD, k_BUTD, v_BUTD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BUTD, v_BUTD))
         out_BHTD = q_BHTD.new_empty(batch, tokens, heads, dim).transpose(1, 2)

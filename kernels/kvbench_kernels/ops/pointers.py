@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 DTYPE = {torch.bfloat16: 0, torch.float16: 1}
-CPU_DTYPE = {torch.float32: 2}
+CPU_DTYPE = {torch.bfloat16: 0, torch.float32: 2}
 
 
 def strided(x: Tensor) -> tuple[int, ...]:
