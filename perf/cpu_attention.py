@@ -2,10 +2,10 @@
 
     python perf/cpu_attention.py [--parts decode,packed,question] [--turns 30] [--threads 2] [--out FILE.json]
 
-One layer of SmolLM2-135M's shape (9 query heads, 3 KV heads, head dimension 64). In each turn every contender runs once,
+One layer of SmolLM2-135M's shape: 9 query heads, 3 KV heads, head dimension 64. In each turn every contender runs once,
 one after the other, on data that is larger than the cache of the CPU. Ratios are given twice: the median of the turns'
-ratios, and that of the least times, because other programs on the machine only ever make a call slower. The floor is a
-C++ loop that reads the same bytes with the same threads.
+ratios, and that of the least times, because other programs on the machine only ever make a call slower. The floor is
+a C++ loop that reads the same bytes with the same threads.
 """
 
 from __future__ import annotations

@@ -11,6 +11,10 @@
 //   values  blocks of one token: codes [D / group, group], scale and low [D / group]
 // Returns 0, or -1 if the dtype or a size is not supported: `dim` and the groups must be multiples of 16.
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "cpu_pieces.hpp"
 
 namespace {
@@ -38,10 +42,20 @@ KVB_INLINE Ints shifts() {
 template <int BITS>
 KVB_INLINE Vec unpack(const uint8_t* from) {
     if constexpr (BITS == 8) {
+#if defined(__AVX512F__)  // g++ converts bytes in two steps
+        __m128i bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        return __builtin_convertvector(reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(bytes)), Vec);
+#elif defined(__AVX2__)
+        int64_t bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        return __builtin_convertvector(reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes))), Vec);
+#else
         typedef uint8_t Bytes __attribute__((vector_size(LANES)));
         Bytes x;
         std::memcpy(&x, from, sizeof x);
         return __builtin_convertvector(__builtin_convertvector(x, Ints), Vec);
+#endif
     } else {
         uint32_t word = 0;
         constexpr size_t SIZE = LANES * BITS / 8;
