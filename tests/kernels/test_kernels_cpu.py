@@ -80,7 +80,7 @@ def test_narrower_vectors_against_double_precision(flags: tuple[str, ...], monke
 
 
 def against_double_precision(backend: CpuBackend, dim: int, dtype: torch.dtype) -> None:
-    """Lengths around the vector and the piece, groups of any size, several new tokens, logits up to a hundred."""
+    """Check lengths around the vector and the piece, groups of any size, several new tokens, logits up to a hundred."""
     g = torch.Generator().manual_seed(SEED)
     choices = [1, 2, 15, 16, 17, 63, 64, 65, 254, 255, 256, 257, 511, 512, 600]
     for case in range(8):
