@@ -1,4 +1,4 @@
-"""The tokens that each variant keeps of a prompt: the budget, its shares by layer, the masks, the forms of the store.
+"""The budgets of a prompt's variants: tokens of each layer, forms of the stores, and the masks that came of them.
 
 Shape suffixes: U KV heads, T tokens of the compressed span.
 """
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
-from kvbench.engine.caches import Place
-from kvbench.engine.entries import entries
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed, fit, fits_late
 from kvbench.methods.budgets import ByteShare
@@ -54,9 +52,14 @@ class Choices:
             or (variant.method.fits_forms and fits_late(variant.method, variant.budget))
         ]
 
+    def tokens(self, index: int) -> int | None:
+        """Return the tokens per KV head that a variant's budget allows; None without a budget."""
+        allowed = self._allowed[index]
+        return None if allowed is None else allowed.tokens
+
     def drops(self, index: int) -> bool:
         """Return True if the variant keeps fewer tokens than the prompt has."""
-        return self._variants[index].method.drops(self._tokens(index), self._span)
+        return self._variants[index].method.drops(self.tokens(index), self._span)
 
     def add_statistic(self, index: int, ctx: LayerContext) -> None:
         """Take from a layer what the variant's layer budgets depend on."""
@@ -70,25 +73,22 @@ class Choices:
             self._allowed[index] = fit(method, budget, layers, statistics, self._shape)
         self._totals[index] = self._layer_totals(index, statistics)
 
-    def entries(self, index: int, places: Sequence[Place], ctx: LayerContext) -> list[Entry]:
-        """Return what a variant keeps of a layer, once for each of its rows."""
-        variant, tokens = self._variants[index], self._tokens(index)
-        if self.drops(index):
-            if index not in self._totals:
-                self._totals[index] = self._layer_totals(index, None)
-            totals = self._totals[index]
-            if tokens is not None:
-                variant.method.check_scored(tokens)
-            total = None if totals is None else totals[ctx.layer]
-            evicting = variant.method.evicting
-            keep_UT = evicting.mask(ctx, tokens, total)
-            known = total if evicting.exact and tokens is not None else None
-        else:
-            keep_UT = torch.ones(ctx.num_kv_heads, self._span, dtype=torch.bool, device=ctx.k.device)
-            known = keep_UT.numel()
+    def of_layer(self, index: int, layer: int) -> tuple[int | None, int | None]:
+        """Return the tokens per KV head that a variant's budget allows, and those of a layer over all of its heads.
+
+        None where the selection is not counted.
+        """
+        if index not in self._totals:
+            self._totals[index] = self._layer_totals(index, None)
+        tokens, totals = self.tokens(index), self._totals[index]
+        if tokens is not None:
+            self._variants[index].method.check_scored(tokens)
+        return tokens, None if totals is None else totals[layer]
+
+    def save(self, index: int, layer: int, keep_UT: Tensor) -> None:
+        """Keep a mask for `kept_mask`, if masks are kept."""
         if self._kept is not None:
-            self._kept[index][ctx.layer] = keep_UT.cpu()
-        return entries(variant, places, ctx, keep_UT, tokens, known)
+            self._kept[index][layer] = keep_UT.cpu()
 
     def store(self, index: int, layer: int) -> Store | None:
         """Return the store that holds a layer's tokens for a variant."""
@@ -103,11 +103,11 @@ class Choices:
             return index
         if method.merge is None or not self.drops(index):
             return None
-        return method.merge, method.evicting, self._tokens(index), None if totals is None else totals[layer]
+        return method.merge, method.evicting, self.tokens(index), None if totals is None else totals[layer]
 
     def shares(self, group: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
         """Return which share of the time to store several variants a single row of each would take: by its tokens."""
-        every = [self._span if self._variants[index].method.keeps_prompt else self._tokens(index) for index in group]
+        every = [self._span if self._variants[index].method.keeps_prompt else self.tokens(index) for index in group]
         tokens = {index: self._span if own is None else own for index, own in zip(group, every, strict=True)}
         total = sum(tokens[index] * len(of_rows) for index, of_rows in group.items())
         return {index: tokens[index] / total for index in group}
@@ -134,10 +134,6 @@ class Choices:
         if self._kept is None or index not in self._kept:
             return None
         return torch.stack([self._kept[index][layer] for layer in sorted(self._kept[index])])
-
-    def _tokens(self, index: int) -> int | None:
-        allowed = self._allowed[index]
-        return None if allowed is None else allowed.tokens
 
     def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:
         allowed, shape = self._allowed[index], self._shape

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
@@ -23,6 +24,7 @@ from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches, Place
 from kvbench.engine.choices import Choices
 from kvbench.engine.clock import Total, VariantTimes, now, stamp
+from kvbench.engine.entries import entries
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
 from kvbench.engine.passes import ProbeRunner
@@ -213,7 +215,7 @@ class PrefillPass:
         groups: dict[Hashable, dict[int, list[Entry]]] = defaultdict(dict)
         for index in variants:
             with self._times([index], ctx):
-                of_rows = self.choices.entries(index, self._places[index], ctx)
+                of_rows = self._entries(index, ctx)
             groups[self.choices.group(index, ctx.layer)][index] = of_rows
         for group in groups.values():
             merged = Memo(ctx.watch)  # freed before the next group: at most one merged copy of a layer exists
@@ -229,3 +231,17 @@ class PrefillPass:
             together = [entry for of_rows in group.values() for entry in of_rows]
             with self._times(list(group), ctx, self.choices.shares(group)):
                 self._caches.kv.add(ctx.layer, together, *kv)
+
+    def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
+        """Return what a variant keeps of a layer, once for each of its rows."""
+        variant, tokens = self._variants[index], self.choices.tokens(index)
+        if self.choices.drops(index):
+            tokens, total = self.choices.of_layer(index, ctx.layer)
+            evicting = variant.method.evicting
+            keep_UT = evicting.mask(ctx, tokens, total)
+            known = total if evicting.exact and tokens is not None else None
+        else:
+            keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
+            known = keep_UT.numel()
+        self.choices.save(index, ctx.layer, keep_UT)
+        return entries(variant, self._places[index], ctx, keep_UT, tokens, known)
