@@ -183,10 +183,6 @@ class ArenaLayer:
                 return group.nbytes(row)
         return self._held[row].nbytes() if row in self._held else 0
 
-    def has_policy(self, row: int) -> bool:
-        """Return True if a row evicts while decoding."""
-        return row in self._held or any(row in group.rows for group in self._groups)
-
     def token_bytes(self) -> int:
         """Return the bytes of one token's key and value in one head."""
         return self._arenas.token_bytes()

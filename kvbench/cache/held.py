@@ -36,8 +36,10 @@ class HeldRow:
     pins: HeldPins | None = None
 
     def nbytes(self) -> int:
-        """Return the bytes of positions, state and plan."""
-        return int(self.pos_UC.nbytes + self.state_UC.nbytes) + (0 if self.pins is None else self.pins.nbytes())
+        """Return the bytes of positions, state, plan, and of keys that the policy turns."""
+        of_keys = self.turned.nbytes if self.turned is not None and self.decoding.policy.turns_all else 0
+        of_plan = 0 if self.pins is None else self.pins.nbytes()
+        return int(self.pos_UC.nbytes + self.state_UC.nbytes) + of_plan + of_keys
 
     def most_reserved(self, entry: Entry) -> int:
         """Return the slots to reserve in addition to the kept tokens: no more than the limit and the buffer ask for."""

@@ -63,7 +63,10 @@ class MaskedCache:
             if entry.store is not None:
                 entry.store.check(k_UTD.shape[-1])
                 k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
-            self._layers[layer][entry.row] = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads(), [])
+            row = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads(), [])
+            if entry.policy is not None and entry.policy.policy.turns_all:
+                _turn(row, torch.ones_like(keep_UT), [range(keep_UT.shape[1])] * len(keep_UT))
+            self._layers[layer][entry.row] = row
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
         of_row = self._layers[layer][row]
@@ -243,7 +246,7 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         return
     if slots.pinned_BUC is not None:
         limit = slots.limit_BU = limit + slots.pinned_BUC[:, :, span:].sum(-1)
-    before_U = row.keep_UN.sum(1)
+    before_UN = row.keep_UN
     scheduled = decoding.interval and any(step % decoding.interval == 0 for step in range(steps - new + 1, steps + 1))
     worth_UN, row.keep_UN = policy.drop(slots)[0], row.keep_UN.clone()
     if slots.pinned_BUC is not None:
@@ -256,7 +259,9 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
             row.keep_UN[head, held[: len(held) - most]] = False
     _hand_on(row, policy, slots)
     if policy.turns:
-        _turn(row, slots, before_U)
+        slots.live_BUC = row.keep_UN[None]
+        whole: Sequence[Sequence[int]] = [range(seen)] * heads
+        _turn(row, before_UN, whole if policy.turns_all else policy.turned(slots)[0].tolist())
 
 
 def _hand_on(row: _Row, policy: DecodePolicy, slots: Slots) -> None:
@@ -283,15 +288,15 @@ def _pinned(row: _Row, plan: Plan) -> Tensor:
     return torch.cat([plan.pinned_UT, plan.pins_U[:, None] & hits], 1)
 
 
-def _turn(row: _Row, slots: Slots, before_U: Tensor) -> None:
-    """Rotate the keys of a policy's chosen tokens by a position for every token that left."""
-    policy, rotate = row.entry.policy, row.entry.rotate
-    assert policy is not None and rotate is not None
+def _turn(row: _Row, before_UN: Tensor, columns: Sequence[Sequence[int]]) -> None:
+    """Rotate the keys in some columns of each head by a position for every later token that left."""
+    rotate = row.entry.rotate
+    assert rotate is not None
     row.k_UND = row.k_UND.clone()
-    slots.live_BUC = row.keep_UN[None]
-    columns_UM = policy.policy.turned(slots)[0]
-    for head, left in enumerate((before_U - row.keep_UN.sum(1)).tolist()):
-        for column in columns_UM[head].tolist():
-            if left and bool(row.keep_UN[head, column]):
-                turned = rotate(row.k_UND[head, column, None].float(), torch.tensor([left], device=row.k_UND.device))
-                row.k_UND[head, column] = turned[0].to(row.k_UND.dtype)
+    gone_UN = (before_UN & ~row.keep_UN).int()
+    later_UN = gone_UN.flip(1).cumsum(1).flip(1) - gone_UN
+    for head, of_head in enumerate(columns):
+        at = [column for column in of_head if row.keep_UN[head, column] and later_UN[head, column]]
+        if at:
+            turned = rotate(row.k_UND[head, at].float(), later_UN[head, at])
+            row.k_UND[head, at] = turned.to(row.k_UND.dtype)

@@ -23,7 +23,7 @@ from kvbench.cache.held import HeldRow
 from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Quota
-from kvbench.cache.turned import TurningKeys
+from kvbench.cache.turned import TurningKeys, TurningSlots
 from kvbench.methods.sharing import Leaving
 from kvbench.methods.slots import Slots, head_draws
 from kvbench_kernels.backends import Backend, Buffers, Lanes
@@ -88,10 +88,14 @@ class PolicyGroup:
             numbers_BUX=None if self._pins is None else self._pins.numbers_BUX,
             pinned_BUC=None if self._pins is None else self._pins.pinned_BUC,
         )
-        self._turning: TurningKeys | None = None
-        if self.policy.turns:  # here, because a recorded step must not make the tensors again
-            turned, dim = [row.turned for row in held], arena.buffers.k_RD.shape[1]
-            self._turning = TurningKeys(self.policy, self.slots, turned, dim, held[0].rotate)
+        self._turning: TurningKeys | TurningSlots | None = None
+        turned, k_RD = [row.turned for row in held], arena.buffers.k_RD
+        if self.policy.turns_all:  # here, because a recorded step must not make the tensors again
+            self._turning = TurningSlots(self.slots, turned, width, k_RD, held[0].rotate)
+            all_BU = torch.ones_like(self.length_BU, dtype=torch.bool)
+            self._turning.turn(self.slots, arena.buffers, self.start_BU, self.length_BU, all_BU)
+        elif self.policy.turns:
+            self._turning = TurningKeys(self.policy, self.slots, turned, k_RD.shape[1], held[0].rotate)
 
     def leave(self) -> dict[int, HeldRow]:
         """Return the rows as they are between two layouts."""
@@ -102,7 +106,7 @@ class PolicyGroup:
             row.seen, row.peak = int(self.quota.seen_B1[i, 0]), int(self.quota.peak_B[i])
             if self._pins is not None:
                 row.pins = self._pins.leave(i, width, int(self.quota.pinned_B1[i, 0]))
-            row.turned = None if self._turning is None else self._turning.of(i)
+            row.turned = None if self._turning is None else self._turning.of(i, width)
         return dict(zip(self.rows, self._states, strict=True))
 
     def check(self) -> None:
@@ -122,7 +126,8 @@ class PolicyGroup:
         """Return the bytes that the policy needs for a row, in addition to keys and values."""
         i = self.rows.index(row)
         of_plan = 0 if self._pins is None else self._pins.nbytes(i)
-        return int(self.slots.pos_BUC[i].nbytes + self.slots.state_BUC[i].nbytes) + of_plan
+        of_keys = 0 if self._turning is None else self._turning.nbytes(i)
+        return int(self.slots.pos_BUC[i].nbytes + self.slots.state_BUC[i].nbytes) + of_plan + of_keys
 
     def lacks_room(self, tokens: int) -> bool:
         """Return True if a head has no room for `tokens` more."""
@@ -198,6 +203,7 @@ class PolicyGroup:
         if s.pinned_BUC is not None:
             s.pinned_BUC.scatter_(2, column_BU[..., None], s.pinned_BUC.gather(2, last_BU[..., None]))
         if self._turning is not None:
+            self._turning.move(column_BU[..., None], last_BU[..., None])
             self._turning.turn(s, buffers, self.start_BU, self.length_BU, due_BU)
 
     def _mask(self, buffers: Buffers) -> None:
@@ -265,6 +271,8 @@ class PolicyGroup:
         copy_tokens(to, source, (buffers.k_RD, buffers.v_RD))
         for x_BUC in (s.pos_BUC, s.state_BUC, *(() if s.pinned_BUC is None else (s.pinned_BUC,))):
             x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
+        if self._turning is not None:
+            self._turning.move(to_BUn, source_BUn)
 
     def _shorten(self, buffers: Buffers, count_BU: Tensor, column_BUn: Tensor) -> None:
         """Take `count_BU` slots off the end of each head; these are the columns, or the last one where none is."""

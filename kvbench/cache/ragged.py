@@ -20,6 +20,7 @@ from kvbench.cache.forms import Form, FormRows, OwnRows, attend_by_form, by_form
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.late_arena import PromptLengths
 from kvbench.cache.looking import LookRows
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.fitting import state_bytes
 from kvbench_kernels.backends import Backend, make_backend
 
@@ -41,12 +42,14 @@ class RaggedCache:
         self._layers = [ArenaLayer(chosen, layer, num_layers, self.host_work, lengths) for layer in range(num_layers)]
         self._encoded: list[dict[Form, OwnRows]] = [{} for _ in range(num_layers)]
         self._form_of: list[dict[int, Form]] = [{} for _ in range(num_layers)]
-        self._dtype = torch.float32  # of keys and values
+        self._dtype, self._dim = torch.float32, 0  # of keys and values
+        self._policy_of: dict[int, Decoding | None] = {}
         self._active: tuple[int, ...] = ()  # the rows of the last call
         self._groups: list[list[FormRows]] = []  # the same by their forms, in the layers that attended to them
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        self._dtype = k_UTD.dtype
+        self._dtype, self._dim = k_UTD.dtype, k_UTD.shape[-1]
+        self._policy_of |= {entry.row: entry.policy for entry in entries}
         forms: dict[Form | None, list[Entry]] = {}
         for entry in entries:
             forms.setdefault(form_of(entry), []).append(entry)
@@ -62,6 +65,7 @@ class RaggedCache:
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
         assert row not in self._form_of[layer], "a fed prompt has neither a storage part nor a look"
         self._layers[layer].fork(row, copies)
+        self._policy_of |= dict.fromkeys(copies, self._policy_of[row])
 
     def attend(
         self,
@@ -107,6 +111,8 @@ class RaggedCache:
                 form_of_row.pop(row, None)
             for form in set(encoded) - set(form_of_row.values()):  # a budget may choose other forms for every prompt
                 del encoded[form]
+        for row in rows:
+            self._policy_of.pop(row, None)
         self._active = ()
 
     def compact(self) -> None:
@@ -166,9 +172,10 @@ class RaggedCache:
 
     def held_bytes(self, row: int) -> int:
         form = self._form_of[0].get(row)
-        store, evicts = (None, self._layers[0].has_policy(row)) if form is None else (form.store, form.evicts)
+        policy = self._policy_of.get(row)
         tokens = sum(map(sum, self.lengths(row)))
-        return self.used_bytes(row) + tokens * state_bytes(store, evicts, self._dtype)
+        state = state_bytes(None if form is None else form.store, policy, self._dim, self._dtype)
+        return self.used_bytes(row) + tokens * state
 
     def slack_bytes(self, row: int) -> int:
         self._settle()

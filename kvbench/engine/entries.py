@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def entries(
         total=keep_UT.numel() if method.keeps_prompt else total,
         look=method.look,
         reads=None if method.look is None else tokens,
+        rotate=None if ctx.facts.model is None else partial(ctx.facts.model.rotate, layer=ctx.layer),
         seed=ctx.facts.seed,
     )
     return [entry, *(_copy_for(entry, place, policy) for place in others)]

@@ -83,12 +83,18 @@ class EngineView:
         """Return x [..., T, D] rotated by further positions; see `ModelView`."""
         rotation = self.rotations[layer]
         if rotation is None:
+            self.check_rotations()
+        assert rotation is not None
+        rotated: Tensor = rotation(x, by)
+        return rotated
+
+    def check_rotations(self) -> None:
+        """Raise ValueError, naming the model, if the rotation of a layer is unknown."""
+        if None in self.rotations:
             raise ValueError(
                 f"model: {self._name} rotates its keys in a way that kvbench does not know, and this method rotates "
                 "them; choose another model or method"
             )
-        rotated: Tensor = rotation(x, by)
-        return rotated
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; see `ModelView`."""

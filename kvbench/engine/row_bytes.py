@@ -12,7 +12,6 @@ from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.composed import Composed
-from kvbench.methods.decoding import STATE_BYTES
 from kvbench.methods.fitting import CacheShape, even, head_bytes, promised_bytes, state_bytes
 from kvbench.methods.looking import Look
 from kvbench.methods.storage import Half, Store
@@ -31,7 +30,7 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
     kept = span if masked or method.keeps_prompt else kept_tokens(variant, shape, span)
     most = kept + question + new + (0 if method.feed is None else method.feed.chunk)
     if masked or method.store is None:
-        state = 0 if method.policy is None else STATE_BYTES
+        state = state_bytes(None, method.policy, shape.dim, shape.dtype)
         of_head = _with_spare(most) * (shape.token_bytes + state)
         if method.look is not None and not masked:
             of_head += _summary_bytes(method.look, most, shape)
@@ -42,7 +41,11 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
     if method.policy is None:
         of_heads = sum(_encoded_bytes(store, kept, most, shape, least=kept if equal else 0) for store in stores)
     else:
-        of_heads = sum(_evicting_bytes(store, kept, question, most, shape, even=even) for store in stores)
+        states = [state_bytes(store, method.policy, shape.dim, shape.dtype) for store in stores]
+        of_heads = sum(
+            _evicting_bytes(store, state, kept, question, most, shape, even=even)
+            for store, state in zip(stores, states, strict=True)
+        )
     return shape.heads * of_heads
 
 
@@ -62,7 +65,7 @@ def kept_tokens(variant: Variant, shape: CacheShape, span: int) -> int:
             return span
         if method.store is None:
             return math.ceil(budget.share * span)
-        state = state_bytes(method.store, method.policy is not None, shape.dtype)
+        state = state_bytes(method.store, method.policy, shape.dim, shape.dtype)
         table = head_bytes(method.store, state, span, shape.dim, shape.dtype)
         return min(span, even(table, promised_bytes(budget, span, shape), shape).tokens + 1)  # heads get what is left
     tokens = method.tokens(budget, span)
@@ -97,7 +100,9 @@ def _encoded_bytes(store: Store, kept: int, most: int, shape: CacheShape, least:
     return total
 
 
-def _evicting_bytes(store: Store, kept: int, question: int, most: int, shape: CacheShape, even: bool) -> int:
+def _evicting_bytes(
+    store: Store, state: int, kept: int, question: int, most: int, shape: CacheShape, even: bool
+) -> int:
     """Return the bytes of a KV head whose tokens are encoded in blocks and may leave one by one.
 
     A token has a number, which the arena holds for its key and for its value. All prompt tokens of a head are plain
@@ -105,10 +110,11 @@ def _evicting_bytes(store: Store, kept: int, question: int, most: int, shape: Ca
     left.
 
     Args:
+        state: further bytes of each token.
         even: True if all heads keep as many tokens.
     """
     numbers = _with_spare(most)
-    total = numbers * state_bytes(store, True, shape.dtype)
+    total = numbers * state
     for half in plain_if_none(store.halves):
         blocks, slots = room(half, kept, most)
         rest = kept - half.encoded(kept, kept)  # of each head before the last

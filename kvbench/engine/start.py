@@ -31,14 +31,20 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, v
         ValueError: a method does not fit the model; one line.
     """
     if any(_needs_view(variant) for variant in variants):
-        view_of(model, tokenizer)
+        view = view_of(model, tokenizer)
+        if any(_turns(variant) for variant in variants):
+            view.check_rotations()
+
+
+def _turns(variant: Variant) -> bool:
+    """Return True if a method rotates keys while it generates."""
+    return variant.method.policy is not None and variant.method.policy.policy.turns
 
 
 def _needs_view(variant: Variant) -> bool:
     """Return True if a method reads the model, apart from the layers of its prompt."""
     method = variant.method
-    turns = method.decode is not None and method.decode.policy.turns
-    return "model" in method.needs or method.probe is not None or turns
+    return "model" in method.needs or method.probe is not None or _turns(variant)
 
 
 def start_feed(
@@ -127,7 +133,8 @@ def start_prefill(
     """
     span = len(token_ids)
     needs = frozenset[str]().union(*(variant.method.needs for variant in variants))
-    facts = _facts(view_of(model, tokenizer) if "model" in needs else None, token_ids, spans, task, seed)
+    view = view_of(model, tokenizer) if any(_needs_view(variant) for variant in variants) else None
+    facts = _facts(view, token_ids, spans, task, seed)
     hidden = LayerInputs(decoder_layers(model, caches.plan)) if "hidden" in needs else None
     run_probe = None
     if any(variant.method.probe is not None for variant in variants):

@@ -200,7 +200,7 @@ def _table(method: Composed, span: int, shape: CacheShape) -> Sequence[int]:
 
 
 def _state(method: Composed, shape: CacheShape) -> int:
-    return state_bytes(method.store, method.policy is not None, shape.dtype)
+    return state_bytes(method.store, method.policy, shape.dim, shape.dtype)
 
 
 def _of_head(method: Composed, store: Store | None, span: int, shape: CacheShape) -> int:

@@ -59,7 +59,9 @@ class DecodePolicy(Protocol):
     Attributes:
         reads: the attention of a step that `observe` gets: "nothing", "last" (of the newest query) or "all".
         adds_to_prompt: True if `limit` counts from what a head kept of the prompt, and not from its share of a budget.
-        turns: True if the keys of `turned` tokens rotate by a position for every token that leaves.
+        turns: True if the keys of `turned` tokens rotate by a position for every later token that leaves.
+        turns_all: True if the keys of all tokens do, so that positions are those within the cache. The cache then holds
+            every key twice, as it is read and as it was before its first turn.
         merges: True if tokens that stay take over something of those that leave, as `shares` says.
         phases: the values of `phase` that mean something to the policy.
         follows_plan: True if it needs the plan of a selection with `policies`. The limits come from the plan.
@@ -69,6 +71,7 @@ class DecodePolicy(Protocol):
     adds_to_prompt: ClassVar[bool] = False
     follows_plan: ClassVar[bool] = False
     turns: ClassVar[bool] = False
+    turns_all: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     phases: ClassVar[Sequence[str]] = PHASES
 
@@ -134,7 +137,10 @@ class DecodePolicy(Protocol):
         ...
 
     def turned(self, slots: Slots) -> Tensor:
-        """Return the slots [B, U, m] whose keys rotate, in an order that does not change from step to step."""
+        """Return the slots [B, U, m] whose keys rotate, in an order that does not change from step to step.
+
+        They hold the first tokens of the sequence, so that whatever leaves is later. Not asked with `turns_all`.
+        """
         raise TypeError(f"{type(self).__name__} turns no keys")
 
     def shares(self, slots: Slots, leaving: Leaving) -> Shares:
@@ -182,6 +188,10 @@ class Decoding:
     interval: int = 0
     buffer: int = 0
     budget: int | float | None = None
+
+    def token_bytes(self, dim: int, dtype: torch.dtype) -> int:
+        """Return the bytes that a token in a KV head takes in addition to its key and value of this dimension."""
+        return STATE_BYTES + (dim * dtype.itemsize + 1 if self.policy.turns_all else 0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", as_plain_number(self.budget))

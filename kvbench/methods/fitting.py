@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvbench.methods.budgets import Allowance, ByteShare
 from kvbench.methods.context import LayerContext
-from kvbench.methods.decoding import STATE_BYTES
+from kvbench.methods.decoding import Decoding
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.storage import NUMBER_BYTES, Half, Store
 
@@ -47,15 +47,16 @@ def promised_bytes(budget: ByteShare, span: int, shape: CacheShape) -> int:
     return int(budget.share * span * shape.segments * shape.token_bytes + 1e-6)
 
 
-def state_bytes(store: Store | None, evicts: bool, dtype: torch.dtype) -> int:
+def state_bytes(store: Store | None, policy: Decoding | None, dim: int, dtype: torch.dtype) -> int:
     """Return the bytes that a token takes in addition to its key and value.
 
     Args:
-        evicts: True if a decode policy lets tokens leave while generating.
+        policy: lets tokens leave while generating; None if none leaves.
     """
-    if not evicts or store is None:
-        return STATE_BYTES if evicts else 0
-    return STATE_BYTES + NUMBER_BYTES + sum(half.token_bytes(dtype) for half in store.halves if half is not None)
+    own = 0 if policy is None else policy.token_bytes(dim, dtype)
+    if policy is None or store is None:
+        return own
+    return own + NUMBER_BYTES + sum(half.token_bytes(dtype) for half in store.halves if half is not None)
 
 
 @lru_cache(256)

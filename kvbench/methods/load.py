@@ -111,6 +111,11 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
             f"method={name}: its decode policy adds values of tokens that leave to others, and a store holds them "
             "encoded; leave out store, or set method.phase=prefill"
         )
+    if "store" in parts and decoding is not None and decoding.policy.turns_all and decoding.phase != "prefill":
+        raise ValueError(
+            f"method={name}: its decode policy turns all keys, and a store holds them encoded; leave out store, or set "
+            "method.phase=prefill"
+        )
     _check_decode(name, evicting, decoding)
     _check_feed(name, evicting, parts)
 
@@ -152,7 +157,7 @@ def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]
     """Raise ValueError for parts that have no meaning with a feed, or need one."""
     decoding = parts.get("decode")
     if "feed" not in parts:
-        if decoding is not None and decoding.policy.turns:
+        if decoding is not None and decoding.policy.turns and not decoding.policy.turns_all:
             raise ValueError(f"method={name}: its decode policy turns keys, which needs a feed")
         return
     if decoding is None:

@@ -26,7 +26,7 @@ SHORTEST = 150  # tokens of the shortest prompt
 BUDGETS: tuple[int | float, ...] = (70, 1 / 3, 0.57)
 SMALL = {"residual": 32, "recent": 4, "chunk": 40, "page": 8, "history": 16}  # what suits a short prompt
 OTHER_TABLE = head_table(TINY_LAYERS, TINY_HEADS, seed=1)
-NAMES = [*sorted(config.options("method")), "fullkv+scope", "ada_snapkv+kivi", "pyramidkv+h2o_decode"]
+NAMES = [*sorted(config.options("method")), "fullkv+scope", "ada_snapkv+think+kivi", "pyramidkv+h2o_decode"]
 
 
 def base_dials(name: str) -> dict[str, Any]:
