@@ -18,7 +18,8 @@ from kvbench.report.figures.bars import bars
 from kvbench.report.figures.curve import curve
 from kvbench.report.figures.kept_heads import head_shares, kept_heads
 from kvbench.report.figures.kept_text import answer_tokens, kept_text
-from kvbench.report.figures.needle import grid, heatmap, heatmaps, wilson
+from kvbench.report.figures.needle import heatmap, heatmaps
+from kvbench.report.figures.needle_grid import grid, wilson
 from kvbench.report.figures.points import points_of
 from kvbench.report.figures.tradeoff import front, tradeoff
 from tests.helpers.fake_runs import FakeRun, make_run, store_run

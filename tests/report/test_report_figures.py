@@ -11,7 +11,8 @@ import pytest
 from kvbench import store
 from kvbench.report.__main__ import main
 from kvbench.report.figures.figure import png_alone
-from kvbench.report.figures.needle import _places, grid, has_grid, heatmap, heatmaps
+from kvbench.report.figures.needle import _places, heatmap, heatmaps
+from kvbench.report.figures.needle_grid import grid, has_grid
 from kvbench.report.present import present
 from kvbench.report.runs import order, title
 from tests.helpers.fake_runs import DEPTHS, LENGTHS, make_run, out_of_memory, store_run

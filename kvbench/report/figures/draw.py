@@ -15,7 +15,8 @@ from kvbench.report.figures.bars import bars
 from kvbench.report.figures.curve import curve
 from kvbench.report.figures.kept_heads import head_shares, kept_heads
 from kvbench.report.figures.kept_text import kept_text
-from kvbench.report.figures.needle import has_grid, heatmap, heatmaps
+from kvbench.report.figures.needle import heatmap, heatmaps
+from kvbench.report.figures.needle_grid import has_grid
 from kvbench.report.figures.palette import check_palette
 from kvbench.report.figures.shown import Shown
 from kvbench.report.figures.tradeoff import tradeoff

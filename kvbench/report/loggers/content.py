@@ -218,7 +218,8 @@ def pictures(draw: Callable[[], dict[str, Path]]) -> dict[str, Path]:
 def _images(runs: Sequence[StoredRun], media: Path) -> dict[str, Path]:
     """Draw the pictures of an entry: a needle heatmap where the samples are a grid, and what each KV head kept."""
     from kvbench.report.figures.kept_heads import head_shares, kept_heads
-    from kvbench.report.figures.needle import has_grid, heatmap
+    from kvbench.report.figures.needle import heatmap
+    from kvbench.report.figures.needle_grid import has_grid
     from kvbench.report.runs import title
 
     media.mkdir(parents=True, exist_ok=True)
