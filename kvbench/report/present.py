@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
+from kvbench.report.bytes_axis import bytes_order, with_front
 from kvbench.report.figures.draw import draw
 from kvbench.report.figures.figure import png_alone
 from kvbench.report.figures.shown import Shown
-from kvbench.report.formats import csv_text, escaped, html_page
+from kvbench.report.formats import Cells, csv_text, escaped, html_page, markdown
 from kvbench.report.group import Group
-from kvbench.report.group_pairs import group_pairs, run_key, table_key
-from kvbench.store import RunNumbers, load_numbers, load_run, numbers_of
+from kvbench.report.legends import FRONT, LEGEND, SUITE_LEGEND
+from kvbench.report.runs import Setting, groups, is_full_cache, setting, table_mark
+from kvbench.report.suite import SuiteTable, suite_table
+from kvbench.report.suite_groups import SuiteSetting, row_key, suite_groups, suite_setting
+from kvbench.report.suite_text import tables, terminal
+from kvbench.report.table import cells, table
+from kvbench.store import Manifest, RunNumbers, load_numbers, load_run, numbers_of
 from kvbench.store.numbers import ReadRun
 
 log = logging.getLogger(__name__)
@@ -45,7 +53,8 @@ def present(
     """
     numbers = [numbers_of(run) for run in runs]
     related = [] if store is None else _related(numbers, store)
-    pairs = group_pairs(numbers, related, metric, by)
+    pairs = [*_single(numbers, related, metric, by), *_suites(numbers, related, metric, by)]
+    pairs = _with_distinct_models(pairs)
     folders: list[Path] = []
     try:
         if out is not None:
@@ -59,9 +68,129 @@ def present(
 
 def _related(runs: Sequence[RunNumbers], store: Path) -> list[RunNumbers]:
     """Return the runs in a store that may share a table with `runs`, which are not among them. No others are read."""
-    shown = {run_key(run.manifest) for run in runs}
-    settings = {table_key(run.manifest) for run in runs}
-    return load_numbers(store, wanted=lambda other: table_key(other) in settings and run_key(other) not in shown)
+    shown = {_key(run.manifest) for run in runs}
+    settings = {_table_key(run.manifest) for run in runs}
+    return load_numbers(store, wanted=lambda other: _table_key(other) in settings and _key(other) not in shown)
+
+
+def _table_key(manifest: Manifest) -> str:
+    """Return a key that is equal for runs that may share a table."""
+    shared = setting(manifest) if manifest["part"] is None else suite_setting(manifest)
+    return json.dumps(shared, sort_keys=True)
+
+
+def _key(manifest: Manifest) -> tuple[str, str]:
+    """Return the key of a run, which is equal also where its path is written in two ways."""
+    return manifest["label"]["benchmark"], manifest["hash"]
+
+
+def _with_distinct_models(pairs: Sequence[tuple[Group, Group]]) -> list[tuple[Group, Group]]:
+    """Return groups with the mark of their model in the name, where models of one label have different weights."""
+    models = [group.runs[0].manifest for group, _ in pairs]
+    marks: dict[str, set[str]] = {}
+    for manifest in models:
+        marks.setdefault(manifest["label"]["model"], set()).add(table_mark(manifest["identity"]["model"]))
+    result = []
+    for pair, manifest in zip(pairs, models, strict=True):
+        if len(marks[manifest["label"]["model"]]) > 1:
+            label, mark = manifest["label"]["model"], table_mark(manifest["identity"]["model"])
+            first, second = (
+                replace(
+                    group,
+                    name=group.name.replace(f", {label},", f", {label} {mark},", 1),
+                    content={**group.content, "name": group.name.replace(f", {label},", f", {label} {mark},", 1)},
+                )
+                for group in pair
+            )
+            pair = first, second
+        result.append(pair)
+    return result
+
+
+def _single(
+    runs: Sequence[RunNumbers], related: Sequence[RunNumbers], metric: str | None, by: str
+) -> list[tuple[Group, Group]]:
+    """Return what is printed and what is written of the runs that stand alone."""
+    pairs = []
+    for group in groups([run for run in runs if run.manifest["part"] is None]):
+        others = [run for run in related if setting(run.manifest) == setting(group[0].manifest)]
+        baseline = [run for run in others if is_full_cache(run.manifest)]
+        printed = _single_group([*group, *baseline], metric, by)
+        alike = len(baseline) == len(others)
+        pairs.append((printed, printed if alike else _single_group([*group, *others], metric, by)))
+    return pairs
+
+
+def _single_group(runs: Sequence[RunNumbers], metric: str | None, by: str) -> Group:
+    shared, rows = setting(runs[0].manifest), table(runs, metric)
+    mark = table_mark(shared)
+    name = f"{_words(shared['benchmark'], shared)} (protocol {mark})"
+    rows = sorted(rows, key=bytes_order) if by == "bytes" else rows
+    whole: list[Cells] = [cells(row) for row in rows]
+    if by == "bytes":
+        whole = with_front(whole, [next(iter(row["scores"].values()), None) for row in rows])
+    legend = (FRONT if by == "bytes" else "") + LEGEND
+    content = {"name": name, "setting": shared, "rows": rows}
+    folder = f"{shared['benchmark']}-{shared['model'][0]}-{mark}"
+    return Group(name, folder, runs, content, [whole], lambda: markdown(whole), legend)
+
+
+def _suites(
+    runs: Sequence[RunNumbers], related: Sequence[RunNumbers], metric: str | None, by: str
+) -> list[tuple[Group, Group]]:
+    """Return what is printed and what is written of the runs of suites."""
+    asked = {_key(run.manifest): run for run in runs if run.manifest["part"] is not None}
+    others = [run for run in related if run.manifest["part"] is not None]
+    pairs = []
+    earlier: list[str] = []
+    for group in suite_groups([*asked.values(), *others]):
+        plain = table_mark(suite_setting(group[0].manifest))
+        mark = table_mark({"setting": plain, "table": earlier.count(plain)}) if plain in earlier else plain
+        earlier.append(plain)
+        keys = {row_key(run) for run in group if _key(run.manifest) in asked}
+        if keys:
+            whole = suite_table(group, metric)
+            if by == "bytes":
+                whole["rows"].sort(key=bytes_order)
+            keys |= {row_key(run) for run in group if is_full_cache(run.manifest)}
+            printed = whole.copy()
+            printed["rows"] = [row for row in whole["rows"] if row["key"] in keys]
+            members = [run for run in group if row_key(run) in keys]
+            pairs.append((_suite_group(members, printed, mark, by), _suite_group(group, whole, mark, by)))
+    return pairs
+
+
+def _suite_group(runs: Sequence[RunNumbers], content: SuiteTable, mark: str, by: str) -> Group:
+    shared = suite_setting(runs[0].manifest)
+    name = f"{_words(shared['suite'], shared)} (protocol {mark})"
+    folder = f"{shared['suite']}-{shared['model'][0]}-{mark}"
+    width = shutil.get_terminal_size((120, 24)).columns
+    whole = tables(content)
+    if by == "bytes":
+        leads = [row["means"][content["lead"]]["score"] for row in content["rows"]]
+        whole = [with_front(whole[0], leads), *whole[1:]]
+    legend = SUITE_LEGEND.format(lead=escaped(content["lead"]))
+    return Group(
+        name,
+        folder,
+        runs,
+        {"name": name, "setting": shared, **content},
+        whole,
+        lambda: markdown(whole[0]) if by == "bytes" else terminal(content, width),
+        (FRONT if by == "bytes" else "") + legend,
+        content,
+    )
+
+
+def _words(benchmark: str, shared: Setting | SuiteSetting) -> str:
+    """Return benchmark, model, dtype and device in words, and what people call the protocol."""
+    protocol = shared["protocol"]
+    words = [benchmark, str(shared["model"][0]), shared["dtype"], shared["device"]]
+    if "protocol" in protocol:
+        words.append(str(protocol["protocol"]))
+    if "question" in protocol:
+        words.append(f"question-{protocol['question']}")
+    return one_line(", ".join(words))
 
 
 def _print(shown: Sequence[Group], form: str) -> None:
