@@ -1,4 +1,4 @@
-"""What stands below a table: what its columns mean and where its intervals come from."""
+"""The legends below tables: what the columns mean, and where the intervals come from."""
 
 _INTERVAL = """\
 95% interval: BCa bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples. n.s. or grey:
