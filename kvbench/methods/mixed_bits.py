@@ -34,6 +34,8 @@ class MixedBits(Half, Protocol):
         symmetric: True for codes around 0, False for codes around the mean.
         generated: "plain" leaves tokens that follow the prompt as they are, "encoded" gives them `most` bits.
         last: number of last queries; the tokens that fewer queries have seen get `most` bits.
+        level: "head" quantises a token in each KV head by itself; "layer" gives all of its heads the same outlier
+            thresholds, bits, scale and mean.
     """
 
     least: int
@@ -42,6 +44,7 @@ class MixedBits(Half, Protocol):
     symmetric: bool
     generated: str
     last: int
+    level: str
 
     def limits(self, ctx: LayerContext) -> Tensor:
         """Return the largest error [U, T] of each token of the prompt; 0 for `most` bits."""
@@ -68,8 +71,12 @@ class MixedBits(Half, Protocol):
         return n if self.generated == "encoded" else min(n, kept)
 
     def prepare(self, ctx: LayerContext, keep_UT: Tensor, x_UTD: Tensor) -> Side:
-        """Return the limit of each token."""
-        return Side(token=self.all_limits(ctx))
+        """Return the limit of each token [U, T]; at level layer [U, T, 5], with the `Unit` of each."""
+        limit_UT = self.all_limits(ctx)
+        if self.level == "head":
+            return Side(token=limit_UT)
+        unit_4T = torch.stack(self._unit(x_UTD))
+        return Side(token=torch.stack([limit_UT, *(x_T.expand_as(limit_UT) for x_T in unit_4T)], -1))
 
     def encode(self, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | None) -> Encoded:
         """Return scale and mean, bits and packed rows of tokens."""
@@ -87,6 +94,9 @@ class MixedBits(Half, Protocol):
     def fewest_bytes(self, n: int, dim: int, dtype: torch.dtype) -> int:
         """Return the bytes of tokens with `least` bits, but for the last. Numbers that differ take a bit at least."""
         last, least = min(n, self.last - 1), min(self.most, max(1, self.least))
+        if self.level == "layer":  # all outliers may be in other heads
+            fixed = fixed_bytes(dtype.itemsize, self.symmetric)
+            return n * fixed + (last * (dim * self.most + 7) + (n - last) * (dim * least + 7)) // 8
         return last * self.block_bytes(dim, dtype) + (n - last) * self._token_bytes(least, dim, dtype)
 
     def _token_bytes(self, bits: int, dim: int, dtype: torch.dtype) -> int:
@@ -96,8 +106,8 @@ class MixedBits(Half, Protocol):
         return fixed_bytes(dtype.itemsize, self.symmetric) + codes
 
     def token_bytes(self, dtype: torch.dtype) -> int:
-        """Return the bytes of the limit of a token."""
-        return torch.promote_types(dtype, torch.float32).itemsize
+        """Return the bytes of what `prepare` returns for a token."""
+        return torch.promote_types(dtype, torch.float32).itemsize * (1 if self.level == "head" else 5)
 
     def sizes(self, ctx: LayerContext, x_UTD: Tensor) -> Tensor:
         """Return the bytes [U, T] of each token."""
@@ -110,18 +120,29 @@ class MixedBits(Half, Protocol):
         """Return the range and the outliers of each token. A search asks for those of a layer with many limits."""
 
         def compute() -> tuple[Tensor, Tensor]:
-            x_ND = x_UTD.flatten(0, 1)
-            parts = split(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)), self.outliers, self.symmetric)
+            work_ND = _wide(x_UTD).flatten(0, 1)
+            if self.level == "head":
+                parts = split(work_ND, self.outliers, self.symmetric)
+            else:
+                parts = self._unit(x_UTD).split(work_ND, repeats=len(x_UTD))
             return parts.range_N, parts.outlier_ND.sum(1)
 
         own = [name for name, x in (("keys", ctx.k), ("values", ctx.v)) if x is x_UTD]
-        return ctx.memo(("spread", *own, self.outliers, self.symmetric), compute) if own else compute()
+        return ctx.memo(("spread", *own, self.outliers, self.symmetric, self.level), compute) if own else compute()
 
     def _choose(self, x_ND: Tensor, limit_N: Tensor | None) -> tuple[Split, Tensor]:
         """Return outliers and bits of tokens."""
-        parts = split(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)), self.outliers, self.symmetric)
+        if limit_N is not None and limit_N.dim() == 2:
+            limit_N, *unit = limit_N.unbind(1)
+            parts = Unit(*unit).split(_wide(x_ND))
+        else:
+            parts = split(_wide(x_ND), self.outliers, self.symmetric)
         limit_N = torch.zeros_like(parts.mean_N) if limit_N is None else limit_N
         return parts, bits_of(parts.range_N, limit_N, self.least, self.most)
+
+    def _unit(self, x_UTD: Tensor) -> Unit:
+        """Return by what the heads of each token are quantised together."""
+        return unit(_wide(x_UTD).transpose(0, 1).flatten(1), self.outliers, self.symmetric)
 
 
 @dataclass(frozen=True)
@@ -166,25 +187,57 @@ class Split(NamedTuple):
     range_N: Tensor
 
 
+class Unit(NamedTuple):
+    """By what rows are quantised.
+
+    Attributes:
+        low_N, high_N: numbers up to `low_N`, or above `high_N`, are outliers.
+        mean_N, range_N: as of `Split`.
+    """
+
+    low_N: Tensor
+    high_N: Tensor
+    mean_N: Tensor
+    range_N: Tensor
+
+    def split(self, x_ND: Tensor, repeats: int = 1) -> Split:
+        """Return the outliers of rows. With `repeats`, as many rows after each other share the units in turn."""
+        low_N, high_N, mean_N, range_N = (x_N.repeat(repeats) for x_N in self)
+        return Split((x_ND <= low_N[:, None]) | (x_ND > high_N[:, None]), mean_N, range_N)
+
+
 def split(x_ND: Tensor, outliers: float, symmetric: bool) -> Split:
-    """Return the share `outliers` of the numbers of each row, half at either end, and the range of the others.
+    """Return the share `outliers` of the numbers of each row, half at either end, and the range of the others."""
+    return unit(x_ND, outliers, symmetric).split(x_ND)
+
+
+def unit(x_ND: Tensor, outliers: float, symmetric: bool) -> Unit:
+    """Return by what each row is quantised if the share `outliers` of its numbers stay as they are.
 
     Numbers equal to the lowest threshold are outliers as well. Rows of equal numbers have none.
     """
     dim = x_ND.shape[1]
+    low_N, high_N = x_ND.new_full((len(x_ND),), -torch.inf), x_ND.new_full((len(x_ND),), torch.inf)
     outlier_ND = torch.zeros_like(x_ND, dtype=torch.bool)
     if outliers:
         sorted_ND = x_ND.sort(1).values
-        low_N1 = sorted_ND[:, math.ceil(outliers / 2 * dim) - 1, None]
-        high_N1 = sorted_ND[:, math.floor((1 - outliers / 2) * dim) - 1, None]
-        outlier_ND = (x_ND <= low_N1) | (x_ND > high_N1)
-        outlier_ND &= ~outlier_ND.all(1, keepdim=True)
+        first_N = sorted_ND[:, math.ceil(outliers / 2 * dim) - 1]
+        last_N = sorted_ND[:, math.floor((1 - outliers / 2) * dim) - 1]
+        outlier_ND = (x_ND <= first_N[:, None]) | (x_ND > last_N[:, None])
+        every_N = outlier_ND.all(1)
+        low_N, high_N = low_N.where(every_N, first_N), high_N.where(every_N, last_N)
+        outlier_ND &= ~every_N[:, None]
     if symmetric:
         most_N = x_ND.abs().masked_fill(outlier_ND, 0).amax(1)
-        return Split(outlier_ND, torch.zeros_like(most_N), 2 * most_N)
+        return Unit(low_N, high_N, torch.zeros_like(most_N), 2 * most_N)
     mean_N = x_ND.masked_fill(outlier_ND, 0).sum(1) / (~outlier_ND).sum(1)
-    high_N, low_N = x_ND.masked_fill(outlier_ND, -torch.inf).amax(1), x_ND.masked_fill(outlier_ND, torch.inf).amin(1)
-    return Split(outlier_ND, mean_N, high_N - low_N)
+    upper_N, lower_N = x_ND.masked_fill(outlier_ND, -torch.inf).amax(1), x_ND.masked_fill(outlier_ND, torch.inf).amin(1)
+    return Unit(low_N, high_N, mean_N, upper_N - lower_N)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return numbers in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def bits_of(range_N: Tensor, limit_N: Tensor, least: int, most: int) -> Tensor:

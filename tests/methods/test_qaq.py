@@ -94,6 +94,33 @@ def test_tokens_are_those_of_the_twin(seed: int) -> None:
                 assert own.nbytes(encoded) == size == sizes_UT[head, token]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_heads_of_a_token_are_quantised_together_at_level_layer(seed: int) -> None:
+    """They share outlier thresholds, bits, scale and mean, whichever of them stay in the cache."""
+    rng = np.random.default_rng(seed)
+    heads, group, tokens, dim = int(rng.integers(2, 4)), (1, 3, 4)[seed % 3], int(rng.integers(5, 20)), 16
+    draw = (lambda *s: rng.integers(-8, 9, s) / 4) if seed % 3 == 1 else (lambda *s: 2 * rng.normal(size=s))
+    ctx = LayerContext(*(torch.tensor(draw(n, tokens, dim)) for n in (heads * group, heads, heads)))
+    share, least = (0.0, 0.01, 0.2)[seed % 2 + seed // 3], int(rng.integers(0, 3))
+    dials = {"least": least, "most": 5, "outliers": share, "last": 3, "level": "layer"}
+    attention_T = ctx.window_attention(3).amax((0, 1, 2))
+    for which, x_UTD in enumerate((ctx.k, ctx.v)):
+        own = half(which, **dials)
+        side, sizes_UT = own.prepare(ctx, torch.ones(heads, tokens, dtype=torch.bool), x_UTD), own.sizes(ctx, x_UTD)
+        for token in range(tokens):
+            x_UD = x_UTD[:, token].numpy()
+            value = qaq.value_limit(tokens, 1.0, float(attention_T[token]))
+            limit = value if which else qaq.key_limit(tokens, 1.0, 300)
+            bits = qaq.bits_of(x_UD.flatten(), limit, least, 5, share) if token < tokens - 2 else 5
+            expected_UD, places = qaq.restore_unit(x_UD, bits, share), qaq.unit_outliers(x_UD, share)
+            for head in range(heads):
+                encoded = own.encode(x_UTD[head, token][None, None], None, side.token[head, token][None, None])
+                assert encoded[1].tolist() == [bits]
+                np.testing.assert_allclose(own.decode(encoded, None, dim)[0, 0], expected_UD[head], atol=1e-9)
+                size = -(-dim * bits // 8) + len(places[head]) * 9 + 2 * 8 + 1 + 6
+                assert own.nbytes(encoded) == size == sizes_UT[head, token]
+
+
 def test_what_crashes_the_reference_works() -> None:
     """Symmetric codes, tokens of equal numbers, a prompt of one token, and codes without bits, which are the mean."""
     own = half(0, least=0, most=4, symmetric=True)
@@ -143,6 +170,8 @@ def test_rows_of_different_lengths_share_a_buffer() -> None:
         ({"outliers": 0.7}, "outliers=0.7: must be at most 0.5"),
         ({"last": 0}, "last=0: must be at least 1"),
         ({"generated": "later"}, "generated=later: must be one of plain, encoded"),
+        ({"level": "token"}, "level=token: must be one of head, layer"),
+        ({"level": "layer", "generated": "encoded"}, "generated=encoded: must be one of plain"),
     ],
 )
 def test_impossible_dials_are_one_line(dials: dict[str, Any], problem: str) -> None:
@@ -156,6 +185,8 @@ def test_rows_hold_what_the_masked_cache_restores(tiny: Tiny, evicting: str) -> 
     dials: dict[str, Any] = {"generated": "encoded", "least": 0, "most": 3}
     variants = [kvbench.Variant(kvbench.load_method(evicting + "qaq", **dials), "0.2B" if evicting else None)]
     variants += [kvbench.Variant(kvbench.load_method(evicting + "qaq"), 60 if evicting else None)]
+    together = kvbench.load_method(evicting + "qaq", level="layer")
+    variants += [kvbench.Variant(together, "0.2B" if evicting else "0.25B")]
     ragged, masked = (generate(tiny, [prompt(150)], variants, cache=cache)[0] for cache in ("ragged", "masked"))
     for variant, ours, other in zip(variants, ragged, masked, strict=True):
         assert (ours.token_ids, ours.kept, ours.kept_max) == (other.token_ids, other.kept, other.kept_max)

@@ -18,6 +18,18 @@ def outliers(x_D: np.ndarray, share: float) -> set[int]:
     return set() if len(places) == count else places
 
 
+def unit_outliers(x_UD: np.ndarray, share: float) -> list[set[int]]:
+    """Return the places of the outliers in each head of a token whose heads are quantised together (level layer)."""
+    dim = x_UD.shape[1]
+    places = outliers(x_UD.flatten(), share)
+    return [{place - head * dim for place in places if place // dim == head} for head in range(len(x_UD))]
+
+
+def restore_unit(x_UD: np.ndarray, bits: int, share: float) -> np.ndarray:
+    """Return the restored numbers [U, D] of a token whose heads are quantised together."""
+    return restore(x_UD.flatten(), bits, share)[1].reshape(x_UD.shape)
+
+
 def key_limit(tokens: int, error: float, q_norm: float) -> float:
     """Return the largest error of a number of a key."""
     return math.sqrt(12 / q_norm * math.log(tokens**3 / (tokens - 1) * error**2 + 1))

@@ -25,6 +25,8 @@ class QaqHalf(MixedBits):
     def limits(self, ctx: LayerContext) -> Tensor:
         n, attention_UT = ctx.num_tokens, self.summary(ctx)
         if attention_UT is not None:
+            if self.level == "layer":
+                attention_UT = attention_UT.amax(0).expand_as(attention_UT)
             return math.sqrt(12 / n) * self.error / attention_UT
         largest = math.log(n**3 / max(1, n - 1) * self.error**2 + 1) * 12 / (self.q_norm or 1)
         return ctx.k.new_full(ctx.k.shape[:2], math.sqrt(largest), dtype=ctx.dtype)
@@ -42,14 +44,16 @@ class Qaq(StoreByError):
     q_norm: float = 300.0
     symmetric: bool = False
     generated: str = "plain"
+    level: str = "head"
 
     def __post_init__(self) -> None:
         ranges = {"error": (1e-9, 1e9), "q_norm": (1e-9, 1e9), "last": (1, 4096), "outliers": (0, 0.5), "most": (1, 16)}
         for name, (low, high) in (ranges | {"least": (0, self.most)}).items():
             check_between(self, name, low, high)
-        check_one_of(self, "generated", ("plain", "encoded"))
+        check_one_of(self, "level", ("head", "layer"))
+        check_one_of(self, "generated", ("plain", "encoded") if self.level == "head" else ("plain",))
 
     @property
     def halves(self) -> tuple[QaqHalf, QaqHalf]:
-        same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.last, self.error
+        same = self.least, self.most, self.outliers, self.symmetric, self.generated, self.last, self.level, self.error
         return QaqHalf(*same, self.q_norm), QaqHalf(*same, None)
