@@ -141,7 +141,7 @@ class MixedBits(Half, Protocol):
         return parts, bits_of(parts.range_N, limit_N, self.least, self.most)
 
     def _unit(self, x_UTD: Tensor) -> Unit:
-        """Return by what the heads of each token are quantised together."""
+        """Return the unit of each token, over all of its heads."""
         return unit(_wide(x_UTD).transpose(0, 1).flatten(1), self.outliers, self.symmetric)
 
 
@@ -212,7 +212,7 @@ def split(x_ND: Tensor, outliers: float, symmetric: bool) -> Split:
 
 
 def unit(x_ND: Tensor, outliers: float, symmetric: bool) -> Unit:
-    """Return by what each row is quantised if the share `outliers` of its numbers stay as they are.
+    """Return the thresholds, mean and range of each row if the share `outliers` of its numbers stay as they are.
 
     Numbers equal to the lowest threshold are outliers as well. Rows of equal numbers have none.
     """
