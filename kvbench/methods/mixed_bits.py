@@ -188,7 +188,7 @@ class Split(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """By what rows are quantised.
+    """The thresholds, means and ranges by which rows are quantised.
 
     Attributes:
         low_N, high_N: numbers up to `low_N`, or above `high_N`, are outliers.
