@@ -43,7 +43,9 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path, *, without
         return path
     styles = styles_of(rows)
     width = max(7.6, len(panels) * _PANEL[0] + 1.9)
-    below = textwrap.wrap(details, int(15 * width))  # an inch holds 15 characters of the small type
+    below = textwrap.wrap(
+        details, int(15 * width), break_long_words=False, break_on_hyphens=False
+    )  # an inch holds 15 characters of the small type
     picture = figure.new(width, 2 * _PANEL[1] + 0.55 + 0.15 * len(below))
     grid = picture.subplots(2, len(panels), sharex="col", squeeze=False)
     peaks = [shown for row in rows if (shown := (_risen if without_base else _peak)(row)) is not None]

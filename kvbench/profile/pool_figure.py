@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row], heading: str, details: str, path: Path) -> Path | 
         return path
     styles, comparisons = styles_of(rows), crossovers(rows)
     width = max(7.6, len(places) * _PANEL[0] + 2.0)
-    below = textwrap.wrap(details, int(15 * width))
+    below = textwrap.wrap(details, int(15 * width), break_long_words=False, break_on_hyphens=False)
     picture = figure.new(width, 2 * _PANEL[1] + 0.6 + 0.15 * len(below))
     grid = picture.subplots(2, len(places), sharex="col", squeeze=False)
     for column, ((context, kernel), of_place) in zip(grid.T, places.items(), strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 from kvbench.common.command import Parser, command
 from kvbench.report.figures.palette import PALETTES
 from kvbench.report.formats import FORMATS
-from kvbench.report.present import present
+from kvbench.report.present import FIGURES, present
 from kvbench.store import Manifest, RunNumbers, load_numbers
 
 _REPORTS = {  # word: module with main(argv), help
@@ -58,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for tables and figures; default: only print")
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed; default: table")
     parser.add_argument("--palette", choices=PALETTES, default="safe", help="colours of heatmaps; default: safe")
+    help_of_figures = "of large tables: the methods that score highest, all (slow), or no figures; default: best"
+    parser.add_argument("--figures", choices=FIGURES, default="best", help=help_of_figures)
     arguments = parser.parse_args(words)
     runs = select(arguments.runs, arguments.benchmark)
-    options = {"form": arguments.format, "by": arguments.by, "palette": arguments.palette}
+    options = {"form": arguments.format, "by": arguments.by, "palette": arguments.palette, "figures": arguments.figures}
     present(runs, arguments.out, arguments.metric, **options)
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,10 @@ from kvbench.report.suite import SuiteTable, suite_table
 from kvbench.report.suite_groups import SuiteSetting, row_key, suite_groups, suite_setting
 from kvbench.report.suite_text import tables, terminal
 from kvbench.report.table import cells, table
-from kvbench.store import Manifest, RunNumbers, load_numbers, load_run, numbers_of
+from kvbench.store import Manifest, RunNumbers, load_numbers, numbers_of
 from kvbench.store.numbers import ReadRun
 
-log = logging.getLogger(__name__)
-
-_DRAWN = 200_000  # most samples of a table with figures
+FIGURES = ("best", "all", "none")
 
 
 def present(
@@ -43,13 +40,15 @@ def present(
     by: str = "method",
     palette: str = "safe",
     pdf: bool = True,
+    figures: str = "best",
 ) -> None:
     """Print a table per group of comparable runs, and write tables and figures to a folder of `out` per group.
 
     Files come first: nothing is lost when the reader of the output goes away. What is written covers also the
     comparable runs in the folder `store`, so that it grows with the store. Of these the full cache is printed, too, as
     the baseline, and in a suite what a printed row has of other datasets. `by` is "method" or "bytes": the order of
-    rows. `pdf` is False for figures as PNG alone.
+    rows. `pdf` is False for figures as PNG alone. `figures` is one of `FIGURES`: a large table has
+    figures of its best methods, of all, or none.
     """
     numbers = [numbers_of(run) for run in runs]
     related = [] if store is None else _related(numbers, store)
@@ -59,7 +58,7 @@ def present(
     try:
         if out is not None:
             with nullcontext() if pdf else png_alone():
-                folders += [_write(written, metric, out, palette) for _, written in pairs]
+                folders += [_write(written, metric, out, palette, figures) for _, written in pairs]
     finally:  # a full disk must not hide the tables
         _print([printed for printed, _ in pairs], form)
     for folder in folders:
@@ -208,7 +207,7 @@ def _print(shown: Sequence[Group], form: str) -> None:
         print("\n".join(dict.fromkeys(group.legend for group in shown)))
 
 
-def _write(group: Group, metric: str | None, out: Path, palette: str) -> Path:
+def _write(group: Group, metric: str | None, out: Path, palette: str, figures: str) -> Path:
     """Write the tables of the runs, and their figures.
 
     The folder's name comes from stored text. It is a name, never a path: see `kvbench.store.schema.Name`.
@@ -222,16 +221,9 @@ def _write(group: Group, metric: str | None, out: Path, palette: str) -> Path:
     write_atomic(folder / "table.tex", group.latex())
     write_atomic(folder / "table.html", html_page(group.name, group.html()))
     write_atomic(folder / "scores.csv", csv_text(cast(Sequence[Mapping[str, object]], group.scores())))
-    _draw(group, metric, folder, palette)
+    if figures != "none":
+        words = group.name.partition(" (protocol ")[0].split(", ")
+        heading, details = ", ".join(words[:2]), ", ".join(words[2:])
+        limited = figures != "all"
+        draw(Shown(group.runs, group.suite, heading, details, folder, metric, palette, limited))
     return folder
-
-
-def _draw(group: Group, metric: str | None, folder: Path, palette: str) -> None:
-    """Draw the figures of a table. They need the records, so those of a very large table are left out."""
-    samples = sum(len(run.columns.ids) for run in group.runs)
-    if samples > _DRAWN:
-        log.warning("%s: %d samples, so no figures; --benchmark and a deeper folder name fewer runs", folder, samples)
-        return
-    runs = [load_run(run.path, bulky=False) for run in group.runs]
-    words = group.name.partition(" (protocol ")[0].split(", ")
-    draw(Shown(runs, group.suite, ", ".join(words[:2]), ", ".join(words[2:]), folder, metric, palette))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from kvbench import store
 from kvbench.report.__main__ import main
-from kvbench.report.figures import figure, gallery
+from kvbench.report.figures import draw, figure, gallery
 from kvbench.report.figures.bars import bars
 from kvbench.report.figures.curve import curve
 from kvbench.report.figures.kept_heads import head_shares, kept_heads
@@ -21,7 +22,9 @@ from kvbench.report.figures.kept_text import answer_tokens, kept_text
 from kvbench.report.figures.needle import heatmap, heatmaps
 from kvbench.report.figures.needle_grid import grid, wilson
 from kvbench.report.figures.points import points_of
+from kvbench.report.figures.shown import Shown
 from kvbench.report.figures.tradeoff import front, tradeoff
+from kvbench.store import numbers_of
 from tests.helpers.fake_runs import FakeRun, make_run, store_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +180,39 @@ def test_the_same_data_gives_the_same_bytes_whatever_the_user_has_set(tmp_path: 
     assert len(names) == 8 and {Path(name).suffix for name in names} == {".png", ".pdf"}
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_large_table_has_figures_of_the_methods_that_score_highest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(draw, "_ROWS", 6)
+    runs = [store.RunNumbers(Path(), run.manifest, {}, numbers_of(run).columns) for run in study()]
+    shown = Shown(runs, None, "needle", "", tmp_path / "table")
+    methods: dict[str, list[float]] = {point.method: [] for point in shown.points.points}
+    for point in shown.points.points:
+        methods[point.method].append(point.score)
+    best = sorted(set(methods) - {"fullkv"}, key=lambda name: (-np.mean(methods[name]), name))[:3]
+    kept = draw._best_points(shown, "curves").points
+    assert {point.method for point in kept} == {"fullkv", *best} and len(kept) == 7
+    places = draw._best_runs(shown, range(len(runs)), 5, "panels")
+    assert {runs[at].manifest["label"]["method"] for at in places} == {"fullkv", *best[:2]}
+    assert "table: 9 rows are too many for curves, which are those of the 3 methods that score highest (7 rows); " in (
+        caplog.text
+    )
+    everything = replace(shown, limited=False)
+    assert draw._best_points(everything, "curves") == shown.points and not draw._best_runs(everything, [1], 0, "")[1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("snapkv ada_snapkv", ["snapkv", "ada_snapkv"]),
+        ("streaming_llm_decode", ["streaming_", "llm_decode"]),
+        ("abcdefghijklmnop", ["abcdefghij", "klmnop"]),
+    ],
+)
+def test_names_are_broken_only_if_a_line_cannot_hold_them(text: str, lines: list[str]) -> None:
+    assert figure.wrapped(text, 10.5 * 0.62 / 72, 1.0) == "\n".join(lines)
 
 
 def test_the_palette_is_a_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from kvbench.common.text import one_line
 from kvbench.report.figures.bars import bars
@@ -18,14 +21,16 @@ from kvbench.report.figures.kept_text import kept_text
 from kvbench.report.figures.needle import heatmap, heatmaps
 from kvbench.report.figures.needle_grid import has_grid
 from kvbench.report.figures.palette import check_palette
+from kvbench.report.figures.points import Points
 from kvbench.report.figures.shown import Shown
 from kvbench.report.figures.tradeoff import tradeoff
-from kvbench.report.runs import budget_order, budget_words, name, title
-from kvbench.store import StoredRun, load_run, read_kept
+from kvbench.report.measured import mean_score
+from kvbench.report.runs import budget_order, budget_words, is_full_cache
+from kvbench.store import RunNumbers, load_run, read_kept
 
 log = logging.getLogger(__name__)
 
-_SINGLES, _PANELS, _ROWS = 60, 240, 480  # most runs that get a heatmap each, a panel each, a bar or a line each
+_SINGLES, _PANELS, _ROWS = 60, 60, 120  # most rows with a heatmap each, a panel each, a bar or a line each
 _TEXTS = 24  # most runs whose kept tokens are shown over the text
 
 
@@ -40,20 +45,29 @@ def draw(shown: Shown) -> list[Path]:
 
 def _heatmaps(shown: Shown) -> list[Path]:
     """Write a needle heatmap for each run with a grid, and small multiples of all."""
-    drawable = [run for run in shown.runs if shown.suite is None and has_grid(run)]
+    places = [] if shown.suite is not None else [at for at, run in enumerate(shown.numbers) if _may_have_grid(run)]
+    kept = _best_runs(shown, places, _PANELS, "the overview of heatmaps")
+    drawable = [run for at in kept if has_grid(run := load_run(shown.runs[at].path, bulky=False))]
     written = []
-    if _fits(shown, drawable, _SINGLES, "heatmaps of single runs"):
+    if not shown.limited or len(places) <= _SINGLES:
         for run in drawable:
             written.append(heatmap(run, shown.folder / f"{run.path.name}.png", shown.metric, shown.palette))
-    if drawable and _fits(shown, drawable, _PANELS, "the overview of heatmaps"):
+    elif drawable:
+        _say(shown, len(places), "have no heatmaps of their own, they are panels of the overview")
+    if drawable:
         written += heatmaps(drawable, shown.folder / "overview.png", shown.metric, shown.palette)
     return written
 
 
+def _may_have_grid(run: RunNumbers) -> bool:
+    """Return True if all samples carry a length and a depth."""
+    length, depth = run.columns.length, run.columns.depth
+    return bool(len(length)) and bool(np.isfinite(length).all() and np.isfinite(depth).all())
+
+
 def _curve(shown: Shown) -> list[Path]:
-    if not _fits(shown, shown.points.points, _ROWS, "budget curves"):
-        return []
-    return curve(shown.points, shown.heading, shown.details, shown.folder / "budgets.png")
+    points = _best_points(shown, "budget curves")
+    return curve(points, shown.heading, shown.details, shown.folder / "budgets.png")
 
 
 def _tradeoff(shown: Shown) -> list[Path]:
@@ -61,26 +75,22 @@ def _tradeoff(shown: Shown) -> list[Path]:
 
 
 def _bars(shown: Shown) -> list[Path]:
-    if not _fits(shown, shown.points.points, _ROWS, "bars of time and memory"):
-        return []
-    return bars(shown.points, shown.heading, shown.details, shown.folder / "costs.png")
+    points = _best_points(shown, "bars of time and memory")
+    return bars(points, shown.heading, shown.details, shown.folder / "costs.png")
 
 
 def _kept_heads(shown: Shown) -> list[Path]:
     """Write the kept tokens of layers and heads, a figure for each budget. The counts are read one run at a time."""
-    if not _fits(shown, shown.runs, _PANELS, "kept tokens of heads"):
-        return []
-    budgets: dict[str, list[StoredRun]] = {}
-    for run in shown.runs:
-        if run.manifest["label"]["budget"] != "full":
-            budgets.setdefault(run.manifest["label"]["budget"], []).append(run)
+    places = [at for at, run in enumerate(shown.runs) if run.manifest["label"]["budget"] != "full"]
+    budgets: dict[str, dict[str, list[Path]]] = {}
+    for at in _best_runs(shown, places, _PANELS, "kept tokens of heads"):
+        of_budget = budgets.setdefault(shown.runs[at].manifest["label"]["budget"], {})
+        of_budget.setdefault(shown.names[at], []).append(shown.runs[at].path)
     written = []
     for budget in sorted(budgets, key=budget_order):
-        named: dict[str, list[StoredRun]] = {}
-        for run in budgets[budget]:
-            named.setdefault(name(run, shown.runs), []).append(run)
         shares = {
-            key: head_shares([r for run in runs for r in load_run(run.path).samples]) for key, runs in named.items()
+            key: head_shares([record for path in paths for record in load_run(path).samples])
+            for key, paths in budgets[budget].items()
         }
         known = {key: table for key, table in shares.items() if table is not None}
         file = shown.folder / f"kept_heads-b{budget}.png"
@@ -90,28 +100,75 @@ def _kept_heads(shown: Shown) -> list[Path]:
 
 def _kept_text(shown: Shown) -> list[Path]:
     """Write the kept tokens over the text of the first saved sample of each run that has them (`save.kept=true`)."""
-    saved = [run for run in shown.runs if any(run.path.glob("kept*.jsonl"))]
-    if not _fits(shown, saved, _TEXTS, "kept tokens over the text"):
-        return []
+    saved = [at for at, run in enumerate(shown.runs) if any(run.path.glob("kept*.jsonl"))]
     written = []
-    for run in saved:
+    for at in _best_runs(shown, saved, _TEXTS, "kept tokens over the text"):
+        run = shown.runs[at]
+        words = ", ".join(filter(None, [shown.names[at], budget_words(run.manifest["label"]["budget"])]))
         for kept in list(read_kept(run.path).values())[:1]:
             answers = next(
                 (record.get("answers") for record in load_run(run.path).samples if record["id"] == kept.id), []
             )
             texts = [answer for answer in answers if isinstance(answer, str)] if isinstance(answers, list) else []
             file = shown.folder / f"kept_text-{run.path.name}.png"
-            written.append(
-                kept_text(kept, f"{shown.heading}: {title(run, shown.runs)}", one_line(kept.id), file, texts)
-            )
+            written.append(kept_text(kept, f"{shown.heading}: {words}", one_line(kept.id), file, texts))
     return written
 
 
-def _fits(shown: Shown, items: Sequence[object], most: int, what: str) -> bool:
-    """Return True if there are few enough items to draw; log what is left out otherwise."""
-    if len(items) > most:
-        log.warning("%s: %d rows, so %s are left out (at most %d)", shown.folder.name, len(items), what, most)
-    return len(items) <= most
+def _best_points(shown: Shown, what: str) -> Points:
+    """Return the points of as many methods as a figure has room for, those with the highest mean scores."""
+    points = shown.points
+    if not shown.limited or len(points.points) <= _ROWS:
+        return points
+    others = [point for point in points.points if not point.is_full_cache]
+    best = best_methods([point.method for point in others], [point.score for point in others], _ROWS)
+    kept = [point for point in points.points if point.is_full_cache or point.method in best]
+    _say(shown, len(points.points), _fewer(what, len(best), len(kept)))
+    return replace(points, points=kept)
+
+
+def _best_runs(shown: Shown, places: Sequence[int], most: int, what: str) -> Sequence[int]:
+    """Return the places of the runs of as many methods as a figure has room for, in their order."""
+    if not shown.limited or len(places) <= most:
+        return places
+    full = {at for at in places if is_full_cache(shown.runs[at].manifest)}
+    others = [at for at in places if at not in full]
+    scores = [_score(shown.numbers[at], shown) for at in others]
+    best = best_methods([shown.names[at] for at in others], scores, most - len(full))
+    kept = [at for at in places if at in full or shown.names[at] in best]
+    _say(shown, len(places), _fewer(what, len(best), len(kept)))
+    return kept
+
+
+def _score(run: RunNumbers, shown: Shown) -> float:
+    metric = shown.metric if shown.suite is None else None
+    return mean_score(run, metric or run.manifest["headline"]) or 0.0
+
+
+def best_methods(methods: Sequence[str], scores: Sequence[float], most: int) -> set[str]:
+    """Return the methods with the highest mean scores, as many as have at most `most` rows together, and at least one.
+
+    `methods` and `scores` are those of the rows.
+    """
+    rows: dict[str, list[float]] = {}
+    for method, score in zip(methods, scores, strict=True):
+        rows.setdefault(method, []).append(score)
+    best: set[str] = set()
+    for method in sorted(rows, key=lambda method: (-sum(rows[method]) / len(rows[method]), method)):
+        most -= len(rows[method])
+        if best and most < 0:
+            break
+        best.add(method)
+    return best
+
+
+def _fewer(what: str, methods: int, rows: int) -> str:
+    are = "are those of the method that scores" if methods == 1 else f"are those of the {methods} methods that score"
+    return f"are too many for {what}, which {are} highest ({rows} rows)"
+
+
+def _say(shown: Shown, rows: int, what: str) -> None:
+    log.warning("%s: %d rows %s; --figures all draws all of them", shown.folder.name, rows, what)
 
 
 FIGURES: dict[str, Callable[[Shown], list[Path]]] = {

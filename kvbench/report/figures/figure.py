@@ -158,16 +158,21 @@ def page(path: Path, number: int) -> Path:
 def wrapped(text: str, inches: float, size: float = TITLE, lines: int = 2) -> str:
     """Return a text in lines that are at most so wide in bold type of `size` points; what does not fit is cut.
 
-    Lines end after spaces, underscores and hyphens. A word is broken only if it is longer than a line by itself.
+    Lines end after spaces, and after underscores and hyphens in a word that is longer than a line.
     """
     width = max(8, int(inches * 72 / (0.62 * size)))
     return "\n".join(_Wrapper(width, max_lines=lines, placeholder=" …").wrap(text))
 
 
 class _Wrapper(textwrap.TextWrapper):
-    """A wrapper that takes the parts of a name such as streaming_llm_decode for words."""
+    """A wrapper that breaks a name such as streaming_llm_decode between its parts, if a line cannot hold it."""
 
     wordsep_re = re.compile(r"(\s+|[^\s_-]*_+(?=\w)|[^\s_-]+-+(?=[A-Za-z]))")
+
+    def _split(self, text: str) -> list[str]:
+        words = re.split(r"(\s+)", text)
+        parts = [super(_Wrapper, self)._split(word) if len(word) > self.width else [word] for word in words]
+        return [part for word in parts for part in word if part]
 
 
 def headline(axes: Axes, text: str, details: str, inches: float, size: float = TITLE) -> None:

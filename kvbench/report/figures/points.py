@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
-
-import numpy as np
 
 from kvbench.common.text import one_line
 from kvbench.report.difference import stratified_mean
+from kvbench.report.measured import count, mean_of, mean_share, mebibytes, score_names
 from kvbench.report.paired import Matrix, matrix
-from kvbench.report.runs import Run, answered, budget_order, check_metric, is_full_cache, name, order, score_names
+from kvbench.report.runs import Run, budget_order, check_metric, is_full_cache, names, order
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import place_of, row_key
-from kvbench.store import AnsweredRecord, numbers_of
+from kvbench.store import RunNumbers, numbers_of
 
 TIMES = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 
@@ -64,37 +62,38 @@ class Points:
     left_out: int = 0
 
 
-def points_of(runs: Sequence[Run], suite: SuiteTable | None = None, metric: str | None = None) -> Points:
+def points_of(runs: Sequence[Run | RunNumbers], suite: SuiteTable | None = None, metric: str | None = None) -> Points:
     """Return the points of comparable runs, the full cache first; those of a suite by its leading average.
 
     Runs without any answer have no point. Raises ValueError for a metric that the runs do not hold.
     """
     if suite is not None:
-        return _of_suite(runs, suite)
-    metric = check_metric(runs, score_names(runs), metric)
+        return _of_suite(list(map(numbers_of, runs)), suite)
+    numbers = sorted(map(numbers_of, runs), key=order)
+    metric = check_metric(numbers, score_names(numbers), metric)
     points, highest = [], 0.0
-    for run in sorted(runs, key=order):
+    for run, name in zip(numbers, names(numbers), strict=True):
         scores = _scores(run, metric)
         if scores.ids:
-            points.append(_point([run], [scores], name(run, runs)))
+            points.append(_point([run], [scores], name))
             highest = max(highest, float(scores.scores.max()))
     top = 1.0 if highest <= 1 else None
     return Points([_clipped(point, top) for point in points], one_line(metric), top)
 
 
-def _of_suite(runs: Sequence[Run], suite: SuiteTable) -> Points:
+def _of_suite(runs: Sequence[RunNumbers], suite: SuiteTable) -> Points:
     lead = suite["lead"]
     counts = [row["means"][lead]["n"] for row in suite["rows"]]
     whole = max(counts, default=0)
     metrics = {column["name"]: column["metric"] for column in suite["columns"] if lead in column["means"]}
     metrics = metrics or {column["name"]: column["metric"] for column in suite["columns"]}
-    members: dict[str, list[Run]] = {}
+    members: dict[str, list[RunNumbers]] = {}
     for run in runs:
         if place_of(run.manifest)["name"] in metrics:
             members.setdefault(row_key(run), []).append(run)
     result, highest = [], 0.0
-    for row, count in zip(suite["rows"], counts, strict=True):
-        if not count or count < whole:
+    for row, known in zip(suite["rows"], counts, strict=True):
+        if not known or known < whole:
             continue
         scores = []
         for run in members[row["key"]]:
@@ -106,28 +105,19 @@ def _of_suite(runs: Sequence[Run], suite: SuiteTable) -> Points:
     mean = suite["rows"][0]["means"][lead] if suite["rows"] else None
     partly = "" if mean is None or whole == mean["of"] else f" ({whole} of {mean['of']} datasets)"
     top = 100.0 if highest <= 100 else None
-    left_out = sum(0 < count < whole for count in counts)
+    left_out = sum(0 < known < whole for known in counts)
     return Points([_clipped(point, top) for point in result], f"{one_line(lead)}{partly}", top, left_out)
 
 
-def _scores(run: Run, metric: str, factor: float = 1) -> Matrix:
+def _scores(run: RunNumbers, metric: str, factor: float = 1) -> Matrix:
     """Return the scores [1, samples] of the samples that have one, and which of them share a context."""
-    scores = matrix([numbers_of(run)], metric).among(0)
+    scores = matrix([run], metric).among(0)
     return Matrix(scores.ids, factor * scores.scores, scores.clusters)
 
 
-def _point(runs: Sequence[Run], scores: Sequence[Matrix], method: str) -> Point:
-    samples = [sample for run in runs for sample in answered(run)]
+def _point(runs: Sequence[RunNumbers], scores: Sequence[Matrix], method: str) -> Point:
     spread = stratified_mean(scores)
     assert spread is not None, "there is a score"
-
-    def mean(read: Callable[[AnsweredRecord], float | None]) -> float | None:
-        values = [value for value in map(read, samples) if value is not None]
-        return float(np.mean(values)) if values else None
-
-    def time(key: str) -> float | None:
-        return mean(lambda sample: cast(Mapping[str, float | None], sample["timings"]).get(key))
-
     return Point(
         method=method,
         budget=runs[0].manifest["label"]["budget"],
@@ -135,11 +125,11 @@ def _point(runs: Sequence[Run], scores: Sequence[Matrix], method: str) -> Point:
         score=spread["mean"],
         low=spread["mean"] if spread["low"] is None else spread["low"],
         high=spread["mean"] if spread["high"] is None else spread["high"],
-        samples=len(samples),
-        kept_share=mean(lambda sample: sample["kept_mean"] / sample["span"]) or 0.0,
-        kv_share=mean(lambda sample: sample["kv_bytes"] / sample["kv_bytes_full"]) or 0.0,
-        kv_mib=mean(lambda sample: sample["kv_bytes"] / 2**20) or 0.0,
-        seconds={key: value for key in TIMES if (value := time(key)) is not None},
+        samples=count(runs, "ok"),
+        kept_share=mean_share(runs, "kept_mean", "span") or 0.0,
+        kv_share=mean_share(runs, "kv_bytes", "kv_bytes_full") or 0.0,
+        kv_mib=mebibytes(runs) or 0.0,
+        seconds={key: value for key in TIMES if (value := mean_of(runs, key)) is not None},
     )
 
 

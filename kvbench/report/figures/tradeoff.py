@@ -46,8 +46,9 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
     moved = dict(zip(methods, apart(len(methods)), strict=True))
     others = [point for point in drawn if point.method not in styles and not point.is_full_cache]
     label = f"{len({point.method for point in others})} other methods"
-    for point in others:
-        axes.plot(point.kv_share, point.score, marker=".", ls="", color="#C4C4C4", ms=4, label=label, zorder=1.5)
+    if others:
+        places = [point.kv_share for point in others], [point.score for point in others]
+        axes.plot(*places, marker=".", ls="", color="#C4C4C4", ms=4, label=label, zorder=1.5)
     for point in drawn:
         if point.is_full_cache or point.method in styles:
             style = (
