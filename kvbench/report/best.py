@@ -1,7 +1,8 @@
 """The best method of a column under each budget, marked only where it is significantly better than all others.
 
 The row with the highest score under a budget is compared with every other row under this budget, sample by sample. All
-comparisons of a column are corrected together (Holm). A row is marked if all of its comparisons stay below 5 %.
+comparisons of a column are corrected together (Holm). A row is marked if all of its comparisons stay below 5 % and it
+is better on the common samples: a row without the hard samples has a high score, too.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _best(
             compared.append((rows[0], _contributions(columns, average, names, rows[0], alike[1:])))
     if not compared:
         return set()
-    p = [p_values(contributions) for _, contributions in compared]
+    p = [np.where(own.sum(-1) > 0, p_values(own), 1.0) for _, own in compared]
     corrected = np.split(holm(np.concatenate(p)), np.cumsum([len(values) for values in p])[:-1])
     return {row for (row, _), values in zip(compared, corrected, strict=True) if len(values) and (values < ALPHA).all()}
 

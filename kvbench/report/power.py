@@ -2,8 +2,9 @@
 
 For a paired comparison of means with normal tails: n = (z(1 - alpha / 2) + z(power))^2 s^2 / d^2, plus
 z(1 - alpha / 2)^2 / 2 for the estimate of s in small samples (Guenther, The American Statistician 35, 1981), where s is
-the standard deviation of the paired differences and d their mean. Questions on one context count together: s is that of
-contexts, and the number of samples is the number of contexts times the questions on each.
+the standard deviation of the paired differences and d their mean. The detectable difference is the d of the samples at
+hand. Questions on one context count together: s is that of contexts, and the number of samples is the number of
+contexts times the questions on each.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class Power(TypedDict):
 
     Attributes:
         n, contexts: common samples, and the contexts they are about.
-        deviation: standard deviation of the paired differences, of a sample's share if contexts have several samples.
+        deviation: standard deviation of the paired differences; that of contexts if contexts have several samples.
         needed: samples that separate the methods if their true difference is the one asked for; None if it is 0 or the
             differences do not vary.
-        detectable: the smallest true difference that the samples at hand would show.
+        detectable: the smallest true difference that the samples at hand would show; None if they are too few to show
+            any.
     """
 
     benchmark: str
@@ -114,7 +116,8 @@ def power(
     result["deviation"] = round(deviation, 10)
     if deviation > 1e-12:
         reach, tail = _reach(power, alpha)
-        result["detectable"] = round(reach * math.sqrt(variance), 10)
+        spare = contexts - tail**2 / 2
+        result["detectable"] = round(reach * deviation / math.sqrt(spare), 10) if spare > 0 else None
         if wanted > 1e-12:
             needed = (reach * deviation / wanted) ** 2 + tail**2 / 2  # contexts
             result["needed"] = math.ceil(needed * n / contexts)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kvbench.report.__main__ import main
-from kvbench.report.choose import pairs
+from kvbench.report.choose import Pair, pairs
 from kvbench.report.holm import p_values
 from kvbench.report.power import power
 from tests.helpers.fake_runs import make_part, make_run, make_suite, numbers, out_of_memory, store_run
@@ -103,6 +103,13 @@ def test_two_runs_of_one_name_are_told_apart(stored: Path, capsys: pytest.Captur
 # ---- power -----------------------------------------------------------------------------------------
 
 
+def numbers_pair(number: int) -> Pair:
+    """Return two methods with `number` samples of a benchmark."""
+    values = np.random.default_rng(number).random((2, number)).tolist()
+    first, second = numbers([make_part(name, "0.2", "qasper", own) for name, own in zip("ab", values, strict=True)])
+    return first, second
+
+
 def test_the_number_of_samples_gives_the_power_that_was_asked_for() -> None:
     random = np.random.default_rng(4)
     base = random.random(2000)
@@ -118,6 +125,9 @@ def test_the_number_of_samples_gives_the_power_that_was_asked_for() -> None:
     trials = 0.05 + random.normal(0, 0.2, (4000, result["needed"]))
     assert (p_values(trials) < 0.05).mean() == pytest.approx(0.8, abs=0.03)
     assert result["detectable"] == pytest.approx(2.802 * 0.2 / math.sqrt(2000), rel=0.05)
+    few = power(numbers_pair(8), difference=None)
+    assert few["detectable"] is not None
+    assert power(numbers_pair(8), difference=few["detectable"] + 1e-6)["needed"] == 8, "few samples show less than many"
     more = power((first, second), difference=0.05, power=0.95)
     assert more["needed"] is not None and more["needed"] > 1.5 * result["needed"]
 

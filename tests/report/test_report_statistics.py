@@ -182,10 +182,23 @@ def test_sign_flip_p_values_are_exact_for_few_contexts() -> None:
     assert p_values(np.full((1, 6), -1.0))[0] == 2 / 64 and p_values(np.zeros((1, 5)))[0] == 1
 
 
-def test_sign_flip_p_values_of_many_contexts_are_uniform_without_an_effect() -> None:
-    p = p_values(np.random.default_rng(2).choice([-1.0, 0, 1], (4000, 60), p=[0.2, 0.6, 0.2]))
-    assert 0.035 <= (p < 0.05).mean() <= 0.06
-    assert p_values(np.zeros((1, 60)))[0] == 1
+def test_sign_flip_p_values_are_close_to_the_exact_ones_where_few_answers_differ() -> None:
+    """A few methods differ in few answers, and right and wrong answers make sums on a grid."""
+    few = np.concatenate([np.ones(5), np.zeros(60)])
+    assert p_values(few[None])[0] == 2 / 32
+    grid = np.array([[1.0] * 11 + [-1.0] * 3, [1.0] * 12 + [-1.0] * 2])
+    assert p_values(grid) == pytest.approx([0.05737, 0.01294], rel=0.2)  # 2 P(B >= 11), 2 P(B >= 12); B of 14
+    fifty = np.array([[0.25] * 33 + [-0.25] * 17])
+    assert p_values(fifty)[0] == pytest.approx(0.03284, rel=0.1)
+    few_large = np.array([[1.0] * 4 + [0.01] * 10 + [-0.01] * 6])  # one dataset of an average has four contexts
+    assert p_values(few_large)[0] == pytest.approx(0.02841, rel=0.05)
+
+
+def test_sign_flip_p_values_of_many_contexts_are_no_smaller_than_chance() -> None:
+    p = p_values(np.random.default_rng(2).choice([-1.0, 0, 1], (2000, 60), p=[0.2, 0.6, 0.2]))
+    smooth = p_values(np.random.default_rng(2).normal(0, 1, (2000, 60)))
+    assert 0.025 <= (p < 0.05).mean() <= 0.05 and 0.04 <= (smooth < 0.05).mean() <= 0.06
+    assert p_values(np.zeros((1, 60)))[0] == 1 and p_values(np.zeros((2, 0))).tolist() == [1, 1]
 
 
 def test_holm_steps_down() -> None:
@@ -207,6 +220,16 @@ def test_the_best_is_marked_only_if_it_beats_all_others_under_its_budget() -> No
     assert marked(np.stack([good, same]), [[0, 1]]) == set(), "a difference that may be chance"
     assert marked(np.stack([better, good, same]), [[0], [1, 2]]) == set(), "nothing to beat, or no difference"
     assert marked(np.stack([better, better, same]), [[0, 1, 2]]) == set(), "two are equally good"
+
+
+def test_a_row_is_not_best_that_is_worse_on_the_common_samples() -> None:
+    """A method that ran out of memory on the hard samples has a higher mean of what is left."""
+    hard = np.arange(100) % 2 == 0
+    worse = np.where(hard, np.nan, 0.7)
+    other = np.where(hard, 0.1, 0.9)
+    ids = tuple(map(str, range(100)))
+    column = ColumnScores("qasper", range(2), Matrix(ids, np.stack([worse, other]), np.arange(100)))
+    assert best_rows([column], {}, {"qasper": [0.7, 0.5]}, [[0, 1]])["qasper"] == set()
 
 
 def test_marks_are_rare_without_any_difference() -> None:
