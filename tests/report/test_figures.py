@@ -192,7 +192,9 @@ def test_a_large_table_has_figures_of_the_methods_that_score_highest(
     for point in shown.points.points:
         methods[point.method].append(point.score)
     best = sorted(set(methods) - {"fullkv"}, key=lambda name: (-np.mean(methods[name]), name))[:3]
-    kept = draw._best_points(shown, "curves").points
+    kept_points, details = draw._best_points(shown, "curves")
+    kept = kept_points.points
+    assert details == "only the 3 of 4 methods that score highest"
     assert {point.method for point in kept} == {"fullkv", *best} and len(kept) == 7
     places = draw._best_runs(shown, range(len(runs)), 5, "panels")
     assert {runs[at].manifest["label"]["method"] for at in places} == {"fullkv", *best[:2]}
@@ -200,7 +202,10 @@ def test_a_large_table_has_figures_of_the_methods_that_score_highest(
         caplog.text
     )
     everything = replace(shown, limited=False)
-    assert draw._best_points(everything, "curves") == shown.points and not draw._best_runs(everything, [1], 0, "")[1:]
+    assert (
+        draw._best_points(everything, "curves") == (shown.points, "")
+        and not draw._best_runs(everything, [1], 0, "")[1:]
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def _heatmaps(shown: Shown) -> list[Path]:
         for run in drawable:
             written.append(heatmap(run, shown.folder / f"{run.path.name}.png", shown.metric, shown.palette))
     elif drawable:
-        _say(shown, len(places), "have no heatmaps of their own, they are panels of the overview")
+        _say(shown, len(places), "have no heatmaps of their own, only panels of the overview")
     if drawable:
         written += heatmaps(drawable, shown.folder / "overview.png", shown.metric, shown.palette)
     return written
@@ -66,8 +66,8 @@ def _may_have_grid(run: RunNumbers) -> bool:
 
 
 def _curve(shown: Shown) -> list[Path]:
-    points = _best_points(shown, "budget curves")
-    return curve(points, shown.heading, shown.details, shown.folder / "budgets.png")
+    points, details = _best_points(shown, "budget curves")
+    return curve(points, shown.heading, details, shown.folder / "budgets.png")
 
 
 def _tradeoff(shown: Shown) -> list[Path]:
@@ -75,8 +75,8 @@ def _tradeoff(shown: Shown) -> list[Path]:
 
 
 def _bars(shown: Shown) -> list[Path]:
-    points = _best_points(shown, "bars of time and memory")
-    return bars(points, shown.heading, shown.details, shown.folder / "costs.png")
+    points, details = _best_points(shown, "bars of time and memory")
+    return bars(points, shown.heading, details, shown.folder / "costs.png")
 
 
 def _kept_heads(shown: Shown) -> list[Path]:
@@ -115,16 +115,20 @@ def _kept_text(shown: Shown) -> list[Path]:
     return written
 
 
-def _best_points(shown: Shown, what: str) -> Points:
-    """Return the points of as many methods as a figure has room for, those with the highest mean scores."""
+def _best_points(shown: Shown, what: str) -> tuple[Points, str]:
+    """Return the points of as many methods as a figure has room for, and the details that say which ones.
+
+    They are the methods with the highest mean scores.
+    """
     points = shown.points
     if not shown.limited or len(points.points) <= _ROWS:
-        return points
+        return points, shown.details
     others = [point for point in points.points if not point.is_full_cache]
     best = best_methods([point.method for point in others], [point.score for point in others], _ROWS)
     kept = [point for point in points.points if point.is_full_cache or point.method in best]
     _say(shown, len(points.points), _fewer(what, len(best), len(kept)))
-    return replace(points, points=kept)
+    note = f"only the {len(best)} of {len({point.method for point in others})} methods that score highest"
+    return replace(points, points=kept), "; ".join(filter(None, [shown.details, note]))
 
 
 def _best_runs(shown: Shown, places: Sequence[int], most: int, what: str) -> Sequence[int]:
