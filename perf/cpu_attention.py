@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from conditions import report, where
 from torch import Tensor
 
-from kvbench_kernels.backends import Buffers, Lanes, PackedHalf, layout_of, make_backend
+from kvbench_kernels.backends import Buffers, Lanes, PackedHalf, Slab, layout_of, make_backend
 from kvbench_kernels.backends.cpu import CpuBackend
 from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.build import cache, compilers, recipes
@@ -90,6 +90,7 @@ class Rows:
                 (torch.arange(lanes + 1) * room).int(),
                 torch.full((lanes,), tokens, dtype=torch.int32),
                 room,
+                [Slab(0, room, 0, lanes)],
             )
             for _ in range(max(1, -(-COLD // size)))
         ]
@@ -106,7 +107,8 @@ class Rows:
 
     def attend(self, backend: CpuBackend) -> Callable[[], object]:
         """Return a call that appends the new tokens and attends."""
-        return lambda: backend.append_and_attend(*self.new, self.next(), self.lanes, DIM**-0.5)
+        lengths = [self.tokens + self.new[0].shape[2]] * len(self.lanes.segment_N)
+        return lambda: backend.append_and_attend(*self.new, self.next(), self.lanes, DIM**-0.5, lambda: lengths)
 
     def read(self, floor: Callable[[Tensor, Tensor], int]) -> Callable[[], object]:
         """Return a call that reads keys and values once."""

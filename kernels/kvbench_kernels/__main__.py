@@ -76,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("build", help="compile the kernels", description="Compile the kernels with nvcc.")
+    command = commands.add_parser(
+        "build",
+        help="compile the kernels",
+        description="Compile the kernels with nvcc, or those for CPUs with g++, even if that failed before.",
+    )
+    command.add_argument("--cpu", action="store_true", help="compile the kernels for this CPU, with g++")
     command.add_argument(
         "--arch",
         action="append",
@@ -109,10 +114,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    if arguments.cpu and arguments.arch:
+        raise ValueError(f"--arch {arguments.arch[0]}: is for GPUs; leave out --arch or --cpu")
     archs = tuple(arguments.arch or build.ARCHS)
     recipes.check_archs(archs)
     begin = time.monotonic()
-    library = build.cuda(archs, arguments.force, lambda line: print(f"{time.monotonic() - begin:6.1f} s  {line}"))
+    if arguments.cpu:
+        library = build.cpu(arguments.force, retry=True)
+        print(f"{library} ({time.monotonic() - begin:.1f} s)")
+        return 0
+    library = build.cuda(
+        archs, arguments.force, lambda line: print(f"{time.monotonic() - begin:6.1f} s  {line}"), retry=True
+    )
     rows = [
         [_short(k["name"]), k["arch"], k["registers"], k["spill_stores"] + k["spill_loads"], k["shared"]]
         for k in build.report(library)

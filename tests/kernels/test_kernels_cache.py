@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from kvbench_kernels import __main__ as command
 from kvbench_kernels import build
 from kvbench_kernels.build import cache, compilers, recipes, sources
 from kvbench_kernels.build.compilers import CompilerError
@@ -138,6 +139,7 @@ def test_two_processes_compile_once(tiny: Path, tmp_path: Path) -> None:
     compiler.chmod(0o755)
     code = f"""
 import pathlib
+from kvbench_kernels import __main__ as command
 from kvbench_kernels import build
 from kvbench_kernels.build import sources
 from kvbench_kernels.calls import SIGNATURES
@@ -190,7 +192,58 @@ def test_what_does_not_compile_is_not_tried_again(tiny: Path, monkeypatch: pytes
     assert "\n" not in message
     log_file = Path(message.partition("the compiler's output is in ")[2])
     assert "error: expected" in log_file.read_text() and log_file.parent == build.cache_dir()
-    assert [path.suffix for path in sorted(build.cache_dir().iterdir())] == [".lock", ".log"], "nothing else is left"
+    assert [path.suffix for path in sorted(build.cache_dir().iterdir())] == [".failed", ".lock", ".log"]
+
+
+@needs_gxx
+def test_a_failed_build_is_remembered_by_later_starts(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start shows the words of the first one. The command, new sources and a new g++ try again."""
+    tries = []
+    run = compilers.run
+
+    def counting(command: Sequence[str | Path], what: str) -> str:
+        tries.append(what)
+        return run(command, what)
+
+    def fail() -> str:
+        tries.clear()
+        cache._failed.clear()  # as a new process has it
+        with pytest.raises(CompilerError) as info:
+            build.cpu()
+        return str(info.value)
+
+    monkeypatch.setattr(compilers, "run", counting)
+    three = tiny / "family" / "three.cpp"
+    right = three.read_text()
+    three.write_text("int three( { return 1; }\n")
+    first = fail()
+    assert tries
+    for _ in range(2):
+        assert (
+            fail() == f"{first}; this was at an earlier start, `kvbench kernels build --cpu` tries again" and not tries
+        )
+    assert command.run(["build", "--cpu"]) == 1 and tries
+    assert first.partition("; the compiler's")[0] in capsys.readouterr().err
+    monkeypatch.setattr(compilers, "version", lambda compiler: "another g++")
+    assert "earlier start" not in fail() and tries
+    three.write_text(right)
+    assert build.cpu().is_file()
+    assert command.run(["build", "--cpu", "--arch", "sm_90"]) == 2
+
+
+@needs_gxx
+def test_a_failure_that_may_pass_is_not_remembered(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(command: Sequence[str | Path], what: str) -> str:
+        raise CompilerError(f"{what} failed: fatal error: error writing to x.s: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compilers, "run", full)
+        with pytest.raises(CompilerError):
+            build.cpu()
+    cache._failed.clear()
+    assert build.cpu().is_file()
 
 
 @needs_gxx

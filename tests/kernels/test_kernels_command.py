@@ -53,7 +53,8 @@ def test_check_emulates(capsys, monkeypatch):
 def test_build_prints_progress_and_the_report(capsys, monkeypatch, tmp_path):
     asked = []
 
-    def cuda(archs, force, progress):
+    def cuda(archs, force, progress, retry):
+        assert retry
         asked.append((archs, force))
         progress("one.cu (1 of 1)")
         return tmp_path / "libkvb.so"
@@ -88,7 +89,7 @@ def test_list_says_who_runs_and_why_the_others_do_not(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert printed.startswith("device=cpu dtype=bfloat16 head dimension 128\n")
     assert re.search(r"(?m)^cuda +no +needs an NVIDIA GPU, but the model is on device=cpu$", printed)
-    assert re.search(r"(?m)^torch +yes +kernel=auto chooses this$", printed)
+    assert re.search(r"(?m)^cpu +yes +kernel=auto chooses this$", printed)
     monkeypatch.setattr(backends, "unmet_requirement", lambda name, spec: None)
     monkeypatch.setattr(flash, "find", lambda: (None, "varlen_attn of torch 2.12"))
     assert main(["list"]) == 0
@@ -132,7 +133,7 @@ def test_mistakes_are_one_line(capsys, monkeypatch, words, message):
 def test_a_compilation_that_fails_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> Path:
+    def fails(*_: object, retry: bool) -> Path:
         raise CompilerError("compiling one.cu failed: one.cu:3: error: expected ;", "a long output")
 
     monkeypatch.setattr(build, "cuda", fails)

@@ -99,7 +99,7 @@ void attend(int dim, const Columns& columns, int64_t first, const T* k, const T*
 
 bool supported(int dim, int64_t columns) {
     const bool known = dim == 16 || dim == 32 || dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256;
-    return known && columns >= 1 && columns <= MAX_COLUMNS;
+    return known && columns >= 1;
 }
 
 template <typename T>
@@ -130,21 +130,26 @@ void run(const kvb::RaggedDecode* call) {
         for (int64_t p = 0; p < work.pieces; p++) {
             const int64_t n = work.lane[p], first = (p - work.begin[n]) * PIECE;
             const int64_t length = call->length[call->segment[n]];
-            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
-            Columns columns;
-            columns.count = static_cast<int>(count);
-            for (int64_t c = 0; c < count; c++) {  // query c = g * T + t
-                const int64_t g = c / tokens, t = c % tokens;
-                const T* from = row_of<T>(call->q, n / kv_heads, n % kv_heads * call->group + g, t);
-                for (int d = 0; d < dim; d++)
-                    scaled[c * dim + place_of<T>(d, call->dim / LANES)] = to_float(from[d]) * base2;
-                columns.q[c] = scaled + c * dim;
-                columns.visible[c] = length - tokens + t + 1;
-            }
             const int64_t slot = static_cast<int64_t>(call->start[call->segment[n]]) + first, left = length - first;
             const bool more = left > PIECE + PIECE && (p + 1) % chunk;  // the next piece is this thread's, and is full
-            attend(call->dim, columns, first, k + slot * dim, v + slot * dim, more ? k + (slot + PIECE) * dim : nullptr,
-                   static_cast<int>(left < PIECE ? left : PIECE), work.partial + p * count, work.acc + p * count * dim);
+            const T* next = more ? k + (slot + PIECE) * dim : nullptr;
+            const int rows = static_cast<int>(left < PIECE ? left : PIECE);
+            for (int64_t begin = 0; begin < count; begin += MAX_COLUMNS) {
+                alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
+                Columns columns;
+                columns.count = static_cast<int>(count - begin < MAX_COLUMNS ? count - begin : MAX_COLUMNS);
+                for (int i = 0; i < columns.count; i++) {
+                    const int64_t g = (begin + i) / tokens, t = (begin + i) % tokens;  // query c = g * T + t
+                    const T* from = row_of<T>(call->q, n / kv_heads, n % kv_heads * call->group + g, t);
+                    for (int d = 0; d < dim; d++)
+                        scaled[i * dim + place_of<T>(d, call->dim / LANES)] = to_float(from[d]) * base2;
+                    columns.q[i] = scaled + i * dim;
+                    columns.visible[i] = length - tokens + t + 1;
+                }
+                const int64_t to = p * count + begin;
+                attend(call->dim, columns, first, k + slot * dim, v + slot * dim, next, rows, work.partial + to,
+                       work.acc + to * dim);
+            }
         }
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < lanes; n++)

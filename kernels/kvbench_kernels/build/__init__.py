@@ -9,6 +9,7 @@ binds. `cpu` is the attention of decode steps for CPUs, with functions of its ow
 | sources.py | the files in csrc/ that each kind is compiled from, and their hash |
 | recipes.py | compiler, flags and architectures of a kind |
 | cache.py | the folder of compiled libraries: keys, locks, checks for damage |
+| failures.py | what did not compile, for later starts |
 | agreement.py | comparison of csrc/calls.h with the structs of ctypes |
 | compilation.py | running the compiler, and the report next to each library |
 | compilers.py, ptxas.py | where the compilers are, and what they print |
@@ -45,8 +46,12 @@ def host(sanitize: bool = False, defines: Sequence[str] = (), force: bool = Fals
     return cache.built(recipes.host(sanitize, defines), force)
 
 
-def cpu(force: bool = False) -> Path:
-    """Return the decode step compiled by g++ for the vector instructions of this CPU.
+def cpu(force: bool = False, retry: bool = False) -> Path:
+    """Return the attention of decode steps, compiled by g++ for the vector instructions of this CPU.
+
+    Args:
+        force: compile even if the cache has the library.
+        retry: compile even if that failed at an earlier start.
 
     Raises:
         ValueError: there is no g++, this x86 CPU has no AVX2, or the cache cannot be written.
@@ -59,13 +64,14 @@ def cpu(force: bool = False) -> Path:
         if (library := cache.built_elsewhere("cpu", vectors)) is None:
             raise
         return library
-    return cache.built(recipe, force)
+    return cache.built(recipe, force, retry=retry)
 
 
 def cuda(
     archs: Sequence[str] = ARCHS,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
+    retry: bool = False,
 ) -> Path:
     """Return the kernels compiled by nvcc for GPUs, with the report of ptxas next to them (`report`).
 
@@ -73,12 +79,13 @@ def cuda(
         archs: "sm_90" for machine code, "compute_90" for PTX, which the driver compiles for newer GPUs.
         force: compile even if the cache has the library.
         progress: called with one line when a file is compiled.
+        retry: compile even if that failed at an earlier start.
 
     Raises:
         ValueError: there is no nvcc or g++, an architecture has no such name, or the cache cannot be written.
         CompilerError: the kernels do not compile.
     """
-    return cache.built(recipes.cuda(archs), force, progress)
+    return cache.built(recipes.cuda(archs), force, progress, retry)
 
 
 def cuda_for(capability: tuple[int, int]) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kvbench_kernels.build import sources
+from kvbench_kernels.build import failures, sources
 from kvbench_kernels.build.compilation import LIBRARY, REPORT, compile_into, file_hash, read_report
 from kvbench_kernels.build.compilers import CompilerError
 from kvbench_kernels.build.recipes import Recipe
@@ -64,30 +64,42 @@ def built_elsewhere(kind: str, archs: Sequence[str]) -> Path | None:
     return None
 
 
-def built(recipe: Recipe, force: bool = False, progress: Callable[[str], None] | None = None) -> Path:
+def built(
+    recipe: Recipe, force: bool = False, progress: Callable[[str], None] | None = None, retry: bool = False
+) -> Path:
     """Return the library of a recipe, compiled now if the cache has no intact one or with `force`.
+
+    A library that did not compile is not tried again, at later starts neither, unless with `force` or `retry`.
 
     Raises:
         ValueError: the cache cannot be written.
-        CompilerError: the library does not compile; the same error again without another try, unless forced.
+        CompilerError: the library does not compile, or did not compile before.
     """
     folder = folder_of(recipe)
     if not force and (library := intact(folder)) is not None:
         return library
-    if not force and folder in _failed:
-        raise _failed[folder]
+    known = None if force or retry else _failed.get(folder)
+    if known is not None:
+        raise known
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
-            if force or intact(folder) is None:  # another process may have compiled it in the meantime
+            if not (force or retry):
+                known = failures.recalled(folder)
+            if known is None and (force or intact(folder) is None):  # another process may have compiled it meanwhile
                 _compile(recipe, folder, progress)
+                failures.forget(folder)
     except CompilerError as error:
         _failed[folder] = error.with_output_in(folder.with_suffix(".log"))
+        failures.remember(folder, _failed[folder])
         raise _failed[folder] from None
     except OSError as error:
         raise ValueError(
             f"KVBENCH_CACHE={folder.parent.parent}: cannot be written ({error.strerror or error})"
         ) from error
+    if known is not None:
+        _failed[folder] = known
+        raise known
     return folder / LIBRARY
 
 

@@ -1,0 +1,61 @@
+"""Comparisons of the small ops between the products of a decode step, and of the products."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kvbench_kernels.ops import reference
+from kvbench_kernels.parity.inputs import error, normal, same, wider
+
+
+def add_rms_norm(device: torch.device, seed: int, dtype: torch.dtype, size: int, added: bool) -> float:
+    """Compare `add_rms_norm`; the residual stream and x are slices of wider rows."""
+    g = torch.Generator().manual_seed(seed)
+    residual_NC, x_NC = (normal(g, 3, size + 8, dtype=dtype)[:, :size] for _ in range(2))
+    weight_C = normal(g, size, dtype=dtype)
+    stream = wider(residual_NC, device, dtype)
+    other = wider(x_NC, device, dtype) if added else None
+    out = torch.ops.kvb.add_rms_norm(stream, other, weight_C.to(device, dtype), 1e-5)
+    exact = reference.add_rms_norm(residual_NC, x_NC if added else None, weight_C, 1e-5)
+    return max(error(out, exact), error(stream, residual_NC))
+
+
+def rope(device: torch.device, seed: int, dtype: torch.dtype, dim: int, normed: bool) -> float:
+    """Compare `rope`; queries and keys are slices of the same rows, as after one product."""
+    g = torch.Generator().manual_seed(seed)
+    both_NHD = normal(g, 3, 6 + 2 + 1, dim, dtype=dtype)
+    cos_ND, sin_ND = (normal(g, 3, dim, dtype=dtype).clamp(-1, 1) for _ in range(2))
+    q_weight, k_weight = (normal(g, dim, dtype=dtype) if normed else None for _ in range(2))
+    actual = both_NHD.to(device, dtype, copy=True)
+    on_device = [None if x is None else x.to(device, dtype) for x in (cos_ND, sin_ND, q_weight, k_weight)]
+    torch.ops.kvb.rope(actual[:, :6], actual[:, 6:8], *on_device, 1e-6)
+    reference.rope(both_NHD[:, :6], both_NHD[:, 6:8], cos_ND, sin_ND, q_weight, k_weight, 1e-6)
+    return error(actual, both_NHD) if same(actual[:, 8:], both_NHD[:, 8:]) else math.inf
+
+
+def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> float:
+    """Compare `silu_mul`; gate and up are halves of the same rows, as after one product."""
+    g = torch.Generator().manual_seed(seed)
+    both_NF = 4 * normal(g, 3, 2 * size, dtype=dtype)
+    gate_NF, up_NF = both_NF.to(device, dtype).chunk(2, dim=1)
+    return error(torch.ops.kvb.silu_mul(gate_NF, up_NF), reference.silu_mul(*both_NF.chunk(2, dim=1)))
+
+
+def linear(
+    device: torch.device, seed: int, dtype: torch.dtype, tokens: int, inputs: int, outputs: int, how: str
+) -> float:
+    """Compare `linear`; x is a slice of wider rows. `how` may have the words bias, gated and early."""
+    g = torch.Generator().manual_seed(seed)
+    x_NC, weight_OC = normal(g, tokens, inputs, dtype=dtype), normal(g, outputs, inputs, dtype=dtype) / 8
+    bias_O = normal(g, outputs, dtype=dtype) if "bias" in how else None
+    bias = None if bias_O is None else bias_O.to(device, dtype)
+    arguments = wider(x_NC, device, dtype), weight_OC.to(device, dtype), bias, "gated" in how
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # an early product does not wait for the kernel that writes the weight
+    out = torch.ops.kvb.linear(*arguments, "early" in how)
+    exact = x_NC @ weight_OC.T if bias_O is None else x_NC @ weight_OC.T + bias_O
+    if "gated" in how:
+        exact = reference.silu_mul(*exact.to(dtype).double().chunk(2, dim=1))
+    return error(out, exact)
