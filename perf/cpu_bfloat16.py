@@ -90,11 +90,11 @@ def main() -> None:
             print(what, rows, result[f"{what}, {rows} rows"], flush=True)
     equal, same_first, prefixes = 0, 0, []
     for seed in range(args.prompts):
-        one, other = (answers(models[dtype], "cpu", prompt(seed), 1, 32)[2] for dtype in models)
+        wide, narrow = (answers(models[dtype], "cpu", prompt(seed), 1, 32)[2] for dtype in models)
         length = next(
-            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+            (i for i, (a, b) in enumerate(zip(wide, narrow, strict=False)) if a != b), min(len(wide), len(narrow))
         )
-        equal, same_first, prefixes = equal + (one == other), same_first + (length > 0), [*prefixes, length]
+        equal, same_first, prefixes = equal + (wide == narrow), same_first + (length > 0), [*prefixes, length]
     result["answers"] = {
         "prompts": args.prompts,
         "new_tokens": 32,
