@@ -50,7 +50,7 @@ def test_prompts_fit_the_length_and_read_as_generated(wrapper):
         "meta-chat": ("[INST] ", " [/INST]"),
         "Q: {task_template} A:": ("Q: ", " A:"),
     }[wrapper]
-    tasks = ["synthetic"] if wrapper == "chat" else ["niah_multiquery", "vt", "cwe"]  # wrappers know nothing of tasks
+    tasks = ["synthetic"] if wrapper == "chat" else ["niah_multiquery", "vt"]  # wrappers know nothing of tasks
     number = 1 if wrapper == "chat" else 2
     for part in parts(wrapper=wrapper, tasks=tasks, samples=number):
         render = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)
