@@ -14,7 +14,7 @@ from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
 from kvbench_kernels.ops.library import Library, load
 from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
-from kvbench_kernels.ops.weights import least
+from kvbench_kernels.ops.weights import launch, least
 
 DTYPES = tuple(CPU_DTYPE)
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
@@ -83,29 +83,11 @@ class CpuBackend:
         return out_BHTD
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
-        lane_count, group, tokens, dim = q_NGTD.shape
-        if dim not in HEAD_DIMS or q_NGTD.dtype != torch.float32 or buffers.k_RD.dtype != torch.float32:
+        if q_NGTD.shape[3] not in HEAD_DIMS or q_NGTD.dtype != torch.float32 or buffers.k_RD.dtype != torch.float32:
             return self._for_many.weights(q_NGTD, buffers, lanes, scaling, width)
+        arena = buffers.k_RD, buffers.start_S1, buffers.length_S, lanes.segment_N
         q_NGTD = q_NGTD.contiguous()
-        out_NGTC = q_NGTD.new_empty(lane_count, group, tokens, width)
-        self._library.call(
-            "cpu_weights",
-            None,
-            q=q_NGTD.data_ptr(),
-            k=buffers.k_RD.data_ptr(),
-            start=buffers.start_S1.data_ptr(),
-            length=buffers.length_S.data_ptr(),
-            segment=lanes.segment_N.data_ptr(),
-            out=out_NGTC.data_ptr(),
-            scaling=scaling,
-            lanes=lane_count,
-            group=group,
-            tokens=tokens,
-            dim=dim,
-            width=width,
-            dtype=CPU_DTYPE[q_NGTD.dtype],
-        )
-        return out_NGTC
+        return launch(self._library, None, q_NGTD, *arena, scaling, width, name="cpu_weights", dtypes=CPU_DTYPE)
 
     def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
         if worth_BUC.dtype != torch.float32:

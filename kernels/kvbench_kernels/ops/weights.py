@@ -6,15 +6,17 @@ arena, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from kvbench_kernels.ops import require
 from kvbench_kernels.ops.library import Library
+from kvbench_kernels.ops.pointers import DTYPE
 
 MOST_DIM = 256  # of the compiled kernel
 MOST_QUERIES = 65535  # of a lane, group x tokens
-_DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 
 
 def weights(q_NGTD: Tensor, k_RD: Tensor, start_N: Tensor, length_N: Tensor, scaling: float, width: int) -> Tensor:
@@ -83,13 +85,14 @@ def check(
 
 def launch(
     library: Library, stream: int | None, q_NGTD: Tensor, k_RD: Tensor, start_S1: Tensor, length_S: Tensor,
-    segment_N: Tensor, scaling: float, width: int,
+    segment_N: Tensor, scaling: float, width: int, *, name: str = "decode_weights",
+    dtypes: Mapping[torch.dtype, int] = DTYPE,
 ) -> Tensor:  # fmt: skip
-    """Call the compiled kernel."""
+    """Call the compiled kernel, or that of the CPU, whose struct is the same."""
     lanes, group, tokens, dim = q_NGTD.shape
     out_NGTC = q_NGTD.new_empty(lanes, group, tokens, width, dtype=torch.float32)
     library.call(
-        "decode_weights",
+        name,
         stream,
         q=q_NGTD.data_ptr(),
         k=k_RD.data_ptr(),
@@ -103,7 +106,7 @@ def launch(
         tokens=tokens,
         dim=dim,
         width=width,
-        dtype=_DTYPE[k_RD.dtype],
+        dtype=dtypes[k_RD.dtype],
     )
     return out_NGTC
 
