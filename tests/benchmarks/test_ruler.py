@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,37 @@ def test_qa_keeps_the_documents_that_hold_the_answer(task: str, gold: int, sourc
         else:
             assert record["outputs"] == [f"Writer {number}"]
             assert {f"Title {number}-{part}" for part in range(10)} <= {text.split("\n")[0] for text in documents}
+
+
+def test_hotpotqa_leaves_out_documents_that_do_not_fit_but_not_the_needed_ones(sources: Sources) -> None:
+    whole = generate("qa_2", 2000, "words", num_samples=4, sources=sources)[3]["input"]
+    number = whole.count("Document ")
+    for length in range(1000, 60, -20):
+        try:
+            text = generate("qa_2", length, "words", num_samples=4, sources=sources)[3]["input"]
+        except ValueError as error:
+            assert f"benchmark.lengths=[{length}]: qa_2 does not fit" in str(error)
+            break
+        titles = re.findall(r"Title \d+-\d+", text)
+        assert {"Title 3-3", "Title 3-8"} <= set(titles) and text.count("Document ") <= number
+        number = text.count("Document ")
+        if len(titles) < 10:  # those that stay are the first of the data set, and the needed ones
+            others = sorted(int(title[-1]) for title in titles if title[-1] not in "38")
+            assert others == [0, 1, 2, 4, 5, 6, 7, 9][: len(others)]
+    assert len(titles) == 2
+
+
+def test_hotpotqa_without_supporting_facts_keeps_all_ten_documents(tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    file = tmp_path / "hotpotqa_some.json"
+    entries = json.loads(file.read_text())
+    fits = generate("qa_2", 150, "words", num_samples=1, sources=tmp_path)
+    for entry in entries:
+        del entry["supporting_facts"]
+    file.write_text(json.dumps(entries))
+    assert fits
+    with pytest.raises(ValueError, match="qa_2 does not fit"):
+        generate("qa_2", 150, "words", num_samples=1, sources=tmp_path)
 
 
 # ---- lengths and random streams --------------------------------------------------------------------

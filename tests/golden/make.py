@@ -38,7 +38,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "leading": {"strip": "leading"},
     "leading-indel": {"strip": "leading", "code_backend": "indel"},
 }
-# rows that are hashed, by tokenizer and length; qa_2 does not fit into 1024 and 2048 tokens
+# rows that are hashed, by tokenizer and length; upstream has no rows of qa_2 with 1024 and 2048 tokens
 UPSTREAM = [("words", 1024, 5), ("smollm2", 2048, 10), ("smollm2", 4096, 5)]
 WITHOUT_SOURCES = ("niah_multikey_3", "vt", "fwe")
 FITS = ("head", "linear2024")

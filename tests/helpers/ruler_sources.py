@@ -65,4 +65,10 @@ def _article(topic: str, rng: random.Random) -> dict:
 
 def _hotpot(number: int, rng: random.Random) -> dict:
     context = [[f"Title {number}-{part}", [_sentence(rng), " " + _sentence(rng)]] for part in range(10)]
-    return {"question": f"Who wrote number {number}?", "answer": f"Writer {number}", "context": context}
+    facts = [[f"Title {number}-{part}", 0] for part in (3, 8)]
+    return {
+        "question": f"Who wrote number {number}?",
+        "answer": f"Writer {number}",
+        "supporting_facts": facts,
+        "context": context,
+    }

@@ -9,8 +9,9 @@
     TASKS, TEMPLATES                             the tasks with metric and answer length; wrappers by name
 
 With upstream's files a record is upstream's, byte for byte. Two things differ on purpose. Where upstream loops for ever
-(a text that cannot get short enough), sizes go on falling to one unit, or to the documents that hold the answer, and
-then there is an error. And cwe at about 128k tokens draws from english_words.json only if that file is there.
+(a text that cannot get short enough), sizes go on falling to one unit, or to the documents that hold the answer (in
+HotpotQA those with the supporting facts), and then there is an error. And cwe at about 128k tokens draws from
+english_words.json only if that file is there.
 
 `kvbench data ruler` gets the sources, `python -m kvbench.benchmarks.ruler` writes files. Metrics are in
 `kvbench.metrics.ruler`.

@@ -10,13 +10,15 @@ from typing import Any
 class Question:
     """A question with its documents, given as indices.
 
-    gold: the documents that hold the answer. related: other documents of the same article.
+    gold: the documents that upstream gives to every prompt. related: other documents of the same article.
+    needed: those of gold without which the question has no answer.
     """
 
     text: str
     answers: list[str]
     gold: list[int]
     related: list[int]
+    needed: list[int]
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,24 @@ def squad(data: Any) -> Questions:
             for entry in paragraph["qas"]:
                 if not entry.get("is_impossible", False):
                     answers = [answer["text"] for answer in entry["answers"]]
-                    questions.append(Question(entry["question"], answers, [gold], related))
+                    questions.append(Question(entry["question"], answers, [gold], related, [gold]))
     return Questions(questions, documents)
 
 
 def hotpotqa(data: Any) -> Questions:
-    """Return the questions of the dev set (distractor): a document is a title, a newline, and its sentences."""
+    """Return the questions of the dev set (distractor): a document is a title, a newline, and its sentences.
+
+    The ten documents of a question are all gold to upstream. Those with its supporting facts are needed; in a file
+    without supporting facts, all ten are.
+    """
     texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in entry["context"]] for entry in data]
     documents, number = _numbered(text for entry in texts for text in entry)
-    questions = [
-        Question(entry["question"], [entry["answer"]], [number[text] for text in gold], [])
-        for entry, gold in zip(data, texts, strict=True)
-    ]
+    questions = []
+    for entry, own in zip(data, texts, strict=True):
+        gold = [number[text] for text in own]
+        titles = {fact[0] for fact in entry.get("supporting_facts", [])}
+        needed = [place for place, (title, _) in zip(gold, entry["context"], strict=True) if title in titles]
+        questions.append(Question(entry["question"], [entry["answer"]], gold, [], needed or gold))
     return Questions(questions, documents)
 
 

@@ -76,7 +76,14 @@ def _documents(request: RulerRequest, prompt: str) -> Documents:
             f"from {request.start} on"
         )
     return Documents(
-        request.spec, prompt, request.seed, request.count, questions, request.start, year2024=request.is_old
+        request.spec,
+        prompt,
+        request.length,
+        request.seed,
+        request.count,
+        questions,
+        request.start,
+        year2024=request.is_old,
     )
 
 

@@ -14,6 +14,8 @@ class Documents:
     """Samples of one qa task. A unit is a document; row i asks question start + i, trials ask question 0.
 
     year2024: trials count the answers too, and the set of documents is not repeated when it is used up.
+    Upstream gives a question of HotpotQA its ten documents at least, and has no row where they do not fit. Here the
+    last of them that the question does not need are left out.
     """
 
     step = 10
@@ -22,6 +24,7 @@ class Documents:
         self,
         task: Task,
         prompt: str,
+        length: int,
         seed: int,
         count: Counter,
         questions: Questions,
@@ -29,44 +32,52 @@ class Documents:
         *,
         year2024: bool = False,
     ):
-        self.prompt, self.seed, self.count, self.year2024 = prompt, seed, count, year2024
+        self.prompt, self.length, self.seed, self.count, self.year2024 = prompt, length, seed, count, year2024
         self.rng = random.Random(seed)
         self.reserve = task.tokens_to_generate
         self.questions, self.documents, self.start = questions.questions, questions.documents, start
         self.most = len(self.documents) if year2024 else None
+        self.given = len(self.questions[0].gold)
 
     def floor(self, row: int) -> int:
-        """Return the number of documents that hold the answer: 1 in SQuAD, about 10 in HotpotQA."""
+        """Return the number of documents that upstream always gives: 1 in SQuAD, about 10 in HotpotQA."""
         return len(self.questions[self.start + row].gold)
 
     def trial(self, size: int) -> int:
         """Return the tokens of one sample of the first question."""
-        text, answers = self._sample(0, max(size, len(self.questions[0].gold)))
+        text, answers = self._written(0, self._choose(0, max(size, self.given)))
         return self.count(f"{text} {answers}" if self.year2024 else text)
 
     def draw(self, size: int, row: int) -> Draft:
-        """Return the question of a row among `size` documents."""
-        text, answers = self._sample(self.start + row, size)
-        return Draft(text, answers, self.count(text) + self.reserve)
-
-    def _sample(self, index: int, size: int) -> tuple[str, list[str]]:
+        """Return the question of a row among `size` documents; of the fewest, only as many as fit."""
+        index = self.start + row
         question = self.questions[index]
         chosen = self._choose(index, size)
-        random.Random(self.seed).shuffle(chosen)
-        context = "\n\n".join(DOCUMENT.format(i=i, document=text) for i, text in enumerate(chosen, 1))
+        draft = self._draft(index, chosen)
+        spare = [number for number in question.gold if number not in question.needed]
+        while draft.length > self.length and spare and size <= len(question.gold):
+            chosen.remove(spare.pop())
+            draft = self._draft(index, chosen)
+        return draft
+
+    def _draft(self, index: int, chosen: list[int]) -> Draft:
+        text, answers = self._written(index, chosen)
+        return Draft(text, answers, self.count(text) + self.reserve)
+
+    def _written(self, index: int, chosen: list[int]) -> tuple[str, list[str]]:
+        question, texts = self.questions[index], [self.documents[number] for number in chosen]
+        random.Random(self.seed).shuffle(texts)
+        context = "\n\n".join(DOCUMENT.format(i=i, document=text) for i, text in enumerate(texts, 1))
         return self.prompt.format(context=context, query=question.text), question.answers
 
-    def _choose(self, index: int, size: int) -> list[str]:
-        question = self.questions[index]
-        if size >= len(self.documents):
-            repeats = -(-size // len(self.documents))
-            return (self.documents * repeats)[:size]
+    def _choose(self, index: int, size: int) -> list[int]:
+        question, all_documents = self.questions[index], len(self.documents)
+        if size >= all_documents:
+            return [number % all_documents for number in range(size)]
         others = size - len(question.gold)
-        if others > len(question.related):
-            own = [*question.gold, *question.related]
-            known = set(own)
-            rest = [number for number in range(len(self.documents)) if number not in known]
-            numbers = own + self.rng.sample(rest, max(0, others - len(question.related)))
-        else:
-            numbers = question.gold + self.rng.sample(question.related, others)
-        return [self.documents[number] for number in numbers]
+        if others <= len(question.related):
+            return question.gold + self.rng.sample(question.related, others)
+        own = [*question.gold, *question.related]
+        known = set(own)
+        rest = [number for number in range(all_documents) if number not in known]
+        return own + self.rng.sample(rest, max(0, others - len(question.related)))
