@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 
 from kvbench.config.groups import method
 from kvbench.config.loggers import check_not_swept
@@ -39,18 +39,41 @@ def combinations(overrides: Sequence[Override]) -> Iterator[list[str]]:
             raise ValueError(
                 f"{override.input_line}: the sweep would have more than {MOST_JOBS} jobs; list fewer values"
             )
-        axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        axes[key] = [f"{key}={value}" for value in _values(override)]
         if not axes[key]:
             raise ValueError(f"{override.input_line}: stands for no value, so there is nothing to sweep")
     for combination in itertools.product(*axes.values()):
         yield list(combination)
 
 
+def has_pattern(override: Override) -> bool:
+    """Return whether the values are those of a pattern, alone or in a list: `glob(*)`, `glob(ada_*),think+kivi`."""
+    value = override.value()
+    return any(isinstance(item, Glob) for item in (value.list if isinstance(value, ChoiceSweep) else [value]))
+
+
+def _values(override: Override) -> list[str]:
+    """Return the listed values as text, patterns spelled out. Raises ValueError for a pattern that fits nothing."""
+    value = override.value()
+    if not isinstance(value, ChoiceSweep) or not has_pattern(override):
+        return list(override.sweep_string_iterator())
+    assert override.config_loader is not None
+    names = dict[str, None]()  # in order, each once
+    for item in value.list:
+        found = [str(item)]
+        if isinstance(item, Glob):
+            found = item.filter(override.config_loader.get_group_options(override.key_or_group))
+            if not found:
+                raise ValueError(f"{override.input_line}: a pattern in it stands for no value")
+        names |= dict.fromkeys(found)
+    return list(names)
+
+
 def _count(override: Override) -> int:
     """Return how many values a list has, at least 1. Raises ValueError for a range that never ends."""
     value = override.value()
     if not isinstance(value, RangeSweep):
-        return max(1, len(list(override.sweep_iterator())))
+        return max(1, len(_values(override)))
     numbers = (value.start, value.stop, value.step)
     if any(number is None or not math.isfinite(number) for number in numbers) or not value.step:
         raise ValueError(f"{override.input_line}: a range needs a finite start, stop and step other than 0")

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Glob
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -18,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.config.checks import missing_file
-from kvbench.config.combinations import combinations, fitting
+from kvbench.config.combinations import combinations, fitting, has_pattern
 from kvbench.config.compose import composing, parse
 from kvbench.config.hydra_node import check_hydra
 from kvbench.sweep.composer import Composer
@@ -58,7 +57,7 @@ class FusedSweeper(Sweeper):
         lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parsed = parse(lines, loader)
         jobs = fitting(list(combinations(parsed)))
-        if any(override.key_or_group == "method" and isinstance(override.value(), Glob) for override in parsed):
+        if any(override.key_or_group == "method" and has_pattern(override) for override in parsed):
             jobs = self._with_files(jobs)
         self._check(jobs, loader)
         self._write_down(jobs)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
@@ -222,6 +223,22 @@ def test_a_command_is_shown_as_it_was_typed() -> None:
     assert typed(deferred(parse(words))) == words
     lists = ["method=tova,scope", "method.buffer=choice(1,2)", "method.x=[1,2]"]
     assert typed(lists) == lists
+
+
+def test_a_pattern_may_stand_in_a_list(conf: Path) -> None:
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+
+        def jobs(override: str) -> list[str]:
+            return [line for (line,) in combinations(parse([override], loader))]
+
+        names = ["method=ada_pyramidkv", "method=ada_snapkv"]
+        assert jobs("method=glob(ada_*)") == names
+        assert jobs("method=tova,glob(ada_*),think+kivi,ada_snapkv") == ["method=tova", *names, "method=think+kivi"]
+        assert len(jobs("method=glob(*),think+kivi")) == len(config.options("method")) + 1
+        for override in ("method=glob(zzz*),tova", "budget=glob(*),64"):
+            with pytest.raises(ValueError, match=rf"^{re.escape(override)}: a pattern in it stands for no value$"):
+                jobs(override)
 
 
 def test_every_combination_is_a_job_and_the_last_of_equal_keys_counts() -> None:
