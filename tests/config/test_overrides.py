@@ -15,8 +15,9 @@ VALUES = (
     "[]", "[5]", "[a]", "[null]", "[[1]]", "{}", "{a:1}", "[{_target_:os.system}]", "{_target_:os.system}", "'a b'",
     "a=b", "~/x", "中文", "'中文'", "../x", "/etc/passwd", "'a/b'", "'a\\nb'", "${seed}", "${nope}", "${oc.env:HOME}",
     "'${oc.env:HF_TOKEN,x}'", "${now:%Y}", "${hydra:runtime.cwd}", "${oc.select:nope,1}", "a,b", "range(5,1)",
-    "range(1,100000000)", "glob(zzz*)", "glob(zz*),64", "choice()", "interval(0,1)", "sort(3,2)", "int(1.5)", "0x10", "1_000",
-    "0b1", "٣", "1\x00", "\x1b[2J", "'\u202e'", "\ud800", "x" * 20_000, "(", "]", "'", '"', "\\", "@", "a@b", "---", "?",
+    "range(1,100000000)", "glob(zzz*)", "glob(zz*),64", "choice()", "interval(0,1)", "sort(3,2)", "int(1.5)", "0x10",
+    "1_000", "0b1", "٣", "1\x00", "\x1b[2J", "'\u202e'", "\ud800", "x" * 20_000, "(", "]", "'", '"', "\\", "@", "a@b",
+    "---", "?",
 )  # fmt: skip
 KEYS = (
     "budget", "seed", "limit", "shard", "kernel", "retry_oom", "threads", "progress", "engine.graph", "engine.cache",
