@@ -59,7 +59,8 @@ def _values(override: Override) -> list[str]:
         return list(override.sweep_string_iterator())
     assert override.config_loader is not None
     names = dict[str, None]()  # in order, each once
-    for item in value.list:
+    items: list[object] = [*value.list]
+    for item in items:
         found = [str(item)]
         if isinstance(item, Glob):
             found = item.filter(override.config_loader.get_group_options(override.key_or_group))
