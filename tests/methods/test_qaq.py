@@ -11,7 +11,7 @@ import torch
 
 import kvbench
 from kvbench.cache.rows import RowBuffer
-from kvbench.methods import mixed_bits
+from kvbench.methods import mixed_rows
 from kvbench.methods.context import LayerContext
 from kvbench.methods.storage import Rows
 from kvbench.run.record import broken_promise
@@ -39,7 +39,7 @@ def test_limits_are_those_of_the_sheet() -> None:
         assert half(0, error=error, last=1).limits(ctx).tolist() == [pytest.approx([limit] * 100, abs=1e-6)]
     assert qaq.value_limit(100, 1.0, 0.1) == pytest.approx(3.4641, abs=1e-4)
     assert half(1, last=1).limits(ctx)[0, 0] == pytest.approx(qaq.value_limit(100, 1.0, 0.01), abs=1e-4)
-    bits_N = mixed_bits.bits_of(torch.full((4,), 10.0), torch.tensor(list(errors.values())), 0, 16)
+    bits_N = mixed_rows.bits_of(torch.full((4,), 10.0), torch.tensor(list(errors.values())), 0, 16)
     assert bits_N.tolist() == [4, 4, 3, 3]
 
 
@@ -139,9 +139,9 @@ def test_what_crashes_the_reference_works() -> None:
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_codes_of_any_width_are_packed(bits: int) -> None:
     codes = torch.randint(0, 2**bits, (5, 11), generator=torch.Generator().manual_seed(bits))
-    packed = mixed_bits.pack(codes, bits)
+    packed = mixed_rows.pack(codes, bits)
     assert packed.shape == (5, -(-11 * bits // 8)) and packed.dtype == torch.uint8
-    assert mixed_bits.unpack(packed, bits, 11).equal(codes)
+    assert mixed_rows.unpack(packed, bits, 11).equal(codes)
 
 
 def test_rows_of_different_lengths_share_a_buffer() -> None:
