@@ -61,12 +61,12 @@ def _values(override: Override) -> list[str]:
     names = dict[str, None]()  # in order, each once
     items: list[object] = [*value.list]
     for item in items:
-        found = [str(item)]
+        named = [str(item)]
         if isinstance(item, Glob):
-            found = item.filter(override.config_loader.get_group_options(override.key_or_group))
-            if not found:
+            named = item.filter(override.config_loader.get_group_options(override.key_or_group))
+            if not named:
                 raise ValueError(f"{override.input_line}: a pattern in it stands for no value")
-        names |= dict.fromkeys(found)
+        names |= dict.fromkeys(named)
     return list(names)
 
 
