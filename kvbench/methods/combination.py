@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
-from kvbench.methods.composition import STORED, Composition, filled, reached, renamed
+from kvbench.methods.composition import STORED, Composition, filled, reached, references, renamed
 from kvbench.methods.dials import PARTS
 
 _REPLACED = ("score", "layers", "heads", "select")  # every evicting method has them; of any other part there is one
@@ -162,9 +162,28 @@ def _check_factor(factor: Composition, factors: Sequence[Composition], name: str
         return
     advice = "+".join(other.name for other in factors if other is not factor)
     turned = factors[::-1]
-    if len(factors) == 2 and not any(_lost(other, turned) for other in turned):
+    if len(factors) == 2 and _may_be(turned):
         advice += f" or method={turned[0].name}+{turned[1].name}"
     raise ValueError(f"method={name}: {reason}; write method={advice}")
+
+
+def _may_be(factors: Sequence[Composition]) -> bool:
+    """Return True if two methods in this order leave something of both, and their parts go together.
+
+    A probe needs a part that reads it. A selection that comes without layer budgets decides by itself how many tokens
+    stay. Whether the classes of the parts go together as well is not known here.
+    """
+    if _in_order(factors) != factors or any(_lost(factor, factors) for factor in factors):
+        return False
+    try:
+        below, above = factors
+        parts = _combined(below, above, f"{below.name}+{above.name}").parts
+    except ValueError:
+        return False
+    if "probe" in parts and not any("probe" in references(node, depth=1) for node in parts.values()):
+        return False
+    chooser = next((factor for factor in reversed(factors) if "select" in factor.own), factors[0])
+    return "layers" not in parts or "layers" in chooser.parts
 
 
 def _lost(factor: Composition, factors: Sequence[Composition]) -> str | None:

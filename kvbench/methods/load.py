@@ -64,16 +64,32 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     copied = _with_values(config, nodes)  # hydra resolves in place a part that another part interpolates
     parts = {part: _build_part(part, copied[part], dial_of) for part in PARTS if config.get(part) is not None}
     evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
-    _check_combination(config.name, evicting, parts)
-    check_use(config, dials)
     try:
-        eviction = Eviction(**evicting) if evicting else None
+        _check_combination(config.name, evicting, parts)
+        check_use(config, dials)
+        eviction = _eviction(config.name, evicting)
     except ValueError as error:
-        raise ValueError(f"method={config.name}: {error}") from None
+        raise ValueError(f"{error}{_alone(config.name, str(error))}") from None
     method = Method(config.name, dials | files, eviction, **parts, dial_of=dial_of)
     check_phase(config, dials, defaults, method)
     check_idle(config, dials, defaults, method)
     return method
+
+
+def _eviction(name: str, evicting: Mapping[str, Any]) -> Eviction | None:
+    """Return the parts that choose tokens of the prompt. Raises ValueError if they do not go together."""
+    try:
+        return Eviction(**evicting) if evicting else None
+    except ValueError as error:
+        raise ValueError(f"method={name}: {error}") from None
+
+
+def _alone(name: str, problem: str) -> str:
+    """Return what to write in the place of two methods whose parts do not go together; a user may know no parts."""
+    names = name.split("+")
+    if len(names) != 2 or "write method=" in problem or not problem.startswith("method="):
+        return ""
+    return f", or write method={names[0]} or method={names[1]}"
 
 
 def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
@@ -98,10 +114,9 @@ def _check_combination(name: str, evicting: Mapping[str, Any], parts: Mapping[st
         "probed" in part.needs for part in (*evicting.values(), *parts.values()) if isinstance(part, Part)
     )
     if reads_probe != ("probe" in parts):
-        raise ValueError(
-            f"method={name}: "
-            + ("no part reads what probe finds" if "probe" in parts else "a part reads what a probe finds; add probe")
-        )
+        without = "a part reads what a probe finds; add probe"
+        unread = "no part reads what probe finds; leave out probe"
+        raise ValueError(f"method={name}: {unread if 'probe' in parts else without}")
     others = [part for part in PARTS if part in {*evicting, *parts} - {"look"}]
     if "look" in parts and others:
         raise ValueError(f"method={name}: look reads part of a cache that keeps every token; leave out {others[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,21 +22,39 @@ SMALL = {"residual": 32, "recent": 4, "shared": 2, "decode_budget": 8}
 PROMPT = ("score", "layers", "heads", "select")
 
 
-def pairs() -> dict[str, tuple[str, str]]:
-    """Return {name of a combination: its two methods} for all pairs that are allowed."""
-    allowed = {}
+def pairs() -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """Return {name of a combination: its two methods} for allowed pairs, and {pair: refusal} for the others."""
+    allowed, refused = {}, {}
     for names in itertools.permutations(sorted(config.options("method")), 2):
         try:
             method = load("+".join(names))
         except ValueError as error:
-            line = str(error)
+            line = refused["+".join(names)] = str(error)
             assert "\n" not in line and line.startswith(("method=", "method.")), line
         else:
             allowed[method.name] = names
-    return allowed
+    return allowed, refused
 
 
-PAIRS = pairs()
+PAIRS, REFUSED = pairs()
+
+
+def advised(pair: str) -> list[str]:
+    """Return the methods that the refusal of a pair says to write; none for a pair that is allowed."""
+    _, write, advice = REFUSED.get(pair, "").rpartition("write method=")
+    return re.findall(r"[\w+]*\w", advice.replace(" or method=", " ")) if write else []
+
+
+def test_what_a_refusal_advises_is_a_method_or_says_what_to_write_instead() -> None:
+    """No circle: the other order of two methods may be refused for its parts, but then one method alone is advised."""
+    assert advised("snapkv+kvzip") == ["kvzip"] and len(advised("ada_snapkv+h2o")) == 2
+    assert sorted(advised("quest+snapkv")) == ["quest", "snapkv"], "a user need not know what a look and a score are"
+    for pair in REFUSED:
+        for other in advised(pair):
+            if other in REFUSED:
+                assert advised(other) and not set(advised(other)) & REFUSED.keys(), (
+                    f"{REFUSED[pair]} → {REFUSED[other]}"
+                )
 
 
 def without(whole: Method, part: str, rest: Method) -> Method | None:
