@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from kvbench.engine.products_cpu import fast_products
 
 NAME = "kvbench"
 
@@ -72,7 +75,9 @@ def _attention(
     layer = layer_index(module)
     refuse_unknown(module, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return kvbench.attend(layer, query, key, value, scale).transpose(1, 2).contiguous(), None
+    with torch._C.DisableTorchFunction():  # the mode of `fast_products` would look at each of our operations
+        out_BHTD = kvbench.attend(layer, query, key, value, scale)
+    return out_BHTD.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -152,7 +157,8 @@ Forward = Callable[[Tensor, Tensor, "AttentionPass"], Tensor]
 def last_logits(model: PreTrainedModel, ids_BT: Tensor, position_BT: Tensor, attention: AttentionPass) -> Tensor:
     """Return the logits [B, V] of each row's last token after a forward call through our attention."""
     attention.begin(ids_BT)
-    out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
+    with fast_products(ids_BT):
+        out = model(input_ids=ids_BT, position_ids=position_BT, use_cache=False, logits_to_keep=1, kvbench=attention)
     attention.finish()
     logits_BTV: Tensor = out.logits
     return logits_BTV[:, -1]

@@ -1,0 +1,59 @@
+"""Float32 products on a CPU by oneDNN, where MKL uses half of the vector width.
+
+torch computes float32 products with MKL, which takes its AVX-512 paths on Intel's processors alone. On others, oneDNN,
+which is in torch as well, is about twice as fast, and reads the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CPU = Path("/proc/cpuinfo")
+FEWEST_TOKENS = 4  # with fewer, reading the weights takes the time, and MKL is as fast
+
+
+def fast_products(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which `F.linear` is oneDNN's where that is faster, for a forward call over tokens [B, T]."""
+    if x.device.type != "cpu" or x.numel() < FEWEST_TOKENS or not is_faster():
+        return nullcontext()
+    return _Products()
+
+
+@cache
+def is_faster() -> bool:
+    """Return True on processors with AVX-512 that are not Intel's, if this torch has oneDNN's product."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and "GenuineIntel" not in _cpu()
+
+
+def _cpu() -> str:
+    """Return the description of the processor; without one, a name that keeps torch's own products."""
+    try:
+        return CPU.read_text(encoding="utf-8", errors="replace")[:4096]
+    except OSError:
+        return "GenuineIntel"
+
+
+class _Products(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear and not kwargs:
+            x, weight_OC, *bias = args
+            if x.dtype is weight_OC.dtype is torch.float32 and weight_OC.dim() == 2 and x.device.type == "cpu":
+                return torch.ops.mkldnn._linear_pointwise(x, weight_OC, *(bias or (None,)), "none", [], "")
+        return func(*args, **(kwargs or {}))
