@@ -45,7 +45,7 @@ def test_products_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None
         with fast_products(ENOUGH):
             assert calls(lambda: module(x)) == 1
             out = module(x)
-        assert calls(lambda: module(x)) == 0  # nothing stays behind
+        assert calls(lambda: module(x)) == 0  # outside it is torch again
     assert out.dtype == torch.float32 and out.shape == exact.shape
     torch.testing.assert_close(out, exact.float(), rtol=1e-5, atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_few_tokens_are_left_to_torch() -> None:
 
 
 @pytest.mark.usefixtures("faster")
-def test_an_error_inside_leaves_nothing_behind() -> None:
+def test_an_error_inside_ends_it_too() -> None:
     with pytest.raises(RuntimeError, match="inside"), fast_products(ENOUGH):
         raise RuntimeError("inside")
     with torch.inference_mode():
