@@ -19,9 +19,11 @@ from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler.suite import Ruler
 from kvbench.common.paths import conf_dir
 from kvbench.common.tasks import AGGREGATION, LOCALIZATION
+from perf.task_classifier.compose import composed, runs, source
 from perf.task_classifier.wordings import HELD_OUT, KINDS, LOCALIZATION_KINDS, WRAPPERS
 
-PROMPTS_PER_WORDING = 24
+PROMPTS_PER_WORDING, PROMPTS_PER_FORM = 24, 60
+_CODE = ("longbench", "lcc", "repobench")
 _QUESTION = re.compile(r"(?:Question|问题)[:：]\s*(.{4,200})")
 _CJK = re.compile(r"[\u3400-\u9fff]")
 
@@ -31,9 +33,10 @@ class Prompt:
     """The ends of a prompt, as text, and its task.
 
     Attributes:
-        source: dataset or kind, such as "longbench/qasper", "ruler/vt", "wordings/summaries".
+        source: dataset or kind, such as "longbench/qasper", "ruler/vt", "wordings/summaries", "forms/summaries".
         wording: number of the wording; None for a dataset's own.
-        held_out: "sample" or "wording" if it is not trained on; None if it is.
+        held_out: "sample", "wording" or "form" if it is not trained on; None if it is.
+        content: dataset of the context that stands under a wording.
     """
 
     first: str
@@ -42,6 +45,7 @@ class Prompt:
     source: str
     wording: int | None = None
     held_out: str | None = None
+    content: str | None = None
 
 
 class Words:
@@ -66,21 +70,44 @@ class Words:
         return self._ids[word]
 
 
-def prompts(longbench: str | None, seed: int = 0) -> list[Prompt]:
-    """Return all prompts in a fixed order. Without a LongBench folder, those of our generators alone."""
+def prompts(longbench: str | None, seed: int = 0, fold: int | None = None) -> list[Prompt]:
+    """Return all prompts in a fixed order. Without a LongBench folder, those of our generators alone.
+
+    Of the samples and of our own wordings, every fourth is held out. With a `fold` (0 to 2), those are left out, and
+    the ones that follow the same rhythm are held out in their place: parameters are chosen by these.
+    """
     draw = random.Random(seed)
     rows = [] if longbench is None else list(_longbench(longbench))
     samples = [*rows, *_ruler(), *_needle()]
     sizes = Counter(source for _, source in samples)
+    places = [_place(number, fold) for number in range(len(samples))]
     out = []
-    for number, (sample, source) in enumerate(samples):
-        held_out = "sample" if number % 4 == 3 else None
+    for (sample, source), place in zip(samples, places, strict=True):
+        rest = sample.question + sample.answer_prefix
         for _ in range(max(1, 24 // sizes[source])):  # small sets come several times
-            out.append(
-                _ends(draw, sample.context, sample.question + sample.answer_prefix, sample.task, source, held_out)
-            )
-    out += _wordings(draw, [(sample, number % 4 == 3) for number, (sample, _) in enumerate(samples)])
-    return out
+            ends = _ends(draw, sample.context + rest, bool(_CJK.search(rest)))
+            if place != "left out":
+                out.append(Prompt(*ends, _known(sample.task), source, held_out="sample" if place else None))
+    used = [
+        (sample, source, place is not None)
+        for (sample, source), place in zip(samples, places, strict=True)
+        if place != "left out"
+    ]
+    out += _wordings(draw, used, fold)
+    return out + _composed(random.Random(seed + 1), used, fold)
+
+
+def _place(number: int, fold: int | None) -> str | None:
+    """Return None for what is trained on, "held out" or "left out"."""
+    last = number % HELD_OUT == HELD_OUT - 1
+    if fold is None:
+        return "held out" if last else None
+    return "left out" if last else "held out" if number % HELD_OUT == fold else None
+
+
+def _known(task: str | None) -> str:
+    assert task is not None
+    return task
 
 
 def _node(benchmark: str, **settings: Any) -> dict[str, Any]:
@@ -111,70 +138,91 @@ def _needle() -> Iterator[tuple[Sample, str]]:
             yield sample, f"needle/{name}"
 
 
-def _wordings(draw: random.Random, samples: Sequence[tuple[Sample, bool]]) -> list[Prompt]:
+def _wordings(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], fold: int | None) -> list[Prompt]:
     """Return contexts of the samples under our own wordings. A held-out wording stands around held-out contexts."""
     out = []
-    texts = {held: [sample for sample, is_held in samples if is_held == held] for held in (False, True)}
+    texts = {held: [one for one in samples if one[2] == held] for held in (False, True)}
     for kind, wordings in KINDS.items():
         task = LOCALIZATION if kind in LOCALIZATION_KINDS else AGGREGATION
         for number, (before, after) in enumerate(wordings):
-            held = number % HELD_OUT == HELD_OUT - 1
-            for _ in range(PROMPTS_PER_WORDING):
-                if not held:  # an end of a wording may stand with another beginning
-                    before = draw.choice([b for n, (b, a) in enumerate(wordings) if n % HELD_OUT != HELD_OUT - 1])
+            place = _place(number, fold)
+            for _ in range(0 if place == "left out" else PROMPTS_PER_WORDING):
+                if place is None:  # an end of a wording may stand with another beginning
+                    before = draw.choice([b for n, (b, _) in enumerate(wordings) if _place(n, fold) is None])
                     before = before if bool(_CJK.search(before)) == bool(_CJK.search(after)) else ""
-                context, question = _content(draw, kind, bool(_CJK.search(before + after)), texts[held])
+                context, question, content = _content(draw, kind, bool(_CJK.search(before + after)), texts[bool(place)])
                 filled = [text.replace("{question}", question) for text in (before, after)]
-                source = f"wordings/{kind}"
-                out.append(
-                    _ends(draw, filled[0] + context, filled[1], task, source, "wording" if held else None, number)
-                )
+                ends = _ends(draw, filled[0] + context + filled[1], bool(_CJK.search(filled[1])))
+                held_out = "wording" if place else None
+                out.append(Prompt(*ends, task, f"wordings/{kind}", number, held_out, content))
     return out
 
 
-def _content(draw: random.Random, kind: str, chinese: bool, samples: Sequence[Sample]) -> tuple[str, str]:
-    """Return a context of another prompt without its instructions, and something to ask about."""
-    code = ("longbench", "lcc", "repobench")
-    fitting = [s for s in samples if bool(_CJK.search(s.context[-400:])) == chinese] or list(samples)
-    if kind == "code":
-        own = [s for s in fitting if str(s.meta.get("dataset", "")).startswith(code)]
-        fitting = own or fitting
-    sample = draw.choice(fitting)
+def _composed(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], fold: int | None) -> list[Prompt]:
+    """Return the prompts of the grammar around contexts that are trained on."""
+    sources = [
+        source(name, _body(sample), _QUESTION.findall(sample.question), str(sample.meta.get("dataset")).startswith(_CODE))
+        for sample, name, held in samples
+        if not held
+    ]
+    forbidden = runs(
+        [
+            *(text for sample, *_ in samples for text in (sample.context[:400], sample.context[-300:], sample.question)),
+            *(text for ws in KINDS.values() for n, w in enumerate(ws) if n % HELD_OUT in (3, fold) for text in w),
+        ]
+    )
+    out = []
+    for one in composed(draw, sources, forbidden, PROMPTS_PER_FORM):
+        held_out = "form" if fold is not None and one.line % (HELD_OUT - 1) == fold else None
+        ends = _cut(draw, one.text, one.chinese)
+        out.append(Prompt(*ends, one.task, f"forms/{one.kind}", one.line, held_out, one.content))
+    return out
+
+
+def _body(sample: Sample) -> str:
+    """Return the context of a sample without its instructions."""
     lines = sample.context.split("\n")
-    body = "\n".join(lines[2:-2]) if len(lines) > 8 else sample.context
+    return "\n".join(lines[2:-2]) if len(lines) > 8 else sample.context
+
+
+def _content(
+    draw: random.Random, kind: str, chinese: bool, samples: Sequence[tuple[Sample, str, bool]]
+) -> tuple[str, str, str]:
+    """Return a context of another prompt without its instructions, something to ask about, and the context's dataset."""
+    fitting = [one for one in samples if bool(_CJK.search(one[0].context[-400:])) == chinese] or list(samples)
+    if kind == "code":
+        own = [one for one in fitting if str(one[0].meta.get("dataset", "")).startswith(_CODE)]
+        fitting = own or fitting
+    sample, dataset, _ = draw.choice(fitting)
+    body = _body(sample)
     if draw.random() < 0.3 and not chinese and kind != "code":
         body = generated(draw.randrange(10**6), 6000)
     begin = draw.randrange(max(1, len(body) - 3000))
     if kind == "questions":
-        asked = [m[1] for s in fitting if s.task == LOCALIZATION and (m := _QUESTION.search(s.question))]
+        asked = [m[1] for s, *_ in fitting if s.task == LOCALIZATION and (m := _QUESTION.search(s.question))]
         question = draw.choice(asked or ["Who was it?"])
     elif kind in ("retrieval", "few_shot"):
         sentences = re.split(r"(?<=[.。!?])\s*", body)
         question = draw.choice(sentences)[:200]
     else:
         question = _key(draw)
-    return body[begin : begin + 6000], question
+    return body[begin : begin + 6000], question, dataset
 
 
 def _key(draw: random.Random) -> str:
     return " ".join(draw.choice(("blue", "river", "Anna", "station", "winter", "code", "seven")) for _ in range(2))
 
 
-def _ends(
-    draw: random.Random,
-    context: str,
-    rest: str,
-    task: str | None,
-    source: str,
-    held_out: str | None,
-    wording: int | None = None,
-) -> Prompt:
-    """Return the ends of a wrapped prompt: about as much text as 256 tokens of some tokenizer are."""
-    assert task is not None
+def _ends(draw: random.Random, text: str, chinese: bool) -> tuple[str, str]:
+    """Return the ends of a prompt in one of our wrappers."""
     before, after = draw.choice(WRAPPERS)
-    text = f"{before}{context}{rest}{after}"
-    size = draw.randrange(100, 400) if _CJK.search(rest) else draw.randrange(600, 1500)
-    return Prompt(text[:size], text[max(size, len(text) - size) :], task, source, wording, held_out)
+    return _cut(draw, f"{before}{text}{after}", chinese)
+
+
+def _cut(draw: random.Random, text: str, chinese: bool) -> tuple[str, str]:
+    """Return the ends of a prompt: about as much text as 256 tokens of some tokenizer are."""
+    size = draw.randrange(100, 400) if chinese else draw.randrange(600, 1500)
+    return text[:size], text[max(size, len(text) - size) :]
 
 
 def as_json(prompt: Prompt) -> str:
