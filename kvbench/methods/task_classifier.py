@@ -18,9 +18,11 @@ from functools import lru_cache
 from kvbench.common.tasks import AGGREGATION, LOCALIZATION
 from kvbench.methods.files import json_object
 
-FORMAT = "kvbench task classifier 1"
+FORMAT = "kvbench task classifier 2"
+STEM = 5  # letters of a word that its other forms share: summary, summarize
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 _CJK = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")  # scripts without spaces: every letter is a word
+_MARK = re.compile(r"<\|[^|>]*\|>|</?s>|\[/?INST\]")  # of chat templates: they say nothing about the task
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,21 @@ def ends(ids: Sequence[int], read: int) -> tuple[Sequence[int], Sequence[int]]:
 def buckets(first: str, last: str, count: int, words: int) -> set[int]:
     """Return the buckets of the n-grams of one and two words at either end of a prompt.
 
-    A word counts as such, and also as one of the beginning or of the end: instructions stand there.
+    Each counts as such, and also as one of the beginning or of the end: instructions stand there. All of it is done
+    for the words and again for their stems.
     """
-    head, tail = split(first), split(last)
-    whole = head + tail
+    whole = split(first) + split(last)
     grams = set[str]()
     for place, part in (("<", whole[:words]), (">", whole[-words:])):
-        pairs = [f"{a} {b}" for a, b in itertools.pairwise(part)]
-        grams |= {place + gram for gram in (*part, *pairs)} | {*part, *pairs}
+        for own in (part, [f"{word[:STEM]}~" for word in part]):
+            pairs = [f"{a} {b}" for a, b in itertools.pairwise(own)]
+            grams |= {place + gram for gram in (*own, *pairs)} | {*own, *pairs}
     return {zlib.crc32(gram.encode()) % count for gram in grams}
 
 
 def split(text: str) -> list[str]:
-    """Return the words of a text in lower case; numbers are all the same word."""
-    words = _WORD.findall(_CJK.sub(r" \1 ", text.lower()))
+    """Return the words of a text in lower case, without marks of chat templates; numbers are all the same word."""
+    words = _WORD.findall(_CJK.sub(r" \1 ", _MARK.sub(" ", text).lower()))
     return ["0" if word.isdecimal() else word for word in words]
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kvbench.common.tasks import AGGREGATION, LOCALIZATION
-from perf.task_classifier import aggregation, contexts, localization
-from perf.task_classifier.frames import CJK, FILLERS, Kind, expand, framed, in_template, plain
+from perf.task_classifier import contexts
+from perf.task_classifier.frames import CJK, FILLERS, Kind, expand, framed, in_template, is_chinese, sections
 
-KINDS = {LOCALIZATION: localization.KINDS, AGGREGATION: aggregation.KINDS}
+KINDS = {task: {kind: Kind(parts) for kind, parts in sections(task).items()} for task in (LOCALIZATION, AGGREGATION)}
 RUN = 6  # words in a row (or Chinese letters) that a composed instruction may not share with what is held out
 _SENTENCE = re.compile(r"(?<=[.。!?！？])\s*")
 _TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+")
@@ -37,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed prompt: its text, the form of its task (a line of the grammar), the dataset of its context, its language."""
+    """A composed prompt, with the line of the grammar that states its task, and the dataset of its context."""
 
     text: str
     kind: str
@@ -47,7 +47,7 @@ class Composed:
     chinese: bool
 
 
-def source(name: str, body: str, questions: Sequence[str], code: bool) -> Source:
+def text_of(name: str, body: str, questions: Sequence[str], code: bool) -> Source:
     """Return a text with its sentences."""
     sentences = [s.strip() for s in _SENTENCE.split(body[:20000]) if 15 < len(s.strip()) < 400]
     return Source(name, body, questions, bool(CJK.search(body[-400:])), code, sentences)
@@ -62,7 +62,9 @@ def runs(texts: Iterable[str]) -> frozenset[tuple[str, ...]]:
     return frozenset(out)
 
 
-def composed(draw: random.Random, sources: Sequence[Source], forbidden: frozenset[tuple[str, ...]], each: int) -> Iterator[Composed]:
+def composed(
+    draw: random.Random, sources: Sequence[Source], forbidden: frozenset[tuple[str, ...]], each: int
+) -> Iterator[Composed]:
     """Yield `each` prompts of every form of a task. None of their instructions has a forbidden run of words."""
     usable = [one for one in sources if len(one.sentences) > 8 or one.code]
     for task, kinds in KINDS.items():
@@ -83,7 +85,7 @@ def _prompt(
 ) -> Composed:
     """Return one prompt of a form."""
     forms = KINDS[task][kind]
-    chinese = bool(CJK.search(plain(ask)))
+    chinese = is_chinese(ask)
     prose = [one for one in sources if one.chinese == chinese and not one.code]
     own = _any_of(draw, [one for one in sources if one.code] if kind == "code" else prose)
     others = _any_of(draw, prose)
@@ -117,8 +119,14 @@ def _any_of(draw: random.Random, sources: Sequence[Source]) -> Source:
 def _instruction(draw: random.Random, forms: Kind, ask: str, chinese: bool) -> tuple[str, str]:
     """Return what stands before and after a context. Contents are not filled in yet."""
     task = expand(draw, ask)
-    before = expand(draw, draw.choice(lines)) if (lines := forms.lines("before", chinese)) and draw.random() < 0.5 else ""
-    remarks = [expand(draw, draw.choice(lines)) for chance in (0.35, 0.1) if (lines := forms.lines("remark", chinese)) and draw.random() < chance]
+    before = (
+        expand(draw, draw.choice(lines)) if (lines := forms.lines("before", chinese)) and draw.random() < 0.5 else ""
+    )
+    remarks = [
+        expand(draw, draw.choice(lines))
+        for chance in (0.35, 0.1)
+        if (lines := forms.lines("remark", chinese)) and draw.random() < chance
+    ]
     if draw.random() < 0.15:
         remarks.append(draw.choice(FILLERS[chinese]))
     cue = expand(draw, draw.choice(lines)) if (lines := forms.lines("cue", chinese)) and draw.random() < 0.4 else ""
@@ -133,9 +141,7 @@ def _instruction(draw: random.Random, forms: Kind, ask: str, chinese: bool) -> t
     return joint.join(filter(None, (before, task, *remarks))), "\n".join(filter(None, (neutral, cue)))
 
 
-def _context(
-    draw: random.Random, kind: str, own: Source, others: Source, names: tuple[str, str], chinese: bool
-) -> str:
+def _context(draw: random.Random, kind: str, own: Source, others: Source, names: tuple[str, str], chinese: bool) -> str:
     """Return a context, most often one that suits the kind."""
     if kind == "code":
         begin = draw.randrange(max(1, len(own.body) - 3000))
@@ -144,7 +150,9 @@ def _context(
     if kind == "few_shot" and chance < 0.85:
         return contexts.examples(draw, others.sentences, names, chinese)
     if kind == "questions" and chance < 0.1:
-        shots = ("问题", "答案") if chinese else draw.choice((("Question", "Answer"), ("Q", "A"), ("Passage", "Answer")))
+        shots = (
+            ("问题", "答案") if chinese else draw.choice((("Question", "Answer"), ("Q", "A"), ("Passage", "Answer")))
+        )
         return contexts.examples(draw, others.sentences, shots, chinese)
     suits = {"retrieval": 0.6, "counting": 0.2, "summaries": 0.2, "questions": 0.2}.get(kind, 0.1)
     if chance < suits:

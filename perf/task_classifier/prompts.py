@@ -19,10 +19,10 @@ from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler.suite import Ruler
 from kvbench.common.paths import conf_dir
 from kvbench.common.tasks import AGGREGATION, LOCALIZATION
-from perf.task_classifier.compose import composed, runs, source
+from perf.task_classifier.compose import composed, runs, text_of
 from perf.task_classifier.wordings import HELD_OUT, KINDS, LOCALIZATION_KINDS, WRAPPERS
 
-PROMPTS_PER_WORDING, PROMPTS_PER_FORM = 24, 60
+PROMPTS_PER_WORDING, PROMPTS_PER_FORM = 24, 40
 _CODE = ("longbench", "lcc", "repobench")
 _QUESTION = re.compile(r"(?:Question|问题)[:：]\s*(.{4,200})")
 _CJK = re.compile(r"[\u3400-\u9fff]")
@@ -161,13 +161,19 @@ def _wordings(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], 
 def _composed(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], fold: int | None) -> list[Prompt]:
     """Return the prompts of the grammar around contexts that are trained on."""
     sources = [
-        source(name, _body(sample), _QUESTION.findall(sample.question), str(sample.meta.get("dataset")).startswith(_CODE))
+        text_of(
+            name, _body(sample), _QUESTION.findall(sample.question), str(sample.meta.get("dataset")).startswith(_CODE)
+        )
         for sample, name, held in samples
         if not held
     ]
     forbidden = runs(
         [
-            *(text for sample, *_ in samples for text in (sample.context[:400], sample.context[-300:], sample.question)),
+            *(
+                text
+                for sample, *_ in samples
+                for text in (sample.context[:400], sample.context[-300:], sample.question)
+            ),
             *(text for ws in KINDS.values() for n, w in enumerate(ws) if n % HELD_OUT in (3, fold) for text in w),
         ]
     )
@@ -188,7 +194,7 @@ def _body(sample: Sample) -> str:
 def _content(
     draw: random.Random, kind: str, chinese: bool, samples: Sequence[tuple[Sample, str, bool]]
 ) -> tuple[str, str, str]:
-    """Return a context of another prompt without its instructions, something to ask about, and the context's dataset."""
+    """Return another prompt's context without its instructions, something to ask about, and the context's dataset."""
     fitting = [one for one in samples if bool(_CJK.search(one[0].context[-400:])) == chinese] or list(samples)
     if kind == "code":
         own = [one for one in fitting if str(one[0].meta.get("dataset", "")).startswith(_CODE)]
