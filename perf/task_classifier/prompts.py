@@ -19,6 +19,7 @@ from kvbench.benchmarks.prose import generated
 from kvbench.benchmarks.ruler.suite import Ruler
 from kvbench.common.paths import conf_dir
 from kvbench.common.tasks import AGGREGATION, LOCALIZATION
+from perf.task_classifier import later
 from perf.task_classifier.compose import composed, runs, text_of
 from perf.task_classifier.wordings import HELD_OUT, KINDS, LOCALIZATION_KINDS, WRAPPERS
 
@@ -35,7 +36,7 @@ class Prompt:
     Attributes:
         source: dataset or kind, such as "longbench/qasper", "ruler/vt", "wordings/summaries", "forms/summaries".
         wording: number of the wording; None for a dataset's own.
-        held_out: "sample", "wording" or "form" if it is not trained on; None if it is.
+        held_out: "sample", "wording", "later_wording" or "form" if it is not trained on; None if it is.
         content: dataset of the context that stands under a wording.
     """
 
@@ -94,7 +95,8 @@ def prompts(longbench: str | None, seed: int = 0, fold: int | None = None) -> li
         if place != "left out"
     ]
     out += _wordings(draw, used, fold)
-    return out + _composed(random.Random(seed + 1), used, fold)
+    out += _composed(random.Random(seed + 1), used, fold)
+    return out if fold is not None else out + _later(random.Random(seed + 2), used)
 
 
 def _place(number: int, fold: int | None) -> str | None:
@@ -155,6 +157,21 @@ def _wordings(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], 
                 ends = _ends(draw, filled[0] + context + filled[1], bool(_CJK.search(filled[1])))
                 held_out = "wording" if place else None
                 out.append(Prompt(*ends, task, f"wordings/{kind}", number, held_out, content))
+    return out
+
+
+def _later(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]]) -> list[Prompt]:
+    """Return held-out contexts under the wordings that were written last."""
+    out = []
+    held = [one for one in samples if one[2]]
+    for task, kinds in later.KINDS.items():
+        for kind, wordings in kinds.items():
+            for number, (before, after) in enumerate(wordings):
+                for _ in range(PROMPTS_PER_WORDING):
+                    context, question, content = _content(draw, kind, bool(_CJK.search(before + after)), held)
+                    filled = [text.replace("{question}", question) for text in (before, after)]
+                    ends = _ends(draw, filled[0] + context + filled[1], bool(_CJK.search(filled[1])))
+                    out.append(Prompt(*ends, task, f"later/{kind}", number, "later_wording", content))
     return out
 
 

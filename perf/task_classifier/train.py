@@ -159,7 +159,7 @@ def report(every: Sequence[Prompt], answers: Sequence[str], rows: Sequence[int])
 def template_of(source: str) -> str:
     """Return a name that datasets with the same prompt share."""
     group, _, name = source.partition("/")
-    if group in ("wordings", "forms", "needle"):
+    if group in ("wordings", "forms", "later", "needle"):
         return group
     return SAME_PROMPT[0] if source in SAME_PROMPT else "ruler/niah" if name.startswith("niah") else source
 
@@ -175,7 +175,7 @@ def leave_one_out(every: Sequence[Prompt], features: Features) -> dict[str, Any]
     own_words = ("wordings", "forms")
     templates = [template_of(prompt.source) for prompt in every]
     contents = [template_of(prompt.content or "") for prompt in every]
-    for template in sorted(set(templates) - set(own_words)):
+    for template in sorted(set(templates) - {*own_words, "later"}):
         own = [i for i, other in enumerate(templates) if other == template]
         others = [i for i, prompt in enumerate(every) if templates[i] != template and prompt.held_out is None]
         others = [i for i in others if templates[i] not in own_words or (i % 3 == 0 and contents[i] != template)]

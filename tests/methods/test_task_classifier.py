@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import kvbench
 from kvbench.common.paths import conf_dir
 from kvbench.methods.context import PromptFacts
 from kvbench.methods.files import read_file
-from kvbench.methods.task_classifier import TaskClassifier, buckets, ends, read_classifier, written
+from kvbench.methods.task_classifier import TaskClassifier, buckets, ends, read_classifier, split, written
 from kvbench.methods.tasks import OfTask
+from perf.task_classifier.compose import composed, runs, text_of
 from perf.task_classifier.prompts import Words
 
 SHIPPED = conf_dir() / "tables" / "task_classifier.json"
@@ -30,9 +32,21 @@ def test_the_shipped_weights_are_those_of_the_figures() -> None:
     about = json.loads(SHIPPED.with_suffix(".about.json").read_text())
     assert about["sha256"] == hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
     assert SHIPPED.stat().st_size < 100_000
-    held_out = about["figures"]["held_out_samples"]
-    counts = [count for row in held_out["confusion"].values() for count in row.values()]
-    assert held_out["share"] >= 0.95 and sum(counts) == held_out["prompts"]
+    for name in ("held_out_samples", "held_out_wordings"):
+        held_out = about["figures"][name]
+        counts = [count for row in held_out["confusion"].values() for count in row.values()]
+        assert held_out["share"] >= 0.95 and sum(counts) == held_out["prompts"]
+
+
+def test_composed_instructions_repeat_nothing_held_out() -> None:
+    text = "Please count the pages of this book and say how many there are. " * 9
+    around = text_of("prose", " ".join(f"Sentence {n} is about boats. It is short." for n in range(40)), [], code=False)
+    chinese = text_of("chinese", "这是一个关于河流和山脉的很长的句子，讲的是旅行的故事。" * 40, [], code=False)
+    code = text_of("code", "x = 1\n" * 400, [], code=True)
+    forbidden = runs([text])
+    made = list(composed(random.Random(0), [around, chinese, code], forbidden, 1))
+    assert {one.task for one in made} == set(ASKED) and all(runs([one.text]).isdisjoint(forbidden) for one in made)
+    assert runs(["Say how many there are, please"]) == {("say", "how", "many", "there", "are", "please")}
 
 
 @pytest.mark.parametrize("task", ASKED)
@@ -62,6 +76,11 @@ def test_only_words_near_the_ends_count() -> None:
     assert buckets("Number 17", "", 4096, 9) == buckets("number 4", "", 4096, 9)
 
 
+def test_marks_of_a_chat_template_do_not_count() -> None:
+    assert split("<|im_start|>user\nSum <it> up [/INST]</s>") == ["user", "sum", "<", "it", ">", "up"]
+    assert buckets("summarize", "", 4096, 9) & buckets("summary", "", 4096, 9)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -78,7 +97,7 @@ def test_only_words_near_the_ends_count() -> None:
 )
 def test_a_file_that_is_no_classifier_is_one_line(tmp_path: Path, content: Any, reason: str) -> None:
     file = tmp_path / "own.json"
-    head = {"format": "kvbench task classifier 1"}
+    head = {"format": "kvbench task classifier 2"}
     file.write_text(content if isinstance(content, str) else json.dumps(head | content))
     with pytest.raises(ValueError) as caught:
         kvbench.load_method("windowkv", classifier=str(file))
