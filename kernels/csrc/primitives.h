@@ -167,6 +167,14 @@ inline int resident_ctas(Kernel kernel, int threads, int shared_bytes = 0) {
     return error == cudaSuccess ? multiprocessors * per_multiprocessor : -static_cast<int>(error);
 }
 
+// Shared memory that a CTA can have on the current device, in bytes; 0 after an error, which the launch will report.
+inline int most_shared_bytes() {
+    int device = 0, bytes = 0;
+    if (cudaGetDevice(&device) == cudaSuccess)
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return bytes;
+}
+
 // Launch a kernel that waits on the device for the previous one. GPUs before compute capability 9.0 cannot do that.
 template <typename... Parameters, typename... Arguments>
 inline void launch_early(void (*kernel)(Parameters...), int grid, int block, std::size_t shared_bytes,
@@ -282,6 +290,8 @@ template <typename Kernel>
 inline int resident_ctas(Kernel, int, int = 0) {
     return 3;  // small and odd, so that work is split at other places than on a device
 }
+
+inline int most_shared_bytes() { return static_cast<int>(kvb_host::kAllShared); }
 
 #endif
 

@@ -31,8 +31,9 @@ KVB_DEVICE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; 
 
 // load_stream; 0 without loading if `there` is false. It has no branch, so that many loads follow one another.
 // load_written and load_written_if are for bytes that a kernel of the stream may have written after this one had begun:
-// they do not take the read-only path, and must come after wait_for_previous_kernel(). prefetch_to_l2 requests the
-// 128-byte line of an address and returns.
+// they do not take the read-only path, and must come after wait_for_previous_kernel(). load_written goes around L1;
+// load_written_near leaves the bytes there, for other warps of the block. prefetch_to_l2 requests the 128-byte line of an
+// address and returns.
 #ifdef __CUDACC__
 #define KVB_LOAD_IF(load, clobbers)                                                                                  \
     uint4 r;                                                                                                         \
@@ -52,13 +53,26 @@ KVB_DEVICE uint4 load_written(const void* address) {
                  : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(address));
     return r;
 }
+KVB_DEVICE uint4 load_written_near(const void* address) {
+    uint4 r;
+    asm volatile("ld.global.L2::128B.v4.u32 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(address));
+    return r;
+}
+KVB_DEVICE int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0,%%tid.x;" : "=r"(thread));
+    return thread;
+}
 KVB_DEVICE void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 #else
 inline uint4 load_stream_if(bool there, const void* address) {
     return there ? load16(address) : make_uint4(0, 0, 0, 0);
 }
 inline uint4 load_written_if(bool there, const void* address) { return load_stream_if(there, address); }
+inline int thread_again() { return static_cast<int>(threadIdx.x); }
 inline uint4 load_written(const void* address) { return load16(address); }
+inline uint4 load_written_near(const void* address) { return load16(address); }
 inline void prefetch_to_l2(const void* address) { (void)*static_cast<const volatile char*>(address); }
 #endif
 

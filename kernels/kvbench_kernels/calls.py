@@ -196,7 +196,7 @@ SIZES = {
     "cpu_packed_workspace": "pllll",
 }
 COUNTS = {
-    "decode_ctas": "iii",
+    "decode_ctas": "iiii",
 }
 
 

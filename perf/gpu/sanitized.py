@@ -17,7 +17,7 @@ from layers import Layer, Shape
 
 from kvbench_kernels import parity
 
-_MORE = ("D128 G4 T1", "D256 G4 T1", "D64 G4 T3", "D64 G1 T17", "N9 C4096", "N16 C512")
+_MORE = ("D128 G4 T1", "D256 G4 T1", "D64 G4 T3", "D64 G1 T17", "D128 G16 T1", "D256 G5 T7", "N9 C4096", "N16 C512")
 
 
 def cases(toy: bool) -> Iterator[parity.Case]:

@@ -104,7 +104,7 @@ int main(int, char** arguments) {
     for (const int tokens : {1, 5})
         for (const int ctas : {1, 3, 40})
             for (const bool fused : {false, true})
-                if (!run(tokens, draw(1, 9), ctas, fused)) {
+                if (!run(tokens, draw(1, 18), ctas, fused)) {
                     std::printf("wrong: %d tokens, %d CTAs, fused %d\n", tokens, ctas, fused);
                     return 1;
                 }

@@ -102,7 +102,7 @@ BUGS = {
     "lengths advance too early": ("decode.cu", "shared.last = others == all - 1;", "shared.last = others == 0;"),
     "keys are read before they are written": (
         "decode.cu",
-        "if (kAppend && slot >= fresh.slot) k_row",
+        "if (kAppend && !kWide && slot >= fresh.slot) k_row",
         "if (false) k_row",
     ),
 }

@@ -21,8 +21,8 @@ from tests.helpers.kernels_tiny import write_tiny_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTERS = {  # at most this many per thread; the other kernels must not spill, nothing else is asked of them
-    r"decode<.*, 64, ": 128,  # two blocks of 256 threads on a multiprocessor
-    r"decode<.*, (80|96|128|256), ": 255,  # one block
+    r"decode<.*, 64, \w+, false>": 128,  # two blocks of 256 threads on a multiprocessor; false: up to 8 query columns
+    r"decode<.*, 64, \w+, true>|decode<.*, (80|96|128|256), ": 255,  # one block
     r"linear<": 128,  # two blocks of 256 threads
     r"append\(|relayout\(|gather\(|select|head_top_k|layer_|pool_|merge_": 64,
 }

@@ -127,7 +127,7 @@ BUGS = {
     "the segment ignored": ("found.segment = args.segment[lane];", "found.segment = lane;"),
     "a barrier left out": ("__syncthreads();  // the warps' results are there", ""),
     "a row too far": ("min(tile + value_key(i), end - 1)", "min(tile + value_key(i), end)"),
-    "a sum not rescaled": ("        l0 *= shrink0;\n", ""),
+    "a sum not rescaled": ("        l[p][0] *= shrink0;\n", ""),
     "a counter not set back": ("if (last) args.counters[counter] = 0;", ""),
     "the new token not seen": ("args.tokens + token + 1", "args.tokens + token"),
 }

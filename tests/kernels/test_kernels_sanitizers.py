@@ -34,4 +34,4 @@ def test_nothing_is_read_or_written_where_it_must_not_be(tmp_path):
 def test_a_read_behind_the_end_is_reported(tmp_path):
     done = run(tmp_path, "min(tile + value_key(i), end - 1)", "min(tile + value_key(i), end)")
     assert done.returncode != 0
-    assert "AddressSanitizer: heap-" in done.stderr and "in kvb::Attention<" in done.stderr
+    assert "AddressSanitizer: heap-" in done.stderr and "in kvb::Rows<" in done.stderr

@@ -6,6 +6,7 @@
 // groups whose size is about the square root of their number, each by a CTA, then the groups. The counters are zero
 // again afterwards.
 #pragma once
+#include "decode/columns.h"
 #include "decode/partition.h"
 
 namespace kvb {
@@ -20,19 +21,21 @@ KVB_DEVICE float4 scaled_sum(float4 sum, float4 x, float by) {
     return make_float4(sum.x + by * x.x, sum.y + by * x.y, sum.z + by * x.z, sum.w + by * x.w);
 }
 
-template <typename T, int D>
+template <typename T, typename F>
 struct Merge {
-    static constexpr int kSlotFloats = slot_floats(D), kInFlight = kvb::kInFlight<D>;
+    static constexpr int D = F::D, kSlotFloats = F::kSlotFloats, kInFlight = kvb::kInFlight<D>;
 
     const DecodeArguments& args;
-    DecodeShared<D>& shared;
+    DecodeShared<F>& shared;
     const Part& part;
 
-    KVB_DEVICE int live_columns() const { return min(kColumns, args.columns - part.at.block * kColumns); }
+    KVB_DEVICE int all_columns() const { return item_columns<F>(args); }
+    KVB_DEVICE int first_column() const { return part.at.block * all_columns(); }
+    KVB_DEVICE int live_columns() const { return min(all_columns(), args.columns - first_column()); }
 
     KVB_DEVICE float* slot_values(int slot) const { return args.pieces + static_cast<int64_t>(slot) * kSlotFloats; }
     KVB_DEVICE float2* slot_sums(int slot) const {
-        return reinterpret_cast<float2*>(slot_values(slot) + kColumns * D);
+        return reinterpret_cast<float2*>(slot_values(slot) + F::kMost * D);
     }
 
     // A CTA has at most two pieces of split items: one at the beginning of its range, and one that starts later.
@@ -42,7 +45,7 @@ struct Merge {
     }
 
     KVB_DEVICE void write_output(int column, int dim, float4 sum, float m, float l) const {
-        const int index = part.at.block * kColumns + column, token = args.group.quotient(index);
+        const int index = first_column() + column, token = args.group.quotient(index);
         const int batch = args.kv_heads.quotient(part.at.lane), kv_head = part.at.lane - batch * args.kv_heads.by;
         const int query_head = kv_head * args.group.by + index - token * args.group.by;
         const float by = l == 0.f ? 0.f : 1.f / l;  // the sum is 0 if no key is seen
@@ -64,17 +67,19 @@ struct Merge {
 
     // Merge the warps' results from shared memory into the output or into `slot`.
     KVB_DEVICE void merge_warps(bool whole, int slot) const {
-        for (int i = static_cast<int>(threadIdx.x); i < live_columns() * (D / 4); i += kDecodeThreads) {
+        for (int i = thread_of<F>(); i < live_columns() * (D / 4); i += kDecodeThreads) {
             const int column = i / (D / 4), dim = i % (D / 4) * 4;
-            float m = shared.m[0][column];
-            for (int warp = 1; warp < kDecodeWarps; ++warp) m = fmaxf(m, shared.m[warp][column]);
+            const int own = F::kWide ? column % F::kOwn : column, first = F::kWide ? column / F::kOwn : 0;
+            const int step = 1 << sharers_log2<F>(args);
+            float m = shared.m[first][own];
+            for (int warp = first + step; warp < kDecodeWarps; warp += step) m = fmaxf(m, shared.m[warp][own]);
             float l = 0.f;
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
-            for (int warp = 0; warp < kDecodeWarps; ++warp) {
-                const float by = exp2_fast(shared.m[warp][column] - m);
-                l += by * shared.l[warp][column];
-                sum = scaled_sum(sum, *reinterpret_cast<const float4*>(&shared.o[warp][column][dim]), by);
+            for (int warp = first; warp < kDecodeWarps; warp += step) {
+                const float by = exp2_fast(shared.m[warp][own] - m);
+                l += by * shared.l[warp][own];
+                sum = scaled_sum(sum, *reinterpret_cast<const float4*>(&shared.o[warp][own][dim]), by);
             }
             if (whole) write_output(column, dim, sum, m, l);
             else write_piece(slot, column, dim, sum, m, l);
@@ -119,7 +124,7 @@ struct Merge {
     // Merge into the output (slot < 0) or into a slot, which may be that of the first piece. If there are many pieces,
     // several threads share those of a position of the output.
     KVB_DEVICE void merge_pieces(const Pieces& pieces, int slot) const {
-        const int thread = static_cast<int>(threadIdx.x), all = live_columns() * (D / 4);
+        const int thread = thread_of<F>(), all = live_columns() * (D / 4);
         const int shares = pieces.number > kInFlight ? max(1, kDecodeThreads / all) : 1;
         const int share = shares == 1 ? 0 : thread / all, position = thread - share * all;
         const int each = divide_up(pieces.number, shares), begin = share * each;
@@ -127,30 +132,30 @@ struct Merge {
         const bool takes_part = share < shares && position < all;
         float4 loaded[kInFlight] = {};  // the first of them before the barrier, together with the sums
         if (takes_part) load_pieces(loaded, pieces, begin, end, position / (D / 4), position % (D / 4) * 4);
-        for (int i = thread; i < pieces.number * kColumns; i += kDecodeThreads) {
-            const int piece = i / kColumns, column = i % kColumns;
+        for (int i = thread; i < pieces.number * F::kMost; i += kDecodeThreads) {
+            const int piece = i / F::kMost, column = i % F::kMost;
             if (column >= live_columns()) continue;
             const float2 sums = __ldcg(slot_sums(pieces.slot(piece)) + column);
-            shared.merge_m[piece][column] = sums.x;
-            shared.merge_l[piece][column] = sums.y;
+            shared.merged.m[piece][column] = sums.x;
+            shared.merged.l[piece][column] = sums.y;
         }
         __syncthreads();
 #pragma unroll 1
         for (int first = 0; first < all; first += kDecodeThreads) {
-            const int i = first + position, column = min(i / (D / 4), kColumns - 1), dim = i % (D / 4) * 4;
+            const int i = first + position, column = min(i / (D / 4), F::kMost - 1), dim = i % (D / 4) * 4;
             const bool active = takes_part && i < all;
             float m = kNothing, l = 0.f;
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
             if (active) {
                 if (first > 0) load_pieces(loaded, pieces, begin, end, column, dim);
-                for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merge_m[piece][column]);
+                for (int piece = 0; piece < pieces.number; ++piece) m = fmaxf(m, shared.merged.m[piece][column]);
                 if (share == 0)
                     for (int piece = 0; piece < pieces.number; ++piece)
-                        l += exp2_fast(shared.merge_m[piece][column] - m) * shared.merge_l[piece][column];
+                        l += exp2_fast(shared.merged.m[piece][column] - m) * shared.merged.l[piece][column];
                 sum = sum_pieces(loaded, pieces, begin, end, column, dim, m);
             }
             if (shares > 1) {
-                float4* const others = reinterpret_cast<float4*>(shared.o);  // the warps' results were read already
+                float4* const others = shared.merged.shares;
                 if (active && share > 0) others[(share - 1) * all + i] = sum;
                 __syncthreads();
                 for (int other = 1; active && share == 0 && other < shares; ++other)
@@ -171,7 +176,7 @@ struct Merge {
             if (next > begin) load_pieces(loaded, pieces, next, end, column, dim);
 #pragma unroll
             for (int j = 0; j < kInFlight; ++j)
-                if (next + j < end) sum = scaled_sum(sum, loaded[j], exp2_fast(shared.merge_m[next + j][column] - m));
+                if (next + j < end) sum = scaled_sum(sum, loaded[j], exp2_fast(shared.merged.m[next + j][column] - m));
         }
         return sum;
     }
@@ -184,7 +189,7 @@ struct Merge {
             first = cta_of(part.at.item, shared.total, shared.ctas);
             number = cta_of(part.at.item + (part.each - 1) * kUnitCost, shared.total, shared.ctas) - first + 1;
         }
-        int in_group = shared.pieces > 0 ? kMaxMerge : kOneMerge;
+        int in_group = F::kWide ? kOneWideMerge : shared.pieces > 0 ? kMaxMerge : kOneMerge;
         if (number > in_group)
             while (in_group * in_group < number) ++in_group;
         const int groups = divide_up(number, in_group), group = (cta - first) / in_group;

@@ -47,16 +47,16 @@ KVB_DEVICE Lane load_lane(const DecodeArguments& args, int lane) {
     return found;
 }
 
-template <int D, bool kAppend>
-KVB_DEVICE void fill_window(const DecodeArguments& args, DecodeShared<D>& shared, int lane) {
+template <bool kAppend, typename Shared>
+KVB_DEVICE void fill_window(const DecodeArguments& args, Shared& shared, int lane) {
     for (int i = static_cast<int>(threadIdx.x); i < kWindow && lane + i < args.lanes; i += kDecodeThreads)
         shared.window[i] = load_lane<kAppend>(args, lane + i);
     if (threadIdx.x == 0) shared.window_lane = lane;
 }
 
 // Set the cursor to this CTA's first unit. It ends with a barrier.
-template <int D, bool kAppend>
-KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) {
+template <bool kAppend, typename Shared>
+KVB_DEVICE void find_work(const DecodeArguments& args, Shared& shared) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane_of_warp = thread % 32;
     const int cta = static_cast<int>(blockIdx.x), grid = static_cast<int>(gridDim.x);
     const bool in_window = args.lanes <= kWindow;  // then the window has all lanes
@@ -154,17 +154,17 @@ KVB_DEVICE void find_work(const DecodeArguments& args, DecodeShared<D>& shared) 
     }
     __syncthreads();
     if (!in_window) {
-        fill_window<D, kAppend>(args, shared, shared.cursor.lane);
+        fill_window<kAppend>(args, shared, shared.cursor.lane);
         __syncthreads();
     }
 }
 
 // The lane at the cursor. `args` and the cursor are the same for all threads.
-template <int D, bool kAppend>
-KVB_DEVICE Lane lane_at(const DecodeArguments& args, DecodeShared<D>& shared, int lane) {
+template <bool kAppend, typename Shared>
+KVB_DEVICE Lane lane_at(const DecodeArguments& args, Shared& shared, int lane) {
     if (lane >= shared.window_lane + kWindow) {
         __syncthreads();  // no thread reads the old window any more
-        fill_window<D, kAppend>(args, shared, lane);
+        fill_window<kAppend>(args, shared, lane);
         __syncthreads();
     }
     return shared.window[lane - shared.window_lane];

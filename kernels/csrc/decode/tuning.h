@@ -1,4 +1,4 @@
-// Ragged decode: sizes that were chosen by measurements on an H200.
+// Ragged decode: sizes that were chosen by measurements on an H200, unless they say otherwise.
 #pragma once
 
 // Two choices are open: they depend on what runs before the kernel, and on how skewed the lengths are. They can be set
@@ -35,6 +35,13 @@ constexpr int kMergeUnits = 2;
 
 // Where all work is split evenly, up to this many pieces of an item are merged at once, more in two levels.
 constexpr int kOneMerge = 32;
+
+// The same for items of many columns, however the work is split: a piece of theirs is up to 8 times as large. Computed,
+// not measured: a multiprocessor reads 8 such pieces in about the time of 64 small ones.
+constexpr int kOneWideMerge = 8;
+
+// Panels of 8 query columns that a warp of a wide kernel has, up to head dimension 128. Chosen by the registers.
+constexpr int kWidePanels = 4;
 
 // Loads in flight in a thread that merges. At head dimensions 64 and 256, registers are few.
 template <int D> constexpr int kInFlight = D > 128 ? 8 : D > 64 ? 12 : 3;

@@ -1,14 +1,12 @@
 // Ragged decode: sizes, arguments, and the shared memory of a CTA. decode.cu has the overview.
 #pragma once
-#include "common.h"
-#include "decode/tuning.h"
+#include "decode/form.h"
 
 namespace kvb {
 
 constexpr int kTile = 16;              // keys that a warp processes at once: the rows of an mma
 constexpr int kUnit = kTile * kDecodeWarps;  // keys that a CTA processes at once: the unit of work
 constexpr int kUnitCost = 4;  // the cost of a unit; work is split evenly by costs, between units
-constexpr int kColumns = 8;            // query columns (token, head of the group) at once: the columns of an mma
 constexpr int kMinUnits = 2;           // fewer units are not worth a CTA: merging costs about as much
 constexpr int kMaxCtas = 2048;
 constexpr int kWindow = 256;  // lanes whose segments a CTA holds in shared memory
@@ -19,9 +17,6 @@ static_assert(kOneMerge <= kMaxMerge && kMaxMerge * kMaxMerge >= kMaxCtas);
 // its first slot), at an item (by its first CTA), and of CTAs at the end of the launch.
 constexpr int kGroupCounters = 0, kItemCounters = 2 * kMaxCtas, kGridCounter = 3 * kMaxCtas;
 constexpr int64_t kCounterBytes = (int64_t{3} * kMaxCtas + 1) * 4 / 128 * 128 + 128;
-
-// A piece in the workspace: the unnormalised output [kColumns][D], then (reference exponent, sum) per column; floats.
-constexpr int slot_floats(int dim) { return kColumns * dim + 2 * kColumns; }
 
 // Choices of the size of a piece: choice n means 2^n units.
 constexpr int kChoices = 5;
@@ -51,14 +46,15 @@ struct DecodeArguments {
     const int32_t* segment;  // [N], segment of each lane
     float* lse;              // [B, H, T] contiguous, or null
     int* counters;           // of the workspace: kCounterBytes bytes
-    float* pieces;           // of the workspace: slot_floats(D) floats a slot, two slots a CTA
+    float* pieces;           // of the workspace: Form::kSlotFloats floats a slot, two slots a CTA
     int32_t* status;         // [1]; only if something is appended
     float scale_log2;        // scaling * log2(e): exponentials are powers of 2
     unsigned launch;         // number of the launch
     Divisor kv_heads, group;  // KV heads, and query heads per KV head
     bool settled;             // see calls.h
     int lanes, tokens;        // B * U, and T
-    int columns, blocks;      // tokens * group, and the number of blocks of kColumns
+    int columns, blocks;      // tokens * group, and the items that a lane's columns are split into
+    int sharers_log2;         // of a wide kernel: the warps that share a tile
 };
 
 // A lane's segment: slots before `old_length` are in the buffers; those from there to `length` are being appended.
@@ -66,25 +62,46 @@ struct Lane {
     int segment, start, old_length, length;
 };
 
-// Position of a CTA in the work. An item is a (lane, block of columns) with all the lane's units.
+// Position of a CTA in the work. An item is a (lane, block of panels) with all the lane's units.
 struct Cursor {
     int unit;  // where the next unit begins, in costs of all units and items before it
     int item;  // where the first unit of its item begins
     int lane, block;
 };
 
-// If registers are short, the query is in shared memory, as the operands of a warp's lanes.
-template <int D> constexpr int kSharedQueryChunks = D > 128 ? D / 32 : 0;
+// New keys and values, which are not in the buffers yet. Slots count from the start of the buffers.
+struct Fresh {
+    const uint16_t* k;  // row of the first new token; null without appending
+    const uint16_t* v;
+    int slot;     // slot of the first new token
+    bool writes;  // this CTA writes the rows that it reads into their slots
+};
 
-template <int D>
+// A CTA's part of an item. Wide kernels keep it in shared memory while they attend, since they have few registers then.
+struct Now {
+    Cursor at;
+    Lane lane;
+};
+
+template <typename F>
 struct DecodeShared {
-    static constexpr int kRow = (D + 63) / 64 * 64 + 4;  // padded against bank conflicts
-    float o[kDecodeWarps][kColumns][kRow];
-    uint4 query[kSharedQueryChunks<D> + 1][32];  // the last element is never used, it keeps the array from being empty
-    float m[kDecodeWarps][kColumns], l[kDecodeWarps][kColumns];
-    float merge_m[kMaxMerge][kColumns], merge_l[kMaxMerge][kColumns];
+    static constexpr int kRow = (F::D + 63) / 64 * 64 + 4;  // padded against bank conflicts
+    static constexpr int kQueries = F::kQueryIsShared ? (F::kMost / kColumns) * F::kChunks : 0;
+    struct Merged {  // when the warps' results have been read
+        float4 shares[kDecodeThreads];
+        float m[kMaxMerge][F::kMost], l[kMaxMerge][F::kMost];
+    };
+    union {
+        float o[kDecodeWarps][F::kOwn][kRow];
+        Merged merged;
+    };
+    // Queries as the operands of a warp's lanes, [panel][chunk]. The last element is never used, it keeps the array from
+    // being empty.
+    uint4 query[kQueries + 1][32];
+    float m[kDecodeWarps][F::kOwn], l[kDecodeWarps][F::kOwn];
     Lane window[kWindow];  // lanes from window_lane on
     int window_lane;
+    Now now;
     Cursor cursor;
     int end;            // the units that begin before it are the CTA's
     int total, ctas;    // all costs, and the CTAs that share them
@@ -92,6 +109,7 @@ struct DecodeShared {
     int warp_counts[kDecodeWarps][kChoices + 1];  // pieces for each choice of their size, then units
     int warp_longest[kDecodeWarps];
     int last;
+    unsigned before;  // see advance_lengths
 };
 
 // Units of a lane in each of its items; at least 1, so that some CTA writes the zeros of a lane that sees nothing.

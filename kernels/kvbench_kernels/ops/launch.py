@@ -7,6 +7,7 @@ Each function takes the library, the stream (None on the host) and the op's argu
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import torch
@@ -21,6 +22,7 @@ _GROUP = {"mean": 0, "max": 1, "sum": 2}
 _POOL = {"none": 0, "max": 1, "avg": 2}
 _SCOPE = {"head": 0, "layer": 1}
 _NO_TENSOR = (None, 0, 0, 0)
+MOST_NARROW = 8  # queries of a KV head that a narrow decode kernel treats at once; more of them take a wide one
 
 
 def ragged_append(
@@ -60,7 +62,7 @@ def ragged_decode(
         status=None,
         scaling=scaling,
         **_sizes(q_BHTD, segment_N),
-        ctas=_blocks(library, workspace, q_BHTD, False),
+        ctas=_blocks(library, workspace, q_BHTD, segment_N, False),
         dtype=DTYPE[q_BHTD.dtype],
         settled=settled,
     )
@@ -84,30 +86,37 @@ def ragged_append_decode(
         status=status.data_ptr(),
         scaling=scaling,
         **_sizes(q_BHTD, segment_N),
-        ctas=_blocks(library, workspace, q_BHTD, True),
+        ctas=_blocks(library, workspace, q_BHTD, segment_N, True),
         dtype=DTYPE[q_BHTD.dtype],
         settled=settled,
     )
 
 
 def workspace(library: Library | None, dim: int, device: torch.device) -> Tensor:
-    """Return a workspace of zeros for the decode ops at a head dimension; empty if the reference runs."""
+    """Return a workspace of zeros for the decode ops at a head dimension; empty if the reference runs.
+
+    It suffices for any number of queries.
+    """
     if library is None:
         return torch.empty(0, dtype=torch.uint8, device=device)
-    most = max(
-        decode_blocks(library, device.index, dim, dtype, fused)[0] for dtype in DTYPE.values() for fused in (0, 1)
-    )
+    kinds = itertools.product(DTYPE.values(), (0, 1), (1, MOST_NARROW + 1))
+    most = max(decode_blocks(library, device.index, dim, *kind)[0] for kind in kinds)
     return torch.zeros(library.size("decode_workspace_bytes", dim, most), dtype=torch.uint8, device=device)
 
 
 @cache
-def decode_blocks(library: Library, number: int | None, dim: int, dtype: int, fused: int) -> tuple[int, int]:
+def decode_blocks(
+    library: Library, number: int | None, dim: int, dtype: int, fused: int, queries: int
+) -> tuple[int, int]:
     """Return how many blocks fill the device `number`, which is the current one, and their bytes of workspace.
+
+    Args:
+        queries: of a KV head: query heads times tokens.
 
     Raises:
         RuntimeError: CUDA reports an error.
     """
-    blocks = library.size("decode_ctas", dim, dtype, fused)
+    blocks = library.size("decode_ctas", dim, dtype, fused, queries)
     if blocks < 1:
         raise RuntimeError(f"kvb::ragged_decode: cannot be launched at head dimension {dim}: CUDA error {-blocks}")
     return blocks, library.size("decode_workspace_bytes", dim, blocks)
@@ -286,8 +295,11 @@ def packed_decode(
     )
 
 
-def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, fused: bool) -> int:
-    blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, q_BHTD.shape[3], DTYPE[q_BHTD.dtype], int(fused))
+def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, segment_N: Tensor, fused: bool) -> int:
+    batch, heads, tokens, dim = q_BHTD.shape
+    queries = batch * heads // segment_N.numel() * tokens
+    kind = DTYPE[q_BHTD.dtype], int(fused), min(queries, MOST_NARROW + 1)
+    blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, dim, *kind)
     if workspace.numel() < bytes_:
         raise ValueError(f"workspace: has {workspace.numel()} bytes, {bytes_} are needed; create it with ops.workspace")
     return blocks

@@ -28,6 +28,8 @@ def cases(large: bool) -> Iterator[Case]:
         for dim in (64, 80, 96, 128, 256):
             yield _decode_case("ragged_decode", dtype, dim, 4, 1, 200)
             yield _decode_case("ragged_append_decode", dtype, dim, 4, 1, 200)
+            yield _decode_case("ragged_decode", dtype, dim, 16, 1, 200)  # more than 8 queries of a KV head
+            yield _decode_case("ragged_append_decode", dtype, dim, 5, 7, 200)
         for group, tokens in ((1, 1), (5, 1), (8, 1), (4, 3), (7, 2), (1, 17)):
             yield _decode_case("ragged_decode", dtype, 64, group, tokens, 150)
             yield _decode_case("ragged_append_decode", dtype, 64, group, tokens, 150)
@@ -88,7 +90,7 @@ def cases(large: bool) -> Iterator[Case]:
                 "select", f"{scope}{' ties' if ties else ''}", 0, partial(prompts.select, scope=scope, ties=ties)
             )
     if large:
-        for group, tokens, longest in ((4, 1, 40_000), (8, 16, 3000)):
+        for group, tokens, longest in ((4, 1, 40_000), (16, 1, 40_000), (8, 16, 3000), (4, 32, 40_000)):
             yield _decode_case("ragged_decode", torch.bfloat16, 128, group, tokens, longest)
             yield _decode_case("ragged_append_decode", torch.bfloat16, 128, group, tokens, longest)
 
