@@ -148,7 +148,7 @@ BUGS = {
     "sums in the place of values": ("slot_values(slot) + F::kMost * D)", "slot_values(slot) + F::kMost * D * ok)"),
     "columns written to those of the first item": ("return part.at.block * all_columns();",
                                                    "return part.at.block * all_columns() * ok;"),
-    "the part of before": ("if (threadIdx.x == 0) shared.now =", "if (threadIdx.x == 0 && (ok || waits)) shared.now ="),
+    "the lane of another part": ("shared.now = Now{at, lane};", "shared.now = Now{at, ok ? lane : shared.window[0]};"),
     "a workspace for fewer columns": ("kvb::most_slot_floats(dim) * 4;",
                                       "kvb::most_slot_floats(dim) * 4 / (9 - 8 * ok);"),
 }  # fmt: skip
