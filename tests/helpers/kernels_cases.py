@@ -24,7 +24,7 @@ from tests.helpers.kernels_sources import copy_sources, unit
 MOST_ERROR = {torch.bfloat16: 5e-3, torch.float16: 1e-3}  # of a lane, |out - ref| / |ref|
 EDGES = (0, 1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129)
 GRID_COUNTER = 3 * 2048  # kGridCounter
-_BEHIND = 100_000  # floats behind the workspace that must stay as they are
+_AFTER = 100_000  # floats after the workspace that must stay as they are
 _DTYPE = {torch.bfloat16: 0, torch.float16: 1}
 # What leaves one kind of kernel out of decode.cu: compiling the other takes half of the time.
 _ONLY = {"narrow": "if constexpr (D == 0)", "wide": "if constexpr (D != 0)", "both": ""}
@@ -106,7 +106,7 @@ class Result:
     out_BHTD: Tensor
     lse_BHT: Tensor
     counters_left: int  # that are not zero
-    written_behind: int  # floats behind the end of the workspace
+    written_after: int  # floats after the end of the workspace
 
     def same_bits(self, other: Result) -> bool:
         return torch.equal(_bits(self.out_BHTD), _bits(other.out_BHTD)) and torch.equal(self.lse_BHT, other.lse_BHT)
@@ -130,7 +130,7 @@ def decode(
     """
     batch, kv_heads, group, tokens, dim = case.sizes
     size = kernels.size("decode_workspace_bytes", dim, ctas) // 4
-    workspace = torch.full((size + _BEHIND,), torch.nan)
+    workspace = torch.full((size + _AFTER,), torch.nan)
     counters = workspace[: _counter_bytes(kernels.path) // 4].zero_()
     if left:
         counters.view(torch.int32)[GRID_COUNTER : GRID_COUNTER + len(left)] = torch.tensor(left, dtype=torch.int32)
@@ -188,8 +188,8 @@ def problems(case: Case, result: Result) -> list[str]:
     """Return what is wrong with a decode over the case; nothing if it is right."""
     _, kv_heads, group, tokens, dim = case.sizes
     problems_seen = [f"{result.counters_left} counters are not zero"] if result.counters_left else []
-    if result.written_behind:
-        problems_seen.append(f"{result.written_behind} floats behind the workspace are written")
+    if result.written_after:
+        problems_seen.append(f"{result.written_after} floats after the workspace are written")
     for lane, segment in enumerate(case.segment_N.tolist()):
         row, heads = lane // kv_heads, slice(lane % kv_heads * group, (lane % kv_heads + 1) * group)
         start, length = int(case.start_S1[segment]), int(case.length_S[segment])

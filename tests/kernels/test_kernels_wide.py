@@ -125,7 +125,7 @@ def test_step_after_step():
 
 
 def test_the_workspace_suffices_for_any_number_of_columns():
-    """`ops.workspace` asks for the same size, whatever a call has; other tests see what is written behind it."""
+    """`ops.workspace` asks for the same size, whatever a call has; other tests see what is written after it."""
     for dim, columns in ((64, 64), (128, 64), (256, 32)):
         grown = emulated().size("decode_workspace_bytes", dim, 8) - emulated().size("decode_workspace_bytes", dim, 7)
         assert grown == 2 * 4 * columns * (dim + 2)
