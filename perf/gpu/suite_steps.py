@@ -64,6 +64,7 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
     ]
     workers = _workers()
     second = [
+        Step("questions", 20, bench("questions")),
         Step("linear", 25, bench("linear")),
         Step("step", 60, bench("step")),
         Step("breakdown", 25, bench("breakdown"), env=_KEEP_CUPTI),

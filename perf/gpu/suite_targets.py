@@ -36,7 +36,8 @@ _DECODE = ("decode", "rivals")  # benchmarks; a ratio is of figures of the same 
 
 def lines(records: Sequence[Record]) -> list[Line]:
     """Return all targets, in order. No target is met by figures of a dry run."""
-    result = [*_decode(records), *_append(records), *_scoring(records), *suite_models.lines(records), *_sound(records)]
+    kernels = [*_decode(records), *_questions(records), *_append(records), *_scoring(records)]
+    result = [*kernels, *suite_models.lines(records), *_sound(records)]
     if not any(record.get("about", {}).get("toy") for record in records):
         return result
     return [single if single.verdict in (UNKNOWN, INFO) else replace(single, verdict=DRY) for single in result]
@@ -106,6 +107,22 @@ def _ratios(layers: Sequence[Record], over: str, under: str, skewed: bool, to_eq
         if r["contender"] == over and (r["lengths"] != "equal") == skewed and other in time:
             result[_title(r)] = Value(r["us"] / time[other], r["nbytes"] >= LARGE)
     return result
+
+
+def _questions(records: Sequence[Record]) -> Iterable[Line]:
+    """Yield the lines about more than 8 queries of a KV head, over 32k tokens."""
+    own = [r for r in records if r.get("bench") == "questions" and "us" in r]
+    for group, tokens, least in ((16, 1, 1.5), (4, 32, 3.0)):
+        what = f"group {group}, {tokens} tokens at 32k, by 8 queries over ours"
+        here = {r["way"]: r for r in own if (r["group"], r["tokens"], r["mean"]) == (group, tokens, 32768)}
+        if len(here) < 2:
+            yield unknown(what, f">= {least:g}")
+            continue
+        ours, ratio = here["ours"], here["by_eight"]["us"] / here["ours"]["us"]
+        times = ours["us"] / ours["roofline_us"]
+        yield line(what, f">= {least:g}", f"{ratio:.2f} ({ours['us']:.1f} us, {times:.2f} rooflines)", ratio >= least)
+    errors = {f"{r['group']} x {r['tokens']}, {r['mean']}": Value(r["error"]) for r in own if r["way"] == "ours"}
+    yield at_most("many queries, error against float64", 5e-3, errors, "{:.1e}")
 
 
 def _append(records: Sequence[Record]) -> Iterable[Line]:

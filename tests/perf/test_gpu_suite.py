@@ -29,10 +29,10 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
     result = json.loads((out / "gpu_suite.json").read_text())
     records = result["records"]
     statuses = {record["step"]: record["status"] for record in records if "step" in record}
-    assert list(statuses.values()).count("ok") == 15 and set(statuses.values()) == {"ok", "missing"}
+    assert list(statuses.values()).count("ok") == 16 and set(statuses.values()) == {"ok", "missing"}
     assert {r["bench"] for r in records if "bench" in r} == {
-        "build", "ceilings", "decode", "rivals", "append", "scoring", "linear", "step", "breakdown", "profile",
-        "sweep",
+        "build", "ceilings", "decode", "rivals", "append", "scoring", "questions", "linear", "step", "breakdown",
+        "profile", "sweep",
     }  # fmt: skip
     errors = [record["error"] for record in records if "contender" in record and "error" in record]
     assert len(errors) == 12 and max(errors) < 5e-3

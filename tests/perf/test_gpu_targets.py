@@ -31,7 +31,7 @@ def verdicts(load, records) -> dict[str, tuple[str, str]]:
 
 def test_nothing_measured(load):
     matches = verdicts(load, [])
-    assert len(matches) == 27 and {verdict for verdict, _ in matches.values()} == {"not measured"}
+    assert len(matches) == 30 and {verdict for verdict, _ in matches.values()} == {"not measured"}
 
 
 def test_decode_is_judged_by_the_worst_case_of_the_size_that_the_target_is_about(load: Load) -> None:
@@ -65,6 +65,35 @@ def test_decode_is_judged_by_the_worst_case_of_the_size_that_the_target_is_about
     assert matches["step by copying, 1 x 32768"][0] == "not measured"
     assert matches["decode, error against float64"][0] == "holds"
     assert matches["three runs equal bit for bit"] == ("holds", "1 of 1")
+
+
+def test_many_queries_are_compared_with_eight_at_a_time(load: Load) -> None:
+    def record(group: int, tokens: int, way: str, us: float, error: float = 1e-3, mean: int = 32768):
+        about = {"bench": "questions", "group": group, "tokens": tokens, "mean": mean, "way": way, "error": error}
+        return about | {"us": us, "roofline_us": 32.0, "bitwise": True}
+
+    records = [record(16, 1, "ours", 40), record(16, 1, "by_eight", 64), record(4, 32, "ours", 80, error=6e-3),
+               record(4, 32, "by_eight", 160), record(4, 32, "ours", 9, mean=1024)]  # fmt: skip
+    matches = verdicts(load, records)
+    first, second = (f"group {group} tokens at 32k, by 8 queries over ours" for group in ("16, 1", "4, 32"))
+    assert matches[first] == ("holds", "1.60 (40.0 us, 1.25 rooflines)")
+    assert matches[second] == ("does not", "2.00 (80.0 us, 2.50 rooflines)")
+    assert matches["many queries, error against float64"] == ("does not", "6.0e-03 (4 x 32, 32768)")
+    assert verdicts(load, records[:1])[first][0] == "not measured"
+
+
+def test_by_eight_gives_what_ours_does(load: Load) -> None:
+    questions, layers, bench_ = load("questions"), load("layers"), load("bench")
+    bench = bench_.Bench("questions", "", ["--toy"])
+    with bench.kernels():
+        for shape, tokens in questions.cases(toy=True):
+            lengths = [shape.mean, tokens + 3]
+            layer_ = layers.Layer(shape, lengths, 1, bench.device, generator=bench.generator)
+            queries = questions.Queries(layer_, tokens)
+            queries.ours(0)
+            queries.by_eight(0)
+            apart = (queries.out_BHTD.float() - queries.by_eight_out().float()).abs().max()
+            assert float(apart) < 0.02 and queries.out_BHTD.isfinite().all()
 
 
 @pytest.mark.parametrize(("us", "verdict"), [(6.9, "holds"), (7.1, "does not")])
