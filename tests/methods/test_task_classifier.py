@@ -44,8 +44,10 @@ def test_composed_instructions_repeat_nothing_held_out() -> None:
     chinese = text_of("chinese", "这是一个关于河流和山脉的很长的句子，讲的是旅行的故事。" * 40, [], code=False)
     code = text_of("code", "x = 1\n" * 400, [], code=True)
     forbidden = runs([text])
-    made = list(composed(random.Random(0), [around, chinese, code], forbidden, 1))
-    assert {one.task for one in made} == set(ASKED) and all(runs([one.text]).isdisjoint(forbidden) for one in made)
+    prompts = list(composed(random.Random(0), [around, chinese, code], forbidden, 1))
+    assert {prompt.task for prompt in prompts} == set(ASKED) and all(
+        runs([prompt.text]).isdisjoint(forbidden) for prompt in prompts
+    )
     assert runs(["Say how many there are, please"]) == {("say", "how", "many", "there", "are", "please")}
 
 
