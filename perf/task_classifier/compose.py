@@ -66,7 +66,7 @@ def composed(
     draw: random.Random, sources: Sequence[Source], forbidden: frozenset[tuple[str, ...]], each: int
 ) -> Iterator[Composed]:
     """Yield `each` prompts of every form of a task. None of their instructions has a forbidden run of words."""
-    usable = [one for one in sources if len(one.sentences) > 8 or one.code]
+    usable = [text for text in sources if len(text.sentences) > 8 or text.code]
     for task, kinds in KINDS.items():
         for kind, forms in kinds.items():
             for line, ask in enumerate(forms.asks):
@@ -86,8 +86,8 @@ def _prompt(
     """Return one prompt of a form."""
     forms = KINDS[task][kind]
     chinese = is_chinese(ask)
-    prose = [one for one in sources if one.chinese == chinese and not one.code]
-    own = _any_of(draw, [one for one in sources if one.code] if kind == "code" else prose)
+    prose = [text for text in sources if text.chinese == chinese and not text.code]
+    own = _any_of(draw, [text for text in sources if text.code] if kind == "code" else prose)
     others = _any_of(draw, prose)
     names = contexts.fields(draw, chinese)
     contents = {
@@ -112,8 +112,8 @@ def _prompt(
 
 def _any_of(draw: random.Random, sources: Sequence[Source]) -> Source:
     """Return a text; every dataset has the same chance."""
-    name = draw.choice(sorted({one.name for one in sources}))
-    return draw.choice([one for one in sources if one.name == name])
+    name = draw.choice(sorted({text.name for text in sources}))
+    return draw.choice([text for text in sources if text.name == name])
 
 
 def _instruction(draw: random.Random, forms: Kind, ask: str, chinese: bool) -> tuple[str, str]:

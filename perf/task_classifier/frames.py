@@ -1,4 +1,4 @@
-"""What stands around any task: the grammar's engine, frames of a context, chat templates.
+"""The grammar of what stands around any task: its engine, frames of a context, chat templates.
 
 The grammar is in forms/*.txt, one form a line: `[a|b]` is a choice, `@name` one of the words of forms/words.txt, and
 `{q}`, `{k}`, `{s}`, `{u}`, `{v}` are a question, a name, sentences, and the two names of an example's parts. A line
@@ -29,7 +29,7 @@ def sections(name: str) -> dict[str, dict[str, list[str]]]:
 
 
 def words() -> dict[str, str]:
-    """Return the choice that stands behind every name of a word."""
+    """Return every name of a word with the choice that it stands for."""
     lines = _SECTION.split((FORMS / "words.txt").read_text(encoding="utf-8"))[0].splitlines()
     return {name: choice for name, _, choice in (line[1:].partition(" ") for line in lines)}
 

@@ -143,7 +143,7 @@ def _needle() -> Iterator[tuple[Sample, str]]:
 def _wordings(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], fold: int | None) -> list[Prompt]:
     """Return contexts of the samples under our own wordings. A held-out wording stands around held-out contexts."""
     out = []
-    texts = {held: [one for one in samples if one[2] == held] for held in (False, True)}
+    texts = {held: [entry for entry in samples if entry[2] == held] for held in (False, True)}
     for kind, wordings in KINDS.items():
         task = LOCALIZATION if kind in LOCALIZATION_KINDS else AGGREGATION
         for number, (before, after) in enumerate(wordings):
@@ -163,7 +163,7 @@ def _wordings(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], 
 def _later(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]]) -> list[Prompt]:
     """Return held-out contexts under the wordings that were written last."""
     out = []
-    held = [one for one in samples if one[2]]
+    held = [entry for entry in samples if entry[2]]
     for task, kinds in later.KINDS.items():
         for kind, wordings in kinds.items():
             for number, (before, after) in enumerate(wordings):
@@ -195,10 +195,10 @@ def _composed(draw: random.Random, samples: Sequence[tuple[Sample, str, bool]], 
         ]
     )
     out = []
-    for one in composed(draw, sources, forbidden, PROMPTS_PER_FORM):
-        held_out = "form" if fold is not None and one.line % (HELD_OUT - 1) == fold else None
-        ends = _cut(draw, one.text, one.chinese)
-        out.append(Prompt(*ends, one.task, f"forms/{one.kind}", one.line, held_out, one.content))
+    for prompt in composed(draw, sources, forbidden, PROMPTS_PER_FORM):
+        held_out = "form" if fold is not None and prompt.line % (HELD_OUT - 1) == fold else None
+        ends = _cut(draw, prompt.text, prompt.chinese)
+        out.append(Prompt(*ends, prompt.task, f"forms/{prompt.kind}", prompt.line, held_out, prompt.content))
     return out
 
 
@@ -212,9 +212,9 @@ def _content(
     draw: random.Random, kind: str, chinese: bool, samples: Sequence[tuple[Sample, str, bool]]
 ) -> tuple[str, str, str]:
     """Return another prompt's context without its instructions, something to ask about, and the context's dataset."""
-    fitting = [one for one in samples if bool(_CJK.search(one[0].context[-400:])) == chinese] or list(samples)
+    fitting = [entry for entry in samples if bool(_CJK.search(entry[0].context[-400:])) == chinese] or list(samples)
     if kind == "code":
-        own = [one for one in fitting if str(one[0].meta.get("dataset", "")).startswith(_CODE)]
+        own = [entry for entry in fitting if str(entry[0].meta.get("dataset", "")).startswith(_CODE)]
         fitting = own or fitting
     sample, dataset, _ = draw.choice(fitting)
     body = _body(sample)
