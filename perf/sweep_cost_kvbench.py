@@ -19,9 +19,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def forward_seconds(model: Any, attention: str, ids: list[int], batch: int, position: int) -> float:
-    """Time one forward call of `batch` equal rows; `attention` "free" returns the queries as they are."""
+    """Time one forward call of `batch` equal rows, with the engine's products; `attention` "free" returns the queries."""
     import torch
     import transformers
+
+    from kvbench.engine.products_cpu import fast_products
 
     transformers.AttentionInterface.register("free", lambda module, q, *args, **kwargs: (q.transpose(1, 2), None))
     before = model.config._attn_implementation
@@ -30,7 +32,8 @@ def forward_seconds(model: Any, attention: str, ids: list[int], batch: int, posi
         begin = time.perf_counter()
         ids_BT = torch.tensor([ids]).expand(batch, -1)
         places_BT = torch.arange(position, position + len(ids)).expand(batch, -1)
-        model(ids_BT, position_ids=places_BT, use_cache=False, logits_to_keep=1).logits.argmax(-1)
+        with fast_products(ids_BT):
+            model(ids_BT, position_ids=places_BT, use_cache=False, logits_to_keep=1).logits.argmax(-1)
         seconds = time.perf_counter() - begin
     model.set_attn_implementation(before)
     return seconds
