@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def forward_seconds(model: Any, attention: str, ids: list[int], batch: int, position: int) -> float:
-    """Time one forward call of `batch` equal rows, with the engine's products; `attention` "free" returns the queries."""
+    """Time a forward call of `batch` equal rows with the engine's products; `attention` "free" returns the queries."""
     import torch
     import transformers
 
