@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +15,9 @@ from torch.profiler import profile
 from kvbench.engine import products_cpu
 from kvbench.engine.products_cpu import FEWEST_TOKENS, fast_products, is_faster
 
-pytestmark = pytest.mark.skipif(
+needs_product = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
-    reason="this torch has no product of oneDNN, so kvbench never calls it",
+    reason="this torch has no product of oneDNN, so the engine keeps torch's own, as another test shows",
 )
 ENOUGH = torch.zeros(1, FEWEST_TOKENS, dtype=torch.long)
 
@@ -33,6 +35,7 @@ def calls(run: object) -> int:
     return sum(event.count for event in seen.key_averages() if event.key == "mkldnn::_linear_pointwise")
 
 
+@needs_product
 @pytest.mark.usefixtures("faster")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 4), (3, 1), (7, 33), (2, 3, 5)])
@@ -50,6 +53,7 @@ def test_products_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None
     torch.testing.assert_close(out, exact.float(), rtol=1e-5, atol=1e-5)
 
 
+@needs_product
 @pytest.mark.usefixtures("faster")
 def test_weights_of_other_layouts_and_types_are_right_as_well() -> None:
     torch.manual_seed(0)
@@ -63,6 +67,7 @@ def test_weights_of_other_layouts_and_types_are_right_as_well() -> None:
         torch.testing.assert_close(F.linear(x[0], wide.T), x[0] @ wide, rtol=1e-5, atol=1e-5)
 
 
+@needs_product
 @pytest.mark.usefixtures("faster")
 def test_few_tokens_are_left_to_torch() -> None:
     module = nn.Linear(32, 32)
@@ -71,6 +76,7 @@ def test_few_tokens_are_left_to_torch() -> None:
             assert calls(lambda: module(torch.randn(2, 32))) == (tokens >= FEWEST_TOKENS)
 
 
+@needs_product
 @pytest.mark.usefixtures("faster")
 def test_an_error_inside_ends_it_too() -> None:
     with pytest.raises(RuntimeError, match="inside"), fast_products(ENOUGH):
@@ -79,23 +85,36 @@ def test_an_error_inside_ends_it_too() -> None:
         assert calls(lambda: F.linear(torch.randn(5, 8), torch.randn(8, 8))) == 0
 
 
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str, str, bool], bool]]:
+    """Return a function from a processor, and whether torch has the product, to what the engine chooses."""
+
+    def chosen(capability: str, cpu: str, has_product: bool) -> bool:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**({"_linear_pointwise": 0} if has_product else {})))
+        monkeypatch.setattr(products_cpu, "CPU", tmp_path / "cpuinfo")
+        if cpu:
+            (tmp_path / "cpuinfo").write_text(cpu)
+        is_faster.cache_clear()
+        return is_faster()
+
+    yield chosen
+    is_faster.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("capability", "cpu", "expected"),
+    ("capability", "cpu", "has_product", "expected"),
     [
-        ("AVX512", "vendor_id : AuthenticAMD", True),
-        ("AVX512", "vendor_id : GenuineIntel", False),
-        ("AVX2", "vendor_id : AuthenticAMD", False),
-        ("DEFAULT", "CPU implementer : 0x41", False),
+        ("AVX512", "vendor_id : AuthenticAMD", True, True),
+        ("AVX512", "vendor_id : AuthenticAMD", False, False),
+        ("AVX512", "vendor_id : GenuineIntel", True, False),
+        ("AVX512", "", True, False),  # nothing is known about the processor
+        ("AVX2", "vendor_id : AuthenticAMD", True, False),
+        ("DEFAULT", "CPU implementer : 0x41", True, False),
     ],
 )
 def test_it_is_used_where_mkl_has_half_of_the_width(
-    capability: str, cpu: str, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    processor: Callable[[str, str, bool], bool], capability: str, cpu: str, has_product: bool, expected: bool
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(products_cpu, "CPU", tmp_path / "cpuinfo")
-    is_faster.cache_clear()
-    assert is_faster() is False  # nothing is known about the processor
-    (tmp_path / "cpuinfo").write_text(cpu)
-    is_faster.cache_clear()
-    assert is_faster() is expected
-    is_faster.cache_clear()
+    assert processor(capability, cpu, has_product) is expected

@@ -40,6 +40,19 @@ namespace kvb {
 // multiprocessor's share of the memory bandwidth.
 template <int D, bool kWide> constexpr int kResident = D > 64 || kWide ? 1 : 2;
 
+// Merge a part's results. The next part's first rows are on their way meanwhile, if registers suffice.
+template <typename T, typename F, typename StartNext>
+KVB_DEVICE void merge_part(const DecodeArguments& args, DecodeShared<F>& shared, const Part& part,
+                           const StartNext& start_next) {
+    if (F::D <= 128) start_next();
+    const Merge<T, F> merge{args, shared, part};
+    const bool whole = part.units == part.each;
+    merge.merge_warps(whole, merge.slot_of(static_cast<int>(blockIdx.x)));
+    if (!whole) merge.merge_item();
+    __syncthreads();  // all have read the warps' results
+    if (F::D > 128) start_next();
+}
+
 // The work of a CTA of a narrow kernel. Returns what the first thread got from `arrive`.
 template <typename T, typename F, bool kAppend>
 KVB_DEVICE unsigned work_narrow(const DecodeArguments& args, DecodeShared<F>& shared, bool early) {
@@ -69,14 +82,7 @@ KVB_DEVICE unsigned work_narrow(const DecodeArguments& args, DecodeShared<F>& sh
             if (at.lane != part.at.lane) lane = lane_at<kAppend>(args, shared, at.lane);
             start_narrow(args, shared, attention, at, lane, end, false);
         };
-        // The next part's first rows are on their way while this one's results are merged, if registers suffice.
-        if (F::D <= 128) start_next();
-        const Merge<T, F> merge{args, shared, part};
-        const bool whole = part.units == part.each;
-        merge.merge_warps(whole, merge.slot_of(static_cast<int>(blockIdx.x)));
-        if (!whole) merge.merge_item();
-        __syncthreads();  // all have read the warps' results
-        if (F::D > 128) start_next();
+        merge_part<T>(args, shared, part, start_next);
     }
     return before;
 }
@@ -112,13 +118,7 @@ KVB_DEVICE unsigned work_wide(const DecodeArguments& args, DecodeShared<F>& shar
             if (next.lane != at.lane) lane = lane_at<kAppend>(args, shared, next.lane);
             start_wide(args, shared, attention, next, lane, end, false);
         };
-        if (F::D <= 128) start_next();
-        const Merge<T, F> merge{args, shared, part};
-        const bool whole = part.units == part.each;
-        merge.merge_warps(whole, merge.slot_of(static_cast<int>(blockIdx.x)));
-        if (!whole) merge.merge_item();
-        __syncthreads();  // all have read the warps' results
-        if (F::D > 128) start_next();
+        merge_part<T>(args, shared, part, start_next);
     }
     return early ? shared.before : 0;
 }
