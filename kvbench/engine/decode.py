@@ -19,7 +19,6 @@ from kvbench.engine.attention import Forward, kvbench_attention, last_logits
 from kvbench.engine.caches import ContinuePass, LayerCaches, Place, device_of, make_cache
 from kvbench.engine.clock import now
 from kvbench.engine.fused import fused_step
-from kvbench.engine.graph import CudaRecorder, GraphedSteps, recordable
 from kvbench.engine.greedy import choose, take
 from kvbench.engine.limits import RequestLimits
 from kvbench.engine.probe import checked_plan
@@ -27,6 +26,7 @@ from kvbench.engine.requests import Answer, Draw, EqualLengths, check_request, r
 from kvbench.engine.rope import depends_on_length, forget_lengths
 from kvbench.engine.row import OpenRequest, Row, failed_generation
 from kvbench.engine.start import feed_prompt, prepare, start_prefill
+from kvbench.engine.steps import recorded_steps
 from kvbench.engine.variant import Generation, Request, Variant, span_tokens, spans_of
 
 
@@ -124,14 +124,7 @@ class _Batch:
         )  # no bound method: a reference cycle would wait for the garbage collector
         self._step = step or self._call
         self._ran = caches.kv.kernel, "transformers" if step is None else "fused"
-        self._steps: GraphedSteps | None = None
-        recorded = recordable(model, caches.kv, graph)
-        if recorded is not None:
-            self._steps = GraphedSteps(self._step, recorded, CudaRecorder(), must=str(graph).lower() == "true")
-
-    @property
-    def _replayed(self) -> int:
-        return 0 if self._steps is None else self._steps.replayed
+        self._steps = recorded_steps(model, caches, self._step, graph)
 
     @property
     def requests(self) -> list[Request]:
@@ -171,14 +164,17 @@ class _Batch:
 
     def step(self) -> tuple[float, bool, list[Answer]]:
         """Add one token to every active row. Return the seconds, whether a graph ran it, and the complete requests."""
-        begin, before = now(self._device), self._replayed
-        rows = self._active
-        logits_BV = self._forward([[row.ids[-1]] for row in rows], rows)
-        tokens = choose(rows, logits_BV)
+        begin, rows, steps = now(self._device), self._active, self._steps
+        if steps is None:
+            tokens, replayed = choose(rows, self._forward([[row.ids[-1]] for row in rows], rows)), False
+        else:
+            before = steps.replayed
+            tokens = steps(rows)
+            replayed = steps.replayed > before
         seconds = now(self._device) - begin
         self._clock += seconds
         self._take(rows, tokens)
-        return seconds, self._replayed > before, list(self._answers())
+        return seconds, replayed, list(self._answers())
 
     def _failed(self, request: Request) -> dict[int, Generation]:
         """Return the generations of the rows that the model cannot answer, by their index in the request."""
@@ -258,10 +254,9 @@ class _Batch:
         for rows in lengths.values():
             begin = now(self._device)
             questions = [list(row.prompt.ids[row.seen :]) for row in rows]
-            if questions[0]:
-                of_rows_BV = self._forward(questions, rows)
-            else:
-                of_rows_BV = torch.stack([logits[row.id] for row in rows])
+            of_rows_BV = (
+                self._forward(questions, rows) if questions[0] else torch.stack([logits[row.id] for row in rows])
+            )
             tokens |= zip((row.id for row in rows), choose(rows, of_rows_BV), strict=True)
             seconds = now(self._device) - begin
             for row in rows:
@@ -293,13 +288,13 @@ class _Batch:
         return str(self._tokenizer.decode(row.ids[:-1] if row.finish == "stop" else row.ids, skip_special_tokens=True))
 
     def _forward(self, ids: Sequence[Sequence[int]], rows: Sequence[Row]) -> Tensor:
-        """Return the logits [B, V] after T more tokens of each row."""
-        ids_BT, tokens = torch.tensor(ids, device=self._device), len(ids[0])
+        """Return the logits [B, V] after T more tokens of each row, eagerly."""
+        tokens = len(ids[0])
         seen_B1 = torch.tensor([[row.seen] for row in rows], device=self._device)
-        attention = ContinuePass(self._caches, [row.id for row in rows], ids)
         position_BT = seen_B1 + torch.arange(tokens, device=self._device)
-        forward = self._call if tokens > 1 else self._steps or self._step
-        logits_BV = forward(ids_BT, position_BT, attention)
+        attention = ContinuePass(self._caches, [row.id for row in rows], ids)
+        forward = self._call if tokens > 1 else self._step
+        logits_BV = forward(torch.tensor(ids, device=self._device), position_BT, attention)
         for row in rows:
             row.seen += tokens
         return logits_BV

@@ -2,8 +2,9 @@
 
 A model's decode step is hundreds of small kernels, and launching them from Python takes longer than running them. In a
 graph they are one launch. Tensors hold what changes from step to step: the tokens, their positions, and the lengths
-of the segments, which the kernels themselves count up. When rows leave or join, or the cache moves, the next steps are
-eager again. The graph is recorded again after a few steps of the same batch.
+of the segments, which the kernels themselves count up. The greedy choice belongs to the graph too, and its last kernels
+write the next step's tokens and positions: a replay can follow a replay without the host. When rows leave or join, or
+the cache moves, the next steps are eager again. The graph is recorded again after a few steps of the same batch.
 
 Some rows need the host in every step: those with a storage part or a look, and those of policies that say with a mask
 what leaves. Their part of a layer is left out of the recording. A graph ends before it and another one follows, so the
@@ -19,7 +20,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from transformers import PreTrainedModel
 from kvbench.cache.base import KVCache, Recordable
 from kvbench.cache.host_work import Work
 from kvbench.engine.caches import ContinuePass
+from kvbench.engine.greedy import best_tokens
 from kvbench.engine.survey import survey
 
 log = logging.getLogger(__name__)
@@ -36,13 +38,26 @@ _STEADY = 3  # eager steps of the same batch before it is recorded, because rows
 CHOICES = ("auto", "true", "false")
 
 Forward = Callable[[Tensor, Tensor, ContinuePass], Tensor]
+Inputs = Callable[[], tuple[Tensor, Tensor]]
+"""Returns the tokens [B, 1] of a step and their positions [B, 1], after uploading them to the device."""
+
+
+class Out(NamedTuple):
+    """The result of a step, on the device. The next step overwrites it.
+
+    Attributes:
+        token_B: the greedy token of each row, see `best_tokens`; None after an eager step.
+    """
+
+    logits_BV: Tensor
+    token_B: Tensor | None
 
 
 class Recorder(Protocol):
     """A recorder of work on a device."""
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Work]:
-        """Record a function's work without running it. Return the result's tensor and a replay function."""
+    def __call__(self, work: Callable[[], Out]) -> tuple[Out, Work]:
+        """Record a function's work without running it. Return the result's tensors and a replay function."""
         ...
 
     def leave_out(self, work: Work) -> None:
@@ -99,8 +114,8 @@ class CudaRecorder:
         self._parts: list[Callable[[], object]] = []
         self._capture = ExitStack()
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Work]:
-        """Record a function's work without running it. Return the result's tensor and a replay function."""
+    def __call__(self, work: Callable[[], Out]) -> tuple[Out, Work]:
+        """Record a function's work without running it. Return the result's tensors and a replay function."""
         self._graphs, self._parts, stream = [], [], torch.cuda.current_stream()
         try:
             with ExitStack() as self._capture:
@@ -131,12 +146,17 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recorded step: its input tensors for tokens and positions, its output logits, and the function that runs it."""
+    """A recorded step: its tensors for tokens and positions, its result, and the function that runs it.
+
+    Attributes:
+        alone: True if the host does no part of it.
+    """
 
     ids_B1: Tensor
     position_B1: Tensor
-    logits_BV: Tensor
+    out: Out
     replay: Work
+    alone: bool
 
 
 class GraphedSteps:
@@ -157,33 +177,51 @@ class GraphedSteps:
         self._key: tuple[object, ...] = ()
         self._steady = 0
         self._recording: _Recording | None = None
+        self._holds_input = False  # the recording's input tensors hold the next step's tokens and positions
         self._works = True
         self._without_room = 0  # steps in a row; -1 once it is logged
         self.replayed = 0
 
-    def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
-        """Return the logits [B, V] after one more token of each row. The next step overwrites them."""
+    def __call__(self, inputs: Inputs, attention: ContinuePass) -> Out:
+        """Return the result of one more token of each row.
+
+        Args:
+            inputs: called unless the device has the tokens already, because it chose them in the last step.
+        """
         rows = attention.rows
         key = (*rows, self._cache.moves)
         if key != self._key:
-            self._key, self._steady, self._recording = key, 0, None
+            self._key, self._steady, self._recording, self._holds_input = key, 0, None, False
         self._steady += 1
         # without room the cache moves in this step, or a policy drops several tokens, which is work for the host
         has_room = self._cache.room(rows) >= 1
         self._log_host_work(has_room)
         if self._steady <= _STEADY or not self._works or not has_room:
-            return self._forward(ids_B1, position_B1, attention)
+            return self._eager(inputs, attention)
         if self._recording is None:
-            self._recording = self._recorded(ids_B1, position_B1, attention)
+            self._recording = self._recorded(inputs, attention)
             if self._recording is None:
-                return self._forward(ids_B1, position_B1, attention)
+                return self._eager(inputs, attention)
         else:
             self._cache.advance(rows, attention.ids)
-        self._recording.ids_B1.copy_(ids_B1)
-        self._recording.position_B1.copy_(position_B1)
-        self._recording.replay()
+        if not self._holds_input:
+            for held, new in zip((self._recording.ids_B1, self._recording.position_B1), inputs(), strict=True):
+                held.copy_(new)
+        return self._replay(self._recording)
+
+    def chosen_on_host(self) -> None:
+        """Note that the tokens after the last step are not those that the device chose."""
+        self._holds_input = False
+
+    def _eager(self, inputs: Inputs, attention: ContinuePass) -> Out:
+        self._holds_input = False
+        return Out(self._forward(*inputs(), attention), None)
+
+    def _replay(self, recording: _Recording) -> Out:
+        recording.replay()
+        self._holds_input = True
         self.replayed += 1
-        return self._recording.logits_BV
+        return recording.out
 
     def _log_host_work(self, has_room: bool) -> None:
         """Log once if step after step of a batch cannot be recorded."""
@@ -197,13 +235,27 @@ class GraphedSteps:
                 "a row outgrows its reserve; other batches keep their graphs"
             )
 
-    def _recorded(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> _Recording | None:
+    def _recorded(self, inputs: Inputs, attention: ContinuePass) -> _Recording | None:
         """Record a step; return None if that fails. The cache counts its token; the replay then writes it."""
-        ids_B1, position_B1 = ids_B1.clone(), position_B1.clone()
+        ids_B1, position_B1 = (x.clone() for x in inputs())
+        alone = True
+
+        def leave_out(work: Work) -> None:
+            nonlocal alone
+            alone = False
+            self._record.leave_out(work)
+
+        def step() -> Out:
+            logits_BV = self._forward(ids_B1, position_B1, attention)
+            token_B = best_tokens(logits_BV)
+            torch.clamp(token_B[:, None], min=0, out=ids_B1)  # a row that fails has no token, but an id is looked up
+            position_B1.add_(1)
+            return Out(logits_BV, token_B)
+
         before = self._cache.counts()
         try:
-            with self._cache.host_work.recorded_by(self._record.leave_out):
-                logits_BV, replay = self._record(lambda: self._forward(ids_B1, position_B1, attention))
+            with self._cache.host_work.recorded_by(leave_out):
+                out, replay = self._record(step)
         except RuntimeError as error:  # the model does what cannot be recorded, for example waits for the device
             if self._must:
                 raise ValueError(f"engine.graph=true: {str(error).splitlines()[0]}") from error
@@ -211,4 +263,4 @@ class GraphedSteps:
             self._works = False
             log.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
             return None
-        return _Recording(ids_B1, position_B1, logits_BV, replay)
+        return _Recording(ids_B1, position_B1, out, replay, alone)

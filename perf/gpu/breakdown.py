@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from bench import Bench
-from step import Case, Decoding, fill, fitting, load
+from step import Case, fill, fitting, load
+from stepping import Decoding
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -165,19 +166,18 @@ def measure(model: Any, case: Case, bench: Bench) -> None:
     """Fill a cache, profile an eager step and some replayed ones, and record the sums."""
     cache = make_cache(model, "ragged", case.kernel)
     fill(cache, case, model, bench)
-    decoding = Decoding(model, cache, case, bench.device)
+    decoding = Decoding(model, cache, case.batch, case.context, bench.device)
     steps, step = 1 if bench.toy else 4, decoding.fused or decoding.call
+    eagerly = decoding.eager(step)
     with kvbench_attention(model):
         for _ in range(3):
-            decoding.step(step)
+            decoding.step(eagerly)
         with marked(model):
-            eager = launched(profiled(lambda: decoding.step(step), bench.device), bench.device)
-        forward: graph.Forward = step
+            eager = launched(profiled(lambda: decoding.step(eagerly), bench.device), bench.device)
         recordable = graph.recordable(model, cache, "auto")
-        if recordable is not None:
-            forward = graph.GraphedSteps(step, recordable, graph.CudaRecorder())
-        took = [decoding.step(forward) for _ in range(6 + 2 * steps)]
-        result = profiled(lambda: [decoding.step(forward) for _ in range(steps)], bench.device)
+        way = eagerly if recordable is None else decoding.recorded(step, recordable)
+        took = [decoding.step(way) for _ in range(6 + 2 * steps)]
+        result = profiled(lambda: [decoding.step(way) for _ in range(steps)], bench.device)
     kernels, mode = with_modules(ran(result, bench.device), eager), "eager" if recordable is None else "graph"
     if len(kernels) < steps * len(eager) / 2:  # some profilers do not look into graphs
         kernels, mode, steps = eager, "eager", 1

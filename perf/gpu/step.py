@@ -5,7 +5,8 @@
 The model has the shape of Llama-3.1-8B and random weights. The prompts are not computed: the cache is filled with
 random keys and values, of lengths as Ada-KV's where there is a budget. If the full caches of 16 rows do not fit into
 the device's memory, fewer rows are measured, the same number with and without a budget. Steps run as the engine runs
-them, eagerly and as CUDA graphs, from the choice of the last token to that of the next on the host. The roofline is the
+them, eagerly and as CUDA graphs, from the choice of the last token to that of the next on the host. In the mode
+graph-host the graph ends with the logits, and the host uploads each step's input and chooses. The roofline is the
 time in which a triad moves as many bytes as a step reads: the weights and what is kept. Next to it is the roofline of
 the fastest ceiling that was measured. The peer is plain transformers with its StaticCache and its own
 attention, eagerly. `python -m kvbench.profile` measures real prefills as well.
@@ -29,7 +30,7 @@ import torch
 import yaml
 from bench import Bench
 from layers import Shape, lengths
-from torch import Tensor
+from stepping import Decoding, HostBetween, Stepping
 from transformers import StaticCache
 
 from kvbench import models
@@ -37,14 +38,11 @@ from kvbench.cache.base import Entry, KVCache
 from kvbench.common.paths import conf_dir
 from kvbench.engine import graph
 from kvbench.engine.attention import kvbench_attention
-from kvbench.engine.caches import ContinuePass, LayerCaches, make_cache, num_layers
+from kvbench.engine.caches import make_cache, num_layers
 from kvbench.engine.clock import now
-from kvbench.engine.fused import fused_step
-from kvbench.engine.probe import last_logits
-from kvbench.engine.survey import survey
 from kvbench.engine.walk import FusedStep
 
-_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 256, 4
+_EAGER, _GRAPHED, _RESERVE, _PLAIN = 12, 48, 320, 4
 _SPARE = 4e9  # bytes that the driver, the graphs and a step's own tensors may take
 _WARM = 6  # steps that do not count: the first lays out the cache, graphs are recorded after some eager ones
 
@@ -126,41 +124,12 @@ def fill(cache: KVCache, case: Case, model: Any, bench: Bench) -> None:
             cache.add(layer, [Entry(row, keep_UT, _RESERVE)], k_UTD, v_UTD)
 
 
-class Decoding:
-    """Greedy decoding of a batch, a step at a time.
-
-    Attributes:
-        seen: tokens of a row, as positions count them.
-        fused: the fused step, if the model has one; `call` is a step of its own layers.
-    """
-
-    def __init__(self, model: Any, cache: KVCache, case: Case, device: torch.device) -> None:
-        self._model, self._caches, self._device = model, LayerCaches(survey(model), cache), device
-        self._rows, self.seen = list(range(case.batch)), case.context
-        self._tokens = [7] * case.batch
-        self.fused = fused_step(model, survey(model), "auto" if device.type == "cuda" else "true")
-
-    def call(self, ids_B1: Tensor, position_B1: Tensor, attention: ContinuePass) -> Tensor:
-        return last_logits(self._model, ids_B1, position_B1, attention)
-
-    def step(self, forward: graph.Forward) -> float:
-        """Decode one token for every row; returns seconds."""
-        begun = now(self._device)
-        ids = [[token] for token in self._tokens]
-        ids_B1 = torch.tensor(ids, device=self._device)
-        position_B1 = torch.full_like(ids_B1, self.seen)
-        logits_BV = forward(ids_B1, position_B1, ContinuePass(self._caches, self._rows, ids))
-        self._tokens = logits_BV.argmax(-1).tolist()
-        self.seen += 1
-        return now(self._device) - begun
-
-
-def timed(decoding: Decoding, forward: graph.Forward, steps: int) -> dict[str, float]:
+def timed(decoding: Decoding, steps: Stepping, count: int) -> dict[str, float]:
     """Return median, 10th and 90th percentile of some steps, after a few that do not count."""
     for _ in range(_WARM):
-        decoding.step(forward)
-    took = sorted(decoding.step(forward) for _ in range(steps))
-    return {"tpot_s": statistics.median(took), "low_s": took[steps // 10], "high_s": took[-1 - steps // 10]}
+        decoding.step(steps)
+    took = sorted(decoding.step(steps) for _ in range(count))
+    return {"tpot_s": statistics.median(took), "low_s": took[count // 10], "high_s": took[-1 - count // 10]}
 
 
 @torch.inference_mode()
@@ -168,27 +137,29 @@ def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, re
     """Fill a cache and decode: eagerly, by graphs, and by graphs of the model's own layers."""
     begun = time.monotonic()
     cache = make_cache(model, "ragged", case.kernel)
-    decoding = Decoding(model, cache, case, bench.device)
+    decoding = Decoding(model, cache, case.batch, case.context, bench.device)
     fill(cache, case, model, bench)
     kept = sum(cache.used_bytes(row) for row in range(case.batch))
     step = decoding.fused or decoding.call
-    forwards: dict[str, graph.Forward] = {"eager": step}
+    ways: dict[str, Stepping] = {"eager": decoding.eager(step)}
     recordable = graph.recordable(model, cache, "auto")
     if recordable is not None:
-        forwards["graph"] = graph.GraphedSteps(step, recordable, graph.CudaRecorder())
+        ways["graph"] = decoding.recorded(step, recordable)
+        recorder = recordable, graph.CudaRecorder()
+        ways["graph-host"] = HostBetween(decoding.caches, step, recorder, bench.device)
     if decoding.fused is not None:
         if recordable is not None:
-            other = FusedStep(model, own_products=False)
-            forwards["cublas-graph"] = graph.GraphedSteps(other, recordable, graph.CudaRecorder())
-        own = graph.GraphedSteps(decoding.call, recordable, graph.CudaRecorder()) if recordable else decoding.call
-        forwards["own-graph" if recordable else "own-eager"] = own
+            ways["cublas-graph"] = decoding.recorded(FusedStep(model, own_products=False), recordable)
+            ways["own-graph"] = decoding.recorded(decoding.call, recordable)
+        else:
+            ways["own-eager"] = decoding.eager(decoding.call)
     read = weights_read(model) + kept
-    for mode, forward in forwards.items():
+    for mode, steps in ways.items():
         with kvbench_attention(model):
-            decoding.step(forward)  # brings the rows together, which takes memory for a moment
+            decoding.step(steps)  # brings the rows together, which takes memory for a moment
             _reset_peak(bench)
-            result = timed(decoding, forward, 4 if bench.toy else _GRAPHED if "graph" in mode else _EAGER)
-        grown = (decoding.seen - case.context) * kept // (case.context if case.budget is None else case.budget)
+            result = timed(decoding, steps, 4 if bench.toy else _GRAPHED if "graph" in mode else _EAGER)
+        grown = decoding.grown * kept // (case.context if case.budget is None else case.budget)
         record(
             mode=mode,
             kernel=cache.kernel,
@@ -196,7 +167,7 @@ def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, re
             **result,
             tokens_s=case.batch / result["tpot_s"],
             **rooflines(result["tpot_s"], read + grown, ceiling),
-            replayed=getattr(forward, "replayed", 0),
+            replayed=steps.replayed,
             kept_bytes=kept,
             cache_bytes=cache.bytes(),
             peak_bytes=torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else None,

@@ -81,6 +81,7 @@ def _fused(steps: Mapping[Key, Record]) -> Iterable[Line]:
     for mode, whose in (
         ("own-graph", "those of transformers' layers"),
         ("cublas-graph", "those with cuBLAS's products"),
+        ("graph-host", "those with the host in between"),
     ):
         ratios = {
             _title(key): other["tpot_s"] / steps[*key[:2], "graph", key[3]]["tpot_s"]

@@ -1,93 +1,29 @@
-"""Decode steps that are recorded and replayed, by a recorder for the CPU that imitates a CUDA graph.
-
-The recorder runs the work to learn the shapes, undoes its changes, and refuses operations that wait for the device.
-A replay runs the same operations on the same memory. A decision that the host would take again in each step is
-therefore missing in a replay, and gives a wrong token.
-"""
+"""Decode steps that are recorded and replayed, by a recorder for the CPU that imitates a CUDA graph."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 import kvbench
 from kvbench.cache.ragged import RaggedCache
 from kvbench.common.paths import conf_dir
-from kvbench.engine import decode, graph
+from kvbench.engine import graph
 from kvbench.engine.caches import num_layers
 from kvbench.engine.probe import checked_plan
-from kvbench.engine.variant import Generation
 from kvbench.models.load import Loaded
-from kvbench_kernels import backends
 from tests.helpers.methods import budget_for, load, shipped
+from tests.helpers.recorder import recorded_engine, tokens
 
 PROMPTS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]
 DIMS = OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims
 VARIANTS = [("fullkv", None), ("snapkv", 40), ("ada_snapkv", 36), ("streaming_llm", 38)]
-WAITS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-
-
-class Tape(TorchDispatchMode):
-    """A list of all operations, and of the earlier contents of the tensors they write to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, Any, Any, Any]] = []
-        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if op in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {op}")
-        schema = op._schema.arguments
-        named = [(argument, kwargs[argument.name]) for argument in schema if argument.name in kwargs]
-        for argument, value in [*zip(schema, args, strict=False), *named]:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self.before.append((value, value.clone()))
-        out = op(*args, **kwargs)
-        self.operations.append((op, args, kwargs, out))
-        return out
-
-
-class Recorder:
-    """A stand-in for `graph.CudaRecorder` on a CPU."""
-
-    def __init__(self) -> None:
-        self.tape = Tape()
-
-    def leave_out(self, work: Callable[[], None]) -> None:
-        self.tape.operations.append((work, None, None, None))
-
-    def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        tape = self.tape = Tape()
-        try:
-            with tape:
-                out = work()
-        finally:
-            for tensor, held in reversed(tape.before):
-                tensor.copy_(held)
-
-        def replay() -> None:
-            for op, args, kwargs, old in tape.operations:
-                if args is None:
-                    op()
-                    continue
-                inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-                given = {x.untyped_storage().data_ptr() for x in inputs}
-                for new, kept in zip(tree_flatten(op(*args, **kwargs))[0], tree_flatten(old)[0], strict=True):
-                    if isinstance(kept, torch.Tensor) and kept.untyped_storage().data_ptr() not in given:
-                        kept.copy_(new)
-
-        return out, replay
 
 
 @pytest.fixture(scope="module")
@@ -97,29 +33,12 @@ def tiny() -> Loaded:
 
 @pytest.fixture
 def recorded(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Return `generate` with recorded steps and a backend without host work, and the list of its `GraphedSteps`."""
-    batches: list[graph.GraphedSteps] = []
+    engine = recorded_engine(tiny, monkeypatch)
 
-    class Steps(graph.GraphedSteps):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            batches.append(self)
+    def generate(prompts: Any = PROMPTS, variants: Any = VARIANTS, **settings: Any) -> Any:
+        return engine.generate(prompts, variants, **settings)
 
-    def generate(prompts: Any = PROMPTS, variants: Any = VARIANTS, steps: Any = Steps, **settings: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(decode, "recordable", lambda model, cache, graph: cache)
-            patch.setattr(decode, "CudaRecorder", Recorder)
-            patch.setattr(decode, "GraphedSteps", steps)
-            # on a CPU the op of this backend is the reference
-            cache = RaggedCache(num_layers(tiny.model), backends.make_backend("cuda"))
-            patch.setattr(decode, "make_cache", lambda *_: cache)
-            return kvbench.generate(tiny.model, tiny.tokenizer, prompts, variants, **settings)
-
-    return SimpleNamespace(generate=generate, batches=batches)
-
-
-def tokens(outs: Sequence[Sequence[Generation]]) -> list[list[list[int]]]:
-    return [[g.token_ids for g in of_prompt] for of_prompt in outs]
+    return SimpleNamespace(generate=generate, batches=engine.batches)
 
 
 def test_recorded_steps_give_the_same_tokens(tiny: Loaded, recorded: SimpleNamespace) -> None:

@@ -10,7 +10,36 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvbench.cache.ragged import RaggedCache
+from kvbench.engine import graph
+from kvbench_kernels import backends
 from tests.helpers.gpu_suite import Load
+from tests.helpers.recorder import Recorder
+
+
+def test_all_ways_of_a_step_decode_the_same(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager steps, recorded ones as the engine runs them, and recorded ones with the host in between."""
+    step, ids = load("step"), {}
+    monkeypatch.setattr(graph, "CudaRecorder", Recorder)
+    bench, model, case = load("bench").Bench("step", "", ["--toy"]), step.load(True), step.Case(2, 96, 24)
+    for way in ("eager", "graph", "graph-host"):
+        bench.generator.manual_seed(0)
+        cache = RaggedCache(step.num_layers(model), backends.make_backend("cuda"))
+        step.fill(cache, case, model, bench)
+        with torch.inference_mode():
+            decoding = step.Decoding(model, cache, case.batch, case.context, bench.device)
+        forward = decoding.fused
+        if way == "graph":
+            steps = decoding.recorded(forward, cache)
+        else:
+            recorder = (cache, Recorder()) if way == "graph-host" else None
+            steps = step.HostBetween(decoding.caches, forward, recorder, bench.device)
+        with step.kvbench_attention(model), torch.inference_mode():
+            step.timed(decoding, steps, 12)
+        assert (steps.replayed > 12) == (way != "eager") and decoding.grown == step._WARM + 12
+        ids[way] = [row.ids for row in decoding.rows], cache.lengths(0)
+    assert ids["eager"] == ids["graph"] == ids["graph-host"]
+    assert len(set(ids["eager"][0][0])) > 1
 
 
 def test_kernels_by_family(load: Load) -> None:
