@@ -105,6 +105,7 @@ struct Least {
     int64_t heads, width;
 };
 
+// Of kvb_ragged_gather and kvb_cpu_gather.
 struct RaggedGather {
     Tensor3 k, v;          // [U, T, D]
     const void* keep;      // [S, T], a byte each: 1 if the token is kept

@@ -186,6 +186,7 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_weights": DecodeWeights,
     "cpu_packed": PackedDecode,
     "cpu_least": Least,
+    "cpu_gather": RaggedGather,
 }
 SIZES = {
     "decode_workspace_bytes": "ii",

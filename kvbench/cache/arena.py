@@ -37,10 +37,12 @@ class Arena:
 
     Args:
         placed: the segments, or a function that returns them once the host may wait for their lengths.
+        allocated: tensors whose first slots are the buffers' keys and values, if there is room for more after them.
     """
 
     placed: list[Segment] | Callable[[], list[Segment]]
     buffers: Buffers
+    allocated: tuple[Tensor, Tensor] | None = None
 
     @property
     def segments(self) -> list[Segment]:
@@ -60,12 +62,32 @@ class Arena:
     def nbytes(self) -> int:
         return 2 * self.buffers.k_RD.nbytes
 
+    def has_room(self, slots: int) -> bool:
+        """Return True if another arena with this many slots can continue this one."""
+        return self.allocated is not None and len(self.buffers.k_RD) + slots <= len(self.allocated[0])
 
-def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Backend) -> Arena:
+    def continues(self, before: Arena | None) -> bool:
+        """Return True if this arena has the slots of one before it, and its own after them."""
+        return before is not None and self.allocated is not None and self.allocated is before.allocated
+
+
+def gather(
+    entries: Sequence[Entry],
+    k_UTD: Tensor,
+    v_UTD: Tensor,
+    backend: Backend,
+    before: Arena | None = None,
+    later: int = 0,
+) -> Arena:
     """Return an arena of the tokens of a prompt that the entries keep. Each token is written once, to its final slot.
 
     Without kernels, slots after a segment's length hold copies of the first token: they are masked, but must
     be finite.
+
+    Args:
+        before: an arena that the result continues if it was allocated with enough room. The result then has its
+            segments too, and replaces it.
+        later: slots to allocate in addition, for arenas that continue this one. Only functions for the host use it.
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
     keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
@@ -80,6 +102,16 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Back
     order = [index[s.row, s.head] for s in segments]
     keep_ST = keep_ST[torch.tensor(order, device=device)]
     start_S1 = _starts(segments, slots, device)
+    if tokens > 0 and backend.host is not None and backend.host.takes(k_UTD, v_UTD):
+        head_S = torch.tensor([s.head for s in segments], dtype=torch.int32)
+        if before is not None and before.allocated is not None and before.has_room(slots):
+            first, allocated = len(before.buffers.k_RD), before.allocated
+        else:  # what is never written takes addresses, not memory
+            size = slots + later, dim
+            before, first, allocated = None, 0, (k_UTD.new_empty(size), k_UTD.new_empty(size))
+        k_RD, v_RD = (x_RD[first : first + slots] for x_RD in allocated)
+        backend.host.gather(k_UTD, v_UTD, keep_ST, head_S, start_S1, k_RD, v_RD)
+        return _continued(before, segments, slabs, first + slots, allocated)
     if tokens == 0:  # rows that a prompt is fed into
         k_RD, v_RD = (x_UTD.new_zeros(slots, dim) for x_UTD in (k_UTD, v_UTD))
         return _arena(segments, slabs, k_RD, v_RD, start_S1, start_S1[:0].long() if backend.needs_bias else None)
@@ -94,6 +126,26 @@ def gather(entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, backend: Back
     source_R[live_N] = head_S[source_S] * tokens + token_N
     k_RD, v_RD = (x_UTD.reshape(heads * tokens, dim).index_select(0, source_R) for x_UTD in (k_UTD, v_UTD))
     return _arena(segments, slabs, k_RD, v_RD, start_S1, live_N if backend.needs_bias else None)
+
+
+def _continued(
+    before: Arena | None,
+    segments: list[Segment],
+    slabs: list[Slab],
+    end: int,
+    allocated: tuple[Tensor, Tensor],
+) -> Arena:
+    """Return an arena up to slot `end` of tensors, with the segments of the arena before it and new ones after them."""
+    if before is not None:
+        slot, place = len(before.buffers.k_RD), len(before.segments)
+        for segment in segments:
+            segment.start += slot
+        moved = [Slab(s.first + slot, s.capacity, s.begin + place, s.end + place) for s in slabs]
+        segments, slabs = [*before.segments, *segments], [*before.buffers.slabs, *moved]
+    k_RD, v_RD = (x_RD[:end] for x_RD in allocated)
+    arena = _arena(segments, slabs, k_RD, v_RD, _starts(segments, end, k_RD.device))
+    arena.allocated = allocated
+    return arena
 
 
 def merge(arenas: Sequence[Arena], released: frozenset[int], backend: Backend) -> Arena | None:

@@ -50,8 +50,12 @@ class ArenaLayer:
         """The number of layouts of the rows so far."""
         return self._arenas.moves
 
-    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Store the keys and values of a prompt that the rows keep."""
+    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
+        """Store the keys and values of a prompt that the rows keep.
+
+        Args:
+            later: about how many tokens later calls will add of the same prompt, the reserved ones included.
+        """
         if self._arenas.had_one_of([entry.row for entry in entries]):
             self._rebuild()
         held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.policy is not None}
@@ -59,7 +63,9 @@ class ArenaLayer:
         entries = [replace(e, reserve=held[e.row].most_reserved(e)) if e.row in held else e for e in entries]
         kernels = self._backend.prompt
         if kernels is None or any(entry.total is None for entry in entries):
-            self._arenas.join(gather(entries, k_UTD, v_UTD, self._backend))
+            last = self._arenas.last if self._active is None else None
+            arena = gather(entries, k_UTD, v_UTD, self._backend, last, later + later // 4)  # capacities are rounded up
+            self._arenas.join(arena, last if arena.continues(last) else None)
         else:
             self._arenas.join(gather_unread(entries, k_UTD, v_UTD, kernels, self._prompt_lengths))
 

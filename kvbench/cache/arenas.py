@@ -43,9 +43,15 @@ class Arenas:
         """True if slots of released rows are still there."""
         return bool(self._dead)
 
-    def join(self, arena: Arena) -> None:
-        """Add the arena of a prompt."""
+    def join(self, arena: Arena, instead: Arena | None = None) -> None:
+        """Add the arena of a prompt; `instead` of one that it continues."""
+        self._arenas = [x for x in self._arenas if x is not instead]
         self._arenas.append(arena)
+
+    @property
+    def last(self) -> Arena | None:
+        """The arena that was added last."""
+        return self._arenas[-1] if self._arenas else None
 
     def had_one_of(self, rows: Iterable[int]) -> bool:
         """Return True if slots of one of these rows are still there although the row was released."""

@@ -135,8 +135,13 @@ class KVCache(Protocol):
     @property
     def prompt(self) -> Kernels | None: ...
 
-    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Store the keys and values of a prompt that the rows keep."""
+    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
+        """Store the keys and values of a prompt that the rows keep.
+
+        Args:
+            later: about how many tokens later calls will add of the same prompt in this layer, over all heads and the
+                reserved ones included. It changes no result: tokens of all calls can then be written to their places.
+        """
         ...
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:

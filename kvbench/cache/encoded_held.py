@@ -40,6 +40,7 @@ class BlockBackend:
     name = "blocks"
     needs_bias = False
     prompt = None
+    host = None
     packed = None
 
     def __init__(self, store: Store) -> None:

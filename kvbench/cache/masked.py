@@ -47,7 +47,7 @@ class MaskedCache:
     def __init__(self, num_layers: int) -> None:
         self._layers: list[dict[int, _Row]] = [{} for _ in range(num_layers)]
 
-    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
+    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         for entry in entries:
             keep_UT = entry.keep_UT.clone()
             state_UT = None

@@ -47,7 +47,7 @@ class RaggedCache:
         self._active: tuple[int, ...] = ()  # the rows of the last call
         self._groups: list[list[FormRows]] = []  # the same by their forms, in the layers that attended to them
 
-    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
+    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         self._dtype, self._dim = k_UTD.dtype, k_UTD.shape[-1]
         self._policy_of |= {entry.row: entry.policy for entry in entries}
         forms: dict[Form | None, list[Entry]] = {}
@@ -55,7 +55,7 @@ class RaggedCache:
             forms.setdefault(form_of(entry), []).append(entry)
         for form, of_form in forms.items():
             if form is None:
-                self._layers[layer].add(of_form, k_UTD, v_UTD)
+                self._layers[layer].add(of_form, k_UTD, v_UTD, later)
                 continue
             if form not in self._encoded[layer]:
                 self._encoded[layer][form] = own_rows(form, layer, len(self._layers), self._packed)

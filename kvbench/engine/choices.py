@@ -85,6 +85,16 @@ class Choices:
             self._variants[index].method.check_scored(tokens)
         return tokens, None if totals is None else totals[layer]
 
+    def expected(self, index: int, layer: int) -> int:
+        """Return about how many tokens of a layer a variant will keep, over all heads."""
+        most, tokens = self._span * self._shape.heads, self.tokens(index)
+        if tokens is None or not self.drops(index) or self._variants[index].method.keeps_prompt:
+            return most
+        if index not in self._totals:  # it waits for all layers, which may differ
+            return min(2 * tokens * self._shape.heads, most)
+        totals = self._totals[index]
+        return most if totals is None else totals[layer]
+
     def save(self, index: int, layer: int, keep_UT: Tensor) -> None:
         """Keep a mask for `kept_mask`, if masks are kept."""
         if self._kept is not None:

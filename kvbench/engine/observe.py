@@ -138,8 +138,8 @@ class _ObservedCache(RaggedCache):
         self.masks = MaskedCache(num_layers)
         self.plans: dict[int, Plan] = {}
 
-    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        super().add(layer, entries, k_UTD, v_UTD)
+    def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
+        super().add(layer, entries, k_UTD, v_UTD, later)
         self.masks.add(layer, entries, k_UTD, v_UTD)
         if entries[0].plan is not None:  # there is one variant
             self.plans[layer] = entries[0].plan

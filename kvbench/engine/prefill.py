@@ -174,20 +174,21 @@ class PrefillPass:
 
     def _compress(self, ctx: LayerContext) -> None:
         late = self.choices.late
-        self._store([index for index, places in enumerate(self._places) if places and index not in late], ctx)
+        early = [index for index, places in enumerate(self._places) if places and index not in late]
+        self._store(early, ctx, sum(self._slots(index, ctx.layer) for index in late))
         if late:
             scores: list[Score] = []
             for index in late:
                 method = self._variants[index].method
-                early = [score for score in method.all_scores if "probed" not in score.needs]
+                unprobed = [score for score in method.all_scores if "probed" not in score.needs]
                 with self._times([index], ctx):
                     if method.needs_statistics and method.probe is None:
                         self.choices.add_statistic(index, ctx)
-                    for score in early:
+                    for score in unprobed:
                         ctx.score(score)
                     if method.store is not None:
                         method.store.summarise(ctx)
-                scores += early
+                scores += unprobed
             with self._times(late, ctx):  # without the others, each would need the same copies
                 ctx.keep_scores(scores)
             self._waiting.append(ctx)
@@ -210,14 +211,28 @@ class PrefillPass:
                         self.choices.add_statistic(index, ctx)
         self._local_keys.clear()
 
-    def _store(self, variants: Sequence[int], ctx: LayerContext) -> None:
-        """Choose the tokens of a layer that the variants keep, and store them in all of their rows."""
+    def _slots(self, index: int, layer: int) -> int:
+        """Return about how many slots next to those of other variants the rows of one will take of a layer."""
+        places, method = self._places[index], self._variants[index].method
+        if method.store is not None or method.look is not None:  # they have buffers of their own
+            return 0
+        reserved = self._shape.heads * sum(place.reserve for place in places)
+        return self.choices.expected(index, layer) * len(places) + reserved
+
+    def _store(self, variants: Sequence[int], ctx: LayerContext, later: int = 0) -> None:
+        """Choose the tokens of a layer that the variants keep, and store them in all of their rows.
+
+        Args:
+            later: about how many slots other variants will take of the layer.
+        """
         groups: dict[Hashable, dict[int, list[Entry]]] = defaultdict(dict)
         for index in variants:
             with self._times([index], ctx):
                 of_rows = self._entries(index, ctx)
             groups[self.choices.group(index, ctx.layer)][index] = of_rows
+        later += sum(self._slots(index, ctx.layer) for index in variants)
         for group in groups.values():
+            later -= sum(self._slots(index, ctx.layer) for index in group)
             merged = Memo(ctx.watch)  # freed before the next group: at most one merged copy of a layer exists
             for index, of_rows in group.items():
                 method, keep_UT, kv = self._variants[index].method, of_rows[0].keep_UT, (ctx.k, ctx.v)
@@ -230,7 +245,7 @@ class PrefillPass:
                         group[index] = [replace(entry, store=store, side=side) for entry in of_rows]
             together = [entry for of_rows in group.values() for entry in of_rows]
             with self._times(list(group), ctx, self.choices.shares(group)):
-                self._caches.kv.add(ctx.layer, together, *kv)
+                self._caches.kv.add(ctx.layer, together, *kv, later)
 
     def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
         """Return what a variant keeps of a layer, once for each of its rows."""

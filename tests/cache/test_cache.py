@@ -292,3 +292,26 @@ def test_half_precision_keeps_large_logits_exact(
 
 def test_only_the_ragged_cache_can_be_recorded() -> None:
     assert isinstance(RaggedCache(1), Recordable) and not isinstance(MaskedCache(1), Recordable)
+
+
+@pytest.mark.gxx
+@pytest.mark.parametrize(("later", "arenas"), [(0, 3), (30, 3), (10**4, 1)])
+def test_a_prompt_in_several_calls_is_the_same_as_in_one(later: int, arenas: int) -> None:
+    """Later calls write after the slots of earlier ones if these left room. Otherwise their arenas are merged."""
+    g = torch.Generator().manual_seed(3)
+    parts = [random_entries(g, 3, heads=2, tokens=40, reserve=4, special=False) for _ in range(3)]
+    parts = [[replace(entry, row=3 * i + entry.row) for entry in part] for i, part in enumerate(parts)]
+    keys = [torch.randn(2, 2, 40, DIM, generator=g).unbind() for _ in parts]
+    cache, masked = ragged_cache("cpu"), MaskedCache(1)
+    for part, (k_UTD, v_UTD) in zip(parts, keys, strict=True):
+        cache.add(0, part, k_UTD, v_UTD, later)
+        masked.add(0, part, k_UTD, v_UTD)
+        later = 0
+    assert len(cache._layers[0]._arenas._arenas) == arenas
+    assert cache.bytes() == sum(cache.used_bytes(row) + cache.slack_bytes(row) for row in range(9))
+    rows = [8, 0, 4, 3, 1]
+    for _ in range(6):  # the last steps need more than the reserve
+        q, k, v = (torch.randn(5, heads, 1, DIM, generator=g) for heads in (4, 2, 2))
+        outs = [each.attend(0, rows, q, k, v, 0.5) for each in (cache, masked)]
+        torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
+    assert [cache.lengths(row) for row in range(9)] == [masked.lengths(row) for row in range(9)]

@@ -155,6 +155,30 @@ def test_long_questions_and_other_dtypes_go_by_slabs(backend, monkeypatch):
     assert len(called) == 2
 
 
+@pytest.mark.parametrize("dtype", cpu.DTYPES, ids=str)
+def test_gathered_rows_are_those_of_the_reference(backend, dtype):
+    """Kept tokens go to their slots in order, the rest of a segment becomes 0, and nothing else is written."""
+    g = torch.Generator().manual_seed(SEED)
+    for tokens in (1, 7, 8, 9, 300):
+        for extra in (0, 3):  # the heads' rows are not next to each other
+            k, v = (torch.randn(2, tokens, 16 + extra, generator=g).to(dtype)[..., :16] for _ in range(2))
+            assert backend.host.takes(k, v)
+            keep = torch.rand(7, tokens, generator=g) < torch.rand(7, 1, generator=g)
+            head = torch.randint(2, (7,), generator=g, dtype=torch.int32)
+            room = torch.randint(0, 4, (7,), generator=g)
+            start = torch.cat([torch.tensor([1]), 1 + (keep.sum(1) + room).cumsum(0)]).int()
+            own, wanted = ([torch.full((int(start[-1]) + 1, 16), 5, dtype=dtype) for _ in range(2)] for _ in range(2))
+            for x in wanted:
+                x[1:-1] = 0
+            reference.ragged_gather(k, v, keep, head, start, *wanted)
+            backend.host.gather(k, v, keep, head, start, *own)
+            assert all(map(torch.equal, own, wanted))
+    start[4] = start[3]  # a segment without slots
+    keep[3] = True
+    with pytest.raises(RuntimeError, match="cpu_gather"):
+        backend.host.gather(k, v, keep, head, start, *own)
+
+
 def test_without_a_compiler_torch_takes_over(monkeypatch):
     def no_compiler(force=False):
         raise ValueError("no g++ on PATH")

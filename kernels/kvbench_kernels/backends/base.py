@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvbench_kernels.backends.packed import PackedAttention
 from kvbench_kernels.backends.slab import Slab
+from kvbench_kernels.ops.host_rows import HostRows
 from kvbench_kernels.ops.prompt import PromptKernels
 
 
@@ -103,6 +104,11 @@ class Backend(Protocol):
     @property
     def prompt(self) -> PromptKernels | None:
         """The kernels for prompts; None if torch does that work."""
+        ...
+
+    @property
+    def host(self) -> HostRows | None:
+        """The functions that write rows on a CPU; None if torch does that work."""
         ...
 
     @property

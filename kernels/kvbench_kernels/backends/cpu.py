@@ -12,6 +12,7 @@ from kvbench_kernels import build
 from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
+from kvbench_kernels.ops.host_rows import HostRows
 from kvbench_kernels.ops.library import Library, load
 from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
 from kvbench_kernels.ops.weights import launch, least
@@ -30,6 +31,7 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self._library = library()
+        self.host = HostRows(self._library)
         self.packed = CpuPacked(self._library)
         self._for_many = SlabBackend("torch", products)
 

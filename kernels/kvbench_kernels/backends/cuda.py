@@ -23,6 +23,7 @@ class CudaBackend:
     name = "cuda"
     needs_bias = False
     prompt = PromptKernels()
+    host = None
     packed = CudaPacked()
 
     def __init__(self) -> None:

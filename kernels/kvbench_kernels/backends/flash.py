@@ -62,6 +62,7 @@ class FlashBackend:
     name = "flash_attn"
     needs_bias = False
     prompt = None
+    host = None
     packed = None
 
     def __init__(self, varlen: Varlen, append: Append | None = None) -> None:

@@ -40,6 +40,7 @@ class SlabBackend:
 
     needs_bias = True
     prompt = None
+    host = None
     packed = None
 
     def __init__(self, name: str, attend: Attend) -> None:
