@@ -52,6 +52,7 @@ struct RaggedDecode {
     float scaling;           // of the logits
     int32_t batch, kv_heads, group, tokens, dim;
     int32_t ctas;  // blocks of the launch; not on a CPU
+    int32_t wide;  // 1: what is read serves more than 8 query columns, where there are as many; not on a CPU
     int32_t dtype;
     // 1: no kernel that may still run when this one starts writes a start, a length, a segment, or a row of k and v. These
     // are the stream's previous kernel, and those before it if it lets this one start before they have ended.

@@ -154,47 +154,6 @@ KVB_DEVICE void let_next_kernel_start() {
 
 KVB_DEVICE int high_product(int a, unsigned b) { return static_cast<int>(__umulhi(static_cast<unsigned>(a), b)); }
 
-// Number of CTAs of `kernel` that fill the current device; if negative, minus a cudaError.
-template <typename Kernel>
-inline int resident_ctas(Kernel kernel, int threads, int shared_bytes = 0) {
-    int device = 0, multiprocessors = 0, per_multiprocessor = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads,
-                                                              static_cast<std::size_t>(shared_bytes));
-    return error == cudaSuccess ? multiprocessors * per_multiprocessor : -static_cast<int>(error);
-}
-
-// Shared memory that a CTA can have on the current device, in bytes; 0 after an error, which the launch will report.
-inline int most_shared_bytes() {
-    int device = 0, bytes = 0;
-    if (cudaGetDevice(&device) == cudaSuccess)
-        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    return bytes;
-}
-
-// Launch a kernel that waits on the device for the previous one. GPUs before compute capability 9.0 cannot do that.
-template <typename... Parameters, typename... Arguments>
-inline void launch_early(void (*kernel)(Parameters...), int grid, int block, std::size_t shared_bytes,
-                         cudaStream_t stream, const Arguments&... arguments) {
-    int device = 0, major = 0;
-    if (cudaGetDevice(&device) == cudaSuccess)
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(grid));
-    config.blockDim = dim3(static_cast<unsigned>(block));
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = major >= 9 ? 1 : 0;
-    cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
-}
-
 #else
 
 inline uint4 load16(const void* address) {
@@ -286,13 +245,6 @@ inline int high_product(int a, unsigned b) {
     return static_cast<int>(uint64_t{static_cast<unsigned>(a)} * b >> 32);
 }
 
-template <typename Kernel>
-inline int resident_ctas(Kernel, int, int = 0) {
-    return 3;  // small and odd, so that work is split at other places than on a device
-}
-
-inline int most_shared_bytes() { return static_cast<int>(kvb_host::kAllShared); }
-
 #endif
 
 // Maximum and sum over the warp, in every lane.
@@ -306,3 +258,5 @@ KVB_DEVICE float warp_sum(float x) {
 }
 
 }  // namespace kvb
+
+#include "device.h"

@@ -47,7 +47,7 @@ class RaggedDecode(Structure):
         *fields(Tensor4, "q out k_new v_new"),
         *fields(POINTER, "k v start length segment lse workspace status"),
         *fields(FLOAT, "scaling"),
-        *fields(INT, "batch kv_heads group tokens dim ctas dtype settled"),
+        *fields(INT, "batch kv_heads group tokens dim ctas wide dtype settled"),
     ]
 
 

@@ -37,9 +37,9 @@ BOUND = 5e-3
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
     "depth 4": {"DEPTH": 4},
-    "4 tiles": {"TILES": 4, "CTAS": 1},
-    "4 warps": {"WARPS": 4, "CTAS": 4},
-    "16 warps": {"WARPS": 16, "CTAS": 1},
+    "4 tiles": {"TILES": 4},
+    "8 warps": {"WARPS_ALONE": 8},
+    "16 warps": {"WARPS": 16},
 }
 SIZES = {  # outputs and inputs
     "qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336), "logits": (128256, 4096),

@@ -3,7 +3,8 @@
     python perf/gpu/questions.py [--out FILE.jsonl] [--seconds 25]
 
 `ours` is `ragged_decode`, which reads the keys and values of a lane once for up to 64 queries. `by_eight` is the same
-op with 8 queries per lane: lanes share the rows of a segment, and each reads them again. Of each: microseconds in a
+op with 8 queries per lane: lanes share the rows of a segment, and each reads them again. `torch_fa` is torch's
+flash-attention with every segment as a sequence. Of each: microseconds in a
 CUDA graph, the error against double precision, and whether three runs are equal bit for bit. The roofline is the longer
 of two times: that of the bytes, read once, at the triad, and that of the products at the rate of a matrix product of
 this device. Shape suffixes as in `layers`; T tokens.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import ceilings
+import rivals
 import torch
 from bench import Bench
 from layers import Layer, Shape, exact, lengths
@@ -43,6 +45,11 @@ class Queries:
         self.q_BHTD = layer.normal(shape.batch, shape.heads, tokens, shape.dim)
         self.out_BHTD = torch.full_like(self.q_BHTD, torch.nan)
         self._split()
+        self._varlen = rivals.varlen(layer.device)[0]
+        of_segments = self.q_BHTD.reshape(shape.segments, shape.group, tokens, shape.dim)
+        self._flash_q = of_segments.transpose(1, 2).reshape(-1, shape.group, shape.dim)
+        self._first_S1 = tokens * rivals.one_each(layer)
+        self._flash_out = torch.empty(0)
 
     def ours(self, i: int) -> None:
         x = self.layer
@@ -57,6 +64,18 @@ class Queries:
             self._q, x.k_CRD[i], x.v_CRD[i], self._start, self._length, self._segment, x.scaling, self._out,
             x.workspace, True,
         )  # fmt: skip
+
+    def torch_fa(self, i: int) -> None:
+        x = self.layer
+        most, starts = (self.tokens, x.longest + 1), (self._first_S1, x.start_S1)
+        keys, values = x.k_CRD[i][:, None], x.v_CRD[i][:, None]
+        self._flash_out = self._varlen(self._flash_q, keys, values, starts, most, x.length_CS[i], x.scaling)
+
+    def torch_fa_out(self) -> Tensor:
+        """Return the output of `torch_fa` as [B, H, T, D]."""
+        shape = self.layer.shape
+        of_segments = self._flash_out.reshape(shape.segments, self.tokens, shape.group, shape.dim)
+        return of_segments.transpose(1, 2).reshape(self.q_BHTD.shape)
 
     def by_eight_out(self) -> Tensor:
         """Return the output of `by_eight` as [B, H, T, D]."""
@@ -101,7 +120,7 @@ def measure(queries: Queries, name: str, work: Work) -> dict[str, object]:
     layer, outs = queries.layer, []
     for _ in range(3):
         work(0)
-        outs.append((queries.out_BHTD if name == "ours" else queries.by_eight_out()).clone())
+        outs.append((queries.out_BHTD if name == "ours" else getattr(queries, f"{name}_out")()).clone())
     expected = queries.expected()
     error = float((outs[0][0, : layer.shape.group].double() - expected).norm() / expected.norm())
     timing = per_call(work, layer.sets, layer.device)
@@ -126,7 +145,7 @@ def main() -> None:
             queries = Queries(layer, tokens)
             flop = 4 * layer.tokens * shape.group * tokens * shape.dim
             roofline = 1e6 * max(layer.nbytes / ceiling.triad, flop / flop_s)
-            for name, work in (("ours", queries.ours), ("by_eight", queries.by_eight)):
+            for name, work in (("ours", queries.ours), ("by_eight", queries.by_eight), ("torch_fa", queries.torch_fa)):
                 result = measure(queries, name, work)
                 bench.record(what="layer", **about, way=name, nbytes=layer.nbytes, roofline_us=roofline, **result)
             del layer, queries

@@ -133,10 +133,11 @@ def _stand_in(
     q: Tensor, k: Tensor, v: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int], used_S: Tensor,
     scaling: float,
 ) -> Tensor:  # fmt: skip
-    """Compute varlen attention in torch, for one token of each sequence."""
-    assert most == (1, most[1]) and int(used_S.max()) <= most[1]
+    """Compute varlen attention in torch, for the same number of tokens of each sequence."""
+    assert int(used_S.max()) <= most[1]
     outs = []
-    for q_GD, start, length in zip(q, starts[1].tolist(), used_S.tolist(), strict=False):
-        live = slice(start, start + length)
-        outs.append(exact(q_GD, k[live, 0], v[live, 0], scaling).to(q.dtype))
+    for of_sequence, start, length in zip(q.split(most[0]), starts[1].tolist(), used_S.tolist(), strict=False):
+        for token, q_GD in enumerate(of_sequence):
+            live = slice(start, start + length - most[0] + token + 1)
+            outs.append(exact(q_GD, k[live, 0], v[live, 0], scaling).to(q.dtype))
     return torch.stack(outs)

@@ -27,7 +27,7 @@ from timing import per_call, sets_needed
 
 from kvbench_kernels import build
 from kvbench_kernels.build import compilers, recipes
-from kvbench_kernels.ops import launch
+from kvbench_kernels.ops import launch, launch_decode
 from kvbench_kernels.ops.library import Library
 
 BOUND = 5e-3
@@ -81,7 +81,7 @@ class Calls:
     def __init__(self, library: Library, layer: Layer) -> None:
         self.library, self.layer = library, layer
         self.out_BHTD = torch.full_like(layer.q_BHTD, torch.nan)
-        self.workspace = launch.workspace(library, layer.shape.dim, layer.device)
+        self.workspace = launch_decode.workspace(library, layer.shape.dim, layer.device)
 
     def plain(self, i: int) -> None:
         x = self.layer

@@ -156,6 +156,7 @@ def decode(
         tokens=tokens,
         dim=dim,
         ctas=ctas,
+        wide=1,
         dtype=_DTYPE[case.k_RD.dtype],
         settled=ctas % 2,
     )
@@ -224,9 +225,9 @@ def sources(folder: Path, dim: int, right: str = "", wrong: str = "", only: str 
     decode = unit(copy, "decode.cu")
     others = [line for line in decode.read_text().splitlines() if not line.strip().startswith("KVB_CASE(")]
     one_dim = "\n".join(others).replace("switch (dim) {", f"switch (dim) {{ KVB_CASE({dim})")
-    for test in ("if (is_wide<D>(args.columns))", "if (is_wide<D>(columns))"):
-        assert one_dim.count(test) == 1
-        one_dim = one_dim.replace(test, _ONLY[only] or test)
+    test = "if (is_wide<D>(columns))"
+    assert one_dim.count(test) == 2
+    one_dim = one_dim.replace(test, _ONLY[only] or test)
     decode.write_text(one_dim.replace("call.template operator()<fp16, D>()", "kUnsupported") + "\n")
     return copy
 

@@ -1,8 +1,8 @@
 // Attention of the newest tokens over a ragged KV cache, with or without appending them first, in one launch.
 //
 // A lane is a (row of the batch, KV head); its keys are a segment of the flat buffers. The query columns (token, head
-// of the group) of a lane are processed in panels of 8. Up to 8 of them are an item of a narrow kernel. More are split
-// into items of up to 64 (32 at D = 256), and a wide kernel reads an item's keys and values once (decode/form.h). Work is
+// of the group) of a lane are processed in panels of 8, each of which is an item of a narrow kernel. A wide kernel has
+// items of up to 64 columns (32 at D = 256), and reads an item's keys and values once (decode/form.h). Work is
 // counted in units of 128 keys and split over the CTAs, whatever the lengths are (decode/partition.h). decode/attend.h is
 // the inner loop, decode/merge.h merges the pieces of an item. decode/tuning.h has the choices that measurements settle.
 // All of this follows from the lengths on the device. The host makes no plan and the grid is fixed, so a captured CUDA
@@ -120,7 +120,7 @@ KVB_DEVICE unsigned work_wide(const DecodeArguments& args, DecodeShared<F>& shar
         };
         merge_part<T>(args, shared, part, start_next);
     }
-    return early ? shared.before : 0;
+    return early && threadIdx.x == 0 ? shared.before : 0;
 }
 
 template <typename T, int D, bool kAppend, bool kWide>
@@ -195,8 +195,9 @@ struct Launch {
     bool append;
     int ctas;
     cudaStream_t stream;
+    int columns;  // the call's, or few, so that a narrow kernel runs
     template <typename T, int D> int operator()() const {
-        if (is_wide<D>(args.columns))
+        if (is_wide<D>(columns))
             return append ? launch<T, D, true, true>(args, ctas, stream) : launch<T, D, false, true>(args, ctas, stream);
         else
             return append ? launch<T, D, true, false>(args, ctas, stream) : launch<T, D, false, false>(args, ctas, stream);
@@ -248,7 +249,7 @@ int run(const RaggedDecode& call, bool append, cudaStream_t stream) {
         .tokens = call.tokens,
         .columns = columns,
     };
-    return dispatch(call.dtype, call.dim, Launch{args, append, call.ctas, stream});
+    return dispatch(call.dtype, call.dim, Launch{args, append, call.ctas, stream, call.wide != 0 ? columns : 1});
 }
 
 }  // namespace kvb

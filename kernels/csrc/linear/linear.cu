@@ -28,7 +28,9 @@
 
 namespace kvb {
 
-constexpr int kLinearWarps = KVB_LINEAR_WARPS, kLinearThreads = 32 * kLinearWarps;
+// A CTA that has a multiprocessor to itself has more warps than one of many: that many bytes are in flight either way.
+constexpr int kWarpsOfMany = KVB_LINEAR_WARPS, kWarpsAlone = KVB_LINEAR_WARPS_ALONE, kResidentWarps = 16;
+static_assert(kWarpsOfMany <= kResidentWarps && kWarpsAlone <= kResidentWarps, "all of a CTA's warps are resident");
 constexpr int kTiles = KVB_LINEAR_TILES, kTileRows = 16 * kTiles;
 constexpr int kDepth = KVB_LINEAR_DEPTH, kDepthX = 2;  // chunks of W and of x that are in flight
 constexpr int kMostTokens = 16;
@@ -45,9 +47,9 @@ struct LinearArguments {
     bool early;
 };
 
-template <int kBlocks>
+template <int kWarps, int kBlocks>
 struct WarpProducts {
-    float sum[kLinearWarps][8 * kBlocks][kTileRows + 4];  // + 4: other banks for the columns of a fragment
+    float sum[kWarps][8 * kBlocks][kTileRows + 4];  // + 4: other banks for the columns of a fragment
 };
 
 KVB_DEVICE int warp_number() { return static_cast<int>(threadIdx.x) / 32; }
@@ -55,7 +57,8 @@ KVB_DEVICE int thread_row() { return static_cast<int>(threadIdx.x) % 32 / 4; }
 KVB_DEVICE int thread_column() { return static_cast<int>(threadIdx.x) % 4; }
 
 // Elements of K from a warp's first chunk to its chunk `i`.
-KVB_BOTH constexpr int distance(int i) { return 64 * kLinearWarps * (i / 2) + 32 * (i % 2); }
+template <int kWarps>
+KVB_BOTH constexpr int distance(int i) { return 64 * kWarps * (i / 2) + 32 * (i % 2); }
 
 // Load 8 elements of each row; those behind the end, where `left` is not positive, are 0.
 template <typename T>
@@ -80,9 +83,10 @@ KVB_DEVICE int64_t row_of_weight(int cta, int row, int outputs) {
     return int64_t{output} + (row < kOutputs ? 0 : outputs);
 }
 
-template <typename T, int kBlocks, bool kGated>
-__global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const LinearArguments<T> args) {
-    KVB_SHARED(WarpProducts<kBlocks>, partial);
+template <typename T, int kWarps, int kBlocks, bool kGated>
+__global__ void __launch_bounds__(32 * kWarps, kResidentWarps / kWarps) linear(const LinearArguments<T> args) {
+    using Partial = WarpProducts<kWarps, kBlocks>;
+    KVB_SHARED(Partial, partial);
     if (!args.early) wait_for_previous_kernel();
     const int cta = static_cast<int>(blockIdx.x);
     const int first = 64 * warp_number() + 8 * thread_column();  // element of K of this thread in its first chunk
@@ -97,7 +101,7 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
         }
     uint4 weight[kDepth][kTiles][2];
 #pragma unroll
-    for (int i = 0; i < kDepth; ++i) load_weights(weight[i], weight_row, distance(i), left - distance(i));
+    for (int i = 0; i < kDepth; ++i) load_weights(weight[i], weight_row, distance<kWarps>(i), left - distance<kWarps>(i));
     wait_for_previous_kernel();  // also if it has waited above: then this returns at once
     let_next_kernel_start();  // not before: CTAs of several kernels would wait side by side, and take places unevenly
 
@@ -107,7 +111,7 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
         x_row[block] = args.x + min(8 * block + thread_row(), args.tokens - 1) * args.x_stride + first;
     uint4 x[kDepthX][kBlocks];
 #pragma unroll
-    for (int i = 0; i < kDepthX; ++i) load_x<T, kBlocks>(x[i], x_row, distance(i), left - distance(i));
+    for (int i = 0; i < kDepthX; ++i) load_x<T, kBlocks>(x[i], x_row, distance<kWarps>(i), left - distance<kWarps>(i));
     float sum[kTiles][kBlocks][4] = {};
     while (__any_sync(kFullWarp, left > 0)) {  // all lanes go on as long as one has elements
 #pragma unroll
@@ -122,16 +126,16 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
                     mma16816<T>(sum[tile][block], a.z, b.z, a.w, b.w, column.z, column.w);
                 }
             }
-            load_weights(weight[i], weight_row, distance(i + kDepth), left - distance(i + kDepth));
-            load_x<T, kBlocks>(x[i % kDepthX], x_row, distance(i + kDepthX), left - distance(i + kDepthX));
+            load_weights(weight[i], weight_row, distance<kWarps>(i + kDepth), left - distance<kWarps>(i + kDepth));
+            load_x<T, kBlocks>(x[i % kDepthX], x_row, distance<kWarps>(i + kDepthX), left - distance<kWarps>(i + kDepthX));
         }
-        left -= distance(kDepth);
+        left -= distance<kWarps>(kDepth);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-            for (int half = 0; half < 2; ++half) weight_row[tile][half] += distance(kDepth);
+            for (int half = 0; half < 2; ++half) weight_row[tile][half] += distance<kWarps>(kDepth);
 #pragma unroll
-        for (int block = 0; block < kBlocks; ++block) x_row[block] += distance(kDepth);
+        for (int block = 0; block < kBlocks; ++block) x_row[block] += distance<kWarps>(kDepth);
     }
 
     const unsigned id = threadIdx.x;  // unsigned, or the compiler keeps the values above, for which registers are few
@@ -146,14 +150,14 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
     __syncthreads();
     constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
 #pragma unroll 1
-    for (int item = static_cast<int>(id); item < kOutputs * args.tokens; item += kLinearThreads) {
+    for (int item = static_cast<int>(id); item < kOutputs * args.tokens; item += 32 * kWarps) {
         const int token = item / kOutputs, row = item % kOutputs, output = cta * kOutputs + row;
         if (output >= args.outputs) continue;
         float value[2] = {0.f, 0.f};
 #pragma unroll
         for (int half = 0; half < (kGated ? 2 : 1); ++half) {
 #pragma unroll
-            for (int other = 0; other < kLinearWarps; ++other)
+            for (int other = 0; other < kWarps; ++other)
                 value[half] += partial.sum[other][token][row + half * kOutputs];
             if (args.bias != nullptr) value[half] += to_float(args.bias[output + half * args.outputs]);
         }
@@ -164,6 +168,15 @@ __global__ void __launch_bounds__(kLinearThreads, KVB_LINEAR_CTAS) linear(const 
         }
         args.out[static_cast<int64_t>(token) * args.outputs + output] = result;
     }
+}
+
+template <typename T, int kWarps>
+void launch_with(const LinearArguments<T>& args, bool gated, int ctas, cudaStream_t stream) {
+    constexpr int kThreads = 32 * kWarps;
+    if (args.tokens <= 8 && gated) KVB_LAUNCH_EARLY((linear<T, kWarps, 1, true>), ctas, kThreads, 0, stream, args);
+    else if (args.tokens <= 8) KVB_LAUNCH_EARLY((linear<T, kWarps, 1, false>), ctas, kThreads, 0, stream, args);
+    else if (gated) KVB_LAUNCH_EARLY((linear<T, kWarps, 2, true>), ctas, kThreads, 0, stream, args);
+    else KVB_LAUNCH_EARLY((linear<T, kWarps, 2, false>), ctas, kThreads, 0, stream, args);
 }
 
 template <typename T>
@@ -181,10 +194,8 @@ int launch_linear(const Linear& call, cudaStream_t stream) {
         .early = call.early != 0,
     };
     const int ctas = divide_up(args.outputs, gated ? kTileRows / 2 : kTileRows);
-    if (call.tokens <= 8 && gated) KVB_LAUNCH_EARLY((linear<T, 1, true>), ctas, kLinearThreads, 0, stream, args);
-    else if (call.tokens <= 8) KVB_LAUNCH_EARLY((linear<T, 1, false>), ctas, kLinearThreads, 0, stream, args);
-    else if (gated) KVB_LAUNCH_EARLY((linear<T, 2, true>), ctas, kLinearThreads, 0, stream, args);
-    else KVB_LAUNCH_EARLY((linear<T, 2, false>), ctas, kLinearThreads, 0, stream, args);
+    if (ctas <= multiprocessors()) launch_with<T, kWarpsAlone>(args, gated, ctas, stream);
+    else launch_with<T, kWarpsOfMany>(args, gated, ctas, stream);
     return static_cast<int>(cudaGetLastError());
 }
 

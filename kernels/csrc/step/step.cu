@@ -125,8 +125,8 @@ template <typename T>
 __global__ void __launch_bounds__(kStepThreads) rope(const RopeArguments<T> args) {
     const int lane = static_cast<int>(threadIdx.x) % 32, all = args.heads + args.kv_heads;
     const int item = static_cast<int>(blockIdx.x) * kStepWarps + static_cast<int>(threadIdx.x) / 32;
-    wait_for_previous_kernel();
     let_next_kernel_start();
+    wait_for_previous_kernel();
     if (item >= args.rows * all) return;  // the whole warp
     const int64_t row = item / all;
     const int head = item % all, half = args.dim / 2, first = 8 * lane;
@@ -191,7 +191,7 @@ int launch_norm(const AddRmsNorm& call, cudaStream_t stream) {
         .out = static_cast<T*>(call.out),
         .dim = call.dim,
     };
-    const int wanted = (call.dim / 8 + 31) / 32 * 32;
+    const int wanted = (call.dim / 8 + 32 * kHeld - 1) / (32 * kHeld) * 32;  // few: there is room beside a product
     KVB_LAUNCH_EARLY((add_rms_norm<T>), call.rows, wanted < kMostNormThreads ? wanted : kMostNormThreads, 0, stream,
                      args);
     return static_cast<int>(cudaGetLastError());

@@ -78,6 +78,7 @@ class CpuBackend:
             tokens=tokens,
             dim=dim,
             ctas=0,
+            wide=0,
             dtype=CPU_DTYPE[q_BHTD.dtype],
             settled=settled,
         )

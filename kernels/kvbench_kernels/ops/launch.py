@@ -7,12 +7,10 @@ Each function takes the library, the stream (None on the host) and the op's argu
 
 from __future__ import annotations
 
-import itertools
-from functools import cache
-
 import torch
 from torch import Tensor
 
+from kvbench_kernels.ops.launch_decode import arena, ragged_append_decode, ragged_decode  # noqa: F401
 from kvbench_kernels.ops.launch_step import add_rms_norm, linear, rope, silu_mul  # noqa: F401
 from kvbench_kernels.ops.library import Library
 from kvbench_kernels.ops.pointers import DTYPE, rows_of, strided
@@ -21,8 +19,6 @@ from kvbench_kernels.ops.weights import launch as decode_weights  # noqa: F401
 _GROUP = {"mean": 0, "max": 1, "sum": 2}
 _POOL = {"none": 0, "max": 1, "avg": 2}
 _SCOPE = {"head": 0, "layer": 1}
-_NO_TENSOR = (None, 0, 0, 0)
-MOST_NARROW = 8  # queries of a KV head that a narrow decode kernel treats at once; more of them take a wide one
 
 
 def ragged_append(
@@ -35,7 +31,7 @@ def ragged_append(
         stream,
         k_new=strided(k_BUTD),
         v_new=strided(v_BUTD),
-        **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
+        **arena(k_RD, v_RD, start_S1, length_S, segment_N),
         status=status.data_ptr(),
         batch=batch,
         kv_heads=kv_heads,
@@ -43,83 +39,6 @@ def ragged_append(
         dim=dim,
         dtype=DTYPE[k_RD.dtype],
     )
-
-
-def ragged_decode(
-    library: Library, stream: int | None, q_BHTD: Tensor, k_RD: Tensor, v_RD: Tensor, start_S1: Tensor,
-    length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor, settled: bool = False,
-) -> None:  # fmt: skip
-    library.call(
-        "ragged_decode",
-        stream,
-        q=strided(q_BHTD),
-        out=strided(out_BHTD),
-        k_new=_NO_TENSOR,
-        v_new=_NO_TENSOR,
-        **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
-        lse=None,
-        workspace=workspace.data_ptr(),
-        status=None,
-        scaling=scaling,
-        **_sizes(q_BHTD, segment_N),
-        ctas=_blocks(library, workspace, q_BHTD, segment_N, False),
-        dtype=DTYPE[q_BHTD.dtype],
-        settled=settled,
-    )
-
-
-def ragged_append_decode(
-    library: Library, stream: int | None, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, k_RD: Tensor, v_RD: Tensor,
-    start_S1: Tensor, length_S: Tensor, segment_N: Tensor, scaling: float, out_BHTD: Tensor, workspace: Tensor,
-    status: Tensor, settled: bool = False,
-) -> None:  # fmt: skip
-    library.call(
-        "ragged_append_decode",
-        stream,
-        q=strided(q_BHTD),
-        out=strided(out_BHTD),
-        k_new=strided(k_BUTD),
-        v_new=strided(v_BUTD),
-        **_cache(k_RD, v_RD, start_S1, length_S, segment_N),
-        lse=None,
-        workspace=workspace.data_ptr(),
-        status=status.data_ptr(),
-        scaling=scaling,
-        **_sizes(q_BHTD, segment_N),
-        ctas=_blocks(library, workspace, q_BHTD, segment_N, True),
-        dtype=DTYPE[q_BHTD.dtype],
-        settled=settled,
-    )
-
-
-def workspace(library: Library | None, dim: int, device: torch.device) -> Tensor:
-    """Return a workspace of zeros for the decode ops at a head dimension; empty if the reference runs.
-
-    It suffices for any number of queries.
-    """
-    if library is None:
-        return torch.empty(0, dtype=torch.uint8, device=device)
-    kinds = itertools.product(DTYPE.values(), (0, 1), (1, MOST_NARROW + 1))
-    most = max(decode_blocks(library, device.index, dim, *kind)[0] for kind in kinds)
-    return torch.zeros(library.size("decode_workspace_bytes", dim, most), dtype=torch.uint8, device=device)
-
-
-@cache
-def decode_blocks(
-    library: Library, number: int | None, dim: int, dtype: int, fused: int, queries: int
-) -> tuple[int, int]:
-    """Return how many blocks fill the device `number`, which is the current one, and their bytes of workspace.
-
-    Args:
-        queries: of a KV head: query heads times tokens.
-
-    Raises:
-        RuntimeError: CUDA reports an error.
-    """
-    blocks = library.size("decode_ctas", dim, dtype, fused, queries)
-    if blocks < 1:
-        raise RuntimeError(f"kvb::ragged_decode: cannot be launched at head dimension {dim}: CUDA error {-blocks}")
-    return blocks, library.size("decode_workspace_bytes", dim, blocks)
 
 
 def window_score(
@@ -293,29 +212,6 @@ def packed_decode(
         most=most,
         dtype=DTYPE[q_BHTD.dtype],
     )
-
-
-def _blocks(library: Library, workspace: Tensor, q_BHTD: Tensor, segment_N: Tensor, fused: bool) -> int:
-    batch, heads, tokens, dim = q_BHTD.shape
-    queries = batch * heads // segment_N.numel() * tokens
-    kind = DTYPE[q_BHTD.dtype], int(fused), min(queries, MOST_NARROW + 1)
-    blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, dim, *kind)
-    if workspace.numel() < bytes_:
-        raise ValueError(f"workspace: has {workspace.numel()} bytes, {bytes_} are needed; create it with ops.workspace")
-    return blocks
-
-
-def _sizes(q_BHTD: Tensor, segment_N: Tensor) -> dict[str, int]:
-    """Return the sizes of a decode call, `group` being the query heads per KV head."""
-    batch, heads, tokens, dim = q_BHTD.shape
-    kv_heads = segment_N.numel() // batch
-    return {"batch": batch, "kv_heads": kv_heads, "group": heads // kv_heads, "tokens": tokens, "dim": dim}
-
-
-def _cache(k_RD: Tensor, v_RD: Tensor, start_S1: Tensor, length_S: Tensor, segment_N: Tensor) -> dict[str, int]:
-    """Return the pointers to an arena."""
-    names = ("k", "v", "start", "length", "segment")
-    return dict(zip(names, (x.data_ptr() for x in (k_RD, v_RD, start_S1, length_S, segment_N)), strict=True))
 
 
 def _half(

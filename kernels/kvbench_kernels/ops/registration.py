@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels import build
-from kvbench_kernels.ops import checks, fakes, launch, library, reference
+from kvbench_kernels.ops import checks, fakes, launch, launch_decode, library, reference
 
 SCHEMAS = {
     "ragged_append": "(Tensor(a!) k_RD, Tensor(b!) v_RD, Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, "
@@ -89,12 +89,12 @@ def workspace(dim: int, device: torch.device) -> Tensor:
         RuntimeError: a CUDA graph is being captured.
     """
     if device.type != "cuda":
-        return launch.workspace(_emulation, dim, device)
+        return launch_decode.workspace(_emulation, dim, device)
     if torch.cuda.is_current_stream_capturing():  # the zeros would be recorded and not written
         raise RuntimeError("kvb: create the workspace before capturing a CUDA graph, by a call outside the capture")
     kernels = prepare(device)
     with torch.cuda.device(device):
-        return launch.workspace(kernels, dim, torch.device("cuda", torch.cuda.current_device()))
+        return launch_decode.workspace(kernels, dim, torch.device("cuda", torch.cuda.current_device()))
 
 
 def _on_cpu_of(op: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvbench_kernels import ops
 from kvbench_kernels.ops import reference
+from kvbench_kernels.ops.launch_decode import MOST_NARROW, always
 from kvbench_kernels.parity.inputs import NAN, arena, error, normal, same
 
 
@@ -25,7 +26,21 @@ def decode(
     rows: int = 2,
     kv_heads: int = 3,
 ) -> float:
-    """Compare `ragged_decode`, or with `fused` `ragged_append_decode` and the tokens it writes."""
+    """Compare `ragged_decode`, or with `fused` `ragged_append_decode` and the tokens it writes.
+
+    Many queries of a KV head are computed by both kinds of kernels, whatever their number would choose.
+    """
+    errors = []
+    for wide in (False, True) if group * tokens > MOST_NARROW else (False,):
+        with always(wide):
+            errors.append(_decode(device, seed, dtype, dim, group, tokens, longest, fused, rows, kv_heads))
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+def _decode(
+    device: torch.device, seed: int, dtype: torch.dtype, dim: int, group: int, tokens: int, longest: int, fused: bool,
+    rows: int, kv_heads: int,
+) -> float:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     drawn = arena(g, rows * kv_heads, dim, longest, tokens if fused else 0, dtype)
     q_BTHD = normal(g, rows, tokens, kv_heads * group, dim, dtype=dtype) * 2

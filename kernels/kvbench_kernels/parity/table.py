@@ -63,9 +63,7 @@ def cases(large: bool) -> Iterator[Case]:
             (1, 64, 96, ""), (2, 72, 40, "gated early"), (7, 8, 2, "gated"), (8, 1032, 33, "bias"),
             (9, 4096, 50, "bias gated early"), (16, 1992, 1, "early"), (16, 512, 130, "gated"),
         ):  # fmt: skip
-            run = partial(steps.linear, dtype=dtype, tokens=tokens, inputs=inputs, outputs=outputs, how=how)
-            title = f"{name} N{tokens} C{inputs} O{outputs} {how}".rstrip()
-            yield Case("linear", title, BOUND[dtype], run)
+            yield _linear_case(dtype, tokens, inputs, outputs, how)
         for dim, queries, tokens in ((64, 3, 1), (80, 1, 5), (128, 8, 1), (256, 2, 40)):
             run = partial(decoding.decode_weights, dtype=dtype, dim=dim, group=queries, tokens=tokens)
             yield Case("decode_weights", f"{name} D{dim} Q{queries} T{tokens}", BOUND[dtype], run)
@@ -93,6 +91,13 @@ def cases(large: bool) -> Iterator[Case]:
         for group, tokens, longest in ((4, 1, 40_000), (16, 1, 40_000), (8, 16, 3000), (4, 32, 40_000)):
             yield _decode_case("ragged_decode", torch.bfloat16, 128, group, tokens, longest)
             yield _decode_case("ragged_append_decode", torch.bfloat16, 128, group, tokens, longest)
+        for tokens, outputs, how in ((3, 6144, "bias early"), (16, 9000, "gated early")):  # more blocks than processors
+            yield _linear_case(torch.bfloat16, tokens, 1024, outputs, how)
+
+
+def _linear_case(dtype: torch.dtype, tokens: int, inputs: int, outputs: int, how: str) -> Case:
+    run = partial(steps.linear, dtype=dtype, tokens=tokens, inputs=inputs, outputs=outputs, how=how)
+    return Case("linear", f"{name_of(dtype)} N{tokens} C{inputs} O{outputs} {how}".rstrip(), BOUND[dtype], run)
 
 
 def _decode_case(op: str, dtype: torch.dtype, dim: int, group: int, tokens: int, longest: int) -> Case:
