@@ -202,6 +202,8 @@ struct Linear {
     const void* bias;    // [rows]; may be null
     void* out;           // [tokens, rows], with `gated` [tokens, rows / 2], contiguous; written
     int32_t tokens, inputs, rows;
+    Tensor2 cos, sin;  // [tokens, dim], of the rotation of heads; data may be null
+    int32_t heads, dim;  // that are rotated, from the first on; of a head
     int32_t gated;  // 1: SiLU of the first half of the rows, times the second half
     int32_t early;  // 1: weight may be read before the stream's previous kernel ends
     int32_t dtype;

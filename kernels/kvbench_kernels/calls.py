@@ -162,7 +162,9 @@ class Linear(Structure):
     _fields_ = [
         *fields(Tensor2, "x"),
         *fields(POINTER, "weight bias out"),
-        *fields(INT, "tokens inputs rows gated early dtype"),
+        *fields(INT, "tokens inputs rows"),
+        *fields(Tensor2, "cos sin"),
+        *fields(INT, "heads dim gated early dtype"),
     ]
 
 

@@ -52,6 +52,18 @@ class Products:
         parts: Sequence[Tensor] = out_BO.split(self._sizes, dim=-1)
         return parts
 
+    def rotated(self, x_BC: Tensor, cos_BD: Tensor, sin_BD: Tensor) -> Sequence[Tensor] | None:
+        """Return the output of each module, all but the last one's rotated by head; None if our kernel cannot."""
+        dim = cos_BD.shape[1]
+        if not self._is_own or len(x_BC) > ops.MOST_TOKENS or any(size % dim for size in self._sizes):
+            return None
+        if not (cos_BD.is_contiguous() and sin_BD.is_contiguous()):
+            return None
+        heads = sum(self._sizes[:-1]) // dim
+        out_BO = torch.ops.kvb.linear_rope(x_BC, self._weight_OC, self._bias_O, cos_BD, sin_BD, heads, True)
+        parts: Sequence[Tensor] = out_BO.split(self._sizes, dim=-1)
+        return parts
+
     def gated(self, x_BC: Tensor) -> Tensor:
         """Return SiLU of the first module's output times the second's."""
         if self._is_own and len(x_BC) <= ops.MOST_TOKENS and self._sizes[0] == self._sizes[1]:

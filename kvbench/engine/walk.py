@@ -43,7 +43,7 @@ class FusedStep:
     def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: AttentionPass) -> Tensor:
         attention.begin(ids_B1)
         inner: Any = _inner(self._model)
-        x_B1C = inner.embed_tokens(ids_B1)
+        x_B1C = _embedded(inner.embed_tokens, ids_B1)
         cos_B1D, sin_B1D = inner.rotary_emb(x_B1C, position_ids=position_B1)
         stream_BC, update_BC = x_B1C[:, 0], None
         for layer in self._layers:
@@ -70,11 +70,13 @@ class _Layer:
         """Add an update to the residual stream, in place. Return the next update, which is not yet added."""
         attn = self._layer.self_attn
         normed_BC = _add_norm(self._layer.input_layernorm, stream_BC, update_BC)
-        q_BHD, k_BUD, v_BUD = (x.unflatten(-1, (-1, attn.head_dim)) for x in self._qkv(normed_BC))
         normed = hasattr(attn, "q_norm")  # queries and keys of Qwen3
-        weights = (attn.q_norm.weight, attn.k_norm.weight) if normed else (None, None)
-        eps = attn.q_norm.variance_epsilon if normed else 0.0
-        torch.ops.kvb.rope(q_BHD, k_BUD, cos_BD, sin_BD, *weights, eps)
+        rotated = None if normed else self._qkv.rotated(normed_BC, cos_BD, sin_BD)
+        q_BHD, k_BUD, v_BUD = (x.unflatten(-1, (-1, attn.head_dim)) for x in rotated or self._qkv(normed_BC))
+        if rotated is None:
+            weights = (attn.q_norm.weight, attn.k_norm.weight) if normed else (None, None)
+            eps = attn.q_norm.variance_epsilon if normed else 0.0
+            torch.ops.kvb.rope(q_BHD, k_BUD, cos_BD, sin_BD, *weights, eps)
         q_BH1D, k_BU1D, v_BU1D = (x[:, :, None] for x in (q_BHD, k_BUD, v_BUD))
         out_BH1D = attention.attend(layer_index(attn), q_BH1D, k_BU1D, v_BU1D, attn.scaling)
         (update_BC,) = self._out(out_BH1D.transpose(1, 2).flatten(2)[:, 0])
@@ -120,6 +122,14 @@ def obstacle(model: PreTrainedModel) -> str | None:
 
 def _inner(model: PreTrainedModel) -> Any:
     return model.model
+
+
+def _embedded(embed: nn.Module, ids_B1: Tensor) -> Tensor:
+    """Return the vectors [B, 1, C] of tokens. torch's function for embeddings is slow for few of them."""
+    if type(embed) is nn.Embedding and embed.max_norm is None and not is_changed(embed):
+        return embed.weight[ids_B1]
+    vectors_B1C: Tensor = embed(ids_B1)
+    return vectors_B1C
 
 
 def _add_norm(norm: Any, stream_BC: Tensor, update_BC: Tensor | None) -> Tensor:

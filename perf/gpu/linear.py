@@ -37,7 +37,7 @@ BOUND = 5e-3
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
     "depth 4": {"DEPTH": 4},
-    "4 tiles": {"TILES": 4},
+    "4 tiles": {"TILES": 4, "WARPS_ALONE": 8},
     "8 warps": {"WARPS_ALONE": 8},
     "16 warps": {"WARPS": 16},
 }

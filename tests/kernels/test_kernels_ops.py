@@ -85,6 +85,11 @@ def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
             "x_NC": torch.randn(3, 72, generator=g).to(dtype), "weight_OC": torch.randn(34, 72, generator=g).to(dtype),
             "bias_O": torch.randn(34, generator=g).to(dtype), "gated": True, "early": False,
         },
+        "linear_rope": {
+            "x_NC": torch.randn(3, 72, generator=g).to(dtype), "weight_OC": torch.randn(64, 72, generator=g).to(dtype),
+            "bias_O": None, "cos_ND": torch.rand(3, 16).to(dtype), "sin_ND": torch.rand(3, 16).to(dtype), "heads": 3,
+            "early": False,
+        },
         "ragged_relayout": {
             **arena, **place, "k_QD": torch.zeros(140, 64, dtype=dtype), "v_QD": torch.zeros(140, 64, dtype=dtype)
         },
@@ -211,6 +216,15 @@ WRONG = [
         "weight_OC: must be contiguous, torch.bfloat16, [34, ",
     ),
     ("linear", {"bias_O": torch.zeros(17).bfloat16()}, "bias_O: must be contiguous, torch.bfloat16, [34], on cpu"),
+    ("linear_rope", {"cos_ND": torch.zeros(2, 16).bfloat16()}, "cos_ND: must be [tokens of x_NC, head dimension], the"),
+    ("linear_rope", {"cos_ND": torch.zeros(3, 16)}, "cos_ND: must be contiguous, torch.bfloat16, [3, 16], on cpu"),
+    (
+        "linear_rope",
+        {"sin_ND": torch.zeros(3, 8).bfloat16()},
+        "sin_ND: must be contiguous, torch.bfloat16, [3, 16], on",
+    ),
+    ("linear_rope", {"heads": 5}, "heads: 5; weight_OC has 4"),
+    ("linear_rope", {"weight_OC": torch.zeros(40, 72).bfloat16()}, "weight_OC: has 40 rows; must be heads of 16 rows"),
     ("linear", {"weight_OC": torch.zeros(33, 72).bfloat16(), "bias_O": None}, "weight_OC: has 33 rows; must be at lea"),
 ]
 

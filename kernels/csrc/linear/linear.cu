@@ -1,4 +1,5 @@
-// Matrix product of few rows: y = x W^T + bias for 1 to 16 tokens, optionally with SiLU(gate) * up of its two halves.
+// Matrix product of few rows: y = x W^T + bias for 1 to 16 tokens, optionally with SiLU(gate) * up of its two halves, or
+// with RoPE of heads.
 //
 // The time is that of reading W once. As in decode/attend.h, rows of W are the 16 rows of the mma, and tokens its 8
 // columns: y^T = W x^T. The order of the terms of a sum is free, so the contraction over K takes the elements in the
@@ -20,7 +21,8 @@
 //   int kvb_linear(const Linear* call, cudaStream_t stream);
 //     out[n, f] = sum over k of x[n, k] weight[f, k], plus bias[f] unless it is null. Sums are float32, rounded once.
 //     With `gated`, the rows of the weight are those of a gate and then as many of up: out = gate / (1 + exp(-gate)) *
-//     up. All three are rounded to 16 bits, as those of three operations are. inputs: a multiple of 8.
+//     up. With cos and sin, they are heads of `dim` rows, and RoPE turns the first `heads` of them, as kvb_rope does. All
+//     that separate operations would write is rounded to 16 bits. inputs: a multiple of 8.
 #include "calls.h"
 #include "common.h"
 #include "linear/tuning.h"
@@ -34,6 +36,13 @@ static_assert(kWarpsOfMany <= kResidentWarps && kWarpsAlone <= kResidentWarps, "
 constexpr int kTiles = KVB_LINEAR_TILES, kTileRows = 16 * kTiles;
 constexpr int kDepth = KVB_LINEAR_DEPTH, kDepthX = 2;  // chunks of W and of x that are in flight
 constexpr int kMostTokens = 16;
+
+// What is done with the rows of a CTA. Of the pairs, the first halves of its rows are the first elements.
+enum Kind {
+    kPlain,
+    kGated,    // pairs of a gate and up: SiLU(gate) * up
+    kRotated,  // pairs of dims of a head, half a head apart, which RoPE turns
+};
 static_assert(kTiles % 2 == 0 && kDepth % 2 == 0 && kDepth % kDepthX == 0, "pairs of chunks, and of gate and up");
 
 template <typename T>
@@ -43,14 +52,21 @@ struct LinearArguments {
     const T* weight;
     const T* bias;
     T* out;
-    int tokens, inputs, outputs;  // outputs: of x W^T, or half of them if gated
+    int tokens, inputs, outputs;  // outputs: of x W^T; in pairs, how many pairs
     bool early;
+    const T *cos, *sin;  // [tokens, 2 half]; kRotated only
+    int64_t cos_stride, sin_stride;
+    int half, heads;  // dims of half a head, and heads that are turned; the others stay as they are
 };
 
 template <int kWarps, int kBlocks>
 struct WarpProducts {
     float sum[kWarps][8 * kBlocks][kTileRows + 4];  // + 4: other banks for the columns of a fragment
 };
+
+static_assert(sizeof(WarpProducts<kWarpsAlone, kMostTokens / 8>) <= 48 * 1024 &&
+                  sizeof(WarpProducts<kWarpsOfMany, kMostTokens / 8>) <= 48 * 1024,
+              "static shared memory");
 
 KVB_DEVICE int warp_number() { return static_cast<int>(threadIdx.x) / 32; }
 KVB_DEVICE int thread_row() { return static_cast<int>(threadIdx.x) % 32 / 4; }
@@ -75,15 +91,50 @@ KVB_DEVICE void load_x(uint4 (&x)[kBlocks], const T* const (&row)[kBlocks], int 
     for (int block = 0; block < kBlocks; ++block) x[block] = load_written_if(left > 0, row[block] + from);
 }
 
-// Row of W that is row `row` of CTA `cta`; one behind the last output is another, whose result nobody takes.
-template <bool kGated>
-KVB_DEVICE int64_t row_of_weight(int cta, int row, int outputs) {
-    constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
-    const int output = min(cta * kOutputs + row % kOutputs, outputs - 1);
-    return int64_t{output} + (row < kOutputs ? 0 : outputs);
+template <Kind kKind> constexpr int kOutputs = kKind == kPlain ? kTileRows : kTileRows / 2;  // of a CTA
+
+// Row of W of an output or the first of its pair, and from there to the second.
+template <Kind kKind, typename T>
+KVB_DEVICE int2 rows_of(int output, const LinearArguments<T>& args) {
+    if (kKind == kRotated) return make_int2(output + output / args.half * args.half, args.half);
+    return make_int2(output, kKind == kGated ? args.outputs : 0);
 }
 
-template <typename T, int kWarps, int kBlocks, bool kGated>
+// Row of W that is row `row` of CTA `cta`; one behind the last output is another, whose result nobody takes.
+template <Kind kKind, typename T>
+KVB_DEVICE int64_t row_of_weight(int cta, int row, const LinearArguments<T>& args) {
+    const int2 rows = rows_of<kKind>(min(cta * kOutputs<kKind> + row % kOutputs<kKind>, args.outputs - 1), args);
+    return int64_t{rows.x} + (row < kOutputs<kKind> ? 0 : rows.y);
+}
+
+template <typename T>
+KVB_DEVICE float rounded(float x) { return to_float(from_float<T>(x)); }
+
+// Write what becomes of an output, or of a pair, whose sums are `value`. All is rounded to 16 bits where separate
+// operations would round.
+template <Kind kKind, typename T>
+KVB_DEVICE void write(const LinearArguments<T>& args, int token, int output, const float (&value)[2]) {
+    const float low = rounded<T>(value[0]), high = rounded<T>(value[1]);
+    if (kKind != kRotated) {
+        const float result = kKind == kPlain ? low : high * rounded<T>(low / (1 + expf(-low)));
+        args.out[static_cast<int64_t>(token) * args.outputs + output] = from_float<T>(result);
+        return;
+    }
+    const int head = output / args.half, dim = output - head * args.half;
+    T* const out = args.out + static_cast<int64_t>(token) * args.outputs * 2 + rows_of<kKind>(output, args).x;
+    if (head >= args.heads) {
+        out[0] = from_float<T>(low);
+        out[args.half] = from_float<T>(high);
+        return;
+    }
+    const T *const cos = args.cos + token * args.cos_stride + dim, *const sin = args.sin + token * args.sin_stride + dim;
+    const float turned = rounded<T>(low * to_float(cos[0])) + rounded<T>(-high * to_float(sin[0]));
+    out[0] = from_float<T>(turned);
+    out[args.half] = from_float<T>(rounded<T>(high * to_float(cos[args.half])) +
+                                   rounded<T>(low * to_float(sin[args.half])));
+}
+
+template <typename T, int kWarps, int kBlocks, Kind kKind>
 __global__ void __launch_bounds__(32 * kWarps, kResidentWarps / kWarps) linear(const LinearArguments<T> args) {
     using Partial = WarpProducts<kWarps, kBlocks>;
     KVB_SHARED(Partial, partial);
@@ -97,7 +148,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResidentWarps / kWarps) linear(c
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = 16 * tile + 8 * half + thread_row();
-            weight_row[tile][half] = args.weight + row_of_weight<kGated>(cta, row, args.outputs) * args.inputs + first;
+            weight_row[tile][half] = args.weight + row_of_weight<kKind>(cta, row, args) * args.inputs + first;
         }
     uint4 weight[kDepth][kTiles][2];
 #pragma unroll
@@ -148,40 +199,32 @@ __global__ void __launch_bounds__(32 * kWarps, kResidentWarps / kWarps) linear(c
                 partial.sum[id / 32][8 * block + id % 4 * 2 + j % 2][16 * tile + id % 32 / 4 + j / 2 * 8] =
                     sum[tile][block][j];
     __syncthreads();
-    constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
 #pragma unroll 1
-    for (int item = static_cast<int>(id); item < kOutputs * args.tokens; item += 32 * kWarps) {
-        const int token = item / kOutputs, row = item % kOutputs, output = cta * kOutputs + row;
+    for (int item = static_cast<int>(id); item < kOutputs<kKind> * args.tokens; item += 32 * kWarps) {
+        const int token = item / kOutputs<kKind>, row = item % kOutputs<kKind>, output = cta * kOutputs<kKind> + row;
         if (output >= args.outputs) continue;
+        const int2 rows = rows_of<kKind>(output, args);
         float value[2] = {0.f, 0.f};
 #pragma unroll
-        for (int half = 0; half < (kGated ? 2 : 1); ++half) {
+        for (int second = 0; second < (kKind == kPlain ? 1 : 2); ++second) {
 #pragma unroll
             for (int other = 0; other < kWarps; ++other)
-                value[half] += partial.sum[other][token][row + half * kOutputs];
-            if (args.bias != nullptr) value[half] += to_float(args.bias[output + half * args.outputs]);
+                value[second] += partial.sum[other][token][row + second * kOutputs<kKind>];
+            if (args.bias != nullptr) value[second] += to_float(args.bias[rows.x + second * rows.y]);
         }
-        T result = from_float<T>(value[0]);
-        if (kGated) {
-            const float gate = to_float(result), up = to_float(from_float<T>(value[1]));
-            result = from_float<T>(up * to_float(from_float<T>(gate / (1 + expf(-gate)))));
-        }
-        args.out[static_cast<int64_t>(token) * args.outputs + output] = result;
+        write<kKind>(args, token, output, value);
     }
 }
 
-template <typename T, int kWarps>
-void launch_with(const LinearArguments<T>& args, bool gated, int ctas, cudaStream_t stream) {
+template <typename T, int kWarps, Kind kKind>
+void launch_with(const LinearArguments<T>& args, int ctas, cudaStream_t stream) {
     constexpr int kThreads = 32 * kWarps;
-    if (args.tokens <= 8 && gated) KVB_LAUNCH_EARLY((linear<T, kWarps, 1, true>), ctas, kThreads, 0, stream, args);
-    else if (args.tokens <= 8) KVB_LAUNCH_EARLY((linear<T, kWarps, 1, false>), ctas, kThreads, 0, stream, args);
-    else if (gated) KVB_LAUNCH_EARLY((linear<T, kWarps, 2, true>), ctas, kThreads, 0, stream, args);
-    else KVB_LAUNCH_EARLY((linear<T, kWarps, 2, false>), ctas, kThreads, 0, stream, args);
+    if (args.tokens <= 8) KVB_LAUNCH_EARLY((linear<T, kWarps, 1, kKind>), ctas, kThreads, 0, stream, args);
+    else KVB_LAUNCH_EARLY((linear<T, kWarps, 2, kKind>), ctas, kThreads, 0, stream, args);
 }
 
-template <typename T>
-int launch_linear(const Linear& call, cudaStream_t stream) {
-    const bool gated = call.gated != 0;
+template <typename T, Kind kKind>
+int launch_kind(const Linear& call, cudaStream_t stream) {
     const LinearArguments<T> args{
         .x = static_cast<const T*>(call.x.data),
         .x_stride = call.x.stride_0,
@@ -190,13 +233,25 @@ int launch_linear(const Linear& call, cudaStream_t stream) {
         .out = static_cast<T*>(call.out),
         .tokens = call.tokens,
         .inputs = call.inputs,
-        .outputs = gated ? call.rows / 2 : call.rows,
+        .outputs = kKind == kPlain ? call.rows : call.rows / 2,
         .early = call.early != 0,
+        .cos = static_cast<const T*>(call.cos.data),
+        .sin = static_cast<const T*>(call.sin.data),
+        .cos_stride = call.cos.stride_0,
+        .sin_stride = call.sin.stride_0,
+        .half = call.dim / 2,
+        .heads = call.heads,
     };
-    const int ctas = divide_up(args.outputs, gated ? kTileRows / 2 : kTileRows);
-    if (ctas <= multiprocessors()) launch_with<T, kWarpsAlone>(args, gated, ctas, stream);
-    else launch_with<T, kWarpsOfMany>(args, gated, ctas, stream);
+    const int ctas = divide_up(args.outputs, kOutputs<kKind>);
+    if (ctas <= multiprocessors()) launch_with<T, kWarpsAlone, kKind>(args, ctas, stream);
+    else launch_with<T, kWarpsOfMany, kKind>(args, ctas, stream);
     return static_cast<int>(cudaGetLastError());
+}
+
+template <typename T>
+int launch_linear(const Linear& call, cudaStream_t stream) {
+    if (call.cos.data != nullptr) return launch_kind<T, kRotated>(call, stream);
+    return call.gated != 0 ? launch_kind<T, kGated>(call, stream) : launch_kind<T, kPlain>(call, stream);
 }
 
 }  // namespace kvb
@@ -207,6 +262,9 @@ extern "C" int kvb_linear(const kvb::Linear* call, cudaStream_t stream) {
     if (call->inputs < 8 || call->inputs % 8 != 0) return kUnsupported;
     if (call->inputs > INT32_MAX / 4 || call->rows < 1 || call->rows > INT32_MAX / 4) return kTooLarge;
     if (call->gated != 0 && call->rows % 2 != 0) return kUnsupported;
+    const bool rotated = call->cos.data != nullptr;
+    if (rotated && (call->gated != 0 || call->sin.data == nullptr || call->dim < 2)) return kUnsupported;
+    if (rotated && (call->dim % 2 != 0 || call->rows % call->dim != 0)) return kUnsupported;
     if (call->dtype == 0) return launch_linear<bf16>(*call, stream);
     return call->dtype == 1 ? launch_linear<fp16>(*call, stream) : kUnsupported;
 }

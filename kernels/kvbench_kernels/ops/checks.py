@@ -194,6 +194,21 @@ def linear(x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool, 
             raise ValueError(f"x_NC: has {x_NC.shape[0]} tokens; the kernel takes up to {MOST_TOKENS}")
 
 
+def linear_rope(
+    x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, cos_ND: Tensor, sin_ND: Tensor, heads: int, early: bool, *,
+    compiled: bool,
+) -> None:  # fmt: skip
+    linear(x_NC, weight_OC, bias_O, False, early, compiled=compiled)
+    if cos_ND.dim() != 2 or cos_ND.shape[0] != x_NC.shape[0] or cos_ND.shape[1] % 2 or cos_ND.shape[1] == 0:
+        raise ValueError("cos_ND: must be [tokens of x_NC, head dimension], the last even")
+    for name, x_ND in (("cos_ND", cos_ND), ("sin_ND", sin_ND)):
+        require.shaped(name, x_ND, tuple(cos_ND.shape), x_NC.dtype, x_NC)
+    if weight_OC.shape[0] % cos_ND.shape[1]:
+        raise ValueError(f"weight_OC: has {weight_OC.shape[0]} rows; must be heads of {cos_ND.shape[1]} rows")
+    if not 0 <= heads <= weight_OC.shape[0] // cos_ND.shape[1]:
+        raise ValueError(f"heads: {heads}; weight_OC has {weight_OC.shape[0] // cos_ND.shape[1]}")
+
+
 def _vector(name: str, weight: Tensor, x: Tensor) -> None:
     require.shaped(name, weight, (x.shape[-1],), x.dtype, x)
 

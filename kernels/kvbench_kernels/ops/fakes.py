@@ -39,6 +39,12 @@ def linear(x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool, 
     return x_NC.new_empty(x_NC.shape[0], weight_OC.shape[0] // (2 if gated else 1))
 
 
+def linear_rope(
+    x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, cos_ND: Tensor, sin_ND: Tensor, heads: int, early: bool
+) -> Tensor:  # fmt: skip
+    return x_NC.new_empty(x_NC.shape[0], weight_OC.shape[0])
+
+
 def in_place(*arguments: object) -> None:
     """Return nothing, as all other ops do."""
 

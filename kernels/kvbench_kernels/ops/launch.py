@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels.ops.launch_decode import arena, ragged_append_decode, ragged_decode  # noqa: F401
-from kvbench_kernels.ops.launch_step import add_rms_norm, linear, rope, silu_mul  # noqa: F401
+from kvbench_kernels.ops.launch_step import add_rms_norm, linear, linear_rope, rope, silu_mul  # noqa: F401
 from kvbench_kernels.ops.library import Library
 from kvbench_kernels.ops.pointers import DTYPE, rows_of, strided
 from kvbench_kernels.ops.weights import launch as decode_weights  # noqa: F401

@@ -78,8 +78,24 @@ def linear(
     library: Library, stream: int | None, x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool,
     early: bool,
 ) -> Tensor:  # fmt: skip
+    outputs = weight_OC.shape[0] // 2 if gated else weight_OC.shape[0]
+    return _product(library, stream, x_NC, weight_OC, bias_O, outputs, gated, early, (None, 0), (None, 0), 0, 0)
+
+
+def linear_rope(
+    library: Library, stream: int | None, x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, cos_ND: Tensor,
+    sin_ND: Tensor, heads: int, early: bool,
+) -> Tensor:  # fmt: skip
+    turn = row_of(cos_ND), row_of(sin_ND), heads, cos_ND.shape[1]
+    return _product(library, stream, x_NC, weight_OC, bias_O, weight_OC.shape[0], False, early, *turn)
+
+
+def _product(
+    library: Library, stream: int | None, x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, outputs: int,
+    gated: bool, early: bool, cos: tuple[int | None, int], sin: tuple[int | None, int], heads: int, dim: int,
+) -> Tensor:  # fmt: skip
     (tokens, inputs), rows = x_NC.shape, weight_OC.shape[0]
-    out_NO = x_NC.new_empty(tokens, rows // 2 if gated else rows)
+    out_NO = x_NC.new_empty(tokens, outputs)
     if tokens == 0:
         return out_NO
     library.call(
@@ -92,6 +108,10 @@ def linear(
         tokens=tokens,
         inputs=inputs,
         rows=rows,
+        cos=cos,
+        sin=sin,
+        heads=heads,
+        dim=dim,
         gated=int(gated),
         early=int(early),
         dtype=DTYPE[x_NC.dtype],

@@ -250,6 +250,16 @@ def linear(x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, gated: bool, 
     return silu_mul(*out_NO.chunk(2, dim=1)) if gated else out_NO
 
 
+def linear_rope(
+    x_NC: Tensor, weight_OC: Tensor, bias_O: Tensor | None, cos_ND: Tensor, sin_ND: Tensor, heads: int, early: bool
+) -> Tensor:  # fmt: skip
+    """Return x W^T + bias, [N, O], whose first heads of D outputs each are rotated as by `rope`."""
+    out_NO = F.linear(x_NC, weight_OC, bias_O)
+    turned_NHD = out_NO[:, : heads * cos_ND.shape[1]].unflatten(1, (heads, cos_ND.shape[1]))
+    rope(turned_NHD, turned_NHD[:, :0], cos_ND, sin_ND, None, None, 0.0)
+    return out_NO
+
+
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(_wide(x.dtype))
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)

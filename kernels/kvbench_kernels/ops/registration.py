@@ -44,6 +44,8 @@ SCHEMAS = {
     "Tensor? k_weight_D, float eps) -> ()",
     "silu_mul": "(Tensor gate_NF, Tensor up_NF) -> Tensor",
     "linear": "(Tensor x_NC, Tensor weight_OC, Tensor? bias_O, bool gated, bool early) -> Tensor",
+    "linear_rope": "(Tensor x_NC, Tensor weight_OC, Tensor? bias_O, Tensor cos_ND, Tensor sin_ND, int heads, "
+    "bool early) -> Tensor",
     "packed_decode": "(Tensor q_BHTD, Tensor k_BUTD, Tensor v_BUTD, Tensor k_codes, Tensor k_scale, Tensor k_low, "
     "Tensor k_plain_RD, Tensor v_codes, Tensor v_scale, Tensor v_low, Tensor v_plain_RD, Tensor? k_channel_NC, "
     "Tensor place_N6, Tensor count_N3, int k_bits, int v_bits, int most, float scaling, Tensor(a!) out_BHTD) -> ()",

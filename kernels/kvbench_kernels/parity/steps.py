@@ -46,7 +46,10 @@ def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> 
 def linear(
     device: torch.device, seed: int, dtype: torch.dtype, tokens: int, inputs: int, outputs: int, how: str
 ) -> float:
-    """Compare `linear`; x is a slice of wider rows. `how` may have the words bias, gated and early."""
+    """Compare `linear`, or `linear_rope` with a word as D64, which rotates all heads but one of 64 outputs each.
+
+    x is a slice of wider rows. `how` may have the words bias, gated and early, too.
+    """
     g = torch.Generator().manual_seed(seed)
     x_NC, weight_OC = normal(g, tokens, inputs, dtype=dtype), normal(g, outputs, inputs, dtype=dtype) / 8
     bias_O = normal(g, outputs, dtype=dtype) if "bias" in how else None
@@ -54,8 +57,15 @@ def linear(
     arguments = wider(x_NC, device, dtype), weight_OC.to(device, dtype), bias, "gated" in how
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # an early product does not wait for the kernel that writes the weight
-    out = torch.ops.kvb.linear(*arguments, "early" in how)
     exact = x_NC @ weight_OC.T if bias_O is None else x_NC @ weight_OC.T + bias_O
+    if "D" in how:
+        dim = int(how.partition("D")[2].split()[0])
+        cos_ND, sin_ND = (normal(g, tokens, dim, dtype=dtype).clamp(-1, 1) for _ in range(2))
+        heads, exact = outputs // dim - 1, exact.to(dtype).double()
+        turned_NHD = exact[:, : heads * dim].unflatten(1, (heads, dim))
+        reference.rope(turned_NHD, turned_NHD[:, :0], cos_ND, sin_ND, None, None, 0.0)
+        turn = (x.to(device, dtype) for x in (cos_ND, sin_ND))
+        return error(torch.ops.kvb.linear_rope(*arguments[:3], *turn, heads, "early" in how), exact)
     if "gated" in how:
         exact = reference.silu_mul(*exact.to(dtype).double().chunk(2, dim=1))
-    return error(out, exact)
+    return error(torch.ops.kvb.linear(*arguments, "early" in how), exact)
