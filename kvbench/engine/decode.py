@@ -8,8 +8,10 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +53,8 @@ def stream(
 
     Args:
         draw: returns the next request that may join the open ones, or None. It is called when half of the rows have
-            stopped, repeatedly until it returns None. If it returns None for an empty batch, the stream ends.
+            stopped, repeatedly until it returns None, and not while a step has been started ahead. If it returns None
+            for an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
         graph: whether decode steps are recorded as CUDA graphs: "auto" (if possible), "true", "false".
         fused: whether decode steps use our own small ops between the model's products: "auto" (on a GPU, if possible),
@@ -59,7 +62,8 @@ def stream(
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
-        on_step: called after every decode step with its seconds, and whether a recorded graph ran it.
+        on_step: called after every decode step with its seconds, and whether a recorded graph ran it. A step that was
+            started ahead lasts from the end of the one before.
 
     Raises:
         ValueError: a model that the engine cannot run, no rows, an impossible budget on a prompt, an empty
@@ -96,6 +100,7 @@ def stream(
                     if whole is not None:
                         yield whole
     finally:
+        batch.close()
         forget_lengths(model)
 
 
@@ -118,10 +123,8 @@ class _Batch:
         self._open: list[OpenRequest] = []
         self._active: list[Row] = []
         self._next_row = self._full = 0
-        self._clock = 0.0
-        self._call = partial(
-            last_logits, model
-        )  # no bound method: a reference cycle would wait for the garbage collector
+        self._clock = self._end = 0.0  # seconds of all steps; when the last one was done
+        self._call = partial(last_logits, model)  # a bound method's cycle would wait for the garbage collector
         self._step = step or self._call
         self._ran = caches.kv.kernel, "transformers" if step is None else "fused"
         self._steps = recorded_steps(model, caches, self._step, graph)
@@ -134,10 +137,21 @@ class _Batch:
     @property
     def half_empty(self) -> bool:
         """Return True if half of the rows have stopped. Requests join then, which costs a new layout of the cache."""
-        return 2 * len(self._active) <= self._full
+        return not self._under_way and 2 * len(self._active) <= self._full
+
+    @property
+    def _under_way(self) -> bool:
+        """True if a step was started ahead. The batch must stay as it is until it is done."""
+        return self._steps is not None and self._steps.under_way
+
+    def close(self) -> None:
+        """Wait for a step under way, whose tokens nobody wants."""
+        if self._steps is not None:
+            self._steps.close()
 
     def join(self, requests: Sequence[Request]) -> Iterator[Answer]:
         """Prefill requests one after the other and choose their first tokens. Yield those that are complete already."""
+        assert not self._under_way
         new: list[OpenRequest] = []
         self._caches.compact()
         for request in requests:
@@ -149,8 +163,7 @@ class _Batch:
         begin = now(self._device)
         for entry in new:  # the cache lays out the rows of all new requests here
             for row in entry.rows:
-                kv = self._cache
-                row.measured = kv.lengths(row.id), kv.used_bytes(row.id), kv.slack_bytes(row.id), kv.held_bytes(row.id)
+                row.measure(self._cache)
         rows = sum(len(entry.rows) for entry in new)
         layout_s = (now(self._device) - begin) / max(1, rows)
         self._full = len(self._active) + rows
@@ -164,17 +177,15 @@ class _Batch:
 
     def step(self) -> tuple[float, bool, list[Answer]]:
         """Add one token to every active row. Return the seconds, whether a graph ran it, and the complete requests."""
-        begin, rows, steps = now(self._device), self._active, self._steps
+        begin, rows, steps = self._end if self._under_way else now(self._device), self._active, self._steps
         if steps is None:
             tokens, replayed = choose(rows, self._forward([[row.ids[-1]] for row in rows], rows)), False
         else:
-            before = steps.replayed
-            tokens = steps(rows)
-            replayed = steps.replayed > before
-        seconds = now(self._device) - begin
-        self._clock += seconds
+            tokens, replayed = steps(rows), steps.was_replayed
+        self._end = time.perf_counter() if self._under_way else now(self._device)
+        self._clock += self._end - begin
         self._take(rows, tokens)
-        return seconds, replayed, list(self._answers())
+        return self._end - begin, replayed, [] if self._under_way else list(self._answers())
 
     def _failed(self, request: Request) -> dict[int, Generation]:
         """Return the generations of the rows that the model cannot answer, by their index in the request."""
@@ -202,17 +213,16 @@ class _Batch:
             places[variant].append(Place(row.id, len(prompt.ids) - span + request.max_new_tokens))
             rows.append(row)
             self._next_row += 1
+        spans = spans_of(context, span)
+        about: dict[str, Any] = {"token_ids": ids_T, "spans": spans, "task": context.task, "seed": request.seed}
         prefill = start_prefill(
             self._model,
             self._tokenizer,
             variants,
             self._caches,
             places=[[] if variant.method.feed else rows_of for variant, rows_of in places.items()],
-            token_ids=ids_T,
-            spans=spans_of(context, span),
-            task=context.task,
-            seed=request.seed,
             save_kept=request.save_kept,
+            **about,
         )
         logits: dict[int, Tensor] = {}
         shared = [row for row in rows if variants[row.variant].method.feed is None]
@@ -227,16 +237,7 @@ class _Batch:
             if feed is not None:
                 fed = {variant: places[variant] for variant in variants if variant.method.feed == feed}
                 begin = now(self._device)
-                attention, of_rows = feed_prompt(
-                    self._model,
-                    self._tokenizer,
-                    fed,
-                    self._caches,
-                    token_ids=ids_T,
-                    spans=spans_of(context, span),
-                    task=context.task,
-                    seed=request.seed,
-                )
+                attention, of_rows = feed_prompt(self._model, self._tokenizer, fed, self._caches, **about)
                 feed_s = now(self._device) - begin - attention.copies_s
                 prefill.full_bytes = max(prefill.full_bytes, attention.full_bytes)
                 logits |= of_rows
@@ -264,15 +265,14 @@ class _Batch:
         self._take(entry.rows, [tokens[row.id] for row in entry.rows])
 
     def _take(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:
-        """Add one token to each row; those that stop leave the batch."""
-        done = []
-        for row, token in zip(rows, tokens, strict=True):
+        """Add one token to each row that has not stopped. Those that have leave the batch once no step is under way."""
+        going = [(row, token) for row, token in zip(rows, tokens, strict=True) if row.finish is None]
+        for row, token in going:
             take(row, token, self._model.dtype)
             if row.finish is not None:
-                row.clock = self._clock - row.clock
-                row.kept_max, row.read = self._cache.peak(row.id), self._cache.tokens_read(row.id)
-                done.append(row.id)
-        if done:
+                row.stop(self._cache, self._clock)
+        done = [row.id for row in self._active if row.finish is not None]
+        if done and not self._under_way:
             self._caches.release(done)
             self._active = [row for row in self._active if row.finish is None]
 

@@ -17,7 +17,7 @@ Shape suffixes: B rows, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -197,11 +197,11 @@ class GraphedSteps:
         has_room = self._cache.room(rows) >= 1
         self._log_host_work(has_room)
         if self._steady <= _STEADY or not self._works or not has_room:
-            return self._eager(inputs, attention)
+            return Out(self._forward(*inputs(), attention), None)
         if self._recording is None:
             self._recording = self._recorded(inputs, attention)
             if self._recording is None:
-                return self._eager(inputs, attention)
+                return Out(self._forward(*inputs(), attention), None)
         else:
             self._cache.advance(rows, attention.ids)
         if not self._holds_input:
@@ -210,12 +210,23 @@ class GraphedSteps:
         return self._replay(self._recording)
 
     def chosen_on_host(self) -> None:
-        """Note that the tokens after the last step are not those that the device chose."""
+        """Note that the host chose the tokens after the last step; an eager step leaves that to it."""
         self._holds_input = False
 
-    def _eager(self, inputs: Inputs, attention: ContinuePass) -> Out:
-        self._holds_input = False
-        return Out(self._forward(*inputs(), attention), None)
+    def can_go_on(self, rows: Sequence[int]) -> bool:
+        """Return True if the step after the last one needs nothing of the host: it replays the same single graph."""
+        recording = self._recording
+        return self._holds_input and recording is not None and recording.alone and self._cache.room(rows) >= 1
+
+    def go_on(self) -> Out:
+        """Start that step. `count` follows once its tokens are known, before anything else changes the cache."""
+        assert self._recording is not None and self._holds_input
+        return self._replay(self._recording)
+
+    def count(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+        """Count the step that `go_on` started on the host, by the ids of the tokens that it appends."""
+        assert self._key == (*rows, self._cache.moves), "the batch changed although a step was under way"
+        self._cache.advance(rows, ids)
 
     def _replay(self, recording: _Recording) -> Out:
         recording.replay()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from kvbench.cache.base import TokensRead
+from kvbench.cache.base import KVCache, TokensRead
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Generation, PromptLike, Request, Timings
 
@@ -52,6 +52,15 @@ class Row:
     first_token_s: float = 0.0
     clock: float = 0.0
     measured: tuple[list[list[int]], int, int, int | None] = ([], 0, 0, None)
+
+    def measure(self, kv: KVCache) -> None:
+        """Note what the row stores right after compression."""
+        self.measured = kv.lengths(self.id), kv.used_bytes(self.id), kv.slack_bytes(self.id), kv.held_bytes(self.id)
+
+    def stop(self, kv: KVCache, clock: float) -> None:
+        """Note what the row stored and read, and the decode seconds of the batch so far, when it stops."""
+        self.clock = clock - self.clock
+        self.kept_max, self.read = kv.peak(self.id), kv.tokens_read(self.id)
 
 
 @dataclass(eq=False)

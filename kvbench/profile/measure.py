@@ -1,7 +1,8 @@
 """Measurement of one cell: prompts of random ids run through the engine that users run, and every step is timed.
 
-A timestamp is taken after every decode step. The engine has waited for the device by then, so the time between two
-timestamps is a whole step: the model, the choice of tokens, and the work of Python around them.
+A timestamp is taken after every decode step. The engine has waited for the step's tokens by then, so the time between
+two timestamps is a whole step: the model, the choice of tokens, and the work of Python around them, as far as the
+device waits for it.
 """
 
 from __future__ import annotations

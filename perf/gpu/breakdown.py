@@ -170,14 +170,13 @@ def measure(model: Any, case: Case, bench: Bench) -> None:
     steps, step = 1 if bench.toy else 4, decoding.fused or decoding.call
     eagerly = decoding.eager(step)
     with kvbench_attention(model):
-        for _ in range(3):
-            decoding.step(eagerly)
+        decoding.take(eagerly, 3)
         with marked(model):
             eager = launched(profiled(lambda: decoding.step(eagerly), bench.device), bench.device)
         recordable = graph.recordable(model, cache, "auto")
         way = eagerly if recordable is None else decoding.recorded(step, recordable)
-        took = [decoding.step(way) for _ in range(6 + 2 * steps)]
-        result = profiled(lambda: [decoding.step(way) for _ in range(steps)], bench.device)
+        took = decoding.take(way, 6 + 2 * steps)
+        result = profiled(lambda: decoding.take(way, steps), bench.device)
     kernels, mode = with_modules(ran(result, bench.device), eager), "eager" if recordable is None else "graph"
     if len(kernels) < steps * len(eager) / 2:  # some profilers do not look into graphs
         kernels, mode, steps = eager, "eager", 1

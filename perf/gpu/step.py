@@ -5,8 +5,9 @@
 The model has the shape of Llama-3.1-8B and random weights. The prompts are not computed: the cache is filled with
 random keys and values, of lengths as Ada-KV's where there is a budget. If the full caches of 16 rows do not fit into
 the device's memory, fewer rows are measured, the same number with and without a budget. Steps run as the engine runs
-them, eagerly and as CUDA graphs, from the choice of the last token to that of the next on the host. In the mode
-graph-host the graph ends with the logits, and the host uploads each step's input and chooses. The roofline is the
+them, eagerly and as CUDA graphs, from the choice of the last token to that of the next on the host. In the mode graph,
+a step starts before the host knows the tokens of the last one. In the mode graph-host, the graph ends with the logits,
+and the host uploads each step's input and chooses. The roofline is the
 time in which a triad moves as many bytes as a step reads: the weights and what is kept. Next to it is the roofline of
 the fastest ceiling that was measured. The peer is plain transformers with its StaticCache and its own
 attention, eagerly. `python -m kvbench.profile` measures real prefills as well.
@@ -126,9 +127,7 @@ def fill(cache: KVCache, case: Case, model: Any, bench: Bench) -> None:
 
 def timed(decoding: Decoding, steps: Stepping, count: int) -> dict[str, float]:
     """Return median, 10th and 90th percentile of some steps, after a few that do not count."""
-    for _ in range(_WARM):
-        decoding.step(steps)
-    took = sorted(decoding.step(steps) for _ in range(count))
+    took = sorted(decoding.take(steps, _WARM + count)[_WARM:])
     return {"tpot_s": statistics.median(took), "low_s": took[count // 10], "high_s": took[-1 - count // 10]}
 
 
@@ -156,7 +155,7 @@ def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, re
     read = weights_read(model) + kept
     for mode, steps in ways.items():
         with kvbench_attention(model):
-            decoding.step(steps)  # brings the rows together, which takes memory for a moment
+            decoding.take(steps, 1)  # brings the rows together, which takes memory for a moment
             _reset_peak(bench)
             result = timed(decoding, steps, 4 if bench.toy else _GRAPHED if "graph" in mode else _EAGER)
         grown = decoding.grown * kept // (case.context if case.budget is None else case.budget)

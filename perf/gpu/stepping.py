@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,10 @@ class HostBetween:
 
     Attributes:
         replayed: steps that a graph ran.
+        under_way: False, for no further step has started.
     """
+
+    under_way = False
 
     def __init__(
         self,
@@ -47,8 +51,8 @@ class HostBetween:
         self._calls = self.replayed = 0
         self._recording: tuple[Any, ...] | None = None
 
-    def __call__(self, rows: Sequence[Row]) -> list[int]:
-        """Do a step of these rows and return the next token of each."""
+    def __call__(self, rows: Sequence[Row], ahead: bool = True) -> list[int]:
+        """Do a step of these rows and return the next token of each. No step starts ahead."""
         ids = [[row.ids[-1]] for row in rows]
         given = torch.tensor(ids, device=self._device), torch.tensor([[row.seen] for row in rows], device=self._device)
         attention = ContinuePass(self._caches, [row.id for row in rows], ids)
@@ -94,6 +98,7 @@ class Decoding:
         self._model, self.caches, self._device = model, LayerCaches(survey(model), cache), device
         prompt: Any = SimpleNamespace(stop_ids=frozenset(), min_new_tokens=0, first_may_stop=True)
         self.rows = [Row(row, row, prompt, 0, sys.maxsize, seen, [7]) for row in range(batch)]
+        self._ended = 0.0
         self.fused = fused_step(model, survey(model), "auto" if device.type == "cuda" else "true")
 
     @property
@@ -112,9 +117,18 @@ class Decoding:
         """Return eager steps."""
         return HostBetween(self.caches, forward, None, self._device)
 
-    def step(self, steps: Stepping) -> float:
-        """Decode one token for every row; returns seconds."""
-        begun = now(self._device)
-        for row, token in zip(self.rows, steps(self.rows), strict=True):
+    def step(self, steps: Stepping, ahead: bool = True) -> float:
+        """Decode one token for every row; returns seconds, since the last step if this one was started ahead.
+
+        Args:
+            ahead: False to leave no step under way.
+        """
+        begun = self._ended if steps.under_way else now(self._device)
+        for row, token in zip(self.rows, steps(self.rows, ahead), strict=True):
             row.ids.append(token)
-        return now(self._device) - begun
+        self._ended = time.perf_counter() if steps.under_way else now(self._device)
+        return self._ended - begun
+
+    def take(self, steps: Stepping, count: int) -> list[float]:
+        """Decode some tokens for every row; returns the seconds of each step. None is under way afterwards."""
+        return [self.step(steps, ahead=left > 0) for left in reversed(range(count))]

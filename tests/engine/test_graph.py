@@ -19,7 +19,7 @@ from kvbench.engine.caches import num_layers
 from kvbench.engine.probe import checked_plan
 from kvbench.models.load import Loaded
 from tests.helpers.methods import budget_for, load, shipped
-from tests.helpers.recorder import recorded_engine, tokens
+from tests.helpers.recorder import recorded_engine, tokens, with_small_reserve
 
 PROMPTS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]
 DIMS = OmegaConf.load(conf_dir() / "model" / "tiny.yaml").dims
@@ -76,14 +76,7 @@ def test_a_step_that_moves_the_cache_is_eager(
     """A step beyond the reserve moves the cache; the steps after it are recorded again."""
     settings = {"stop_ids": [], "max_new_tokens": 40}
     expected = kvbench.generate(tiny.model, tiny.tokenizer, PROMPTS[:1], VARIANTS, **settings)
-    real = RaggedCache.add
-    monkeypatch.setattr(
-        RaggedCache,
-        "add",
-        lambda self, layer, entries, k, v: real(
-            self, layer, [type(e)(**(vars(e) | {"reserve": 9})) for e in entries], k, v
-        ),
-    )
+    monkeypatch.setattr(RaggedCache, "add", with_small_reserve(RaggedCache.add))
     assert tokens(recorded.generate(PROMPTS[:1], **settings)) == tokens(expected)
     steps = recorded.batches[0]
     assert 0 < steps.replayed < 40 - 1 - graph._STEADY

@@ -97,18 +97,18 @@ class FakeCuda:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.queue: list[Callable[[], object]] = []
-        empty_like, copy_ = torch.empty_like, Tensor.copy_
+        empty, copy_ = torch.empty, Tensor.copy_
 
         def later(buffer: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
             assert non_blocking, "the host waited for a copy"
             self.queue.append(lambda: copy_(buffer, source))
             return buffer
 
-        def pinned(x: Tensor, pin_memory: bool, **settings: Any) -> Tensor:
+        def pinned(count: int, pin_memory: bool, **settings: Any) -> Tensor:
             assert pin_memory, "a copy to other memory waits for the device"
-            return empty_like(x, **settings).fill_(-7)
+            return empty(count, **settings).fill_(-7)
 
-        patch.setattr(torch, "empty_like", pinned)
+        patch.setattr(torch, "empty", pinned)
         patch.setattr(Tensor, "copy_", later)
         patch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=self.record, synchronize=self.finish))
         patch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")

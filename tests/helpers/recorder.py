@@ -99,14 +99,30 @@ def recorded_engine(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> SimpleNa
     return SimpleNamespace(generate=generate, batches=batches)
 
 
-def imitate(patch: pytest.MonkeyPatch, loaded: Loaded, steps: Any = graph.GraphedSteps) -> None:
-    """Let the engine record its steps on a CPU. The op of the backend is its reference there."""
-    patch.setattr(engine_steps, "recordable", lambda model, cache, graph: cache)
+def imitate(patch: pytest.MonkeyPatch, loaded: Loaded, steps: Any = graph.GraphedSteps) -> RaggedCache:
+    """Let the engine attend as on a GPU, and record its steps. Return the cache of the next batch.
+
+    On a CPU the op of the backend is its reference.
+
+    Args:
+        steps: None for eager steps.
+    """
+    patch.setattr(engine_steps, "recordable", lambda model, cache, graph: None if steps is None else cache)
     patch.setattr(engine_steps, "CudaRecorder", Recorder)
     patch.setattr(engine_steps, "GraphedSteps", steps)
     cache = RaggedCache(num_layers(loaded.model), backends.make_backend("cuda"))
     patch.setattr(decode, "make_cache", lambda *_: cache)
+    return cache
 
 
 def tokens(outs: Sequence[Sequence[Generation]]) -> list[list[list[int]]]:
     return [[g.token_ids for g in of_prompt] for of_prompt in outs]
+
+
+def with_small_reserve(add: Any) -> Any:
+    """Return a function that adds rows to a cache with room for nine tokens: the cache moves later."""
+
+    def adds(self: RaggedCache, layer: int, entries: Sequence[Any], *of_prompt: Any) -> None:
+        add(self, layer, [type(e)(**(vars(e) | {"reserve": 9})) for e in entries], *of_prompt)
+
+    return adds
