@@ -106,6 +106,34 @@ struct Least {
     int64_t heads, width;
 };
 
+// Of kvb_cpu_append_slots. Heads are those of all rows, one after the other.
+struct AppendSlots {
+    int32_t* pos;          // position of the token in each place; written
+    float* state;          // the policy's own; written
+    uint8_t* live;         // 1 if the place holds a token; written
+    int64_t* length;       // [rows * heads], columns of each head; T is added
+    int32_t* seen;         // [rows], tokens of the sequence; T is added
+    const int64_t* first;  // [rows * heads], place of each head's column 0
+    int64_t rows, heads, tokens;
+};
+
+// Of kvb_cpu_drop_slots.
+struct DropSlots {
+    void *k, *v;           // [R, D], contiguous; written
+    int32_t* pos;          // position of the token in each place; written
+    float* state;          // the policy's own; written
+    uint8_t* live;         // 1 if the place holds a token; written
+    int64_t* length;       // [rows * heads], columns of each head; written
+    int32_t* stored;       // [S], live slots of each segment; written
+    const int64_t* first;  // [rows * heads], place of each head's column 0
+    const int64_t* start;  // [rows * heads], slot of each head's column 0
+    const int64_t* segment;  // [rows * heads], index of each head in `stored`
+    const int64_t* column;   // [rows * heads], the column to drop
+    const int64_t* limit;    // [rows * heads], columns that a head may hold
+    const int64_t* buffer;   // [rows], columns that it may hold above its limit
+    int64_t rows, heads, bytes;  // bytes of a row of k
+};
+
 // Of kvb_ragged_gather and kvb_cpu_gather.
 struct RaggedGather {
     Tensor3 k, v;          // [U, T, D]

@@ -77,6 +77,17 @@ class Least(Structure):
     _fields_ = [*fields(POINTER, "worth pos length column"), *fields(LONG, "heads width")]
 
 
+class AppendSlots(Structure):
+    _fields_ = [*fields(POINTER, "pos state live length seen first"), *fields(LONG, "rows heads tokens")]
+
+
+class DropSlots(Structure):
+    _fields_ = [
+        *fields(POINTER, "k v pos state live length stored first start segment column limit buffer"),
+        *fields(LONG, "rows heads bytes"),
+    ]
+
+
 class RaggedGather(Structure):
     _fields_ = [
         *fields(Tensor3, "k v"),
@@ -189,6 +200,8 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_packed": PackedDecode,
     "cpu_least": Least,
     "cpu_gather": RaggedGather,
+    "cpu_append_slots": AppendSlots,
+    "cpu_drop_slots": DropSlots,
 }
 SIZES = {
     "decode_workspace_bytes": "ii",

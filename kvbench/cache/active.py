@@ -86,4 +86,4 @@ def activate(
     ]
     without_host = [group for group in groups if not group.needs_host]
     together = [*([without_host] if without_host else []), *([group] for group in groups if group.needs_host)]
-    return ActiveRows(rows, plain, lanes, groups, [SharedSlots(of_groups) for of_groups in together])
+    return ActiveRows(rows, plain, lanes, groups, [SharedSlots(of_groups, backend.host) for of_groups in together])

@@ -138,6 +138,11 @@ class PolicyGroup:
         """True if `step` waits for the device in every step, because a mask says which tokens leave."""
         return self.quota.masks_every_step
 
+    @property
+    def follows_moves(self) -> bool:
+        """True if a plan or turned keys must move with the tokens, in addition to what every policy knows of them."""
+        return self._pins is not None or self._turning is not None
+
     def grow(self, tokens: int, ids: Sequence[Sequence[int]] | None) -> None:
         """Count the tokens of a step, given by their ids if these are known; `step` follows.
 
@@ -174,6 +179,8 @@ class PolicyGroup:
         s = self.slots
         if self._pins is not None:
             self._pin(q_BHTD.shape[2], ids_BT)
+        if s.pos_BUC.is_cpu and self.quota.has_limit:  # nothing is recorded, and the host knows what leaves
+            return self._act_on_host(q_BHTD, buffers, scaling)
         self._observer(s, q_BHTD, buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
         s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
@@ -188,6 +195,21 @@ class PolicyGroup:
         if not cut.steady or not cut.may_drop:
             return None
         assert s.limit_BU is not None
+        return self._backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
+
+    def _act_on_host(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> tuple[Tensor, Tensor] | None:
+        """Do what `act` does with the limits that the host has counted. Skip what changes nothing."""
+        s, cut = self.slots, self.quota.cut()
+        leave = bool(cut.counts_BU.any())
+        if leave or self.policy.remembers:
+            self._observer(s, q_BHTD, buffers, scaling)
+        if not leave:
+            return None
+        assert cut.limit_BU is not None
+        s.limit_BU = torch.from_numpy(cut.limit_BU)
+        if not cut.steady:
+            self._remove(self._least(torch.from_numpy(cut.counts_BU)), buffers)
+            return None
         return self._backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
 
     def hand_on_one(self, column_BU: Tensor, due_BU: Tensor, buffers: Buffers) -> None:

@@ -56,11 +56,13 @@ class Cut:
         steady: True if the device can do the cut without knowing `counts_BU`: at most one token leaves a head, where
             a head is above its limit and its buffer.
         may_drop: False if no row of the group can drop a token in a steady step, because all have a buffer.
+        limit_BU: tokens that each head may hold; None without limits.
     """
 
     counts_BU: Ints
     steady: bool
     may_drop: bool
+    limit_BU: Ints | None = None
 
 
 class Quota:
@@ -144,7 +146,7 @@ class Quota:
             due_BU = due_BU | self._scheduled(seen_B1, new)
         counts_BU = np.where(due_BU, over_BU, 0)
         steady = bool((counts_BU <= self._at_once_B1).all())
-        return Cut(counts_BU, steady, self._may_drop)
+        return Cut(counts_BU, steady, self._may_drop, limit_BU)
 
     def _limit(self, seen_B1: Ints) -> Ints | None:
         """Return the limits [B, U] after a step; all rows have made equally many steps since the group began."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from kvbench.cache.base import NewTokens
 from kvbench.cache.policy_group import PolicyGroup, copy_tokens, end_slots
 from kvbench_kernels.backends import Buffers
+from kvbench_kernels.ops.host_rows import HostRows, Places
 
 
 class SharedSlots:
@@ -23,10 +24,11 @@ class SharedSlots:
 
     Args:
         groups: groups that step together; their tensors become views of those of all groups.
+        host: the functions that write rows on a CPU; None if torch does it.
     """
 
-    def __init__(self, groups: Sequence[PolicyGroup]) -> None:
-        self.groups = groups
+    def __init__(self, groups: Sequence[PolicyGroup], host: HostRows | None = None) -> None:
+        self.groups, self._host = groups, host
         slots = [group.slots for group in groups]
         self._pos_X, self._state_X, self._live_X, self._seen_Y = (
             _joined(slots, name) for name in ("pos_BUC", "state_BUC", "live_BUC", "seen_B")
@@ -39,6 +41,9 @@ class SharedSlots:
         widths = [s.pos_BUC.shape[2] for s in slots for _ in range(s.pos_BUC.shape[0] * heads)]
         first = torch.tensor([0, *widths[:-1]], device=device).cumsum(0)
         self._first_YU = first.view(-1, heads)  # the place of column 0 among the slots of all groups
+        self._places = Places(
+            self._pos_X, self._state_X, self._live_X, self._length_YU, self._seen_Y, self._first_YU.contiguous()
+        )
         rows = [len(s.pos_BUC) for s in slots]
         self._parts = [slice(sum(rows[:i]), sum(rows[: i + 1])) for i in range(len(rows))]
 
@@ -58,10 +63,16 @@ class SharedSlots:
             idle = [(group.length_BU, group.length_BU) for group in self.groups]
             drops = [keep if drop is None else drop for keep, drop in zip(idle, dropped, strict=True)]
             column_YU, limit_YU = (torch.cat(xs) for xs in zip(*drops, strict=True))
-            self._drop_one(column_YU, self._length_YU > limit_YU + self._buffer_Y1, dropping, buffers)
+            if self._host is None or any(group.follows_moves for group, _ in dropping):
+                self._drop_one(column_YU, self._length_YU > limit_YU + self._buffer_Y1, dropping, buffers)
+            else:
+                self._drop_on_host(self._host, column_YU, limit_YU, dropping, buffers)
 
     def _append(self, new: int) -> None:
         """Give new tokens their positions and an empty state."""
+        if self._host is not None:
+            self._host.append(self._places, new)
+            return
         ahead_T = torch.arange(new, device=self._pos_X.device)
         place_X = ((self._first_YU + self._length_YU)[..., None] + ahead_T).flatten()
         position_YT = self._seen_Y[:, None] + ahead_T.int()
@@ -93,6 +104,31 @@ class SharedSlots:
         buffers.length_S.index_add_(0, self._index_N, -due.to(buffers.length_S.dtype))
         for group, part in dropping:
             group.after_one(column_YU[part], last_YU[part], due_YU[part], buffers)
+
+    def _drop_on_host(
+        self,
+        host: HostRows,
+        column_YU: Tensor,
+        limit_YU: Tensor,
+        dropping: Sequence[tuple[PolicyGroup, slice]],
+        buffers: Buffers,
+    ) -> None:
+        """Drop a token from heads above their limit, on a CPU."""
+        for group, part in dropping:
+            if group.policy.merges:
+                due_BU = self._length_YU[part] > limit_YU[part] + self._buffer_Y1[part]
+                group.hand_on_one(torch.where(due_BU, column_YU[part], self._length_YU[part] - 1), due_BU, buffers)
+        host.drop(
+            self._places,
+            buffers.k_RD,
+            buffers.v_RD,
+            buffers.length_S,
+            start_YU=self._start_YU,
+            segment_YU=self._index_N,
+            column_YU=column_YU,
+            limit_YU=limit_YU,
+            buffer_Y=self._buffer_Y1,
+        )
 
 
 def _joined(holders: Sequence[object], name: str) -> Tensor:

@@ -62,6 +62,8 @@ class DecodePolicy(Protocol):
         turns: True if the keys of `turned` tokens rotate by a position for every later token that leaves.
         turns_all: True if the keys of all tokens do, so that positions are those within the cache. The cache then holds
             every key twice, as it is read and as it was before its first turn.
+        remembers: True if a state depends on the states before it. Without that, `observe` is only needed in steps in
+            which a token leaves.
         merges: True if tokens that stay take over something of those that leave, as `shares` says.
         phases: the values of `phase` that mean something to the policy.
         follows_plan: True if it needs the plan of a selection with `policies`. The limits come from the plan.
@@ -70,6 +72,7 @@ class DecodePolicy(Protocol):
     reads: ClassVar[str] = "nothing"
     adds_to_prompt: ClassVar[bool] = False
     follows_plan: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
     turns: ClassVar[bool] = False
     turns_all: ClassVar[bool] = False
     merges: ClassVar[bool] = False

@@ -14,7 +14,7 @@ from kvbench_kernels import backends, build
 from kvbench_kernels.backends import AttentionSpec, Buffers, Lanes, cpu
 from kvbench_kernels.backends.cpu import CpuBackend
 from kvbench_kernels.build import cache, recipes
-from kvbench_kernels.ops import library, reference
+from kvbench_kernels.ops import host_rows, library, reference
 
 CPU = torch.device("cpu")
 SEED = random.randrange(2**31)
@@ -177,6 +177,51 @@ def test_gathered_rows_are_those_of_the_reference(backend, dtype):
     keep[3] = True
     with pytest.raises(RuntimeError, match="cpu_gather"):
         backend.host.gather(k, v, keep, head, start, *own)
+
+
+def test_slots_of_policies_are_appended_and_dropped(backend):
+    """A new token has a position and no state; the last token of a head takes the place of the one that leaves."""
+    g = torch.Generator().manual_seed(SEED)
+    rows, heads, width, dim = 3, 2, 10, 16
+    length = torch.randint(1, width - 2, (rows, heads), generator=g)
+    first = (torch.randperm(rows * heads, generator=g) * width).view(rows, heads)
+    places = host_rows.Places(
+        torch.arange(60, dtype=torch.int32), torch.rand(60, generator=g), torch.zeros(60, dtype=torch.bool),
+        length.clone(), torch.tensor([100, 200, 300], dtype=torch.int32), first,
+    )  # fmt: skip
+    before = [x.clone() for x in places]
+    backend.host.append(places, 2)
+    assert torch.equal(places.length_YU, length + 2) and places.seen_Y.tolist() == [102, 202, 302]
+    for y in range(rows):
+        for u in range(heads):
+            new = int(first[y, u] + length[y, u])
+            assert places.pos_X[new : new + 2].tolist() == [100 * y + 100, 100 * y + 101]
+            assert places.live_X[new : new + 2].all() and not places.state_X[new : new + 2].any()
+            before[0][new : new + 2], before[1][new : new + 2] = places.pos_X[new : new + 2], 0
+    assert places.live_X.sum() == 2 * rows * heads
+    assert torch.equal(places.pos_X, before[0]) and torch.equal(places.state_X, before[1])
+
+    k, v = torch.randn(2, 60, dim, generator=g).unbind()
+    stored = torch.full((8,), 50, dtype=torch.int32)
+    start, segment = first.flip(0).contiguous(), torch.randperm(8, generator=g)[:6].view(rows, heads)
+    column = torch.stack([torch.randint(int(n), (1,), generator=g) for n in places.length_YU.flatten()]).view(3, 2)
+    limit, buffer = length + torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([1, 0, 0])
+    due = places.length_YU > limit + buffer[:, None]
+    kept, kv, held = [x.clone() for x in places], [k.clone(), v.clone()], stored.clone()
+    backend.host.drop(
+        places, k, v, stored, start_YU=start, segment_YU=segment, column_YU=column, limit_YU=limit, buffer_Y=buffer
+    )
+    for y, u in due.nonzero().tolist():
+        last, at = int(kept[3][y, u]) - 1, int(column[y, u])
+        for x in kept[:2]:
+            x[first[y, u] + at] = x[first[y, u] + last]
+        for x in kv:
+            x[start[y, u] + at] = x[start[y, u] + last]
+        kept[2][first[y, u] + last] = False
+        kept[3][y, u] -= 1
+        held[segment[y, u]] -= 1
+    assert due.tolist() == [[True, False], [True, False], [False, True]]
+    assert all(map(torch.equal, [*places, k, v, stored], [*kept, *kv, held]))
 
 
 def test_without_a_compiler_torch_takes_over(monkeypatch):

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 import kvbench
 from kvbench.cache.base import Entry
 from kvbench.cache.ragged import RaggedCache
+from kvbench.methods.decode.accumulate import AccumulateAndEvict
+from kvbench.methods.decode.held_policies import HeldPolicies
 from kvbench.methods.decode.long_minor import DropLongMinor
 from kvbench.methods.decode.scope import FrozenPrompt
 from kvbench.methods.decode.slide import SlidingWindow
 from kvbench.methods.decode.tova import DropLeastAttended
 from kvbench.methods.decoding import DecodePolicy, Decoding
+from kvbench.methods.slots import Slots
 from tests.reference import decode_policies as naive
 from tests.reference import tva
 
@@ -215,3 +218,18 @@ def test_a_decode_budget_below_what_is_protected_is_refused() -> None:
     method = kvbench.load_method("streaming_llm_decode", decode_budget=4)
     with pytest.raises(ValueError, match="method.decode_budget=4: streaming_llm_decode always keeps 4 tokens while"):
         method.tokens(64, 200)
+
+
+OBSERVING = [FrozenPrompt(), DropLeastAttended(), AccumulateAndEvict(), HeldPolicies(), DropLongMinor()]
+
+
+@pytest.mark.parametrize("policy", OBSERVING, ids=lambda policy: type(policy).__name__)
+def test_only_a_policy_that_remembers_depends_on_earlier_states(policy: DecodePolicy) -> None:
+    """A cache skips `observe` of the others while nothing leaves."""
+    generator, states = torch.Generator().manual_seed(0), []
+    weights_BUGTC = torch.rand(1, 2, 3, 1, 9, generator=generator).softmax(-1)
+    for earlier in (0.0, 50.0):
+        slots = Slots.whole(0, 9, torch.full((2, 9), earlier))
+        policy.observe(slots, weights_BUGTC)
+        states.append(slots.state_BUC)
+    assert policy.remembers is not torch.equal(*states)

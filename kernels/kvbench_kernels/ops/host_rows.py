@@ -1,15 +1,38 @@
-"""Rows of a ragged cache on a CPU, written by our own C++ with all of torch's threads.
+"""Rows of a ragged cache on a CPU, written by our own C++.
 
-Shape suffixes: U KV heads, T tokens, S segments of an arena, S1 = S + 1, R slots, D head dimension.
+Shape suffixes: U KV heads, T tokens, S segments of an arena, S1 = S + 1, R slots, D head dimension, Y rows with a
+decode policy, X places of what their policies know of tokens.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kvbench_kernels.ops.library import Library
 from kvbench_kernels.ops.pointers import CPU_DTYPE, rows_of
+
+
+class Places(NamedTuple):
+    """What decode policies know of the tokens of some rows. Functions change it in place; all of it is contiguous.
+
+    Attributes:
+        pos_X: int32, positions.
+        state_X: float32, the policies' own.
+        live_X: bool, True where a token is.
+        length_YU: int64, tokens of each head.
+        seen_Y: int32, tokens of the sequence.
+        first_YU: int64, the place of each head's first token.
+    """
+
+    pos_X: Tensor
+    state_X: Tensor
+    live_X: Tensor
+    length_YU: Tensor
+    seen_Y: Tensor
+    first_YU: Tensor
 
 
 class HostRows:
@@ -54,3 +77,54 @@ class HostRows:
             segments=len(head_S),
             dtype=CPU_DTYPE[k_RD.dtype],
         )
+
+    def append(self, places: Places, tokens: int) -> None:
+        """Give the newest tokens of every head their positions and an empty state."""
+        self._library.call(
+            "cpu_append_slots",
+            None,
+            **_pointers(places),
+            seen=places.seen_Y.data_ptr(),
+            rows=places.length_YU.shape[0],
+            heads=places.length_YU.shape[1],
+            tokens=tokens,
+        )
+
+    def drop(
+        self, places: Places, k_RD: Tensor, v_RD: Tensor, length_S: Tensor, *, start_YU: Tensor, segment_YU: Tensor,
+        column_YU: Tensor, limit_YU: Tensor, buffer_Y: Tensor,
+    ) -> None:  # fmt: skip
+        """Drop a column of each head that holds more than its limit and its buffer; its last one takes the place.
+
+        Args:
+            length_S: int32, the live slots of every segment.
+            start_YU: the first slot of each head; this and what follows is int64 and contiguous.
+            segment_YU: the segment of each head.
+        """
+        self._library.call(
+            "cpu_drop_slots",
+            None,
+            **_pointers(places),
+            k=k_RD.data_ptr(),
+            v=v_RD.data_ptr(),
+            stored=length_S.data_ptr(),
+            start=start_YU.data_ptr(),
+            segment=segment_YU.data_ptr(),
+            column=column_YU.data_ptr(),
+            limit=limit_YU.data_ptr(),
+            buffer=buffer_Y.data_ptr(),
+            rows=places.length_YU.shape[0],
+            heads=places.length_YU.shape[1],
+            bytes=k_RD.shape[1] * k_RD.itemsize,
+        )
+
+
+def _pointers(places: Places) -> dict[str, int]:
+    """Return the pointers that both calls take."""
+    return {
+        "pos": places.pos_X.data_ptr(),
+        "state": places.state_X.data_ptr(),
+        "live": places.live_X.data_ptr(),
+        "length": places.length_YU.data_ptr(),
+        "first": places.first_YU.data_ptr(),
+    }

@@ -27,6 +27,7 @@ class FrozenPrompt(GrowingBudget):
 
     reduce: str = "mean"
     reads: ClassVar[str] = "last"
+    remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,6 +40,7 @@ class DropLeastAttended(DecodePolicy):
     """
 
     reads: ClassVar[str] = "last"
+    remembers: ClassVar[bool] = False
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
         """Remember the attention of the newest query."""
