@@ -136,15 +136,25 @@ def _continued(
     allocated: tuple[Tensor, Tensor],
 ) -> Arena:
     """Return an arena up to slot `end` of tensors, with the segments of the arena before it and new ones after them."""
-    if before is not None:
-        slot, place = len(before.buffers.k_RD), len(before.segments)
-        for segment in segments:
-            segment.start += slot
-        moved = [Slab(s.first + slot, s.capacity, s.begin + place, s.end + place) for s in slabs]
-        segments, slabs = [*before.segments, *segments], [*before.buffers.slabs, *moved]
+    slot = 0 if before is None else len(before.buffers.k_RD)
+    for segment in segments:
+        segment.start += slot
     k_RD, v_RD = (x_RD[:end] for x_RD in allocated)
     arena = _arena(segments, slabs, k_RD, v_RD, _starts(segments, end, k_RD.device))
     arena.allocated = allocated
+    if before is None:
+        return arena
+    old, new, place = before.buffers, arena.buffers, len(before.segments)
+    moved = [Slab(s.first + slot, s.capacity, s.begin + place, s.end + place) for s in slabs]
+    arena.buffers = Buffers(
+        k_RD,
+        v_RD,
+        torch.cat([old.start_S1[:-1], new.start_S1]),
+        torch.cat([old.length_S, new.length_S]),
+        max(old.capacity, new.capacity),
+        [*old.slabs, *moved],
+    )
+    arena.placed = [*before.segments, *segments]
     return arena
 
 

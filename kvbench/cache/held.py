@@ -57,7 +57,11 @@ class HeldRow:
 def first_slots(entry: Entry, layer: int, num_layers: int) -> Start:
     """Return the slots of a row after its prefill: the kept tokens by position, those of every head in front."""
     kept_U = entry.keep_UT.sum(1)
-    order_UC = (~entry.keep_UT).int().argsort(dim=1, stable=True)[:, : int(kept_U.max())]
+    counts = kept_U.tolist()
+    if min(counts) == max(counts):
+        order_UC = entry.keep_UT.nonzero()[:, 1].view(len(counts), -1)
+    else:
+        order_UC = (~entry.keep_UT).int().argsort(dim=1, stable=True)[:, : max(counts)]
     live_UC = torch.arange(order_UC.shape[1], device=order_UC.device) < kept_U[:, None]
     score_UC = None if entry.score_UT is None else entry.score_UT.gather(1, order_UC)
     return Start(layer, num_layers, entry.keep_UT.shape[1], order_UC.int(), live_UC, score_UC, entry.followed)

@@ -128,6 +128,13 @@ class Quota:
             return not self._scheduled(self.seen_B1 + 1, 1).any()
         return self._next_cut(self.lengths_BU + 1, self.seen_B1 + 1, 1).steady
 
+    def is_pure(self) -> bool:
+        """Return True if the policy returns the same limits again for the same arguments, as it must."""
+        again_NBU = self._limits(self._ahead_from)
+        if again_NBU is None or self._ahead_NBU is None:
+            return again_NBU is self._ahead_NBU
+        return bool((again_NBU == self._ahead_NBU).all())
+
     def counts(self) -> Counts:
         """Return the counts, for `reset_counts` after a recording that failed."""
         return self.lengths_BU, self.seen_B1, self.peak_B, self.pinned_B1

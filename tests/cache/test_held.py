@@ -202,7 +202,7 @@ class Drifting(DecodePolicy):
 
     def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> Tensor:
         self.calls += 1
-        return base_BU + self.calls % 2
+        return base_BU + self.calls
 
     def drop(self, slots: Slots) -> Tensor:
         return slots.pos_BUC.float()
