@@ -63,6 +63,7 @@ class PolicyGroup:
         lengths = np.array([[arena.segments[i].length for i in of_row] for of_row in segments])
         self._capacity = np.array([[arena.segments[i].capacity for i in of_row] for of_row in segments])
         self.quota = Quota(held, lengths, layer)
+        self._room = 0  # free slots that every head has at least
         self._places = places
         self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
         self._lanes = Lanes(self.index, len(arena.segments), device)
@@ -133,7 +134,9 @@ class PolicyGroup:
 
     def lacks_room(self, tokens: int) -> bool:
         """Return True if a head has no room for `tokens` more."""
-        return bool((self._capacity - self.quota.lengths_BU < tokens).any())
+        if self._room < tokens:  # it was counted some steps ago, and tokens may have left since
+            self._room = int((self._capacity - self.quota.lengths_BU).min())
+        return self._room < tokens
 
     @property
     def needs_host(self) -> bool:
@@ -155,6 +158,7 @@ class PolicyGroup:
         if self._pins is not None and ids is not None:
             pinned_B1 = self._pins.count([ids[place] for place in self._places])
         self.quota.grow(tokens, pinned_B1)
+        self._room -= tokens
 
     def advance(self, ids: Sequence[Sequence[int]]) -> None:
         """Count the token of each row that a recorded step appended, and those that left.
@@ -202,10 +206,9 @@ class PolicyGroup:
     def _act_on_host(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> tuple[Tensor, Tensor] | None:
         """Do what `act` does with the limits that the host has counted. Skip what changes nothing."""
         s, cut = self.slots, self.quota.cut()
-        leave = bool(cut.counts_BU.any())
-        if leave or self.policy.remembers:
+        if cut.leaves or self.policy.remembers:
             self._observer(s, q_BHTD, buffers, scaling)
-        if not leave:
+        if not cut.leaves:
             return None
         assert cut.limit_BU is not None
         s.limit_BU = torch.from_numpy(cut.limit_BU)

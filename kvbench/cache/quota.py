@@ -5,7 +5,7 @@ Shape suffixes: B rows of one policy, U KV heads, N steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,12 +55,14 @@ class Cut:
         counts_BU: tokens that leave each head.
         steady: True if the device can do the cut without knowing `counts_BU`: at most one token leaves a head, where
             a head is above its limit and its buffer.
+        leaves: True if a token leaves a head.
         may_drop: False if no row of the group can drop a token in a steady step, because all have a buffer.
         limit_BU: tokens that each head may hold; None without limits.
     """
 
     counts_BU: Ints
     steady: bool
+    leaves: bool
     may_drop: bool
     limit_BU: Ints | None = None
 
@@ -98,6 +100,9 @@ class Quota:
         self._at_once_B1 = (self.buffer_B1 == 0).astype(np.int64)  # tokens that the device can drop of a head
         self._may_drop = bool(self._at_once_B1.any())
         self._new = 0  # tokens of the step under way
+        cuts_at_limit = self.has_limit and not self._has_intervals and not self.buffer_B1.any()
+        self._plans = cuts_at_limit and all(p is None for p in pins)
+        self._planned: Iterator[tuple[Cut, Ints, Ints]] = iter(())  # the next steps of one token
 
     def grow(self, tokens: int, pinned_B1: Ints | None = None) -> None:
         """Count the tokens of a step, and how many of them have an id that heads pin; `cut` follows."""
@@ -109,12 +114,40 @@ class Quota:
 
     def cut(self) -> Cut:
         """Count and return the tokens that leave after a step."""
+        if self._plans and self._new == 1:
+            step = next(self._planned, None)
+            if step is None:
+                self._planned = self._plan()
+                step = next(self._planned)
+            cut, self.lengths_BU, self.peak_B = step
+            return cut
         cut = self._next_cut(self.lengths_BU, self.seen_B1, self._new)
         self.settle(self.lengths_BU - cut.counts_BU)
         return cut
 
+    def _plan(self) -> Iterator[tuple[Cut, Ints, Ints]]:
+        """Return the cut, the lengths and the peaks of this step and those that follow, one token each.
+
+        Without a buffer, a head holds as many tokens as its limit and the tokens so far allow.
+        """
+        limit_NBU, self._ahead_from = self._limits(self.seen_B1), self.seen_B1
+        assert limit_NBU is not None
+        self._ahead_NBU = limit_NBU
+        ahead_N11 = np.arange(AHEAD)[:, None, None]
+        before_BU = self.lengths_BU - 1
+        lengths_NBU = np.minimum(np.minimum.accumulate(limit_NBU - ahead_N11), before_BU + 1) + ahead_N11
+        counts_NBU = np.concatenate([before_BU[None], lengths_NBU[:-1]]) + 1 - lengths_NBU
+        peaks_NB = np.maximum(np.maximum.accumulate(lengths_NBU.max(2)), self.peak_B)
+        most_N: list[int] = counts_NBU.max((1, 2)).tolist()
+        cuts = (
+            Cut(counts_BU, most <= 1, most > 0, self._may_drop, limit_BU)
+            for counts_BU, most, limit_BU in zip(counts_NBU, most_N, limit_NBU, strict=True)
+        )
+        return zip(cuts, lengths_NBU, peaks_NB, strict=True)
+
     def settle(self, lengths_BU: Ints) -> None:
         """Set the lengths after a step."""
+        self._planned = iter(())
         self.lengths_BU = lengths_BU
         self.peak_B = np.maximum(self.peak_B, lengths_BU.max(1))
 
@@ -141,19 +174,20 @@ class Quota:
 
     def reset_counts(self, counts: Counts) -> None:
         """Restore the counts."""
+        self._planned = iter(())
         self.lengths_BU, self.seen_B1, self.peak_B, self.pinned_B1 = counts
 
     def _next_cut(self, lengths_BU: Ints, seen_B1: Ints, new: int) -> Cut:
         limit_BU = self._limit(seen_B1)
         if limit_BU is None:
-            return Cut(np.zeros_like(lengths_BU), steady=True, may_drop=False)
+            return Cut(np.zeros_like(lengths_BU), steady=True, leaves=False, may_drop=False)
         over_BU = np.maximum(lengths_BU - limit_BU, 0)
         due_BU = over_BU > self.buffer_B1
         if self._has_intervals:
             due_BU = due_BU | self._scheduled(seen_B1, new)
         counts_BU = np.where(due_BU, over_BU, 0)
         steady = bool((counts_BU <= self._at_once_B1).all())
-        return Cut(counts_BU, steady, self._may_drop, limit_BU)
+        return Cut(counts_BU, steady, bool(counts_BU.any()), self._may_drop, limit_BU)
 
     def _limit(self, seen_B1: Ints) -> Ints | None:
         """Return the limits [B, U] after a step; all rows have made equally many steps since the group began."""

@@ -16,7 +16,7 @@ from kvbench_kernels.ops.pointers import CPU_DTYPE, rows_of
 
 
 class Places(NamedTuple):
-    """What decode policies know of the tokens of some rows. Functions change it in place; all of it is contiguous.
+    """Positions, states and counts of the tokens of rows with a decode policy. All are contiguous, and change in place.
 
     Attributes:
         pos_X: int32, positions.
