@@ -134,6 +134,17 @@ struct DropSlots {
     int64_t rows, heads, bytes;  // bytes of a row of k
 };
 
+// Of kvb_cpu_hand_on.
+struct HandOn {
+    float* x;              // [R, D], contiguous; written
+    const int64_t* start;  // [heads], slot of each head's column 0
+    const int64_t* column;  // [heads], the column that leaves
+    const uint8_t* due;     // [heads], 1 if it does
+    const int64_t* into;    // [heads, takers], contiguous, columns that take over something
+    const float* share;     // [heads, takers], contiguous, of the row that leaves
+    int64_t heads, takers, dim;
+};
+
 // Of kvb_ragged_gather and kvb_cpu_gather.
 struct RaggedGather {
     Tensor3 k, v;          // [U, T, D]

@@ -88,6 +88,10 @@ class DropSlots(Structure):
     ]
 
 
+class HandOn(Structure):
+    _fields_ = [*fields(POINTER, "x start column due into share"), *fields(LONG, "heads takers dim")]
+
+
 class RaggedGather(Structure):
     _fields_ = [
         *fields(Tensor3, "k v"),
@@ -202,6 +206,7 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_gather": RaggedGather,
     "cpu_append_slots": AppendSlots,
     "cpu_drop_slots": DropSlots,
+    "cpu_hand_on": HandOn,
 }
 SIZES = {
     "decode_workspace_bytes": "ii",

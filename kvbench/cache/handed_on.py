@@ -11,11 +11,12 @@ from torch import Tensor
 
 from kvbench.methods.sharing import Leaving, Shares
 from kvbench_kernels.backends import Buffers
+from kvbench_kernels.ops.host_rows import HostRows
 
 AT_ONCE = 2**24  # numbers that are added at once
 
 
-def hand_on(shares: Shares, leaving: Leaving, buffers: Buffers, start_BU: Tensor) -> None:
+def hand_on(shares: Shares, leaving: Leaving, buffers: Buffers, start_BU: Tensor, host: HostRows | None = None) -> None:
     """Add shares of the tokens that leave to the tokens that stay.
 
     The tokens that leave a head are added in the order of their positions; on a GPU, if there are several, in no fixed
@@ -23,7 +24,14 @@ def hand_on(shares: Shares, leaving: Leaving, buffers: Buffers, start_BU: Tensor
 
     Args:
         start_BU: the first slot of each head.
+        host: the functions that write rows on a CPU; None if torch does it.
     """
+    if host is not None and leaving.due_BUN.shape[2] == 1 and buffers.k_RD.dtype == torch.float32:
+        column_BU, due_BU, into_BUM = leaving.column_BUN[..., 0], leaving.due_BUN[..., 0], shares.into_BUNM[:, :, 0]
+        for x_RD, share_BUNM in ((buffers.v_RD, shares.value_BUNM), (buffers.k_RD, shares.key_BUNM)):
+            if share_BUNM is not None:
+                host.hand_on(x_RD, start_BU, column_BU, due_BU, into_BUM, share_BUNM[:, :, 0])
+        return
     source_X = (start_BU[..., None] + torch.where(leaving.due_BUN, leaving.column_BUN, 0)).flatten()
     for x_RD, share_BUNM in ((buffers.v_RD, shares.value_BUNM), (buffers.k_RD, shares.key_BUNM)):
         if share_BUNM is None:

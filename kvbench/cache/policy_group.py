@@ -289,7 +289,7 @@ class PolicyGroup:
 
     def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
         """Add to tokens that stay what they take over of those that leave."""
-        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU)
+        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU, self._backend.host)
 
     def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
         """Copy tokens from slots to slots of the same head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 
 
@@ -29,6 +29,11 @@ def apportion(weights: Sequence[float], total: int, limit: int) -> list[int]:
 
     Once all remaining weights are 0, the rest is split evenly. Requires total <= limit * len(weights).
     """
+    return list(_apportioned(tuple(weights), total, limit))
+
+
+@lru_cache(maxsize=256)  # every layer of a prompt may ask for the same
+def _apportioned(weights: tuple[float, ...], total: int, limit: int) -> list[int]:
     shares = [0.0] * len(weights)
     open_ = list(range(len(weights)))
     rest = float(total)

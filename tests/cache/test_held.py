@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvbench.cache.base import Entry
+from kvbench.cache.handed_on import hand_on
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
 from kvbench.methods.decode.cam import MergeIntoNext
 from kvbench.methods.decoding import DecodePolicy, Decoding
+from kvbench.methods.sharing import Leaving, Shares
 from kvbench.methods.slots import Slots
+from kvbench_kernels import backends
+from kvbench_kernels.backends import Buffers
 
 DIM = 16
 
@@ -246,3 +250,25 @@ def test_policies_that_step_together_act_as_each_would_alone() -> None:
             own = slice(i, i + 1)
             torch.testing.assert_close(cache.attend(0, [i], q[own], k[own], v[own], 0.3), out[own])
             assert cache.lengths(i) == together.lengths(i) and cache.peak(i) == together.peak(i)
+
+
+@pytest.mark.gxx
+def test_values_are_handed_on_by_torch_and_by_compiled_code_bit_for_bit() -> None:
+    g = torch.Generator().manual_seed(2)
+    host = backends.make_backend("cpu").host
+    for dim, takers in ((16, 1), (80, 5)):
+        start_BU = torch.tensor([[40, 0], [20, 60]])
+        column_BUN = torch.randint(20, (2, 2, 1), generator=g)
+        due_BUN = torch.tensor([[True, True], [False, True]])[..., None]
+        into_BUNM = torch.stack([torch.randperm(20, generator=g)[:takers] for _ in range(4)]).view(2, 2, 1, takers)
+        into_BUNM = torch.where(into_BUNM == column_BUN[..., None], (into_BUNM + 1) % 20, into_BUNM)
+        share_BUNM = torch.rand(2, 2, 1, takers, generator=g) * (torch.rand(2, 2, 1, takers, generator=g) < 0.7)
+        leaving = Leaving(column_BUN, due_BUN, torch.ones(2, 2, 20).bool())
+        k_RD, v_RD = torch.randn(2, 80, dim, generator=g).unbind()
+        results = []
+        for functions in (None, host):
+            buffers = Buffers(k_RD.clone(), v_RD.clone(), torch.zeros(1).int(), torch.zeros(0).int(), 20)
+            hand_on(Shares(into_BUNM, share_BUNM, share_BUNM / 3), leaving, buffers, start_BU, functions)
+            results.append((buffers.k_RD, buffers.v_RD))
+        assert all(map(torch.equal, *results))
+        assert not torch.equal(results[0][0], k_RD) and not torch.equal(results[0][1], v_RD)

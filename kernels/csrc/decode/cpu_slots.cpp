@@ -2,9 +2,10 @@
 //
 //   int kvb_cpu_append_slots(const AppendSlots* call, stream)
 //   int kvb_cpu_drop_slots(const DropSlots* call, stream)
+//   int kvb_cpu_hand_on(const HandOn* call, stream)
 //
 // Head h of row y holds the columns [0, length) of its segment, and its column c is place first + c in the buffers of the
-// policies. A step moves a few hundred bytes per head, so one thread does it. Both return 0.
+// policies. A step moves a few hundred bytes per head, so one thread does it. All return 0.
 
 #include <cstring>
 
@@ -46,5 +47,21 @@ extern "C" int kvb_cpu_drop_slots(const kvb::DropSlots* call, void*) {
             call->length[h]--;
             call->stored[call->segment[h]]--;
         }
+    return 0;
+}
+
+// Add shares of the row that leaves a head to rows that stay. Products are rounded before they are added, as torch does
+// it: without the option, g++ would fuse both.
+extern "C" __attribute__((optimize("fp-contract=off"))) int kvb_cpu_hand_on(const kvb::HandOn* call, void*) {
+    for (int64_t h = 0; h < call->heads; h++) {
+        if (!call->due[h]) continue;
+        const float* from = call->x + (call->start[h] + call->column[h]) * call->dim;
+        for (int64_t i = h * call->takers; i < (h + 1) * call->takers; i++) {
+            const float share = call->share[i];
+            float* to = call->x + (call->start[h] + call->into[i]) * call->dim;
+            if (share == 0) continue;
+            for (int64_t d = 0; d < call->dim; d++) to[d] = to[d] + share * from[d];
+        }
+    }
     return 0;
 }

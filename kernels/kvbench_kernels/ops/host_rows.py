@@ -118,6 +118,33 @@ class HostRows:
             bytes=k_RD.shape[1] * k_RD.itemsize,
         )
 
+    def hand_on(
+        self, x_RD: Tensor, start_BU: Tensor, column_BU: Tensor, due_BU: Tensor, into_BUM: Tensor, share_BUM: Tensor
+    ) -> None:
+        """Add shares of the row in a column to other rows of its head, for heads where it is due.
+
+        Args:
+            x_RD: float32; changed in place.
+            start_BU: int64, the first slot of each head.
+            into_BUM: int64, the columns that take over something.
+            share_BUM: float32, the share of each.
+        """
+        tensors = (start_BU, column_BU, due_BU, into_BUM, share_BUM)
+        start, column, due, into, share = (x.contiguous() for x in tensors)
+        self._library.call(
+            "cpu_hand_on",
+            None,
+            x=x_RD.data_ptr(),
+            start=start.data_ptr(),
+            column=column.data_ptr(),
+            due=due.data_ptr(),
+            into=into.data_ptr(),
+            share=share.data_ptr(),
+            heads=due.numel(),
+            takers=share.shape[2],
+            dim=x_RD.shape[1],
+        )
+
 
 def _pointers(places: Places) -> dict[str, int]:
     """Return the pointers that both calls take."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 from kvbench.methods.base import LayerBudget, Layers, NumberedHeads
 from kvbench.methods.fields import check_allocation, check_at_least, check_between
@@ -33,10 +32,6 @@ class _Capacities(HeadScores):
     def capacities(self, budget: LayerBudget) -> list[list[int]]:
         """Return the candidates of every layer and KV head; a KV head has the mean of its query heads."""
         self.check_model(layers=budget.layers, heads=budget.heads, query_heads=budget.query_heads)
-        return _capacities(self, replace(budget, statistics=None))
-
-    def all_layers(self, budget: LayerBudget) -> list[list[int]]:
-        """Compute what `capacities` returns."""
         heads, group, total = budget.heads, budget.query_heads // budget.heads, sum(self.head_scores)
         base, most = budget.tokens - budget.protected, budget.span - budget.protected
         powers = [(score / total) ** self.temp for score in self.head_scores]
@@ -45,12 +40,6 @@ class _Capacities(HeadScores):
         means = [sum(shares[i : i + group]) / group for i in range(0, len(shares), group)]
         counts = apportion(means, budget.free, most) if self.exact else [min(most, round(mean)) for mean in means]
         return [counts[i : i + heads] for i in range(0, len(counts), heads)]
-
-
-@lru_cache(maxsize=256)
-def _capacities(part: _Capacities, budget: LayerBudget) -> list[list[int]]:
-    """Return the candidates of all layers. Each layer of a prompt asks for them again."""
-    return part.all_layers(budget)
 
 
 @dataclass(frozen=True)
