@@ -46,13 +46,12 @@ class RegionAttention(Score):
 def _sums(ctx: LayerContext, share: float) -> Tensor:
     """Return the attention that each token gets within its region, and from the other one: [2, U, G, T]."""
     tokens, (begin, end) = ctx.num_tokens, ctx.spans["question"]
-    two_regions = begin < end and (begin, end) != (0, tokens)
     at_T = torch.arange(tokens, device=ctx.k.device)
     asks_T = (at_T >= begin) & (at_T < end)
     sums_2UGT = torch.zeros(2, ctx.num_kv_heads, ctx.group, tokens, dtype=ctx.dtype, device=ctx.k.device)
     for first, last, logit_UGQT in ctx.logit_rows(tokens - max(1, int(tokens * share))):
         weight_UGQT = (logit_UGQT - F.softplus(logit_UGQT.logsumexp(-1, keepdim=True))).exp()
-        if not two_regions:
+        if not 0 < end - begin < tokens:  # there is one region
             sums_2UGT[0, ..., :last] += weight_UGQT.sum(2)
             continue
         across_QT = asks_T[first:last, None] != asks_T[:last]
