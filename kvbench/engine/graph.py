@@ -249,6 +249,7 @@ class GraphedSteps:
     def _recorded(self, inputs: Inputs, attention: ContinuePass) -> _Recording | None:
         """Record a step; return None if that fails. The cache counts its token; the replay then writes it."""
         ids_B1, position_B1 = (x.clone() for x in inputs())
+        _write_next(ids_B1[:, 0], ids_B1.clone(), position_B1.clone())  # loads kernels, which no recording should do
         alone = True
 
         def leave_out(work: Work) -> None:
@@ -259,8 +260,7 @@ class GraphedSteps:
         def step() -> Out:
             logits_BV = self._forward(ids_B1, position_B1, attention)
             token_B = best_tokens(logits_BV)
-            torch.clamp(token_B[:, None], min=0, out=ids_B1)  # a row that fails has no token, but an id is looked up
-            position_B1.add_(1)
+            _write_next(token_B, ids_B1, position_B1)
             return Out(logits_BV, token_B)
 
         before = self._cache.counts()
@@ -275,3 +275,9 @@ class GraphedSteps:
             log.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
             return None
         return _Recording(ids_B1, position_B1, out, replay, alone)
+
+
+def _write_next(token_B: Tensor, ids_B1: Tensor, position_B1: Tensor) -> None:
+    """Write the input of the next step, of whose rows these are the tokens, over that of this step."""
+    torch.clamp(token_B[:, None], min=0, out=ids_B1)  # a row that fails has no token, but an id is looked up
+    position_B1.add_(1)

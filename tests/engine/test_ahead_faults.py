@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kvbench
-from kvbench.engine import steps
+from kvbench.engine import graph, steps
 from kvbench.engine.decode import _Batch
 from kvbench.engine.graph import GraphedSteps
 from kvbench.engine.row import Row
@@ -51,8 +51,8 @@ FAULTS: list[tuple[Any, str, str, str, str]] = [
     (GraphedSteps, "go_on", "return", "self.count(self._key[:-1], [[0]] * (len(self._key) - 1)); return", "stops"),
     (GraphedSteps, "can_go_on", " and self._cache.room(rows) >= 1", "", "room"),
     (GraphedSteps, "can_go_on", "self._holds_input and ", "", "least"),
-    (GraphedSteps, "_recorded", "min=0", "min=-1", "fails"),
-    (GraphedSteps, "_recorded", "position_B1.add_(1)", "pass", "lengths"),
+    (graph, "_write_next", "min=0", "min=-1", "fails"),
+    (graph, "_write_next", "position_B1.add_(1)", "pass", "lengths"),
 ]  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def test_planted_faults_show(
         monkeypatch.setattr(Steps, "_counted", not_counted)
     names: dict[str, Any] = {}
     code = compile(f"from __future__ import annotations\n{source.replace(there, instead)}", name, "exec")
-    exec(code, vars(sys.modules[owner.__module__]), names)
+    module = owner if inspect.ismodule(owner) else sys.modules[owner.__module__]
+    exec(code, vars(module), names)
     monkeypatch.setattr(owner, name, names[name])
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         check(case, cases)

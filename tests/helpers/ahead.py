@@ -24,6 +24,10 @@ from tests.helpers.recorder import imitate, with_small_reserve
 IDS = [list(range(5, 65)), list(range(30, 120)), list(range(9, 50))]
 PLAIN = [("fullkv", None), ("snapkv", 40), ("ada_snapkv", 36), ("streaming_llm", 38)]
 POLICIES = [("fullkv", None), ("tova", 36), ("h2o_decode", 36), ("streaming_llm_decode", 30)]
+PINS = [
+    ("fastgen", None, {"recovery": 0.5, "frequent": 0.1, "local": 0.1, "ahead": 8}),
+    ("corm", None, {"history": 12, "recent": 4, "interval": 8}),
+]
 NEW = 28
 
 
@@ -155,7 +159,7 @@ class Case:
 
 
 Cases = Callable[[str], tuple[Case, Log]]
-NAMES = ("stops", "one row", "two rows", "least", "lengths", "policies", "buffer", "fails", "room")
+NAMES = ("stops", "one row", "two rows", "least", "lengths", "policies", "buffer", "pins", "fails", "room")
 
 
 def all_cases(tiny: Loaded) -> Cases:
@@ -189,6 +193,8 @@ def all_cases(tiny: Loaded) -> Cases:
                 return Case(tiny, requests(POLICIES, evicting), 2, 5)
             case "buffer":
                 return Case(tiny, requests([("fullkv", None), ("h2o_decode", 36, {"buffer": 6})], plain), 3, 5)
+            case "pins":
+                return Case(tiny, requests(PINS, stops_at(free_answers(tiny, PINS), (9, 14, 12))), 2, 5)
             case "fails":
                 return Case(poisoned(), requests(PLAIN), 3, 10)
             case "room":
