@@ -28,6 +28,8 @@ from kvbench.methods.sharing import Leaving
 from kvbench.methods.slots import Slots, head_draws
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
+_OF_GPUS = ("cuda", "flash_attn")  # backends whose steps can be recorded; on a CPU their ops are for tests of that
+
 
 class PolicyGroup:
     """The active rows of one policy in one layer.
@@ -64,6 +66,7 @@ class PolicyGroup:
         self._capacity = np.array([[arena.segments[i].capacity for i in of_row] for of_row in segments])
         self.quota = Quota(held, lengths, layer)
         self._room = 0  # free slots that every head has at least
+        self._by_host = device.type == "cpu" and backend.name not in _OF_GPUS
         self._places = places
         self._place_B = None if len(places) == batch else torch.tensor(places, device=device)
         self._lanes = Lanes(self.index, len(arena.segments), device)
@@ -118,7 +121,7 @@ class PolicyGroup:
         """
         same = np.array_equal(self.length_BU.cpu().numpy(), self.quota.lengths_BU)
         # without a device, the limits of the host served for both
-        if not same or (self.length_BU.is_cpu and not self.quota.is_pure()):
+        if not same or (self._by_host and not self.quota.is_pure()):
             raise RuntimeError(f"{type(self.policy).__name__}: its limit differs between host and device")
 
     def peak(self, row: int) -> int:
@@ -185,7 +188,7 @@ class PolicyGroup:
         s = self.slots
         if self._pins is not None:
             self._pin(q_BHTD.shape[2], ids_BT)
-        if s.pos_BUC.is_cpu and self.quota.has_limit:  # nothing is recorded, and the host knows what leaves
+        if self._by_host and self.quota.has_limit:  # nothing is recorded, and the host knows what leaves
             return self._act_on_host(q_BHTD, buffers, scaling)
         self._observer(s, q_BHTD, buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
