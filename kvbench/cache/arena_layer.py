@@ -44,6 +44,7 @@ class ArenaLayer:
         self._active: ActiveRows | None = None
         self._room = 0  # tokens that fit into every active segment
         self._appended = 0  # tokens of each active segment that its length on the host does not count yet
+        self._counted = True  # False if policies may have changed lengths since they were counted
 
     @property
     def moves(self) -> int:
@@ -97,6 +98,7 @@ class ArenaLayer:
             active, settled = self._activate(rows, kv_heads), False
         self._room -= tokens
         self._appended += tokens
+        self._counted = False
         for group in active.groups:
             group.grow(tokens, None if new is None else new.ids)
         buffers = self._arenas.first.buffers
@@ -108,6 +110,7 @@ class ArenaLayer:
                 slots.step(q_BHTD, buffers, scaling, new)
         if any(group.needs_host for group in active.groups):
             self._host_work(partial(active.step_on_host, q_BHTD, buffers, scaling, new))
+        self._counted = False  # the backend may have asked for lengths before the policies acted
         if tokens > 1 and active.groups:
             self._shrink()
         return out_BHTD
@@ -129,6 +132,7 @@ class ArenaLayer:
         """Count the token of each active row that a recorded step appends."""
         self._room -= 1
         self._appended += 1
+        self._counted = False
         for group in self._groups:
             group.advance(ids)
 
@@ -143,6 +147,7 @@ class ArenaLayer:
     def reset_counts(self, counts: tuple[int, int, list[QuotaCounts]]) -> None:
         """Restore the counts on the host."""
         self._room, self._appended, of_groups = counts
+        self._counted = False
         for group, of_group in zip(self._groups, of_groups, strict=True):
             group.quota.reset_counts(of_group)
 
@@ -223,8 +228,9 @@ class ArenaLayer:
 
     def _count(self) -> None:
         """Add the appended tokens to the lengths on the host."""
-        if self._active is None:
+        if self._active is None or self._counted:
             return
+        self._counted = True
         self._active.count(self._arenas.first.segments, self._appended)
         self._appended = 0
 

@@ -267,8 +267,9 @@ class _Batch:
     def _take(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:
         """Add one token to each row that has not stopped. Those that have leave the batch once no step is under way."""
         going = [(row, token) for row, token in zip(rows, tokens, strict=True) if row.finish is None]
+        dtype = self._model.dtype  # transformers looks for it among all parameters
         for row, token in going:
-            take(row, token, self._model.dtype)
+            take(row, token, dtype)
             if row.finish is not None:
                 row.stop(self._cache, self._clock)
         done = [row.id for row in self._active if row.finish is not None]

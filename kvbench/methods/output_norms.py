@@ -25,5 +25,5 @@ def _output_norms(ctx: LayerContext) -> Tensor:
     for head, weight_DE in enumerate(weight_HDE):
         wide_DE = weight_DE.to(ctx.v.device, ctx.dtype)
         blocks = ctx.v[head // ctx.group].split(_BLOCK)
-        norms.append(torch.cat([(v_TD.to(ctx.dtype) @ wide_DE).abs().sum(-1) for v_TD in blocks]))
+        norms.append(torch.cat([(v_TD.to(ctx.dtype) @ wide_DE).abs_().sum(-1) for v_TD in blocks]))
     return torch.stack(norms).view(ctx.num_kv_heads, ctx.group, -1).mean(1)

@@ -118,7 +118,8 @@ extern "C" int kvb_cpu_weights(const kvb::DecodeWeights* call, void*) {
 // Per head, the live column of the lowest worth; of equals, the one of the highest position. A head without live columns
 // gets 0.
 extern "C" int kvb_cpu_least(const kvb::Least* call, void*) {
-#pragma omp parallel for schedule(static)
+    // Few heads are searched in less time than it takes to wake a thread.
+#pragma omp parallel for schedule(static) if (call->heads * call->width > 65536)
     for (int64_t head = 0; head < call->heads; head++) {
         const float* w = call->worth + head * call->width;
         const int32_t* p = call->pos + head * call->width;
