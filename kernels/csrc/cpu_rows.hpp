@@ -60,7 +60,7 @@ KVB_INLINE Vec vector_of(const Bfloat16* row, int j) {
 // Begin to load a row of D elements.
 template <int D, typename T>
 KVB_INLINE void request(const T* row) {
-    for (int i = 0; i < D; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(row + i, 0, 2);
+    for (int i = 0; i < D; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(row + i, 0, 3);
 }
 
 // The place that `vector_of` gives to element d of a row.

@@ -23,10 +23,17 @@ struct Columns {
     int count;
 };
 
+// The keys of a thread's next piece, whichever lane that is of; no rows if it does not know.
+template <typename T>
+struct Ahead {
+    const T* k;
+    int rows;
+};
+
 // Attend with BLOCK queries to rows [0, rows) of one piece. acc [BLOCK, D] is overwritten. While it works on keys, it
-// requests the values of the same rows; while it works on values, it requests the rows of `next`, which may be null.
+// requests the values of the same rows; while it works on values, it requests the keys that the thread needs next.
 template <int D, int BLOCK, typename T>
-KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T* k, const T* v, const T* next, int rows,
+KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T* k, const T* v, Ahead<T> next, int rows,
                              Partial* partial, float* acc) {
     constexpr int VECS = D / LANES;
     alignas(64) float score[BLOCK][PIECE];
@@ -54,7 +61,7 @@ KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T
     for (int j = 0; j < VECS; j += WIDE) {
         Vec out[BLOCK][WIDE] = {};
         for (int i = 0; i < rows; i++) {
-            if (j == 0 && next) request<D>(next + static_cast<int64_t>(i) * D);
+            if (j == 0 && i < next.rows) request<D>(next.k + static_cast<int64_t>(i) * D);
             for (int w = 0; w < WIDE; w++) {
                 const Vec row = vector_of<VECS>(v + static_cast<int64_t>(i) * D + j * LANES, w);
                 for (int c = 0; c < BLOCK; c++) out[c][w] += row * score[c][i];
@@ -68,7 +75,7 @@ KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T
 }
 
 template <int D, typename T>
-KVB_INLINE void attend_piece(const Columns& columns, int64_t first, const T* k, const T* v, const T* next, int rows,
+KVB_INLINE void attend_piece(const Columns& columns, int64_t first, const T* k, const T* v, Ahead<T> next, int rows,
                              Partial* partial, float* acc) {
     int64_t seen[MAX_COLUMNS];
     for (int c = 0; c < columns.count; c++) seen[c] = columns.visible[c] - first;
@@ -84,7 +91,7 @@ KVB_INLINE void attend_piece(const Columns& columns, int64_t first, const T* k, 
 }
 
 template <typename T>
-void attend(int dim, const Columns& columns, int64_t first, const T* k, const T* v, const T* next, int rows,
+void attend(int dim, const Columns& columns, int64_t first, const T* k, const T* v, Ahead<T> next, int rows,
             Partial* partial, float* acc) {
     switch (dim) {
         case 16: return attend_piece<16>(columns, first, k, v, next, rows, partial, acc);
@@ -131,9 +138,15 @@ void run(const kvb::RaggedDecode* call) {
             const int64_t n = work.lane[p], first = (p - work.begin[n]) * PIECE;
             const int64_t length = call->length[call->segment[n]];
             const int64_t slot = static_cast<int64_t>(call->start[call->segment[n]]) + first, left = length - first;
-            const bool more = left > PIECE + PIECE && (p + 1) % chunk;  // the next piece is this thread's, and is full
-            const T* next = more ? k + (slot + PIECE) * dim : nullptr;
             const int rows = static_cast<int>(left < PIECE ? left : PIECE);
+            Ahead<T> next{nullptr, 0};
+            if ((p + 1) % chunk && p + 1 < work.pieces) {  // the next piece is this thread's
+                const int64_t m = work.lane[p + 1], from = (p + 1 - work.begin[m]) * PIECE;
+                const int32_t s = call->segment[m];
+                const int64_t rest = call->length[s] - from;
+                next.rows = static_cast<int>(rest < PIECE ? rest : PIECE);
+                next.k = k + (static_cast<int64_t>(call->start[s]) + from) * dim;
+            }
             for (int64_t begin = 0; begin < count; begin += MAX_COLUMNS) {
                 alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
                 Columns columns;
