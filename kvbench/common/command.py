@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
 
-from kvbench.common.text import one_line
+from kvbench.common.text import as_typed, one_line
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"  # read early: the run command sets it for Hydra
 _LIBRARY_ERRORS = {("yaml", "YAMLError"), ("omegaconf", "OmegaConfBaseException"), ("hydra", "HydraException")}
@@ -104,7 +104,7 @@ def message_of(error: BaseException) -> str:
 def say(text: str) -> None:
     """Print one line for the user on stderr; nothing happens when stderr is closed."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"kvbench: {one_line(text)}", file=sys.stderr, flush=True)
+        print(f"kvbench: {as_typed(one_line(text))}", file=sys.stderr, flush=True)
 
 
 def secure_streams() -> None:

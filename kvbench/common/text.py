@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
+_SETTING = re.compile(r"\b([A-Za-z_][\w.]*)=(None|True|False)\b")
+_TYPED = {"None": "null", "True": "true", "False": "false"}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (also those that turn the direction), half surrogates
 
 
@@ -22,6 +25,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return `text` in one printable line."""
     return " ".join(line.strip() for line in printable(text).splitlines() if line.strip())
+
+
+def as_typed(text: str) -> str:
+    """Return `text` with the values of settings as users type them: budget=null, where Python writes budget=None."""
+    return _SETTING.sub(lambda match: f"{match[1]}={_TYPED[match[2]]}", text)
 
 
 def _is_visible(character: str) -> bool:

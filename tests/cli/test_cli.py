@@ -47,6 +47,7 @@ def records(root: Path) -> dict[str, list[dict]]:
         (["paths.runs=x"], "kvbench: paths.runs=x: no such setting. Did you mean 'paths.outputs'?"),
         (["seed=abc"], "kvbench: seed=abc: Value 'abc'"),
         (["budget=1.5"], "kvbench: budget=1.5: a share must lie in (0, 1]"),
+        (["method=snapkv", "budget=null"], "kvbench: budget=null: give tokens"),
         (["method=kivi", "method.bits=3"], "kvbench: method.bits=3: must be 2, 4 or 8"),
         (["benchmark.depths=[120]"], "kvbench: benchmark.depths=120: give a whole number from 0 to 100"),
         (["model=local"], "kvbench: model.path"),
@@ -66,7 +67,7 @@ def records(root: Path) -> dict[str, list[dict]]:
     ],
 )
 def test_a_mistake_is_one_line(args, message, tmp_path):
-    """Also with an empty cache: nothing is fetched before the mistake is rows_by_run."""
+    """Also with an empty cache: nothing is fetched before the mistake is told."""
     done = kvbench(*args, cwd=tmp_path, KVBENCH_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 2
     assert done.stderr.startswith(message)
