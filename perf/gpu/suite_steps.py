@@ -72,7 +72,7 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
         Step("profile_pool", 60, _profile_pool(out, toy)),
         Step("sweep", 80, bench("sweep")),
         Step("check", 45, _check(toy), crew="checks", read=_cases),
-        Step("tests", 45 if workers else 150, _tests(toy, workers), crew="checks", read=_tested, good=_passed(toy)),
+        Step("tests", 90 if workers else 150, _tests(toy, workers), crew="checks", read=_tested, good=_passed(toy)),
         _sanitizer("memcheck", "memory", toy),
         _control(toy),
         *(_sanitizer(tool, "sanitizers", toy) for tool in SANITIZERS if tool != "memcheck"),
@@ -98,7 +98,7 @@ def _cases(output: str) -> dict[str, Any]:
 
 def _workers() -> int:
     """Return the number of processes for the tests; 0 without pytest-xdist. Most of a test's time is the CPU's."""
-    return 0 if importlib.util.find_spec("xdist") is None else min(8, os.cpu_count() or 1)
+    return 0 if importlib.util.find_spec("xdist") is None else min(12, os.cpu_count() or 1)
 
 
 def _tests(toy: bool, workers: int) -> list[str]:
@@ -107,8 +107,8 @@ def _tests(toy: bool, workers: int) -> list[str]:
     files = [str(file.relative_to(ROOT)) for file in marked]
     few = ["--collect-only"] if toy else ["-n", str(workers)] if workers else []
     # the project's own options ask for plugins that the machine may lack
-    how = ["-o", "addopts=--strict-markers", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    how += ["--continue-on-collection-errors"]
+    how = ["-o", "addopts=--strict-markers", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    how += ["--tb=short", "--durations=8", "--continue-on-collection-errors"]
     return [sys.executable, "-m", "pytest", "-m", "cuda", *how, *few, *files]
 
 

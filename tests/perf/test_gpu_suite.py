@@ -136,7 +136,7 @@ def test_the_tests_run_in_several_processes_where_xdist_is_installed(
     monkeypatch.setattr(suite_steps.importlib.util, "find_spec", lambda name: name if installed else None)
     monkeypatch.setattr(suite_steps.os, "cpu_count", lambda: 16)
     (tests,) = (step for step in suite_steps.steps(tmp_path, tmp_path / "records", False) if step.name == "tests")
-    assert ("-n 8" in " ".join(tests.command)) == installed and tests.share == (45 if installed else 150)
+    assert ("-n 12" in " ".join(tests.command)) == installed and tests.share == (90 if installed else 150)
     (toy,) = (step for step in suite_steps.steps(tmp_path, tmp_path / "records", True) if step.name == "tests")
     assert "-n" not in toy.command
 
