@@ -10,13 +10,15 @@ import functools
 import re
 import subprocess
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from kvbench_kernels import build, ops
 from kvbench_kernels.build import compilers
-from kvbench_kernels.ops import library
+from kvbench_kernels.ops import launch_decode, library
 from tests.helpers import kernels_cases
 from tests.helpers.kernels_cases import Case, appended, decode, make_case, problems, same_cache
 from tests.helpers.kernels_prefill import DIMS, DTYPES, draw, emulated, generator, needs_gxx, pick, shows, shuffled
@@ -211,3 +213,28 @@ def test_a_device_with_little_shared_memory_gets_the_kernels_for_few_columns():
     """So a bug in the others does not show."""
     planted()
     assert not shows(lambda: found(-1 - list(BUGS).index("queries of another panel")))
+
+
+@pytest.mark.parametrize(
+    ("group", "slots", "wide"), [(16, 2304, True), (16, 2296, False), (17, 1536, True), (8, 9000, False)]
+)
+def test_the_work_chooses_the_kernel(group: int, slots: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes on the emulator's 3 blocks: from 9216 pairs of a slot and a panel on, if there are several panels."""
+    calls: list[dict[str, int]] = []
+    call = library.Library.call
+
+    def noted(self: library.Library, *arguments: object, **fields: int) -> None:
+        calls.append(fields)
+        call(self, *arguments, **fields)
+
+    monkeypatch.setattr(library.Library, "call", noted)
+    k_RD = torch.zeros(2 * slots, 64).bfloat16()
+    start_S1, length_S, segment_N = torch.tensor([0, slots, 2 * slots]), torch.tensor([3, 5]), torch.tensor([0, 1])
+    arena = k_RD, k_RD, start_S1.int(), length_S.int(), segment_N.int()
+    q_BHTD, device = torch.zeros(1, 2 * group, 1, 64).bfloat16(), torch.device("cpu")
+    with ops.emulated(build.host()):
+        for context in (nullcontext(), launch_decode.always(not wide)):
+            with context:
+                out_BHTD, workspace = torch.empty_like(q_BHTD), ops.workspace(64, device)
+                torch.ops.kvb.ragged_decode(q_BHTD, *arena, 0.1, out_BHTD, workspace)
+    assert [fields["wide"] for fields in calls] == [wide, not wide and group > 8]
