@@ -20,6 +20,7 @@ from torch import Tensor
 from kvbench.cache.arena import Arena
 from kvbench.cache.handed_on import hand_on
 from kvbench.cache.held import HeldRow
+from kvbench.cache.leaving import copy_tokens, end_slots, into_holes, worth_least
 from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Quota
@@ -200,7 +201,9 @@ class PolicyGroup:
             return None
         cut = self.quota.cut()
         if not cut.steady:
-            self._remove(self._least(torch.tensor(cut.counts_BU, device=q_BHTD.device)), buffers)
+            self._remove(
+                worth_least(self.slots, self._worth(), torch.tensor(cut.counts_BU, device=q_BHTD.device)), buffers
+            )
         if not cut.steady or not cut.may_drop:
             return None
         assert s.limit_BU is not None
@@ -216,7 +219,7 @@ class PolicyGroup:
         assert cut.limit_BU is not None
         s.limit_BU = torch.from_numpy(cut.limit_BU)
         if not cut.steady:
-            self._remove(self._least(torch.from_numpy(cut.counts_BU)), buffers)
+            self._remove(worth_least(self.slots, self._worth(), torch.from_numpy(cut.counts_BU)), buffers)
             return None
         return self._backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
 
@@ -258,37 +261,18 @@ class PolicyGroup:
         column_BUT = self.length_BU[..., None] + torch.arange(-new, 0, device=self.length_BU.device)
         self._pins.append(ids_BT if ids_BT is None or self._place_B is None else ids_BT[self._place_B], column_BUT)
 
-    def _least(self, counts_BU: Tensor) -> Tensor:
-        """Return a mask of the tokens worth least, `counts_BU` of each head; of equals, the latest."""
-        s, worth_BUC = self.slots, self._worth()
-        # protected tokens are the last to leave, but empty slots do not leave at all
-        worth_BUC = worth_BUC.clamp(max=torch.finfo(worth_BUC.dtype).max).masked_fill(~s.live_BUC, torch.inf)
-        latest_BUC = s.pos_BUC.argsort(-1, descending=True)
-        order_BUC = latest_BUC.gather(-1, worth_BUC.gather(-1, latest_BUC).argsort(dim=-1, stable=True))
-        first_BUC = (self._columns_C < counts_BU[..., None]).expand_as(order_BUC)
-        return torch.zeros_like(s.live_BUC).scatter_(-1, order_BUC, first_BUC)
-
     def _remove(self, gone_BUC: Tensor, buffers: Buffers) -> None:
         """Remove any number of tokens from each head; slots past the new length move into the holes before it."""
-        s, columns_C = self.slots, self._columns_C
+        s = self.slots
         count_BU = gone_BUC.sum(-1)
         most = int(count_BU.max())
         if most == 0:
             return
         if self.policy.merges:
             self._hand_on(Leaving.of(gone_BUC, s.pos_BUC, s.live_BUC, most), buffers)
-        new_BU1 = (self.length_BU - count_BU)[..., None]
-        width = len(columns_C)
-        holes_BUC = gone_BUC & (columns_C < new_BU1)
-        movers_BUC = s.live_BUC & ~gone_BUC & (columns_C >= new_BU1)
-        hole_BUn, mover_BUn = (
-            torch.where(x_BUC, columns_C, width).sort(-1).values[..., :most] for x_BUC in (holes_BUC, movers_BUC)
-        )
-        last_BU1 = (self.length_BU - 1).clamp(min=0)[..., None]
-        moves_BUn = hole_BUn < width
-        self._move(buffers, torch.where(moves_BUn, hole_BUn, last_BU1), torch.where(moves_BUn, mover_BUn, last_BU1))
-        past_BUn = new_BU1 + torch.arange(most, device=columns_C.device)
-        self._shorten(buffers, count_BU, torch.minimum(past_BUn, last_BU1))
+        to_BUn, source_BUn, past_BUn = into_holes(gone_BUC, s.live_BUC, self.length_BU, count_BU, most)
+        self._move(buffers, to_BUn, source_BUn)
+        self._shorten(buffers, count_BU, past_BUn)
 
     def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
         """Add to tokens that stay what they take over of those that leave."""
@@ -313,19 +297,6 @@ class PolicyGroup:
         if self._turning is not None:
             self._turning.turn(self.slots, buffers, self.start_BU, self.length_BU, count_BU > 0)
         buffers.length_S.index_add_(0, self.index_N, -count_BU.flatten().to(buffers.length_S.dtype))
-
-
-def copy_tokens(to: Tensor, source: Tensor, buffers: Sequence[Tensor]) -> None:
-    """Copy rows of buffers to other rows. All are read before any is written."""
-    for x in buffers:
-        x.index_copy_(0, to, x.index_select(0, source))
-
-
-def end_slots(slot: Tensor, ends: Tensor, buffers: Buffers) -> None:
-    """Let queries see slots no more where `ends`, in arenas with a bias."""
-    if buffers.bias_R is not None:
-        bias = torch.where(ends, -torch.inf, buffers.bias_R[slot]).to(buffers.bias_R.dtype)
-        buffers.bias_R.index_copy_(0, slot, bias)
 
 
 def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import NewTokens
-from kvbench.cache.policy_group import PolicyGroup, copy_tokens, end_slots
+from kvbench.cache.leaving import copy_tokens, end_slots
+from kvbench.cache.policy_group import PolicyGroup
 from kvbench_kernels.backends import Buffers
 from kvbench_kernels.ops.host_rows import HostRows, Places
 
