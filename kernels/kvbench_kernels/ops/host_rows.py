@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvbench_kernels.ops.launch import gather_fields
 from kvbench_kernels.ops.library import Library
-from kvbench_kernels.ops.pointers import CPU_DTYPE, rows_of
+from kvbench_kernels.ops.pointers import CPU_DTYPE
 
 
 class Places(NamedTuple):
@@ -62,21 +63,8 @@ class HostRows:
         """
         assert keep_ST.dtype == torch.bool
         assert keep_ST.is_contiguous()
-        self._library.call(
-            "cpu_gather",
-            None,
-            k=rows_of(k_UTD),
-            v=rows_of(v_UTD),
-            keep=keep_ST.data_ptr(),
-            head=head_S.data_ptr(),
-            start=start_S1.data_ptr(),
-            k_to=k_RD.data_ptr(),
-            v_to=v_RD.data_ptr(),
-            tokens=keep_ST.shape[1],
-            dim=k_RD.shape[1],
-            segments=len(head_S),
-            dtype=CPU_DTYPE[k_RD.dtype],
-        )
+        fields = gather_fields(k_UTD, v_UTD, keep_ST, head_S, start_S1, k_RD, v_RD)
+        self._library.call("cpu_gather", None, **fields, dtype=CPU_DTYPE[k_RD.dtype])
 
     def append(self, places: Places, tokens: int) -> None:
         """Give the newest tokens of every head their positions and an empty state."""

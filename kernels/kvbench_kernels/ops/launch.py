@@ -7,6 +7,8 @@ Each function takes the library, the stream (None on the host) and the op's argu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -138,26 +140,26 @@ def select(
     return keep_UN, count_U
 
 
-def ragged_gather(
-    library: Library, stream: int | None, k_UTD: Tensor, v_UTD: Tensor, keep_ST: Tensor, head_S: Tensor,
-    start_S1: Tensor, k_RD: Tensor, v_RD: Tensor,
-) -> None:  # fmt: skip
-    _, tokens, dim = k_UTD.shape
-    library.call(
-        "ragged_gather",
-        stream,
-        k=rows_of(k_UTD),
-        v=rows_of(v_UTD),
-        keep=keep_ST.data_ptr(),
-        head=head_S.data_ptr(),
-        start=start_S1.data_ptr(),
-        k_to=k_RD.data_ptr(),
-        v_to=v_RD.data_ptr(),
-        tokens=tokens,
-        dim=dim,
-        segments=head_S.numel(),
-        dtype=DTYPE[k_RD.dtype],
-    )
+def ragged_gather(library: Library, stream: int | None, k_UTD: Tensor, *others: Tensor) -> None:
+    library.call("ragged_gather", stream, **gather_fields(k_UTD, *others), dtype=DTYPE[k_UTD.dtype])
+
+
+def gather_fields(
+    k_UTD: Tensor, v_UTD: Tensor, keep_ST: Tensor, head_S: Tensor, start_S1: Tensor, k_RD: Tensor, v_RD: Tensor
+) -> dict[str, Any]:
+    """Return the fields of a RaggedGather but for the dtype."""
+    return {
+        "k": rows_of(k_UTD),
+        "v": rows_of(v_UTD),
+        "keep": keep_ST.data_ptr(),
+        "head": head_S.data_ptr(),
+        "start": start_S1.data_ptr(),
+        "k_to": k_RD.data_ptr(),
+        "v_to": v_RD.data_ptr(),
+        "tokens": k_UTD.shape[1],
+        "dim": k_UTD.shape[2],
+        "segments": head_S.numel(),
+    }
 
 
 def ragged_relayout(
