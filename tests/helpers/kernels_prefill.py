@@ -39,6 +39,11 @@ def generator(offset: int) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + offset)
 
 
+def fixed_generator(offset: int) -> torch.Generator:
+    """Return the same random numbers in every run: whether a test sees a planted bug must not depend on the run."""
+    return torch.Generator().manual_seed(offset)
+
+
 def draw(g: torch.Generator, low: int, high: int) -> int:
     """Draw a whole number from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=g))
