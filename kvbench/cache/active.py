@@ -28,7 +28,8 @@ class ActiveRows:
         plain: indices of the segments of rows without a policy: one per row and KV head.
         lanes: the segments of all rows.
         groups: the rows with a policy, by policy.
-        steps: the slots of the groups that step together: of all whose steps need no host, and of each other group.
+        steps: the slots of the groups that step together: of those that may wait for the end of the step, of the others
+            that need no host, and of each that does.
     """
 
     rows: tuple[int, ...]
@@ -84,6 +85,8 @@ def activate(
         )
         for of_policy in places.values()
     ]
-    without_host = [group for group in groups if not group.needs_host]
-    together = [*([without_host] if without_host else []), *([group] for group in groups if group.needs_host)]
+    waiting = [group for group in groups if group.can_wait]
+    without_host = [group for group in groups if not group.can_wait and not group.needs_host]
+    alone = [[group] for group in groups if group.needs_host]
+    together = [of_groups for of_groups in (waiting, without_host, *alone) if of_groups]
     return ActiveRows(rows, plain, lanes, groups, [SharedSlots(of_groups, backend.host) for of_groups in together])

@@ -23,6 +23,7 @@ from kvbench.cache.host_work import HostWork
 from kvbench.cache.late_arena import PromptLengths, gather_unread
 from kvbench.cache.policy_group import PolicyGroup
 from kvbench.cache.quota import Counts as QuotaCounts
+from kvbench.cache.step_end import StepEnd
 from kvbench_kernels.backends import Backend
 
 
@@ -36,7 +37,9 @@ class ArenaLayer:
         num_layers: int,
         host_work: HostWork,
         lengths: PromptLengths | None = None,
+        step_end: StepEnd | None = None,
     ) -> None:
+        self._step_end = step_end or StepEnd()
         self._prompt_lengths = lengths or PromptLengths()
         self._backend, self._layer, self._num_layers, self._host_work = backend, layer, num_layers, host_work
         self._held: dict[int, HeldRow] = {}  # rows with a policy; those of active groups are out of date
@@ -106,7 +109,9 @@ class ArenaLayer:
             q_BHTD, k_BUTD, v_BUTD, buffers, active.lanes, scaling, self._lengths, settled
         )
         for slots in active.steps:
-            if not slots.needs_host:
+            if slots.can_wait:
+                self._step_end(self._layer, slots, q_BHTD, buffers, scaling, new)
+            elif not slots.needs_host:
                 slots.step(q_BHTD, buffers, scaling, new)
         if any(group.needs_host for group in active.groups):
             self._host_work(partial(active.step_on_host, q_BHTD, buffers, scaling, new))
@@ -154,6 +159,7 @@ class ArenaLayer:
     def release(self, rows: Sequence[int]) -> None:
         """Mark the slots of `rows` as free; lay out the arena again once half of its slots are free."""
         self._arenas.check()
+        self._step_end.finish()
         for group in self._groups:
             group.check()
         self._deactivate()
@@ -217,6 +223,8 @@ class ArenaLayer:
     def _deactivate(self) -> None:
         """Bring all counts up to date, and take the rows with policies out of their groups."""
         self._count()
+        if self._groups:
+            self._step_end.forget()
         for group in self._groups:
             self._held |= group.leave()
         self._active = None
@@ -228,6 +236,7 @@ class ArenaLayer:
 
     def _count(self) -> None:
         """Add the appended tokens to the lengths on the host."""
+        self._step_end.finish_layer(self._layer)
         if self._active is None or self._counted:
             return
         self._counted = True

@@ -216,7 +216,6 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
     device = row.keep_UN.device
     row.state_UN = torch.cat([row.state_UN, row.state_UN.new_zeros(heads, new)], 1)
     slots = Slots(
-        row.layer,
         torch.tensor([span], device=device),
         torch.tensor([seen], device=device),
         torch.arange(seen, device=device).expand(1, heads, -1),

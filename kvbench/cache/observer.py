@@ -51,12 +51,25 @@ class Observer:
             lanes = Lanes(self._index[first * heads : (first + together) * heads], segments, q_BHTD.device)
             self._observe(slots.rows(part), q_BHTD[part], lanes, buffers, scaling)
 
+    def weights(self, slots: Slots, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> Tensor:
+        """Return the attention [B, U, G, T, C] of the newest queries of the batch."""
+        own_BHTD = q_BHTD if self._place_B is None else q_BHTD[self._place_B]
+        return self._weights(slots, own_BHTD, self._lanes, buffers, scaling)
+
     def _observe(self, slots: Slots, q_BHTD: Tensor, lanes: Lanes, buffers: Buffers, scaling: float) -> None:
+        observe(self._policy, slots, self._weights(slots, q_BHTD, lanes, buffers, scaling))
+
+    def _weights(self, slots: Slots, q_BHTD: Tensor, lanes: Lanes, buffers: Buffers, scaling: float) -> Tensor:
         rows, heads, width = slots.pos_BUC.shape
         q_NGTD = q_BHTD.unflatten(1, (heads, -1)).flatten(0, 1)
         weights_NGTC = self._backend.weights(q_NGTD, buffers, lanes, scaling, width)
-        state_BUC = slots.state_BUC
-        self._policy.observe(slots, weights_NGTC.unflatten(0, (rows, -1)))
-        if slots.state_BUC is not state_BUC:  # a recorded step must find the state where it was
-            state_BUC.copy_(slots.state_BUC)
-            slots.state_BUC = state_BUC
+        return weights_NGTC.view(rows, heads, *weights_NGTC.shape[1:])
+
+
+def observe(policy: DecodePolicy, slots: Slots, weights_BUGTC: Tensor) -> None:
+    """Give a policy the attention of a step. It updates the state of its tokens, which stays where it is."""
+    state_BUC = slots.state_BUC
+    policy.observe(slots, weights_BUGTC)
+    if slots.state_BUC is not state_BUC:  # a recorded step must find the state where it was
+        state_BUC.copy_(slots.state_BUC)
+        slots.state_BUC = state_BUC

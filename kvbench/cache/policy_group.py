@@ -23,7 +23,7 @@ from kvbench.cache.held import HeldRow
 from kvbench.cache.leaving import copy_tokens, end_slots, into_holes, worth_least
 from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
-from kvbench.cache.quota import Quota
+from kvbench.cache.quota import Cut, Quota
 from kvbench.cache.turned import TurningKeys, TurningSlots
 from kvbench.methods.sharing import Leaving
 from kvbench.methods.slots import Slots, head_draws
@@ -59,7 +59,7 @@ class PolicyGroup:
         backend: Backend,
     ) -> None:
         self.rows, held = [i for i, _ in rows], [row for _, row in rows]
-        self._states, self._layer, self._backend = held, layer, backend
+        self._states, self._layer, self.backend = held, layer, backend
         self.policy = held[0].decoding.policy
         device = arena.buffers.k_RD.device
         self.index = [index for of_row in segments for index in of_row]
@@ -82,7 +82,6 @@ class PolicyGroup:
         pins = [row.pins for row in held if row.pins is not None]
         self._pins = Pins(pins, width, device) if pins else None
         self.slots = Slots(
-            layer,
             torch.tensor([row.span for row in held], dtype=torch.int32, device=device),
             torch.tensor([row.seen for row in held], dtype=torch.int32, device=device),
             _stacked([row.pos_UC for row in held], width),
@@ -177,10 +176,37 @@ class PolicyGroup:
         """Return True if the next step of one token is work for the device alone, or is done by the host each time."""
         return not self.lacks_room(1) and (self.needs_host or self.quota.next_is_steady())
 
+    @property
+    def can_wait(self) -> bool:
+        """True if the policy may act at the end of a step, with its rows in other layers."""
+        return self._by_host and self.quota.has_limit and not self.follows_moves
+
+    def observes(self, cut: Cut) -> bool:
+        """Return True if the policy needs the attention of a step after which these tokens leave."""
+        return self.policy.reads != "nothing" and (cut.leaves or self.policy.remembers)
+
+    def weights(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> Tensor:
+        """Return the attention [B, U, G, T, C] of the newest queries of the batch to the rows."""
+        return self._observer.weights(self.slots, q_BHTD, buffers, scaling)
+
+    def move_to(self, length_BU: Tensor, seen_B: Tensor, of_tokens: Sequence[Tensor]) -> None:
+        """Let what the policy knows lie in other tensors: lengths, tokens seen, and pos, state, live [B, U, C]."""
+        s, columns = self.slots, self.slots.pos_BUC.shape[2]
+        length_BU.copy_(self.length_BU)
+        seen_B.copy_(s.seen_B)
+        for to_BUC, x_BUC in zip(of_tokens, (s.pos_BUC, s.state_BUC, s.live_BUC), strict=True):
+            to_BUC[..., :columns] = x_BUC
+        self.length_BU, s.seen_B = length_BU, seen_B
+        s.pos_BUC, s.state_BUC, s.live_BUC = of_tokens
+        self._columns_C = torch.arange(s.pos_BUC.shape[2], dtype=torch.int32, device=s.pos_BUC.device)
+
     def act(
-        self, q_BHTD: Tensor, buffers: Buffers, scaling: float, ids_BT: Tensor | None
+        self, q_BHTD: Tensor, buffers: Buffers, scaling: float, ids_BT: Tensor | None, cut: Cut | None = None
     ) -> tuple[Tensor, Tensor] | None:
         """Let the policy act after the attention of a step, whose tokens have slots already.
+
+        Args:
+            cut: what leaves, if `quota` has counted it already.
 
         Returns:
             The columns [B, U] of the tokens worth least, and the limits [B, U], if a token leaves each head that is
@@ -190,7 +216,7 @@ class PolicyGroup:
         if self._pins is not None:
             self._pin(q_BHTD.shape[2], ids_BT)
         if self._by_host and self.quota.has_limit:  # nothing is recorded, and the host knows what leaves
-            return self._act_on_host(q_BHTD, buffers, scaling)
+            return self._act_on_host(q_BHTD, buffers, scaling, cut or self.quota.cut())
         self._observer(s, q_BHTD, buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
         s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
@@ -207,12 +233,12 @@ class PolicyGroup:
         if not cut.steady or not cut.may_drop:
             return None
         assert s.limit_BU is not None
-        return self._backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
+        return self.backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
 
-    def _act_on_host(self, q_BHTD: Tensor, buffers: Buffers, scaling: float) -> tuple[Tensor, Tensor] | None:
+    def _act_on_host(self, q_BHTD: Tensor, buffers: Buffers, scaling: float, cut: Cut) -> tuple[Tensor, Tensor] | None:
         """Do what `act` does with the limits that the host has counted. Skip what changes nothing."""
-        s, cut = self.slots, self.quota.cut()
-        if cut.leaves or self.policy.remembers:
+        s = self.slots
+        if self.observes(cut):
             self._observer(s, q_BHTD, buffers, scaling)
         if not cut.leaves:
             return None
@@ -221,7 +247,7 @@ class PolicyGroup:
         if not cut.steady:
             self._remove(worth_least(self.slots, self._worth(), torch.from_numpy(cut.counts_BU)), buffers)
             return None
-        return self._backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
+        return self.backend.least(self._worth(), s.pos_BUC, self.length_BU), s.limit_BU
 
     def hand_on_one(self, column_BU: Tensor, due_BU: Tensor, buffers: Buffers) -> None:
         """Let tokens that stay take over something of those in these columns, before they leave heads where due."""
@@ -276,7 +302,7 @@ class PolicyGroup:
 
     def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
         """Add to tokens that stay what they take over of those that leave."""
-        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU, self._backend.host)
+        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU, self.backend.host)
 
     def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
         """Copy tokens from slots to slots of the same head."""

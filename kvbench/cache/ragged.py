@@ -20,6 +20,7 @@ from kvbench.cache.forms import Form, FormRows, OwnRows, attend_by_form, by_form
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.late_arena import PromptLengths
 from kvbench.cache.looking import LookRows
+from kvbench.cache.step_end import StepEnd
 from kvbench.methods.decoding import Decoding
 from kvbench.methods.fitting import state_bytes
 from kvbench_kernels.backends import Backend, make_backend
@@ -38,8 +39,8 @@ class RaggedCache:
         chosen = make_backend("torch") if backend is None else backend
         self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
         self.host_work = HostWork()
-        lengths = PromptLengths()
-        self._layers = [ArenaLayer(chosen, layer, num_layers, self.host_work, lengths) for layer in range(num_layers)]
+        shared = self.host_work, PromptLengths(), StepEnd()
+        self._layers = [ArenaLayer(chosen, layer, num_layers, *shared) for layer in range(num_layers)]
         self._encoded: list[dict[Form, OwnRows]] = [{} for _ in range(num_layers)]
         self._form_of: list[dict[int, Form]] = [{} for _ in range(num_layers)]
         self._dtype, self._dim = torch.float32, 0  # of keys and values

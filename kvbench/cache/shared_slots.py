@@ -16,6 +16,7 @@ from torch import Tensor
 from kvbench.cache.base import NewTokens
 from kvbench.cache.leaving import copy_tokens, end_slots
 from kvbench.cache.policy_group import PolicyGroup
+from kvbench.cache.quota import Cut
 from kvbench_kernels.backends import Buffers
 from kvbench_kernels.ops.host_rows import HostRows, Places
 
@@ -29,13 +30,13 @@ class SharedSlots:
     """
 
     def __init__(self, groups: Sequence[PolicyGroup], host: HostRows | None = None) -> None:
-        self.groups, self._host = groups, host
+        self.groups, self.host = groups, host
         slots = [group.slots for group in groups]
         self._pos_X, self._state_X, self._live_X, self._seen_Y = (
             _joined(slots, name) for name in ("pos_BUC", "state_BUC", "live_BUC", "seen_B")
         )
         heads, device = groups[0].length_BU.shape[1], self._pos_X.device
-        self._length_YU = _joined(groups, "length_BU").view(-1, heads)
+        self.length_YU = _joined(groups, "length_BU").view(-1, heads)
         self._start_YU = torch.cat([group.start_BU for group in groups])
         self._buffer_Y1 = torch.cat([group.buffer_B1 for group in groups])
         self._index_N = torch.cat([group.index_N for group in groups])
@@ -43,44 +44,72 @@ class SharedSlots:
         first = torch.tensor([0, *widths[:-1]], device=device).cumsum(0)
         self._first_YU = first.view(-1, heads)  # the place of column 0 among the slots of all groups
         self._places = Places(
-            self._pos_X, self._state_X, self._live_X, self._length_YU, self._seen_Y, self._first_YU.contiguous()
+            self._pos_X, self._state_X, self._live_X, self.length_YU, self._seen_Y, self._first_YU.contiguous()
         )
         rows = [len(s.pos_BUC) for s in slots]
-        self._parts = [slice(sum(rows[:i]), sum(rows[: i + 1])) for i in range(len(rows))]
+        self.parts = [slice(sum(rows[:i]), sum(rows[: i + 1])) for i in range(len(rows))]
 
     @property
     def needs_host(self) -> bool:
         """True if `step` waits for the device in every step."""
         return any(group.needs_host for group in self.groups)
 
-    def step(self, q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None = None) -> None:
-        """Let the policies act after the attention of a step whose tokens `quota` counts already."""
+    @property
+    def can_wait(self) -> bool:
+        """True if the policies may act at the end of a step, with those of other layers."""
+        return self.host is not None and all(group.can_wait for group in self.groups)
+
+    def move_to(self, places: Places, of_groups: Sequence[Sequence[Tensor]]) -> None:
+        """Let positions, states and counts lie in other buffers, of which each group has views."""
+        for group, part, of_tokens in zip(self.groups, self.parts, of_groups, strict=True):
+            group.move_to(places.length_YU[part], places.seen_Y[part], of_tokens)
+        self._places = places
+        self._pos_X, self._state_X, self._live_X, self.length_YU, self._seen_Y, self._first_YU = places
+
+    def step(
+        self,
+        q_BHTD: Tensor,
+        buffers: Buffers,
+        scaling: float,
+        new: NewTokens | None = None,
+        cuts: Sequence[Cut] | None = None,
+    ) -> None:
+        """Let the policies act after the attention of a step whose tokens `quota` counts already.
+
+        Args:
+            cuts: what leaves each group, if `quota` has counted that already, too.
+        """
         self._append(q_BHTD.shape[2])
-        dropped = [group.act(q_BHTD, buffers, scaling, None if new is None else new.ids_BT) for group in self.groups]
-        parts = zip(self.groups, self._parts, dropped, strict=True)
+        ids_BT = None if new is None else new.ids_BT
+        of_groups: Sequence[Cut | None] = cuts or [None for _ in self.groups]
+        dropped = [
+            group.act(q_BHTD, buffers, scaling, ids_BT, cut) for group, cut in zip(self.groups, of_groups, strict=True)
+        ]
+        parts = zip(self.groups, self.parts, dropped, strict=True)
         dropping = [(group, part) for group, part, drop in parts if drop is not None]
         if dropping:
             # with its length as its limit, a head keeps all of its tokens
             idle = [(group.length_BU, group.length_BU) for group in self.groups]
             drops = [keep if drop is None else drop for keep, drop in zip(idle, dropped, strict=True)]
             column_YU, limit_YU = (torch.cat(xs) for xs in zip(*drops, strict=True))
-            if self._host is None or any(group.follows_moves for group, _ in dropping):
-                self._drop_one(column_YU, self._length_YU > limit_YU + self._buffer_Y1, dropping, buffers)
+            if self.host is None or any(group.follows_moves for group, _ in dropping):
+                self._drop_one(column_YU, self.length_YU > limit_YU + self._buffer_Y1, dropping, buffers)
             else:
-                self._drop_on_host(self._host, column_YU, limit_YU, dropping, buffers)
+                self._hand_on(column_YU, limit_YU, dropping, buffers)
+                self.drop(column_YU, limit_YU, buffers)
 
     def _append(self, new: int) -> None:
         """Give new tokens their positions and an empty state."""
-        if self._host is not None:
-            self._host.append(self._places, new)
+        if self.host is not None:
+            self.host.append(self._places, new)
             return
         ahead_T = torch.arange(new, device=self._pos_X.device)
-        place_X = ((self._first_YU + self._length_YU)[..., None] + ahead_T).flatten()
+        place_X = ((self._first_YU + self.length_YU)[..., None] + ahead_T).flatten()
         position_YT = self._seen_Y[:, None] + ahead_T.int()
-        self._pos_X.index_copy_(0, place_X, position_YT.repeat_interleave(self._length_YU.shape[1], 0).flatten())
+        self._pos_X.index_copy_(0, place_X, position_YT.repeat_interleave(self.length_YU.shape[1], 0).flatten())
         self._state_X.index_fill_(0, place_X, 0.0)
         self._live_X.index_fill_(0, place_X, True)
-        self._length_YU += new
+        self.length_YU += new
         self._seen_Y += new
 
     def _drop_one(
@@ -91,7 +120,7 @@ class SharedSlots:
         Args:
             dropping: the groups whose heads may be due, with their rows.
         """
-        last_YU = self._length_YU - 1  # not negative, after an append
+        last_YU = self.length_YU - 1  # not negative, after an append
         column_YU = torch.where(due_YU, column_YU, last_YU)
         for group, part in dropping:
             group.hand_on_one(column_YU[part], due_YU[part], buffers)
@@ -100,26 +129,25 @@ class SharedSlots:
         place = (self._first_YU + last_YU).flatten()
         copy_tokens((self._first_YU + column_YU).flatten(), place, (self._pos_X, self._state_X))
         self._live_X.index_copy_(0, place, ~due)
-        self._length_YU -= due_YU.long()
+        self.length_YU -= due_YU.long()
         end_slots(slot, due, buffers)
         buffers.length_S.index_add_(0, self._index_N, -due.to(buffers.length_S.dtype))
         for group, part in dropping:
             group.after_one(column_YU[part], last_YU[part], due_YU[part], buffers)
 
-    def _drop_on_host(
-        self,
-        host: HostRows,
-        column_YU: Tensor,
-        limit_YU: Tensor,
-        dropping: Sequence[tuple[PolicyGroup, slice]],
-        buffers: Buffers,
+    def _hand_on(
+        self, column_YU: Tensor, limit_YU: Tensor, dropping: Sequence[tuple[PolicyGroup, slice]], buffers: Buffers
     ) -> None:
-        """Drop a token from heads above their limit, on a CPU."""
+        """Let tokens that stay take over something of those that leave heads above their limit."""
         for group, part in dropping:
             if group.policy.merges:
-                due_BU = self._length_YU[part] > limit_YU[part] + self._buffer_Y1[part]
-                group.hand_on_one(torch.where(due_BU, column_YU[part], self._length_YU[part] - 1), due_BU, buffers)
-        host.drop(
+                due_BU = self.length_YU[part] > limit_YU[part] + self._buffer_Y1[part]
+                group.hand_on_one(torch.where(due_BU, column_YU[part], self.length_YU[part] - 1), due_BU, buffers)
+
+    def drop(self, column_YU: Tensor, limit_YU: Tensor, buffers: Buffers) -> None:
+        """Drop a token from heads above their limit, on a CPU."""
+        assert self.host is not None
+        self.host.drop(
             self._places,
             buffers.k_RD,
             buffers.v_RD,

@@ -1,4 +1,4 @@
-"""The slots of a layer as a decode policy sees them: those of all rows of the policy at once.
+"""The slots of a layer, or of several, as a decode policy sees them: those of all rows of the policy at once.
 
 Shape suffixes: B rows of one policy, U KV heads, G query heads per KV head, C slots (padded to the longest head),
 T new tokens of a step, N slots to draw for, X numbers of a plan.
@@ -20,7 +20,9 @@ _LATER = 2**30  # a position that no token has
 
 @dataclass
 class Slots:
-    """The slots of all rows of one policy in one layer. A head's slots are in no order.
+    """The slots of all rows of one policy. A head's slots are in no order.
+
+    A row is that of one layer. The rows of several layers may be given at once, so nothing may depend on the others.
 
     Attributes:
         span_B: int32, tokens of the compressed prompt.
@@ -35,7 +37,6 @@ class Slots:
         pinned_BUC: True for tokens that never leave, whatever `drop` returns; None without a plan.
     """
 
-    layer: int
     span_B: Tensor
     seen_B: Tensor
     pos_BUC: Tensor
@@ -48,19 +49,18 @@ class Slots:
     pinned_BUC: Tensor | None = None
 
     @classmethod
-    def whole(cls, layer: int, span: int, state_UC: Tensor) -> Slots:
+    def whole(cls, span: int, state_UC: Tensor) -> Slots:
         """Return the slots of a row that has seen the first C tokens of a prompt of `span` and still holds them all."""
         (heads, seen), device = state_UC.shape, state_UC.device
         pos_UC = torch.arange(seen, dtype=torch.int32, device=device).expand(heads, seen)
         span_1, seen_1 = (torch.tensor([tokens], dtype=torch.int32, device=device) for tokens in (span, seen))
         live_UC = torch.ones_like(state_UC, dtype=torch.bool)
-        return cls(layer, span_1, seen_1, pos_UC[None], live_UC[None], state_UC[None], aligned=True)
+        return cls(span_1, seen_1, pos_UC[None], live_UC[None], state_UC[None], aligned=True)
 
     def rows(self, part: slice) -> Slots:
         """Return a view of some of the rows."""
         limit_BU = None if self.limit_BU is None else self.limit_BU[part]
         return Slots(
-            self.layer,
             self.span_B[part],
             self.seen_B[part],
             self.pos_BUC[part],

@@ -34,7 +34,6 @@ class Holding:
         base_11, steps_11, span_11 = numbers
         limit = self.policy.limit(base_11, steps_11, 0, span_11)
         slots = Slots(
-            0,
             torch.tensor([self.span]),
             torch.tensor([self.seen]),
             torch.tensor([[self.kept]]),

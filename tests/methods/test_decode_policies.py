@@ -229,7 +229,7 @@ def test_only_a_policy_that_remembers_depends_on_earlier_states(policy: DecodePo
     generator, states = torch.Generator().manual_seed(0), []
     weights_BUGTC = torch.rand(1, 2, 3, 1, 9, generator=generator).softmax(-1)
     for earlier in (0.0, 50.0):
-        slots = Slots.whole(0, 9, torch.full((2, 9), earlier))
+        slots = Slots.whole(9, torch.full((2, 9), earlier))
         policy.observe(slots, weights_BUGTC)
         states.append(slots.state_BUC)
     assert policy.remembers is not torch.equal(*states)

@@ -38,7 +38,7 @@ def query_by_query(policy: DecodePolicy, ctx: LayerContext) -> Tensor:
     """Return the state [U, T] of a policy that has seen every token of the prompt as a decode step."""
     attention_UGTT, state_UT = ctx.window_attention(TOKENS), torch.zeros(2, TOKENS)
     for seen in range(1, TOKENS + 1):
-        slots = Slots.whole(0, TOKENS, state_UT[:, :seen])
+        slots = Slots.whole(TOKENS, state_UT[:, :seen])
         policy.observe(slots, attention_UGTT[None, :, :, seen - 1 : seen, :seen])
     return state_UT
 
@@ -78,7 +78,7 @@ def test_what_the_policy_would_drop_after_the_prompt_does_not_stay(
     ctx: LayerContext, history: int, recent: int
 ) -> None:
     policy = DropLongMinor(history, recent)
-    gone_UT = policy.drop(Slots.whole(0, TOKENS, query_by_query(policy, ctx)))[0]
+    gone_UT = policy.drop(Slots.whole(TOKENS, query_by_query(policy, ctx)))[0]
     assert torch.equal(Undropped(policy)(ctx, None, None, Protected(0, 0)), ~gone_UT)
     assert bool(gone_UT.any()) == (history < TOKENS and recent < TOKENS)
 

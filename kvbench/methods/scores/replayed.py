@@ -37,7 +37,7 @@ class Replayed(Score):
         state_UT = torch.zeros(ctx.k.shape[:2], device=ctx.k.device)
         asks = ctx.num_tokens if self.policy.asks is None else self.policy.asks
         for _, end, attention_UGQT in ctx.rows(max(0, ctx.num_tokens - asks)):
-            slots = Slots.whole(ctx.layer, ctx.num_tokens, state_UT[:, :end])
+            slots = Slots.whole(ctx.num_tokens, state_UT[:, :end])
             self.policy.observe(slots, attention_UGQT[None])
             state_UT[:, :end] = slots.state_BUC[0]
         return state_UT

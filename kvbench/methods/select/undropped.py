@@ -45,7 +45,7 @@ class Undropped(Select):
         self, ctx: LayerContext, candidates: Candidates | None, budget: HeadBudget | None, protected: Protected
     ) -> Tensor:
         """Return the keep mask [U, T]."""
-        slots = Slots.whole(ctx.layer, ctx.num_tokens, torch.zeros(ctx.k.shape[:2], device=ctx.k.device))
+        slots = Slots.whole(ctx.num_tokens, torch.zeros(ctx.k.shape[:2], device=ctx.k.device))
         score_UT = None if self.policy.score is None else ctx.score(self.policy.score)
         start = Start(ctx.layer, ctx.num_layers, ctx.num_tokens, slots.pos_BUC[0], slots.live_BUC[0], score_UT)
         slots.state_BUC = self.policy.begin(start)[None]
