@@ -1,4 +1,4 @@
-"""Shared by the tests of score, select and gather: the emulated build, poisoned memory, random threads, planted bugs.
+"""Shared by the tests of kernels: random numbers, the emulated build, poisoned memory, random threads, planted bugs.
 
 Shape suffixes as in kvbench_kernels.ops.reference.
 """

@@ -5,7 +5,6 @@ Shape suffixes as in kvbench_kernels.backends.base; P query positions of all seq
 
 from __future__ import annotations
 
-import random
 import sys
 import types
 
@@ -19,9 +18,9 @@ from kvbench_kernels.backends.base import Backend
 from kvbench_kernels.backends.flash import FlashBackend
 from kvbench_kernels.backends.slab import Slab
 from kvbench_kernels.ops import reference
+from tests.helpers.kernels_prefill import generator
 
 CPU = torch.device("cpu")
-SEED = random.randrange(2**31)
 ROWS, KV_HEADS, GROUP, DIM, SCALING = 3, 2, 4, 64, 0.125
 needs_gxx = pytest.mark.gxx
 
@@ -45,7 +44,7 @@ class World:
     """An arena of all rows' segments in slabs of equal capacity, and its twin in double precision."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, room: int = 12) -> None:
-        g = torch.Generator().manual_seed(SEED)
+        g = generator(0)
         self.total = ROWS * KV_HEADS
         lengths = torch.randint(1, 150, (self.total,), generator=g).sort(descending=True).values.tolist()
         capacities = [-(-(length + room) // 8) * 8 for length in lengths]

@@ -5,17 +5,15 @@ What the emulated kernels compute is tested op by op in the other files; here, t
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from torch import Tensor
 
 from kvbench_kernels import build, ops, parity
 from kvbench_kernels.ops import reference
+from tests.helpers.kernels_prefill import SEED, generator
 
 CPU = torch.device("cpu")
-SEED = random.randrange(2**31)
 CASES = list(parity.cases(large=False))
 ONE_OF_EACH = list({case.op: case for case in reversed(CASES)}.values())
 needs_gxx = pytest.mark.gxx
@@ -27,7 +25,7 @@ def name(case: parity.Case) -> str:
 
 def good(op: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, object]:
     """Return arguments that the op accepts, by name, in its order."""
-    g = torch.Generator().manual_seed(SEED)
+    g = generator(0)
     result = parity.arena(g, 6, 64, 40, 3, dtype)
     k_RD, v_RD, start_S1, length_S, segment_N = result.on(CPU, dtype)
     q, k, v = (torch.randn(2, heads, 3, 64, generator=g).to(dtype) for heads in (6, 3, 3))
@@ -103,14 +101,14 @@ def call(op: str, arguments: dict[str, object]) -> object:
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_the_reference_agrees_with_itself_in_double_precision(case):
     """These are the cases for a GPU. The reference in float32 on the CPU stays within the bounds of the kernels."""
-    assert case.run(CPU, SEED) <= case.bound
+    assert case.run(CPU, SEED) <= case.bound, f"KVBENCH_SEED={SEED}"
 
 
 @needs_gxx
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=name)
 def test_the_ops_reach_the_kernels(case):
     with ops.emulated(build.host()):
-        assert case.run(CPU, SEED) <= case.bound
+        assert case.run(CPU, SEED) <= case.bound, f"KVBENCH_SEED={SEED}"
 
 
 @needs_gxx
@@ -291,7 +289,7 @@ def test_rows_copies_only_what_the_kernels_cannot_read():
 @pytest.mark.cuda
 @pytest.mark.parametrize("case", list(parity.cases(large=True)), ids=name)
 def test_the_kernels_on_the_gpu(case):
-    assert case.run(torch.device("cuda"), SEED) <= case.bound
+    assert case.run(torch.device("cuda"), SEED) <= case.bound, f"KVBENCH_SEED={SEED}"
 
 
 @pytest.mark.cuda

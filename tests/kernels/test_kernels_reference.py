@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 
 import pytest
@@ -25,18 +24,7 @@ from kvbench.methods.scores.window_attention import WindowAttention
 from kvbench.methods.select.top_k import TopK
 from kvbench_kernels.ops import reference as ops
 from kvbench_kernels.ops.apportion import apportion
-
-SEED = random.Random(os.environ.get("KVBENCH_SEED")).randrange(2**31)
-
-
-def generator(offset: int) -> torch.Generator:
-    print(f"KVBENCH_SEED gives {SEED} + {offset}")  # pytest shows it on failure
-    return torch.Generator().manual_seed(SEED + offset)
-
-
-def draw(g: torch.Generator, low: int, high: int) -> int:
-    """Draw a whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=g))
+from tests.helpers.kernels_prefill import SEED, draw, generator
 
 
 def dot(a_D: Tensor, b_D: Tensor) -> float:
@@ -181,6 +169,7 @@ def test_select_is_that_of_the_methods(offset: int, scope: str) -> None:
 
 @pytest.mark.parametrize("offset", range(200))
 def test_apportion_is_that_of_the_methods(offset: int) -> None:
+    print(f"KVBENCH_SEED={SEED} draws the same again")
     rng = random.Random(SEED + offset)
     heads, limit = rng.randint(1, 12), rng.randint(0, 50)
     total = rng.randint(0, heads * limit)

@@ -7,10 +7,11 @@ belong to no lane, and queries are transposed views.
 |---|---|
 | table.py | the list of all cases |
 | decoding.py, prompts.py, steps.py | the comparison of each op |
+| rounded.py | the small ops in double precision, with the roundings to 16 bits in between |
 | inputs.py | random inputs, bounds, and errors of results |
 """
 
-from kvbench_kernels.parity.inputs import BOUND, arena, error
+from kvbench_kernels.parity.inputs import BOUND, arena, bound_of, error
 from kvbench_kernels.parity.table import Case, cases
 
-__all__ = ["BOUND", "Case", "arena", "cases", "error"]
+__all__ = ["BOUND", "Case", "arena", "bound_of", "cases", "error"]

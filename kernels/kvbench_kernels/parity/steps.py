@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from kvbench_kernels.ops import reference
 from kvbench_kernels.parity.inputs import error, normal, same, wider
+from kvbench_kernels.parity.rounded import rms_norm, rounded, turned
+from kvbench_kernels.parity.rounded import silu_mul as rounded_silu_mul
 
 
 def add_rms_norm(device: torch.device, seed: int, dtype: torch.dtype, size: int, added: bool) -> float:
@@ -18,8 +19,9 @@ def add_rms_norm(device: torch.device, seed: int, dtype: torch.dtype, size: int,
     stream = wider(residual_NC, device, dtype)
     other = wider(x_NC, device, dtype) if added else None
     out = torch.ops.kvb.add_rms_norm(stream, other, weight_C.to(device, dtype), 1e-5)
-    exact = reference.add_rms_norm(residual_NC, x_NC if added else None, weight_C, 1e-5)
-    return max(error(out, exact), error(stream, residual_NC))
+    sum_NC = rounded(residual_NC + x_NC, dtype) if added else residual_NC
+    exact = rms_norm(sum_NC, weight_C, 1e-5, dtype)
+    return error(out, exact) if same(stream, sum_NC) else math.inf
 
 
 def rope(device: torch.device, seed: int, dtype: torch.dtype, dim: int, normed: bool) -> float:
@@ -31,8 +33,9 @@ def rope(device: torch.device, seed: int, dtype: torch.dtype, dim: int, normed: 
     actual = both_NHD.to(device, dtype, copy=True)
     on_device = [None if x is None else x.to(device, dtype) for x in (cos_ND, sin_ND, q_weight, k_weight)]
     torch.ops.kvb.rope(actual[:, :6], actual[:, 6:8], *on_device, 1e-6)
-    reference.rope(both_NHD[:, :6], both_NHD[:, 6:8], cos_ND, sin_ND, q_weight, k_weight, 1e-6)
-    return error(actual, both_NHD) if same(actual[:, 8:], both_NHD[:, 8:]) else math.inf
+    parts = zip(both_NHD.split((6, 2, 1), dim=1), (q_weight, k_weight), strict=False)
+    exact_NHD = torch.cat([turned(x_NHD, cos_ND, sin_ND, weight, 1e-6, dtype) for x_NHD, weight in parts], dim=1)
+    return error(actual[:, :8], exact_NHD) if same(actual[:, 8:], both_NHD[:, 8:]) else math.inf
 
 
 def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> float:
@@ -40,7 +43,7 @@ def silu_mul(device: torch.device, seed: int, dtype: torch.dtype, size: int) -> 
     g = torch.Generator().manual_seed(seed)
     both_NF = 4 * normal(g, 3, 2 * size, dtype=dtype)
     gate_NF, up_NF = both_NF.to(device, dtype).chunk(2, dim=1)
-    return error(torch.ops.kvb.silu_mul(gate_NF, up_NF), reference.silu_mul(*both_NF.chunk(2, dim=1)))
+    return error(torch.ops.kvb.silu_mul(gate_NF, up_NF), rounded_silu_mul(both_NF, dtype))
 
 
 def linear(
@@ -61,11 +64,11 @@ def linear(
     if "D" in how:
         dim = int(how.partition("D")[2].split()[0])
         cos_ND, sin_ND = (normal(g, tokens, dim, dtype=dtype).clamp(-1, 1) for _ in range(2))
-        heads, exact = outputs // dim - 1, exact.to(dtype).double()
-        turned_NHD = exact[:, : heads * dim].unflatten(1, (heads, dim))
-        reference.rope(turned_NHD, turned_NHD[:, :0], cos_ND, sin_ND, None, None, 0.0)
+        heads, exact = outputs // dim - 1, rounded(exact, dtype)
+        head_NHD = exact[:, : heads * dim].unflatten(1, (heads, dim))
+        head_NHD.copy_(turned(head_NHD, cos_ND, sin_ND, None, 0.0, dtype))
         turn = (x.to(device, dtype) for x in (cos_ND, sin_ND))
         return error(torch.ops.kvb.linear_rope(*arguments[:3], *turn, heads, "early" in how), exact)
     if "gated" in how:
-        exact = reference.silu_mul(*exact.to(dtype).double().chunk(2, dim=1))
+        exact = rounded_silu_mul(rounded(exact, dtype), dtype)
     return error(torch.ops.kvb.linear(*arguments, "early" in how), exact)

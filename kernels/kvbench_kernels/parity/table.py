@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from kvbench_kernels.parity import decoding, prompts, steps
-from kvbench_kernels.parity.inputs import BOUND, SCORE_BOUND, name_of
+from kvbench_kernels.parity.inputs import BOUND, SCORE_BOUND, bound_of, name_of
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,8 @@ def cases(large: bool) -> Iterator[Case]:
         for size in (8, 264, 4096, 9000):
             for added in (False, True):
                 title = f"{name} C{size}{' added' if added else ''}"
-                yield Case(
-                    "add_rms_norm",
-                    title,
-                    BOUND[dtype],
-                    partial(steps.add_rms_norm, dtype=dtype, size=size, added=added),
-                )
+                run = partial(steps.add_rms_norm, dtype=dtype, size=size, added=added)
+                yield Case("add_rms_norm", title, bound_of(dtype, 3 * size), run)
         for dim in (16, 64, 80, 128, 256):
             for normed in (False, True):
                 title = f"{name} D{dim}{' normed' if normed else ''}"
@@ -100,8 +96,8 @@ def cases(large: bool) -> Iterator[Case]:
 def _linear_case(dtype: torch.dtype, tokens: int, inputs: int, outputs: int, how: str) -> Case:
     run = partial(steps.linear, dtype=dtype, tokens=tokens, inputs=inputs, outputs=outputs, how=how)
     title = f"{name_of(dtype)} N{tokens} C{inputs} O{outputs} {how}".rstrip()
-    few = 2 if tokens * outputs < 64 else 1  # one that is rounded the other way counts for more
-    return Case("linear_rope" if "D" in how else "linear", title, few * BOUND[dtype], run)
+    numbers = tokens * outputs // (2 if "gated" in how else 1)
+    return Case("linear_rope" if "D" in how else "linear", title, bound_of(dtype, numbers), run)
 
 
 def _decode_case(op: str, dtype: torch.dtype, dim: int, group: int, tokens: int, longest: int) -> Case:
