@@ -92,6 +92,7 @@ class ArenaLayer:
         new: NewTokens | None = None,
     ) -> Tensor:
         """Append T new tokens to `rows`, attend causally, and let the policies act: [B, H, T, D]."""
+        self._step_end.finish_layer(self._layer)  # of a step that did not reach the last layer
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
         was_active = self._active
         active = self._activate(rows, kv_heads)

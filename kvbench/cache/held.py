@@ -1,14 +1,16 @@
 """Rows that evict while decoding, as they are between two layouts of the arena. They are plain segments of it.
 
-Shape suffixes: U KV heads, C slots, N steps, T tokens.
+Shape suffixes: B rows, U KV heads, C slots, N steps, T tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from kvbench.cache.base import Entry, Rotate
 from kvbench.cache.pins import HeldPins, held_pins
 from kvbench.cache.turned import TurnedKeys
 from kvbench.methods.decoding import Decoding, Start
+from kvbench.methods.slots import Slots, head_draws
 
 
 @dataclass
@@ -86,3 +89,27 @@ def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
         entry.seed,
         pins=held_pins(start),
     )
+
+
+def stacked_slots(rows: Sequence[HeldRow], length_BU: Tensor, width: int) -> Slots:
+    """Return the slots of rows of one policy in one layer, `width` for each head."""
+    device = length_BU.device
+    return Slots(
+        torch.tensor([row.span for row in rows], dtype=torch.int32, device=device),
+        torch.tensor([row.seen for row in rows], dtype=torch.int32, device=device),
+        _stacked([row.pos_UC for row in rows], width),
+        torch.arange(width, device=device) < length_BU[..., None],
+        _stacked([row.state_UC for row in rows], width),
+        aligned=bool((length_BU == length_BU[:, :1]).all()) and all(map(_stays_aligned, rows)),
+        draws_BU1=head_draws([row.seed for row in rows], rows[0].layer, length_BU.shape[1], device),
+    )
+
+
+def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:
+    return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in xs])
+
+
+def _stays_aligned(row: HeldRow) -> bool:
+    """Return True if all heads of a row hold the same tokens in the same columns, now and after further steps."""
+    same_limits = row.pins is None and bool((row.base_U == row.base_U[0]).all())
+    return row.decoding.policy.heads_alike and same_limits and bool((row.pos_UC == row.pos_UC[:1]).all())

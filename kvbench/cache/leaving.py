@@ -58,6 +58,14 @@ def copy_tokens(to: Tensor, source: Tensor, buffers: Sequence[Tensor]) -> None:
         x.index_copy_(0, to, x.index_select(0, source))
 
 
+def move_tokens(s: Slots, to_BUn: Tensor, source_BUn: Tensor, buffers: Buffers, start_BU: Tensor) -> None:
+    """Copy tokens from slots to slots of the same head, with what a policy knows of them."""
+    to, source = ((start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
+    copy_tokens(to, source, (buffers.k_RD, buffers.v_RD))
+    for x_BUC in (s.pos_BUC, s.state_BUC, *(() if s.pinned_BUC is None else (s.pinned_BUC,))):
+        x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
+
+
 def end_slots(slot: Tensor, ends: Tensor, buffers: Buffers) -> None:
     """Let queries see slots no more where `ends`, in arenas with a bias."""
     if buffers.bias_R is not None:

@@ -14,19 +14,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.arena import Arena
 from kvbench.cache.handed_on import hand_on
-from kvbench.cache.held import HeldRow
-from kvbench.cache.leaving import copy_tokens, end_slots, into_holes, worth_least
+from kvbench.cache.held import HeldRow, stacked_slots
+from kvbench.cache.leaving import end_slots, into_holes, move_tokens, worth_least
 from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Cut, Quota
 from kvbench.cache.turned import TurningKeys, TurningSlots
 from kvbench.methods.sharing import Leaving
-from kvbench.methods.slots import Slots, head_draws
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
 _OF_GPUS = ("cuda", "flash_attn")  # backends whose steps can be recorded; on a CPU their ops are for tests of that
@@ -81,17 +79,9 @@ class PolicyGroup:
         self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
         pins = [row.pins for row in held if row.pins is not None]
         self._pins = Pins(pins, width, device) if pins else None
-        self.slots = Slots(
-            torch.tensor([row.span for row in held], dtype=torch.int32, device=device),
-            torch.tensor([row.seen for row in held], dtype=torch.int32, device=device),
-            _stacked([row.pos_UC for row in held], width),
-            self._columns_C < self.length_BU[..., None].int(),
-            _stacked([row.state_UC for row in held], width),
-            aligned=all(_aligned(row) for row in held) and bool((lengths == lengths[:, :1]).all()),
-            draws_BU1=head_draws([row.seed for row in held], layer, lengths.shape[1], device),
-            numbers_BUX=None if self._pins is None else self._pins.numbers_BUX,
-            pinned_BUC=None if self._pins is None else self._pins.pinned_BUC,
-        )
+        self.slots = stacked_slots(held, self.length_BU, width)
+        if self._pins is not None:
+            self.slots.numbers_BUX, self.slots.pinned_BUC = self._pins.numbers_BUX, self._pins.pinned_BUC
         self._turning: TurningKeys | TurningSlots | None = None
         turned, k_RD = [row.turned for row in held], arena.buffers.k_RD
         if self.policy.turns_all:  # here, because a recorded step must not make the tensors again
@@ -297,38 +287,15 @@ class PolicyGroup:
         if self.policy.merges:
             self._hand_on(Leaving.of(gone_BUC, s.pos_BUC, s.live_BUC, most), buffers)
         to_BUn, source_BUn, past_BUn = into_holes(gone_BUC, s.live_BUC, self.length_BU, count_BU, most)
-        self._move(buffers, to_BUn, source_BUn)
-        self._shorten(buffers, count_BU, past_BUn)
+        move_tokens(s, to_BUn, source_BUn, buffers, self.start_BU)
+        end_slots((self.start_BU[..., None] + past_BUn).flatten(), (count_BU > 0).repeat_interleave(most), buffers)
+        self.length_BU -= count_BU
+        s.live_BUC.copy_(self._columns_C < self.length_BU[..., None].int())
+        if self._turning is not None:
+            self._turning.move(to_BUn, source_BUn)
+            self._turning.turn(s, buffers, self.start_BU, self.length_BU, count_BU > 0)
+        buffers.length_S.index_add_(0, self.index_N, -count_BU.flatten().to(buffers.length_S.dtype))
 
     def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
         """Add to tokens that stay what they take over of those that leave."""
         hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU, self.backend.host)
-
-    def _move(self, buffers: Buffers, to_BUn: Tensor, source_BUn: Tensor) -> None:
-        """Copy tokens from slots to slots of the same head."""
-        s = self.slots
-        to, source = ((self.start_BU[..., None] + x).flatten() for x in (to_BUn, source_BUn))
-        copy_tokens(to, source, (buffers.k_RD, buffers.v_RD))
-        for x_BUC in (s.pos_BUC, s.state_BUC, *(() if s.pinned_BUC is None else (s.pinned_BUC,))):
-            x_BUC.scatter_(2, to_BUn, x_BUC.gather(2, source_BUn))
-        if self._turning is not None:
-            self._turning.move(to_BUn, source_BUn)
-
-    def _shorten(self, buffers: Buffers, count_BU: Tensor, column_BUn: Tensor) -> None:
-        """Take `count_BU` slots off the end of each head; these are the columns, or the last one where none is."""
-        ends_BUn = (count_BU[..., None] > 0).expand_as(column_BUn)
-        end_slots((self.start_BU[..., None] + column_BUn).flatten(), ends_BUn.flatten(), buffers)
-        self.length_BU -= count_BU
-        self.slots.live_BUC.copy_(self._columns_C < self.length_BU[..., None].int())
-        if self._turning is not None:
-            self._turning.turn(self.slots, buffers, self.start_BU, self.length_BU, count_BU > 0)
-        buffers.length_S.index_add_(0, self.index_N, -count_BU.flatten().to(buffers.length_S.dtype))
-
-
-def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:
-    return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in xs])
-
-
-def _aligned(row: HeldRow) -> bool:
-    """Return True if all heads of a row hold the same tokens in the same columns."""
-    return bool((row.pos_UC == row.pos_UC[:1]).all())

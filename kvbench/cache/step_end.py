@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,13 @@ from kvbench_kernels.ops.host_rows import HostRows, Places
 
 AT_ONCE = 2**24  # attention weights of all layers that are held at once
 PADDED = 2  # slots of all layers, padded to the longest, may be this many times as many as they are
+
+
+class _Acted(NamedTuple):
+    """A layer whose policies have acted alone."""
+
+    slots: SharedSlots
+    query_heads: int
 
 
 @dataclass(frozen=True)
@@ -55,18 +63,16 @@ class StepEnd:
     """
 
     def __init__(self) -> None:
-        self._acted: dict[int, SharedSlots] = {}  # by layer, until all have acted once
+        self._acted: dict[int, _Acted] = {}  # by layer, until all have acted once
         self._owed: dict[int, _Owed] = {}
         self._joined: JoinedLayers | None = None
 
     def __call__(
         self, layer: int, slots: SharedSlots, q_BHTD: Tensor, buffers: Buffers, scaling: float, new: NewTokens | None
     ) -> None:
-        """Let the policies of a layer act now, or after the last layer of the step."""
-        if layer in self._owed:  # the step before did not reach the last layer
-            self.finish()
-        if self._joined is None and layer in self._acted:
-            self._joined, self._acted = join_layers(self._acted, q_BHTD.shape[1]), {}
+        """Let the policies of a layer act now, or after the last layer of the step. The layer must not owe a step."""
+        if self._joined is None and layer == min(self._acted, default=None):
+            self._joined, self._acted = join_layers(self._acted), {}
         joined = self._joined
         if joined is not None and joined.layers.get(layer) is slots and q_BHTD.shape[2] == 1:
             cuts = [group.quota.cut() for group in slots.groups]
@@ -78,7 +84,7 @@ class StepEnd:
         if joined is not None and joined.layers.get(layer) is not slots:
             self.forget()
         slots.step(q_BHTD, buffers, scaling, new)
-        self._acted[layer] = slots
+        self._acted[layer] = _Acted(slots, q_BHTD.shape[1])
 
     def finish(self) -> None:
         """Let the policies act that have not yet."""
@@ -105,10 +111,13 @@ def _is_steady(owed: _Owed) -> bool:
     return all(cut.steady for cut in owed.cuts)
 
 
-def join_layers(layers: Mapping[int, SharedSlots], query_heads: int) -> JoinedLayers | None:
+def join_layers(layers: Mapping[int, _Acted]) -> JoinedLayers | None:
     """Return the layers joined; None if their groups are not alike, or if they would need too much memory."""
-    each = list(layers.values())
-    kinds = [[(group.policy, group.rows) for group in slots.groups] for slots in each]
+    each, query_heads = [slots for slots, _ in layers.values()], max(heads for _, heads in layers.values())
+    kinds = [
+        ([(group.policy, group.rows) for group in slots.groups], slots.length_YU.shape[1], heads)
+        for slots, heads in layers.values()
+    ]
     if len(each) < 2 or each[0].host is None or any(kind != kinds[0] for kind in kinds):
         return None
     rows = [len(group.rows) for group in each[0].groups]
@@ -117,7 +126,7 @@ def join_layers(layers: Mapping[int, SharedSlots], query_heads: int) -> JoinedLa
     alone = sum(b * group.slots.pos_BUC.shape[2] for slots in each for b, group in zip(rows, slots.groups, strict=True))
     if together > PADDED * alone or together * query_heads > AT_ONCE:
         return None
-    return JoinedLayers(layers, each[0].host, widths)
+    return JoinedLayers({layer: slots for layer, (slots, _) in layers.items()}, each[0].host, widths)
 
 
 class JoinedLayers:
@@ -130,7 +139,7 @@ class JoinedLayers:
     """
 
     def __init__(self, layers: Mapping[int, SharedSlots], host: HostRows, widths: Sequence[int]) -> None:
-        self.layers, self._host, self._index = dict(layers), host, {layer: i for i, layer in enumerate(layers)}
+        self.layers, self._host = dict(layers), host
         each = list(layers.values())
         count, (rows, heads), groups = len(each), each[0].length_YU.shape, each[0].groups
         self._parts = each[0].parts

@@ -65,6 +65,8 @@ class DecodePolicy(Protocol):
         remembers: True if a state depends on the states before it. Without that, `observe` is only needed in steps in
             which a token leaves.
         merges: True if tokens that stay take over something of those that leave, as `shares` says.
+        heads_alike: True if heads with the same tokens and limits always lose the same ones. That makes
+            `Slots.over_heads` faster.
         phases: the values of `phase` that mean something to the policy.
         follows_plan: True if it needs the plan of a selection with `policies`. The limits come from the plan.
     """
@@ -76,6 +78,7 @@ class DecodePolicy(Protocol):
     turns: ClassVar[bool] = False
     turns_all: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    heads_alike: ClassVar[bool] = False
     phases: ClassVar[Sequence[str]] = PHASES
 
     @property

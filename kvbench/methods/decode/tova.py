@@ -41,6 +41,7 @@ class DropLeastAttended(DecodePolicy):
 
     reads: ClassVar[str] = "last"
     remembers: ClassVar[bool] = False
+    heads_alike: ClassVar[bool] = True
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
         """Remember the attention of the newest query."""
