@@ -203,6 +203,7 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_weights": DecodeWeights,
     "cpu_packed": PackedDecode,
     "cpu_least": Least,
+    "cpu_column_sums": ColumnSums,
     "cpu_gather": RaggedGather,
     "cpu_append_slots": AppendSlots,
     "cpu_drop_slots": DropSlots,

@@ -39,7 +39,7 @@ class BlockBackend:
 
     name = "blocks"
     needs_bias = False
-    prompt = None
+    prompt = sums = None
     host = None
     packed = None
 

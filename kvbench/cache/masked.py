@@ -42,7 +42,7 @@ class MaskedCache:
     """A cache with the interface of `RaggedCache` that saves no memory."""
 
     kernel = "torch"
-    prompt = None
+    prompt = sums = None
 
     def __init__(self, num_layers: int) -> None:
         self._layers: list[dict[int, _Row]] = [{} for _ in range(num_layers)]

@@ -37,7 +37,7 @@ class RaggedCache:
 
     def __init__(self, num_layers: int, backend: Backend | None = None) -> None:
         chosen = make_backend("torch") if backend is None else backend
-        self.kernel, self.prompt, self._packed = chosen.name, chosen.prompt, chosen.packed
+        self.kernel, self.prompt, self.sums, self._packed = chosen.name, chosen.prompt, chosen.sums, chosen.packed
         self.host_work = HostWork()
         shared = self.host_work, PromptLengths(), StepEnd()
         self._layers = [ArenaLayer(chosen, layer, num_layers, *shared) for layer in range(num_layers)]

@@ -126,7 +126,7 @@ class PrefillPass:
                 size = local.mask.size
                 self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
-        wanted = self._caches.kv.prompt is not None  # the kernels that score can use the log-sum-exp
+        wanted = self._caches.kv.sums is not None  # the kernels that score can use the log-sum-exp
         out_BHTD, lse_BHT = attend_with_lse(q_BHTD, k_BUTD, v_BUTD, scaling, wanted)
         clock = partial(stamp, k_BUTD.device)
         begin = clock()
@@ -138,6 +138,7 @@ class PrefillPass:
             layer=self._caches.plan.index(layer),
             num_layers=self._shape.layers,
             kernels=self._caches.kv.prompt,
+            sums=self._caches.kv.sums,
             lse_HT=None if lse_BHT is None else lse_BHT[0],
             clock=clock,
             facts=self._facts,

@@ -11,7 +11,20 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Kernels(Protocol):
+class ColumnKernel(Protocol):
+    """A faster form of `LayerContext.column_sums`, equal to torch's result up to rounding."""
+
+    def column_sums(
+        self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None
+    ) -> Tensor | None:
+        """Return [H, T] attention mass; None if torch must compute it, for example without the log-sum-exp.
+
+        With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
+        """
+        ...
+
+
+class Kernels(ColumnKernel, Protocol):
     """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
 
     def window_score(
@@ -21,13 +34,6 @@ class Kernels(Protocol):
         """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them.
 
         With the log-sum-exp of the queries' logits, the keys are read once instead of twice.
-        """
-        ...
-
-    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None) -> Tensor:
-        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it.
-
-        With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
         """
         ...
 

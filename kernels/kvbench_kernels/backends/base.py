@@ -16,7 +16,7 @@ from torch import Tensor
 from kvbench_kernels.backends.packed import PackedAttention
 from kvbench_kernels.backends.slab import Slab
 from kvbench_kernels.ops.host_rows import HostRows
-from kvbench_kernels.ops.prompt import PromptKernels
+from kvbench_kernels.ops.prompt import CpuSums, PromptKernels
 
 
 @dataclass
@@ -104,6 +104,11 @@ class Backend(Protocol):
     @property
     def prompt(self) -> PromptKernels | None:
         """The kernels for prompts; None if torch does that work."""
+        ...
+
+    @property
+    def sums(self) -> PromptKernels | CpuSums | None:
+        """The kernel that adds up a prompt's attention; None if torch does that work."""
         ...
 
     @property

@@ -22,7 +22,7 @@ class CudaBackend:
 
     name = "cuda"
     needs_bias = False
-    prompt = PromptKernels()
+    prompt = sums = PromptKernels()
     host = None
     packed = CudaPacked()
 

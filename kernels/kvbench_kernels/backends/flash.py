@@ -61,7 +61,7 @@ class FlashBackend:
 
     name = "flash_attn"
     needs_bias = False
-    prompt = None
+    prompt = sums = None
     host = None
     packed = None
 

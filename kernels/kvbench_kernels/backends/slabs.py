@@ -39,7 +39,7 @@ class SlabBackend:
     """Attention with one call of `attend` per slab. It needs the lengths on the host."""
 
     needs_bias = True
-    prompt = None
+    prompt = sums = None
     host = None
     packed = None
 

@@ -7,6 +7,7 @@ Each function takes the library, the stream (None on the host) and the op's argu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,12 +97,14 @@ def row_lse(library: Library, stream: int | None, q_HTD: Tensor, k_UTD: Tensor, 
 
 
 def column_sums(
-    library: Library, stream: int | None, q_HTD: Tensor, k_UTD: Tensor, lse_HT: Tensor, scaling: float
-) -> Tensor:
+    library: Library, stream: int | None, q_HTD: Tensor, k_UTD: Tensor, lse_HT: Tensor, scaling: float, *,
+    name: str = "column_sums", dtypes: Mapping[torch.dtype, int] = DTYPE,
+) -> Tensor:  # fmt: skip
+    """Call the compiled kernel, or that of the CPU, whose struct is the same."""
     heads, tokens, dim = q_HTD.shape
     sums_HT = q_HTD.new_empty(heads, tokens, dtype=torch.float32)
     library.call(
-        "column_sums",
+        name,
         stream,
         q=rows_of(q_HTD),
         k=rows_of(k_UTD),
@@ -112,7 +115,7 @@ def column_sums(
         tokens=tokens,
         dim=dim,
         scaling=scaling,
-        dtype=DTYPE[q_HTD.dtype],
+        dtype=dtypes[q_HTD.dtype],
     )
     return sums_HT
 
