@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from kvbench.cache import step_end
 from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
 from kvbench.methods.decode.held_policies import HeldPolicies
-from kvbench.methods.decoding import Decoding
+from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.plan import Plan
+from kvbench.methods.slots import Slots
 from kvbench.methods.store.kivi import Kivi
 from kvbench_kernels.backends import make_backend
-from tests.helpers.step_end import MAY_WAIT, MUST_NOT, Run, compare, random_case
+from tests.helpers.step_end import MAY_WAIT, MUST_NOT, ByLayer, Run, compare, counting, random_case
 
 pytestmark = pytest.mark.gxx
 
@@ -36,16 +42,21 @@ def test_random_runs(first: int) -> None:
     assert sum(map(len, acts)) >= 25 and sum(map(bool, acts)) >= 7
 
 
-@pytest.mark.parametrize("decoding", MAY_WAIT, ids=name_of)
-def test_a_policy_acts_in_all_layers_at_once_from_the_second_step(decoding: Decoding) -> None:
+def at_once(decodings: Sequence[Decoding]) -> list[int]:
     def play(run: Run) -> None:
-        run.add([decoding, decoding])
+        run.add(decodings)
         for _ in range(9):
             run.step()
             run.look()
 
     acts = compare(play, 3, reserve=20)
     assert set(acts) == {3}
+    return acts
+
+
+@pytest.mark.parametrize("decoding", MAY_WAIT, ids=name_of)
+def test_a_policy_acts_in_all_layers_at_once_from_the_second_step(decoding: Decoding) -> None:
+    acts = at_once([decoding, decoding])
     assert 4 <= len(acts) < 8 if decoding.buffer else len(acts) == 8, "where several tokens leave, layers act alone"
 
 
@@ -123,15 +134,17 @@ AFTER: dict[str, Callable[[Run, int], object]] = {
 
 @pytest.mark.parametrize("after", AFTER)
 def test_a_step_that_ends_early_is_done_before_anything_else(after: str) -> None:
+    ends_early(after)
+
+
+def ends_early(after: str) -> None:
     def play(run: Run, layer: int, between: bool) -> None:
         run.add([FIRST, MAY_WAIT[2], None, MAY_WAIT[3], FIRST])
         for _ in range(3):
             run.step()
         if between:  # in the middle of a step that goes on
-            rows = dict(run.rows)
             run.step(upto=layer + 1)
             AFTER[after](run, layer)
-            run.rows = {row: run.rows.get(row, rows.get(row)) for row in run.rows}
             for later in range(layer + 1, run.layers):
                 run.attend(later)
         else:
@@ -147,3 +160,126 @@ def test_a_step_that_ends_early_is_done_before_anything_else(after: str) -> None
             looked = compare(partial(play, layer=layer, between=between), 4, masked=False)
             assert len(looked) >= 3
     compare(partial(play, layer=1, between=False), 4)
+
+
+def test_layers_that_need_room_in_the_middle_of_a_step() -> None:
+    """Limits grow faster in the first layers, and a layer that is laid out again makes all layers act alone."""
+    moved: list[list[int]] = []
+
+    def play(run: Run) -> None:
+        run.add([Decoding(ByLayer()), Decoding(ByLayer())])
+        for _ in range(40):
+            run.step()
+            run.look()
+            if isinstance(run.cache, RaggedCache):
+                moved.append([layer.moves for layer in run.cache._layers])
+
+    acts = compare(play, 4, reserve=1)
+    assert len(acts) >= 10
+    later = [a for a, b in pairwise(moved[:40]) if any(x == y for x, y in zip(a, b, strict=True)) and a != b]
+    assert later, "no layer grew while others did not"
+
+
+def test_a_prompt_that_is_fed_layer_by_layer_in_chunks() -> None:
+    """Each layer takes all chunks before the next one. Its steps wait for no other layer."""
+
+    def play(run: Run) -> None:
+        run.add([FIRST, MAY_WAIT[1]])
+        for layer in range(run.layers):
+            for _ in range(5):
+                run.attend(layer)
+        run.look()
+        for _ in range(3):
+            run.step()
+            run.look()
+
+    assert compare(play, 3) == [3] * 3
+
+
+def test_layers_whose_steps_do_not_fit_together_act_alone() -> None:
+    def play(run: Run) -> None:
+        run.add([MAY_WAIT[0], MAY_WAIT[3]])
+        for _ in range(4):
+            run.step()
+        run.look()
+
+    assert compare(play, 3) == [3] * 3
+    assert compare(play, 1) == []
+    assert compare(play, 3, heads=[2, 3, 2]) == []
+    assert compare(play, 3, groups=[2, 2, 1]) == []
+    for name, value in (("AT_ONCE", 1), ("PADDED", 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step_end, name, value)
+            assert compare(play, 3) == []
+
+
+def test_caches_in_turn() -> None:
+    """Two caches at a time, of which each answers as it does alone; in half precision, too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        runs = [new_run(3, seed=i, dtype=dtype) for i in (1, 2, 1, 2)]
+        for run in runs:
+            run.add([*MAY_WAIT[:4]])
+        with counting() as acts:
+            for new in (1, 1, 1, 3, 1, 1, 1):
+                for layer in range(3):
+                    for run in runs[:2]:
+                        run.attend(layer, new)
+            for run in runs[2:]:
+                for new in (1, 1, 1, 3, 1, 1, 1):
+                    run.step(new)
+        assert len(acts) >= 8
+        for in_turn, alone in zip(runs[:2], runs[2:], strict=True):
+            assert all(map(torch.equal, in_turn.outs, alone.outs))
+
+
+def test_a_question_after_which_nothing_leaves() -> None:
+    def play(run: Run) -> None:
+        run.add([Decoding(AccumulateAndEvict(), buffer=9)] * 2)
+        for new in (1, 1, 3, 1):
+            run.step(new)
+            run.look()
+
+    assert set(compare(play, 3, reserve=20)) == {3}
+
+
+def test_half_precision() -> None:
+    def play(run: Run) -> None:
+        run.add([d for d in MAY_WAIT for _ in range(2)])
+        for new in (1, 1, 1, 3, 1, 1, 1):
+            run.step(new)
+            run.look()
+
+    assert compare(play, 3, reserve=30, dtype=torch.bfloat16, masked=False)
+
+
+def test_rows_that_leave_take_their_memory_with_them() -> None:
+    run = new_run(3)
+    run.add([*MAY_WAIT[:3]])
+    with counting() as acts:
+        for _ in range(3):
+            run.step()
+        run.step(upto=2)
+    assert len(acts) == 2
+    layers = run.cache._layers  # type: ignore[union-attr]
+    seen = [weakref.ref(x) for layer in layers for group in layer._groups for x in (group, group.slots.state_BUC)]
+    arenas = [weakref.ref(layer._arenas.first.buffers.k_RD) for layer in layers]
+    run.release(*run.rows)
+    run.cache.compact()
+    gc.collect()
+    assert run.cache.bytes() == 0
+    assert all(ref() is None for ref in [*seen, *arenas])
+
+
+class WithAPoint(DecodePolicy):
+    def limit(self, base_BU: Tensor, steps_B1: Tensor, layer: int, span_B1: Tensor) -> Tensor:
+        return base_BU * 0.5
+
+    def drop(self, slots: Slots) -> Tensor:
+        return slots.pos_BUC.float()
+
+
+def test_a_limit_that_is_no_integer_is_an_error() -> None:
+    run = new_run(2)
+    run.add([Decoding(WithAPoint())])
+    with pytest.raises(TypeError, match="WithAPoint: its limit is torch.float32; return integers"):
+        run.step()
