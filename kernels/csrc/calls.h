@@ -200,6 +200,16 @@ struct ColumnSums {
     int32_t dtype;
 };
 
+// Of kvb_cpu_output_norms.
+struct OutputNorms {
+    Tensor3 v;        // [U, T, D]
+    Tensor3 w;        // [H, E, D], output weights of each query head
+    float* out;       // [H, T], contiguous; written
+    void* workspace;  // of kvb_cpu_output_norms_workspace bytes; written
+    int64_t heads, kv_heads, tokens, dim, outputs;
+    int32_t dtype;
+};
+
 struct Select {
     const float* score;  // [heads, candidates], contiguous
     void* keep;          // [heads, candidates], a byte each; written

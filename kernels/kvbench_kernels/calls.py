@@ -141,6 +141,15 @@ class ColumnSums(Structure):
     ]
 
 
+class OutputNorms(Structure):
+    _fields_ = [
+        *fields(Tensor3, "v w"),
+        *fields(POINTER, "out workspace"),
+        *fields(LONG, "heads kv_heads tokens dim outputs"),
+        *fields(INT, "dtype"),
+    ]
+
+
 class Select(Structure):
     _fields_ = [
         *fields(POINTER, "score keep count workspace"),
@@ -204,6 +213,7 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_packed": PackedDecode,
     "cpu_least": Least,
     "cpu_column_sums": ColumnSums,
+    "cpu_output_norms": OutputNorms,
     "cpu_gather": RaggedGather,
     "cpu_append_slots": AppendSlots,
     "cpu_drop_slots": DropSlots,
@@ -216,6 +226,7 @@ SIZES = {
     "packed_workspace": "llll",
     "cpu_workspace": "ppllll",
     "cpu_packed_workspace": "pllll",
+    "cpu_output_norms_workspace": "lll",
 }
 COUNTS = {
     "decode_ctas": "iiii",

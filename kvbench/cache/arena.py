@@ -100,7 +100,7 @@ def gather(
     index = {(s.row, s.head): i for i, s in enumerate(segments)}
     slabs, slots = lay_out(segments)
     order = [index[s.row, s.head] for s in segments]
-    keep_ST = keep_ST[torch.tensor(order, device=device)]
+    keep_ST = keep_ST.index_select(0, torch.tensor(order, device=device))
     start_S1 = _starts(segments, slots, device)
     if tokens > 0 and backend.host is not None and backend.host.takes(k_UTD, v_UTD):
         head_S = torch.tensor([s.head for s in segments], dtype=torch.int32)

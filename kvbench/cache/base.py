@@ -17,7 +17,7 @@ from torch import Tensor
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.decoding import Decoding
-from kvbench.methods.kernels import ColumnKernel, Kernels
+from kvbench.methods.kernels import Kernels, SumKernels
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
 from kvbench.methods.storage import Side, Store
@@ -127,7 +127,7 @@ class KVCache(Protocol):
     Attributes:
         kernel: name of the backend that attends to them.
         prompt: kernels for prompts (`kvbench_kernels.ops.prompt`); None if the backend has none.
-        sums: the kernel that adds up a prompt's attention; None if the backend has none.
+        sums: kernels that add up a prompt's attention and outputs; None if the backend has none.
     """
 
     @property
@@ -137,7 +137,7 @@ class KVCache(Protocol):
     def prompt(self) -> Kernels | None: ...
 
     @property
-    def sums(self) -> ColumnKernel | None: ...
+    def sums(self) -> SumKernels | None: ...
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         """Store the keys and values of a prompt that the rows keep.

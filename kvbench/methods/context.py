@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from kvbench.methods.kernels import ColumnKernel, Kernels
+from kvbench.methods.kernels import Kernels, SumKernels
 from kvbench.methods.memo import Memo, Stamp, Stopwatch
 from kvbench.methods.model_view import ModelView
 
@@ -100,7 +100,7 @@ class LayerContext:
         layer: int = 0,
         num_layers: int = 1,
         kernels: Kernels | None = None,
-        sums: ColumnKernel | None = None,
+        sums: SumKernels | None = None,
         lse_HT: Tensor | None = None,
         clock: Callable[[], Stamp] | None = None,
         facts: PromptFacts | None = None,
@@ -118,7 +118,7 @@ class LayerContext:
         self.group = q_HTD.shape[0] // k_UTD.shape[0]  # query head h reads KV head h // group
         self.scaling = q_HTD.shape[-1] ** -0.5 if scaling is None else scaling
         self.layer, self.num_layers = layer, num_layers
-        self.kernels, self._sums = kernels, sums or kernels
+        self.kernels, self.sums = kernels, sums or kernels
         self._lse_HT = lse_HT
         self.facts = PromptFacts() if facts is None else facts
         self.hidden_TE = hidden_TE
@@ -281,9 +281,9 @@ class LayerContext:
         return self.memo("column_sums", self._column_sums)
 
     def _column_sums(self) -> Tensor:
-        if self._sums is not None:
+        if self.sums is not None:
             lse_HT = self.last_lse(self.num_tokens)
-            of_kernel_HT = self._sums.column_sums(self.q, self.k, scaling=self.scaling, lse_HT=lse_HT)
+            of_kernel_HT = self.sums.column_sums(self.q, self.k, scaling=self.scaling, lse_HT=lse_HT)
             if of_kernel_HT is not None:
                 return of_kernel_HT
         sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self.dtype, device=self.q.device)

@@ -1,7 +1,7 @@
 """The protocol of kernels that take the place of torch in parts of methods.
 
 Shape suffixes: H query heads, U KV heads, T tokens of the compressed span, W window queries, N tokens before the
-window, D head dimension.
+window, D head dimension, E hidden size.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ from typing import Protocol
 from torch import Tensor
 
 
-class ColumnKernel(Protocol):
-    """A faster form of `LayerContext.column_sums`, equal to torch's result up to rounding."""
+class SumKernels(Protocol):
+    """Faster forms of sums over what would be large to write. They return None where torch must do the work."""
 
     def column_sums(
         self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None
     ) -> Tensor | None:
-        """Return [H, T] attention mass; None if torch must compute it, for example without the log-sum-exp.
+        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it.
 
         With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
         """
         ...
 
+    def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> Tensor | None:
+        """Return [H, T]: the L1 norm of each value times the output weights of each query head."""
+        ...
 
-class Kernels(ColumnKernel, Protocol):
+
+class Kernels(SumKernels, Protocol):
     """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
 
     def window_score(

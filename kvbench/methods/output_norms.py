@@ -21,6 +21,9 @@ def output_norms(ctx: LayerContext) -> Tensor:
 def _output_norms(ctx: LayerContext) -> Tensor:
     assert ctx.model is not None
     weight_HDE = ctx.model.o_proj(ctx.layer)
+    of_kernel_HT = None if ctx.sums is None else ctx.sums.output_norms(ctx.v, weight_HDE)
+    if of_kernel_HT is not None:
+        return of_kernel_HT.view(ctx.num_kv_heads, ctx.group, -1).mean(1)
     norms = []
     for head, weight_DE in enumerate(weight_HDE):
         wide_DE = weight_DE.to(ctx.v.device, ctx.dtype)

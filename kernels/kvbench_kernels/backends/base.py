@@ -16,7 +16,8 @@ from torch import Tensor
 from kvbench_kernels.backends.packed import PackedAttention
 from kvbench_kernels.backends.slab import Slab
 from kvbench_kernels.ops.host_rows import HostRows
-from kvbench_kernels.ops.prompt import CpuSums, PromptKernels
+from kvbench_kernels.ops.host_sums import HostSums
+from kvbench_kernels.ops.prompt import PromptKernels
 
 
 @dataclass
@@ -107,8 +108,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def sums(self) -> PromptKernels | CpuSums | None:
-        """The kernel that adds up a prompt's attention; None if torch does that work."""
+    def sums(self) -> PromptKernels | HostSums | None:
+        """The kernels that add up a prompt's attention and outputs; None if torch does that work."""
         ...
 
     @property

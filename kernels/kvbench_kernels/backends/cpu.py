@@ -13,9 +13,9 @@ from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
 from kvbench_kernels.ops.host_rows import HostRows
+from kvbench_kernels.ops.host_sums import HostSums
 from kvbench_kernels.ops.library import Library, load
 from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
-from kvbench_kernels.ops.prompt import CpuSums
 from kvbench_kernels.ops.weights import launch, least
 
 DTYPES = tuple(CPU_DTYPE)
@@ -33,7 +33,7 @@ class CpuBackend:
     def __init__(self) -> None:
         self._library = library()
         self.host = HostRows(self._library)
-        self.sums = CpuSums(self._library)
+        self.sums = HostSums(self._library)
         self.packed = CpuPacked(self._library)
         self._for_many = SlabBackend("torch", products)
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench_kernels.ops import launch
-from kvbench_kernels.ops.library import Library
-from kvbench_kernels.ops.pointers import CPU_DTYPE
 from kvbench_kernels.ops.require import rows
 
 kvb = torch.ops.kvb
@@ -44,6 +41,9 @@ class PromptKernels:
         sums: Tensor = kvb.column_sums(q_HTD, k_UTD, lse_HT, scaling)
         return sums
 
+    def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> None:
+        """Return None: torch computes it."""
+
     def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
         """Return the keep mask of the best `total` candidates, bool [U, N].
 
@@ -68,27 +68,3 @@ class PromptKernels:
         new = k_RD.new_empty(slots, k_RD.shape[1]), v_RD.new_empty(slots, v_RD.shape[1])
         kvb.ragged_relayout(k_RD, v_RD, start_S1, length_S, source_M, start_M1, *new)
         return new
-
-
-class CpuSums:
-    """The sums of a prompt's attention by our own C++ for CPUs (csrc/score/cpu_column_sums.cpp)."""
-
-    MOST_DIM = 256
-
-    def __init__(self, library: Library) -> None:
-        self._library = library
-
-    def column_sums(
-        self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None
-    ) -> Tensor | None:
-        """Return the causal attention that every key receives from all queries, fp32 [H, T].
-
-        None unless the tensors are float32, their heads small enough, and the log-sum-exp of the logits is known.
-        """
-        floats = all(x.is_cpu and x.dtype == torch.float32 for x in (q_HTD, k_UTD))
-        if lse_HT is None or lse_HT.dtype != torch.float32 or not floats or q_HTD.shape[2] > self.MOST_DIM:
-            return None
-        q_HTD, k_UTD, lse_HT = rows(q_HTD), rows(k_UTD), lse_HT.contiguous()
-        return launch.column_sums(
-            self._library, None, q_HTD, k_UTD, lse_HT, scaling, name="cpu_column_sums", dtypes=CPU_DTYPE
-        )
