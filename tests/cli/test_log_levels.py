@@ -32,7 +32,7 @@ SET_UPS = {
 @pytest.mark.parametrize("set_up", SET_UPS)
 def test_libraries_only_warn(set_up: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SET_UPS[set_up] + "\n" + TALK], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SET_UPS[set_up] + "\n" + TALK], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     shown = [line.rpartition("] ")[2] for line in done.stderr.splitlines()]

@@ -66,7 +66,7 @@ REFUSED = [
 def run(case: Case, cwd: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "kvbench", *WORDS, f"paths.outputs={case.outputs}"]
     return subprocess.run(
-        words, cwd=cwd, env=environment(case.variables), capture_output=True, encoding="utf-8", timeout=120
+        words, cwd=cwd, env=environment(case.variables), capture_output=True, encoding="utf-8", timeout=300
     )
 
 
@@ -80,7 +80,7 @@ def test_a_run_works(case: Case, tmp_path: Path) -> None:
     for verb in ("status", "report"):
         words = [sys.executable, "-m", "kvbench", verb, str(tmp_path / case.folder)]
         shown = subprocess.run(
-            words, cwd=tmp_path, env=environment(case.variables), capture_output=True, encoding="utf-8", timeout=120
+            words, cwd=tmp_path, env=environment(case.variables), capture_output=True, encoding="utf-8", timeout=300
         )
         assert shown.returncode == 0 and "Traceback" not in shown.stderr, shown.stderr
 
@@ -99,7 +99,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(blocks: int, tmp_path: Path) -
     """The first limit is too small for the records, the second for the figures alone: the records are kept."""
     command = f'ulimit -f {blocks}; exec "$0" -m kvbench "$@"'
     words = ["bash", "-c", command, sys.executable, *WORDS, "paths.outputs=out"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("kvbench: paths.outputs") and last.endswith("(File too large)")
@@ -111,8 +111,8 @@ def test_a_limit_on_the_size_of_files_is_one_line(blocks: int, tmp_path: Path) -
 def test_a_sweep_of_single_jobs_leaves_a_plan_that_status_reads(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "kvbench"]
     sweep = [*words, "-m", *WORDS, "method=snapkv,h2o", "launcher=basic", "paths.outputs=out"]
-    subprocess.run(sweep, cwd=tmp_path, check=True, capture_output=True, timeout=180)
-    shown = subprocess.run([*words, "status", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    subprocess.run(sweep, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    shown = subprocess.run([*words, "status", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0 and "2 runs, 2 done" in shown.stdout and "launcher=basic" in shown.stdout
 
 
@@ -126,12 +126,12 @@ def test_sigterm_at_a_random_moment_is_said_last(seed: int, tmp_path: Path) -> N
         process.wait(random.Random(seed).uniform(0.5, 6))
     except subprocess.TimeoutExpired:
         process.terminate()
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=300)[1]
     assert "Traceback" not in stderr and process.returncode in (0, 143, -15), stderr
     if process.returncode == 143:
         last = stderr.splitlines()[-1]
         assert last == "kvbench: preempted, ended by SIGTERM; issue the same command again to resume"
     elif process.returncode == -15 and stderr:
         status = [sys.executable, "-m", "kvbench", "status", "out"]
-        shown = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        shown = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert "2 runs, 2 done" in shown.stdout, stderr

@@ -153,7 +153,7 @@ def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     assert os.access(script, os.X_OK)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(script), "needle", "--check", "--to", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "nothing was prepared here" in done.stderr
 
 

@@ -101,7 +101,7 @@ def test_nobody_there_says_so_soon(tmp_path: Path) -> None:
         with pytest.raises(fetch.Unavailable, match=f"^{url}/x/a.json cannot be reached [^;]*$"):
             source = Source("url", (f"{url}/x/", f"{url}/y/"), {"a.json": "a.json"}, "")
             fetch.fetch(source, ["a.json"], tmp_path)  # the same host is not asked again
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < fetch.TIMEOUT, "nothing waits for an answer"
 
 
 def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ fetch.fetch(source, list(source.members), Path(sys.argv[1]))
 """
     home = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", code, str(tmp_path / "to")]
-    done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "to" / "x").iterdir()) == ["a.jsonl"]  # c is not in the archive
     assert server.requests == [("GET", path, None), ("GET", path, "bytes=100-")]
@@ -175,17 +175,21 @@ fetch.fetch(source, list(source.members), Path(sys.argv[1]))
 
 
 def test_nobody_at_the_hub_says_so_soon(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib as p; from kvbench.data import fetch; fetch.hub_archive('o/n a.zip', p.Path(sys.argv[1]))"
-    )
-    before = time.monotonic()
+    """The hub's own client would try for half a minute, so it is not asked."""
+    code = """
+import sys
+from pathlib import Path
+import huggingface_hub
+from kvbench.data import fetch
+huggingface_hub.hf_hub_download = lambda *_, **__: sys.exit("the client was asked")
+fetch.hub_archive("o/n a.zip", Path(sys.argv[1]))
+"""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         home = {"HF_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}", "HF_HOME": str(tmp_path)}
         command = [sys.executable, "-c", code, str(tmp_path)]
-        done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=300)
     assert "Unreachable: " in done.stderr.strip().splitlines()[-1]
-    assert time.monotonic() - before < 10  # the client alone would try for half a minute
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -16,9 +16,10 @@ from kvbench.methods.scores.layer_column_sums import LayerColumnSums
 from kvbench.methods.scores.window_attention import WindowAttention
 from kvbench.prompts import Prompt
 from tests.helpers.methods import with_parts
+from tests.helpers.stopped_clock import StoppedClock
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
 
-NAP = 0.05  # seconds per layer
+NAP = 1.0  # seconds per layer
 
 
 @pytest.fixture(scope="module")
@@ -50,33 +51,34 @@ def _tensor(ids: list[int]) -> Tensor:
     return torch.tensor([ids])
 
 
-class SlowWindow(WindowAttention):
-    """A slow score."""
+@pytest.mark.parametrize(
+    ("name", "kind", "dials"), [("snapkv", WindowAttention, {"window": 32}), ("prefixkv", LayerColumnSums, {})]
+)
+def test_the_time_of_a_row_counts_its_own_work(
+    tiny: Tiny, name: str, kind: Any, dials: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a slow score counts for each variant that uses it, and for no other variant of the batch.
 
-    def __call__(self, ctx: LayerContext) -> Tensor:
-        time.sleep(NAP)
-        return super().__call__(ctx)
+    The second method waits for all layers.
+    """
+    clock = StoppedClock(monkeypatch)
 
+    class Slow(kind):  # type: ignore[misc]
+        """A slow score."""
 
-class SlowColumns(LayerColumnSums):
-    """A slow score, of a method that waits for all layers."""
+        def __call__(self, ctx: LayerContext) -> Tensor:
+            clock.seconds += NAP
+            scores: Tensor = super().__call__(ctx)
+            return scores
 
-    def __call__(self, ctx: LayerContext) -> Tensor:
-        time.sleep(NAP)
-        return super().__call__(ctx)
-
-
-@pytest.mark.parametrize(("name", "score"), [("snapkv", SlowWindow(window=32)), ("prefixkv", SlowColumns())])
-def test_the_time_of_a_row_counts_its_own_work(tiny: Tiny, name: str, score: object) -> None:
-    """The time of a slow score counts for each variant that uses it, and for no other variant of the batch."""
     plain = kvbench.load_method(name)
-    slow = with_parts(plain, score=score)
+    slow = with_parts(plain, score=Slow(**dials))
     layers = tiny[0].config.num_hidden_layers
     asked = [kvbench.Variant(m, 70) for m in (plain, slow, slow)] + [kvbench.Variant(kvbench.load_method("fullkv"))]
     before, first, second, full = (g.timings for g in generate(tiny, [prompt(290)], asked)[0])
     for row in (first, second):
-        assert layers * NAP <= row.compress_s < 2 * layers * NAP, "once, however often a variant uses it"
-        assert row.ttft_s >= row.prefill_s + row.compress_s
+        assert row.compress_s == layers * NAP, "once, however often a variant uses it"
+        assert row.ttft_s == row.prefill_s + row.compress_s
     for other in (before, full):
-        assert other.compress_s < layers * NAP / 2 and other.ttft_s < first.ttft_s - layers * NAP / 2
-    assert first.prefill_s < layers * NAP, "the forward pass does not include the scores"
+        assert other.compress_s == 0 and other.ttft_s == other.prefill_s
+    assert first.prefill_s == 0, "the forward pass does not include the scores"

@@ -41,10 +41,10 @@ def test_a_damaged_folder_is_one_line(name: str, sound: Path, tmp_path: Path) ->
     damage, message = CASES[name]
     folder = damaged_models.copy(sound, tmp_path / "model")
     damage(folder)
-    start, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message) as caught:
         use(ModelSpec.from_node(node("local", path=str(folder), device="cpu")))
     text = str(caught.value)
     assert text.startswith(f"model.path={folder}: ") and "\n" not in text and len(text) < 600
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000, "memory was taken first"

@@ -48,7 +48,7 @@ def test_a_template_that_loops_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"^model\.chat_template: the template did not end within 0\.5 seconds; "):
         rendered(tiny_tokenizer(NEVER_ENDS), USER, {})
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_a_template_that_fails_only_on_the_assistants_turn_is_one_line() -> None:

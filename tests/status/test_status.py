@@ -53,7 +53,7 @@ def killed(outputs: Path, budget: str, wait: bool = False) -> tuple[Path, Any]:
         run = open_run(Path(sys.argv[1]), **budgeted(sys.argv[2]), info={"slurm": "12_3"})
         run.append(record("a"))
         print(run.path, flush=True)
-        time.sleep(120)
+        time.sleep(600)
     """
     process = child(code, outputs / "runs", budget)
     assert process.stdout is not None
@@ -262,7 +262,7 @@ def test_watching_ends_when_all_is_done(tmp_path: Path) -> None:
     watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert watcher.stdout is not None and watcher.stdout.readline() == "Runs: 1 run, 1 partial\n"
     make(tmp_path, "1", "c")
-    assert "1 run, 1 done" in watcher.communicate(timeout=30)[0]
+    assert "1 run, 1 done" in watcher.communicate(timeout=300)[0]
     assert watcher.returncode == 0 and look(path).state == "done"
 
 

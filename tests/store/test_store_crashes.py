@@ -105,7 +105,7 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(tmp_path: Path) -> No
     assert len(returned) >= sum(1 + 3 * attempt for attempt in range(10))
     total = len(load_run(path).samples) + 20
     finisher = child(code, tmp_path, total)
-    output, errors = finisher.communicate(timeout=120)
+    output, errors = finisher.communicate(timeout=300)
     assert finisher.returncode == 0, errors
     assert output.split() == [f"s{i}" for i in range(total - 20, total)]
     assert ids(path) == [f"s{i}" for i in range(total)]
@@ -127,7 +127,7 @@ def test_two_processes_share_the_work_of_one_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="this process is already writing this run"):
             open_run(tmp_path, wait=wait)
     refused = child("open_run(Path(sys.argv[1]), wait=False)", tmp_path)
-    errors = refused.communicate(timeout=60)[1]
+    errors = refused.communicate(timeout=300)[1]
     assert errors.splitlines()[-1] == f"ValueError: {held.path}: another process is writing this run"
     writers = [child(code, tmp_path) for _ in range(2)]
     for writer in writers:
@@ -135,7 +135,7 @@ def test_two_processes_share_the_work_of_one_run(tmp_path: Path) -> None:
         assert writer.stderr.readline() == f"waiting for another process that is writing {held.path}\n"
     held.append(record("s3"))
     held.close()
-    outputs = [writer.communicate(timeout=120) for writer in writers]
+    outputs = [writer.communicate(timeout=300) for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0], outputs
     assert sorted(ids(held.path)) == sorted(f"s{i}" for i in range(20))
 
@@ -147,7 +147,7 @@ def test_a_timeout_ends_the_wait(tmp_path: Path) -> None:
         print("open", flush=True)
 
         import time
-        time.sleep(60)
+        time.sleep(600)
         """,
         tmp_path,
     )
@@ -177,7 +177,7 @@ def test_a_full_disk_keeps_whole_lines_and_names_the_folder(tmp_path: Path) -> N
         """,
         tmp_path,
     )
-    output, errors = writer.communicate(timeout=60)
+    output, errors = writer.communicate(timeout=300)
     assert writer.returncode == 0, errors
     [path] = (tmp_path / "needle" / "tiny").iterdir()
     assert output == f"4 [Errno 27] File too large; the sample s4 is not recorded: '{path}/samples.jsonl'\n"

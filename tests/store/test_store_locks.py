@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def test_which_writers_may_share_a_folder(tmp_path: Path, held: tuple[int, int] 
     """
     for holding in (True, False):
         other = child(code, tmp_path)
-        lines = other.communicate(timeout=60)[0].splitlines()
+        lines = other.communicate(timeout=300)[0].splitlines()
         refused = f"{run.path}: another process is writing this run"
         assert lines == ["opened" if may_share(held, kind) or not holding else refused for kind in KINDS]
         assert writers(run.path) == ([{None: "", (1, 2): "1of2", (2, 2): "2of2", (1, 3): "1of3"}[held]] * holding)
@@ -52,7 +51,7 @@ def test_a_rival_waits_and_a_killed_one_blocks_nobody(
         run = open_run(Path(sys.argv[1]), shard={holder})
         run.append(record("a"))
         print("open", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     """
     process = child(code, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "open\n"
@@ -92,7 +91,7 @@ def test_no_two_rivals_ever_work_at_the_same_time(tmp_path: Path) -> None:
     workers = [child(code, tmp_path, seed) for seed in range(4)]
     seen = 0
     for worker in workers:
-        output, errors = worker.communicate(timeout=120)
+        output, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
         assert len(output.splitlines()) == 25
         for line in output.splitlines():
@@ -131,15 +130,11 @@ def test_looking_for_writers_disturbs_none_and_makes_nothing(tmp_path: Path) -> 
     run.close()
     try:
         assert looker.stdout is not None and looker.stdout.readline() == "look\n"
-        end = time.monotonic() + 2
-        opened = 0
-        while time.monotonic() < end:  # never "another process is writing this run"
+        for _ in range(100):  # never "another process is writing this run"
             open_run(tmp_path, shard=(2, 3), wait=False).close()
-            opened += 1
     finally:
         looker.kill()
         looker.communicate()
-    assert opened > 5
 
 
 def test_two_shards_and_a_whole_on_two_folders_all_come_to_an_end(tmp_path: Path) -> None:
@@ -165,7 +160,7 @@ def test_two_shards_and_a_whole_on_two_folders_all_come_to_an_end(tmp_path: Path
     """
     for turn in range(3):
         workers = [child(code, tmp_path / str(turn), shard) for shard in (1, 2, 0)]
-        assert [worker.communicate(timeout=60)[1] for worker in workers] == ["", "", ""]
+        assert [worker.communicate(timeout=300)[1] for worker in workers] == ["", "", ""]
         for run in load_runs(tmp_path / str(turn)):
             assert run.progress.is_done and run.progress.recorded == 6
             assert sum(file.read_bytes().count(b"\n") for file in run.path.glob("samples*.jsonl")) == 6
@@ -182,7 +177,7 @@ def test_a_process_suspended_while_it_opens_a_folder_makes_nobody_wait_forever(
         from kvbench.store import locks
         with locks._gate(Path(sys.argv[1]), None):
             print("inside", flush=True)
-            time.sleep(60)
+            time.sleep(600)
         """,
         run.path,
     )

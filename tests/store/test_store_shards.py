@@ -194,7 +194,7 @@ def test_the_last_to_finish_sees_all(tmp_path: Path) -> None:
             assert item.stdin is not None
             item.stdin.write("\n")
             item.stdin.flush()
-        assert [item.communicate(timeout=60)[1] for item in pair] == ["", ""]
+        assert [item.communicate(timeout=300)[1] for item in pair] == ["", ""]
     runs = load_runs(tmp_path)
     assert [run.status["status"] for run in runs] == ["done"] * 4
     assert all((run.path / "status.json").is_file() for run in runs)

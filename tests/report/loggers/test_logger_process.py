@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,20 +52,25 @@ def test_a_run_does_not_feel_its_logger(
     environment(monkeypatch, stand_in(tmp_path, init))
     monkeypatch.setattr(live, "PATIENCE", 1.0)
     processes: list[Process] = []
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     monkeypatch.setattr(
         live, "Process", lambda *given, **more: processes.append(Process(*given, **more)) or processes[0]
     )
     with caplog.at_level("INFO"), following(tmp_path, [folder_of(tmp_path)], {"wandb": {}}, pause=0.1):
-        begin = time.monotonic()
         store_run(tmp_path / "runs", RUN)
-        assert time.monotonic() - begin < 5, "the run itself waits for nothing"
-        end = time.monotonic() + 60
+        assert naps == [], "the run itself waits for nothing"
+        end = time.monotonic() + 300
         while not any("needle" in str(event.get("begin")) for event in processes[0].events):
             assert time.monotonic() < end, processes[0].lines()
             time.sleep(0.05)
         time.sleep(1.2 if init == HANGS else 0)
-        begin = time.monotonic()
-    assert init != HANGS or time.monotonic() - begin < 1, "it hung before the runs ended, and nobody waits for it"
+    assert init != HANGS or naps == [], "it hung before the runs ended, and nobody waits for it"
     (stored,) = load_runs(tmp_path)
     assert stored.progress.is_done
     assert f"kvbench log {tmp_path} logger=wandb" in caplog.text and "Traceback" not in caplog.text
@@ -82,7 +88,7 @@ def test_a_live_run_is_followed_killed_and_repaired(tmp_path: Path, monkeypatch:
     given = Order(str(tmp_path), str(tmp_path), [str(folder_of(tmp_path))], {"wandb": {}}, live=True, pause=0.1)
     process = Process(given)
     store_run(tmp_path / "runs", RUN, samples=2)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not list(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
         assert time.monotonic() < end and process.status is None, process.lines()
         time.sleep(0.05)
