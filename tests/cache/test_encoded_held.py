@@ -20,6 +20,7 @@ from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.storage import Half, Side, Store
 from kvbench.methods.store.kivi import Kivi
 from kvbench.methods.store.think import Think
+from tests.helpers.margins import margins
 
 DIM = 16
 POLICIES: list[DecodePolicy] = [AccumulateAndEvict(window=0.5), SlidingWindow(2), DropLongMinor(3, 2)]
@@ -62,6 +63,14 @@ def entries(store: Store, policy: DecodePolicy, g: torch.Generator, heads: int, 
 def test_ragged_and_masked_agree(
     store: Store, policy: DecodePolicy, seed: int, heads: int, tokens: int, steps: list[int]
 ) -> None:
+    with margins(policy) as near:
+        agree(store, policy, seed, heads, tokens, steps, near)
+
+
+def agree(
+    store: Store, policy: DecodePolicy, seed: int, heads: int, tokens: int, steps: list[int], near: list[float]
+) -> None:
+    """Compare both caches up to a step with a decision that float32 may take either way."""
     g = torch.Generator().manual_seed(seed)
     k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
     ragged, masked = RaggedCache(1), MaskedCache(1)
@@ -72,6 +81,8 @@ def test_ragged_and_masked_agree(
         q = torch.randn(len(active), heads * 2, new, DIM, generator=g)
         k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
         outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
+        if min(near) < 1e-5:
+            return
         torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-4)
         for row in active:
             assert ragged.lengths(row) == masked.lengths(row)

@@ -25,6 +25,7 @@ from kvbench.methods.sharing import Leaving, Shares
 from kvbench.methods.slots import Slots
 from kvbench_kernels import backends
 from kvbench_kernels.backends import Buffers
+from tests.helpers.margins import margins
 
 DIM = 16
 
@@ -127,6 +128,14 @@ def test_policies_agree_with_the_masked_cache(
     policy: DecodePolicy, seed: int, heads: int, tokens: int, reserve: int, steps: list[int]
 ) -> None:
     """Rows of one policy with different dials, next to a plain row; rows leave, and long questions come at once."""
+    with margins(policy) as near:
+        agree(policy, seed, heads, tokens, reserve, steps, near)
+
+
+def agree(
+    policy: DecodePolicy, seed: int, heads: int, tokens: int, reserve: int, steps: list[int], near: list[float]
+) -> None:
+    """Compare both caches up to a step with a decision that float32 may take either way."""
     g = torch.Generator().manual_seed(seed)
     k_UTD, v_UTD = (torch.randn(heads, tokens, DIM, generator=g) for _ in range(2))
     rows = entries(policy, g, heads, tokens, reserve)
@@ -138,6 +147,8 @@ def test_policies_agree_with_the_masked_cache(
         q = torch.randn(len(active), heads * 2, new, DIM, generator=g)
         k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
         outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
+        if min(near) < 1e-5:
+            return
         torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
         for row in active:
             assert ragged.lengths(row) == masked.lengths(row)
