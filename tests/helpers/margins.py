@@ -1,4 +1,4 @@
-"""How near the decisions of a decode policy come to other ones.
+"""The margins of a decode policy: the differences that decide which tokens leave.
 
 Two caches add up attention in different orders, so their numbers differ by float32's rounding. Where two tokens are
 worth nearly the same, each cache may drop another one, and both are right.
