@@ -11,6 +11,7 @@ with those of the same variant run alone.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -64,6 +65,8 @@ def main() -> None:
         return prefill + sum(forward_seconds(loaded.model, "free", ids[:1], len(variants), i) for i in steps)
 
     run([full])
+    gc.collect()
+    gc.freeze()  # as a sweep does, see kvbench/models/cache.py
     times: dict[str, list[float]] = {"full": [], "floor": [], "plan": []}
     for _ in range(args.repeats):
         times["full"].append(run([full])[0])

@@ -200,6 +200,17 @@ struct ColumnSums {
     int32_t dtype;
 };
 
+// Of kvb_cpu_query_weights. The queries are those of the last tokens.
+struct QueryWeights {
+    Tensor3 q;    // [H, Q, D]
+    Tensor3 k;    // [U, T, D]
+    Tensor2 lse;  // [H, Q], float32, natural logarithm
+    float* out;   // [H, Q, T], contiguous; written
+    int64_t heads, kv_heads, queries, tokens, dim;
+    float scaling;  // of the logits
+    int32_t dtype;
+};
+
 // Of kvb_cpu_output_norms.
 struct OutputNorms {
     Tensor3 v;        // [U, T, D]

@@ -141,6 +141,17 @@ class ColumnSums(Structure):
     ]
 
 
+class QueryWeights(Structure):
+    _fields_ = [
+        *fields(Tensor3, "q k"),
+        *fields(Tensor2, "lse"),
+        *fields(POINTER, "out"),
+        *fields(LONG, "heads kv_heads queries tokens dim"),
+        *fields(FLOAT, "scaling"),
+        *fields(INT, "dtype"),
+    ]
+
+
 class OutputNorms(Structure):
     _fields_ = [
         *fields(Tensor3, "v w"),
@@ -213,6 +224,7 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_packed": PackedDecode,
     "cpu_least": Least,
     "cpu_column_sums": ColumnSums,
+    "cpu_query_weights": QueryWeights,
     "cpu_output_norms": OutputNorms,
     "cpu_gather": RaggedGather,
     "cpu_append_slots": AppendSlots,

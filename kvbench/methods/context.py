@@ -262,15 +262,18 @@ class LayerContext:
         Softmax rows are independent, so blocks can be reduced one after the other; memory is O(H * block * T), never
         T x T. Keys from `end` on get no attention from these queries.
         """
-        for begin, end, logits_UGQT in self.logit_rows(first):
-            yield begin, end, logits_UGQT.softmax(-1)
+        for begin, end in self._blocks(first):
+            yield begin, end, self._attention(begin, end)
 
     def logit_rows(self, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
         """Yield what `rows` does before the softmax: scaled logits, -inf where a key is later."""
+        for begin, end in self._blocks(first):
+            yield begin, end, self._logits(begin, end)
+
+    def _blocks(self, first: int) -> Iterator[tuple[int, int]]:
         block = max(COLUMN_SUM_QUERIES, _BLOCK_ELEMENTS // (self.q.shape[0] * self.num_tokens))
         for begin in range(first, self.num_tokens, block):
-            end = min(begin + block, self.num_tokens)
-            yield begin, end, self._logits(begin, end)
+            yield begin, min(begin + block, self.num_tokens)
 
     def last_lse(self, queries: int) -> Tensor | None:
         """Return the log-sum-exp of the logits of the last queries, natural, [H, queries]; None if it is not known."""
@@ -293,6 +296,12 @@ class LayerContext:
 
     def _attention(self, begin: int, end: int) -> Tensor:
         """Return softmax(q[begin:end] k^T) with the causal mask, over keys [0, end): [U, G, end - begin, end]."""
+        if self.sums is not None and self._lse_HT is not None:
+            weights_HQT = self.sums.query_weights(
+                self.q[:, begin:end], self.k[:, :end], scaling=self.scaling, lse_HQ=self._lse_HT[:, begin:end]
+            )
+            if weights_HQT is not None:
+                return weights_HQT.view(self.num_kv_heads, self.group, *weights_HQT.shape[1:])
         return self._logits(begin, end).softmax(-1)
 
     def _logits(self, begin: int, end: int) -> Tensor:

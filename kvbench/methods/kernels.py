@@ -1,7 +1,7 @@
 """The protocol of kernels that take the place of torch in parts of methods.
 
-Shape suffixes: H query heads, U KV heads, T tokens of the compressed span, W window queries, N tokens before the
-window, D head dimension, E hidden size.
+Shape suffixes: H query heads, U KV heads, T tokens of the compressed span, W window queries, Q queries, N tokens before
+the window, D head dimension, E hidden size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class SumKernels(Protocol):
-    """Faster forms of sums over what would be large to write. They return None where torch must do the work."""
+    """Forms of some computations that write no logits. They return None where torch must do the work."""
 
     def column_sums(
         self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None
@@ -21,6 +21,12 @@ class SumKernels(Protocol):
 
         With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
         """
+        ...
+
+    def query_weights(
+        self, q_HQD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HQ: Tensor | None = None
+    ) -> Tensor | None:
+        """Return [H, Q, T]: the causal attention of the last Q of T tokens."""
         ...
 
     def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> Tensor | None:

@@ -8,31 +8,11 @@
 // is taken in the order of the queries: it does not depend on the number of threads.
 
 #include "calls.h"
-#include "cpu_tile.hpp"
+#include "cpu_weights.hpp"
 
 namespace {
 
 constexpr int BLOCK = 64 * AT_ONCE;  // queries whose weights are added before they meet a larger sum
-constexpr float LOG2_E = 1.4426950408889634f;
-
-KVB_INLINE Ints order() {
-    Ints x;
-    for (int j = 0; j < LANES; j++) x[j] = j;
-    return x;
-}
-
-// Add the weights that queries give the keys of a tile. On the diagonal, query i sees key j if j <= ahead + i.
-template <bool DIAGONAL>
-KVB_INLINE void add_weights(float* sum, const Rows& q, const float* lse, const float* tile, int64_t dim, int64_t ahead) {
-    Vec logit[AT_ONCE][VECS];
-    multiply(logit, q, tile, dim);
-    for (int i = 0; i < q.count; i++)
-        for (int v = 0; v < VECS; v++) {
-            Vec weight = exp2_of(logit[i][v] - lse[i] * LOG2_E);
-            if (DIAGONAL) weight = order() + v * LANES <= static_cast<int32_t>(ahead + i) ? weight : Vec{};
-            store(sum + v * LANES, load(sum + v * LANES) + weight);
-        }
-}
 
 }  // namespace
 
@@ -55,10 +35,9 @@ extern "C" int kvb_cpu_column_sums(const kvb::ColumnSums* call, void*) {
                 std::memset(part, 0, sizeof part);
                 for (int64_t at = block; at < end; at += AT_ONCE) {
                     const Rows rows(q, call->q.stride_1, at, end);
-                    if (at < first + WIDTH)
-                        add_weights<true>(part, rows, lse + at, tile, dim, at - first);
-                    else
-                        add_weights<false>(part, rows, lse + at, tile, dim, 0);
+                    weigh(rows, lse + at, tile, dim, at - first, [&](int, int v, Vec weight) {
+                        store(part + v * LANES, load(part + v * LANES) + weight);
+                    });
                 }
                 for (int j = 0; j < WIDTH; j++) sum[j] += part[j];
             }

@@ -97,6 +97,7 @@ class CpuBackend:
     def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
         if worth_BUC.dtype != torch.float32:
             return least(worth_BUC, pos_BUC, length_BU)
+        worth_BUC = worth_BUC.expand_as(pos_BUC)  # raises if it has another shape
         worth_BUC, pos_BUC, length_BU = (x.contiguous() for x in (worth_BUC, pos_BUC, length_BU))
         column_BU = torch.empty_like(length_BU)
         self._library.call(

@@ -1,6 +1,6 @@
-"""Sums over a prompt's attention and outputs on a CPU, by our own C++ (csrc/score/cpu_*.cpp).
+"""Attention and output norms of a prompt on a CPU, by our own C++ (csrc/score/cpu_*.cpp).
 
-Shape suffixes: H query heads, U KV heads, T tokens, D head dimension, E hidden size.
+Shape suffixes: H query heads, U KV heads, T tokens, Q queries, D head dimension, E hidden size.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from kvbench_kernels.ops import launch
 from kvbench_kernels.ops.library import Library
-from kvbench_kernels.ops.pointers import CPU_DTYPE, rows_of
+from kvbench_kernels.ops.pointers import CPU_DTYPE, row_of, rows_of
 from kvbench_kernels.ops.require import rows
 
 MOST_DIM = 256
 
 
 class HostSums:
-    """Functions that add up what would be too large to write. They return None where torch must do the work."""
+    """Functions that write no logits and no outputs, but what is made of them. They return None for torch to do it."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -35,6 +35,35 @@ class HostSums:
         return launch.column_sums(
             self._library, None, q_HTD, k_UTD, lse_HT, scaling, name="cpu_column_sums", dtypes=CPU_DTYPE
         )
+
+    def query_weights(
+        self, q_HQD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HQ: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the causal attention of the last Q of T tokens, fp32 [H, Q, T].
+
+        None without the log-sum-exp of the logits.
+        """
+        if lse_HQ is None or not _takes(q_HQD, k_UTD, lse_HQ):
+            return None
+        q_HQD, k_UTD, lse_HQ = rows(q_HQD), rows(k_UTD), rows(lse_HQ)
+        (heads, queries, dim), (kv_heads, tokens, _) = q_HQD.shape, k_UTD.shape
+        weights_HQT = q_HQD.new_empty(heads, queries, tokens)
+        self._library.call(
+            "cpu_query_weights",
+            None,
+            q=rows_of(q_HQD),
+            k=rows_of(k_UTD),
+            lse=row_of(lse_HQ),
+            out=weights_HQT.data_ptr(),
+            heads=heads,
+            kv_heads=kv_heads,
+            queries=queries,
+            tokens=tokens,
+            dim=dim,
+            scaling=scaling,
+            dtype=CPU_DTYPE[q_HQD.dtype],
+        )
+        return weights_HQT
 
     def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> Tensor | None:
         """Return the L1 norm of each token's value times the output weights of each query head, fp32 [H, T].

@@ -41,6 +41,9 @@ class PromptKernels:
         sums: Tensor = kvb.column_sums(q_HTD, k_UTD, lse_HT, scaling)
         return sums
 
+    def query_weights(self, q_HQD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HQ: Tensor | None = None) -> None:
+        """Return None: torch computes it."""
+
     def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> None:
         """Return None: torch computes it."""
 

@@ -45,6 +45,11 @@ class ValuesForward(Merge):
 
     def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the layer's keys, and the merged values [U, T, D]."""
+        if self.givers == "all":  # the same for every selection
+            return ctx.k, ctx.memo(("values forward", self), lambda: self._merged(ctx, keep_UT))
+        return ctx.k, self._merged(ctx, keep_UT)
+
+    def _merged(self, ctx: LayerContext, keep_UT: Tensor) -> Tensor:
         first, size = math.ceil(self.start * ctx.num_tokens), self.window
         draw_UT = torch.rand(keep_UT.shape, generator=ctx.generator(self)).to(keep_UT.device)
         attention_UT, v_UTD = ctx.score(self.scores[0]), ctx.v.to(ctx.dtype, copy=True)
@@ -56,4 +61,4 @@ class ValuesForward(Merge):
             gives_UN[:, :first] = False
             for at in gives_UN.any(0).nonzero().flatten().tolist():
                 v_UTD[:, at + 1 : at + 1 + size] += (gives_UN[:, at, None] / size * v_UTD[:, at])[:, None]
-        return ctx.k, v_UTD.to(ctx.v.dtype)
+        return v_UTD.to(ctx.v.dtype)

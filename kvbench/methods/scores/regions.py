@@ -5,6 +5,7 @@ Shape suffixes: U KV heads, G query heads per KV head, Q queries of a block, T t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,25 @@ def _sums(ctx: LayerContext, share: float) -> Tensor:
     at_T = torch.arange(tokens, device=ctx.k.device)
     asks_T = (at_T >= begin) & (at_T < end)
     sums_2UGT = torch.zeros(2, ctx.num_kv_heads, ctx.group, tokens, dtype=ctx.dtype, device=ctx.k.device)
-    for first, last, logit_UGQT in ctx.logit_rows(tokens - max(1, int(tokens * share))):
-        weight_UGQT = (logit_UGQT - F.softplus(logit_UGQT.logsumexp(-1, keepdim=True))).exp()
+    for first, last, weight_UGQT in _weights(ctx, tokens - max(1, int(tokens * share))):
         if not 0 < end - begin < tokens:  # there is one region
             sums_2UGT[0, ..., :last] += weight_UGQT.sum(2)
             continue
-        across_QT = asks_T[first:last, None] != asks_T[:last]
-        sums_2UGT[0, ..., :last] += (weight_UGQT * ~across_QT).sum(2)
-        sums_2UGT[1, ..., :last] += (weight_UGQT * across_QT).sum(2)
+        from_, to = (min(max(at - first, 0), last - first) for at in (begin, end))  # the queries of the question
+        by_question_UGT = weight_UGQT[:, :, from_:to].sum(2)
+        by_others_UGT = weight_UGQT[:, :, :from_].sum(2) + weight_UGQT[:, :, to:].sum(2)
+        sums_2UGT[0, ..., :last] += torch.where(asks_T[:last], by_question_UGT, by_others_UGT)
+        sums_2UGT[1, ..., :last] += torch.where(asks_T[:last], by_others_UGT, by_question_UGT)
     return sums_2UGT
+
+
+def _weights(ctx: LayerContext, first: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield exp(logit) / (1 + the sum of a query's exponentials) in blocks of queries: begin, end, [U, G, Q, T]."""
+    lse_HQ = ctx.last_lse(ctx.num_tokens - first)
+    if lse_HQ is None:
+        for begin, end, logit_UGQT in ctx.logit_rows(first):
+            yield begin, end, (logit_UGQT - F.softplus(logit_UGQT.logsumexp(-1, keepdim=True))).exp()
+        return
+    share_UGQ1 = lse_HQ.sigmoid().unflatten(0, (ctx.num_kv_heads, ctx.group))[..., None]
+    for begin, end, attention_UGQT in ctx.rows(first):
+        yield begin, end, attention_UGQT * share_UGQ1[:, :, begin - first : end - first]

@@ -1,0 +1,220 @@
+"""Sums over a prompt on a CPU: drawn cases against double precision, narrow vectors, threads, and planted bugs.
+
+Shape suffixes: H query heads, U KV heads, T tokens, D head dimension, E hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvbench.methods.base import LayerContext
+from kvbench.methods.model_view import ModelView
+from kvbench.methods.output_norms import output_norms
+from kvbench_kernels.build import cache, compilers, recipes
+from kvbench_kernels.ops import library, reference
+from kvbench_kernels.ops.host_sums import MOST_DIM, HostSums
+from tests.helpers.kernels_prefill import draw, fixed_generator, generator, pick, shows, surrounded
+from tests.helpers.kernels_sources import copy_sources, unit
+
+pytestmark = pytest.mark.gxx
+BOUND = 4e-6  # of a sum; logits of ten are rounded by 5e-7
+TOKENS = (1, 3, 4, 5, 31, 63, 64, 65, 127, 130, 255, 257, 700)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, next to memory that belongs to others, and the weights of an output projection [H, D, E]."""
+
+    q_HTD: Tensor
+    k_UTD: Tensor
+    weight_HDE: Tensor
+    lse_HT: Tensor
+
+    @property
+    def scaling(self) -> float:
+        return float(self.q_HTD.shape[2] ** -0.5)
+
+    def sums(self, host: HostSums) -> Tensor:
+        sums_HT = host.column_sums(self.q_HTD, self.k_UTD, scaling=self.scaling, lse_HT=self.lse_HT.float())
+        assert sums_HT is not None
+        return sums_HT
+
+    def weights(self, host: HostSums, queries: int) -> Tensor:
+        q_HQD, lse_HQ = self.q_HTD[:, -queries:], self.lse_HT[:, -queries:].float()
+        weights_HQT = host.query_weights(q_HQD, self.k_UTD, scaling=self.scaling, lse_HQ=lse_HQ)
+        assert weights_HQT is not None
+        return weights_HQT
+
+    def norms(self, host: HostSums) -> Tensor:
+        norms_HT = host.output_norms(self.k_UTD, self.weight_HDE)
+        assert norms_HT is not None
+        return norms_HT
+
+    def error_of_sums(self, host: HostSums) -> float:
+        exact_HT = reference.column_sums(self.q_HTD.double(), self.k_UTD.double(), self.lse_HT, self.scaling)
+        return _error(self.sums(host), exact_HT, exact_HT)
+
+    def error_of_weights(self, host: HostSums, queries: int) -> float:
+        k_HTD = self.k_UTD.double().repeat_interleave(len(self.q_HTD) // len(self.k_UTD), 0)
+        logits_HTT = self.q_HTD.double() @ k_HTD.mT * self.scaling
+        later_TT = torch.ones_like(logits_HTT[0], dtype=torch.bool).triu(1)
+        exact_HQT = logits_HTT.masked_fill(later_TT, -torch.inf).softmax(-1)[:, -queries:]
+        own_HQT = self.weights(host, queries)
+        later_QT = later_TT[-queries:].expand_as(own_HQT)
+        if own_HQT[later_QT].count_nonzero():
+            return float("inf")
+        return _error(own_HQT[~later_QT], exact_HQT[~later_QT], exact_HQT[~later_QT])
+
+    def worst(self, host: HostSums) -> float:
+        of_weights = [self.error_of_weights(host, min(n, self.q_HTD.shape[1])) for n in (1, 6, 64, 130)]
+        errors = [self.error_of_sums(host), self.error_of_norms(host), *of_weights]
+        return max(errors) if all(error == error for error in errors) else float("inf")
+
+    def error_of_norms(self, host: HostSums) -> float:
+        v_HTD = self.k_UTD.double().repeat_interleave(len(self.q_HTD) // len(self.k_UTD), 0)
+        weight_HDE = self.weight_HDE.double()
+        size_HT = (v_HTD.abs() @ weight_HDE.abs()).sum(-1)  # an output may be much smaller than its terms
+        return _error(self.norms(host), (v_HTD @ weight_HDE).abs().sum(-1), size_HT)
+
+
+def _error(own_HT: Tensor, exact_HT: Tensor, size_HT: Tensor) -> float:
+    error = ((own_HT - exact_HT).abs() / size_HT).max()
+    return float("inf") if error.isnan() else float(error)
+
+
+def drawn(g: torch.Generator, tokens: int = 0, dim: int = 0, outputs: int = 0) -> Case:
+    kv_heads, group, tokens = draw(g, 1, 3), draw(g, 1, 4), tokens or pick(g, *TOKENS)
+    dim, outputs = dim or pick(g, 8, 64, 80, MOST_DIM), outputs or pick(g, 1, 15, 63, 64, 65, 200)
+    q_HTD, k_UTD = (surrounded(torch.randn(n, tokens, dim, generator=g)) for n in (kv_heads * group, kv_heads))
+    room = torch.full((outputs + 1, kv_heads * group * dim), torch.nan)  # as a linear layer holds its weights
+    room[:outputs] = torch.randn(outputs, kv_heads * group * dim, generator=g)
+    weight_HDE = room[:outputs].t().view(kv_heads * group, dim, outputs)
+    lse_HT = reference.row_lse(q_HTD.double(), k_UTD.double(), dim**-0.5)
+    return Case(q_HTD, k_UTD, weight_HDE, lse_HT)
+
+
+@pytest.fixture(scope="module")
+def host() -> HostSums:
+    return HostSums(library.load(cache.built(recipes.cpu(recipes.vector_flags()))))
+
+
+@pytest.mark.parametrize("offset", range(24))
+def test_drawn_cases_against_double_precision(host: HostSums, offset: int) -> None:
+    case = drawn(generator(600 + offset))
+    assert case.worst(host) < BOUND, (case.q_HTD.shape, case.k_UTD.shape, case.weight_HDE.shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("-march=x86-64-v3", "-O1"), ("-march=x86-64-v2", "-O1")], ids=["8", "4"])
+def test_narrower_vectors_against_double_precision(flags: tuple[str, ...]) -> None:
+    narrow = HostSums(library.load(cache.built(recipes.cpu(flags))))
+    for offset in range(8):
+        assert drawn(generator(630 + offset)).worst(narrow) < BOUND
+
+
+def test_a_long_prompt_adds_up_without_drift(host: HostSums) -> None:
+    """Small weights are added to each other before they meet a large sum."""
+    g = generator(640)
+    q_HTD, k_UTD = (0.01 * torch.randn(1, 30_000, 8, generator=g) for _ in range(2))
+    lse_HT = torch.arange(1, 30_001)[None].double().log() + 0.001  # about that of equal logits
+    exact_HT = reference.column_sums(q_HTD.double(), k_UTD.double(), lse_HT, 1.0)
+    sums_HT = host.column_sums(q_HTD, k_UTD, scaling=1.0, lse_HT=lse_HT.float())
+    assert sums_HT is not None
+    assert _error(sums_HT, exact_HT, exact_HT) < BOUND
+
+
+def test_a_result_does_not_depend_on_threads(host: HostSums) -> None:
+    case, before, results = drawn(generator(641), tokens=700), torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            results.append(torch.cat([case.sums(host), case.norms(host), *case.weights(host, 9).unbind(1)]))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_torch_computes_what_the_functions_do_not_take(host: HostSums) -> None:
+    case = drawn(generator(642), tokens=5, dim=64)
+    q, k, lse = case.q_HTD, case.k_UTD, case.lse_HT.float()
+    assert host.column_sums(q, k, scaling=1.0) is None  # without the log-sum-exp
+    assert host.column_sums(q.double(), k.double(), scaling=1.0, lse_HT=lse) is None
+    assert host.column_sums(q.bfloat16(), k.bfloat16(), scaling=1.0, lse_HT=lse) is None
+    wide = torch.randn(1, 3, MOST_DIM + 8)
+    assert host.column_sums(wide, wide, scaling=1.0, lse_HT=torch.zeros(1, 3)) is None
+    assert host.query_weights(q, k, scaling=1.0) is None
+    assert host.query_weights(q.double(), k.double(), scaling=1.0, lse_HQ=lse) is None
+    assert host.output_norms(k, case.weight_HDE.contiguous()) is None or case.weight_HDE.shape[2] == 1
+    assert host.output_norms(k, case.weight_HDE.double()) is None
+
+
+class _Model(ModelView):
+    def __init__(self, weight_HDE: Tensor) -> None:
+        self._weight_HDE = weight_HDE
+
+    def o_proj(self, layer: int) -> Tensor:
+        return self._weight_HDE
+
+
+def test_a_context_gives_what_torch_gives(host: HostSums, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = drawn(generator(643), tokens=300, dim=64, outputs=200)
+    monkeypatch.setattr(LayerContext, "model", property(lambda self: _Model(case.weight_HDE)))
+    ours, plain = (
+        LayerContext(case.q_HTD, case.k_UTD, case.k_UTD, sums=sums, lse_HT=case.lse_HT.float()) for sums in (host, None)
+    )
+    torch.testing.assert_close(ours.column_sums(), plain.column_sums(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(output_norms(ours), output_norms(plain), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.window_attention(7), plain.window_attention(7), rtol=1e-5, atol=0)
+    for (_, _, own), (_, _, torchs) in zip(ours.rows(11), plain.rows(11), strict=True):
+        torch.testing.assert_close(own, torchs, rtol=1e-5, atol=0)
+    calls: list[int] = []
+    monkeypatch.setattr(HostSums, "column_sums", lambda self, *_, **__: calls.append(1))  # returns None
+    monkeypatch.setattr(HostSums, "output_norms", lambda self, *_: calls.append(1))
+    monkeypatch.setattr(HostSums, "query_weights", lambda self, *_, **__: calls.append(1))
+    again = LayerContext(case.q_HTD, case.k_UTD, case.k_UTD, sums=host, lse_HT=case.lse_HT.float())
+    assert torch.equal(again.window_attention(7), plain.window_attention(7))
+    assert torch.equal(output_norms(again), output_norms(plain))
+    assert torch.equal(again.column_sums(), plain.column_sums())
+    assert len(calls) == 4  # sums need the weights of one block
+
+
+NAMES = ("cpu_column_sums.cpp", "cpu_output_norms.cpp", "cpu_query_weights.cpp")
+BUGS = {
+    "j < count ? rows[j * stride + d] * factor : 0": "rows[j * stride + d] * factor",
+    "end - at < AT_ONCE ? end - at : AT_ONCE": "AT_ONCE",
+    "logit[i][v] - lse[i] * LOG2_E": "logit[i][v] - lse[0] * LOG2_E",
+    "<= static_cast<int32_t>(ahead + i)": "< static_cast<int32_t>(ahead + i)",
+    "if (ahead < WIDTH - 1)": "if (ahead < WIDTH / 2)",
+    "weigh(rows, lse + at, tile, dim, at - first,": "weigh(rows, lse + at, tile, dim, at,",
+    "tokens - queries + at - first;": "tokens - queries + at;",
+    "h * queries * tokens + first;": "h * queries * tokens;",
+    "std::memcpy(out + (at + i) * tokens, row,": "std::memcpy(out + at * tokens, row,",
+    "for (int64_t h = u * group; h < (u + 1) * group; h++)": "for (int64_t h = 0; h < group; h++)",
+    "std::memset(part, 0, sizeof part);": "",
+    "call->k.data) + h / group * call->k.stride_0": "call->k.data) + h % call->kv_heads * call->k.stride_0",
+    "call->v.data) + h / group * call->v.stride_0": "call->v.data) + h % call->kv_heads * call->v.stride_0",
+    "return x < 0 ? -x : x;": "return x;",
+    "store(to, load(to) + size);": "store(to, size);",
+    "float* to = norm + (at - begin + i) * LANES;": "float* to = norm + (at - begin) * LANES;",
+    "left < WIDTH ? left : WIDTH": "WIDTH",
+    "for (int j = 0; j < LANES; j++) all +=": "for (int j = 1; j < LANES; j++) all +=",
+}
+
+
+@pytest.mark.parametrize("right", BUGS)
+def test_planted_bugs_are_found(right: str, tmp_path: Path) -> None:
+    """The cases have parts of a tile, of a block and of the rows at once, and more than one of each."""
+    copy = copy_sources(tmp_path, right, BUGS[right])
+    units = [unit(copy, name) for name in NAMES]
+    out = tmp_path / "wrong.so"
+    flags = ["-O1", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi", "-march=x86-64-v3", "-shared", "-I", str(copy)]
+    compilers.run([compilers.gxx(), *flags, *units, "-o", out], "a planted bug")
+    wrong = HostSums(library.Library(out))
+    g = fixed_generator(650)
+    cases = [drawn(g, tokens, dim=64, outputs=outputs) for tokens, outputs in ((1, 1), (70, 65), (333, 200), (700, 15))]
+    assert shows(lambda: any(case.worst(wrong) >= BOUND for case in cases))
