@@ -195,9 +195,10 @@ def test_the_kept_set_is_that_of_float64() -> None:
         for scores_N, ours_N, exact_N in zip(exact_UN, keep_UN, exact_keep_UN, strict=True):
             threshold = scores_N[exact_N].min()
             gap = (scores_N[ours_N != exact_N] / threshold - 1).abs()
-            assert (gap < 1e-6).all(), f"{gap.max()} from the threshold"
+            assert (gap < 2 * CLOSE["rtol"]).all(), f"{gap.max()} from the threshold"  # both scores may be off
             other += len(gap)
-    assert other <= 2, f"{other} of {2 * 4 * 128} kept tokens are others"
+    # Pooling gives up to 7 neighbours the same score, so that they leave together. Two such exchanges are too rare.
+    assert other <= 14, f"{other} of {2 * 4 * 128} kept tokens are others"
 
 
 def test_what_is_not_compiled_is_refused() -> None:
