@@ -91,7 +91,7 @@ def gather(
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
     keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
-    lengths = keep_ST.sum(1).tolist()
+    lengths = keep_ST.sum(1, dtype=torch.int32).tolist()
     segments = [
         Segment(entry.row, head, length, length + entry.reserve)
         for entry, of_heads in zip(entries, _chunks(lengths, heads), strict=True)
