@@ -2,10 +2,10 @@
 
     python perf/fused_cost.py [--tokens 1000] [--new 32] [--repeats 5] [--threads 2] [--out FILE.json]
 
-One group: five methods at eight budgets. End to end: from prompt ids to text, prefill included. Next to both, the floor
-under such a plan: one prefill, then as many decode steps of as many rows with an attention that costs nothing. All
-three are timed in turn, repeatedly, after a warm-up; ratios are of the medians. Every row's tokens are then compared
-with those of the same variant run alone.
+One group: five methods at eight budgets. End to end: from prompt ids to text, prefill included. Next to both, a run of
+the full cache by plain transformers (`model.generate`), and the floor under such a plan: one prefill, then as many decode
+steps of as many rows with an attention that costs nothing. All four are timed in turn, repeatedly, after a warm-up; ratios
+are of the medians. Every row's tokens are then compared with those of the same variant run alone.
 """
 
 from __future__ import annotations
@@ -64,11 +64,20 @@ def main() -> None:
         steps = range(len(ids), len(ids) + args.new - 1)
         return prefill + sum(forward_seconds(loaded.model, "free", ids[:1], len(variants), i) for i in steps)
 
+    def transformers() -> float:
+        ids_1T = torch.tensor([ids])
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            new = {"max_new_tokens": args.new, "min_new_tokens": args.new, "do_sample": False, "pad_token_id": 0}
+            loaded.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **new)
+        return time.perf_counter() - begin
+
     run([full])
     gc.collect()
     gc.freeze()  # as a sweep does, see kvbench/models/cache.py
-    times: dict[str, list[float]] = {"full": [], "floor": [], "plan": []}
+    times: dict[str, list[float]] = {"transformers": [], "full": [], "floor": [], "plan": []}
     for _ in range(args.repeats):
+        times["transformers"].append(transformers())
         times["full"].append(run([full])[0])
         times["floor"].append(floor())
         seconds, together = run(variants)
@@ -78,6 +87,7 @@ def main() -> None:
     result = {
         "what": f"{len(variants)} variants in one plan / one fullkv run, end to end",
         "ratio_of_medians": round(medians["plan"] / medians["full"], 3),
+        "ratio_to_transformers": round(medians["plan"] / medians["transformers"], 3),
         "ratio_to_floor": round(medians["plan"] / medians["floor"], 3),
         "ratios": [round(p / f, 3) for p, f in zip(times["plan"], times["full"], strict=True)],
         "seconds": {name: [round(v, 3) for v in values] for name, values in times.items()},

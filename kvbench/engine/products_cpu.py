@@ -1,7 +1,8 @@
 """Float32 products on a CPU by oneDNN, where MKL uses half of the vector width.
 
 torch computes float32 products with MKL, which takes its AVX-512 paths on Intel's processors alone. On others, oneDNN,
-which is in torch as well, is about twice as fast, and reads the same weights.
+which is in torch as well, is about twice as fast, and reads the same weights. With a single token that depends on how fast
+memory is: on one machine both took the same time, on another oneDNN took half of MKL's.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CPU = Path("/proc/cpuinfo")
-FEWEST_TOKENS = 4  # with fewer, reading the weights takes the time, and MKL is as fast
 
 
 def fast_products(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which `F.linear` is oneDNN's where that is faster, for a forward call over tokens [B, T]."""
-    if x.device.type != "cpu" or x.numel() < FEWEST_TOKENS or not is_faster():
+    if x.device.type != "cpu" or not is_faster():
         return nullcontext()
     return _Products()
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.profiler import profile
 
 from kvbench.engine import products_cpu
-from kvbench.engine.products_cpu import FEWEST_TOKENS, fast_products, is_faster
+from kvbench.engine.products_cpu import fast_products, is_faster
 
 needs_product = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
     reason="this torch has no product of oneDNN, so the engine keeps torch's own, as another test shows",
 )
-ENOUGH = torch.zeros(1, FEWEST_TOKENS, dtype=torch.long)
+IDS = torch.zeros(1, 1, dtype=torch.long)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_products_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None
     x = torch.randn(*shape, 96)
     with torch.inference_mode():
         exact = F.linear(x.double(), module.weight.double(), None if module.bias is None else module.bias.double())
-        with fast_products(ENOUGH):
+        with fast_products(IDS):
             assert calls(lambda: module(x)) == 1
             out = module(x)
         assert calls(lambda: module(x)) == 0  # outside it is torch again
@@ -58,7 +58,7 @@ def test_products_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None
 def test_weights_of_other_layouts_and_types_are_right_as_well() -> None:
     torch.manual_seed(0)
     x, wide = torch.randn(5, 2 * 96)[:, ::2], torch.randn(96, 130)
-    with torch.inference_mode(), fast_products(ENOUGH):
+    with torch.inference_mode(), fast_products(IDS):
         torch.testing.assert_close(F.linear(x, wide.T), x @ wide, rtol=1e-5, atol=1e-5)
         half = F.linear(x.bfloat16(), wide.T.bfloat16())
         assert half.dtype == torch.bfloat16
@@ -69,17 +69,17 @@ def test_weights_of_other_layouts_and_types_are_right_as_well() -> None:
 
 @needs_product
 @pytest.mark.usefixtures("faster")
-def test_few_tokens_are_left_to_torch() -> None:
+def test_tokens_on_another_device_are_left_to_torch() -> None:
     module = nn.Linear(32, 32)
-    for tokens in (1, FEWEST_TOKENS - 1, FEWEST_TOKENS):
-        with torch.inference_mode(), fast_products(torch.zeros(tokens, 1, dtype=torch.long)):
-            assert calls(lambda: module(torch.randn(2, 32))) == (tokens >= FEWEST_TOKENS)
+    for device, count in (("cpu", 1), ("meta", 0)):
+        with torch.inference_mode(), fast_products(IDS.to(device)):
+            assert calls(lambda: module(torch.randn(1, 32))) == count
 
 
 @needs_product
 @pytest.mark.usefixtures("faster")
 def test_an_error_inside_ends_it_too() -> None:
-    with pytest.raises(RuntimeError, match="inside"), fast_products(ENOUGH):
+    with pytest.raises(RuntimeError, match="inside"), fast_products(IDS):
         raise RuntimeError("inside")
     with torch.inference_mode():
         assert calls(lambda: F.linear(torch.randn(5, 8), torch.randn(8, 8))) == 0
