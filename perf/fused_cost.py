@@ -3,9 +3,9 @@
     python perf/fused_cost.py [--tokens 1000] [--new 32] [--repeats 5] [--threads 2] [--out FILE.json]
 
 One group: five methods at eight budgets. End to end: from prompt ids to text, prefill included. Next to both, a run of
-the full cache by plain transformers (`model.generate`), and the floor under such a plan: one prefill, then as many decode
-steps of as many rows with an attention that costs nothing. All four are timed in turn, repeatedly, after a warm-up; ratios
-are of the medians. Every row's tokens are then compared with those of the same variant run alone.
+the full cache by plain transformers (`model.generate`), and the floor under such a plan: one prefill, then as many
+decode steps of as many rows with an attention that costs nothing. All four are timed in turn, repeatedly, after a
+warm-up; ratios are of the medians. Every row's tokens are then compared with those of the same variant run alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Float32 products on a CPU by oneDNN, where MKL uses half of the vector width.
 
 torch computes float32 products with MKL, which takes its AVX-512 paths on Intel's processors alone. On others, oneDNN,
-which is in torch as well, is about twice as fast, and reads the same weights. With a single token that depends on how fast
-memory is: on one machine both took the same time, on another oneDNN took half of MKL's.
+which is in torch as well, is about twice as fast, and reads the same weights. With a single token that depends on how
+fast memory is: on one machine both took the same time, on another oneDNN took half of MKL's.
 """
 
 from __future__ import annotations
