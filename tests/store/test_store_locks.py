@@ -78,12 +78,18 @@ def test_no_two_rivals_ever_work_at_the_same_time(tmp_path: Path) -> None:
         (marks.parent / f"ready {{sys.argv[2]}}").touch()  # all start together, however busy the machine is
         while len(list(marks.parent.glob("ready *"))) < 4:
             time.sleep(0.01)
-        for _ in range(25):
+        for turn in range(25):
             kind = random.choice({KINDS})
+            partner = None
+            if turn == 0 and sys.argv[2] in "01":  # these two meet, so that some work at the same time in every run
+                kind, partner = (int(sys.argv[2]) + 1, 2), marks.parent / f"met {{1 - int(sys.argv[2])}}"
             with open_run(Path(sys.argv[1]), shard=kind):
                 mark = marks / f"{{kind}} {{sys.argv[2]}}"
                 mark.touch()
                 time.sleep(random.random() / 20)
+                (marks.parent / f"met {{sys.argv[2]}}").touch()
+                while partner is not None and not partner.exists():
+                    time.sleep(0.01)
                 print(kind, "|", *(m.name.rpartition(" ")[0] for m in marks.iterdir() if m != mark), sep=";")
                 mark.unlink()
     """
