@@ -22,7 +22,7 @@ from tests.helpers.kernels_prefill import draw, fixed_generator, generator, pick
 from tests.helpers.kernels_sources import copy_sources, unit
 
 pytestmark = pytest.mark.gxx
-BOUND = 4e-6  # of a sum; logits of ten are rounded by 5e-7
+BOUND = 2e-6  # the worst of 3300 drawn cases had 9e-7
 TOKENS = (1, 3, 4, 5, 31, 63, 64, 65, 127, 130, 255, 257, 700)
 
 
@@ -55,20 +55,28 @@ class Case:
         assert norms_HT is not None
         return norms_HT
 
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """Return the weights [H, T, T], and as much of each as one unit of the error is relative to.
+
+        A weight's relative error is the error of its exponent, a sum that may be much smaller than its terms.
+        """
+        q_HTD, k_HTD = self.q_HTD.double(), self.k_UTD.double().repeat_interleave(len(self.q_HTD) // len(self.k_UTD), 0)
+        logits_HTT, terms_HTT = (x @ y.mT * self.scaling for x, y in ((q_HTD, k_HTD), (q_HTD.abs(), k_HTD.abs())))
+        later_TT = torch.ones_like(logits_HTT[0], dtype=torch.bool).triu(1)
+        weights_HTT = logits_HTT.masked_fill(later_TT, -torch.inf).softmax(-1)
+        return weights_HTT, weights_HTT * (1 + terms_HTT / 4 + self.lse_HT[..., None].abs() / 4)
+
     def error_of_sums(self, host: HostSums) -> float:
-        exact_HT = reference.column_sums(self.q_HTD.double(), self.k_UTD.double(), self.lse_HT, self.scaling)
-        return _error(self.sums(host), exact_HT, exact_HT)
+        weights_HTT, size_HTT = self.exact()
+        return _error(self.sums(host), weights_HTT.sum(1), size_HTT.sum(1))
 
     def error_of_weights(self, host: HostSums, queries: int) -> float:
-        k_HTD = self.k_UTD.double().repeat_interleave(len(self.q_HTD) // len(self.k_UTD), 0)
-        logits_HTT = self.q_HTD.double() @ k_HTD.mT * self.scaling
-        later_TT = torch.ones_like(logits_HTT[0], dtype=torch.bool).triu(1)
-        exact_HQT = logits_HTT.masked_fill(later_TT, -torch.inf).softmax(-1)[:, -queries:]
+        exact_HQT, size_HQT = (x[:, -queries:] for x in self.exact())
         own_HQT = self.weights(host, queries)
-        later_QT = later_TT[-queries:].expand_as(own_HQT)
-        if own_HQT[later_QT].count_nonzero():
+        seen_HQT = torch.ones_like(own_HQT[0], dtype=torch.bool).tril(own_HQT.shape[2] - queries).expand_as(own_HQT)
+        if own_HQT[~seen_HQT].count_nonzero():
             return float("inf")
-        return _error(own_HQT[~later_QT], exact_HQT[~later_QT], exact_HQT[~later_QT])
+        return _error(own_HQT[seen_HQT], exact_HQT[seen_HQT], size_HQT[seen_HQT])
 
     def worst(self, host: HostSums) -> float:
         of_weights = [self.error_of_weights(host, min(n, self.q_HTD.shape[1])) for n in (1, 6, 64, 130)]
@@ -125,7 +133,7 @@ def test_a_long_prompt_adds_up_without_drift(host: HostSums) -> None:
     exact_HT = reference.column_sums(q_HTD.double(), k_UTD.double(), lse_HT, 1.0)
     sums_HT = host.column_sums(q_HTD, k_UTD, scaling=1.0, lse_HT=lse_HT.float())
     assert sums_HT is not None
-    assert _error(sums_HT, exact_HT, exact_HT) < BOUND
+    assert _error(sums_HT, exact_HT, exact_HT) < 2 * BOUND
 
 
 def test_a_result_does_not_depend_on_threads(host: HostSums) -> None:

@@ -8,7 +8,7 @@
 // is taken in the order of the queries: it does not depend on the number of threads.
 
 #include "calls.h"
-#include "cpu_weights.hpp"
+#include "score/cpu_weights.hpp"
 
 namespace {
 

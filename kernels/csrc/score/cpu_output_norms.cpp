@@ -9,7 +9,7 @@
 // of the outputs: it does not depend on the number of threads.
 
 #include "calls.h"
-#include "cpu_tile.hpp"
+#include "score/cpu_tile.hpp"
 
 namespace {
 

@@ -7,7 +7,7 @@
 // With the log-sum-exp of the logits, a weight is written once, as soon as its product is known.
 
 #include "calls.h"
-#include "cpu_weights.hpp"
+#include "score/cpu_weights.hpp"
 
 extern "C" int kvb_cpu_query_weights(const kvb::QueryWeights* call, void*) {
     const int64_t tokens = call->tokens, queries = call->queries, dim = call->dim, group = call->heads / call->kv_heads;

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "cpu_tile.hpp"
+#include "score/cpu_tile.hpp"
 
 namespace {
 

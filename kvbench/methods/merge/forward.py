@@ -45,20 +45,16 @@ class ValuesForward(Merge):
 
     def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the layer's keys, and the merged values [U, T, D]."""
-        if self.givers == "all":  # the same for every selection
-            return ctx.k, ctx.memo(("values forward", self), lambda: self._merged(ctx, keep_UT))
-        return ctx.k, self._merged(ctx, keep_UT)
-
-    def _merged(self, ctx: LayerContext, keep_UT: Tensor) -> Tensor:
         first, size = math.ceil(self.start * ctx.num_tokens), self.window
-        draw_UT = torch.rand(keep_UT.shape, generator=ctx.generator(self)).to(keep_UT.device)
+        draw_UT = ctx.memo(("draws", self), lambda: torch.rand(keep_UT.shape, generator=ctx.generator(self)))
         attention_UT, v_UTD = ctx.score(self.scores[0]), ctx.v.to(ctx.dtype, copy=True)
         if ctx.num_tokens > size:
             most_UN = attention_UT.unfold(1, size, 1).amax(-1)[:, :-1]
             most_UN = most_UN.maximum(attention_UT[:, :first].amax(1, keepdim=True)) if first else most_UN
-            gives_UN = draw_UT[:, :-size] < (attention_UT[:, :-size] / most_UN).nan_to_num(0, posinf=1)
+            chance_UN = (attention_UT[:, :-size] / most_UN).nan_to_num(0, posinf=1)
+            gives_UN = draw_UT[:, :-size].to(chance_UN.device) < chance_UN
             gives_UN &= ~keep_UT[:, :-size] | (self.givers == "all")
             gives_UN[:, :first] = False
             for at in gives_UN.any(0).nonzero().flatten().tolist():
                 v_UTD[:, at + 1 : at + 1 + size] += (gives_UN[:, at, None] / size * v_UTD[:, at])[:, None]
-        return v_UTD.to(ctx.v.dtype)
+        return ctx.k, v_UTD.to(ctx.v.dtype)
