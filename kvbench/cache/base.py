@@ -127,7 +127,7 @@ class KVCache(Protocol):
     Attributes:
         kernel: name of the backend that attends to them.
         prompt: kernels for prompts (`kvbench_kernels.ops.prompt`); None if the backend has none.
-        sums: kernels that add up a prompt's attention and outputs; None if the backend has none.
+        sums: functions for a prompt's attention and outputs on a CPU; None if the backend has none.
     """
 
     @property

@@ -242,9 +242,7 @@ class PolicyGroup:
     def hand_on_one(self, column_BU: Tensor, due_BU: Tensor, buffers: Buffers) -> None:
         """Let tokens that stay take over something of those in these columns, before they leave heads where due."""
         if self.policy.merges:
-            gone_BUC = (self._columns_C == column_BU[..., None]) & due_BU[..., None]
-            stays_BUC = self.slots.live_BUC & ~gone_BUC
-            self._hand_on(Leaving(column_BU[..., None], due_BU[..., None], stays_BUC), buffers)
+            self._hand_on(Leaving.of_one(column_BU, due_BU, self.slots.live_BUC), buffers)
 
     def after_one(self, column_BU: Tensor, last_BU: Tensor, due_BU: Tensor, buffers: Buffers) -> None:
         """Finish a step in which the last token of each head moved to a column, and heads where due lost a token."""

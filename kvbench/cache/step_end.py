@@ -199,7 +199,6 @@ class _Joined:
         self._groups, self._policy, self._shape = groups, groups[0].policy, pos_LBUC.shape[:3]
         self._backend = groups[0].backend
         self._buffer_B1 = torch.cat([group.buffer_B1 for group in groups])
-        self._columns_C = torch.arange(pos_LBUC.shape[3])
         self._start_LBU = torch.stack([group.start_BU for group in groups])
         each = [group.slots for group in groups]
         self._slots = Slots(
@@ -246,12 +245,10 @@ class _Joined:
     ) -> None:
         """Add to tokens that stay what they take over of those that leave."""
         due_BU = length_BU > limit_BU + self._buffer_B1
-        column_BU1 = torch.where(due_BU, column_BU, length_BU - 1)[..., None]
-        stays_BUC = self._slots.live_BUC & ~((self._columns_C == column_BU1) & due_BU[..., None])
-        leaving = Leaving(column_BU1, due_BU[..., None], stays_BUC)
+        leaving = Leaving.of_one(torch.where(due_BU, column_BU, length_BU - 1), due_BU, self._slots.live_BUC)
         shares, rows = self._policy.shares(self._slots, leaving), self._shape[1]
         for i, of_layer in enumerate(owed):
             part = slice(i * rows, (i + 1) * rows)
             of_rows = Shares(*(None if x is None else x[part] for x in shares))  # type: ignore[arg-type]
-            leaves = Leaving(column_BU1[part], leaving.due_BUN[part], stays_BUC[part])
+            leaves = Leaving(leaving.column_BUN[part], leaving.due_BUN[part], leaving.stays_BUC[part])
             hand_on(of_rows, leaves, of_layer.buffers, self._start_LBU[i], host)

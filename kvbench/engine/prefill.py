@@ -126,7 +126,8 @@ class PrefillPass:
                 size = local.mask.size
                 self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
-        wanted = self._caches.kv.sums is not None  # the kernels that score can use the log-sum-exp
+        # the kernels that score can use the log-sum-exp
+        wanted = self._caches.kv.prompt is not None or self._caches.kv.sums is not None
         out_BHTD, lse_BHT = attend_with_lse(q_BHTD, k_BUTD, v_BUTD, scaling, wanted)
         clock = partial(stamp, k_BUTD.device)
         begin = clock()

@@ -118,7 +118,7 @@ class LayerContext:
         self.group = q_HTD.shape[0] // k_UTD.shape[0]  # query head h reads KV head h // group
         self.scaling = q_HTD.shape[-1] ** -0.5 if scaling is None else scaling
         self.layer, self.num_layers = layer, num_layers
-        self.kernels, self.sums = kernels, sums or kernels
+        self.kernels, self.sums = kernels, sums
         self._lse_HT = lse_HT
         self.facts = PromptFacts() if facts is None else facts
         self.hidden_TE = hidden_TE
@@ -284,11 +284,13 @@ class LayerContext:
         return self.memo("column_sums", self._column_sums)
 
     def _column_sums(self) -> Tensor:
+        lse_HT = self.last_lse(self.num_tokens)
+        if self.kernels is not None:
+            return self.kernels.column_sums(self.q, self.k, scaling=self.scaling, lse_HT=lse_HT)
         if self.sums is not None:
-            lse_HT = self.last_lse(self.num_tokens)
-            of_kernel_HT = self.sums.column_sums(self.q, self.k, scaling=self.scaling, lse_HT=lse_HT)
-            if of_kernel_HT is not None:
-                return of_kernel_HT
+            of_host_HT = self.sums.column_sums(self.q, self.k, scaling=self.scaling, lse_HT=lse_HT)
+            if of_host_HT is not None:
+                return of_host_HT
         sums_HT = torch.zeros(self.q.shape[0], self.num_tokens, dtype=self.dtype, device=self.q.device)
         for _, end, attention_UGQT in self.rows():
             sums_HT[:, :end] += attention_UGQT.sum(2).flatten(0, 1)

@@ -11,6 +11,31 @@ from typing import Protocol
 from torch import Tensor
 
 
+class Kernels(Protocol):
+    """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
+
+    def window_score(
+        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int,
+        lse_HW: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them.
+
+        With the log-sum-exp of the queries' logits, the keys are read once instead of twice.
+        """
+        ...
+
+    def column_sums(self, q_HTD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HT: Tensor | None = None) -> Tensor:
+        """Return [H, T] attention mass, as `LayerContext.column_sums` defines it.
+
+        With the log-sum-exp of the queries' logits, the products are computed once instead of twice.
+        """
+        ...
+
+    def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
+        """Return the [U, N] mask of the best candidates, as `kvbench.methods.candidates.HeadSplit` splits them."""
+        ...
+
+
 class SumKernels(Protocol):
     """Forms of some computations that write no logits. They return None where torch must do the work."""
 
@@ -31,22 +56,4 @@ class SumKernels(Protocol):
 
     def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> Tensor | None:
         """Return [H, T]: the L1 norm of each value times the output weights of each query head."""
-        ...
-
-
-class Kernels(SumKernels, Protocol):
-    """Faster forms of some computations, equal to torch's results up to rounding (see `kvbench_kernels.ops.prompt`)."""
-
-    def window_score(
-        self, q_HWD: Tensor, k_UTD: Tensor, *, scaling: float, reduce: str, pooling: str, kernel_size: int,
-        lse_HW: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Return [U, N] scores, as `kvbench.methods.scores.window_attention` defines them.
-
-        With the log-sum-exp of the queries' logits, the keys are read once instead of twice.
-        """
-        ...
-
-    def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
-        """Return the [U, N] mask of the best candidates, as `kvbench.methods.candidates.HeadSplit` splits them."""
         ...

@@ -36,6 +36,13 @@ class Leaving:
         column_BUN = torch.where(gone_BUC, pos_BUC, _LATER).argsort(-1)[..., :most]
         return cls(column_BUN, gone_BUC.gather(2, column_BUN), live_BUC & ~gone_BUC)
 
+    @classmethod
+    def of_one(cls, column_BU: Tensor, due_BU: Tensor, live_BUC: Tensor) -> Leaving:
+        """Return the token in a column of each head, where one leaves."""
+        columns_C = torch.arange(live_BUC.shape[2], device=live_BUC.device)
+        gone_BUC = (columns_C == column_BU[..., None]) & due_BU[..., None]
+        return cls(column_BU[..., None], due_BU[..., None], live_BUC & ~gone_BUC)
+
     def followers(self, pos_BUC: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return the slots [B, U, N, M] of the next `count` tokens by position that stay; True where there is one."""
         pos_BUN = pos_BUC.gather(2, self.column_BUN)

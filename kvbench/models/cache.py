@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING
 
 from kvbench import models
@@ -15,6 +16,7 @@ class ModelCache:
     """The latest tokenizer and the latest model, kept for the next group of runs that needs the same."""
 
     def __init__(self) -> None:
+        weakref.finalize(self, gc.unfreeze)  # what `model` froze must not outlive the cache
         self._tokenizer: tuple[models.ModelSpec, PreTrainedTokenizerBase] | None = None
         self._loaded: tuple[models.ModelSpec, models.Loaded] | None = None
 

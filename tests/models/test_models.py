@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,21 @@ def test_the_cache_loads_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.model(spec("tiny")) is first and cache.holds(spec("tiny")) and not cache.holds(spec("tiny", seed=1))
     assert cache.model(spec("tiny", seed=1)) is not first and len(loads) == 2
     assert cache.tokenizer(spec("tiny")) is cache.tokenizer(spec("tiny"))
+
+
+def test_what_lives_with_a_model_is_not_searched_for_garbage_until_the_model_is_dropped() -> None:
+    gc.unfreeze()
+    cache = ModelCache()
+    loaded = cache.model(spec("tiny"))
+    assert gc.get_freeze_count() > 0
+    loaded.model.__dict__["itself"] = loaded.model  # only the collector can free a cycle
+    model = weakref.ref(loaded.model)
+    del loaded
+    cache.drop_others(spec("tiny", seed=1))
+    assert model() is None and gc.get_freeze_count() == 0
+    cache.model(spec("tiny"))
+    del cache
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_gpu_that_is_not_there_is_told() -> None:

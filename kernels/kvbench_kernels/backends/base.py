@@ -108,8 +108,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def sums(self) -> PromptKernels | HostSums | None:
-        """The kernels that add up a prompt's attention and outputs; None if torch does that work."""
+    def sums(self) -> HostSums | None:
+        """The functions for a prompt's attention and outputs on a CPU; None if `prompt` or torch does that work."""
         ...
 
     @property

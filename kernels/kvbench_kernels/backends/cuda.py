@@ -22,7 +22,8 @@ class CudaBackend:
 
     name = "cuda"
     needs_bias = False
-    prompt = sums = PromptKernels()
+    prompt = PromptKernels()
+    sums = None
     host = None
     packed = CudaPacked()
 

@@ -41,12 +41,6 @@ class PromptKernels:
         sums: Tensor = kvb.column_sums(q_HTD, k_UTD, lse_HT, scaling)
         return sums
 
-    def query_weights(self, q_HQD: Tensor, k_UTD: Tensor, *, scaling: float, lse_HQ: Tensor | None = None) -> None:
-        """Return None: torch computes it."""
-
-    def output_norms(self, v_UTD: Tensor, weight_HDE: Tensor) -> None:
-        """Return None: torch computes it."""
-
     def select(self, score_UN: Tensor, total: int, floor: float, scope: str) -> Tensor:
         """Return the keep mask of the best `total` candidates, bool [U, N].
 
