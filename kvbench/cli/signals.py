@@ -3,8 +3,10 @@
 Slurm and other schedulers send them some time before they kill.
 
 An exception that a signal handler raises can get lost: raised inside a finalizer it is only printed, and a library's
-bare `except:` turns it into something else. So the signal is remembered. A thread sends it again every second until
-the exception is on its way, and an error that leaves the block after a signal becomes `Preempted`.
+bare `except:` turns it into something else. Inside an import it may end the process at once, because the C++ of a
+library that imports takes no exceptions. So the signal is remembered, and an import is given time to end. A thread
+sends it again every second until the exception is on its way, and an error that leaves the block after a signal becomes
+`Preempted`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,6 +23,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _AGAIN = 1.0  # seconds until a signal whose exception got lost is raised again
+_IMPORT = 10.0  # seconds that an import may take to end after a signal
 
 
 class Preempted(SystemExit):
@@ -47,13 +51,17 @@ def preemptible() -> Iterator[None]:
         yield
         return
     first: list[int] = []
+    arrived = 0.0
     reader, writer = os.pipe()
 
     def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal arrived
         if not first:
             first.append(signum)
+            arrived = time.monotonic()
             os.write(writer, b"!")  # wakes the thread; no lock, which the interrupted code might hold
-        if not _is_handling_preempted():
+        waits = _is_importing(frame) and time.monotonic() < arrived + _IMPORT
+        if not waits and not _is_handling_preempted():
             raise Preempted(first[0])
 
     over = threading.Event()
@@ -99,6 +107,15 @@ def _is_handling_preempted() -> bool:
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return True if the interrupted code runs because of an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
     return False
 
 

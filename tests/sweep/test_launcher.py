@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kvbench.cli import signals
 from kvbench.cli.arguments import check_mode, parse, shell_command
 from kvbench.cli.signals import Preempted, preemptible
 from kvbench.store import load_run
@@ -83,6 +85,26 @@ def test_a_signal_raises_one_exception(number: int) -> None:
     assert caught.value.code == 128 + number
     assert str(caught.value) == f"ended by {signal.Signals(number).name}"
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(300, True), (0, False)])
+def test_an_import_may_end_before_the_exception(
+    seconds: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The C++ of torch ends the process if what it imports raises; an import that never ends is left all the same."""
+    monkeypatch.setattr(signals, "_IMPORT", float(seconds))
+    monkeypatch.setattr(signals, "_AGAIN", 0.05)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "signalled.py").write_text(
+        "import signal\nseen = []\nsignal.raise_signal(signal.SIGTERM)\nseen.append('the end')\n"
+    )
+    done = []
+    with pytest.raises(Preempted), preemptible():
+        module = importlib.import_module("signalled")
+        done += module.seen
+        threading.Event().wait(300)
+    assert done == (["the end"] if ends else [])
+    sys.modules.pop("signalled", None)
 
 
 def test_signal_handlers_stay_unchanged_outside_the_main_thread() -> None:
