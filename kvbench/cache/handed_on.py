@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvbench.methods.policy_answers import strangers
 from kvbench.methods.sharing import Leaving, Shares
-from kvbench_kernels.backends import Buffers
+from kvbench_kernels.backends import NOT_OF_THE_HEAD, Buffers
 from kvbench_kernels.ops.host_rows import HostRows
 
 AT_ONCE = 2**24  # numbers that are added at once
@@ -32,13 +33,15 @@ def hand_on(shares: Shares, leaving: Leaving, buffers: Buffers, start_BU: Tensor
             if share_BUNM is not None:
                 host.hand_on(x_RD, start_BU, column_BU, due_BU, into_BUM, share_BUNM[:, :, 0])
         return
+    buffers.status.masked_fill_(strangers(shares, leaving), NOT_OF_THE_HEAD)
     source_X = (start_BU[..., None] + torch.where(leaving.due_BUN, leaving.column_BUN, 0)).flatten()
+    column_BUNM = shares.into_BUNM.clamp(0, leaving.stays_BUC.shape[2] - 1)
     for x_RD, share_BUNM in ((buffers.v_RD, shares.value_BUNM), (buffers.k_RD, shares.key_BUNM)):
         if share_BUNM is None:
             continue
         share_BUNM = share_BUNM.masked_fill(~leaving.due_BUN[..., None], 0)
         # where nothing is added, the slot must be one of the head
-        into_BUNM = start_BU[..., None, None] + torch.where(share_BUNM == 0, 0, shares.into_BUNM)
+        into_BUNM = start_BU[..., None, None] + torch.where(share_BUNM == 0, 0, column_BUNM)
         share_XM, into_XM = share_BUNM.flatten(0, 2), into_BUNM.flatten(0, 2)
         if share_BUNM.shape[2] == 1:
             _add(x_RD, source_X, share_XM, into_XM)

@@ -17,6 +17,7 @@ from torch import Tensor
 from kvbench.cache.base import Entry, Rotate
 from kvbench.cache.pins import HeldPins, held_pins
 from kvbench.cache.turned import TurnedKeys
+from kvbench.methods import policy_answers
 from kvbench.methods.decoding import Decoding, Start
 from kvbench.methods.slots import Slots, head_draws
 
@@ -49,7 +50,8 @@ class HeldRow:
         kept = entry.keep_UT.sum(1).cpu()
         steps_N1 = torch.arange(1, entry.reserve + 1)[:, None]  # a limit may be higher in between than at the end
         base_NU = torch.from_numpy(self.base_U).expand(len(steps_N1), -1)
-        limit_NU = self.decoding.policy.limit(base_NU, steps_N1, self.layer, torch.full_like(steps_N1, self.span))
+        span_N1, policy = torch.full_like(steps_N1, self.span), self.decoding.policy
+        limit_NU = policy_answers.limits(policy, base_NU, steps_N1, self.layer, span_N1)
         pins = self.pins is not None and bool(self.pins.pins_U.any())
         if limit_NU is None or pins or not entry.reserve:
             return entry.reserve
@@ -74,7 +76,7 @@ def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
     """Return a row with a policy from the tokens that it keeps of its prompt."""
     assert entry.policy is not None and entry.base_U is not None
     start = first_slots(entry, layer, num_layers)
-    state_UC = entry.policy.policy.begin(start).float()
+    state_UC = policy_answers.first_state(entry.policy.policy, start)
     peak = int(start.live_UC.sum(1).max())
     return HeldRow(
         entry.policy,

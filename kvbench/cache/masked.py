@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry, NewTokens, Reads, TokensRead, tokens_read
+from kvbench.methods import policy_answers
 from kvbench.methods.decoding import DecodePolicy, Decoding, Start
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
@@ -56,7 +57,7 @@ class MaskedCache:
                 start = Start(
                     layer, len(self._layers), keep_UT.shape[1], at_UT, keep_UT, entry.score_UT, entry.followed
                 )
-                state_UT = entry.policy.policy.begin(start).float()
+                state_UT = policy_answers.first_state(entry.policy.policy, start)
             peak = int(keep_UT.sum(1).max())
             encoded = [0] * len(keep_UT), [0] * len(keep_UT)
             k, v = k_UTD, v_UTD
@@ -228,18 +229,18 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
     if plan is not None:
         slots.numbers_BUX, slots.pinned_BUC = plan.numbers_UX[None], _pinned(row, plan)[None]
     if policy.reads == "all":
-        policy.observe(slots, attention_UGTN[None])
+        policy_answers.observe(policy, slots, attention_UGTN[None])
     elif policy.reads == "last":
-        policy.observe(slots, attention_UGTN[None, :, :, -1:])
+        policy_answers.observe(policy, slots, attention_UGTN[None, :, :, -1:])
     row.state_UN = slots.state_BUC[0]
     steps = seen - span
     steps_11, span_11 = (torch.tensor([[tokens]], device=device) for tokens in (steps, span))
-    limit = policy.limit(torch.tensor([base_U], device=device), steps_11, row.layer, span_11)
+    limit = policy_answers.limits(policy, torch.tensor([base_U], device=device), steps_11, row.layer, span_11)
     slots.limit_BU = limit
     if limit is None:
         every = max(1, decoding.interval)
         if any(step % every == 0 for step in range(steps - new + 1, steps + 1)):
-            gone_UN = policy.drop(slots)[0]
+            gone_UN = policy_answers.gone(policy, slots)[0]
             row.keep_UN = row.keep_UN & ~(gone_UN if slots.pinned_BUC is None else gone_UN & ~slots.pinned_BUC[0])
             _hand_on(row, policy, slots)
         return
@@ -247,7 +248,7 @@ def _evict(row: _Row, decoding: Decoding, attention_UGTN: Tensor) -> None:
         limit = slots.limit_BU = limit + slots.pinned_BUC[:, :, span:].sum(-1)
     before_UN = row.keep_UN
     scheduled = decoding.interval and any(step % decoding.interval == 0 for step in range(steps - new + 1, steps + 1))
-    worth_UN, row.keep_UN = policy.drop(slots)[0], row.keep_UN.clone()
+    worth_UN, row.keep_UN = policy_answers.worth(policy, slots)[0], row.keep_UN.clone()
     if slots.pinned_BUC is not None:
         worth_UN = worth_UN.masked_fill(slots.pinned_BUC[0], torch.inf)
     for head, most in enumerate(limit[0].tolist()):
@@ -269,14 +270,15 @@ def _hand_on(row: _Row, policy: DecodePolicy, slots: Slots) -> None:
     if not policy.merges or not bool(gone_UN.any()):
         return
     leaving = Leaving.of(gone_UN[None], slots.pos_BUC, slots.live_BUC, int(gone_UN.sum(1).max()))
-    shares = policy.shares(slots, leaving)
+    shares = policy_answers.shares(policy, slots, leaving)
     for name, share_BUNM in (("v_UND", shares.value_BUNM), ("k_UND", shares.key_BUNM)):
         if share_BUNM is not None:
             x_UND = getattr(row, name).clone()
             for head, number in leaving.due_BUN[0].nonzero().tolist():
                 x_D = x_UND[head, leaving.column_BUN[0, head, number]].float()
                 for into, share in zip(shares.into_BUNM[0, head, number], share_BUNM[0, head, number], strict=True):
-                    x_UND[head, into] += (share * x_D).to(x_UND.dtype)
+                    if share != 0:
+                        x_UND[head, into] += (share * x_D).to(x_UND.dtype)
             setattr(row, name, x_UND)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from kvbench.methods import policy_answers
 from kvbench.methods.decoding import DecodePolicy
 from kvbench.methods.slots import Slots
 from kvbench_kernels.backends import Backend, Buffers, Lanes
@@ -69,7 +70,7 @@ class Observer:
 def observe(policy: DecodePolicy, slots: Slots, weights_BUGTC: Tensor) -> None:
     """Give a policy the attention of a step. It updates the state of its tokens, which stays where it is."""
     state_BUC = slots.state_BUC
-    policy.observe(slots, weights_BUGTC)
+    policy_answers.observe(policy, slots, weights_BUGTC)
     if slots.state_BUC is not state_BUC:  # a recorded step must find the state where it was
         state_BUC.copy_(slots.state_BUC)
         slots.state_BUC = state_BUC

@@ -24,6 +24,7 @@ from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
 from kvbench.cache.quota import Cut, Quota
 from kvbench.cache.turned import TurningKeys, TurningSlots
+from kvbench.methods import policy_answers
 from kvbench.methods.sharing import Leaving
 from kvbench_kernels.backends import Backend, Buffers, Lanes
 
@@ -209,7 +210,7 @@ class PolicyGroup:
             return self._act_on_host(q_BHTD, buffers, scaling, cut or self.quota.cut())
         self._observer(s, q_BHTD, buffers, scaling)
         steps_B1 = (s.seen_B - s.span_B)[:, None].long()
-        s.limit_BU = self.policy.limit(self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
+        s.limit_BU = policy_answers.limits(self.policy, self._base_BU, steps_B1, self._layer, s.span_B[:, None].long())
         if s.limit_BU is not None and self._pins is not None:
             s.limit_BU = s.limit_BU + self._pins.pinned_BU
         if not self.quota.has_limit:
@@ -258,7 +259,7 @@ class PolicyGroup:
         s, due_B1 = self.slots, self.quota.scheduled()
         if due_B1.any():
             due_B11 = torch.tensor(due_B1, device=s.pos_BUC.device)[..., None]
-            gone_BUC = self.policy.drop(s) & s.live_BUC & due_B11
+            gone_BUC = policy_answers.gone(self.policy, s) & s.live_BUC & due_B11
             self._remove(gone_BUC if s.pinned_BUC is None else gone_BUC & ~s.pinned_BUC, buffers)
             self.quota.settle(self.length_BU.cpu().numpy())
         else:
@@ -266,7 +267,7 @@ class PolicyGroup:
 
     def _worth(self) -> Tensor:
         """Return what the tokens are worth to the policy [B, U, C]; inf for those that are pinned."""
-        worth_BUC, pinned_BUC = self.policy.drop(self.slots), self.slots.pinned_BUC
+        worth_BUC, pinned_BUC = policy_answers.worth(self.policy, self.slots), self.slots.pinned_BUC
         return worth_BUC if pinned_BUC is None else worth_BUC.masked_fill(pinned_BUC, torch.inf)
 
     def _pin(self, new: int, ids_BT: Tensor | None) -> None:
@@ -296,4 +297,5 @@ class PolicyGroup:
 
     def _hand_on(self, leaving: Leaving, buffers: Buffers) -> None:
         """Add to tokens that stay what they take over of those that leave."""
-        hand_on(self.policy.shares(self.slots, leaving), leaving, buffers, self.start_BU, self.backend.host)
+        shares = policy_answers.shares(self.policy, self.slots, leaving)
+        hand_on(shares, leaving, buffers, self.start_BU, self.backend.host)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvbench.methods import policy_answers
 from kvbench.methods.decoding import Decoding
 
 Ints = NDArray[np.int64]
@@ -205,12 +206,10 @@ class Quota:
         of_step = (self.base_BU, seen_B1 - self._span_B1, self._span_B1)
         base, steps, span = (torch.from_numpy(x).repeat(AHEAD, 1) for x in of_step)  # the rows of each step in turn
         steps += torch.arange(AHEAD).repeat_interleave(len(self.base_BU))[:, None]
-        limit = self._policy.limit(base, steps, self._layer, span)
+        limit = policy_answers.limits(self._policy, base, steps, self._layer, span)
         if limit is None:
             return None
-        if limit.is_floating_point():
-            raise TypeError(f"{type(self._policy).__name__}: its limit is {limit.dtype}; return integers")
-        return limit.long().expand_as(base).reshape(AHEAD, *self.base_BU.shape).numpy()
+        return limit.long().reshape(AHEAD, *self.base_BU.shape).numpy()
 
     def _scheduled(self, seen_B1: Ints, new: int) -> Ints:
         """Return [B, 1]: True where a multiple of the interval lies among the last `new` steps."""

@@ -23,6 +23,7 @@ from kvbench.cache.observer import observe
 from kvbench.cache.policy_group import PolicyGroup
 from kvbench.cache.quota import Cut
 from kvbench.cache.shared_slots import SharedSlots
+from kvbench.methods import policy_answers
 from kvbench.methods.sharing import Leaving, Shares
 from kvbench.methods.slots import Slots
 from kvbench_kernels.backends import Buffers
@@ -228,7 +229,7 @@ class _Joined:
             return length_LBU, length_LBU  # with its length as its limit, a head keeps all of its tokens
         length_BU = length_LBU.flatten(0, 1)
         s.limit_BU = torch.from_numpy(np.concatenate([cut.limit_BU for cut in cuts if cut.limit_BU is not None]))
-        column_BU = self._backend.least(self._policy.drop(s), s.pos_BUC, length_BU)
+        column_BU = self._backend.least(policy_answers.worth(self._policy, s), s.pos_BUC, length_BU)
         if self._policy.merges:
             self._hand_on(column_BU, length_BU, s.limit_BU, owed, host)
         return column_BU.view(self._shape), s.limit_BU.view(self._shape)
@@ -246,7 +247,7 @@ class _Joined:
         """Add to tokens that stay what they take over of those that leave."""
         due_BU = length_BU > limit_BU + self._buffer_B1
         leaving = Leaving.of_one(torch.where(due_BU, column_BU, length_BU - 1), due_BU, self._slots.live_BUC)
-        shares, rows = self._policy.shares(self._slots, leaving), self._shape[1]
+        shares, rows = policy_answers.shares(self._policy, self._slots, leaving), self._shape[1]
         for i, of_layer in enumerate(owed):
             part = slice(i * rows, (i + 1) * rows)
             of_rows = Shares(*(None if x is None else x[part] for x in shares))  # type: ignore[arg-type]

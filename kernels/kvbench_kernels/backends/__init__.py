@@ -3,7 +3,7 @@
 `choose_backend` says which one serves a model on this machine, and `make_backend` creates it.
 """
 
-from kvbench_kernels.backends.base import Backend, Buffers, Lanes
+from kvbench_kernels.backends.base import NOT_OF_THE_HEAD, Backend, Buffers, Lanes
 from kvbench_kernels.backends.choice import (
     NAMES,
     AttentionSpec,
@@ -18,6 +18,7 @@ from kvbench_kernels.backends.slab import Slab
 
 __all__ = [
     "NAMES",
+    "NOT_OF_THE_HEAD",
     "AttentionSpec",
     "Backend",
     "Buffers",

@@ -19,6 +19,8 @@ from kvbench_kernels.ops.host_rows import HostRows
 from kvbench_kernels.ops.host_sums import HostSums
 from kvbench_kernels.ops.prompt import PromptKernels
 
+NOT_OF_THE_HEAD = -2  # a status: something went to a slot that holds no token of its head that stays
+
 
 @dataclass
 class Buffers:
@@ -36,7 +38,9 @@ class Buffers:
     capacity: int  # of the largest segment, or more
     slabs: Sequence[Slab] = ()
     bias_R: Tensor | None = None  # 0 on live slots, else -inf; `sdpa` and `torch` read it and keep it up to date
-    status: Tensor = field(init=False)  # int32 [1]: 0; 1 + the segment that had no room; -1 if calls overlapped
+    status: Tensor = field(
+        init=False
+    )  # int32 [1]: 0; 1 + the segment that had no room; -1 if calls overlapped; NOT_OF_THE_HEAD
 
     def __post_init__(self) -> None:
         self.status = torch.zeros(1, dtype=torch.int32, device=self.k_RD.device)
@@ -45,10 +49,13 @@ class Buffers:
         """Wait for the device and check that every append had room.
 
         Raises:
+            ValueError: a decode policy returned a slot that it must not.
             RuntimeError: a segment had no room. Its new tokens were not written, so later results are wrong. Or two
                 calls used a workspace at the same time.
         """
         code = int(self.status.item())
+        if code == NOT_OF_THE_HEAD:
+            raise ValueError("method: the shares of a decode policy went to a slot whose token does not stay")
         if code < 0:
             raise RuntimeError("two calls of a ragged kernel used the same workspace at the same time; use one stream")
         if code > 0:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.methods import policy_answers
 from kvbench.methods.base import LayerContext, Score
 from kvbench.methods.context import COLUMN_SUM_QUERIES
 from kvbench.methods.decoding import DecodePolicy
@@ -38,6 +39,6 @@ class Replayed(Score):
         asks = ctx.num_tokens if self.policy.asks is None else self.policy.asks
         for _, end, attention_UGQT in ctx.rows(max(0, ctx.num_tokens - asks)):
             slots = Slots.whole(ctx.num_tokens, state_UT[:, :end])
-            self.policy.observe(slots, attention_UGQT[None])
+            policy_answers.observe(self.policy, slots, attention_UGQT[None])
             state_UT[:, :end] = slots.state_BUC[0]
         return state_UT

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.methods import policy_answers
 from kvbench.methods.base import LayerContext, Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.decoding import DecodePolicy, Start
@@ -48,5 +49,5 @@ class Undropped(Select):
         slots = Slots.whole(ctx.num_tokens, torch.zeros(ctx.k.shape[:2], device=ctx.k.device))
         score_UT = None if self.policy.score is None else ctx.score(self.policy.score)
         start = Start(ctx.layer, ctx.num_layers, ctx.num_tokens, slots.pos_BUC[0], slots.live_BUC[0], score_UT)
-        slots.state_BUC = self.policy.begin(start)[None]
-        return ~self.policy.drop(slots)[0]
+        slots.state_BUC = policy_answers.first_state(self.policy, start)[None]
+        return ~policy_answers.gone(self.policy, slots)[0]
