@@ -24,6 +24,7 @@ from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.methods.model_view import TOKEN_KINDS
 
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
+_WORDS = "kvbenchplaceholder"  # letters only: survives trimming and is in no template
 _views: WeakKeyDictionary[PreTrainedModel, EngineView] = WeakKeyDictionary()
 
 
@@ -110,15 +111,12 @@ class EngineView:
         tokenizer = self._need_tokenizer()
         if not tokenizer.chat_template:
             return []
-        chat = [{"role": "user", "content": "x"}]
         try:
-            short, long = (
-                str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wanted))
-                for wanted in (False, True)
-            )
+            chat = [{"role": "user", "content": _WORDS}]
+            text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # a template is a program; jinja's errors have no common type
             raise ValueError(f"the model's chat template cannot be used ({one_line(str(error))})") from error
-        return self.encode(long[len(short) :]) if long.startswith(short) else []
+        return self.encode(text.rpartition(_WORDS)[2]) if _WORDS in text else []
 
     def ids(self, kind: str) -> Tensor:
         """Return the sorted ids of a kind of tokens; see `ModelView`."""

@@ -53,7 +53,10 @@ class ModelView(Protocol):
         ...
 
     def answer_prefix(self) -> list[int]:
-        """Return the token ids that the chat template puts before an answer; empty without a template."""
+        """Return the token ids that the chat template writes between a user's words and the answer.
+
+        They end the user's turn and begin the next one. Empty without a template.
+        """
         ...
 
     def ids(self, kind: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,14 @@ from tests.helpers.methods import with_parts
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
 from tests.helpers.tokenizers_for_tests import gpt_style, sentencepiece_style
 
+ASKED = {"role": "user", "content": "Hello"}
+CHATS = [
+    None,  # the tiny model's own
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"  # the header ends the turn
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
+]
 ROTATION = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
@@ -235,14 +244,26 @@ def test_punctuation_with_a_space_before_it_and_of_other_scripts() -> None:
     assert kinds == {"special": [], "punctuation": [0, 1, 2, 8, 9, 11], "newline": [5], "digit": [6]}
 
 
-def test_the_answer_prefix_is_that_of_the_chat_template() -> None:
+@pytest.mark.parametrize("template", CHATS)
+def test_the_answer_prefix_is_all_that_the_chat_template_writes_after_the_words(template: str | None) -> None:
+    """It ends the user's turn, too: what follows the words in a conversation is what follows them here."""
     model, tokenizer = tiny_model()
-    view = view_of(model, tokenizer)
-    chat = [{"role": "user", "content": "Hello"}]
-    short, full = (
-        tokenizer.apply_chat_template(chat, add_generation_prompt=wanted, return_dict=False) for wanted in (False, True)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template if template is None else template
+    asked, answered = (
+        str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=wanted))
+        for turns, wanted in (([ASKED], True), ([ASKED, {"role": "assistant", "content": "Bye"}], False))
     )
-    assert view.answer_prefix() == full[len(short) :] != []
+    after = asked.partition("Hello")[2]
+    assert after and answered.partition("Hello")[2].startswith(after), "the template of this test is odd"
+    assert view_of(model, tokenizer).answer_prefix() == tokenizer.encode(after, add_special_tokens=False)
+
+
+def test_a_template_that_writes_no_words_has_no_answer_prefix() -> None:
+    model, tokenizer = tiny_model()
+    mute, without = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+    mute.chat_template, without.chat_template = "<user></user><assistant>", None
+    assert [view_of(model, other).answer_prefix() for other in (mute, without)] == [[], []]
 
 
 def test_a_view_without_a_tokenizer_says_so() -> None:

@@ -19,7 +19,7 @@ NEXT = "\n\nRepeat the part of the previous context exactly, starting with "  # 
 
 @dataclass(frozen=True)
 class Repeat(Probe):
-    """A pass per `chunk` tokens after the sinks: an instruction, the header of an answer, the chunk itself.
+    """A pass per `chunk` tokens after the sinks: an instruction, what ends its turn, and the chunk as its answer.
 
     A token is worth the most attention that a query of its pass pays to it, among sinks, chunk and pass. Later
     instructions end with the `overlap` tokens before the chunk. What the chat template writes first counts as sinks.
