@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache.base import Entry, Reads
-from kvbench.methods.looking import Look
+from kvbench.methods.looking import Look, chosen_blocks
 
 
 @dataclass
@@ -93,7 +93,7 @@ class LookRows:
         if row.length % block:
             last_UBD = k_USD[:, row.length // block * block :]
             summary_UMX = torch.cat([summary_UMX, self._look.summary(last_UBD)[:, None]], 1)
-        blocks_UGC = self._look.choose(q_UGTD[:, :, 0], summary_UMX, row.budget)
+        blocks_UGC = chosen_blocks(self._look, q_UGTD[:, :, 0], summary_UMX, row.budget)
         slots_UGN = (blocks_UGC[..., None] * block + torch.arange(block, device=blocks_UGC.device)).flatten(2)
         live_UGN = slots_UGN < row.length
         row.reads.count(live_UGN.sum(-1))

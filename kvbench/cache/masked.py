@@ -18,7 +18,7 @@ from torch import Tensor
 from kvbench.cache.base import Entry, NewTokens, Reads, TokensRead, tokens_read
 from kvbench.methods import policy_answers
 from kvbench.methods.decoding import DecodePolicy, Decoding, Start
-from kvbench.methods.looking import Look
+from kvbench.methods.looking import Look, chosen_blocks
 from kvbench.methods.plan import Plan
 from kvbench.methods.sharing import Leaving
 from kvbench.methods.slots import Slots, head_draws
@@ -165,7 +165,7 @@ def _looked_at(row: _Row, look: Look, q_UGD: Tensor) -> Tensor:
         return everything
     blocks = row.k_UND.split(look.block, 1)
     summary_UMX = torch.stack([look.summary(block_UBD) for block_UBD in blocks], 1)
-    chosen_UGC = look.choose(q_UGD, summary_UMX, row.entry.reads)
+    chosen_UGC = chosen_blocks(look, q_UGD, summary_UMX, row.entry.reads)
     block_N = torch.arange(seen, device=q_UGD.device) // look.block
     return (chosen_UGC[..., None] == block_N).any(2)
 

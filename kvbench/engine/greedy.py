@@ -14,6 +14,11 @@ from torch import Tensor
 
 from kvbench.engine.row import Row
 
+_REASON = {
+    torch.float16: "torch.float16 may be too narrow for this model; try model.dtype=bfloat16 or float32",
+    torch.bfloat16: "torch.bfloat16 may be too narrow for this model; try model.dtype=float32",
+}
+_OTHER = "the weights of the model, or a part of the method, give NaN or infinity; compare with method=fullkv"
 _NOT_FINITE = -1  # stands for the token of a row whose logits are not finite
 
 
@@ -64,10 +69,7 @@ def take(row: Row, token: int, dtype: torch.dtype) -> None:
     prompt = row.prompt
     if token == _NOT_FINITE:
         row.finish = "failed"
-        row.error = (
-            f"the logits of token {len(row.ids) + 1} are not finite numbers: {dtype} may be too "
-            "narrow for this model; try model.dtype=bfloat16 or float32"
-        )
+        row.error = f"the logits of token {len(row.ids) + 1} are not finite numbers: {_REASON.get(dtype, _OTHER)}"
     else:
         row.ids.append(token)
         if token in prompt.stop_ids and (len(row.ids) > 1 or prompt.first_may_stop):

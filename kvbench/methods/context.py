@@ -196,8 +196,9 @@ class LayerContext:
         A part whose scores of one layer serve others (`Score.layer_of`) computes nothing in these.
 
         Raises:
-            ValueError: the part returned another shape, which might pass unnoticed by broadcasting; or the layer whose
-                scores serve this one has not been asked for them.
+            ValueError: the part returned another shape, which might pass unnoticed by broadcasting; or, on a CPU, NaN
+                that the model did not compute, which would rank first; or the layer whose scores serve this one has
+                not been asked for them.
         """
         return self._memo(("score", part), lambda: self._own_or_earlier(part))
 
@@ -218,10 +219,19 @@ class LayerContext:
 
     def _checked_score(self, part: ScoreRule) -> Tensor:
         score_UT = part(self)
+        name, must = type(part).__name__, f"[KV heads, tokens] = {list(self.k.shape[:2])}"
+        if not isinstance(score_UT, Tensor):
+            raise ValueError(f"method: the score {name} returned {type(score_UT).__name__}, must be a tensor {must}")
         if score_UT.shape != self.k.shape[:2]:
-            shapes = f"{list(score_UT.shape)}, must be [KV heads, tokens] = {list(self.k.shape[:2])}"
-            raise ValueError(f"method: the score {type(part).__name__} returned {shapes}")
+            raise ValueError(f"method: the score {name} returned {list(score_UT.shape)}, must be {must}")
+        if score_UT.device.type == "cpu" and bool(score_UT.isnan().any()) and self._is_finite():
+            raise ValueError(f"method: the score {name} returned NaN, which ranks no token")
         return score_UT
+
+    def _is_finite(self) -> bool:
+        """Return True if the model computed numbers. If not, the engine finds it in the logits."""
+        inputs = (self._q, self.k, self.v, self.hidden_TE)
+        return all(x is None or bool(x.isfinite().all()) for x in inputs)
 
     def summary(self, part: Summary) -> Tensor | None:
         """Return what a storage part reads of the queries; equal parts share one computation."""

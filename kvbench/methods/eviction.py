@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.common.kinds import is_integer
 from kvbench.methods.base import Heads, LayerBudget, Layers, NumberedHeads, Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget
 from kvbench.methods.context import LayerContext
+from kvbench.methods.dials import as_plain_number
 from kvbench.methods.memo import Memo
 
 _PROTOCOLS = {"score": Score, "layers": Layers, "heads": Heads, "select": Select}
@@ -86,8 +88,7 @@ class Eviction:
         Args:
             extra: tokens in addition to the budget, fewer than the model has KV heads. They are spread evenly.
         """
-        assert self.layers is not None
-        totals, limit = self.layers(budget), budget.span * budget.heads
+        totals, limit = self._checked_totals(budget), budget.span * budget.heads
         while extra > 0:
             open_layers = [layer for layer, total in enumerate(totals) if total < limit]
             for place, layer in enumerate(open_layers):
@@ -95,6 +96,18 @@ class Eviction:
                 totals[layer] += more
                 extra -= more
         return totals
+
+    def _checked_totals(self, budget: LayerBudget) -> list[int]:
+        """Return what the layers part says. Raises ValueError if that is no number of tokens for every layer."""
+        assert self.layers is not None
+        totals = self.layers(budget)
+        numbers = [as_plain_number(total) for total in totals] if isinstance(totals, Sequence) else []
+        if len(numbers) != budget.layers or not all(is_integer(n) and n >= 0 for n in numbers):
+            raise ValueError(
+                f"method: the layers {type(self.layers).__name__} returned {totals}, must be a list of {budget.layers} "
+                "numbers of tokens"
+            )
+        return numbers
 
     @property
     def by_numbers(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from kvbench.methods.base import Part
@@ -49,3 +50,21 @@ class Look(Part, Protocol):
             tokens: the budget, at least `least` and below the number of tokens.
         """
         ...
+
+
+def chosen_blocks(look: Look, q_UGD: Tensor, summary_UMX: Tensor, tokens: int) -> Tensor:
+    """Return the blocks that a look chooses. A block that is chosen twice would count twice.
+
+    Raises:
+        ValueError: they have another type or shape; or, on a CPU, a block is chosen twice or does not exist.
+    """
+    blocks_UGC, name = look.choose(q_UGD, summary_UMX, tokens), type(look).__name__
+    if blocks_UGC.dtype != torch.int64 or blocks_UGC.dim() != 3 or blocks_UGC.shape[:2] != q_UGD.shape[:2]:
+        got, must = f"{blocks_UGC.dtype}, {list(blocks_UGC.shape)}", f"{list(q_UGD.shape[:2])} and one dimension more"
+        raise ValueError(f"method: {name}.choose returned {got}, must be torch.int64, {must}")
+    if blocks_UGC.device.type == "cpu" and blocks_UGC.numel():
+        in_order_UGC, blocks = blocks_UGC.sort(-1).values, summary_UMX.shape[1]
+        is_twice = bool((in_order_UGC[..., 1:] == in_order_UGC[..., :-1]).any())
+        if is_twice or int(in_order_UGC.min()) < 0 or int(in_order_UGC.max()) >= blocks:
+            raise ValueError(f"method: {name}.choose must return each block once, of those from 0 to {blocks - 1}")
+    return blocks_UGC

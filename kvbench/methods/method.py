@@ -168,7 +168,7 @@ class Method(Composed):
         missing = sorted(name for name in self.needs if given[name] is None)
         if missing:
             raise ValueError(f"method={self.name}: reads {', '.join(missing)}; give keep({missing[0]}=...)")
-        q, k, v = map(_unbatched, (q, k, v))
+        q, k, v = _fitting(*map(_unbatched, (q, k, v)))
         return LayerContext(
             q,
             k,
@@ -196,6 +196,20 @@ def _facts(
     return PromptFacts(token_ids, spans or {}, model, seed, task)
 
 
+def _fitting(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors of a layer. Raises ValueError if they do not fit together, which might pass unnoticed."""
+    shapes = f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
+    if any(x.dim() != 3 for x in (q, k, v)) or 0 in k.shape or len(q) == 0 or len(q) % len(k):
+        raise ValueError(f"{shapes} must be [heads, tokens, dim] with query heads a multiple of KV heads")
+    if q.shape[1:] != k.shape[1:] or v.shape[:2] != k.shape[:2]:
+        raise ValueError(f"{shapes} must have the same tokens, q and k the same dim, and k and v the same heads")
+    if not all(x.is_floating_point() for x in (q, k, v)):
+        raise ValueError(f"q {q.dtype}, k {k.dtype} and v {v.dtype} must be of floating numbers")
+    return q, k, v
+
+
 def _unbatched(x: Tensor) -> Tensor:
     """Return the tensor without a leading batch dimension of 1."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"q, k and v must be tensors, not {type(x).__name__}")
     return x[0] if x.dim() == 4 and x.shape[0] == 1 else x

@@ -59,10 +59,25 @@ def test_a_prompt_without_finite_logits_fails_alone(poisoned: Tiny, question: st
     ]
     for generation in outs[bad]:
         assert (generation.finish_reason, generation.token_ids, generation.text) == ("failed", [], "")
-        assert "token 1 are not finite" in str(generation.error) and "model.dtype=" in str(generation.error)
+        assert "token 1 are not finite" in str(generation.error) and "method=fullkv" in str(generation.error)
     for neighbour, alone in zip(good, expected, strict=True):  # some method may answer with the poison itself
         assert [generation.error for generation in outs[neighbour]] == [generation.error for generation in alone]
         assert sum(generation.error is None for generation in alone) > len(alone) // 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        (torch.float16, "model.dtype=bfloat16 or float32"),
+        (torch.bfloat16, "model.dtype=float32"),
+        (torch.float32, "method=fullkv"),
+    ],
+)
+def test_the_remedy_is_not_the_dtype_that_the_model_has(dtype: torch.dtype, remedy: str) -> None:
+    loaded = kvbench.load_model("tiny", dtype=str(dtype).removeprefix("torch."))
+    loaded.model.get_input_embeddings().weight.data[POISON] = torch.nan
+    ((out,),) = generate((loaded.model, loaded.tokenizer), [[*prompt(20), POISON]], [("fullkv", None)])
+    assert str(out.error).endswith(remedy)
 
 
 def test_a_row_that_overflows_while_decoding_fails_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

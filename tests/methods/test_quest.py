@@ -136,3 +136,37 @@ def test_a_look_takes_no_other_part(tmp_path: Any) -> None:
         (tmp_path / "own.yaml").write_text("name: own\n" + look + rest)
         with pytest.raises(ValueError, match=f"(leave out {part}|Kivi)"):
             load(tmp_path, "own")
+
+
+class OddPages(PageBounds):
+    """Pages, as `odd` changes them."""
+
+    odd: Any = None
+
+    def choose(self, q_UGD: torch.Tensor, summary_UMX: torch.Tensor, tokens: int) -> torch.Tensor:
+        return self.odd(super().choose(q_UGD, summary_UMX, tokens))
+
+
+@pytest.mark.parametrize("make", [RaggedCache, MaskedCache])
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda x: x[..., :1].expand_as(x), "must return each block once, of those from 0 to 10"),
+        (lambda x: torch.where(x == x.amax(), 11, x), "must return each block once, of those from 0 to 10"),
+        (lambda x: torch.where(x == x.amax(), -1, x), "must return each block once, of those from 0 to 10"),
+        (lambda x: x.int(), "choose returned torch.int32"),
+        (lambda x: x[:, :1], r"choose returned torch.int64, \[2, 1, 3\], must be torch.int64, \[2, 2\] and one"),
+    ],
+)
+def test_pages_that_no_step_can_read_are_one_line(make: type[KVCache], odd: Any, message: str) -> None:
+    """A page that is chosen twice would count twice."""
+    look = OddPages(page=4, dense=0)
+    object.__setattr__(look, "odd", odd)
+    g = torch.Generator().manual_seed(0)
+    cache: KVCache = make(1)  # type: ignore[call-arg]
+    keep = torch.ones(2, 40, dtype=torch.bool)
+    cache.add(0, [Entry(0, keep, 4, look=look, reads=12)], *torch.randn(2, 2, 40, 8, generator=g))
+    q, k, v = (torch.randn(1, heads, 1, 8, generator=g) for heads in (4, 2, 2))
+    with pytest.raises(ValueError, match=f"^method: OddPages.*{message}") as caught:
+        cache.attend(0, [0], q, k, v, 0.3)
+    assert "\n" not in str(caught.value)
