@@ -39,7 +39,7 @@ def test_the_printed_scores_and_tokens() -> None:
     twin = csp.region_scores(q.numpy(), k.numpy(), [4 <= j < 10 for j in range(16)], 3, 0.5)
     for ours, naive in zip((within, across), twin, strict=True):
         np.testing.assert_allclose(ours, naive, rtol=1e-9, atol=1e-12)
-    kept = load(queries=3 / 16, ratio=0.25).keep(q, k.repeat_interleave(2, 0), k, budget=7, spans=SPANS)
+    kept = load(queries=3 / 16, ratio=0.25).keep(q, ctx.k, ctx.v, budget=7, spans=SPANS)
     assert [head.tolist()[:-3] for head in kept] == [[0, 1, 4, 12], [1, 9, 11, 12], [0, 1, 4, 12], [1, 2, 9, 11]]
 
 
