@@ -45,6 +45,8 @@ def _imported(target: str) -> Any:
 def check_value(setting: str, value: object, kind: Any) -> None:
     """Raise ValueError unless `value` has the annotated type `kind`; a float may be written as an integer."""
     if not _fits(value, kind):
+        if is_integer(value) and abs(value) > _LARGEST:
+            raise ValueError(f"{setting}={value}: must be between {-_LARGEST} and {_LARGEST}")
         shown = repr(value) if value == "" else value
         raise ValueError(f"{setting}={shown}: must be {describe(kind)}")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvbench.methods.dials import as_plain_number
+from kvbench.methods.dials import MOST, as_plain_number
 
 if TYPE_CHECKING:
     from kvbench.methods.storage import Store
@@ -61,6 +61,8 @@ def check_budget(budget: Any) -> Budget:
     if isinstance(budget, int):
         if budget <= 0:
             raise ValueError(f"budget={budget}: tokens per KV head must be at least 1")
+        if budget > MOST:
+            raise ValueError(f"budget={budget}: tokens per KV head must be at most {MOST}")
     elif not (math.isfinite(budget) and 0 < budget <= 1):
         raise ValueError(f"budget={budget}: a share must lie in (0, 1]; tokens are an integer such as budget=128")
     return budget

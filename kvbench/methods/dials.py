@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from kvbench.common.kinds import is_integer
 from kvbench.common.suggest import did_you_mean
 from kvbench.methods.files import names_file
 
@@ -23,6 +24,7 @@ for the tests that find methods by glob. `gives` has fields for the store of ano
 in a combination of the two this store is used, with these fields. A run has no more than its parts in its identity."""
 ABOUT = ("paper", "code", "equal")
 """Entries of `about`: the paper, the reference code with its commit, and what is equal to what it computes."""
+MOST = 2**31 - 1  # positions and lengths are counted in 32 bits
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
 
 
@@ -40,7 +42,7 @@ def check_keys(method: str, overrides: Mapping[str, Any], dials: Mapping[str, An
 
 
 def check_types(dials: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check the type of every dial against its default in the YAML. A default of null takes anything.
+    """Check the type of every dial against its default in the YAML. A default of null takes anything but huge numbers.
 
     Raises:
         ValueError: one line naming the override to change.
@@ -52,6 +54,8 @@ def check_types(dials: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if default is not None and not _is_of_type(value, type(default)):
             kind = _KINDS.get(type(default), "a list" if _is_list(default) else "a mapping")
             raise ValueError(f"method.{key}={value}: must be {kind} (default {default})")
+        if is_integer(value) and abs(value) > MOST:
+            raise ValueError(f"method.{key}={value}: must be between {-MOST} and {MOST}")
 
 
 def _is_of_type(value: Any, wanted: type) -> bool:

@@ -164,6 +164,14 @@ def test_keys_are_handed_on_as_well_and_a_token_may_give_to_any_that_stay() -> N
         torch.testing.assert_close(*outs, atol=tolerance, rtol=tolerance)
 
 
+def test_a_merge_budget_above_all_tokens_takes_no_memory() -> None:
+    tiny, outs = tiny_model(), []
+    for most in (1000, 2**31 - 1):
+        method = kvbench.load_method("cam_decode", window=2, merge_budget=most)
+        outs.append(generate(tiny, [prompt(60)], [kvbench.Variant(method, 12)], max_new_tokens=20)[0][0])
+    assert outs[0].token_ids == outs[1].token_ids
+
+
 def test_a_run_depends_on_its_seed_and_on_nothing_else() -> None:
     tiny, variant = tiny_model(), kvbench.Variant(kvbench.load_method("cam_decode", window=2), 12)
     seeds = [generate(tiny, [prompt(60)], [variant], max_new_tokens=40, seed=seed)[0][0] for seed in (0, 0, 1)]

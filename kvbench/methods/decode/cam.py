@@ -34,7 +34,7 @@ class MergeIntoNext(AccumulateAndEvict):
 
     def shares(self, slots: Slots, leaving: Leaving) -> Shares:
         """Return equal shares of the values that are merged."""
-        into_BUNM, exists_BUNM = leaving.followers(slots.pos_BUC, self.merge_budget)
+        into_BUNM, exists_BUNM = leaving.followers(slots.pos_BUC, min(self.merge_budget, slots.pos_BUC.shape[2]))
         count_BUN = exists_BUNM.sum(-1).clamp(min=1)
         of_BUNM = slots.state_BUC.gather(2, into_BUNM.flatten(2)).view_as(exists_BUNM).masked_fill(~exists_BUNM, 0)
         ratio_BUN = slots.state_BUC.gather(2, leaving.column_BUN) / (of_BUNM.sum(-1) / count_BUN)
