@@ -173,7 +173,7 @@ def test_cheap_heads_store_special_tokens_or_punctuation_alone() -> None:
     limit_U, pins_U = torch.tensor([2, 2, NO_LIMIT]), torch.tensor([False, True, False])
     keep_UT = torch.tensor([[True, True, False]]).repeat(3, 1)
     plan = Plan(numbers_UX, limit_U, keep_UT, pins_U, torch.tensor(PUNCTUATION))
-    policy = kvbench.load_method("fastgen").policy
+    policy = kvbench.load_method("fastgen", sinks=0).policy
     for cache in (RaggedCache(1), MaskedCache(1)):
         k = torch.randn(3, 3, DIM)
         score_UT = torch.rand(3, 3)
@@ -183,6 +183,17 @@ def test_cheap_heads_store_special_tokens_or_punctuation_alone() -> None:
             x = torch.randn(1, 3, 1, DIM)
             cache.attend(0, [0], x, x, x, 1.0, NewTokens([i], torch.tensor([i])))
         assert cache.lengths(0) == [[2 + sum(stored) for _, stored in plans]]
+
+
+@pytest.mark.parametrize("cache", ["ragged", "masked"])
+def test_first_tokens_of_the_answer_stay_after_a_shorter_prompt(cache: str) -> None:
+    """Heads hold `sinks` tokens of the sequence for good, and what follows them leaves as ever."""
+    shares = {"recovery": 0.01, "frequent": 0, "local": 0}
+    policies = [kvbench.load_method("fastgen", **shares, sinks=sinks) for sinks in (3, 6)]
+    variants = [kvbench.Variant(method) for method in policies]
+    short, long = generate(tiny_model(), [prompt(3)], variants, cache=cache, max_new_tokens=12, stop_ids=[])[0]
+    assert short.kept == long.kept == [[3, 3]] * 4
+    assert (short.kept_max, long.kept_max) == (3, 6)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,12 @@ class HeldPolicies(DecodePolicy):
     Heads without frequent and local tokens store special tokens and punctuation alone. Local tokens slide. Of the
     others, the token leaves first that got the least attention per query since it arrived; all queries of the prompt
     count as one, with their mean. The newest token is read in its own step by every head, also where it is not stored.
+
+    Args:
+        sinks: first tokens of the sequence that never leave, those of the answer after a shorter prompt included.
     """
 
+    sinks: int = 0
     reads: ClassVar[str] = "all"
     follows_plan: ClassVar[bool] = True
 
@@ -45,10 +49,10 @@ class HeldPolicies(DecodePolicy):
         slots.state_BUC += reduce_group(over_queries(weights_BUGTC), "mean", dim=2)
 
     def drop(self, slots: Slots) -> Tensor:
-        """Return the mean attention, or the position in heads that rank no tokens; local tokens stay."""
+        """Return the mean attention, or the position in heads that rank no tokens; first and local tokens stay."""
         assert slots.numbers_BUX is not None
         policy_BU1, near_BU1 = slots.numbers_BUX[..., None].unbind(2)
         steps_BUC = slots.seen_B[:, None, None] - slots.pos_BUC.maximum(slots.span_B[:, None, None] - 1)
         mean_BUC = slots.state_BUC / steps_BUC.clamp(min=1)
         worth_BUC = torch.where(policy_BU1 >= 2, mean_BUC, slots.pos_BUC)
-        return worth_BUC.masked_fill(slots.recent(near_BU1), torch.inf)
+        return worth_BUC.masked_fill(slots.recent(near_BU1) | (slots.pos_BUC < self.sinks), torch.inf)

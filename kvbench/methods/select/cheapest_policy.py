@@ -21,7 +21,7 @@ class CheapestPolicy(Select):
     Args:
         rule: "mass": the mean attention to what stays; "element": 1 - the largest change of a kept token's attention.
         frequent, local: shares of the prompt and of `ahead` tokens to come.
-        sinks: first tokens that every policy keeps.
+        sinks: first tokens of the sequence that every policy keeps.
     """
 
     recovery: float = 0.9
@@ -51,9 +51,9 @@ class CheapestPolicy(Select):
         code_U, tokens = self._codes(ctx), ctx.num_tokens + self.ahead
         many_U, near_U = round(self.frequent * tokens) * (code_U >= 2), round(self.local * tokens) * (code_U == 3)
         pinned_UT = policy_sets(ctx, self.rule, 0, self.sinks, (0, 0))[code_U.clamp(max=1), torch.arange(len(code_U))]
-        limit_U = torch.maximum(keep_UT.sum(1), pinned_UT.sum(1) + many_U + near_U).masked_fill(code_U == 4, NO_LIMIT)
-        pins_U, ids = (code_U > 0) & (code_U < 4), ctx.model.ids("punctuation")
-        return Plan(torch.stack([code_U, near_U], 1).int(), limit_U, pinned_UT, pins_U, ids)
+        held_U = pinned_UT.sum(1) + max(0, self.sinks - ctx.num_tokens) + many_U + near_U  # the answer may have sinks
+        limit_U, pins_U = held_U.maximum(keep_UT.sum(1)).masked_fill(code_U == 4, NO_LIMIT), (code_U > 0) & (code_U < 4)
+        return Plan(torch.stack([code_U, near_U], 1).int(), limit_U, pinned_UT, pins_U, ctx.model.ids("punctuation"))
 
     def _codes(self, ctx: LayerContext) -> Tensor:
         """Return the index of each head's policy [U]."""
