@@ -133,7 +133,7 @@ def generate(
         cache: "ragged" saves memory, "masked" simulates.
         kernel: the backend that attends to the ragged cache: auto, cuda, flash_attn, cpu, sdpa or torch.
         graph: decode by CUDA graphs: auto (if possible), true or false.
-        fused: decode steps with our own ops for RMSNorm, RoPE and SiLU: auto (on a GPU, if possible), true or false.
+        fused: decode steps with our own ops for RMSNorm, RoPE and SiLU: auto (if possible), true or false.
             The weights of the model's linear modules may move in memory.
         max_rows: rows (prompt x variant) that decode together; a context with more of them is prefilled again for
             the rest.

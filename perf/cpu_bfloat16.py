@@ -29,7 +29,7 @@ CONTENDERS = {"float32": "cpu", "bfloat16": "cpu", "bfloat16 torch": "torch"}  #
 
 
 def answers(
-    loaded: kvbench.Loaded, kernel: str, ids: tuple[int, ...], rows: int, new: int
+    loaded: kvbench.Loaded, kernel: str, ids: tuple[int, ...], rows: int, new: int, fused: str = "auto"
 ) -> tuple[float, list[float], tuple[int, ...]]:
     """Return the seconds before the first step, those of each step, and the tokens of the first row."""
     prompt = Prompt(ids=ids, context_len=len(ids), text="", stop_ids=frozenset())
@@ -44,7 +44,7 @@ def answers(
         steps.append(seconds)
 
     stream = decode.stream(
-        loaded.model, loaded.tokenizer, lambda _: next(requests, None), kernel=kernel, on_step=on_step
+        loaded.model, loaded.tokenizer, lambda _: next(requests, None), kernel=kernel, fused=fused, on_step=on_step
     )
     tokens = [generation.token_ids for _, generations in stream for generation in generations]
     return first[0], steps, tuple(tokens[0])

@@ -1,11 +1,12 @@
-"""Scores of a prompt on a CPU by our own C++, against the same in torch.
+"""Attention and scores of a prompt on a CPU by our own C++, against the same in torch.
 
     python perf/cpu_scores.py [--tokens 1000,4000] [--turns 7] [--threads 2] [--out FILE.json]
 
-A layer of SmolLM2-135M: 9 query heads, 3 KV heads, 64 dimensions, 576 outputs, random numbers. `column_sums` is H2O's
-score, `last 64 queries` the attention that window scores read, `output_norms` the size of values in the output that
-CriticalKV reads. The contenders take turns; ratios are of medians. Both get the log-sum-exp of the logits, which the
-prompt's attention has computed; torch has no use for it.
+A layer of SmolLM2-135M: 9 query heads, 3 KV heads, 64 dimensions, 576 outputs, random numbers. `attention` is that of
+the prompt, `column_sums` H2O's score, `last 64 queries` the attention that window scores read, `output_norms` the size
+of values in the output that CriticalKV reads. The contenders take turns; ratios are of medians. Both get the
+log-sum-exp of the logits, which the prompt's attention has computed; torch has no use for it. Where the engine leaves
+the attention to torch, both are torch's.
 """
 
 from __future__ import annotations
@@ -22,13 +23,24 @@ import torch
 from conditions import report, where
 from torch import Tensor
 
+from kvbench.engine.prompt_attention import attend_with_lse
 from kvbench.methods.base import LayerContext
 from kvbench.methods.output_norms import output_norms
 from kvbench_kernels.backends.cpu import CpuBackend
 from kvbench_kernels.ops import reference
+from kvbench_kernels.ops.host_sums import HostSums
 
 HEADS, KV_HEADS, DIM, OUTPUTS, WINDOW = 9, 3, 64, 576, 64
+
+
+def attention(ctx: LayerContext) -> Tensor:
+    """Return the attention of the prompt, as a prefill computes it."""
+    host = ctx.sums if isinstance(ctx.sums, HostSums) else None
+    return attend_with_lse(ctx.q[None], ctx.k[None], ctx.v[None], ctx.scaling, True, host)[0][0]
+
+
 WORK: dict[str, Callable[[LayerContext], Tensor]] = {
+    "attention": attention,
     "column_sums": LayerContext.column_sums,
     f"last {WINDOW} queries": lambda ctx: ctx.window_attention(WINDOW),
     "output_norms": output_norms,

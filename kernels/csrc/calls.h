@@ -232,6 +232,18 @@ struct Select {
     int32_t scope;  // 0 the best of each head, 1 the best of the layer
 };
 
+// Of kvb_cpu_prompt_attention.
+struct PromptAttention {
+    Tensor3 q;        // [H, T, D]
+    Tensor3 k, v;     // [U, T, D]
+    Tensor3 out;      // [H, T, D]; written
+    float* lse;       // [H, T], contiguous, natural logarithm; written
+    void* workspace;  // of kvb_cpu_prompt_attention_workspace bytes; written
+    int64_t heads, kv_heads, tokens, dim;
+    float scaling;  // of the logits
+    int32_t dtype;
+};
+
 struct AddRmsNorm {
     Tensor2 residual;    // [rows, dim]; x is added
     Tensor2 x;           // [rows, dim]; data may be null

@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr int BFLOAT16 = 0, FLOAT32 = 2;  // the dtypes of calls.h
-
 // The row [D] of a tensor of four dimensions.
 template <typename T>
 T* row_of(const kvb::Tensor4& x, int64_t i, int64_t j, int64_t k) {

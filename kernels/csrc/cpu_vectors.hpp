@@ -12,6 +12,7 @@
 
 namespace {
 
+constexpr int BFLOAT16 = 0, FLOAT32 = 2;  // the dtypes of calls.h
 constexpr int PIECE = 256;    // slots: keys of a piece are 64 KiB at D = 64
 constexpr int MAX_COLUMNS = 64;  // queries of a lane: group x tokens
 constexpr int MAX_DIM = 256;

@@ -161,6 +161,16 @@ class OutputNorms(Structure):
     ]
 
 
+class PromptAttention(Structure):
+    _fields_ = [
+        *fields(Tensor3, "q k v out"),
+        *fields(POINTER, "lse workspace"),
+        *fields(LONG, "heads kv_heads tokens dim"),
+        *fields(FLOAT, "scaling"),
+        *fields(INT, "dtype"),
+    ]
+
+
 class Select(Structure):
     _fields_ = [
         *fields(POINTER, "score keep count workspace"),
@@ -226,6 +236,10 @@ SIGNATURES: dict[str, type[Structure]] = {
     "cpu_column_sums": ColumnSums,
     "cpu_query_weights": QueryWeights,
     "cpu_output_norms": OutputNorms,
+    "cpu_prompt_attention": PromptAttention,
+    "cpu_add_rms_norm": AddRmsNorm,
+    "cpu_rope": Rope,
+    "cpu_silu_mul": SiluMul,
     "cpu_gather": RaggedGather,
     "cpu_append_slots": AppendSlots,
     "cpu_drop_slots": DropSlots,
@@ -239,6 +253,7 @@ SIZES = {
     "cpu_workspace": "ppllll",
     "cpu_packed_workspace": "pllll",
     "cpu_output_norms_workspace": "lll",
+    "cpu_prompt_attention_workspace": "lll",
 }
 COUNTS = {
     "decode_ctas": "iiii",

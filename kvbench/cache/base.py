@@ -17,10 +17,11 @@ from torch import Tensor
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.methods.decoding import Decoding
-from kvbench.methods.kernels import Kernels, SumKernels
+from kvbench.methods.kernels import Kernels
 from kvbench.methods.looking import Look
 from kvbench.methods.plan import Plan
 from kvbench.methods.storage import Side, Store
+from kvbench_kernels.ops.host_sums import HostSums
 
 Counts = list[tuple[int, int, list[QuotaCounts]]]
 """The counts of a cache on the host, per layer: free tokens of every active segment, appended tokens, and the counts of
@@ -137,7 +138,7 @@ class KVCache(Protocol):
     def prompt(self) -> Kernels | None: ...
 
     @property
-    def sums(self) -> SumKernels | None: ...
+    def sums(self) -> HostSums | None: ...
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         """Store the keys and values of a prompt that the rows keep.

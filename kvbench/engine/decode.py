@@ -57,8 +57,8 @@ def stream(
             for an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
         graph: whether decode steps are recorded as CUDA graphs: "auto" (if possible), "true", "false".
-        fused: whether decode steps use our own small ops between the model's products: "auto" (on a GPU, if possible),
-            "true", "false".
+        fused: whether decode steps use our own small ops between the model's products: "auto" (if possible), "true",
+            "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.

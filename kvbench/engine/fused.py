@@ -19,6 +19,7 @@ from kvbench.engine.caches import device_of
 from kvbench.engine.probe import step_error
 from kvbench.engine.survey import AttentionPlan
 from kvbench_kernels import ops
+from kvbench_kernels.backends.cpu import DTYPES as CPU_DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def fused_step(model: PreTrainedModel, plan: AttentionPlan, fused: str) -> Forwa
     """Return a fused decode step of a model, None if transformers' own runs.
 
     Args:
-        fused: "auto" (on a GPU, if possible), "true" or "false".
+        fused: "auto" (if possible, with compiled ops), "true" or "false". On a CPU without a compiler, "true"
+            computes in torch.
 
     Raises:
         ValueError: "true" although it is impossible; the message names the reason.
@@ -40,15 +42,17 @@ def fused_step(model: PreTrainedModel, plan: AttentionPlan, fused: str) -> Forwa
     choice = str(fused).lower()  # a configuration's true is True
     if choice not in CHOICES:
         raise ValueError(f"engine.fused={fused}: must be one of {', '.join(CHOICES)}")
-    if choice == "false" or (choice == "auto" and device_of(model).type != "cuda"):
+    if choice == "false":
         return None
-    reason = walk.obstacle(model)
+    reason, small = walk.obstacle(model), None
     if reason is None:
+        small, reason = _small_ops(device_of(model), model.dtype, choice)
+    if small is not None:
         if model not in _disproofs:
-            _disproofs[model] = _disproof(model, plan)
+            _disproofs[model] = _disproof(model, plan, small)
         reason = _disproofs[model]
-    if reason is None:
-        return walk.FusedStep(model)
+        if reason is None:
+            return _step(model, small)
     if choice == "true":
         raise ValueError(f"engine.fused=true: {reason}; choose engine.fused=auto")
     if model not in _told:
@@ -57,13 +61,28 @@ def fused_step(model: PreTrainedModel, plan: AttentionPlan, fused: str) -> Forwa
     return None
 
 
-def _disproof(model: PreTrainedModel, plan: AttentionPlan) -> str | None:
+def _small_ops(device: torch.device, dtype: torch.dtype, choice: str) -> tuple[ops.StepOps | None, str | None]:
+    """Return the ops between the products of a step, or why there are none. They are compiled if necessary."""
+    if device.type == "cpu" and dtype not in CPU_DTYPES:
+        reason = f"dtype {str(dtype).removeprefix('torch.')}: our own ops for CPUs take float32 and bfloat16"
+    elif device.type not in ("cpu", "cuda"):
+        reason = f"our own ops run on CPUs and on GPUs of NVIDIA, and the model is on device={device}"
+    else:
+        try:
+            return ops.step_ops(device), None
+        except (ValueError, RuntimeError, OSError) as problem:
+            reason = str(problem).splitlines()[0]
+    return (ops.STEP_OPS, None) if device.type == "cpu" and choice == "true" else (None, reason)
+
+
+def _step(model: PreTrainedModel, small: ops.StepOps) -> walk.FusedStep:
+    return walk.FusedStep(model, small, own_products=device_of(model).type == "cuda")
+
+
+def _disproof(model: PreTrainedModel, plan: AttentionPlan, small: ops.StepOps) -> str | None:
     """Try a fused step. Return why it cannot replace the model's own; None if it can."""
-    device = device_of(model)
     try:
-        if device.type == "cuda":
-            ops.prepare(device)
-        error = step_error(model, plan, walk.FusedStep(model))
+        error = step_error(model, plan, _step(model, small))
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError) as problem:

@@ -127,8 +127,9 @@ class PrefillPass:
                 self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()
             return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
         # the kernels that score can use the log-sum-exp
-        wanted = self._caches.kv.prompt is not None or self._caches.kv.sums is not None
-        out_BHTD, lse_BHT = attend_with_lse(q_BHTD, k_BUTD, v_BUTD, scaling, wanted)
+        sums = self._caches.kv.sums
+        wanted = self._caches.kv.prompt is not None or sums is not None
+        out_BHTD, lse_BHT = attend_with_lse(q_BHTD, k_BUTD, v_BUTD, scaling, wanted, sums)
         clock = partial(stamp, k_BUTD.device)
         begin = clock()
         ctx = LayerContext(
@@ -139,7 +140,7 @@ class PrefillPass:
             layer=self._caches.plan.index(layer),
             num_layers=self._shape.layers,
             kernels=self._caches.kv.prompt,
-            sums=self._caches.kv.sums,
+            sums=sums,
             lse_HT=None if lse_BHT is None else lse_BHT[0],
             clock=clock,
             facts=self._facts,

@@ -9,12 +9,12 @@ Shape suffixes: B rows (one token each), C inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kvbench.engine.products_cpu import fast_products, linear
 from kvbench_kernels import ops
 
 
@@ -25,12 +25,16 @@ class Products:
     there; their values and modules stay. Other modules are called as they are.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], own: bool = True) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], own: bool = True, silu_mul: Callable[..., Tensor] = ops.STEP_OPS.silu_mul
+    ) -> None:
         """Prepare the products.
 
         Args:
             own: use our kernel where it can compute them; False is for comparisons.
+            silu_mul: the op that `gated` uses where our kernel cannot.
         """
+        self._silu_mul = silu_mul
         self._modules, self._weight_OC, self._bias_O = modules, torch.empty(0), None
         plain = [module for module in modules if type(module) is nn.Linear and not is_changed(module)]
         biases = [module.bias for module in plain if module.bias is not None]
@@ -44,11 +48,12 @@ class Products:
 
     def __call__(self, x_BC: Tensor) -> Sequence[Tensor]:
         if not self._is_one:
-            return [module(x_BC[:, None])[:, 0] for module in self._modules]
+            with fast_products(x_BC):
+                return [module(x_BC[:, None])[:, 0] for module in self._modules]
         if self._is_own and len(x_BC) <= ops.MOST_TOKENS:
             out_BO = torch.ops.kvb.linear(x_BC, self._weight_OC, self._bias_O, False, True)
         else:
-            out_BO = F.linear(x_BC, self._weight_OC, self._bias_O)
+            out_BO = linear(x_BC, self._weight_OC, self._bias_O)
         parts: Sequence[Tensor] = out_BO.split(self._sizes, dim=-1)
         return parts
 
@@ -69,8 +74,7 @@ class Products:
         if self._is_own and len(x_BC) <= ops.MOST_TOKENS and self._sizes[0] == self._sizes[1]:
             out_BO: Tensor = torch.ops.kvb.linear(x_BC, self._weight_OC, self._bias_O, True, True)
             return out_BO
-        product_BO: Tensor = torch.ops.kvb.silu_mul(*self(x_BC))
-        return product_BO
+        return self._silu_mul(*self(x_BC))
 
 
 def is_changed(module: nn.Module) -> bool:

@@ -28,6 +28,11 @@ def fast_products(x: Tensor) -> AbstractContextManager[object]:
     return _Products()
 
 
+def linear(x: Tensor, weight_OC: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return `F.linear`, by oneDNN where that is faster."""
+    return _by_onednn(x, weight_OC, bias_O) if _takes(x, weight_OC) and is_faster() else F.linear(x, weight_OC, bias_O)
+
+
 @cache
 def is_faster() -> bool:
     """Return True on processors with AVX-512 that are not Intel's, if this torch has oneDNN's product."""
@@ -54,6 +59,15 @@ class _Products(TorchFunctionMode):
     ) -> Any:
         if func is F.linear and not kwargs:
             x, weight_OC, *bias = args
-            if x.dtype is weight_OC.dtype is torch.float32 and weight_OC.dim() == 2 and x.device.type == "cpu":
-                return torch.ops.mkldnn._linear_pointwise(x, weight_OC, *(bias or (None,)), "none", [], "")
+            if _takes(x, weight_OC):
+                return _by_onednn(x, weight_OC, *(bias or (None,)))
         return func(*args, **(kwargs or {}))
+
+
+def _takes(x: Tensor, weight_OC: Tensor) -> bool:
+    return x.dtype is weight_OC.dtype is torch.float32 and weight_OC.dim() == 2 and x.device.type == "cpu"
+
+
+def _by_onednn(x: Tensor, weight_OC: Tensor, bias_O: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OC, bias_O, "none", [], "")
+    return out

@@ -1,5 +1,7 @@
 """The attention of a prompt, with the log-sum-exp that scores by attention can reuse.
 
+On CPUs where torch's products use half of the vector width (`products_cpu`), it is our own C++, for float32.
+
 torch's fused attention computes the log-sum-exp of every query's logits, but scaled_dot_product_attention does not
 return it. So the operation that scaled_dot_product_attention would choose is called here. It is private to torch:
 before it is used for the first time, it is tried on the beginning of the prompt. Only if the output is equal to the bit
@@ -20,6 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from kvbench.engine.products_cpu import is_faster
+from kvbench_kernels.ops.host_sums import HostSums
+
 log = logging.getLogger(__name__)
 
 _TRIED_TOKENS = 160  # of a prompt's beginning: more than one tile of any of the kernels
@@ -30,13 +35,20 @@ Fused = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def attend_with_lse(
-    q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float, wanted: bool = True
+    q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float, wanted: bool = True, host: HostSums | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return causal attention [B, H, T, D], and the natural log-sum-exp of each query's logits, float32 [B, H, T].
 
     The log-sum-exp is None if it is not wanted, or if the operation that torch chooses here does not compute it. The
-    output is the same in all cases.
+    output is the same in both cases.
+
+    Args:
+        host: our own functions for CPUs, used where they are faster than torch.
     """
+    if host is not None and len(q_BHTD) == 1 and q_BHTD.shape[2] > 1 and is_faster():
+        found = host.attention(q_BHTD[0], k_BUTD[0], v_BUTD[0], scaling)
+        if found is not None:
+            return found[0][None], found[1][None]
     fused = _fused(q_BHTD, k_BUTD, v_BUTD, scaling) if wanted else None
     if fused is None:
         return _attend(q_BHTD, k_BUTD, v_BUTD, scaling), None

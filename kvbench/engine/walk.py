@@ -13,13 +13,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from kvbench.engine.attention import AttentionPass, layer_index
 from kvbench.engine.products import Products, is_changed
+from kvbench_kernels import ops
 
 # The architectures whose layers the walk computes. A class must be transformers' own, not a subclass of it.
 _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -28,16 +28,17 @@ _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": 
 class FusedStep:
     """A decode step: a call returns the logits [B, V] after one more token [B, 1] of each row, like `last_logits`."""
 
-    def __init__(self, model: PreTrainedModel, own_products: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, small: ops.StepOps = ops.STEP_OPS, own_products: bool = True) -> None:
         """Prepare a step of a model without an obstacle.
 
         The weights of its linear modules may move in memory; their values and modules stay.
 
         Args:
+            small: what changes elements between the products.
             own_products: use our kernel for products of few rows; False is for comparisons.
         """
-        self._model = model
-        self._layers = [_Layer(layer, own_products) for layer in _inner(model).layers]
+        self._model, self._small = model, small
+        self._layers = [_Layer(layer, small, own_products) for layer in _inner(model).layers]
         self._head = Products([model.lm_head], own_products)
 
     def __call__(self, ids_B1: Tensor, position_B1: Tensor, attention: AttentionPass) -> Tensor:
@@ -48,7 +49,7 @@ class FusedStep:
         stream_BC, update_BC = x_B1C[:, 0], None
         for layer in self._layers:
             update_BC = layer(stream_BC, update_BC, cos_B1D[:, 0], sin_B1D[:, 0], attention)
-        normed_BC = _add_norm(inner.norm, stream_BC, update_BC)
+        normed_BC = _add_norm(self._small, inner.norm, stream_BC, update_BC)
         attention.finish()
         return self._head(normed_BC)[0]
 
@@ -56,12 +57,12 @@ class FusedStep:
 class _Layer:
     """A decoder layer: attention and MLP, each after an RMSNorm of the residual stream."""
 
-    def __init__(self, layer: Any, own_products: bool) -> None:
-        self._layer = layer
+    def __init__(self, layer: Any, small: ops.StepOps, own_products: bool) -> None:
+        self._layer, self._small = layer, small
         attn, mlp = layer.self_attn, layer.mlp
         self._qkv = Products([attn.q_proj, attn.k_proj, attn.v_proj], own_products)
         self._out = Products([attn.o_proj], own_products)
-        self._gate_up = Products([mlp.gate_proj, mlp.up_proj], own_products)
+        self._gate_up = Products([mlp.gate_proj, mlp.up_proj], own_products, small.silu_mul)
         self._down = Products([mlp.down_proj], own_products)
 
     def __call__(
@@ -69,18 +70,18 @@ class _Layer:
     ) -> Tensor:
         """Add an update to the residual stream, in place. Return the next update, which is not yet added."""
         attn = self._layer.self_attn
-        normed_BC = _add_norm(self._layer.input_layernorm, stream_BC, update_BC)
+        normed_BC = _add_norm(self._small, self._layer.input_layernorm, stream_BC, update_BC)
         normed = hasattr(attn, "q_norm")  # queries and keys of Qwen3
         rotated = None if normed else self._qkv.rotated(normed_BC, cos_BD, sin_BD)
         q_BHD, k_BUD, v_BUD = (x.unflatten(-1, (-1, attn.head_dim)) for x in rotated or self._qkv(normed_BC))
         if rotated is None:
             weights = (attn.q_norm.weight, attn.k_norm.weight) if normed else (None, None)
             eps = attn.q_norm.variance_epsilon if normed else 0.0
-            torch.ops.kvb.rope(q_BHD, k_BUD, cos_BD, sin_BD, *weights, eps)
+            self._small.rope(q_BHD, k_BUD, cos_BD, sin_BD, *weights, eps)
         q_BH1D, k_BU1D, v_BU1D = (x[:, :, None] for x in (q_BHD, k_BUD, v_BUD))
         out_BH1D = attention.attend(layer_index(attn), q_BH1D, k_BU1D, v_BU1D, attn.scaling)
         (update_BC,) = self._out(out_BH1D.transpose(1, 2).flatten(2)[:, 0])
-        normed_BC = _add_norm(self._layer.post_attention_layernorm, stream_BC, update_BC)
+        normed_BC = _add_norm(self._small, self._layer.post_attention_layernorm, stream_BC, update_BC)
         (out_BC,) = self._down(self._gate_up.gated(normed_BC))
         return out_BC
 
@@ -101,7 +102,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return f"{type(model).__name__} is not transformers' own class"
     if getattr(model, "hf_device_map", None) is not None or len({p.device for p in model.parameters()}) > 1:
         return "the model is spread over devices"
-    skipped = [inner, inner.norm]  # modules whose forward functions do not run
+    skipped = [model, inner, inner.norm]  # modules whose forward functions do not run
     for layer in inner.layers:
         attn, mlp = layer.self_attn, layer.mlp
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
@@ -132,6 +133,5 @@ def _embedded(embed: nn.Module, ids_B1: Tensor) -> Tensor:
     return vectors_B1C
 
 
-def _add_norm(norm: Any, stream_BC: Tensor, update_BC: Tensor | None) -> Tensor:
-    normed_BC: Tensor = torch.ops.kvb.add_rms_norm(stream_BC, update_BC, norm.weight, norm.variance_epsilon)
-    return normed_BC
+def _add_norm(small: ops.StepOps, norm: Any, stream_BC: Tensor, update_BC: Tensor | None) -> Tensor:
+    return small.add_rms_norm(stream_BC, update_BC, norm.weight, norm.variance_epsilon)

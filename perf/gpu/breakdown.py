@@ -36,7 +36,7 @@ _MARK = "module: "
 _BY_NAME = (
     ("attention", r"kvb::decode|ragged_append_decode|ragged_decode|flash|fmha|attention"),
     ("append", r"kvb::append|ragged_append"),
-    ("GEMM", r"kvb::linear|gemm|gemv|cutlass|cublas|nvjet|splitk|aten::(addmm|mm|bmm|linear)\b"),
+    ("GEMM", r"kvb::linear|mkldnn::|gemm|gemv|cutlass|cublas|nvjet|splitk|aten::(addmm|mm|bmm|linear)\b"),
     ("norm", r"rms_?norm|layer_?norm|rsqrt"),
     ("rope", r"rope|rotary"),
     ("activation", r"silu|swiglu|gelu"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.profiler import profile
 
 import kvbench
 from kvbench.engine import fused, walk
@@ -80,7 +81,7 @@ def test_the_tokens_are_those_of_the_models_own_layers(name: str) -> None:
     assert tokens(ours) == tokens(own) == tokens(answers(model, fused="false"))
     assert {out.decode_step for of_prompt in ours for out in of_prompt} == {"fused"}
     assert {out.decode_step for of_prompt in own for out in of_prompt} == {"transformers"}
-    assert step_error(model, checked_plan(model), walk.FusedStep(model)) < 1e-5
+    assert step_error(model, checked_plan(model), walk.FusedStep(model)) < 1e-5  # with the small ops in torch
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
@@ -174,6 +175,14 @@ def test_other_linear_modules_are_called_as_they_are() -> None:
     assert tokens(answers(model, fused="true")) == tokens(answers(model, fused="false"))
 
 
+def _hook_of_the_whole(model: Any) -> None:
+    def turned(module: nn.Module, args: Any, out: Any) -> Any:
+        out.logits = out.logits.flip(-1)
+        return out
+
+    model.register_forward_hook(turned)
+
+
 def _hook(model: Any) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda module, args, out: out * 1.5)
 
@@ -201,6 +210,7 @@ def _gelu(model: Any) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "a hook of the whole model": (_hook_of_the_whole, "hooks or other functions are attached to its modules"),
     "a hook": (_hook, "hooks or other functions are attached to its modules"),
     "another forward function": (_other_forward, "hooks or other functions are attached to its modules"),
     "another norm": (_other_norm, "a norm of LlamaForCausalLM is not transformers' own class"),
@@ -234,9 +244,8 @@ def test_a_step_that_gives_other_logits_is_not_used(monkeypatch: pytest.MonkeyPa
 
 
 def test_auto_says_once_per_model_why_steps_are_not_fused(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(fused, "device_of", lambda model: torch.device("cuda"))
     model = model_of("Phi3")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
@@ -246,21 +255,67 @@ def test_auto_says_once_per_model_why_steps_are_not_fused(
     assert lines == ["decode steps are not fused: Phi3ForCausalLM is none of llama, mistral, qwen2, qwen3"]
 
 
-def test_a_gpu_without_kernels_keeps_the_models_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.gxx
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_compiled_ops_of_a_cpu_give_the_models_logits(name: str) -> None:
+    family, extra = MODELS[name]
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        model = model_of(family, **extra).to(dtype)
+        step = walk.FusedStep(model, ops.step_ops(torch.device("cpu")))
+        assert step_error(model, checked_plan(model), step) < bound
+
+
+@pytest.mark.gxx
+def test_auto_uses_compiled_ops_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 and bfloat16; other dtypes keep the model's own layers, unless a fused step is asked for."""
+    for dtype, step in ((torch.float32, "fused"), (torch.bfloat16, "fused"), (torch.float64, "transformers")):
+        model = model_of("Qwen3", head_dim=16).to(dtype)
+        with profile() as seen:
+            outs = answers(model)
+        assert {out.decode_step for of_prompt in outs for out in of_prompt} == {step}
+        called = {event.key for event in seen.key_averages()}
+        for op in ops.StepOps._fields:
+            assert (f"kvb::cpu_{op}" in called) is (step == "fused") and f"kvb::{op}" not in called
+    assert answers(model, fused="true")[0][0].decode_step == "fused"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_machine_without_a_compiler_keeps_the_models_own_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: str
+) -> None:
+    """On a CPU, torch computes a fused step that is asked for."""
+
     def refuse(device: torch.device) -> None:
-        raise ValueError("there is no nvcc")
+        raise ValueError("there is no compiler")
 
     model = model_of("Llama")
-    monkeypatch.setattr(fused, "device_of", lambda model: torch.device("cuda"))
-    monkeypatch.setattr(fused.ops, "prepare", refuse)
-    assert fused.fused_step(model, checked_plan(model), "auto") is None
+    plan, own = checked_plan(model), answers(model, fused="false")
+    monkeypatch.setattr(fused, "device_of", lambda model: torch.device(device))
+    monkeypatch.setattr(fused.ops, "step_ops", refuse)
+    with caplog.at_level(logging.INFO):
+        assert fused.fused_step(model, plan, "auto") is None
+    assert "decode steps are not fused: there is no compiler" in caplog.messages
+    if device == "cpu":
+        ours = answers(model, fused="true")
+        assert tokens(ours) == tokens(own) and ours[0][0].decode_step == "fused"
+    else:
+        with pytest.raises(ValueError, match="^engine.fused=true: there is no compiler; choose engine.fused=auto$"):
+            fused.fused_step(model, plan, "true")
 
 
-def test_auto_does_not_fuse_on_a_cpu_and_other_words_are_refused() -> None:
+def test_a_device_without_our_ops_keeps_the_models_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("Llama")
-    assert answers(model)[0][0].decode_step == "transformers"
+    plan = checked_plan(model)
+    monkeypatch.setattr(fused, "device_of", lambda model: torch.device("mps"))
+    assert fused.fused_step(model, plan, "auto") is None
+    with pytest.raises(ValueError, match="^engine.fused=true: our own ops run on CPUs and on GPUs of NVIDIA, and the "):
+        fused.fused_step(model, plan, "true")
+
+
+def test_other_words_are_refused() -> None:
     with pytest.raises(ValueError, match="^engine.fused=on: must be one of auto, true, false$"):
-        answers(model, fused="on")
+        answers(model_of("Llama"), fused="on")
 
 
 @pytest.mark.cuda

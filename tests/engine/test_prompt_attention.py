@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvbench.engine import prompt_attention
 from kvbench.engine.prompt_attention import attend_with_lse
+from kvbench_kernels.backends import cpu
 
 SCALING = 0.2
 ON_CPU = "_scaled_dot_product_flash_attention_for_cpu"
@@ -144,3 +145,20 @@ def test_the_log_sum_exp_on_the_gpu(dtype: torch.dtype) -> None:
             assert torch.equal(out, expected(q, k, v))
         assert lse is not None, backend
         torch.testing.assert_close(lse.double().cpu(), exact_lse(q.cpu(), k.cpu()), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.gxx
+def test_our_own_attention_of_a_cpu_is_used_where_torchs_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes float32 prompts of several tokens, one at a time; torch does the rest, to the bit."""
+    host = cpu.CpuBackend().sums
+    for faster in (True, False):
+        monkeypatch.setattr(prompt_attention, "is_faster", lambda faster=faster: faster)
+        q, k, v = prompt(torch.float32)
+        out, lse = attend_with_lse(q, k, v, SCALING, True, host)
+        assert lse is not None and out.shape == q.shape
+        assert torch.equal(out, expected(q, k, v)) is not faster
+        torch.testing.assert_close(out, expected(q, k, v), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(lse.double(), exact_lse(q, k), rtol=1e-5, atol=1e-5)
+        rest = [prompt(torch.bfloat16), [x[:, :, :1] for x in (q, k, v)], [torch.cat([x, x]) for x in (q, k, v)]]
+        for others in rest:
+            assert torch.equal(attend_with_lse(*others, SCALING, True, host)[0], expected(*others))

@@ -79,7 +79,9 @@ def play(loaded: Loaded, requests: Sequence[Request], most: int, graphed: Any = 
     with pytest.MonkeyPatch.context() as patch:
         imitate(patch, loaded, graphed)
         watch(patch, batches)
-        answered = stream(loaded.model, loaded.tokenizer, draw, on_step=lambda *step: log.steps.append(step))
+        answered = stream(
+            loaded.model, loaded.tokenizer, draw, fused="false", on_step=lambda *step: log.steps.append(step)
+        )
         with closing(answered):
             for request, generations in answered:
                 assert not under_way(batches), "an answer came while a step was under way"

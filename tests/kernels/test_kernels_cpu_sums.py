@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.methods.base import LayerContext
@@ -18,10 +19,11 @@ from kvbench.methods.output_norms import output_norms
 from kvbench_kernels.build import cache, compilers, recipes
 from kvbench_kernels.ops import library, reference
 from kvbench_kernels.ops.host_sums import MOST_DIM, HostSums
-from tests.helpers.kernels_prefill import draw, fixed_generator, generator, pick, shows, surrounded
+from tests.helpers.kernels_prefill import draw, fixed_generator, generator, pick, poisoned, shows, surrounded
 from tests.helpers.kernels_sources import copy_sources, unit
 
 pytestmark = pytest.mark.gxx
+__all__ = ["poisoned"]  # a fixture
 BOUND = 2e-6  # the worst of 2400 drawn cases had 9e-7
 TOKENS = (1, 3, 4, 5, 31, 63, 64, 65, 127, 130, 255, 257, 700)
 
@@ -32,6 +34,7 @@ class Case:
 
     q_HTD: Tensor
     k_UTD: Tensor
+    v_UTD: Tensor
     weight_HDE: Tensor
     lse_HT: Tensor
 
@@ -54,6 +57,11 @@ class Case:
         norms_HT = host.output_norms(self.k_UTD, self.weight_HDE)
         assert norms_HT is not None
         return norms_HT
+
+    def attention(self, host: HostSums) -> tuple[Tensor, Tensor]:
+        found = host.attention(self.q_HTD, self.k_UTD, self.v_UTD, self.scaling)
+        assert found is not None
+        return found
 
     def exact(self) -> tuple[Tensor, Tensor]:
         """Return the weights [H, T, T], and as much of each as one unit of the error is relative to.
@@ -80,8 +88,16 @@ class Case:
 
     def worst(self, host: HostSums) -> float:
         of_weights = [self.error_of_weights(host, min(n, self.q_HTD.shape[1])) for n in (1, 6, 64, 130)]
-        errors = [self.error_of_sums(host), self.error_of_norms(host), *of_weights]
+        errors = [self.error_of_sums(host), self.error_of_norms(host), *of_weights, *self.errors_of_attention(host)]
         return max(errors) if all(error == error for error in errors) else float("inf")
+
+    def errors_of_attention(self, host: HostSums) -> tuple[float, float]:
+        """Return the error of the outputs, and that of the log-sum-exp."""
+        weights_HTT, size_HTT = self.exact()
+        v_HTD = self.v_UTD.double().repeat_interleave(len(self.q_HTD) // len(self.v_UTD), 0)
+        out_HTD, lse_HT = self.attention(host)
+        of_lse_HT = size_HTT.sum(-1)  # that of the logits, weighted
+        return _error(out_HTD, weights_HTT @ v_HTD, size_HTT @ v_HTD.abs()), _error(lse_HT, self.lse_HT, of_lse_HT)
 
     def error_of_norms(self, host: HostSums) -> float:
         v_HTD = self.k_UTD.double().repeat_interleave(len(self.q_HTD) // len(self.k_UTD), 0)
@@ -98,12 +114,13 @@ def _error(own_HT: Tensor, exact_HT: Tensor, size_HT: Tensor) -> float:
 def drawn(g: torch.Generator, tokens: int = 0, dim: int = 0, outputs: int = 0) -> Case:
     kv_heads, group, tokens = draw(g, 1, 3), draw(g, 1, 4), tokens or pick(g, *TOKENS)
     dim, outputs = dim or pick(g, 8, 64, 80, MOST_DIM), outputs or pick(g, 1, 15, 63, 64, 65, 200)
-    q_HTD, k_UTD = (surrounded(torch.randn(n, tokens, dim, generator=g)) for n in (kv_heads * group, kv_heads))
+    sizes = kv_heads * group, kv_heads, kv_heads
+    q_HTD, k_UTD, v_UTD = (surrounded(torch.randn(n, tokens, dim, generator=g)) for n in sizes)
     room = torch.full((outputs + 1, kv_heads * group * dim), torch.nan)  # as a linear layer holds its weights
     room[:outputs] = torch.randn(outputs, kv_heads * group * dim, generator=g)
     weight_HDE = room[:outputs].t().view(kv_heads * group, dim, outputs)
     lse_HT = reference.row_lse(q_HTD.double(), k_UTD.double(), dim**-0.5)
-    return Case(q_HTD, k_UTD, weight_HDE, lse_HT)
+    return Case(q_HTD, k_UTD, v_UTD, weight_HDE, lse_HT)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +128,7 @@ def host() -> HostSums:
     return HostSums(library.load(cache.built(recipes.cpu(recipes.vector_flags()))))
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("offset", range(24))
 def test_drawn_cases_against_double_precision(host: HostSums, offset: int) -> None:
     case = drawn(generator(600 + offset))
@@ -141,7 +159,9 @@ def test_a_result_does_not_depend_on_threads(host: HostSums) -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         try:
-            results.append(torch.cat([case.sums(host), case.norms(host), *case.weights(host, 9).unbind(1)]))
+            out_HTD, lse_HT = case.attention(host)
+            rows = [case.sums(host), case.norms(host), lse_HT, *case.weights(host, 9).unbind(1), *out_HTD.mT.unbind(1)]
+            results.append(torch.cat(rows))
         finally:
             torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -155,6 +175,8 @@ def test_torch_computes_what_the_functions_do_not_take(host: HostSums) -> None:
     assert host.column_sums(q.bfloat16(), k.bfloat16(), scaling=1.0, lse_HT=lse) is None
     wide = torch.randn(1, 3, MOST_DIM + 8)
     assert host.column_sums(wide, wide, scaling=1.0, lse_HT=torch.zeros(1, 3)) is None
+    assert host.attention(q.double(), k.double(), k.double(), 1.0) is None
+    assert host.attention(wide, wide, wide, 1.0) is None
     assert host.query_weights(q, k, scaling=1.0) is None
     assert host.query_weights(q.double(), k.double(), scaling=1.0, lse_HQ=lse) is None
     assert host.output_norms(k, case.weight_HDE.contiguous()) is None or case.weight_HDE.shape[2] == 1
@@ -191,13 +213,28 @@ def test_a_context_gives_what_torch_gives(host: HostSums, monkeypatch: pytest.Mo
     assert len(calls) == 4  # sums need the weights of one block
 
 
-NAMES = ("cpu_column_sums.cpp", "cpu_output_norms.cpp", "cpu_query_weights.cpp")
+def test_logits_far_from_zero_neither_overflow_nor_vanish(host: HostSums) -> None:
+    """Keys of later tiles have much larger and much smaller logits than those before."""
+    q_HTD, (k_UTD, v_UTD) = torch.ones(2, 300, 8), torch.randn(2, 1, 300, 8, generator=generator(644))
+    for sign in (1, -1):
+        keys_UTD = k_UTD + sign * torch.arange(300)[:, None] / 2
+        found = host.attention(q_HTD, keys_UTD, v_UTD, 1.0)
+        assert found is not None
+        wide = q_HTD.double(), *(x_UTD.double().expand(2, -1, -1) for x_UTD in (keys_UTD, v_UTD))
+        exact_HTD = F.scaled_dot_product_attention(*wide, is_causal=True, scale=1.0)
+        assert float((found[0] - exact_HTD).abs().max()) < 2e-3  # logits of 1200 in float32
+        exact_HT = reference.row_lse(q_HTD.double(), keys_UTD.double(), 1.0)
+        torch.testing.assert_close(found[1].double(), exact_HT, rtol=1e-6, atol=1e-3)
+
+
+NAMES = ("cpu_column_sums.cpp", "cpu_output_norms.cpp", "cpu_query_weights.cpp", "cpu_attention.cpp")
 BUGS = {
     "j < count ? rows[j * stride + d] * factor : 0": "rows[j * stride + d] * factor",
     "end - at < AT_ONCE ? end - at : AT_ONCE": "AT_ONCE",
     "logit[i][v] - lse[i] * LOG2_E": "logit[i][v] - lse[0] * LOG2_E",
-    "<= static_cast<int32_t>(ahead + i)": "< static_cast<int32_t>(ahead + i)",
-    "if (ahead < WIDTH - 1)": "if (ahead < WIDTH / 2)",
+    "<= static_cast<int32_t>(ahead + i) ? weight": "< static_cast<int32_t>(ahead + i) ? weight",
+    "if (ahead < WIDTH - 1)\n        weigh": "if (ahead < WIDTH / 2)\n        weigh",
+    "if (ahead < WIDTH - 1)\n                    logits": "if (ahead < WIDTH / 2)\n                    logits",
     "weigh(rows, lse + at, tile, dim, at - first,": "weigh(rows, lse + at, tile, dim, at,",
     "tokens - queries + at - first;": "tokens - queries + at;",
     "h * queries * tokens + first;": "h * queries * tokens;",
@@ -211,9 +248,25 @@ BUGS = {
     "float* to = norm + (at - begin + i) * LANES;": "float* to = norm + (at - begin) * LANES;",
     "left < WIDTH ? left : WIDTH": "WIDTH",
     "for (int j = 0; j < LANES; j++) all +=": "for (int j = 1; j < LANES; j++) all +=",
+    "load(out[i] + v * LANES) * scale[i]": "load(out[i] + v * LANES)",
+    "weights[i * WIDTH + j] * row[v]": "weights[j] * row[v]",
+    "total[i] = total[i] * scale[i] + sum(all);": "total[i] += sum(all);",
+    "<= static_cast<int32_t>(ahead + i) ? logit": "< static_cast<int32_t>(ahead + i) ? logit",
+    "Vec tops = Vec{} + top[i];": "Vec tops = Vec{} - 1e30f;",
+    "(stride - d) / LANES": "VECS",
+    "for (int64_t t = 0; t * WIDTH < end; t++) {": "for (int64_t t = 0; t * WIDTH < begin; t++) {",
+    "if (t * WIDTH < at + AT_ONCE) {": "if (t * WIDTH < at) {",
+    "all[(at - begin) / AT_ONCE].add(rows": "all[0].add(rows",
+    "at - t * WIDTH);": "at - t * WIDTH + 1);",
+    "u * call->k.stride_0 + first * call->k.stride_1": "u * call->k.stride_0",
+    "u * call->v.stride_0 + first * call->v.stride_1": "u * call->v.stride_1 + first * call->v.stride_1",
+    "std::memset(rows, 0, sizeof(float) * WIDTH * wide);": "",
+    "const int i = (at - begin) % AT_ONCE;": "const int i = (at - begin) % 2;",
+    "std::log2(running.total[i])) * LN_2": "std::log2(running.total[i]))",
 }
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("right", BUGS)
 def test_planted_bugs_are_found(right: str, tmp_path: Path) -> None:
     """The cases have parts of a tile, of a block and of the rows at once, and more than one of each."""
@@ -224,5 +277,6 @@ def test_planted_bugs_are_found(right: str, tmp_path: Path) -> None:
     compilers.run([compilers.gxx(), *flags, *units, "-o", out], "a planted bug")
     wrong = HostSums(library.Library(out))
     g = fixed_generator(650)
-    cases = [drawn(g, tokens, dim=64, outputs=outputs) for tokens, outputs in ((1, 1), (70, 65), (333, 200), (700, 15))]
+    sizes = ((1, 64, 1), (70, 64, 65), (333, 24, 200), (700, 64, 15))
+    cases = [drawn(g, tokens, dim, outputs) for tokens, dim, outputs in sizes]
     assert shows(lambda: any(case.worst(wrong) >= BOUND for case in cases))

@@ -6,8 +6,7 @@
 
 namespace {
 
-constexpr int FLOAT32 = 2;   // the dtype of calls.h
-constexpr int AT_ONCE = 4;   // rows: products, a tile's vectors and exponentials fit into the registers; 5 to 7 are slower
+constexpr int AT_ONCE = 4;  // rows: products, a tile's vectors and exponentials fit into the registers; 5 to 7 are slower
 #if defined(__AVX512F__)
 constexpr int VECS = 4;
 #else

@@ -17,7 +17,7 @@ MOST_DIM = 256
 
 
 class HostSums:
-    """Functions that write no logits and no outputs, but what is made of them. They return None for torch to do it."""
+    """Functions over a prompt that never write its logits. They return None for torch to do it."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -93,6 +93,34 @@ class HostSums:
             dtype=CPU_DTYPE[v_UTD.dtype],
         )
         return norms_HT
+
+    def attention(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> tuple[Tensor, Tensor] | None:
+        """Return causal attention [H, T, D], and the natural log-sum-exp of every query's logits, fp32 [H, T]."""
+        if not _takes(q_HTD, k_UTD, v_UTD):
+            return None
+        q_HTD, k_UTD, v_UTD = rows(q_HTD), rows(k_UTD), rows(v_UTD)
+        (heads, tokens, dim), kv_heads = q_HTD.shape, k_UTD.shape[0]
+        out_HTD, lse_HT = q_HTD.new_empty(tokens, heads, dim).transpose(0, 1), q_HTD.new_empty(heads, tokens)
+        workspace = torch.empty(
+            self._library.size("cpu_prompt_attention_workspace", kv_heads, tokens, dim), dtype=torch.uint8
+        )
+        self._library.call(
+            "cpu_prompt_attention",
+            None,
+            q=rows_of(q_HTD),
+            k=rows_of(k_UTD),
+            v=rows_of(v_UTD),
+            out=rows_of(out_HTD),
+            lse=lse_HT.data_ptr(),
+            workspace=workspace.data_ptr(),
+            heads=heads,
+            kv_heads=kv_heads,
+            tokens=tokens,
+            dim=dim,
+            scaling=scaling,
+            dtype=CPU_DTYPE[q_HTD.dtype],
+        )
+        return out_HTD, lse_HT
 
 
 def _takes(*tensors: Tensor) -> bool:

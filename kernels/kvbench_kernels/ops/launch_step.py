@@ -1,6 +1,11 @@
-"""Calls of the compiled functions between the attentions of a decode step. Everything is as in `launch`."""
+"""Calls of the compiled functions between the attentions of a decode step. Everything is as in `launch`.
+
+The first three also call those of the CPU, whose structs are the same: `name` and `dtypes` say which.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,14 +15,15 @@ from kvbench_kernels.ops.pointers import DTYPE, row_of, rows_of
 
 
 def add_rms_norm(
-    library: Library, stream: int | None, residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float
-) -> Tensor:
+    library: Library, stream: int | None, residual_NC: Tensor, x_NC: Tensor | None, weight_C: Tensor, eps: float, *,
+    name: str = "add_rms_norm", dtypes: Mapping[torch.dtype, int] = DTYPE,
+) -> Tensor:  # fmt: skip
     out_NC = torch.empty_like(residual_NC, memory_format=torch.contiguous_format)
     if out_NC.numel() == 0:
         return out_NC
     rows, dim = residual_NC.shape
     library.call(
-        "add_rms_norm",
+        name,
         stream,
         residual=row_of(residual_NC),
         x=(None, 0) if x_NC is None else row_of(x_NC),
@@ -26,20 +32,21 @@ def add_rms_norm(
         eps=eps,
         rows=rows,
         dim=dim,
-        dtype=DTYPE[residual_NC.dtype],
+        dtype=dtypes[residual_NC.dtype],
     )
     return out_NC
 
 
 def rope(
     library: Library, stream: int | None, q_NHD: Tensor, k_NUD: Tensor, cos_ND: Tensor, sin_ND: Tensor,
-    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float,
+    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, *, name: str = "rope",
+    dtypes: Mapping[torch.dtype, int] = DTYPE,
 ) -> None:  # fmt: skip
     rows, heads, dim = q_NHD.shape
     if rows == 0:
         return
     library.call(
-        "rope",
+        name,
         stream,
         q=rows_of(q_NHD),
         k=rows_of(k_NUD),
@@ -52,24 +59,27 @@ def rope(
         heads=heads,
         kv_heads=k_NUD.shape[1],
         dim=dim,
-        dtype=DTYPE[q_NHD.dtype],
+        dtype=dtypes[q_NHD.dtype],
     )
 
 
-def silu_mul(library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+def silu_mul(
+    library: Library, stream: int | None, gate_NF: Tensor, up_NF: Tensor, *, name: str = "silu_mul",
+    dtypes: Mapping[torch.dtype, int] = DTYPE,
+) -> Tensor:  # fmt: skip
     out_NF = torch.empty_like(gate_NF, memory_format=torch.contiguous_format)
     if out_NF.numel() == 0:
         return out_NF
     rows, dim = gate_NF.shape
     library.call(
-        "silu_mul",
+        name,
         stream,
         gate=row_of(gate_NF),
         up=row_of(up_NF),
         out=out_NF.data_ptr(),
         rows=rows,
         dim=dim,
-        dtype=DTYPE[gate_NF.dtype],
+        dtype=dtypes[gate_NF.dtype],
     )
     return out_NF
 

@@ -1,7 +1,7 @@
 """The ops of the namespace `kvb`: torch.ops.kvb.<op>.
 
 A GPU runs the compiled kernels, which are compiled at the first call. A CPU runs the reference in torch. Both check
-their arguments and raise ValueError.
+their arguments and raise ValueError. `cpu_<op>` is our own C++ for CPUs, for the small ops of a decode step.
 
 All run on the current stream, wait for nothing, and can be captured in a CUDA graph. They are registered by
 `Library.define` and `impl`: the decorator `custom_op` costs ten times as much per call.
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kvbench_kernels import build
-from kvbench_kernels.ops import checks, fakes, launch, launch_decode, library, reference
+from kvbench_kernels.ops import checks, fakes, host_step, launch, launch_decode, library, reference
 
 SCHEMAS = {
     "ragged_append": "(Tensor(a!) k_RD, Tensor(b!) v_RD, Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, "
@@ -52,20 +52,43 @@ SCHEMAS = {
 }
 
 _on_gpu: dict[int, library.Library] = {}
+_on_cpu: library.Library | None = None
 _emulation: library.Library | None = None
 
 
 def prepare(device: torch.device) -> library.Library:
-    """Load the kernels for a GPU; compile them first if the cache has none.
+    """Load the kernels for a GPU, or the functions for a CPU; compile them first if the cache has none.
 
     Raises:
         ValueError: there is no compiler, the GPU is too old, or the cache cannot be written.
-        RuntimeError: the kernels do not compile, or cannot be loaded.
+        RuntimeError: they do not compile, or cannot be loaded.
     """
+    global _on_cpu
+    if device.type == "cpu":
+        _on_cpu = _on_cpu or library.load(build.cpu())
+        return _on_cpu
     number = device.index if device.index is not None else torch.cuda.current_device()
     if number not in _on_gpu:
         _on_gpu[number] = library.load(build.cuda_for(torch.cuda.get_device_capability(number)))
     return _on_gpu[number]
+
+
+class StepOps(NamedTuple):
+    """The small ops of a decode step. STEP_OPS are those in torch.ops.kvb, which compute in torch on a CPU."""
+
+    add_rms_norm: Callable[..., Tensor]
+    rope: Callable[..., None]
+    silu_mul: Callable[..., Tensor]
+
+
+def step_ops(device: torch.device) -> StepOps:
+    """Return the compiled ops for a device. Raises what `prepare` raises."""
+    prepare(device)
+    return _step_ops("cpu_") if device.type == "cpu" else STEP_OPS
+
+
+def _step_ops(prefix: str = "") -> StepOps:
+    return StepOps(*(getattr(torch.ops.kvb, prefix + name) for name in StepOps._fields))
 
 
 @contextmanager
@@ -132,3 +155,9 @@ for _op, _schema in SCHEMAS.items():
     _LIBRARY.impl(_op, _on_cpu_of(_op), "CPU")
     _LIBRARY.impl(_op, _on_gpu_of(_op), "CUDA")
     torch.library.register_fake(f"kvb::{_op}", getattr(fakes, _op), lib=_LIBRARY)
+for _op in StepOps._fields:
+    _LIBRARY.define(f"cpu_{_op}" + SCHEMAS[_op], tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(f"cpu_{_op}", host_step.call_of(_op, lambda: prepare(torch.device("cpu"))), "CPU")
+    torch.library.register_fake(f"kvb::cpu_{_op}", getattr(fakes, _op), lib=_LIBRARY)
+
+STEP_OPS = _step_ops()
