@@ -23,7 +23,13 @@ print("stacks:", json.dumps({name: journey.stacks.get(name) for name in argument
 
 def test_the_path_is_that_of_a_run(tmp_path: Path) -> None:
     overrides = ["model=tiny", "method=snapkv", "budget=128", "benchmark.lengths=[300]", "benchmark.depths=[50]"]
-    overrides += ["kernel=torch", "benchmark.max_new_tokens=4", "progress=false", f"paths.outputs={tmp_path}"]
+    overrides += [
+        "kernel=torch",
+        "engine.fused=false",
+        "benchmark.max_new_tokens=4",
+        "progress=false",
+        f"paths.outputs={tmp_path}",
+    ]
     command = [sys.executable, "-c", CODE, json.dumps([overrides, STATIONS])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

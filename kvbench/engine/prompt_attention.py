@@ -46,9 +46,9 @@ def attend_with_lse(
         host: our own functions for CPUs, used where they are faster than torch.
     """
     if host is not None and len(q_BHTD) == 1 and q_BHTD.shape[2] > 1 and is_faster():
-        found = host.attention(q_BHTD[0], k_BUTD[0], v_BUTD[0], scaling)
-        if found is not None:
-            return found[0][None], found[1][None]
+        outcome = host.attention(q_BHTD[0], k_BUTD[0], v_BUTD[0], scaling)
+        if outcome is not None:
+            return outcome[0][None], outcome[1][None]
     fused = _fused(q_BHTD, k_BUTD, v_BUTD, scaling) if wanted else None
     if fused is None:
         return _attend(q_BHTD, k_BUTD, v_BUTD, scaling), None

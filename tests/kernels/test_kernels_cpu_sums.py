@@ -59,9 +59,9 @@ class Case:
         return norms_HT
 
     def attention(self, host: HostSums) -> tuple[Tensor, Tensor]:
-        found = host.attention(self.q_HTD, self.k_UTD, self.v_UTD, self.scaling)
-        assert found is not None
-        return found
+        outcome = host.attention(self.q_HTD, self.k_UTD, self.v_UTD, self.scaling)
+        assert outcome is not None
+        return outcome
 
     def exact(self) -> tuple[Tensor, Tensor]:
         """Return the weights [H, T, T], and as much of each as one unit of the error is relative to.
@@ -218,13 +218,13 @@ def test_logits_far_from_zero_neither_overflow_nor_vanish(host: HostSums) -> Non
     q_HTD, (k_UTD, v_UTD) = torch.ones(2, 300, 8), torch.randn(2, 1, 300, 8, generator=generator(644))
     for sign in (1, -1):
         keys_UTD = k_UTD + sign * torch.arange(300)[:, None] / 2
-        found = host.attention(q_HTD, keys_UTD, v_UTD, 1.0)
-        assert found is not None
+        outcome = host.attention(q_HTD, keys_UTD, v_UTD, 1.0)
+        assert outcome is not None
         wide = q_HTD.double(), *(x_UTD.double().expand(2, -1, -1) for x_UTD in (keys_UTD, v_UTD))
         exact_HTD = F.scaled_dot_product_attention(*wide, is_causal=True, scale=1.0)
-        assert float((found[0] - exact_HTD).abs().max()) < 2e-3  # logits of 1200 in float32
+        assert float((outcome[0] - exact_HTD).abs().max()) < 2e-3  # logits of 1200 in float32
         exact_HT = reference.row_lse(q_HTD.double(), keys_UTD.double(), 1.0)
-        torch.testing.assert_close(found[1].double(), exact_HT, rtol=1e-6, atol=1e-3)
+        torch.testing.assert_close(outcome[1].double(), exact_HT, rtol=1e-6, atol=1e-3)
 
 
 NAMES = ("cpu_column_sums.cpp", "cpu_output_norms.cpp", "cpu_query_weights.cpp", "cpu_attention.cpp")
