@@ -23,11 +23,11 @@ from kvbench.engine.guard import LayerGuard
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed
 from kvbench.methods.budgets import Allowance
-from kvbench.methods.context import PromptFacts
 from kvbench.methods.decoding import Feed
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.memo import Span
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.prompt_facts import PromptFacts
 
 
 class FeedPass:

@@ -16,9 +16,10 @@ from kvbench.engine.attention import last_logits
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.rope import kept_lengths
 from kvbench.engine.survey import AttentionPlan
-from kvbench.methods.context import LayerContext, Spans
+from kvbench.methods.context import LayerContext
 from kvbench.methods.model_view import ModelView
 from kvbench.methods.probing import Probe, ProbeRange
+from kvbench.methods.prompt_facts import Spans
 
 _BLOCK = 512  # queries that are attended to at once: a mask of all of them would be large
 

@@ -31,10 +31,11 @@ from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.prompt_attention import attend_with_lse
 from kvbench.engine.variant import Variant
 from kvbench.methods.base import Score
-from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
+from kvbench.methods.context import EarlierScores, LayerContext
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.memo import Memo, Span
 from kvbench.methods.probing import Probe
+from kvbench.methods.prompt_facts import PromptFacts
 
 
 class PrefillPass:

@@ -12,7 +12,7 @@ from kvbench.engine.model_view import view_of
 from kvbench.engine.passes import longest_pass
 from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens, spans_of
 from kvbench.methods.allowance import allowed
-from kvbench.methods.context import NO_SPANS, Spans
+from kvbench.methods.prompt_facts import NO_SPANS, Spans
 
 Draw = Callable[[Sequence[Request]], Request | None]
 """Returns the next request that may join the given ones; None if none may join, or none is left."""

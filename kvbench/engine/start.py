@@ -20,8 +20,8 @@ from kvbench.engine.model_view import decoder_layers, view_of
 from kvbench.engine.passes import ProbeRunner
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Variant
-from kvbench.methods.context import PromptFacts, Spans
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.prompt_facts import PromptFacts, Spans
 
 
 def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, variants: Sequence[Variant]) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kvbench.cache.base import TokensRead
 from kvbench.methods.budgets import Budget, check_budget
-from kvbench.methods.context import PromptFacts, Spans
 from kvbench.methods.method import Method
+from kvbench.methods.prompt_facts import PromptFacts, Spans
 
 
 class PromptLike(Protocol):

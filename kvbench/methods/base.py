@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.candidates import Candidates, HeadBudget
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import LayerContext
 from kvbench.methods.plan import Plan
+from kvbench.methods.prompt_facts import PromptFacts
 
 
 class Protected(NamedTuple):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -18,10 +16,10 @@ from torch import Tensor
 from kvbench.methods.kernels import Kernels, SumKernels
 from kvbench.methods.memo import Memo, Stamp, Stopwatch
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.nan import has_nan
+from kvbench.methods.prompt_facts import PromptFacts
 
 R = TypeVar("R")
-Spans = Mapping[str, tuple[int, int]]
-NO_SPANS: Spans = MappingProxyType({})
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
 COLUMN_SUM_QUERIES = 64  # fewer queries in a block would waste the matrix product
 
@@ -50,26 +48,6 @@ class Summary(Protocol):
     def summary(self, ctx: LayerContext) -> Tensor | None:
         """Return what the part reads of the queries."""
         ...
-
-
-@dataclass(frozen=True)
-class PromptFacts:
-    """The facts about a prompt that all of its layers share.
-
-    Attributes:
-        token_ids: [T] ids of the compressed span; None where no part asks for them.
-        spans: {name: (begin, end)} of regions of the prompt, cut to the span: "template", what the chat template writes
-            before the text, "context" with it, and "question".
-        model: a view of the model; None where no part asks for it.
-        seed: seed of the run and the sample, for `LayerContext.generator`.
-        task: the kind of task that the prompt sets, one of `kvbench.common.tasks.TASKS`; None if nobody says.
-    """
-
-    token_ids: Tensor | None = None
-    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    model: ModelView | None = None
-    seed: int = 0
-    task: str | None = None
 
 
 class LayerContext:
@@ -224,7 +202,7 @@ class LayerContext:
             raise ValueError(f"method: the score {name} returned {type(score_UT).__name__}, must be a tensor {must}")
         if score_UT.shape != self.k.shape[:2]:
             raise ValueError(f"method: the score {name} returned {list(score_UT.shape)}, must be {must}")
-        if score_UT.device.type == "cpu" and bool(score_UT.isnan().any()) and self._is_finite():
+        if has_nan(score_UT) and self._is_finite():
             raise ValueError(f"method: the score {name} returned NaN, which ranks no token")
         return score_UT
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from kvbench.methods.allowance import allowed, fits_late
 from kvbench.methods.budgets import Budget
 from kvbench.methods.composed import Composed
-from kvbench.methods.context import EarlierScores, LayerContext, PromptFacts
+from kvbench.methods.context import EarlierScores, LayerContext
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.kernels import Kernels
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.prompt_facts import PromptFacts
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 
 from kvbench.methods.base import Merge, Part, Score
 from kvbench.methods.budgets import ByteShare
-from kvbench.methods.context import PromptFacts
 from kvbench.methods.decoding import Decoding, Feed
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.looking import Look
 from kvbench.methods.probing import Probe
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.storage import Store
 
 

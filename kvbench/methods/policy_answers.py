@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.decoding import DecodePolicy, Start
+from kvbench.methods.nan import has_nan
 from kvbench.methods.sharing import Leaving, Shares
 from kvbench.methods.slots import Slots
 
@@ -50,7 +51,7 @@ def worth(policy: DecodePolicy, slots: Slots) -> Tensor:
     if not isinstance(worth_BUC, Tensor) or not worth_BUC.is_floating_point():
         raise _refused(policy, "drop", worth_BUC, "floating numbers, because the policy has limits")
     _check_shape(policy, "drop", worth_BUC, "[rows, KV heads, slots]", slots.pos_BUC.shape)
-    if _has_nan(worth_BUC) and bool((worth_BUC.isnan() & ~slots.state_BUC.isnan() & slots.live_BUC).any()):
+    if has_nan(worth_BUC) and bool((worth_BUC.isnan() & ~slots.state_BUC.isnan() & slots.live_BUC).any()):
         raise ValueError(f"method: {type(policy).__name__}.drop returned NaN for a token of the cache")
     return worth_BUC
 
@@ -86,10 +87,10 @@ def observe(policy: DecodePolicy, slots: Slots, weights_BUGTC: Tensor) -> None:
         ValueError: it left a state of another shape; or, on a CPU, NaN in the state of a token, without NaN in the
             attention or in a state before.
     """
-    had_nan = _has_nan(slots.state_BUC)
+    had_nan = has_nan(slots.state_BUC)
     policy.observe(slots, weights_BUGTC)
     _check_shape(policy, "observe", slots.state_BUC, "state_BUC: [rows, KV heads, slots]", slots.pos_BUC.shape)
-    nan_is_new = not had_nan and _has_nan(slots.state_BUC) and not _has_nan(weights_BUGTC)
+    nan_is_new = not had_nan and has_nan(slots.state_BUC) and not has_nan(weights_BUGTC)
     if nan_is_new and bool((slots.state_BUC.isnan() & slots.live_BUC).any()):
         raise ValueError(f"method: {type(policy).__name__}.observe left NaN as the state of a token")
 
@@ -128,11 +129,6 @@ def strangers(of_policy: Shares, leaving: Leaving) -> Tensor:
     stays_BUNM = leaving.stays_BUC.gather(2, into_BUNM.clamp(0, slots - 1).flatten(2)).view_as(into_BUNM)
     inside_BUNM = (into_BUNM >= 0) & (into_BUNM < slots)
     return (has_BUNM & leaving.due_BUN[..., None] & ~(stays_BUNM & inside_BUNM)).any()
-
-
-def _has_nan(x: Tensor) -> bool:
-    """Return True if there is NaN in a tensor on a CPU."""
-    return x.device.type == "cpu" and bool(x.isnan().any())
 
 
 def _check_shape(policy: DecodePolicy, name: str, x: object, what: str, shape: Sequence[int]) -> None:

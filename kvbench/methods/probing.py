@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from kvbench.methods.base import Part
-from kvbench.methods.context import NO_SPANS, LayerContext, Spans
+from kvbench.methods.context import LayerContext
 from kvbench.methods.model_view import ModelView
+from kvbench.methods.prompt_facts import NO_SPANS, Spans
 
 
 class ProbeRange(NamedTuple):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from kvbench.common.tasks import TASKS, check_task
 from kvbench.methods.base import Part
-from kvbench.methods.context import PromptFacts
 from kvbench.methods.fields import InvalidField, check_one_of
 from kvbench.methods.files import DialFile
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.task_classifier import TaskClassifier, read_classifier
 
 SOURCES = ("auto", "classifier", *TASKS)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from kvbench.common.tasks import TASKS
-from kvbench.methods.context import PromptFacts
 from kvbench.methods.fields import InvalidField, check_at_least
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.tasks import OfTask
 
 _RULE = re.compile(r"(top_half|average)-([1-9]\d{0,4})")

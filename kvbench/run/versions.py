@@ -52,10 +52,9 @@ def _code_hash() -> str:
 
 @cache
 def _shared_method_files() -> list[Path]:
-    """Return the files that every method goes through: those that `Method` and its loader import."""
-    return sorted(
-        {file for name in ("method", "load") for file in imported_files(f"{_METHODS}.{name}", _METHODS).values()}
-    )
+    """Return the files that every method goes through: `Method`, its loader, the checks, and what these import."""
+    names = ("method", "load", "policy_answers")
+    return sorted({file for name in names for file in imported_files(f"{_METHODS}.{name}", _METHODS).values()})
 
 
 @cache

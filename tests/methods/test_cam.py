@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import kvbench
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import LayerContext
 from kvbench.methods.merge.forward import ValuesForward
+from kvbench.methods.prompt_facts import PromptFacts
 from tests.reference import cam, scores, select
 from tests.reference.cases import draw
 

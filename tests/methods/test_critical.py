@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import kvbench
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import LayerContext
 from kvbench.methods.output_norms import output_norms
+from kvbench.methods.prompt_facts import PromptFacts
 from tests.helpers.methods import DrawnView
 from tests.reference import critical, select, tva
 from tests.reference.cases import draw

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import kvbench
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import LayerContext
 from kvbench.methods.method import Method
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.scores.regions import RegionAttention
 from tests.reference import csp, tva
 from tests.reference.cases import Case, draw

@@ -13,8 +13,9 @@ from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.model_view import view_of
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import LayerContext
 from kvbench.methods.plan import NO_LIMIT, Plan
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.select.policy_sets import policy_sets
 from kvbench.methods.select.recovery import largest_error, recovered_mass
 from tests.helpers.tiny_engine import generate, prompt, tiny_model

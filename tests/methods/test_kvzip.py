@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import kvbench
-from kvbench.methods.context import LayerContext, PromptFacts
+from kvbench.methods.context import LayerContext
 from kvbench.methods.layers.global_top import GlobalTop
 from kvbench.methods.method import Method
 from kvbench.methods.probe.repeat import FIRST, NEXT, Repeat
+from kvbench.methods.prompt_facts import PromptFacts
 from tests.helpers.methods import with_parts
 from tests.reference import kvzip
 

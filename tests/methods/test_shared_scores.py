@@ -11,9 +11,9 @@ from torch import Tensor
 
 import kvbench
 from kvbench.methods.base import LayerContext, Protected, Score
-from kvbench.methods.context import PromptFacts
 from kvbench.methods.layers.cumulative_mass import CumulativeMass
 from kvbench.methods.method import Method
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.select.top_k import TopK
 from kvbench.prompts import Prompt

@@ -13,8 +13,8 @@ import torch
 
 import kvbench
 from kvbench.common.paths import conf_dir
-from kvbench.methods.context import PromptFacts
 from kvbench.methods.files import read_file
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.task_classifier import TaskClassifier, buckets, ends, read_classifier, split, written
 from kvbench.methods.tasks import OfTask
 from perf.task_classifier.compose import composed, runs, text_of

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.methods.context import NO_SPANS, LayerContext, Spans
+from kvbench.methods.context import LayerContext
 from kvbench.methods.fields import check_at_least
 from kvbench.methods.model_view import ModelView
 from kvbench.methods.probing import Pass, Probe, ProbeRange
+from kvbench.methods.prompt_facts import NO_SPANS, Spans
 
 FIRST = "\n\nRepeat the previous context exactly."
 NEXT = "\n\nRepeat the part of the previous context exactly, starting with "  # with its space, as in KVzip's own code
