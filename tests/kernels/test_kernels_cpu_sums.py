@@ -177,6 +177,8 @@ def test_torch_computes_what_the_functions_do_not_take(host: HostSums) -> None:
     assert host.column_sums(wide, wide, scaling=1.0, lse_HT=torch.zeros(1, 3)) is None
     assert host.attention(q.double(), k.double(), k.double(), 1.0) is None
     assert host.attention(wide, wide, wide, 1.0) is None
+    assert host.attention(q, k, k[:, :, 8:], 1.0) is None  # values of another dimension
+    assert host.attention(q[:, 1:], k, k, 1.0) is None
     assert host.query_weights(q, k, scaling=1.0) is None
     assert host.query_weights(q.double(), k.double(), scaling=1.0, lse_HQ=lse) is None
     assert host.output_norms(k, case.weight_HDE.contiguous()) is None or case.weight_HDE.shape[2] == 1

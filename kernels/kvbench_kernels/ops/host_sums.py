@@ -95,8 +95,11 @@ class HostSums:
         return norms_HT
 
     def attention(self, q_HTD: Tensor, k_UTD: Tensor, v_UTD: Tensor, scaling: float) -> tuple[Tensor, Tensor] | None:
-        """Return causal attention [H, T, D], and the natural log-sum-exp of every query's logits, fp32 [H, T]."""
-        if not _takes(q_HTD, k_UTD, v_UTD):
+        """Return causal attention [H, T, D], and the natural log-sum-exp of every query's logits, fp32 [H, T].
+
+        None if values have another dimension than keys.
+        """
+        if not _takes(q_HTD, k_UTD, v_UTD) or v_UTD.shape != k_UTD.shape or q_HTD.shape[1:] != k_UTD.shape[1:]:
             return None
         q_HTD, k_UTD, v_UTD = rows(q_HTD), rows(k_UTD), rows(v_UTD)
         (heads, tokens, dim), kv_heads = q_HTD.shape, k_UTD.shape[0]
