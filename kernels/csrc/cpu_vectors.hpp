@@ -91,6 +91,18 @@ KVB_INLINE Vec exp2_of(Vec x) {
 
 KVB_INLINE float exp2_of(float x) { return exp2_of(Vec{} + x)[0]; }
 
+KVB_INLINE float largest(Vec x) {
+    float top = x[0];
+    for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+KVB_INLINE float sum(Vec x) {
+    float all = 0;
+    for (int i = 0; i < LANES; i++) all += x[i];
+    return all;
+}
+
 // Turn the first `live` scores into weights, in place. The others, up to a multiple of LANES, become 0.
 KVB_INLINE Partial soften(float* score, int live) {
     const float least = -std::numeric_limits<float>::infinity();
@@ -101,17 +113,14 @@ KVB_INLINE Partial soften(float* score, int live) {
         const Vec x = load(score + i);
         tops = x > tops ? x : tops;
     }
-    float top = tops[0];
-    for (int i = 1; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
+    const float top = largest(tops);
     Vec total{};
     for (int i = 0; i < padded; i += LANES) {
         const Vec weight = exp2_of(load(score + i) - top);
         total += weight;
         store(score + i, weight);
     }
-    float all = 0;
-    for (int i = 0; i < LANES; i++) all += total[i];
-    return {top, all};
+    return {top, sum(total)};
 }
 
 int64_t pieces_of(int64_t slots) { return (slots + PIECE - 1) / PIECE; }

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from kvbench_kernels import backends, build, calls
-from kvbench_kernels.backends import AttentionSpec, cpu
+from kvbench_kernels.backends import AttentionSpec
 from kvbench_kernels.build import agreement, compilers, sources
 from kvbench_kernels.calls import SIGNATURES, RaggedDecode, RowLse, filled
+from kvbench_kernels.ops.host_library import host_library
 from tests.helpers.kernels_sources import copy_sources
 
 
@@ -65,7 +66,7 @@ def test_a_field_that_one_side_lacks_keeps_the_library_from_loading(
         struct = type("RaggedDecode", (Structure,), {"_fields_": fields})
         for name in [name for name, kind in SIGNATURES.items() if kind is RaggedDecode]:
             monkeypatch.setitem(SIGNATURES, name, struct)
-    cpu.library.cache_clear()
+    host_library.cache_clear()
     spec = AttentionSpec(torch.device("cpu"), torch.float32, 64, 1)
     lack = backends.unmet_requirement("cpu", spec, compile_now=True)
     assert lack is not None and re.match(r"comparing calls\.h with calls\.py failed: .*RaggedDecode", lack)

@@ -7,7 +7,7 @@ import torch
 
 from kvbench import config
 from kvbench_kernels import backends, build, ops
-from kvbench_kernels.backends import AttentionSpec, cpu, flash
+from kvbench_kernels.backends import AttentionSpec, choice, flash
 from kvbench_kernels.build import compilers
 
 MODEL = AttentionSpec(torch.device("cpu"), torch.float32, 128, 4)
@@ -69,13 +69,13 @@ def test_auto_takes_the_fastest_that_can_run(gpu):
 
 
 def test_auto_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(choice, "host_library", lambda: None)
     assert backends.choose_backend("auto", MODEL) == backends.Choice("cpu", "the fastest on a CPU")
     chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.float16, 128, 4))
     assert chosen == backends.Choice("torch", "not cpu: dtype float16: needs float32 or bfloat16")
     chosen = backends.choose_backend("auto", AttentionSpec(MODEL.device, torch.float32, 72, 4))
     assert chosen.name == "torch" and chosen.reason.startswith("not cpu: head dimension 72: compiled for ")
-    monkeypatch.setattr(cpu, "library", compilers.gxx)
+    monkeypatch.setattr(choice, "host_library", compilers.gxx)
     monkeypatch.setenv("PATH", "")
     chosen = backends.choose_backend("auto", MODEL)
     assert chosen.name == "torch" and chosen.reason.startswith("not cpu: no g++ on PATH: install it")

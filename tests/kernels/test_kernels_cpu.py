@@ -13,6 +13,7 @@ from kvbench_kernels.backends import AttentionSpec, Buffers, Lanes, cpu
 from kvbench_kernels.backends.cpu import CpuBackend
 from kvbench_kernels.build import cache, recipes
 from kvbench_kernels.ops import host_rows, library, reference
+from kvbench_kernels.ops.host_library import host_library
 from tests.helpers.kernels_prefill import generator
 
 CPU = torch.device("cpu")
@@ -226,7 +227,7 @@ def test_without_a_compiler_torch_takes_over(monkeypatch):
     def no_compiler(force=False):
         raise ValueError("no g++ on PATH")
 
-    cpu.library.cache_clear()
+    host_library.cache_clear()
     monkeypatch.setattr(build, "cpu", no_compiler)
     try:
         chosen = backends.choose_backend("auto", AttentionSpec(CPU, torch.float32, 64, 3))
@@ -234,28 +235,28 @@ def test_without_a_compiler_torch_takes_over(monkeypatch):
         with pytest.raises(ValueError, match="kernel=cpu: no g\\+\\+ on PATH"):
             backends.choose_backend("cpu", AttentionSpec(CPU, torch.float32, 64, 3))
     finally:
-        cpu.library.cache_clear()
+        host_library.cache_clear()
 
 
 def test_without_room_on_the_disk_torch_takes_over(monkeypatch):
     def full(force=False):
         raise OSError(28, "No space left on device")
 
-    cpu.library.cache_clear()
+    host_library.cache_clear()
     monkeypatch.setattr(build, "cpu", full)
     try:
         chosen = backends.choose_backend("auto", AttentionSpec(CPU, torch.float32, 64, 3))
         assert chosen.name == "torch" and "No space left on device" in chosen.reason
     finally:
-        cpu.library.cache_clear()
+        host_library.cache_clear()
 
 
 def test_an_old_cpu_goes_by_torch(monkeypatch):
-    cpu.library.cache_clear()
+    host_library.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     try:
         chosen = backends.choose_backend("auto", AttentionSpec(CPU, torch.float32, 64, 3))
         assert chosen == backends.Choice("torch", "not cpu: this CPU has no AVX2")
     finally:
-        cpu.library.cache_clear()
+        host_library.cache_clear()

@@ -20,18 +20,6 @@ constexpr int BLOCK = 16 * AT_ONCE;  // queries of a task: their results stay in
 
 int64_t padded(int64_t dim) { return (dim + LANES - 1) / LANES * LANES; }
 
-KVB_INLINE float largest(Vec x) {
-    float top = x[0];
-    for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
-    return top;
-}
-
-KVB_INLINE float sum(Vec x) {
-    float all = 0;
-    for (int i = 0; i < LANES; i++) all += x[i];
-    return all;
-}
-
 // out[i] = out[i] * scale[i] + weights[i] times N vectors of each of WIDTH rows of values.
 template <int N>
 KVB_INLINE void add_values(float* const* out, const float* scale, const float* weights, const float* values,

@@ -65,9 +65,7 @@ KVB_INLINE Vec rounded(Vec x) {
 
 // The inverse of the root of a mean square.
 KVB_INLINE float inverse(Vec squares, int64_t dim, float eps) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += squares[i];
-    return 1.0f / std::sqrt(sum / static_cast<float>(dim) + eps);
+    return 1.0f / std::sqrt(sum(squares) / static_cast<float>(dim) + eps);
 }
 
 template <typename T>

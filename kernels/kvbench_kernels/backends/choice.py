@@ -14,6 +14,7 @@ from kvbench_kernels.backends.cuda import CudaBackend
 from kvbench_kernels.backends.flash import FlashBackend
 from kvbench_kernels.backends.slabs import SlabBackend, products, sdpa
 from kvbench_kernels.build import compilers
+from kvbench_kernels.ops.host_library import host_library
 
 NAMES = ("cuda", "flash_attn", "cpu", "sdpa", "torch")
 
@@ -121,7 +122,7 @@ def _unfit_for_cpu_kernel(spec: AttentionSpec, compile_now: bool) -> str | None:
     if spec.head_dim not in cpu.HEAD_DIMS:
         return f"head dimension {spec.head_dim}: compiled for {', '.join(map(str, cpu.HEAD_DIMS))}"
     try:
-        cpu.library() if compile_now else compilers.gxx()
+        host_library() if compile_now else compilers.gxx()
     except (ValueError, RuntimeError, OSError) as error:  # a full disk, too
         return str(error).splitlines()[0]  # build.py has logged the rest
     return None

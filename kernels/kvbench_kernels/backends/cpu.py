@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from kvbench_kernels import build
 from kvbench_kernels.backends.base import Buffers, Lanes
 from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
+from kvbench_kernels.ops.host_library import host_library
 from kvbench_kernels.ops.host_rows import HostRows
 from kvbench_kernels.ops.host_sums import HostSums
-from kvbench_kernels.ops.library import Library, load
 from kvbench_kernels.ops.pointers import CPU_DTYPE, strided
 from kvbench_kernels.ops.weights import launch, least
 
@@ -31,7 +29,7 @@ class CpuBackend:
     prompt = None
 
     def __init__(self) -> None:
-        self._library = library()
+        self._library = host_library()
         self.host = HostRows(self._library)
         self.sums = HostSums(self._library)
         self.packed = CpuPacked(self._library)
@@ -111,14 +109,3 @@ class CpuBackend:
             width=worth_BUC.shape[-1],
         )
         return column_BU
-
-
-@cache
-def library() -> Library:
-    """Load the compiled functions; g++ compiles them at the first use.
-
-    Raises:
-        ValueError: there is no g++, or the cache cannot be written.
-        RuntimeError: they do not compile, or do not find the OpenMP functions of this torch.
-    """
-    return load(build.cpu())

@@ -109,7 +109,7 @@ class CpuPacked:
     """Attention in our own C++ in float32 (csrc/packed/cpu_packed.cpp).
 
     Args:
-        library: the compiled functions, as `backends.cpu.library` returns them.
+        library: the compiled functions, as `host_library` returns them.
     """
 
     def __init__(self, library: Library) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kvbench_kernels import build
 from kvbench_kernels.ops import checks, fakes, host_step, launch, launch_decode, library, reference
+from kvbench_kernels.ops.host_library import host_library
 
 SCHEMAS = {
     "ragged_append": "(Tensor(a!) k_RD, Tensor(b!) v_RD, Tensor start_S1, Tensor(c!) length_S, Tensor segment_N, "
@@ -52,7 +53,6 @@ SCHEMAS = {
 }
 
 _on_gpu: dict[int, library.Library] = {}
-_on_cpu: library.Library | None = None
 _emulation: library.Library | None = None
 
 
@@ -63,10 +63,8 @@ def prepare(device: torch.device) -> library.Library:
         ValueError: there is no compiler, the GPU is too old, or the cache cannot be written.
         RuntimeError: they do not compile, or cannot be loaded.
     """
-    global _on_cpu
     if device.type == "cpu":
-        _on_cpu = _on_cpu or library.load(build.cpu())
-        return _on_cpu
+        return host_library()
     number = device.index if device.index is not None else torch.cuda.current_device()
     if number not in _on_gpu:
         _on_gpu[number] = library.load(build.cuda_for(torch.cuda.get_device_capability(number)))
@@ -157,7 +155,7 @@ for _op, _schema in SCHEMAS.items():
     torch.library.register_fake(f"kvb::{_op}", getattr(fakes, _op), lib=_LIBRARY)
 for _op in StepOps._fields:
     _LIBRARY.define(f"cpu_{_op}" + SCHEMAS[_op], tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(f"cpu_{_op}", host_step.call_of(_op, lambda: prepare(torch.device("cpu"))), "CPU")
+    _LIBRARY.impl(f"cpu_{_op}", host_step.call_of(_op, host_library), "CPU")
     torch.library.register_fake(f"kvb::cpu_{_op}", getattr(fakes, _op), lib=_LIBRARY)
 
 STEP_OPS = _step_ops()
