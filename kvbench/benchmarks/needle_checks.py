@@ -51,6 +51,13 @@ class NeedleSettings:
         check(self)
         self.depths, self.scores, self.stop = tuple(self.depths), tuple(self.scores), tuple(self.stop)
         self.period_ids = None if self.period_ids is None else tuple(self.period_ids)
+        if not self.draws:
+            self.seed = 0  # the samples of every seed are the same, so their ids are, too
+
+    @property
+    def draws(self) -> bool:
+        """True if a seed chooses something: the words of the needle, or a generated haystack."""
+        return self.haystack == "generated" or bool(_placeholders("needle", self.needle))
 
 
 def listed_lengths(needle: NeedleSettings) -> tuple[int, ...]:
@@ -118,6 +125,11 @@ def _check_grid(needle: NeedleSettings) -> None:
         raise ValueError(
             f"benchmark.lengths={list(needle.lengths)}: each must exceed benchmark.buffer={needle.buffer} "
             "and the needle's own tokens"
+        )
+    if needle.num_seeds > 1 and not needle.draws:
+        raise ValueError(
+            f"benchmark.num_seeds={needle.num_seeds}: needle and haystack are the same for every seed; set it to 1, or "
+            "benchmark.haystack=generated"
         )
     cells = len(needle.lengths) * len(needle.depths)
     if cells * needle.num_seeds > MOST_SAMPLES:

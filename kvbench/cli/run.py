@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from kvbench.cli.arguments import check_mode, check_package, parse, shell_command
 from kvbench.cli.signals import Preempted, preemptible
 from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, message_of, say
+from kvbench.common.files import TOO_MANY, too_many_files
 from kvbench.common.paths import conf_dir
 from kvbench.config import check, register
 from kvbench.config.combinations import deferred
@@ -107,6 +108,8 @@ def _explained(error: Exception, overrides: Sequence[str], outputs: str | None) 
     """
     if not isinstance(error, OSError) or not error.strerror:  # some errors of Hydra count as one
         return one_line(error, overrides)
+    if error.errno in TOO_MANY:
+        return too_many_files()
     file = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
     if outputs is not None:
         is_there = error.errno in _DISK if file is None else file.is_relative_to(Path(outputs).absolute())

@@ -5,9 +5,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+TOO_MANY = (errno.EMFILE, errno.ENFILE)  # of an OSError: no further file can be opened
+_MOST = 2**16  # open files that a process asks for
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files towards the hard one: a sweep holds two files open per run of a group."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system with a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def too_many_files() -> str:
+    """Return the message about an error of `TOO_MANY`."""
+    return (
+        f"too many open files: a sweep holds at least two per run, and {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} "
+        "are allowed here; give fewer methods and budgets at a time, or raise the limit with ulimit -n"
+    )
 
 
 def write_atomic(path: Path, text: str) -> None:

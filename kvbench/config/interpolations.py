@@ -22,7 +22,7 @@ def check_interpolations(node: object, path: str = "") -> None:
     Raises:
         ValueError: a resolver other than `oc.select`; in a folder also `oc.env` and `now` are allowed.
     """
-    for setting, text in _texts(node, path):
+    for setting, text in texts(node, path):
         if "${" not in text:
             continue
         resolvers = _RESOLVER.findall(text)
@@ -40,7 +40,7 @@ def _is_allowed(setting: str, resolver: str, argument: str) -> bool:
     return bool(_FOLDERS.match(setting)) and not (resolver == "oc.env" and _SECRET.search(argument))
 
 
-def _texts(node: object, path: str) -> Iterator[tuple[str, str]]:
+def texts(node: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text in a node with the setting it is in; keys count as well."""
     if isinstance(node, str):
         yield path, node
@@ -48,7 +48,7 @@ def _texts(node: object, path: str) -> Iterator[tuple[str, str]]:
         for key, value in node.items():
             below = f"{path}.{key}" if path else str(key)
             yield below, str(key)
-            yield from _texts(value, below)
+            yield from texts(value, below)
     elif isinstance(node, Sequence):
         for value in node:
-            yield from _texts(value, path)
+            yield from texts(value, path)

@@ -56,9 +56,11 @@ class Part(Protocol):
     Attributes:
         idle: (field, switch, word): the field is not read if the switch is set to this word. A dial that feeds the
             field must keep its default then. Numbers at the end of their range are no such words.
+        draws: True if it draws random numbers, see `LayerContext.generator`. Another `seed` is another run then.
     """
 
     idle: ClassVar[Sequence[tuple[str, str, str]]] = ()
+    draws: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:

@@ -155,7 +155,12 @@ class LayerContext:
         """Return random numbers for a part, on the CPU: the same ones in any plan, alone or with other variants.
 
         They depend on the run's seed, the sample, the layer and the fields of the part.
+
+        Raises:
+            TypeError: the part does not say that it draws. The seed of its runs would then be refused.
         """
+        if not getattr(part, "draws", False):
+            raise TypeError(f"{type(part).__name__} draws random numbers; write draws = True next to its fields")
         text = f"{self.facts.seed} {self.layer} {type(part).__qualname__} {part!r}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
         return torch.Generator().manual_seed(seed)

@@ -65,6 +65,7 @@ class DecodePolicy(Protocol):
         remembers: True if a state depends on the states before it. Without that, `observe` is only needed in steps in
             which a token leaves.
         merges: True if tokens that stay take over something of those that leave, as `shares` says.
+        draws: True if it draws random numbers, see `Slots.uniform`. Another `seed` is another run then.
         heads_alike: True if heads with the same tokens and limits always lose the same ones. That makes
             `Slots.over_heads` faster.
         phases: the values of `phase` that mean something to the policy.
@@ -78,6 +79,7 @@ class DecodePolicy(Protocol):
     turns: ClassVar[bool] = False
     turns_all: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     heads_alike: ClassVar[bool] = False
     phases: ClassVar[Sequence[str]] = PHASES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self
 
 from kvbench.methods.base import Merge, Part, Score
@@ -68,6 +68,12 @@ class Parts:
     def needs(self) -> frozenset[str]:
         """The fields of a layer's context that some part reads; see `kvbench.methods.base.NEEDS`."""
         return frozenset[str]().union(*(part.needs for part in self.parts if isinstance(part, Part)))
+
+    @property
+    def draws(self) -> bool:
+        """True if a part that is in use, or a part within it, draws random numbers by the seed of the run."""
+        policy = None if self.policy is None else self.policy.policy
+        return any(map(_draws, (self.eviction, self.probe, self.merge, self.store, self.look, self.feed, policy)))
 
     @property
     def evicts(self) -> bool:
@@ -161,3 +167,12 @@ class Parts:
         """The eviction of a method that has one."""
         assert self.eviction is not None, f"{self.name} keeps every token"
         return self.eviction
+
+
+def _draws(node: object) -> bool:
+    """Return True if a part says that it draws random numbers, or holds one that does."""
+    if getattr(node, "draws", False):
+        return True
+    if isinstance(node, list | tuple):
+        return any(map(_draws, node))
+    return is_dataclass(node) and any(_draws(getattr(node, entry.name)) for entry in fields(node))

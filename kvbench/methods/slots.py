@@ -77,6 +77,7 @@ class Slots:
         """Return random numbers [B, U, N] in [0, 1) for the tokens in some slots.
 
         They depend on the run's seed, the prompt, layer and head, and the token's position: on nothing else in a batch.
+        A policy that asks for them says `draws = True`.
         """
         assert self.draws_BU1 is not None
         return uniform(self.pos_BUC.gather(2, column_BUN), state=self.draws_BU1)

@@ -26,6 +26,7 @@ __all__ = [
     "answer_text",
     "facts",
     "frame_hash",
+    "is_dated",
     "native_bos",
     "render",
     "renderer",
@@ -36,7 +37,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_frames: dict[str, str | None] = {}
+_frames: dict[str, tuple[str | None, bool]] = {}  # of a model: the hash, and if it depends on the date
 
 
 def facts(spec: ModelSpec) -> ModelFacts:
@@ -58,18 +59,27 @@ def frame_hash(spec: ModelSpec) -> str | None:
     None where no template is used. The console says once per model if the template writes today's date. Raises
     ValueError for a template that cannot be rendered. Loads the tokenizer, but no weights.
     """
+    return _frame(spec)[0]
+
+
+def is_dated(spec: ModelSpec) -> bool:
+    """Return True if a model's chat template writes today's date, so that the run is another one tomorrow."""
+    return _frame(spec)[1]
+
+
+def _frame(spec: ModelSpec) -> tuple[str | None, bool]:
     from kvbench import models
 
     key = repr(spec)
     if key not in _frames:
         tokenizer = None if spec.chat_template == "never" else models.load_tokenizer(spec)
         if tokenizer is None or not has_template(tokenizer, spec.chat_template):
-            _frames[key] = None
+            _frames[key] = None, False
         else:
             text, is_dated = frame(tokenizer, spec.chat_kwargs)
             if is_dated:
                 _say_dated(spec.name, str(tokenizer.chat_template))
-            _frames[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
+            _frames[key] = hashlib.sha256(text.encode()).hexdigest()[:16], is_dated
     return _frames[key]
 
 

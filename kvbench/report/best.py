@@ -1,8 +1,9 @@
 """The best method of a column under each budget, marked only where it is significantly better than all others.
 
-The row with the highest score under a budget is compared with every other row under this budget, sample by sample. All
-comparisons of a column are corrected together (Holm). A row is marked if all of its comparisons stay below 5 % and it
-is better on the common samples: a row without the hard samples has a high score, too.
+The row with the highest score under a budget is compared with every row of another method under this budget, sample by
+sample. Rows that differ in seed or backend alone are one method, and no rivals. All comparisons of a column are
+corrected together (Holm). A row is marked if all of its comparisons stay below 5 % and it is better on the common
+samples: a row without the hard samples has a high score, too.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ def best_rows(
     averages: Mapping[str, Average],
     scores: Mapping[str, Sequence[float | None]],
     groups: Sequence[Sequence[int]],
+    methods: Sequence[object],
 ) -> dict[str, set[int]]:
     """Return the rows that are significantly best, by column and average.
 
     Args:
         scores: by column and average, the shown score of every row of the table.
         groups: rows under the same budget each; the full cache is in none.
+        methods: of every row of the table, equal for rows of one method with the same dials.
     """
     by_name = {column.name: column for column in columns}
-    best = {key: _best(by_name, [[column.name]], scores[column.name], groups) for key, column in by_name.items()}
-    return best | {key: _best(by_name, average, scores[key], groups) for key, average in averages.items()}
+    wanted: dict[str, Average] = {column.name: [[column.name]] for column in columns} | dict(averages)
+    return {key: _best(by_name, average, scores[key], groups, methods) for key, average in wanted.items()}
 
 
 def _best(
@@ -37,6 +40,7 @@ def _best(
     average: Average,
     scores: Sequence[float | None],
     groups: Sequence[Sequence[int]],
+    methods: Sequence[object],
 ) -> set[int]:
     members = [name for group in average for name in group if name in columns]
     has = {name: set(columns[name].rows) for name in members}
@@ -45,10 +49,13 @@ def _best(
     for group in groups:
         rows = [r for r in group if scores[r] is not None and most == sum(r in has[name] for name in members)]
         rows.sort(key=lambda row: -(scores[row] or 0.0))
-        if len(rows) > 1 and scores[rows[0]] != scores[rows[1]]:
-            names = [name for name in members if rows[0] in has[name]]
-            alike = [row for row in rows if all(row in has[name] for name in names)]
-            compared.append((rows[0], _contributions(columns, average, names, rows[0], alike[1:])))
+        rivals = [row for row in rows if methods[row] != methods[rows[0]]]
+        if not rivals or scores[rivals[0]] == scores[rows[0]]:
+            continue
+        for best in (row for row in rows if row not in rivals and scores[row] == scores[rows[0]]):
+            names = [name for name in members if best in has[name]]
+            alike = [row for row in rivals if all(row in has[name] for name in names)]
+            compared.append((best, _contributions(columns, average, names, best, alike)))
     if not compared:
         return set()
     p = [np.where(own.sum(-1) > 0, p_values(own), 1.0) for _, own in compared]

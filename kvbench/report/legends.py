@@ -3,8 +3,8 @@
 _INTERVAL = """\
 95% interval: BCa bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples. n.s. or grey:
 the interval holds 0 or is unknown. [1 sample], [1 context], [no spread]: no interval, as {where} has one of them only,
-or no difference varies. Bold: significantly better than every other row under the same budget (paired sign-flip tests,
-all comparisons of a column corrected after Holm, 5%)."""
+or no difference varies. Bold: significantly better than every other method under the same budget (paired sign-flip
+tests, all comparisons of a column corrected after Holm, 5%)."""
 LEGEND = (
     """\
 Means over the samples that got an answer; oom counts those that ran out of memory, failed those whose output was not

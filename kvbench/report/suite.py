@@ -71,7 +71,7 @@ class SuiteRow(TypedDict):
     Attributes:
         difference: of the leading average.
         differences: by dataset, and by average as "means/avg-16", "macros/macro", "categories/macro/code".
-        best: datasets and averages in which the row is significantly better than all others under its budget.
+        best: datasets and averages in which the row is significantly better than all other methods under its budget.
         kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
     """
 
@@ -194,7 +194,8 @@ def _compare(table: SuiteTable, runs: Sequence[Mapping[str, RunNumbers]], means:
     for at, row in enumerate(rows):
         if not row["is_full_cache"]:
             by_budget.setdefault(row["budget"], []).append(at)
-    for key, best in best_rows(scored, averages, shown, list(by_budget.values())).items():
+    methods = [next(iter(row.values())).manifest["identity"]["method"] for row in runs]
+    for key, best in best_rows(scored, averages, shown, list(by_budget.values()), methods).items():
         for at in sorted(best):
             rows[at]["best"].append(key)
 

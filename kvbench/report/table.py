@@ -27,7 +27,7 @@ class Row(TypedDict):
         n, oom, failed: samples with an answer, out of memory, and with an output that was not finite.
         scores: mean by name, the metric that is shown first.
         difference: to the full cache, in the metric that is shown.
-        best: it is significantly better than all other rows under its budget, in the metric that is shown.
+        best: it is significantly better than all other methods under its budget, in the metric that is shown.
         kept_tokens, kept_share: per KV head after compression; share of what was compressed.
         kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
     """
@@ -73,7 +73,8 @@ def table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None) -> li
         if at != baseline:
             by_budget.setdefault(row["budget"], []).append(at)
     shown = {column.name: [row["scores"].get(metric) for row in rows]}
-    for at in best_rows([column], {}, shown, list(by_budget.values()))[column.name]:
+    methods = [run.manifest["identity"]["method"] for run in runs]
+    for at in best_rows([column], {}, shown, list(by_budget.values()), methods)[column.name]:
         rows[at]["best"] = True
     return rows
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,12 +22,13 @@ from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite, benchmarks_of
 from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed, check_bytes
-from kvbench.methods.budgets import ByteShare, as_stored, check_budget
+from kvbench.methods.budgets import Budget, ByteShare, as_stored, check_budget
 from kvbench.methods.dials import split_dials
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.load import build, load, method_identity
 from kvbench.methods.method import Method
 from kvbench.run.memory import cache_shape
+from kvbench.run.seeds import check_seed
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ class CheckedConfig:
     method: Method
     benchmark: Benchmark | Suite
     method_identity: dict[str, Any]
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that is asked for; None if none applies to the method."""
+        asked = check_budget(self.cfg["budget"])
+        return asked if self.method.takes(asked) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,11 @@ class Job:
     def retry(self) -> frozenset[str]:
         """Statuses of samples without an answer that are computed again."""
         return frozenset(status for status in ("oom", "failed") if self.cfg[f"retry_{status}"])
+
+    @property
+    def is_dated(self) -> bool:
+        """True if the prompts hold today's date, so that tomorrow the same configuration is another run."""
+        return prompts.is_dated(self.model)
 
     @cached_property
     def question(self) -> str:
@@ -143,7 +155,9 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
     Raises:
         ValueError: one line naming the override to change.
     """
-    return jobs_of(settle(cfg, choices))
+    checked = settle(cfg, choices)
+    say_budgets([checked])
+    return jobs_of(checked)
 
 
 def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> CheckedConfig:
@@ -165,13 +179,23 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
         method.check_room(cfg.budget)
         if method.promises == "kept":
             method.check_scored(cfg.budget)
+    benchmark = _build_benchmark(cfg.benchmark)
+    check_seed(cfg, method, benchmark)
     return CheckedConfig(
-        {str(k): v for k, v in plain.items()},
-        spec,
-        method,
-        _build_benchmark(cfg.benchmark),
-        method_identity(cfg.method, method),
+        {str(k): v for k, v in plain.items()}, spec, method, benchmark, method_identity(cfg.method, method)
     )
+
+
+def say_budgets(checked: Iterable[CheckedConfig]) -> None:
+    """Log the budgets that do not apply, in a line per method."""
+    idle: dict[str, tuple[Method, dict[str, None]]] = {}
+    for each in checked:
+        if each.budget is None:
+            idle.setdefault(each.method.name, (each.method, {}))[1][str(each.cfg["budget"])] = None
+    for method, budgets in idle.values():
+        keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
+        hint = "; one in bytes does, such as budget=0.5B" if method.fits_forms else ""
+        log.info("%s %s: budget=%s does not apply to it%s", method.name, keeps, ",".join(budgets), hint)
 
 
 def jobs_of(checked: CheckedConfig) -> list[Job]:
@@ -181,12 +205,7 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
         ValueError: one line naming the override to change.
     """
     cfg, spec, method = checked.cfg, checked.model, checked.method
-    asked = check_budget(cfg["budget"])
-    budget = asked if method.takes(asked) else None
-    if budget is None:
-        keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
-        hint = "; one in bytes does, such as budget=0.5B" if method.fits_forms else ""
-        log.info("%s %s: budget=%s does not apply to it%s", method.name, keeps, cfg["budget"], hint)
+    budget = checked.budget
     facts, weights = prompts.facts(spec), spec.identity()
     jobs = []
     for benchmark in benchmarks_of(checked.benchmark, facts):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from kvbench import models, store
+from kvbench.common.files import allow_many_files
 from kvbench.models.cache import ModelCache
 from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
@@ -56,6 +57,7 @@ def run_jobs(jobs: Sequence[Job], model_cache: ModelCache | None = None) -> list
     others, whether its folder is damaged, its budget impossible, or its method raises: its outcome holds the error.
     What concerns all jobs (weights that cannot be fetched, a full disk) ends everything; what was recorded stays.
     """
+    allow_many_files()
     model_cache = model_cache or ModelCache()
     groups: dict[str, dict[Path, Job]] = {}
     for job in jobs:

@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvbench.config import FIXED, GROUPS, PARTS, defaults, options
+from kvbench.config import FIXED, GROUPS, PARTS, Config, defaults, options
+from kvbench.config.schema import EngineConfig
 from kvbench.store.stored_config import read_config
 
 _FIXED = ("_target_", *FIXED, *PARTS)  # follow from the option's name
@@ -63,11 +64,14 @@ def _words(stored: Node) -> Iterator[str]:
     for group in GROUPS:
         yield f"{group}={_value(str(nodes[group]['name']))}"
     yield f"budget={_value(stored['budget'])}"
-    if stored.get("seed"):
-        yield f"seed={_value(stored['seed'])}"
     cache = _node(stored, "engine")["cache"]
-    if cache != "ragged":
-        yield f"engine.cache={_value(cache)}"
+    for key, value, default in (
+        ("seed", stored.get("seed", Config.seed), Config.seed),
+        ("kernel", stored.get("kernel", Config.kernel), Config.kernel),
+        ("engine.cache", cache, EngineConfig.cache),
+    ):
+        if value != default:
+            yield f"{key}={_value(value)}"
     for group in GROUPS:
         yield from _differences(group, nodes[group], composed[group], top=True)
 

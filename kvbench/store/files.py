@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from kvbench.common.files import TOO_MANY
 from kvbench.store.schema import AnsweredRecord, Record
 from kvbench.store.validate import check
 
@@ -35,12 +36,15 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: the file cannot be read, or is a link, a folder, a pipe or a device.
+        OSError: too many files are open.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in TOO_MANY:  # nothing is wrong with the file
+            raise
         reason = "a symbolic link" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
         raise ValueError(f"{path}: {reason}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):

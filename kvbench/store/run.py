@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.common import clock
-from kvbench.common.files import write_atomic
+from kvbench.common.files import TOO_MANY, too_many_files, write_atomic
 from kvbench.common.line_file import LineFile
 from kvbench.store import locks
 from kvbench.store.files import as_record, read_lines
@@ -143,6 +143,8 @@ class Run:
                     run.close()
                     raise
         except OSError as error:
+            if error.errno in TOO_MANY:
+                raise ValueError(too_many_files()) from None
             reason = error.strerror or error
             raise ValueError(f"paths.outputs={root}: cannot write there ({reason})") from None
         return run

@@ -283,6 +283,8 @@ class Seen:
 def recording(seen: Seen) -> Score:
     @dataclass(frozen=True)
     class Recording(Score):
+        draws = True
+
         @property
         def needs(self) -> frozenset[str]:
             return frozenset({"model", "hidden", "token_ids", "spans"})

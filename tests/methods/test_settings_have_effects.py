@@ -7,16 +7,21 @@ reads, and the answers to a few prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import kvbench
 from kvbench import config
+from kvbench.methods.context import LayerContext
 from kvbench.methods.dials import PARTS, split_dials
 from kvbench.methods.load import build
 from kvbench.methods.method import Method
+from kvbench.methods.scores.window_mean import WindowMean
+from kvbench.methods.slots import Slots
 from kvbench.prompts import Prompt
 from tests.helpers.methods import TINY_HEADS, TINY_LAYERS, budget_for, head_table, load, test_dials
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
@@ -218,3 +223,38 @@ def test_a_value_without_effect_may_come_from_the_model() -> None:
 def test_scores_that_share_the_budget_out_count_in_every_phase() -> None:
     method = kvbench.load_method("ada_snapkv+tova", phase="decode", window=9)
     assert method.dials["window"] == 9
+
+
+def test_a_method_says_if_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `Method.draws`, a seed that would change nothing is refused."""
+    drawn: list[object] = []
+    generator, uniform = LayerContext.generator, Slots.uniform
+    monkeypatch.setattr(LayerContext, "generator", lambda ctx, part: drawn.append(part) or generator(ctx, part))
+    monkeypatch.setattr(Slots, "uniform", lambda slots, at: drawn.append(slots) or uniform(slots, at))
+    asked, found = Prompt(tuple(prompt(SHORTEST)), SHORTEST - 40, frozenset(), ""), set()
+    for name in NAMES:
+        for phase in phases(name):
+            method = loaded(name, base_dials(name) | phase)
+            if method is None:
+                continue
+            drawn.clear()
+            generate(tiny_model(), [asked], [kvbench.Variant(method, budget_for(method, 70))], max_new_tokens=12)
+            assert bool(drawn) == method.draws, f"{name} {phase}"
+            found |= {name} if drawn else set()
+    assert len(found) > 1
+
+
+def test_a_part_within_a_part_may_draw() -> None:
+    @dataclass(frozen=True)
+    class Drawing(WindowMean):
+        draws = True
+
+    @dataclass(frozen=True)
+    class Around(WindowMean):
+        inner: WindowMean = WindowMean(8)
+
+    snapkv = kvbench.load_method("snapkv")
+    for score, draws in ((Drawing(8), True), (Around(8, inner=Drawing(8)), True), (Around(8), False)):
+        assert replace(snapkv, eviction=replace(snapkv.evicting, score=score)).draws == draws
+    with pytest.raises(TypeError, match="^WindowMean draws random numbers; write draws = True"):
+        LayerContext(*torch.zeros(3, 1, 8, 4)).generator(WindowMean(8))

@@ -206,10 +206,10 @@ def test_holm_steps_down() -> None:
     assert holm(np.array([0.9, 0.5])).tolist() == [1.0, 1.0] and holm(np.array([])).tolist() == []
 
 
-def marked(scores: np.ndarray, groups: list[list[int]]) -> set[int]:
+def marked(scores: np.ndarray, groups: list[list[int]], methods: str = "abcdefghij") -> set[int]:
     ids = tuple(map(str, range(scores.shape[1])))
     column = ColumnScores("qasper", range(len(scores)), Matrix(ids, scores, np.arange(scores.shape[1])))
-    return best_rows([column], {}, {"qasper": scores.mean(1).tolist()}, groups)["qasper"]
+    return best_rows([column], {}, {"qasper": scores.mean(1).tolist()}, groups, methods)["qasper"]
 
 
 def test_the_best_is_marked_only_if_it_beats_all_others_under_its_budget() -> None:
@@ -222,6 +222,18 @@ def test_the_best_is_marked_only_if_it_beats_all_others_under_its_budget() -> No
     assert marked(np.stack([better, better, same]), [[0, 1, 2]]) == set(), "two are equally good"
 
 
+def test_seeds_of_one_method_are_no_rivals() -> None:
+    random = np.random.default_rng(8)
+    base = random.random(100)
+    better = base + 0.3 + random.normal(0, 0.1, 100)
+    other = better + random.normal(0, 0.1, 100)
+    assert marked(np.stack([better, better, base]), [[0, 1, 2]], "aab") == {0, 1}, "a seed that changes nothing"
+    assert marked(np.stack([better, other, base]), [[0, 1, 2]], "aab") in ({0}, {1})
+    assert marked(np.stack([better, base, base]), [[0, 1, 2]], "abb") == {0}
+    assert marked(np.stack([better, base]), [[0, 1]], "aa") == set(), "nothing to beat"
+    assert marked(np.stack([better, other, better]), [[0, 1, 2]], "aba") == set(), "a difference that may be chance"
+
+
 def test_a_row_is_not_best_that_is_worse_on_the_common_samples() -> None:
     """A method that ran out of memory on the hard samples has a higher mean of what is left."""
     hard = np.arange(100) % 2 == 0
@@ -229,7 +241,7 @@ def test_a_row_is_not_best_that_is_worse_on_the_common_samples() -> None:
     other = np.where(hard, 0.1, 0.9)
     ids = tuple(map(str, range(100)))
     column = ColumnScores("qasper", range(2), Matrix(ids, np.stack([worse, other]), np.arange(100)))
-    assert best_rows([column], {}, {"qasper": [0.7, 0.5]}, [[0, 1]])["qasper"] == set()
+    assert best_rows([column], {}, {"qasper": [0.7, 0.5]}, [[0, 1]], "ab")["qasper"] == set()
 
 
 def test_marks_are_rare_without_any_difference() -> None:

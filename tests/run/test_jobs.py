@@ -74,6 +74,22 @@ def test_a_sweep_checks_every_job_before_the_first_file_is_read(
         check([composed("method=snapkv"), composed("method=h2o", "method.reduce=x")])
 
 
+def test_a_budget_that_does_not_apply_is_a_line_per_method(
+    compose: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    names, budgets = ("fullkv", "corm", "h2o"), (64, 0.5, 100)
+    words = [["model=tiny", f"method={name}", f"budget={budget}"] for name in names for budget in budgets]
+    jobs.say_budgets([settle(compose(*of_job)) for of_job in words])
+    assert [record.getMessage() for record in caplog.records if "does not apply" in record.getMessage()] == [
+        "fullkv keeps every token: budget=64,0.5,100 does not apply to it",
+        "corm decides by itself how many tokens stay: budget=64,0.5,100 does not apply to it",
+    ]
+    caplog.clear()
+    prepare(compose(*words[0]))
+    assert caplog.text.count("fullkv keeps every token: budget=64 does not apply to it") == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "name"),
     [("kivi+ada_snapkv", "ada_snapkv+kivi"), ("h2o_decode+pyramidkv+kivi", "pyramidkv+h2o_decode+kivi")],
@@ -104,3 +120,53 @@ def test_the_content_of_a_file_makes_the_run(
     assert folder("a.json") != first
     with pytest.raises(ValueError, match=r"^method\.table=c\.json: no such file"):
         prepare(compose("method=headkv", "model=tiny", "budget=100", "method.table=c.json"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["benchmark=ruler", "method=snapkv"], "set seed=0; its samples follow from benchmark.seed=42"),
+        (["benchmark=longbench", "method=fullkv"], "neither benchmark=longbench nor method=fullkv draws by it"),
+        (["benchmark=needle_classic", "method=snapkv"], "set seed=0"),
+        (["benchmark=needle", "benchmark.seed=3"], "set seed=0; its samples follow from benchmark.seed=3"),
+        (["benchmark=ruler", "method=cam_decode", "method.phase=prefill"], "nor method=cam_decode draws by it"),
+    ],
+)
+def test_a_seed_by_which_nothing_draws_is_one_line(
+    compose: Callable[..., DictConfig], overrides: list[str], message: str
+) -> None:
+    shared = ["model=tiny", "budget=100", *overrides]
+    with pytest.raises(ValueError, match="^seed=1: neither benchmark=") as caught:
+        settle(compose(*shared, "seed=1"))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    settle(compose(*shared))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["benchmark=needle", "method=snapkv"],
+        ["benchmark=needle_classic", "benchmark.haystack=generated", "method=snapkv"],
+        ["benchmark=needle_classic", "method=cam"],
+        ["benchmark=ruler", "method=cam_decode"],
+        ["benchmark=ruler", "method=ada_snapkv+cam_decode"],
+        ["benchmark=ruler", "benchmark.seed=${seed}", "method=snapkv"],
+        ["benchmark=needle", "benchmark.seed=${oc.select:seed,0}", "method=snapkv"],
+    ],
+)
+def test_a_seed_is_taken_by_whatever_draws(compose: Callable[..., DictConfig], overrides: list[str]) -> None:
+    assert settle(compose("model=tiny", "budget=100", *overrides, "seed=1")).cfg["seed"] == 1
+
+
+@pytest.mark.parametrize("setting", ["benchmark.seed=1", "benchmark.num_seeds=2"])
+def test_a_benchmark_without_draws_has_no_seeds_of_its_own(compose: Callable[..., DictConfig], setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(setting)}: ") as caught:
+        settle(compose("model=tiny", "budget=100", "benchmark=needle_pyramidkv", setting))
+    assert "\n" not in str(caught.value)
+
+
+def test_seeds_of_a_method_that_draws_have_the_same_fixed_samples(compose: Callable[..., DictConfig]) -> None:
+    """So they share a table, as on RULER."""
+    words = ["model=tiny", "budget=100", "benchmark=needle_classic", "method=cam"]
+    benchmarks = [settle(compose(*words, f"seed={seed}")).benchmark for seed in (0, 3)]
+    assert benchmarks[0].seed == benchmarks[1].seed == 0  # type: ignore[union-attr]

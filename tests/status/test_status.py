@@ -300,6 +300,44 @@ def test_the_command_of_a_run_makes_that_run(tmp_path: Path, compose: Any, words
         assert Path(second["paths"]["outputs"]) == outputs
 
 
+CHANGES = [
+    ("method", ["method=h2o"]),
+    ("method", ["method.window=9"]),
+    ("budget", ["budget=96"]),
+    ("model", ["model.seed=1"]),
+    ("protocol", ["benchmark.depths=[0]"]),
+    ("seed", ["seed=3"]),
+    ("dtype", ["model.dtype=bfloat16"]),
+    ("backend", ["kernel=torch"]),
+    ("backend", ["engine.cache=masked"]),
+]
+
+
+def identity_of(compose: Any, *words: str) -> dict[str, Any]:
+    from kvbench.run.jobs import prepare
+
+    (job,) = prepare(compose("model=tiny", "method=snapkv", "budget=100", *words))
+    return job.identity
+
+
+def test_all_that_an_identity_holds_is_changed_below(compose: Any) -> None:
+    assert {key for key, _ in CHANGES} == identity_of(compose).keys()
+
+
+@pytest.mark.parametrize(("key", "words"), CHANGES)
+def test_the_command_of_a_run_has_all_that_its_identity_holds(
+    tmp_path: Path, compose: Any, key: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    identity = identity_of(compose, *words)
+    assert identity[key] != identity_of(compose)[key]
+    cfg = compose("model=tiny", "method=snapkv", "budget=100", *words)
+    with open_run(tmp_path / "outputs" / "runs", config=cfg) as run:
+        run.append(record("a"))
+    [command] = survey([tmp_path / "outputs"]).commands.values()
+    assert identity_of(compose, *shlex.split(command)[3:]) == identity
+
+
 def test_a_kind_of_model_that_has_another_name_now_is_left_out(tmp_path: Path, compose: Any) -> None:
     """A stored kind that can still be chosen is kept: it may differ from that of the preset."""
     for kind, expected in (("smollm2", "python -m kvbench model=smollm2_135m method="), ("hub", "model.kind=hub")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -302,3 +303,29 @@ def test_runs_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     runs = iterate_runs(tmp_path)
     assert next(runs).manifest["label"]["budget"] == "10" and len(read) == 1
     assert [run.manifest["label"]["budget"] for run in runs] == ["20", "30"]
+
+
+def test_too_many_open_files_are_no_fault_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, opened = os.open, 0
+
+    def limited(*arguments: Any, **more: Any) -> int:
+        nonlocal opened
+        opened += 1
+        if opened > most:
+            raise OSError(errno.EMFILE, "Too many open files", str(arguments[0]))
+        return real(*arguments, **more)
+
+    most = 0
+    with open_run(tmp_path) as run:
+        run.append(record("a"))
+    monkeypatch.setattr(os, "open", limited)
+    for most in range(40):
+        opened = 0
+        try:
+            open_run(tmp_path).close()
+        except ValueError as error:
+            assert str(error).startswith("too many open files: ") and "ulimit -n" in str(error)
+            assert "\n" not in str(error)
+        else:
+            break
+    assert 2 < most < 39, "a run was refused at each file that it opens, and then it was not"

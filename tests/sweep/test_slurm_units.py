@@ -9,18 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from kvbench import models, prompts
 from kvbench.cli.signals import Preempted
+from kvbench.run.jobs import prepare
+from kvbench.sweep.compose import Composed
 from kvbench.sweep.slurm import launch as slurm
 from kvbench.sweep.slurm import queue, submit, task, watch
 from kvbench.sweep.slurm.queue import Queued
 from kvbench.sweep.slurm.settings import SlurmSettings, checked, refusal
-from kvbench.sweep.slurm.units import Unit, fresh_folder, remembered
+from kvbench.sweep.slurm.units import Unit, fresh_folder, remembered, write_payload
 
 FOLDER = {"folder": "outputs/slurm"}
 
@@ -150,7 +154,100 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(monkeypatch: pytest.Mo
     """Without the queue, tasks could be submitted twice."""
     monkeypatch.setattr(queue, "queue", lambda quiet: None)
     with pytest.raises(ValueError, match="Slurm does not answer, so nothing is submitted"):
-        slurm._alive(SlurmSettings(folder=str(tmp_path)), [tmp_path])
+        slurm._queued(SlurmSettings(folder=str(tmp_path)), [tmp_path])
+
+
+class Numbered(FakeExecutor):
+    """An executor whose tasks have an array each, over all submissions."""
+
+    tasks: list[str] = []  # noqa: RUF012
+
+    def map_array(self, function: Any, some: list[Unit], requeues: list[Any]) -> list[Any]:
+        ids = [f"{len(self.tasks) + k + 1}_0" for k in range(len(some))]
+        self.tasks.extend(ids)
+        return [type("Job", (), {"job_id": name})() for name in ids]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "is_submitted"),
+    [
+        ([], [], False),
+        (["limit=2"], ["limit=2"], False),
+        ([], ["limit=2"], False),
+        (["retry_oom=true"], [], False),
+        (["save.kept=true"], [], False),
+        (["limit=2"], [], True),
+        (["limit=2"], ["limit=3"], True),
+        ([], ["retry_oom=true"], True),
+        (["retry_oom=true"], ["retry_failed=true"], True),
+        ([], ["save.kept=true"], True),
+    ],
+)
+def test_a_task_in_the_queue_counts_only_if_it_computes_all_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    compose: Any,
+    tmp_path: Path,
+    earlier: list[str],
+    now: list[str],
+    is_submitted: bool,
+) -> None:
+    monkeypatch.setattr("submitit.SlurmExecutor", Numbered)
+    monkeypatch.setattr(Numbered, "tasks", [])
+    monkeypatch.setattr(queue, "largest_array", lambda: 9)
+    monkeypatch.setattr(queue, "queue", lambda quiet: dict.fromkeys(Numbered.tasks, Queued("PENDING", "Priority")))
+    monkeypatch.setattr(Composed, "choices", {})
+    settings = SlurmSettings(folder=str(tmp_path / "slurm"), wait=False)
+
+    def submitted(words: list[str]) -> int:
+        before = len(Numbered.tasks)
+        part = Composed(words, compose("model=tiny", "method=h2o", "budget=100", f"paths.outputs={tmp_path}", *words))
+        part.__dict__["task"] = part.config
+        part.jobs = prepare(part.config)
+        assert slurm.compute([part], settings) is None
+        return len(Numbered.tasks) - before
+
+    assert submitted(earlier) == 1
+    assert submitted(now) == is_submitted
+    assert ("1 task(s) in the queue compute less than is asked for" in caplog.text) == is_submitted
+    caplog.clear()
+    assert submitted(now) == submitted(earlier) == 0, "the larger task computes both"
+    assert "compute less" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("template", "day", "budget", "cause"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", datetime(2024, 7, 26), 100, "its chat template writes the date, so on another"),
+        ("", None, 99, "its YAML, data or model changed since; submit again"),
+    ],
+)
+def test_a_task_that_would_compute_another_run_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    compose: Any,
+    tmp_path: Path,
+    template: str,
+    day: datetime | None,
+    budget: int,
+    cause: str,
+) -> None:
+    """A task may begin, or begin again, on another day than it was submitted."""
+    turns = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load_tokenizer", lambda spec: tiny_tokenizer(template + turns))
+    monkeypatch.setattr(prompts, "_frames", {})
+    monkeypatch.setattr(Composed, "choices", {})
+    part = Composed([], compose("model=tiny", "method=h2o", "budget=100"))
+    part.__dict__["task"] = part.config
+    part.jobs = prepare(part.config)
+    part.config.budget = budget  # as if its YAML were another now
+    runs = write_payload(tmp_path / "group-0.json", [(part, part.jobs)])
+    monkeypatch.setattr(prompts, "_frames", {})
+    if day is not None:
+        monkeypatch.setattr("kvbench.encoding.template._STARTED", day)
+    with pytest.raises(ValueError, match="no longer what was submitted: ") as caught:
+        task._compute(Unit(str(tmp_path / "group-0.json"), runs))
+    assert cause in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_folders_of_submissions_are_never_shared(tmp_path: Path) -> None:

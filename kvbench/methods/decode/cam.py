@@ -27,6 +27,7 @@ class MergeIntoNext(AccumulateAndEvict):
 
     merge_budget: int = 32
     merges: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,6 @@ Shape suffixes: U KV heads, T tokens, D head dimension; N = T - window tokens th
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +32,7 @@ class ValuesForward(Merge):
     start: float = 0.1
     reduce: str = "mean"
     givers: str = "all"
+    draws = True
 
     def __post_init__(self) -> None:
         check_at_least(self, "window", 1)
@@ -40,7 +40,7 @@ class ValuesForward(Merge):
         check_one_of(self, "givers", ("all", "dropped"))
 
     @property
-    def scores(self) -> Sequence[Score]:
+    def scores(self) -> tuple[Score, ...]:
         return (WindowMean(self.window, self.reduce),)
 
     def __call__(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Notes of what a logger has already, one small file per entry, and the lock of the process that writes it.
 
 <outputs>/<logger>/kvbench/<project>/<id>/
-    entry.json      {"stamp", "id", "complete", "online", "folder", "sent", "group", "summary", "shown"}
+    entry.json      {"stamp", "id", "complete", "online", "folder", "sent", "group", "summary", "shown",
+                    "entity", "server"}
     lock            held by the process that writes the entry, released when it dies
     media/          predictions and pictures, as they were handed to the logger
 """
@@ -39,6 +40,8 @@ class Ledger:
         group: the group that it is in.
         summary: the values that the table of the sweep needs.
         shown: the names of its tables and images.
+        entity: the user or team that it was written for, "" for the user's own; None if nobody noted it.
+        server: the server that has it; None if it was not sent, or nobody noted it.
     """
 
     stamp: str = ""
@@ -50,6 +53,8 @@ class Ledger:
     group: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     shown: list[str] = field(default_factory=list)
+    entity: str | None = None
+    server: str | None = None
 
 
 def read_ledger(place: Path) -> Ledger:

@@ -11,6 +11,7 @@ from pathlib import Path
 from kvbench.common.command import Parser, Unfinished, command
 from kvbench.report.loggers.ledger import Ledger, read_ledger, write_ledger
 from kvbench.report.loggers.live import missing_package
+from kvbench.report.loggers.wandb_sink import server
 
 _AT_ONCE = 50  # folders in one call: a command line has a limit
 
@@ -57,7 +58,7 @@ def _send(folder: Path, waiting: Sequence[tuple[Path, Ledger]]) -> bool:
     if subprocess.run([sys.executable, "-m", "wandb", "sync", *paths], check=False).returncode:
         return False
     for place, ledger in waiting:  # the folders may be deleted now, as `wandb clean` does
-        write_ledger(place, replace(ledger, sent=True))
+        write_ledger(place, replace(ledger, sent=True, server=server()))
     return True
 
 

@@ -13,7 +13,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -53,6 +53,7 @@ class WandbSink:
         self.folder = outputs.absolute() / "wandb"
         self.project = settings.project or os.environ.get("WANDB_PROJECT") or "kvbench"
         self.entity = settings.entity or os.environ.get("WANDB_ENTITY")
+        self.server = server()
         self.group = settings.group
         self.tags: Sequence[str] = settings.tags
         self.report = settings.report
@@ -71,9 +72,16 @@ class WandbSink:
 
     def holds(self, ledger: Ledger) -> bool:
         """Return True if an entry is where it would be written now. Offline, its folder may have been sent away."""
+        if self._is_elsewhere(ledger):
+            return False
         if ledger.online or not self.online:
             return ledger.online or ledger.sent or _was_sent(self.folder / ledger.folder, ledger.id) is not None
         return ledger.sent or _was_sent(self.folder / ledger.folder, ledger.id) is True
+
+    def _is_elsewhere(self, ledger: Ledger) -> bool:
+        """Return True if an entry is known to belong to another user or team, or to be on another server."""
+        on_other_server = self.online and ledger.server not in (None, self.server)
+        return on_other_server or ledger.entity not in (None, self.entity or "")
 
     def open(self, about: About, before: Ledger) -> OpenWandbRun:
         """Begin or resume a W&B run; where a server refuses it, offline."""
@@ -106,10 +114,11 @@ class WandbSink:
         place = self.place(f"report-{overview.mark}")
         with locked(place) as is_ours:
             before, mark = read_ledger(place), stamp([], [self.entity, asdict(overview)])
-            if not is_ours or (before.complete and before.stamp == mark):
+            if not is_ours or (before.complete and before.stamp == mark and not self._is_elsewhere(before)):
                 return
             report = save(build(overview, self.project, self.entity or ""), before.id)
-            write_ledger(place, Ledger(stamp=mark, id=report.id, complete=True, online=True))
+            saved = Ledger(stamp=mark, id=report.id, complete=True, online=True)
+            write_ledger(place, replace(saved, entity=self.entity or "", server=self.server))
         log.info("W&B: report %s", report.url)
 
     def _lacks(self) -> str | None:
@@ -202,7 +211,8 @@ class OpenWandbRun:
     def ledger(self) -> Ledger:
         """Return what is to be remembered of the run."""
         folder = "" if self.online else Path(self.run.settings.sync_dir).name
-        return Ledger(id=self.id, online=self.online, folder=folder, shown=self.shown)
+        about = Ledger(id=self.id, online=self.online, folder=folder, shown=self.shown)
+        return replace(about, entity=self.sink.entity or "", server=self.sink.server if self.online else None)
 
 
 def _parts(table: Table) -> list[Sequence[Sequence[Any]]]:
@@ -218,13 +228,17 @@ def _was_sent(folder: Path, id: str) -> bool | None:
     return (folder / f"run-{id}.wandb.synced").exists()
 
 
+def server() -> str:
+    """Return the address of the server that W&B uses."""
+    return (os.environ.get("WANDB_BASE_URL") or _SERVER).rstrip("/")
+
+
 def _is_online(mode: str) -> bool:
     """Return True if W&B is to be used online: there is a key, and the server takes it."""
     wish = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
     if wish not in ("online", "run", "shared"):
         return False
-    server = os.environ.get("WANDB_BASE_URL") or _SERVER
-    reason = _obstacle(server.rstrip("/"))
+    reason = _obstacle(server())
     if reason is not None and mode == "online":
         log.warning("logger.wandb.mode=online: %s; going on offline", reason)
     elif reason is not None:

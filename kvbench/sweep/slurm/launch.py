@@ -35,7 +35,9 @@ def compute(sweep: Sequence[Composed], settings: SlurmSettings) -> list[Outcome]
     done = {folder: outcome for folder, job in jobs.items() if (outcome := finished(job)) is not None}
     missing = [folder for folder in jobs if folder not in done]
     if missing:
-        alive = _alive(settings, missing)
+        queued = _queued(settings, missing)
+        alive = {task: unit for task, unit in queued.items() if unit.covers([jobs[folder] for folder in missing])}
+        _say_covered(alive, queued, missing)
         units = _units(sweep, missing, alive, settings)
         submitted = submit(units, settings) if units else {}
         _say(submitted, alive, len(missing), Path(next(iter(jobs.values())).cfg["paths"]["outputs"]))
@@ -45,8 +47,8 @@ def compute(sweep: Sequence[Composed], settings: SlurmSettings) -> list[Outcome]
     return [done[job.folder] for part in sweep for job in part.jobs]
 
 
-def _alive(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
-    """Return the tasks in the queue, of an earlier command, that compute missing runs; they are not submitted twice."""
+def _queued(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
+    """Return the tasks in the queue, of an earlier command, that compute something of missing runs."""
     wanted, queued = set(map(str, missing)), queue.queue(quiet=False)
     if queued is None:
         raise ValueError("hydra/launcher=fused_slurm: Slurm does not answer, so nothing is submitted; try again later")
@@ -57,7 +59,7 @@ def _alive(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
 def _units(
     sweep: Sequence[Composed], missing: Sequence[Path], alive: Mapping[str, Unit], settings: SlurmSettings
 ) -> list[Unit]:
-    """Return what to submit: a unit per group and shard, without the runs that a task in the queue has."""
+    """Return what to submit: a unit per group and shard, without the runs that a task in the queue computes whole."""
     queued = {run for unit in alive.values() for run in unit.runs}
     groups = by_group(sweep, [folder for folder in missing if str(folder) not in queued])
     if not groups:
@@ -68,7 +70,9 @@ def _units(
     for number, members in enumerate(groups.values()):
         payload = folder / f"group-{number}.json"
         runs = write_payload(payload, members)
-        units += [Unit(str(payload), runs, shard) for shard in shards]
+        job = members[0][1][0]  # all jobs of a group ask for the same samples
+        asked = (job.cfg["limit"], tuple(sorted(job.retry)), job.cfg["save"]["kept"])
+        units += [Unit(str(payload), runs, shard, *asked) for shard in shards]
     return units
 
 
@@ -123,11 +127,25 @@ def _parameters(settings: SlurmSettings) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
+def _say_covered(alive: Mapping[str, Unit], queued: Mapping[str, Unit], missing: Sequence[Path]) -> None:
+    """Log which tasks of earlier commands are in the queue, and which of them compute less than is asked for now."""
+    again = set(map(str, missing)) - {run for unit in alive.values() for run in unit.runs}
+    less = sorted(task for task in queued.keys() - alive.keys() if again & set(queued[task].runs))
+    if alive:
+        log.info("%d task(s) of an earlier command are still in the queue: %s", len(alive), ", ".join(sorted(alive)))
+    if less:
+        log.warning(
+            "%d task(s) in the queue compute less than is asked for now (limit, retry_oom, retry_failed, save.kept): %s; "
+            "their runs are submitted once more, and wait for each other. To be rid of the old ones: scancel %s",
+            len(less),
+            ", ".join(less),
+            " ".join(less),
+        )
+
+
 def _say(submitted: Mapping[str, Unit], alive: Mapping[str, Unit], runs: int, outputs: Path) -> None:
     """Print which Slurm jobs compute the missing runs, and how to look at them or cancel them."""
     jobs = sorted({task.partition("_")[0] for task in submitted}, key=int)
-    if alive:
-        log.info("%d task(s) of an earlier command are still in the queue: %s", len(alive), ", ".join(sorted(alive)))
     if jobs:
         log.info("logs: %s", Path(next(iter(submitted.values())).payload).parent)
     ids = " ".join(dict.fromkeys([*(t.partition("_")[0] for t in alive), *jobs]))

@@ -52,17 +52,22 @@ def _compute(unit: Unit) -> int:
 
     cwd, runs, tasks = read_payload(Path(unit.payload))
     os.chdir(cwd)
-    jobs = []
+    prepared = []
     for config, choices in tasks:
         config.progress = False  # a bar in a log file is thousands of lines
         if unit.shard is not None:
             config.shard = unit.shard
-        jobs += [job for job in prepare(config, choices) if str(job.folder) in unit.runs]
+        prepared += prepare(config, choices)
+    jobs = [job for job in prepared if str(job.folder) in unit.runs]
     changed = sorted(set(runs) - {str(job.folder) for job in jobs})
     if changed:
-        raise ValueError(
-            f"{changed[0]}: no longer what was submitted: its YAML, data or model changed since; submit again"
-        )
+        cause = "its YAML, data or model changed since"
+        if any(job.is_dated for job in prepared):
+            cause = (
+                "its chat template writes the date, so on another day it is another run (model.chat_template=never, or a "
+                "fixed date in model.chat_kwargs)"
+            )
+        raise ValueError(f"{changed[0]}: no longer what was submitted: {cause}; submit again")
     return _report(unit, run_jobs(jobs))
 
 

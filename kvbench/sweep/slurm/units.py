@@ -31,11 +31,27 @@ class Unit:
     """The work of one task: `runs` (their folders) of the group in `payload`, the samples of `shard` of them.
 
     Submitit pickles it, so this module imports nothing heavy: the task must set its signal handlers early.
+
+    Attributes:
+        limit, retry, kept: what the runs are asked for: how many samples (None for all), the statuses of samples that
+            are computed again, and kept tokens.
     """
 
     payload: str
     runs: tuple[str, ...]
     shard: str | None = None  # "i/n"
+    limit: int | None = None
+    retry: tuple[str, ...] = ()
+    kept: bool = False
+
+    def covers(self, jobs: Iterable[Job]) -> bool:
+        """Return True if the task computes all that is asked for of those jobs whose runs it has."""
+        return all(map(self._covers, (job for job in jobs if str(job.folder) in self.runs)))
+
+    def _covers(self, job: Job) -> bool:
+        limit = job.cfg["limit"]
+        has_samples = self.limit is None or (limit is not None and limit <= self.limit)
+        return has_samples and job.retry <= set(self.retry) and (self.kept or not job.cfg["save"]["kept"])
 
     @property
     def report(self) -> Path:
@@ -114,5 +130,6 @@ def remembered(root: str | Path, tasks: Iterable[str]) -> dict[str, Unit]:
         for file in Path(root).absolute().glob(f"*/tasks-{job}.json"):
             for task, unit in json.loads(file.read_text(encoding="utf-8")).items():
                 if task in alive:
-                    units[task] = Unit(unit["payload"], tuple(unit["runs"]), unit["shard"])
+                    lists = {name: tuple(unit[name]) for name in ("runs", "retry") if name in unit}
+                    units[task] = Unit(**unit | lists)
     return units

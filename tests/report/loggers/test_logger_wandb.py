@@ -7,12 +7,18 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvbench.common.loggers import WandbSettings
 from kvbench.report.loggers import content
 from kvbench.report.loggers.entries import Entry, entries_of, read_manifests
+from kvbench.report.loggers.ledger import read_ledger, write_ledger
+from kvbench.report.loggers.wandb_sink import WandbSink
+from kvbench.report.loggers.write import Writing, mark_of
 from kvbench.store import load_run, run_folders
 from tests.helpers.fake_runs import make_run, store_run
 from tests.helpers.logged_stores import needle_runs, order, run_order, suite_runs, write_store
@@ -160,6 +166,52 @@ def test_again_writes_nothing_and_repairs_what_is_gone(tmp_path: Path, outputs: 
     assert repaired[torn.id].folder != again[torn.id].folder
     untouched = entry(copy, "longbench", "fullkv").id
     assert repaired[untouched].folder == again[untouched].folder
+
+
+BASE: dict[str, Any] = {"mode": "offline", "tags": ["mine"]}
+CHANGES: dict[str, Any] = {"project": "other", "entity": "team", "group": "g", "tags": ["mine", "more"]}
+
+
+def has(outputs: Path, sink: WandbSink) -> bool:
+    """Return True if a sink need not write an entry, which is in the group that it was logged in."""
+    of = entry(outputs, "needle", "snapkv")
+    noted = read_ledger(outputs / "wandb" / "kvbench" / "kvbench" / of.id)
+    of = replace(of, group=noted.group)
+    writing = Writing(sink, of.id)
+    try:
+        return writing.has(mark_of(of, sink))
+    finally:
+        writing.close()
+
+
+@pytest.mark.parametrize("setting", sorted({setting.name for setting in fields(WandbSettings)} - {"mode", "report"}))
+def test_a_setting_counts_after_the_first_upload(
+    tmp_path: Path, outputs: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_CACHE_DIR", "")  # the sink sets it
+    copy = tmp_path / "copy"
+    shutil.copytree(outputs, copy)
+    assert has(copy, WandbSink(WandbSettings(**BASE), copy))
+    assert not has(copy, WandbSink(WandbSettings(**BASE | {setting: CHANGES[setting]}), copy))
+
+
+def test_an_upload_is_noted_with_its_server_and_its_team(
+    tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger of an earlier version says neither: it counts as it did."""
+    monkeypatch.setenv("WANDB_CACHE_DIR", "")
+    copy = tmp_path / "copy"
+    shutil.copytree(outputs, copy)
+    sink = WandbSink(WandbSettings(**BASE), copy)
+    place = sink.place(entry(copy, "needle", "snapkv").id)
+    noted = json.loads((place / "entry.json").read_text())
+    assert (noted.pop("entity"), noted.pop("server")) == ("", None)
+    (place / "entry.json").write_text(json.dumps(noted))
+    assert has(copy, sink), "an old ledger"
+    sink.online = True
+    for server, is_held in ((None, True), (sink.server, True), ("https://elsewhere", False)):
+        write_ledger(place, replace(read_ledger(place), sent=True, server=server))
+        assert has(copy, sink) == is_held
 
 
 class _Refusing(http.server.BaseHTTPRequestHandler):
