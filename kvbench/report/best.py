@@ -52,7 +52,8 @@ def _best(
         rivals = [row for row in rows if methods[row] != methods[rows[0]]]
         if not rivals or scores[rivals[0]] == scores[rows[0]]:
             continue
-        for best in (row for row in rows if row not in rivals and scores[row] == scores[rows[0]]):
+        equal = [row for row in rows if methods[row] == methods[rows[0]] and scores[row] == scores[rows[0]]]
+        for best in equal:
             names = [name for name in members if best in has[name]]
             alike = [row for row in rivals if all(row in has[name] for name in names)]
             compared.append((best, _contributions(columns, average, names, best, alike)))

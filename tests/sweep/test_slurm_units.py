@@ -25,6 +25,7 @@ from kvbench.sweep.slurm import queue, submit, task, watch
 from kvbench.sweep.slurm.queue import Queued
 from kvbench.sweep.slurm.settings import SlurmSettings, checked, refusal
 from kvbench.sweep.slurm.units import Unit, fresh_folder, remembered, write_payload
+from tests.helpers.tokenizers_for_tests import tiny_tokenizer
 
 FOLDER = {"folder": "outputs/slurm"}
 
@@ -218,7 +219,12 @@ def test_a_task_in_the_queue_counts_only_if_it_computes_all_that_is_asked_for(
 @pytest.mark.parametrize(
     ("template", "day", "budget", "cause"),
     [
-        ("{{ strftime_now('%d %b %Y') }}", datetime(2024, 7, 26), 100, "its chat template writes the date, so on another"),
+        (
+            "{{ strftime_now('%d %b %Y') }}",
+            datetime(2024, 7, 26),
+            100,
+            "its chat template writes the date, so on another",
+        ),
         ("", None, 99, "its YAML, data or model changed since; submit again"),
     ],
 )

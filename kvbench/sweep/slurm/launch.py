@@ -135,8 +135,8 @@ def _say_covered(alive: Mapping[str, Unit], queued: Mapping[str, Unit], missing:
         log.info("%d task(s) of an earlier command are still in the queue: %s", len(alive), ", ".join(sorted(alive)))
     if less:
         log.warning(
-            "%d task(s) in the queue compute less than is asked for now (limit, retry_oom, retry_failed, save.kept): %s; "
-            "their runs are submitted once more, and wait for each other. To be rid of the old ones: scancel %s",
+            "%d task(s) in the queue compute less than is asked for (limit, retry_oom, retry_failed, save.kept): %s. "
+            "Their runs are submitted once more, and wait for each other. To be rid of the old ones: scancel %s",
             len(less),
             ", ".join(less),
             " ".join(less),

@@ -64,8 +64,8 @@ def _compute(unit: Unit) -> int:
         cause = "its YAML, data or model changed since"
         if any(job.is_dated for job in prepared):
             cause = (
-                "its chat template writes the date, so on another day it is another run (model.chat_template=never, or a "
-                "fixed date in model.chat_kwargs)"
+                "its chat template writes the date, so on another day it is another run; set "
+                "model.chat_template=never, or a fixed date in model.chat_kwargs"
             )
         raise ValueError(f"{changed[0]}: no longer what was submitted: {cause}; submit again")
     return _report(unit, run_jobs(jobs))

@@ -46,7 +46,8 @@ class Unit:
 
     def covers(self, jobs: Iterable[Job]) -> bool:
         """Return True if the task computes all that is asked for of those jobs whose runs it has."""
-        return all(map(self._covers, (job for job in jobs if str(job.folder) in self.runs)))
+        runs = set(self.runs)
+        return all(self._covers(job) for job in jobs if str(job.folder) in runs)
 
     def _covers(self, job: Job) -> bool:
         limit = job.cfg["limit"]
