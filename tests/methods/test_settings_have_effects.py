@@ -231,7 +231,7 @@ def test_a_method_says_if_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, uniform = LayerContext.generator, Slots.uniform
     monkeypatch.setattr(LayerContext, "generator", lambda ctx, part: drawn.append(part) or generator(ctx, part))
     monkeypatch.setattr(Slots, "uniform", lambda slots, at: drawn.append(slots) or uniform(slots, at))
-    asked, found = Prompt(tuple(prompt(SHORTEST)), SHORTEST - 40, frozenset(), ""), set()
+    asked, drawing = Prompt(tuple(prompt(SHORTEST)), SHORTEST - 40, frozenset(), ""), set()
     for name in NAMES:
         for phase in phases(name):
             method = loaded(name, base_dials(name) | phase)
@@ -240,8 +240,8 @@ def test_a_method_says_if_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
             drawn.clear()
             generate(tiny_model(), [asked], [kvbench.Variant(method, budget_for(method, 70))], max_new_tokens=12)
             assert bool(drawn) == method.draws, f"{name} {phase}"
-            found |= {name} if drawn else set()
-    assert len(found) > 1
+            drawing |= {name} if drawn else set()
+    assert len(drawing) > 1
 
 
 def test_a_part_within_a_part_may_draw() -> None:

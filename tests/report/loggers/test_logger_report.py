@@ -222,8 +222,8 @@ def test_a_report_is_saved_once_and_updated(tmp_path: Path, outputs: Path) -> No
         assert done.returncode == 0 and len(server.saved) == 1, "nothing has changed"
         (place,) = (copy / "wandb" / "kvbench" / "kvbench").glob("report-*")
         shutil.rmtree(place)
-        for one in places:  # the server knows reports alone, so no run may be sent to the team
-            write_ledger(one, replace(read_ledger(one), entity="team"))
+        for at in places:  # the server knows reports alone, so no run may be sent to the team
+            write_ledger(at, replace(read_ledger(at), entity="team"))
         assert run_order(order(copy, wandb={"entity": "team"}), **there).returncode == 0
         assert len(server.saved) == 2 and len(server.reports) == 1
         shutil.rmtree(place)
