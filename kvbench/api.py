@@ -38,16 +38,19 @@ PromptLike = str | Prompt | Sequence[int] | Sequence[Sequence[int]] | _Array | M
 __all__ = ["Generation", "Variant", "compressed", "generate", "load_method", "load_model"]
 
 
-def load_method(name: str, **overrides: object) -> Method:
+def load_method(name: str, model: Loaded | PreTrainedModel | None = None, /, **overrides: object) -> Method:
     """Return the method of conf/method/<name>.yaml with its dials set to `overrides`.
 
-    A model's hints are applied on the command line, where the model is known; here pass them yourself, e.g.
-    `kernel_size=21` for SmolLM2 (`load_model(...).hints`).
+    Args:
+        model: what `load_model` returned, or its `.model`. The method then has the defaults that it has with this model
+            on the command line: hints such as kernel_size=21 for SmolLM2, or the table of head scores for headkv.
 
     Raises:
         ValueError: unknown method or dial, wrong type, impossible value; one line naming the override.
     """
-    return load(conf_dir() / "method", name, **overrides)
+    from kvbench.models import described
+
+    return load(conf_dir() / "method", name, described(model), **overrides)
 
 
 def load_model(name: str, **overrides: object) -> Loaded:
@@ -59,7 +62,7 @@ def load_model(name: str, **overrides: object) -> Loaded:
     from omegaconf import OmegaConf
 
     from kvbench.common.suggest import did_you_mean
-    from kvbench.config import options
+    from kvbench.config import check_hints, options
     from kvbench.models import ModelSpec
     from kvbench.models import load as load_model_
 
@@ -71,7 +74,10 @@ def load_model(name: str, **overrides: object) -> Loaded:
     for key in overrides:
         if key not in config:
             raise ValueError(f"model.{key}={overrides[key]}: no such setting.{did_you_mean(key, map(str, config))}")
-    return load_model_(ModelSpec.from_node({str(k): v for k, v in config.items()} | overrides))
+    node = {str(k): v for k, v in config.items()} | overrides
+    spec = ModelSpec.from_node(node)
+    check_hints(node)
+    return load_model_(spec)
 
 
 def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method) -> Variant:
@@ -125,7 +131,8 @@ def generate(
             are used unchanged: as a list, a tensor, an array, or as the tokenizer returns them; padding is
             removed. `kvbench.prompts.render` makes chat prompts with a context to compress and a question.
         variants: `Variant`s or pairs (method, budget), e.g. ("snapkv", 128), ("ada_snapkv", 0.2), ("fullkv", None), or
-            a share of the full cache's bytes: ("ada_snapkv+kivi", "0.1B").
+            a share of the full cache's bytes: ("ada_snapkv+kivi", "0.1B"). A method given by name has the defaults of
+            `load_method(name, model)`.
         stop_ids: for prompts without stop ids of their own; the model's end-of-sequence ids by default.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.
         question: "aware" compresses the whole prompt, "agnostic" the context alone (needs rendered prompts). Several
@@ -156,7 +163,7 @@ def generate(
     from kvbench.engine.probe import checked_plan
     from kvbench.engine.variant import Request, context_key
 
-    once = remember(load_method)  # many variants name the same method
+    once = remember(lambda name: load_method(name, model))  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]
     if not asked or max_rows < 1 or max_prompts < 1:
         raise ValueError("generate needs at least one variant, max_rows=1 and max_prompts=1")
@@ -229,7 +236,7 @@ def compressed(
 
     Args:
         tokenizer: for methods that read tokens.
-        dials: the method's dials, if it is given by name.
+        dials: the method's dials, if it is given by name. The others have the defaults of `load_method(name, model)`.
 
     Raises:
         ValueError: a model that the engine cannot run, an unknown method, an impossible budget, or a block that
@@ -237,7 +244,7 @@ def compressed(
     """
     from kvbench.engine.plain import compressed as compressed_
 
-    loaded = load_method(method, **dials) if isinstance(method, str) else method
+    loaded = load_method(method, model, **dials) if isinstance(method, str) else method
     return compressed_(model, _variant(loaded, budget), cache=cache, kernel=kernel, tokenizer=tokenizer)
 
 

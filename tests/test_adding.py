@@ -38,6 +38,7 @@ def apply(folder: Path, what: str, body: str) -> None:
     else:
         file = folder / what.removeprefix("file: ")
         assert what.startswith("file: ") and not file.exists(), what
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(body, encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvbench.config.checks import check, has_budget, shard_of
+from kvbench.config.checks import check, check_hints, has_budget, shard_of
 from kvbench.config.groups import defaults, method, options
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
 from kvbench.methods.dials import FIXED, PARTS
@@ -16,6 +16,7 @@ __all__ = [
     "PARTS",
     "Config",
     "check",
+    "check_hints",
     "defaults",
     "has_budget",
     "method",

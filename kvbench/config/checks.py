@@ -47,7 +47,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> None:
         _check_name(group, cfg[group], choices or {})
     plain = _plain(cfg)
     ModelSpec.from_node(plain["model"])
-    _check_hints(plain["model"])
+    check_hints(plain["model"])
     _check_benchmark(plain["benchmark"])
     _check_method(cfg)
     _check_engine(plain)
@@ -102,8 +102,8 @@ def _check_name(group: str, node: object, choices: Mapping[str, str]) -> None:
         raise ValueError(f"{group}._target_={node.get('_target_')}: must stay as in conf/{group}/{option}.yaml")
 
 
-def _check_hints(model: Mapping[str, Any]) -> None:
-    """Refuse a hint that no method reads."""
+def check_hints(model: Mapping[str, Any]) -> None:
+    """Raise ValueError for a hint in a `model` node that no method reads."""
     given = model.get("hints") or {}
     read = _read_hints(tuple((path, path.stat().st_mtime_ns) for path in options("method").values())) if given else ()
     for hint, value in given.items():

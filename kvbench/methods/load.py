@@ -36,8 +36,12 @@ _READ = f"{read_file.__module__}.{read_file.__name__}"
 _DIAL = re.compile(r"\$\{(\.+)(\w+)\}")
 
 
-def load(folder: Path, name: str, **overrides: Any) -> Method:
+def load(folder: Path, name: str, model: Mapping[str, Any] | None = None, /, **overrides: Any) -> Method:
     """Compose the method `name` with dials set to `overrides`; `kvbench.load_method` is this on our conf/.
+
+    Args:
+        folder: where the YAML is; what is not there is looked for in conf/method.
+        model: the name and the hints of a model, which defaults of dials may refer to: {"name": ..., "hints": {...}}.
 
     Raises:
         ValueError: unknown method or dial, wrong type, impossible value.
@@ -47,7 +51,8 @@ def load(folder: Path, name: str, **overrides: Any) -> Method:
     check_keys(name, overrides, defaults)
     overrides = {key: as_plain_number(value) for key, value in overrides.items()}
     check_types(overrides, defaults)  # before they are merged: a config holds plain types alone
-    return build(OmegaConf.merge(config, overrides), defaults)
+    around = OmegaConf.create({"model": dict(model or {}), "method": config})  # as a composed configuration has it
+    return build(OmegaConf.merge(around.method, overrides), defaults)
 
 
 def build(config: Any, defaults: Mapping[str, Any]) -> Method:

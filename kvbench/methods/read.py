@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
 from kvbench.methods.combination import combination
@@ -34,10 +35,12 @@ def method_files(folder: Path) -> dict[str, Path]:
 def compose(folder: Path, name: str) -> Composition:
     """Return the method `name` of a folder, or a combination such as "ada_snapkv+kivi".
 
+    Names that the folder lacks are those of conf/method, so that a file elsewhere may use the methods that are there.
+
     Raises:
         ValueError: no such method, files that use each other in a circle, or a combination without meaning.
     """
-    files = method_files(folder)
+    files = method_files(conf_dir() / "method") | method_files(folder)
     return _composed(name, tuple((path, path.stat().st_mtime_ns) for path in files.values()))
 
 

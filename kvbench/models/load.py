@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 from kvbench.models import decoding, layers
 from kvbench.models.spec import ModelSpec
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+_SPECS: WeakKeyDictionary[PreTrainedModel, ModelSpec] = WeakKeyDictionary()  # of the models that `load` returned
 
 
 @dataclass
@@ -63,7 +66,21 @@ def load(spec: ModelSpec) -> Loaded:
     limit = _length(spec, model.config)
     ends = _end_ids(model.generation_config, tokenizer).all
     _say_ignored(spec, decoding.ignored(spec.source.generation_config()))
+    _SPECS[model] = spec
     return Loaded(model, tokenizer, spec.name, str(model.device), ends, limit, spec.hints)
+
+
+def described(model: object) -> dict[str, object]:
+    """Return the name and the hints of a model that `load` returned; {} for any other object.
+
+    A method's YAML refers to these two, so that a method loaded for the model has its defaults.
+    """
+    key = model.model if isinstance(model, Loaded) else model
+    try:
+        spec = _SPECS.get(key)  # type: ignore[call-overload]
+    except TypeError:  # not even a class of Python's, which can be a key there
+        return {}
+    return {} if spec is None else {"name": spec.name, "hints": spec.hints}
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kvbench.benchmarks.base import ModelFacts
+from kvbench.benchmarks.jsonl import JsonLines
 from kvbench.benchmarks.longbench import LongBench
 from kvbench.benchmarks.ruler.suite import Ruler
 from kvbench.common.paths import conf_dir
@@ -98,6 +99,14 @@ def test_longbench(tmp_path: Path) -> None:
         suite = settings("longbench") | {"path": str(folder), "datasets": ["qasper", "trec"], "protocol": protocol}
         check(folder, names, lambda suite=suite: run_all(LongBench(**suite)))
         shutil.rmtree(tmp_path / "whole")
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    row = {"context": "The code is 7305. ", "question": "What is the code?", "answers": ["7305"]}
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row | {"id": f"n{number}"}) + "\n" for number in range(9)))
+    check(folder, ["mine.jsonl"], lambda: run_all(JsonLines(**settings("jsonl") | {"path": str(folder / "mine.jsonl")})))
 
 
 def test_ruler_files(tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def message(folder: Path, name: str) -> str:
     return str(caught.value)
 
 
+def test_a_folder_may_use_the_methods_of_conf(folder: Path) -> None:
+    """Names that a folder lacks are those of conf/method; a file of the folder comes first."""
+    write(folder, "wide", "use: snapkv\nwindow: 40\n")
+    assert load(folder, "wide").dials == kvbench.load_method("snapkv", window=40).dials
+    assert load(folder, "wide") != load(folder, "snapkv") == kvbench.load_method("snapkv")
+    assert load(folder, "wide+think").name == "wide+think"
+    assert load(folder, "kivi").dials == {"bits": 2}
+    assert set(load(folder, "wide+kivi").dials) == {*kvbench.load_method("snapkv").dials, "bits"}
+    write(folder, "snapkv", "use: wide\n")
+    assert message(folder, "snapkv") == "method=snapkv: its YAML uses itself: use: snapkv → wide → snapkv"
+
+
 def test_what_a_file_does_not_write_it_inherits(folder: Path) -> None:
     method = compose(folder, "pyramid")
     assert list(method.node) == ["name", "window", "width", "steep", "score", "layers", "heads", "select"]
