@@ -86,6 +86,7 @@ def check_hydra(composed: DictConfig, loader: ConfigLoader, typed: Collection[st
             raise ValueError(
                 f"hydra.{path}={given.get(path)}: not from an experiment file; type it on the command line"
             )
+    _check_launcher(_plain(node.launcher), str(choices["launcher"]))
     for part in ("launcher", "sweeper"):  # Hydra calls what these two name at any depth, lists included
         _check_plain(_plain(node[part]), f"hydra.{part}", top=True)
     if not _is_level(_plain(node).get("verbose")):
@@ -134,6 +135,17 @@ def _check_choices(choices: Mapping[str, Any]) -> None:
                     f"{group}={option}: its file cannot choose {chosen[0][1]}; type {chosen[0][1]}={value} on the "
                     "command line"
                 )
+
+
+def _check_launcher(node: Mapping[str, Any], option: str) -> None:
+    """Refuse a setting that the chosen launcher does not have; a file may bring it along for another launcher."""
+    known = shipped("hydra/launcher", option) if option in options("hydra/launcher") else ("_target_",)
+    for key, value in node.items():
+        if key not in known:
+            raise ValueError(
+                f"hydra.launcher.{key}={value}: launcher={option} has no such setting; leave it out, or type launcher=NAME "
+                "to choose another launcher"
+            )
 
 
 def _check_plain(node: object, path: str, top: bool = False) -> None:

@@ -114,6 +114,18 @@ def test_an_experiment_cannot_add_code_to_a_launcher(text: str, conf: Path, tmp_
         inspect(["experiment=evil", "model=tiny", "hydra/launcher=fused_slurm"])
 
 
+@pytest.mark.parametrize("place", ["local/default.yaml", "experiment/mine.yaml"])
+def test_a_setting_of_another_launcher_is_one_line(place: str, conf: Path) -> None:
+    """It used to end the sweep with a TypeError, after Hydra had created its folders."""
+    (conf / place).parent.mkdir(exist_ok=True)
+    (conf / place).write_text("# @package _global_\nhydra: {launcher: {partition: gpu}}\n")
+    words = ["model=tiny", *(["experiment=mine"] if "mine" in place else [])]
+    line = r"^hydra\.launcher\.partition=gpu: launcher=fused has no such setting; leave it out, or type launcher=NAME"
+    with pytest.raises(ValueError, match=line):
+        inspect(words)
+    assert inspect([*words, "hydra/launcher=fused_slurm"]).hydra.launcher.partition == "gpu"
+
+
 def test_multirun_yaml_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a setting that is named like a secret nor the value of an environment variable is written down."""
     monkeypatch.setenv("SCRATCH", str(tmp_path / "V4RIABLE"))
