@@ -28,13 +28,13 @@ def folder(tmp_path: Path) -> Path:
 
 def faults(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, file: str = "a.md") -> list[str]:
     """Return what is wrong with the commands and overrides of a document."""
-    found = []
+    problems = []
     for shown in dict.fromkeys(commands(file, text)):
         if shown.words not in MISTAKES:
-            found += [f"{shown}\n    {error}" for error in _refused(lambda s=shown: check(s, folder, monkeypatch))]
+            problems += [f"{shown}\n    {error}" for error in _refused(lambda s=shown: check(s, folder, monkeypatch))]
     for shown in dict.fromkeys(overrides(file, text)):
-        found += [f"{shown}\n    {error}" for error in _refused(lambda s=shown: check_override(s, folder))]
-    return found
+        problems += [f"{shown}\n    {error}" for error in _refused(lambda s=shown: check_override(s, folder))]
+    return problems
 
 
 def _refused(tried) -> list[str]:  # type: ignore[no-untyped-def]
@@ -48,8 +48,8 @@ def _refused(tried) -> list[str]:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("file", FILES)
 def test_commands_and_overrides_are_taken(file: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBENCH_CACHE", str(folder / "cache"))
-    found = faults((ROOT / file).read_text(encoding="utf-8"), folder, monkeypatch, file)
-    assert not found, "\n".join(found)
+    problems = faults((ROOT / file).read_text(encoding="utf-8"), folder, monkeypatch, file)
+    assert not problems, "\n".join(problems)
 
 
 def test_enough_is_found() -> None:

@@ -171,11 +171,11 @@ def test_it_runs_and_questions_share_a_context(tmp_path: Path, compose: Callable
     assert job.question == question and job.label["benchmark"] == "jsonl-mine"
     [outcome] = runner.run_jobs([job])
     assert outcome.error is None
-    found = records(outcome)
-    assert {record["id"] for record in found} == {"line-00001", "line-00002"}
-    assert all(set(record["scores"]) == {"contains", "f1"} for record in found)
+    lines = records(outcome)
+    assert {record["id"] for record in lines} == {"line-00001", "line-00002"}
+    assert all(set(record["scores"]) == {"contains", "f1"} for record in lines)
     if question == "agnostic":
-        assert len({str(record["kept"]) for record in found}) == 1, "one context, compressed once"
+        assert len({str(record["kept"]) for record in lines}) == 1, "one context, compressed once"
 
 
 def test_the_example_of_the_documents_is_read(tmp_path: Path) -> None:
