@@ -48,7 +48,9 @@ class JsonLines:
         slots = _SLOT.findall(self.template)
         for slot in slots:
             if slot not in ("context", "question"):
-                raise ValueError(f"benchmark.template: {{{slot}}}: the only placeholders are {{context}} and {{question}}")
+                raise ValueError(
+                    f"benchmark.template: {{{slot}}}: the only placeholders are {{context}} and {{question}}"
+                )
         if slots != ["context", "question"]:
             raise ValueError("benchmark.template: must have {context} once, and {question} once after it")
 
@@ -106,7 +108,9 @@ class JsonLines:
 
     def _read(self) -> tuple[tuple[questions.Question, ...], str]:
         if self.path is None:
-            raise ValueError("benchmark.path=null: name your file of JSON lines, such as benchmark.path=questions.jsonl")
+            raise ValueError(
+                "benchmark.path=null: name your file of JSON lines, such as benchmark.path=questions.jsonl"
+            )
         try:
             return questions.read(Path(self.path).expanduser())
         except ValueError as error:

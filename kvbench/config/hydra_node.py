@@ -143,8 +143,8 @@ def _check_launcher(node: Mapping[str, Any], option: str) -> None:
     for key, value in node.items():
         if key not in known:
             raise ValueError(
-                f"hydra.launcher.{key}={value}: launcher={option} has no such setting; leave it out, or type launcher=NAME "
-                "to choose another launcher"
+                f"hydra.launcher.{key}={value}: launcher={option} has no such setting; leave it out, or type "
+                "launcher=NAME to choose another launcher"
             )
 
 

@@ -84,7 +84,7 @@ def _read(path: Path, stamp: int, size: int) -> tuple[tuple[Question, ...], str]
 def _question(row: Any, number: int, line: str, where: str) -> Question:
     """Return the question in the JSON of a line. Raises ValueError, beginning with `where`."""
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: not a JSON object, such as {{\"context\": ..., \"question\": ..., \"answers\": [...]}}")
+        raise ValueError(f'{where}: not a JSON object, such as {{"context": ..., "question": ..., "answers": [...]}}')
     for field in _REQUIRED:
         if field not in row:
             raise ValueError(f"{where}: no field {field!r}; a line has {', '.join(_REQUIRED)}")

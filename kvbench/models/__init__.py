@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from kvbench.models.load import EndIds, Loaded, decoding_of, described, device, end_ids, load, load_tokenizer, max_length
+from kvbench.models.load import (
+    EndIds,
+    Loaded,
+    decoding_of,
+    described,
+    device,
+    end_ids,
+    load,
+    load_tokenizer,
+    max_length,
+)
 from kvbench.models.shape import Shape, compressed_layers, shape
 from kvbench.models.spec import ModelSpec
 

@@ -29,7 +29,9 @@ SHARED = "One. Two. Three. " * 12
 
 def written(folder: Path, *rows: Any, name: str = "mine.jsonl") -> str:
     path = folder / name
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -97,7 +99,10 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, line: Any, message:
         ({"question": "both"}, "benchmark.question=both: not known"),
         ({"max_new_tokens": 0}, "benchmark.max_new_tokens=0: give a whole number from 1"),
         ({"template": "{context} {answer} {question}"}, "benchmark.template: {answer}: the only placeholders are"),
-        ({"template": "{question} {context}"}, "benchmark.template: must have {context} once, and {question} once after"),
+        (
+            {"template": "{question} {context}"},
+            "benchmark.template: must have {context} once, and {question} once after",
+        ),
         ({"template": "{context}"}, "benchmark.template: must have {context} once, and {question} once after"),
     ],
 )
@@ -164,7 +169,9 @@ def test_every_score_can_be_the_headline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 def test_it_runs_and_questions_share_a_context(tmp_path: Path, compose: Callable[..., Any], question: str) -> None:
-    rows = [ROW | {"context": SHARED, "question": f"What is {word}?", "answers": [word]} for word in ("one", "two", "six")]
+    rows = [
+        ROW | {"context": SHARED, "question": f"What is {word}?", "answers": [word]} for word in ("one", "two", "six")
+    ]
     words = ["benchmark=jsonl", f"benchmark.path={written(tmp_path, *rows)}", f"benchmark.question={question}"]
     words += ["model=tiny", "method=snapkv", "budget=0.3", "limit=2", "benchmark.max_new_tokens=3", "progress=false"]
     [job] = prepare(compose(*words, f"paths.outputs={tmp_path}"))

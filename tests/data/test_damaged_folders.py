@@ -106,7 +106,9 @@ def test_jsonl(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "mine.jsonl").write_text("".join(json.dumps(row | {"id": f"n{number}"}) + "\n" for number in range(9)))
-    check(folder, ["mine.jsonl"], lambda: run_all(JsonLines(**settings("jsonl") | {"path": str(folder / "mine.jsonl")})))
+    check(
+        folder, ["mine.jsonl"], lambda: run_all(JsonLines(**settings("jsonl") | {"path": str(folder / "mine.jsonl")}))
+    )
 
 
 def test_ruler_files(tmp_path: Path) -> None:

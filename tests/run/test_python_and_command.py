@@ -1,4 +1,4 @@
-"""A method has the same dials and keeps the same tokens from Python and from the command line, hints of the model too."""
+"""A method has the same dials and keeps the same tokens from Python and on the command line, with the model's hints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.runs import records
 Jobs = Callable[..., list[Job]]
 HINTS: dict[str, dict[str, Any]] = {
     "snapkv": {"kernel_size": 21},
-    "ada_snapkv+kivi": {"kernel_size": 3},
+    "snapkv+h2o_decode": {"kernel_size": 3},
     "headkv": {"kernel_size": 21, "head_table": head_table(4, 4)},
     "prefixkv_offline": {"layer_profile": ratio_table(4)},
 }
@@ -59,7 +59,9 @@ def test_plain_transformers_code_has_the_hints_too(name: str) -> None:
 def test_hints_are_defaults_and_no_more() -> None:
     plain, hinted = kvbench.load_model("tiny"), kvbench.load_model("tiny", hints={"kernel_size": 21})
     assert kvbench.load_method("snapkv").dials["kernel_size"] == 7
-    assert kvbench.load_method("snapkv", plain) == kvbench.load_method("snapkv") != kvbench.load_method("snapkv", hinted)
+    assert (
+        kvbench.load_method("snapkv", plain) == kvbench.load_method("snapkv") != kvbench.load_method("snapkv", hinted)
+    )
     assert kvbench.load_method("snapkv", hinted, kernel_size=5).dials["kernel_size"] == 5
     method = kvbench.load_method("snapkv", hinted, pooling="none")  # a hint without effect is no mistake of the user
     assert method.dials["pooling"] == "none"
