@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "store": {"common"},
     "data": {"common"},
     "config": {"common", "methods", "models"},
-    "report": {"common", "store"},
+    "report": {"benchmarks", "common", "config", "store"},
     "cache": {"kvbench_kernels", "methods"},
     "status": {"common", "config", "store"},
     "benchmarks": {"common", "data", "encoding", "metrics"},

@@ -110,6 +110,19 @@ class LongBenchDataset:
         if self._suite.samples is None and not folder.complete(self._dataset):
             _warn_incomplete(self._dataset, folder.check(self._dataset), LONGBENCH_ROWS[self._dataset])
         texts = "\0".join(self._texts(folder))
+        dataset = {
+            "name": self._dataset,
+            "prompt_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+            "data_sha256": folder.checksum(self._dataset),
+            "max_new_tokens": self._max_new_tokens(folder),
+            "min_new_tokens": self._preset.min_new_tokens(self._plain),
+            "chat": self._preset.chat(self._model, self._plain),
+            "stop": list(self._stop),
+        }
+        return self.settings() | {"dataset": dataset}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of the protocol that the settings alone decide. Reads no data."""
         return {
             "benchmark": "longbench",
             "version": VERSION,
@@ -118,15 +131,6 @@ class LongBenchDataset:
             "samples": self._suite.samples,
             "max_new_tokens": self._suite.max_new_tokens,
             "code_backend": self._switches["code_backend"],
-            "dataset": {
-                "name": self._dataset,
-                "prompt_sha256": hashlib.sha256(texts.encode()).hexdigest(),
-                "data_sha256": folder.checksum(self._dataset),
-                "max_new_tokens": self._max_new_tokens(folder),
-                "min_new_tokens": self._preset.min_new_tokens(self._plain),
-                "chat": self._preset.chat(self._model, self._plain),
-                "stop": list(self._stop),
-            },
         }
 
     def scoring(self) -> dict[str, Any]:

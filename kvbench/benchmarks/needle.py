@@ -48,11 +48,14 @@ class Needle(NeedleSettings):
 
         Equal lengths are equal, in whichever way they were given. Raises ValueError for a missing haystack.
         """
+        return self.settings() | {"haystack_sha256": checksum(self._haystacks)}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of the protocol that the settings alone decide. Reads no haystack."""
         left_out = ("headline", "scores", "start", "end", "step")
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-        source = "generated" if self.haystack == "generated" else "folder"
-        return {**plain, "version": 1, "haystack": source, "haystack_sha256": checksum(self._haystacks)}
+        return {**plain, "version": 1, "haystack": "generated" if self.haystack == "generated" else "folder"}
 
     def scoring(self) -> dict[str, Any]:
         """Return the versions of the metrics, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import cast
 
 from kvbench.report.formats import Cells
@@ -10,6 +11,7 @@ from kvbench.report.suite import SuiteRow
 from kvbench.report.table import Row
 
 _BYTES = "KV MiB"
+_DIGITS = 9
 
 
 def bytes_order(row: Row | SuiteRow) -> tuple[bool, float, str, str]:
@@ -18,18 +20,30 @@ def bytes_order(row: Row | SuiteRow) -> tuple[bool, float, str, str]:
     return held is None, held or 0.0, row["method"], row["budget"]
 
 
-def with_front(rows: Sequence[Cells], scores: Sequence[float | None]) -> list[Cells]:
-    """Return rows, sorted by bytes, with the bytes next to the budget and a dot where a row is on the front.
+def on_front(sizes: Sequence[float | None], scores: Sequence[float | None]) -> list[bool]:
+    """Return True for each row on the front: none of fewer bytes scores as high, and none of as many bytes higher.
 
-    A row is on the front if no row of fewer or as many bytes scores higher.
+    Rows that are equal in both are on it together. A row without a size or a score is not on it. Scores count to nine
+    digits after the point: two sums of the same samples may differ in the last bit.
     """
-    best: float | None = None
+    best: dict[float, float] = {}  # the highest score of each size
+    for size, score in zip(sizes, scores, strict=True):
+        if size is not None and score is not None:
+            best[size] = max(round(score, _DIGITS), best.get(size, -inf))
+    front: dict[float, float] = {}
+    for size in sorted(best):
+        if best[size] > max(front.values(), default=-inf):
+            front[size] = best[size]
+    return [
+        size is not None and score is not None and front.get(size) == round(score, _DIGITS)
+        for size, score in zip(sizes, scores, strict=True)
+    ]
+
+
+def with_front(rows: Sequence[Cells], sizes: Sequence[float | None], scores: Sequence[float | None]) -> list[Cells]:
+    """Return rows, sorted by bytes, with the bytes next to the budget and a dot where a row is on the front."""
     result: list[Cells] = []
-    sizes = [row[_BYTES] for row in rows]
-    for at, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        same = [other for other, size in zip(scores, sizes, strict=True) if size == sizes[at] and other is not None]
-        is_front = score is not None and (best is None or score > best) and score >= max(same)
-        best = score if best is None or (score is not None and score > best) else best
-        head = {"method": row["method"], "budget": row["budget"], _BYTES: row[_BYTES], "front": "●" if is_front else ""}
+    for row, is_on in zip(rows, on_front(sizes, scores), strict=True):
+        head = {"method": row["method"], "budget": row["budget"], _BYTES: row[_BYTES], "front": "●" if is_on else ""}
         result.append(cast(Cells, head | {name: row[name] for name in row if name not in head}))
     return result

@@ -29,6 +29,6 @@ full). TTFT, TPOT: those of the batch that a row ran in.
 """
 )
 FRONT = """\
-Rows are sorted by the bytes that stay resident. front: no row of fewer or as many bytes scores higher (by the scores
-as they are, not a test).
+Rows are sorted by the bytes that stay resident. front: no row of fewer bytes scores as high, and none of as many bytes
+scores higher (by the scores as they are, not a test).
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
@@ -104,45 +105,79 @@ def order(run: Described) -> tuple[bool, str, tuple[int, float], str]:
 
 
 def name(run: Described, runs: Sequence[Described] = ()) -> str:
-    """Return the method, and what tells it from other `runs` of the same label: settings that differ, else its hash."""
-    key = _label(run)
-    return _name(run, [other for other in runs if _label(other) == key])
+    """Return the name that a run has among `runs`, see `names`; alone, that is its method."""
+    return names([run, *(other for other in runs if other.manifest != run.manifest)])[0]
 
 
 def names(runs: Sequence[Described]) -> list[str]:
-    """Return the `name` of each run among `runs`, also of thousands."""
-    same: dict[tuple[str, ...], list[Described]] = {}
-    for run in runs:
-        same.setdefault(_label(run), []).append(run)
-    return [_name(run, same[_label(run)]) for run in runs]
+    """Return the name of each run of a table, also of thousands: its method, and what tells it from others of it.
+
+    That is each setting in which runs of the method differ anywhere in the table, whatever their budgets. So a name
+    stands for one method with one set of dials, and a curve may join the runs of one name. Where all settings are
+    alike, the hash tells apart runs of one budget.
+    """
+    texts = [run.manifest["label"]["method"] for run in runs]
+    for settings in (_settings, _parts):
+        texts = _told_apart(texts, [settings(run) for run in runs])
+    labels = [(text, run.manifest["label"]["budget"]) for text, run in zip(texts, runs, strict=True)]
+    number = Counter(labels)
+    hashes = [f" {run.manifest['hash'][:8]}" for run in runs]
+    return [label[0] + (mark if number[label] > 1 else "") for label, mark in zip(labels, hashes, strict=True)]
 
 
-def _label(run: Described) -> tuple[str, ...]:
-    label = run.manifest["label"]
-    return label["method"], label["budget"]
+def _told_apart(texts: Sequence[str], settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return each text with those of its settings that differ among the runs of this text."""
+    alike: dict[str, list[Mapping[str, object]]] = {}
+    for text, own in zip(texts, settings, strict=True):
+        alike.setdefault(text, []).append(own)
+    differ: dict[str, set[str]] = {}
+    for text, same in alike.items():
+        keys = {key for own in same for key in own}
+        differ[text] = {key for key in keys if len({_plain(own, key) for own in same}) > 1}
+    return [
+        " ".join([text, *(_word(key, own[key]) for key in own if key in differ[text])])
+        for text, own in zip(texts, settings, strict=True)
+    ]
 
 
-def _name(run: Described, same: Sequence[Described]) -> str:
-    if len(same) < 2:
-        return run.manifest["label"]["method"]
-    own, others = _settings(run), [_settings(other) for other in same]
-    differ = [key for key in own if any(other.get(key) != own[key] for other in others)]
-    words = [one_line(f"{key}={own[key]}")[:_DIAL] for key in differ]
-    alike = sum(all(other.get(key) == own[key] for key in differ) for other in others)
-    return " ".join([_label(run)[0], *words, *([run.manifest["hash"][:8]] if alike > 1 else [])])
+def _plain(settings: Mapping[str, object], key: str) -> str:
+    return json.dumps(settings[key], sort_keys=True) if key in settings else ""
+
+
+def _word(key: str, value: object) -> str:
+    """Return a setting in words. A mark takes the place of a long one's end, so that no two values read alike."""
+    word = one_line(f"{key}={value}")
+    return word if len(word) <= _DIAL else f"{word[: _DIAL - 9]}~{table_mark(value)}"
+
+
+def dials(run: Described) -> dict[str, object]:
+    """Return the dials of a run's method: its settings but for its name and its parts."""
+    method: Mapping[str, object] = {**run.manifest["identity"]["method"]}
+    return {key: value for key, value in method.items() if key != "name" and not isinstance(value, Mapping)}
 
 
 def _settings(run: Described) -> dict[str, object]:
     """Return the method's dials, and what else the identity holds outside of `setting`."""
     identity = run.manifest["identity"]
-    dials = {key: value for key, value in identity["method"].items() if not isinstance(value, Mapping)}
-    return dials | {"seed": identity["seed"], "backend": identity["backend"]}
+    return dials(run) | {"seed": identity["seed"], "backend": identity["backend"]}
+
+
+def _parts(run: Described) -> dict[str, object]:
+    """Return the settings of a method's parts by their path, such as "score.window"."""
+    method: Mapping[str, object] = {**run.manifest["identity"]["method"]}
+    parts = {key: value for key, value in method.items() if isinstance(value, Mapping)}
+    return {f"{part}.{key}": value for part, inside in parts.items() for key, value in inside.items()}
 
 
 def title(run: Described, runs: Sequence[Described] = ()) -> str:
     """Return method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv"."""
+    return titled(name(run, runs), run)
+
+
+def titled(name: str, run: Described) -> str:
+    """Return the name of a run with its budget in words."""
     words = budget_words(run.manifest["label"]["budget"])
-    return name(run, runs) + (f", {words}" if words else "")
+    return name + (f", {words}" if words else "")
 
 
 def budget_words(budget: str) -> str:

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from kvbench.report.difference import Difference
 from kvbench.report.measured import count, mean_of, mean_score, mean_share, score_names
-from kvbench.report.runs import names, setting, table_mark
+from kvbench.report.runs import dials, names, setting, table_mark
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import row_key
 from kvbench.report.table import Row
@@ -40,12 +40,17 @@ def score_lines(
     have lines of their own.
     """
     compared = _comparisons(runs, content)
-    by_benchmark: dict[str, list[RunNumbers]] = {}
-    for run in runs:
-        by_benchmark.setdefault(run.manifest["label"]["benchmark"], []).append(run)
-    name = {id(run): text for same in by_benchmark.values() for run, text in zip(same, names(same), strict=True)}
-    lines = [line for run in runs for line in _lines(run, name[id(run)], protocol, compared)]
-    return lines + (_averages(runs[0], protocol, content) if isinstance(content, dict) else [])
+    named = zip(runs, _names(runs, content), strict=True)
+    lines = [line for run, name in named for line in _lines(run, name, protocol, compared)]
+    return lines + (_averages(runs, protocol, content) if isinstance(content, dict) else [])
+
+
+def _names(runs: Sequence[RunNumbers], content: SuiteTable | Sequence[Row] | None) -> list[str]:
+    """Return the name of each run as the table shows it; in a suite, that of its row."""
+    if not isinstance(content, dict):
+        return names(runs)
+    rows = {row["key"]: row["method"] for row in content["rows"]}
+    return [rows[row_key(run)] for run in runs]
 
 
 def _head(run: RunNumbers, name: str, budget: str, protocol: str) -> Line:
@@ -76,7 +81,8 @@ def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[st
         "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
         "ttft_s": mean_of([run], "ttft_s"),
         "tpot_s": mean_of([run], "tpot_s"),
-        "weights": table_mark(run.manifest["identity"]["model"]),  # tells apart models of one name
+        **_settings(run),
+        "run": run.manifest["hash"],
     }
     lines: list[Line] = []
     for metric in score_names([run]) or [run.manifest["headline"]]:
@@ -85,10 +91,20 @@ def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[st
     return lines
 
 
-def _averages(run: RunNumbers, protocol: str, table: SuiteTable) -> list[Line]:
-    """Return a line per row and average of a suite: "metric" names the average, "dataset" is None."""
+def _settings(run: RunNumbers) -> Line:
+    """Return what tells apart models of one name, and methods of one name."""
+    return {
+        "weights": table_mark(run.manifest["identity"]["model"]),
+        "dials": " ".join(f"{key}={value}" for key, value in dials(run).items()),
+    }
+
+
+def _averages(runs: Sequence[RunNumbers], protocol: str, table: SuiteTable) -> list[Line]:
+    """Return a line per row and average of a suite: "metric" names the average, "dataset" and "run" are None."""
     lines: list[Line] = []
+    firsts = {row_key(run): run for run in reversed(runs)}
     for row in table["rows"]:
+        run = firsts[row["key"]]
         shown: list[tuple[str, str, str | None, float | None]] = []
         for name, mean in row["means"].items():
             shown.append((f"means/{name}", name, None, mean["score"]))
@@ -117,7 +133,8 @@ def _averages(run: RunNumbers, protocol: str, table: SuiteTable) -> list[Line]:
                     "kv_share": row["kv_share"],
                     "ttft_s": row["ttft_s"],
                     "tpot_s": row["tpot_s"],
-                    "weights": table_mark(run.manifest["identity"]["model"]),
+                    **_settings(run),
+                    "run": None,
                 }
             )
     return lines

@@ -203,3 +203,102 @@ def test_a_run(tmp_path, compose):
     assert len(outcomes) == 11 and all(outcome.error is None for outcome in outcomes)
     manifest = store.load_run(outcomes[0].folder).manifest
     assert manifest["part"]["suite"] == f"ruler-{LENGTH}" and manifest["headline"] == "string_match_all"
+
+
+# ---- the protocol of kvpress -----------------------------------------------------------------------
+
+ROW = {
+    "context": "  Memorize it.\n\nVAR A = 1\n",
+    "question": "Question: Find all variables that are assigned the value 1 in the text above. ",
+    "answer_prefix": "Answer: According to the chain(s) of variable assignment in the text above, they are: ",
+    "answer": ["AB"],
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    rows = [ROW | {"task": "vt", "max_new_tokens": 30}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_the_data_set_of_the_hub_is_rendered_as_kvpress_does(hub, question, template):
+    """The steps of its pipeline: a mark where the question follows, the template around it, both sides encoded apart."""
+    tokenizer = gpt_style(template)
+    (part,) = parts(tasks=["vt"], files="hub", lengths=[4096], question=question)
+    prompt = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)(part.samples(tokenizer)[0])
+    context, asked = ROW["context"], ROW["question"]
+    if question == "aware":
+        context, asked = context + asked, ""
+    before, after = (tokenizer.bos_token or "") + context, "\n"
+    if template is not None:
+        turns = [{"role": "user", "content": context + "#" * 99}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        before, after = text.split("#" * 99)
+    head = tokenizer.encode(before, add_special_tokens=False)
+    tail = tokenizer.encode(asked + after + ROW["answer_prefix"], add_special_tokens=False)
+    assert list(prompt.ids) == head + tail and prompt.context_len == len(head)
+    assert prompts.span_of(part) == "context" and not prompt.first_may_stop and part.rendering.stops == "model"
+    if template is not None:
+        assert "the text above. <|im_end|>" in prompt.text, "the space stays in the user's turn"
+
+
+def test_kvpress_deletes_control_characters_before_it_scores(hub):
+    (kvpress,), (own,) = parts(tasks=["vt"], files="hub", lengths=[4096]), parts(tasks=["vt"])
+    assert kvpress.score(("AB",), "A\nB", {}) == {"string_match_all": 1.0}
+    assert own.score(("AB",), "A\nB", {}) == {"string_match_all": 0.0}
+    assert kvpress.scoring()["switches"] == {"control_characters": "deleted"} and "switches" not in own.scoring()
+
+
+def test_files_say_whose_they_are_and_how_they_are_run(hub, tmp_path):
+    records = generate("vt", LENGTH, "words", num_samples=3)
+    (tmp_path / "vt.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    length = records[0]["length"]
+
+    def identity(**changes):
+        (part,) = parts(tasks=["vt"], lengths=[length], **changes)
+        protocol = part.protocol()
+        return {key: protocol[key] for key in protocol if key != "dataset"}
+
+    folder = {
+        "files": True, "protocol": "files", "benchmark": "ruler", "question": "aware", "samples": 2, "wrapper": "chat",
+        "length": length,
+    }  # fmt: skip
+    assert identity(files=str(tmp_path)) == folder, "as before there was a protocol kvpress, so that hashes stay"
+    assert identity(files=str(tmp_path), protocol="kvpress") == folder | {"protocol": "kvpress"}
+    assert identity(files="hub") == identity(files="hub", protocol="kvpress")
+    assert identity(files="hub") == folder | {"files": "hub", "protocol": "kvpress"}
+    (part,) = parts(tasks=["vt"], path="embedded")
+    generated = folder | {"protocol": "head", "length": LENGTH, "seed": 42, "generator": 1, "sources": "embedded-1"}
+    assert {key: value for key, value in part.protocol().items() if key != "dataset"} == {
+        key: value for key, value in generated.items() if key != "files"
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "kvpress"}, "benchmark.protocol=kvpress: nothing is generated; add benchmark.files=hub"),
+        ({"files": "hub", "wrapper": "meta-llama3"}, "benchmark.wrapper=meta-llama3: kvpress has chat"),
+        ({"files": "hub", "protocol": "linear2024"}, "benchmark.protocol=linear2024: nothing is generated"),
+        ({"files": "hub", "path": "kvpress"}, "benchmark.path=kvpress: nothing is generated"),
+    ],
+)
+def test_mistakes_with_kvpress(changes, message):
+    with pytest.raises(ValueError) as error:
+        suite(**changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("question", ["aware", "agnostic"])
+def test_a_run_as_kvpress_compresses_what_comes_before_the_template_ends(hub, tmp_path, compose, question):
+    overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[vt]", "benchmark.files=hub", "progress=false"]
+    overrides += [f"benchmark.question={question}", f"paths.outputs={tmp_path}", "method=snapkv", "budget=0.9"]
+    (outcome,) = runner.run_jobs(prepare(compose(*overrides)))
+    assert outcome.error is None
+    run = store.load_run(outcome.folder)
+    [record], protocol = run.samples, run.manifest["identity"]["protocol"]
+    assert record["span"] < record["prompt_tokens"] and record["kept_mean"] == pytest.approx(0.9 * record["span"], abs=1)
+    assert (protocol["files"], protocol["protocol"], protocol["question"]) == ("hub", "kvpress", question)
+    assert protocol["rendering"]["first_may_stop"] is False and protocol["dataset"]["stops"] == "model"

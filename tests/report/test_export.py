@@ -167,6 +167,24 @@ def test_lm_eval_has_a_folder_per_variant(runs: Path, tmp_path: Path) -> None:
     lines = (file.parent / f"samples_needle_{stamp}.jsonl").read_text().splitlines()
     values = [json.loads(line)["recall"] for line in lines]
     assert content["results"]["needle"]["recall,none"] == pytest.approx(sum(values) / 7)
+    numbers = {line["doc"]["id"]: line["doc_id"] for line in map(json.loads, lines)}
+    ids = [record["id"] for record in load_runs(runs, "needle")[0].samples]
+    assert numbers == {name: ids.index(name) for name in ids if name in numbers}, "not shifted by the two without answer"
+
+
+def test_lm_eval_numbers_samples_alike_in_whole_and_partial_runs(tmp_path: Path) -> None:
+    """The index of a dataset counts, or the place among all samples; a sample without an answer shifts no other."""
+    whole, part = make_part("fullkv", "full", "qasper", 0.5), make_part("snapkv", "0.2", "qasper", 0.5)
+    part.samples = [out_of_memory(part, 3).samples[at] for at in (1, 3, 6)]
+    for run in (whole, part):
+        store_run(tmp_path / "runs", run)
+    write(tmp_path / "runs", "lm-eval", tmp_path / "out")
+    numbers = [
+        {line["doc"]["id"]: line["doc_id"] for line in map(json.loads, file.read_text().splitlines())}
+        for file in sorted((tmp_path / "out").rglob("samples_*.jsonl"))
+    ]
+    assert numbers[0] == {f"qasper-{at:04d}": at for at in range(8)}
+    assert numbers[1] == {"qasper-0001": 1, "qasper-0006": 6}
 
 
 def test_lm_eval_keeps_two_protocols_of_one_benchmark_apart(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_the_front_holds_what_no_other_beats_in_as_few_bytes() -> None:
     runs = [make_run("a", "0.1", 0.2), make_run("b", "0.1", 0.3), make_run("a", "0.2", 0.3), make_run("b", "0.2", 0.9)]
     runs.append(make_run("fullkv", "full", 0.9))
     assert [(point.method, point.budget) for point in front(points_of(runs).points)] == [("b", "0.1"), ("b", "0.2")]
+    runs.append(make_run("c", "0.2", 0.9))
+    tied = [(point.method, point.budget) for point in front(points_of(runs).points)]
+    assert tied == [("b", "0.1"), ("b", "0.2"), ("c", "0.2")]
 
 
 @pytest.mark.parametrize("count", [2, 5, 30])

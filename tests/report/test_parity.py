@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 import yaml
 
 from kvbench import config
+from kvbench.benchmarks.longbench_protocols import PRESETS, VERSION
 from kvbench.config.compose import compose_one
 from kvbench.report.parity.__main__ import main, parity
 from kvbench.report.parity.compare import Outcome
 from kvbench.report.parity.references import Entry, load_references
 from kvbench.report.parity.show import ROUNDING, parity_text, sweeps
-from tests.helpers.fake_runs import make_part, make_run, out_of_memory, store_run
+from tests.helpers.fake_runs import FakeRun, make_part, make_run, out_of_memory, store_run
 from tests.helpers.outside import DATA, golden
 
 ENTRIES = load_references()
@@ -117,7 +119,8 @@ def test_every_command_composes(name: str) -> None:
     assert cfg.model.dtype in entry.settings["dtype"]
     for key in ("protocol", "question", "samples", "max_new_tokens"):
         wanted = entry.settings.get(f"protocol.{key}")
-        if wanted is not None and cfg.benchmark.get(key) is not None:
+        implied = key == "protocol" and cfg.benchmark.get("files") == "hub"  # it is kvpress's, whatever this key says
+        if wanted is not None and cfg.benchmark.get(key) is not None and not implied:
             assert cfg.benchmark[key] in wanted, key
 
 
@@ -161,8 +164,19 @@ def tables(tmp_path: Path) -> Path:
 
 
 def part(root: Path, method: str, budget: str, dataset: str, points: float, hub: str = HUB, **change: Any) -> None:
-    run = make_part(method, budget, dataset, points / 100, model=f"hub:{hub}@main", **change)
-    store_run(root, run)
+    store_run(root, complete(make_part(method, budget, dataset, points / 100, model=f"hub:{hub}@main", **change)))
+
+
+def complete(run: FakeRun) -> FakeRun:
+    """Return the run with all of LongBench's protocol that a command without changes gives."""
+    rendering = asdict(PRESETS["longbench-original"].rendering)
+    protocol = run.manifest["identity"]["protocol"]
+    protocol["dataset"]["stops"] = rendering.pop("stops")
+    protocol |= {
+        "benchmark": "longbench", "version": VERSION, "samples": None, "max_new_tokens": None, "code_backend": "difflib",
+        "rendering": rendering | {"max_length": 7500}, "chat_template": "auto", "chat_kwargs": {},
+    }  # fmt: skip
+    return run
 
 
 def outcomes(tmp_path: Path, tables: Path) -> list[Outcome]:
@@ -214,7 +228,7 @@ def test_the_run_with_the_fewest_differences_is_compared(tmp_path: Path, tables:
 def test_samples_without_an_answer_make_a_row_incomplete(tmp_path: Path, tables: Path) -> None:
     part(tmp_path / "runs", "fullkv", "full", "hotpotqa", 60)
     run = make_part("fullkv", "full", "qasper", 0.4, model=f"hub:{HUB}@main")
-    store_run(tmp_path / "runs", out_of_memory(run, 3))
+    store_run(tmp_path / "runs", complete(out_of_memory(run, 3)))
     full = outcomes(tmp_path, tables)[0]
     assert full.verdict == "incomplete" and full.missing == ["qasper: 7 of 8 samples have an answer"]
 

@@ -62,12 +62,12 @@ def test_panels_are_methods_by_budgets_with_budgetless_runs_on_the_left() -> Non
     names = [("fullkv", "full"), ("kivi", "full"), ("ada", "0.2")]
     names += [("snapkv", budget) for budget in ("0.2", "16", "128")]
     runs = sorted((make_run(*name, 1.0) for name in reversed(names)), key=order)
-    assert dict(zip(names, _places(runs), strict=True)) == {
+    assert dict(zip(names, _places(runs, [name for name, _ in names]), strict=True)) == {
         ("fullkv", "full"): (0, 0), ("kivi", "full"): (1, 0), ("ada", "0.2"): (0, 1),
         ("snapkv", "0.2"): (1, 1), ("snapkv", "16"): (1, 2), ("snapkv", "128"): (1, 3),
     }  # fmt: skip
     twins = [make_run("snapkv", "0.2", 1.0, hash=letter * 64) for letter in "ab"]
-    assert _places([*twins, make_run("tova", "0.2", 1.0)]) == [(0, 0), (1, 0), (2, 0)]
+    assert _places([*twins, make_run("tova", "0.2", 1.0)], ["snapkv a", "snapkv b", "tova"]) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_drawn_colours_follow_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

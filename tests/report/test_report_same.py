@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kvbench.report.__main__ import main
+from kvbench.report.bytes_axis import on_front
 from kvbench.report.formats import FORMATS
 from kvbench.report.latex import latex_text
 from tests.helpers.fake_runs import make_part, make_run, store_run
@@ -142,7 +144,36 @@ def test_rows_are_sorted_by_bytes_with_quantised_and_evicted_ones_together(
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert rows[0][:4] == ["method", "budget", "KV MiB", "front"]
     assert [(row[0], row[3]) for row in rows[1:]] == [("snapkv", "●"), ("kivi", "●"), ("ada", ""), ("fullkv", "●")]
-    assert "front: no row of fewer or as many bytes scores higher" in out
+    assert "front: no row of fewer bytes scores as high, and none of as many bytes" in out
+
+
+def test_rows_that_are_equal_in_bytes_and_score_are_on_the_front_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (make_run("snapkv", "0.2", 0.5), make_run("ada", "0.2", 0.5), make_run("tova", "0.2", 0.4)):
+        store_run(tmp_path, run)
+    store_run(tmp_path, make_run("snapkv", "0.4", 0.5))
+    assert main([str(tmp_path), "--by", "bytes"]) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
+    assert {(row[0], row[1]): row[3] for row in rows[1:]} == {
+        ("ada", "0.2"): "●", ("snapkv", "0.2"): "●", ("tova", "0.2"): "", ("snapkv", "0.4"): "",
+    }  # fmt: skip
+
+
+def test_the_front_is_what_its_legend_says() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        sizes = [rng.choice([None, 1.0, 2.0, 3.0]) for _ in range(8)]
+        scores = [rng.choice([None, 0.1 + 0.2, 0.3, 0.6]) for _ in range(8)]
+        known = [pair for pair in zip(sizes, scores, strict=True) if None not in pair]
+        expected = [
+            (size, score) in known
+            and not any(other < size and high > score - 1e-9 for other, high in known)
+            and not any(other == size and high > score + 1e-9 for other, high in known)
+            for size, score in zip(sizes, scores, strict=True)
+        ]
+        assert on_front(sizes, scores) == expected
 
 
 # ---- protocol --------------------------------------------------------------------------------------

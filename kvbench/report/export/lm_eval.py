@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import cast
 
 from kvbench.common.files import replacing, write_atomic
 from kvbench.report.export.common import Written, clean, json_text, mean, metrics_of, model_id, read_runs
-from kvbench.store import AnsweredRecord, Manifest, StoredRun, load_manifest
+from kvbench.store import AnsweredRecord, Manifest, Record, StoredRun, load_manifest
 
 Tree = dict[str, object]
 _DIGITS = 8
@@ -69,9 +69,21 @@ def _write_group(members: Mapping[Path, Manifest], folder: Path, stamp: str) -> 
 
 
 def _samples(run: StoredRun) -> Iterator[bytes]:
-    for number, record in enumerate(run.answered):
-        line = json.dumps(_sample(record, number), ensure_ascii=False, allow_nan=False)
+    for number, record in zip(_numbers(run.samples), run.samples, strict=True):
+        if record["status"] != "ok":
+            continue
+        line = json.dumps(_sample(cast(AnsweredRecord, record), number), ensure_ascii=False, allow_nan=False)
         yield clean(line).encode() + b"\n"
+
+
+def _numbers(samples: Sequence[Record]) -> list[int]:
+    """Return the number of each sample: its index in the dataset if all samples have one of their own, else its place.
+
+    Tools join the answers of several runs by it, so it must not depend on which samples have an answer.
+    """
+    given = [record["meta"].get("index") for record in samples]
+    indices = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    return indices if len(set(indices)) == len(samples) else list(range(len(samples)))
 
 
 def _sample(record: AnsweredRecord, number: int) -> Tree:

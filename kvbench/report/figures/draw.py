@@ -47,15 +47,17 @@ def _heatmaps(shown: Shown) -> list[Path]:
     """Write a needle heatmap for each run with a grid, and small multiples of all."""
     places = [] if shown.suite is not None else [at for at, run in enumerate(shown.numbers) if _may_have_grid(run)]
     kept = _best_runs(shown, places, _PANELS, "the overview of heatmaps")
-    drawable = [run for at in kept if has_grid(run := load_run(shown.runs[at].path, bulky=False))]
+    loaded = [(load_run(shown.runs[at].path, bulky=False), shown.names[at]) for at in kept]
+    drawable = [(run, name) for run, name in loaded if has_grid(run)]
     written = []
     if not shown.limited or len(places) <= _SINGLES:
-        for run in drawable:
-            written.append(heatmap(run, shown.folder / f"{run.path.name}.png", shown.metric, shown.palette))
+        for run, name in drawable:
+            written.append(heatmap(run, shown.folder / f"{run.path.name}.png", shown.metric, shown.palette, name))
     elif drawable:
         _say(shown, len(places), "have no heatmaps of their own, only panels of the overview")
     if drawable:
-        written += heatmaps(drawable, shown.folder / "overview.png", shown.metric, shown.palette)
+        runs, called = [run for run, _ in drawable], [name for _, name in drawable]
+        written += heatmaps(runs, shown.folder / "overview.png", shown.metric, shown.palette, called)
     return written
 
 

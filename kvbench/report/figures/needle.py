@@ -21,9 +21,10 @@ from kvbench.report.runs import (
     check_comparable,
     check_metric,
     kept_share,
+    names,
     order,
     score_names,
-    title,
+    titled,
 )
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ _DEPTH, _LENGTH = "Needle depth (%)", "Context length (tokens)"
 
 
 @styled
-def heatmap(run: Run, path: str | Path, metric: str | None = None, palette: str = "safe") -> Path:
-    """Write the heatmap of one run as PNG and PDF, and return the path of the PNG."""
+def heatmap(
+    run: Run, path: str | Path, metric: str | None = None, palette: str = "safe", name: str | None = None
+) -> Path:
+    """Write the heatmap of one run as PNG and PDF, and return the path of the PNG. `name`: default, its method."""
     metric = check_metric([run], score_names([run]), metric)
-    stamp = figure.stamp(["heatmap", palette, _shown([run], metric)])
+    text = titled(name or run.manifest["label"]["method"], run)
+    stamp = figure.stamp(["heatmap", palette, _shown([run], [text], metric)])
     if figure.is_drawn(path, stamp):
         return Path(path)
     cells = grid(run, metric)
@@ -50,12 +54,12 @@ def heatmap(run: Run, path: str | Path, metric: str | None = None, palette: str 
     width, height = total_x - left - right, min(max(1.3, 0.2 * len(cells.depths)), 4.0)
     label = run.manifest["label"]
     facts = [f"{label['benchmark']}, {label['model']}", *_facts(run, cells, metric)]
-    top = 0.05 + _title_height(title(run), facts, width, figure.TITLE)
+    top = 0.05 + _title_height(text, facts, width, figure.TITLE)
     total_y = top + height + bottom
     picture = figure.new(total_x, total_y, layout=None)
     axes = picture.add_axes((left / total_x, bottom / total_y, width / total_x, height / total_y))
     _panel(axes, cells, width, height, palette)
-    headline(axes, title(run), " · ".join(facts), width)
+    headline(axes, text, " · ".join(facts), width)
     picture.text((left + width / 2) / total_x, 0.05 / total_y, _LENGTH, ha="center")
     axes.set_ylabel(_DEPTH)
     bar = picture.add_axes(((total_x - right + 0.1) / total_x, bottom / total_y, 0.1 / total_x, height / total_y))
@@ -64,25 +68,34 @@ def heatmap(run: Run, path: str | Path, metric: str | None = None, palette: str 
 
 
 @styled
-def heatmaps(runs: Sequence[Run], path: Path, metric: str | None = None, palette: str = "safe") -> list[Path]:
+def heatmaps(
+    runs: Sequence[Run],
+    path: Path,
+    metric: str | None = None,
+    palette: str = "safe",
+    called: Sequence[str] | None = None,
+) -> list[Path]:
     """Write small multiples, a panel per run: methods as rows, budgets as columns, those without budget on the left.
 
-    Rows that do not fit on a printed page go to further files. Return the paths of the PNGs.
+    Rows that do not fit on a printed page go to further files. `called` are the names of the runs; default: those that
+    they have among each other. Return the paths of the PNGs.
 
     Raises ValueError for runs that cannot be compared.
     """
     check_comparable(runs)
     metric = check_metric(runs, score_names(runs), metric)
-    runs = sorted(runs, key=order)
-    places = _places(runs)
+    pairs = sorted(zip(runs, called or names(runs), strict=True), key=lambda pair: order(pair[0]))
+    runs, called = [run for run, _ in pairs], [name for _, name in pairs]
+    texts = [titled(name, run) for run, name in pairs]
+    places = _places(runs, called)
     cells = [grid(run, metric) for run in runs]
     columns = 1 + max(column for _, column in places)
     left, right, gap_x = 0.55, 0.62, 0.14
     width = max(_NARROWEST, min((DOUBLE - left - right - (columns - 1) * gap_x) / columns, 2.6))
     height = min(max(0.8, 0.13 * len(cells[0].depths)), 2.6)
     above = [
-        _title_height(title(run, runs), _facts(run, cell, metric), width, 7.0)
-        for run, cell in zip(runs, cells, strict=True)
+        _title_height(text, _facts(run, cell, metric), width, 7.0)
+        for run, text, cell in zip(runs, texts, cells, strict=True)
     ]
     gap_y, top, bottom = 0.1 + max(above), 0.34 + max(above), 0.5 if _dense(cells[0]) else 0.36
     rows = 1 + max(row for row, _ in places)
@@ -91,9 +104,9 @@ def heatmaps(runs: Sequence[Run], path: Path, metric: str | None = None, palette
     written = []
     for number, first in enumerate(range(0, rows, fitting)):
         inside = [place for place, (row, _) in enumerate(places) if first <= row < first + fitting]
-        own = [runs[place] for place in inside]
+        own = [runs[place] for place in inside], [texts[place] for place in inside]
         file = figure.page(path, number)
-        stamp = figure.stamp(["heatmaps", palette, _shown(own, metric), [places[place] for place in inside]])
+        stamp = figure.stamp(["heatmaps", palette, _shown(*own, metric), [places[place] for place in inside]])
         written.append(file)
         if figure.is_drawn(file, stamp):
             continue
@@ -105,7 +118,7 @@ def heatmaps(runs: Sequence[Run], path: Path, metric: str | None = None, palette
             x, y = left + column * (width + gap_x), total_y - top - height - (row - first) * (height + gap_y)
             axes = picture.add_axes((x / total_x, y / total_y, width / total_x, height / total_y))
             _panel(axes, cells[place], width, height, palette)
-            headline(axes, title(runs[place], runs), " · ".join(_facts(runs[place], cells[place], metric)), width, 7.0)
+            headline(axes, texts[place], " · ".join(_facts(runs[place], cells[place], metric)), width, 7.0)
             is_lowest = row + 1 == first + fitting or (row + 1, column) not in places
             axes.tick_params(labelbottom=is_lowest, labelleft=(row, column - 1) not in places)
         label = runs[0].manifest["label"]
@@ -124,19 +137,19 @@ def heatmaps(runs: Sequence[Run], path: Path, metric: str | None = None, palette
     return written
 
 
-def _places(runs: Sequence[Run]) -> list[tuple[int, int]]:
-    """Return row and column of each run; runs come in order. Equal method and budget: one below the other."""
+def _places(runs: Sequence[Run], called: Sequence[str]) -> list[tuple[int, int]]:
+    """Return row and column of each run; runs come in order. A row holds the runs of one name."""
     budgets = {run.manifest["label"]["budget"] for run in runs}
     columns = sorted(budgets, key=budget_order)
     places: list[tuple[int, int]] = []
     first_row: dict[str, int] = {}
-    for run in runs:
-        label = run.manifest["label"]
-        column = columns.index(label["budget"])
+    for run, name in zip(runs, called, strict=True):
+        budget = run.manifest["label"]["budget"]
+        column = columns.index(budget)
         row = 0
-        if label["budget"] != "full":
+        if budget != "full":
             used = [row for row, other in places if columns[other] != "full"]
-            row = first_row.setdefault(label["method"], max(used, default=-1) + 1)
+            row = first_row.setdefault(name, max(used, default=-1) + 1)
         while (row, column) in places:
             row += 1
         places.append((row, column))
@@ -244,11 +257,11 @@ def _colour_bar(picture: Figure, metric: str, palette: str, place: Axes) -> None
     bar.outline.set_visible(False)
 
 
-def _shown(runs: Sequence[Run], metric: str) -> list[Any]:
+def _shown(runs: Sequence[Run], texts: Sequence[str], metric: str) -> list[Any]:
     """Return all that a figure of these runs depends on."""
     return [metric] + [
         [
-            title(run, runs),
+            text,
             run.manifest["label"],
             [run.manifest["identity"]["protocol"].get(key) for key in ("lengths", "depths")],
             kept_share(run),
@@ -257,5 +270,5 @@ def _shown(runs: Sequence[Run], metric: str) -> list[Any]:
                 for s in run.samples
             ],
         ]
-        for run in runs
+        for run, text in zip(runs, texts, strict=True)
     ]

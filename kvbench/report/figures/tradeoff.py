@@ -1,4 +1,4 @@
-"""Score against the bytes of keys and values, and the front: the methods that no other beats on both axes.
+"""Score against the bytes of keys and values, and the front: what no other beats in as few bytes.
 
 Eviction, quantisation and both share this axis.
 """
@@ -9,22 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvbench.report.bytes_axis import on_front
 from kvbench.report.figures import figure
 from kvbench.report.figures.figure import DOUBLE, FAINT, INK, TICK, styled
 from kvbench.report.figures.palette import line_styles
 from kvbench.report.figures.points import Point, Points, apart
 
-_NOTE = "bars: 95% interval; front: nothing is better in fewer bytes; equal bytes are drawn side by side"
+_NOTE = "bars: 95% interval; front: none scores as high in fewer bytes, or higher in as many; equal bytes: side by side"
 _NAMED = 10  # methods that get a colour; of more, those on the front
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the points for which no other has as few bytes and a higher score, or fewer bytes and the same score."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.kv_share, -point.score, point.method, point.budget)):
-        if not best or point.score > best[-1].score:
-            best.append(point)
-    return best
+    """Return the points on the front, by bytes; see `on_front`."""
+    is_on = on_front([point.kv_share for point in points], [point.score for point in points])
+    best = [point for point, is_best in zip(points, is_on, strict=True) if is_best]
+    return sorted(best, key=lambda point: (point.kv_share, point.method, point.budget))
 
 
 @styled
@@ -33,7 +32,7 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
     drawn = [point for point in points.points if point.kv_share > 0]
     if len(drawn) < 3 or len({point.kv_share for point in drawn}) < 2:
         return []
-    stamp = figure.stamp(["tradeoff", heading, details, points.score, [point.as_json() for point in drawn]])
+    stamp = figure.stamp(["tradeoff", _NOTE, heading, details, points.score, [point.as_json() for point in drawn]])
     if figure.is_drawn(path, stamp):
         return [path]
     picture = figure.new(DOUBLE, 3.2)

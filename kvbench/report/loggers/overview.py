@@ -13,7 +13,7 @@ from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.ledger import Ledger
 from kvbench.report.loggers.sinks import Overview, Section
 from kvbench.report.loggers.sweeps import Sweep
-from kvbench.report.runs import setting, table_mark
+from kvbench.report.runs import names, setting, table_mark
 from kvbench.report.suite_groups import suite_setting
 from kvbench.store import Manifest
 
@@ -36,10 +36,10 @@ def overview(
         if ledger.complete:
             shared = setting(entry.manifest) if entry.manifest["part"] is None else suite_setting(entry.manifest)
             tables.setdefault(table_mark(shared), []).append((entry, ledger))
-    names = [(inside[0][0].benchmark, inside[0][0].manifest["label"]["model"]) for inside in tables.values()]
+    heads = [(inside[0][0].benchmark, inside[0][0].manifest["label"]["model"]) for inside in tables.values()]
     sections = [
-        _section(inside, manifests, is_named=names.count(name) == 1)
-        for name, inside in zip(names, tables.values(), strict=True)
+        _section(inside, manifests, is_named=heads.count(head) == 1)
+        for head, inside in zip(heads, tables.values(), strict=True)
     ]
     return Overview(
         mark=sweep.mark,
@@ -55,7 +55,6 @@ def overview(
 def _section(inside: Sequence[tuple[Entry, Ledger]], manifests: Mapping[Path, Manifest], is_named: bool) -> Section:
     first = inside[0][0]
     labels = [entry.manifest["label"] for entry, _ in inside]
-    variants = {(label["method"], label["budget"]) for label in labels}
     numbers = {
         key
         for _, ledger in inside
@@ -70,7 +69,7 @@ def _section(inside: Sequence[tuple[Entry, Ledger]], manifests: Mapping[Path, Ma
         model=first.manifest["label"]["model"],
         ids=tuple(sorted(ledger.id for _, ledger in inside)),
         is_named=is_named,
-        is_plain=len(variants) == len(labels),
+        is_plain=names([entry for entry, _ in inside]) == [label["method"] for label in labels],
         metrics=tuple(sorted(numbers)),
         shown=tuple(sorted({key for _, ledger in inside for key in ledger.shown})),
         notes=tuple(footnotes([manifests[folder] for entry, _ in inside for folder in entry.folders])),

@@ -68,7 +68,7 @@ class Section:
     Attributes:
         ids: of the entries in the logger.
         is_named: no other section of the sweep has the same benchmark and model.
-        is_plain: method and budget tell the entries apart.
+        is_plain: method and budget say all in which the entries differ.
         metrics: names of the numbers that the summary of an entry has, and that say something.
         shown: names of the tables and images that an entry has.
         notes: protocol, metrics, seeds and versions in words.

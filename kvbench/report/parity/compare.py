@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from kvbench.common.paths import conf_dir
-from kvbench.report.parity.ours import Score, Variant
+from kvbench.report.parity.ours import Score, Variant, fact_of
+from kvbench.report.parity.presets import implied, model_word
 from kvbench.report.parity.references import Entry
 from kvbench.store.validate import show
 
@@ -33,6 +34,7 @@ class Outcome:
         columns: dataset → theirs and ours in points, of those that both have.
         outside: the datasets whose scores differ by more than the tolerance of a column.
         reason: why the row cannot be run; None if it can.
+        by_name: our model is a folder, which was known by its name alone.
     """
 
     entry: Entry
@@ -44,6 +46,7 @@ class Outcome:
     columns: Mapping[str, tuple[float, float]]
     outside: Sequence[str]
     reason: str | None
+    by_name: bool = False
 
     @property
     def delta(self) -> float | None:
@@ -75,7 +78,8 @@ def compare(entry: Entry, variants: Sequence[Variant]) -> Outcome:
         verdict = "incomplete"
     else:
         verdict = "within" if abs(ours - theirs) <= entry.tolerance["mean"] else "outside"
-    return Outcome(entry, verdict, differences, missing, theirs, ours, columns, outside, None)
+    by_name = variant.is_local and "model" not in differences
+    return Outcome(entry, verdict, differences, missing, theirs, ours, columns, outside, None, by_name)
 
 
 def _differences(entry: Entry, variant: Variant) -> dict[str, tuple[str, str]]:
@@ -83,9 +87,25 @@ def _differences(entry: Entry, variant: Variant) -> dict[str, tuple[str, str]]:
     result = {}
     for path, accepted in entry.settings.items():
         facts = variant.facts(path)
-        if any(not _same(fact, accepted) for fact in facts):
+        known = _model_names(entry, variant) if path == "model" else accepted
+        if any(not _same(fact, known) for fact in facts):
             result[path] = (_words(accepted), _words(facts))
-    return result
+    wrong: dict[str, tuple[list[object], list[object]]] = {}  # the same, as values: other datasets have other ones
+    for run in variant.runs:
+        for path, accepted in implied(entry, run.manifest).items():
+            if not _same(fact_of(run.manifest, path), accepted):
+                theirs, ours = wrong.setdefault(path, ([], []))
+                theirs += [value for value in accepted if value not in theirs]
+                ours += [fact for fact in (fact_of(run.manifest, path),) if fact not in ours]
+    return result | {path: (_words(theirs), _words(ours)) for path, (theirs, ours) in wrong.items()}
+
+
+def _model_names(entry: Entry, variant: Variant) -> tuple[object, ...]:
+    """Return what the model of a row may be called; that of a folder by the last part of its hub id, or its preset."""
+    hub = entry.settings["model"]
+    if not variant.is_local:
+        return hub
+    return (*hub, *(str(name).rpartition("/")[2] for name in hub), model_word(entry.command))
 
 
 def _same(fact: object, accepted: Sequence[object]) -> bool:

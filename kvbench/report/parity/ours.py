@@ -12,6 +12,7 @@ from kvbench.store import Manifest, Record, Status, StoredRun, iterate_runs
 
 ABSENT = "nothing"  # what a run has at a path that it lacks
 _HUB = re.compile(r"hub:([^@]+)@.*")
+_LOCAL = "local:"
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,16 @@ class Variant:
         """The scores by dataset, or by benchmark where there is no suite."""
         return {_column(run.manifest): run.score for run in self.runs}
 
+    @property
+    def is_local(self) -> bool:
+        """Return True if the weights are those of a folder, which does not say where they are from."""
+        return all(str(run.manifest["identity"]["model"]["weights"]).startswith(_LOCAL) for run in self.runs)
+
     def facts(self, path: str) -> list[object]:
         """Return the different values that the runs have at a path such as "protocol.question" or "model"."""
         values: list[object] = []
         for run in self.runs:
-            value = _fact(run.manifest, path)
+            value = fact_of(run.manifest, path)
             if value not in values:
                 values.append(value)
         return values
@@ -100,7 +106,7 @@ def _column(manifest: Manifest) -> str:
     return manifest["part"]["name"] if manifest["part"] else manifest["label"]["benchmark"]
 
 
-def _fact(manifest: Manifest, path: str) -> object:
+def fact_of(manifest: Manifest, path: str) -> object:
     """Return the value of a run at a path; `ABSENT` if it has none."""
     identity, label = manifest["identity"], manifest["label"]
     if path == "model":

@@ -65,6 +65,8 @@ def _notes(outcome: Outcome) -> Iterable[str]:
     entry = outcome.entry
     for path, (theirs, ours) in outcome.differences.items():
         yield escaped(f"{entry.label}, {path}: {theirs} / ours {ours}")
+    if outcome.by_name:
+        yield escaped(f"{entry.model}: ours is a folder, taken for this model by its name; its weights are not checked")
     for gap in outcome.missing:
         yield escaped(f"{entry.label} {entry.budget}, missing: {gap}")
     if outcome.ours is None and outcome.reason is None and entry.settings.get("kept per", _OURS) != _OURS:
@@ -114,6 +116,7 @@ def parity_lines(outcomes: Iterable[Outcome]) -> list[dict[str, str | float | No
             "verdict": outcome.verdict,
             "differences": "; ".join(f"{path}: {a} / ours {b}" for path, (a, b) in outcome.differences.items()),
             "missing": "; ".join(outcome.missing),
+            "model_by": None if outcome.ours is None else "name" if outcome.by_name else "id",
             "reason": outcome.reason,
             "command": " ".join(sweeps([outcome])),
             "source": outcome.entry.source["place"],
