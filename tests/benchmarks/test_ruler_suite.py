@@ -224,7 +224,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 @pytest.mark.parametrize("template", [CHATML, None])
 def test_the_data_set_of_the_hub_is_rendered_as_kvpress_does(hub, question, template):
-    """The steps of its pipeline: a mark where the question follows, the template around it, both sides encoded apart."""
+    """The steps of its pipeline: a mark where the question follows, the template around it, the sides encoded apart."""
     tokenizer = gpt_style(template)
     (part,) = parts(tasks=["vt"], files="hub", lengths=[4096], question=question)
     prompt = prompts.renderer(ModelSpec.from_node(node()), tokenizer, part)(part.samples(tokenizer)[0])
@@ -294,11 +294,19 @@ def test_mistakes_with_kvpress(changes, message):
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 def test_a_run_as_kvpress_compresses_what_comes_before_the_template_ends(hub, tmp_path, compose, question):
     overrides = ["model=tiny", "benchmark=ruler", "benchmark.tasks=[vt]", "benchmark.files=hub", "progress=false"]
-    overrides += [f"benchmark.question={question}", f"paths.outputs={tmp_path}", "method=snapkv", "budget=0.9"]
+    overrides += [
+        f"benchmark.question={question}",
+        f"paths.outputs={tmp_path}",
+        "method=snapkv",
+        "method.window=8",
+        "budget=0.9",
+    ]
     (outcome,) = runner.run_jobs(prepare(compose(*overrides)))
     assert outcome.error is None
     run = store.load_run(outcome.folder)
     [record], protocol = run.samples, run.manifest["identity"]["protocol"]
-    assert record["span"] < record["prompt_tokens"] and record["kept_mean"] == pytest.approx(0.9 * record["span"], abs=1)
+    assert record["span"] < record["prompt_tokens"] and record["kept_mean"] == pytest.approx(
+        0.9 * record["span"], abs=1
+    )
     assert (protocol["files"], protocol["protocol"], protocol["question"]) == ("hub", "kvpress", question)
     assert protocol["rendering"]["first_may_stop"] is False and protocol["dataset"]["stops"] == "model"

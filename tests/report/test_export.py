@@ -169,7 +169,9 @@ def test_lm_eval_has_a_folder_per_variant(runs: Path, tmp_path: Path) -> None:
     assert content["results"]["needle"]["recall,none"] == pytest.approx(sum(values) / 7)
     numbers = {line["doc"]["id"]: line["doc_id"] for line in map(json.loads, lines)}
     ids = [record["id"] for record in load_runs(runs, "needle")[0].samples]
-    assert numbers == {name: ids.index(name) for name in ids if name in numbers}, "not shifted by the two without answer"
+    assert numbers == {name: ids.index(name) for name in ids if name in numbers}, (
+        "not shifted by the two without answer"
+    )
 
 
 def test_lm_eval_numbers_samples_alike_in_whole_and_partial_runs(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from kvbench.store import load_runs
 from tests.helpers.fake_runs import FakeRun, make_part, make_run, make_suite, numbers, store_run
 
 
-def dialled(budget: str, score: float | None = 0.5, **settings: Any) -> FakeRun:
+def dialled(budget: str, /, **settings: Any) -> FakeRun:
     """Return a run of snapkv with these dials and parts."""
-    run = make_run("snapkv", budget, score, hash=f"{len(settings)}{budget:0<63}".replace(".", "0"))
+    run = make_run("snapkv", budget, 0.5, hash=f"{len(settings)}{budget:0<63}".replace(".", "0"))
     run.manifest["identity"]["method"] |= settings
     return run
 

@@ -173,8 +173,8 @@ def complete(run: FakeRun) -> FakeRun:
     protocol = run.manifest["identity"]["protocol"]
     protocol["dataset"]["stops"] = rendering.pop("stops")
     protocol |= {
-        "benchmark": "longbench", "version": VERSION, "samples": None, "max_new_tokens": None, "code_backend": "difflib",
-        "rendering": rendering | {"max_length": 7500}, "chat_template": "auto", "chat_kwargs": {},
+        "benchmark": "longbench", "version": VERSION, "samples": None, "max_new_tokens": None, "chat_kwargs": {},
+        "code_backend": "difflib", "rendering": rendering | {"max_length": 7500}, "chat_template": "auto",
     }  # fmt: skip
     return run
 

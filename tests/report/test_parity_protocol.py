@@ -1,4 +1,4 @@
-"""Parity judges a run only if its protocol is that of the row's command, and knows the model of a folder by its name."""
+"""Parity judges a run only if its protocol is that of the row's command, and knows a folder's model by its name."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_model_of_a_folder_is_known_by_its_name(label: str, verdict: str, tm
 def test_a_folder_without_the_settings_of_the_chat_template_is_told(tmp_path: Path) -> None:
     entry = full("ruler_official_4096")
     run_row(tmp_path, entry, weights="local:" + "a" * 64, label="Qwen3-8B", chat_kwargs={})
-    assert outcome(tmp_path, entry).differences == {"protocol.chat_kwargs": ("{'enable_thinking': False}", "{}")}
+    assert outcome(tmp_path, entry).differences == {"protocol.chat_kwargs": ('{"enable_thinking": false}', "{}")}
 
 
 def test_a_hub_model_is_never_known_by_its_name(tmp_path: Path) -> None:
@@ -178,9 +178,7 @@ def test_a_hub_model_is_never_known_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["benchmark=needel", "benchmark=needle benchmark.lenghts=[500]"])
-def test_a_command_that_cannot_be_is_one_line(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_that_cannot_be_is_one_line(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store_run(tmp_path / "runs", make_run("fullkv", "full", 1.0, model="hub:a/b@main"))
     model = {"hub": "a/b", "command": f"model=tiny {words}", "rows": [{"method": "F", "budget": "full", "mean": 99.0}]}
     table = {

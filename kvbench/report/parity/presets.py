@@ -47,9 +47,9 @@ def implied(entry: Entry, manifest: Manifest) -> dict[str, tuple[object, ...]]:
     if part.column is not None:  # the parts of a suite may end their answers in different ways
         expected["dataset.stops"] = rendering.pop("stops")
     expected |= {f"rendering.{name}": value for name, value in rendering.items()}
-    own = getattr(part, "settings", dict)()  # benchmarks from elsewhere may not have it
+    own: dict[str, object] = getattr(part, "settings", dict)()  # benchmarks from elsewhere may lack it
     expected |= {name: value for name, value in own.items() if name not in _FREE}
-    accepted = {f"protocol.{name}": (value,) for name, value in expected.items()}
+    accepted: dict[str, tuple[object, ...]] = {f"protocol.{name}": (value,) for name, value in expected.items()}
     accepted["protocol.chat_template"] = ("auto", "always")
     return {path: values for path, values in accepted.items() if path not in entry.settings}
 
