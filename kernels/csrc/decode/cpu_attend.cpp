@@ -57,11 +57,14 @@ KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T
         for (int i = live; i < rows; i++) score[c][i] = 0;
     }
     // Accumulators of a wider block would not fit into the registers, of which AVX-512 has 32 and others 16.
-    constexpr int WIDE = VECS % 4 == 0 && LANES == 16 ? 4 : VECS % 2 == 0 ? 2 : 1;
+    constexpr int WIDE = VECS % 4 == 0 && LANES == 16 ? 4 : VECS % 2 == 0 ? 2 : 1, PASSES = VECS / WIDE;
+    // Each pass over the values requests its part of the next keys, so that the memory has work in all of them.
+    const T* wanted = next.k;
     for (int j = 0; j < VECS; j += WIDE) {
         Vec out[BLOCK][WIDE] = {};
+        const T* const enough = next.k + static_cast<int64_t>(next.rows) * (j / WIDE + 1) / PASSES * D;
         for (int i = 0; i < rows; i++) {
-            if (j == 0 && i < next.rows) request<D>(next.k + static_cast<int64_t>(i) * D);
+            if (i % PASSES == 0 && wanted < enough) request<D>(wanted), wanted += D;
             for (int w = 0; w < WIDE; w++) {
                 const Vec row = vector_of<VECS>(v + static_cast<int64_t>(i) * D + j * LANES, w);
                 for (int c = 0; c < BLOCK; c++) out[c][w] += row * score[c][i];

@@ -1,0 +1,92 @@
+"""The tables of docs/study.md say what the committed results of the study say."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+BUDGETS = ("0.1", "0.2", "0.4")
+
+
+class Average(NamedTuple):
+    """The average of a method under a budget, over the 13 tasks."""
+
+    score: float
+    interval: str
+    samples: int
+    bytes: float
+
+
+def averages(half: str) -> dict[tuple[str, str], Average]:
+    """Return the averages over the 13 tasks, by method and budget."""
+    with (DOCS / "study" / f"ruler_1k-1024-{half}.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "avg-13"]
+    return {(row["method"], row["budget"]): _average(row) for row in rows}
+
+
+def _average(row: dict[str, str]) -> Average:
+    interval = "–"
+    if row["delta"]:
+        delta, low, high = (f"{100 * float(row[name]):+.1f}" for name in ("delta", "delta_low", "delta_high"))
+        interval = f"{delta} [{low}, {high}]"
+    return Average(float(row["score"]), interval, int(row["n"]), float(row["kv_share"]))
+
+
+def percent(average: Average) -> str:
+    """Return a score as the page writes it; ° marks an average over fewer tasks."""
+    return f"{100 * average.score:.1f}" + "°" * (average.samples < 52)
+
+
+def by_budget(half: str) -> list[list[str]]:
+    """Return the cells of the table of methods with a budget."""
+    found = averages(half)
+    methods = sorted({m for m, b in found if b in BUDGETS}, key=lambda m: -found[m, "0.4"].score)
+    known = averages("aware") if half == "agnostic" else {}
+    return [
+        [m, *(percent(found[m, b]) for b in BUDGETS), found[m, "0.4"].interval]
+        + ([percent(known[m, "0.4"])] if known else [])
+        for m in methods
+    ]
+
+
+def without_budget(half: str) -> list[list[str]]:
+    """Return the cells of the table of methods without a budget."""
+    found = {m: average for (m, b), average in averages(half).items() if b == "full"}
+    known = {m: a for (m, b), a in averages("aware").items() if b == "full"} if half == "agnostic" else {}
+    return [
+        [m, percent(found[m]), f"{100 * found[m].bytes:.0f} %", found[m].interval]
+        + ([percent(known[m])] if known else [])
+        for m in sorted(found, key=lambda m: -found[m].score)
+    ]
+
+
+def tables(page: str, half: str) -> list[list[list[str]]]:
+    """Return the cells of the two tables of a half, without their headings."""
+    titles = {"aware": "## The question is known", "agnostic": "## The question comes afterwards"}
+    section = page.split(titles[half])[1].split("\n## ")[0]
+    return [list(_cells(block)) for block in section.split("\n\n") if block.startswith("| ")]
+
+
+def _cells(block: str) -> Iterable[list[str]]:
+    for line in block.splitlines()[2:]:
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _sorted(rows: list[list[str]]) -> list[list[str]]:
+    return sorted(rows)  # equal scores may stand in any order
+
+
+@pytest.mark.parametrize("half", ["aware", "agnostic"])
+def test_tables_are_those_of_the_results(half):
+    page = (DOCS / "study.md").read_text(encoding="utf-8")
+    budgeted, others = tables(page, half)
+    assert _sorted(budgeted) == _sorted(by_budget(half))
+    assert _sorted(others) == _sorted(without_budget(half))
+    for table, column in ((budgeted, 3), (others, 1)):
+        scores = [float(row[column].strip("°")) for row in table]
+        assert scores == sorted(scores, reverse=True), "the best method stands first"
