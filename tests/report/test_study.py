@@ -44,11 +44,11 @@ def percent(average: Average) -> str:
 
 def by_budget(half: str) -> list[list[str]]:
     """Return the cells of the table of methods with a budget."""
-    found = averages(half)
-    methods = sorted({m for m, b in found if b in BUDGETS}, key=lambda m: -found[m, "0.4"].score)
+    mean = averages(half)
+    methods = sorted({m for m, b in mean if b in BUDGETS}, key=lambda m: -mean[m, "0.4"].score)
     known = averages("aware") if half == "agnostic" else {}
     return [
-        [m, *(percent(found[m, b]) for b in BUDGETS), found[m, "0.4"].interval]
+        [m, *(percent(mean[m, b]) for b in BUDGETS), mean[m, "0.4"].interval]
         + ([percent(known[m, "0.4"])] if known else [])
         for m in methods
     ]
@@ -56,12 +56,11 @@ def by_budget(half: str) -> list[list[str]]:
 
 def without_budget(half: str) -> list[list[str]]:
     """Return the cells of the table of methods without a budget."""
-    found = {m: average for (m, b), average in averages(half).items() if b == "full"}
+    mean = {m: average for (m, b), average in averages(half).items() if b == "full"}
     known = {m: a for (m, b), a in averages("aware").items() if b == "full"} if half == "agnostic" else {}
     return [
-        [m, percent(found[m]), f"{100 * found[m].bytes:.0f} %", found[m].interval]
-        + ([percent(known[m])] if known else [])
-        for m in sorted(found, key=lambda m: -found[m].score)
+        [m, percent(mean[m]), f"{100 * mean[m].bytes:.0f} %", mean[m].interval] + ([percent(known[m])] if known else [])
+        for m in sorted(mean, key=lambda m: -mean[m].score)
     ]
 
 
@@ -77,16 +76,12 @@ def _cells(block: str) -> Iterable[list[str]]:
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def _sorted(rows: list[list[str]]) -> list[list[str]]:
-    return sorted(rows)  # equal scores may stand in any order
-
-
 @pytest.mark.parametrize("half", ["aware", "agnostic"])
 def test_tables_are_those_of_the_results(half):
     page = (DOCS / "study.md").read_text(encoding="utf-8")
     budgeted, others = tables(page, half)
-    assert _sorted(budgeted) == _sorted(by_budget(half))
-    assert _sorted(others) == _sorted(without_budget(half))
+    assert sorted(budgeted) == sorted(by_budget(half))  # equal scores may stand in any order
+    assert sorted(others) == sorted(without_budget(half))
     for table, column in ((budgeted, 3), (others, 1)):
         scores = [float(row[column].strip("°")) for row in table]
         assert scores == sorted(scores, reverse=True), "the best method stands first"
