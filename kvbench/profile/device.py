@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from kvbench.run.hardware import cpu_name
 
 _CUDA_BYTES, _HOST_BYTES = 2**30, 2**28  # much larger than any cache
 _COPIES = 15
@@ -20,7 +19,7 @@ def facts(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(torch.device(device))
         return {"type": "cuda", "name": properties.name, "memory": properties.total_memory}
-    return {"type": "cpu", "name": _cpu_name(), "threads": torch.get_num_threads()}
+    return {"type": "cpu", "name": cpu_name(), "threads": torch.get_num_threads()}
 
 
 def copy_bandwidth(device: str) -> float:
@@ -39,11 +38,3 @@ def copy_bandwidth(device: str) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     return 2 * source.nbytes / statistics.median(seconds)
-
-
-def _cpu_name() -> str:
-    try:
-        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        name = None
-    return name[1].strip() if name else platform.processor() or platform.machine()

@@ -48,7 +48,7 @@ class Cell(str):
 
 Cells = Mapping[str, str]  # one row: column → text, or a Cell
 _NARROW = 10  # characters of a line in a broken header
-LEFT = ("method", "budget", "dataset", "bucket")
+LEFT = ("method", "budget", "dataset", "bucket", "hardware")
 _MARKUP = re.compile(r"[|<>`\\]|(?<!\w)[*_]|!?\[(?=[^\]]*\]\()")  # what Markdown or HTML would obey
 _FORMULA = re.compile(r"[=+\-@\t\r]")  # with which a formula begins in a spreadsheet
 

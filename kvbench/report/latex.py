@@ -14,6 +14,7 @@ _SPELLED = {  # what LaTeX would obey, and what its plain fonts lack or show as 
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": "$|$", '"': "{''}", "`": "{`}", "–": "--", "—": "---", "−": "$-$", "×": r"$\times$", "·": r"$\cdot$",
     "…": r"\dots{}", "●": r"$\bullet$", "±": r"$\pm$", "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "Δ": r"$\Delta$",
+    "†": r"$\dagger$",
     "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "μ": r"$\mu$", "µ": r"$\mu$",
     "σ": r"$\sigma$",
 }  # fmt: skip

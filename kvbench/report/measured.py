@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kvbench.report.runs import headline_first
 from kvbench.store import RunNumbers
+from kvbench.store.environment import hardware_of
 
 _STATES = {"ok": 0, "oom": 1, "failed": 2}  # as in `kvbench.store.columns.STATES`
 _MIB = 2**20
@@ -28,6 +29,16 @@ def mean_score(run: RunNumbers, metric: str) -> float | None:
 def mean_of(runs: Sequence[RunNumbers], name: str) -> float | None:
     """Return the mean over all answered samples of something measured, see `kvbench.store.columns.MEASURED`."""
     return _mean(np.concatenate([run.columns.measured[name] for run in runs]))
+
+
+def time_of(runs: Sequence[RunNumbers], name: str) -> float | None:
+    """Return the mean of a time, as `mean_of`; None also where samples are of different hardware."""
+    return None if len(hardware_of(run.manifest for run in runs)) > 1 else mean_of(runs, name)
+
+
+def hardware(runs: Sequence[RunNumbers]) -> str | None:
+    """Return the name of the hardware that computed the runs, or several; None where none is recorded."""
+    return "; ".join(hardware_of(run.manifest for run in runs)) or None
 
 
 def mean_share(runs: Sequence[RunNumbers], part: str, whole: str) -> float | None:

@@ -27,6 +27,7 @@ from kvbench.report.suite_text import tables, terminal
 from kvbench.report.table import cells, table
 from kvbench.store import Manifest, RunNumbers, load_numbers, numbers_of
 from kvbench.store.numbers import ReadRun
+from kvbench.store.read import run_key
 
 FIGURES = ("best", "all", "none")
 
@@ -67,20 +68,15 @@ def present(
 
 def _related(runs: Sequence[RunNumbers], store: Path) -> list[RunNumbers]:
     """Return the runs in a store that may share a table with `runs`, which are not among them. No others are read."""
-    shown = {_key(run.manifest) for run in runs}
+    shown = {run_key(run.manifest) for run in runs}
     settings = {_table_key(run.manifest) for run in runs}
-    return load_numbers(store, wanted=lambda other: _table_key(other) in settings and _key(other) not in shown)
+    return load_numbers(store, wanted=lambda other: _table_key(other) in settings and run_key(other) not in shown)
 
 
 def _table_key(manifest: Manifest) -> str:
     """Return a key that is equal for runs that may share a table."""
     shared = setting(manifest) if manifest["part"] is None else suite_setting(manifest)
     return json.dumps(shared, sort_keys=True)
-
-
-def _key(manifest: Manifest) -> tuple[str, str]:
-    """Return the key of a run, which is equal also where its path is written in two ways."""
-    return manifest["label"]["benchmark"], manifest["hash"]
 
 
 def _with_distinct_models(pairs: Sequence[tuple[Group, Group]]) -> list[tuple[Group, Group]]:
@@ -125,7 +121,8 @@ def _single_group(runs: Sequence[RunNumbers], metric: str | None, by: str) -> Gr
     mark = table_mark(shared)
     name = f"{_words(shared['benchmark'], shared)} (protocol {mark})"
     rows = sorted(rows, key=bytes_order) if by == "bytes" else rows
-    whole: list[Cells] = [cells(row) for row in rows]
+    several = len({row["hardware"] for row in rows}) > 1
+    whole: list[Cells] = [cells(row, with_hardware=several) for row in rows]
     if by == "bytes":
         scores = [next(iter(row["scores"].values()), None) for row in rows]
         whole = with_front(whole, [row["kv_mib"] for row in rows], scores)
@@ -139,7 +136,7 @@ def _suites(
     runs: Sequence[RunNumbers], related: Sequence[RunNumbers], metric: str | None, by: str
 ) -> list[tuple[Group, Group]]:
     """Return what is printed and what is written of the runs of suites."""
-    asked = {_key(run.manifest): run for run in runs if run.manifest["part"] is not None}
+    asked = {run_key(run.manifest): run for run in runs if run.manifest["part"] is not None}
     others = [run for run in related if run.manifest["part"] is not None]
     pairs = []
     earlier: list[str] = []
@@ -147,7 +144,7 @@ def _suites(
         plain = table_mark(suite_setting(group[0].manifest))
         mark = table_mark({"setting": plain, "table": earlier.count(plain)}) if plain in earlier else plain
         earlier.append(plain)
-        keys = {row_key(run) for run in group if _key(run.manifest) in asked}
+        keys = {row_key(run) for run in group if run_key(run.manifest) in asked}
         if keys:
             whole = suite_table(group, metric)
             if by == "bytes":

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
 from kvbench.common.text import one_line
 from kvbench.store import AnsweredRecord, Manifest
+from kvbench.store.environment import device_kind, is_mixed
 from kvbench.store.numbers import ReadRun as Run
 
 _DIAL = 60  # characters of a dial and its value in a name
+MARK = "†"  # after the name of what was computed with different versions or on different hardware
 
 
 class Described(Protocol):
@@ -43,7 +44,7 @@ def setting(manifest: Manifest) -> Setting:
         "benchmark": label["benchmark"],
         "model": [label["model"], identity["model"]],
         "dtype": identity["dtype"],
-        "device": re.sub(r":\d+$", "", manifest["device"]),
+        "device": device_kind(manifest["device"]),
         "protocol": identity["protocol"],
         "scoring": manifest["scoring"],
     }
@@ -170,14 +171,19 @@ def _parts(run: Described) -> dict[str, object]:
 
 
 def title(run: Described, runs: Sequence[Described] = ()) -> str:
-    """Return method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv"."""
+    """Return method and budget in words: "snapkv, 20% budget", "snapkv window=8, 128 tokens", "fullkv †"."""
     return titled(name(run, runs), run)
 
 
 def titled(name: str, run: Described) -> str:
-    """Return the name of a run with its budget in words."""
+    """Return the name of a run with its budget in words, and its mark."""
     words = budget_words(run.manifest["label"]["budget"])
-    return name + (f", {words}" if words else "")
+    return marked(name + (f", {words}" if words else ""), is_mixed([run.manifest]))
+
+
+def marked(words: str, has_mark: bool) -> str:
+    """Return the name of a row, with a sign if it was computed with different versions or on different hardware."""
+    return f"{words} {MARK}" if has_mark else words
 
 
 def budget_words(budget: str) -> str:

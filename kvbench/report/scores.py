@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from kvbench.report.difference import Difference
-from kvbench.report.measured import count, mean_of, mean_score, mean_share, score_names
+from kvbench.report.measured import count, hardware, mean_of, mean_score, mean_share, score_names, time_of
 from kvbench.report.runs import dials, names, setting, table_mark
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import row_key
 from kvbench.report.table import Row
 from kvbench.store import RunNumbers
+from kvbench.store.environment import is_mixed
 
 Line = dict[str, str | int | float | bool | None]
 
@@ -79,10 +80,12 @@ def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[st
         "kept_share": mean_share([run], "kept_mean", "span"),
         "kv_bytes": mean_of([run], "kv_bytes"),
         "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
-        "ttft_s": mean_of([run], "ttft_s"),
-        "tpot_s": mean_of([run], "tpot_s"),
+        "ttft_s": time_of([run], "ttft_s"),
+        "tpot_s": time_of([run], "tpot_s"),
         **_settings(run),
         "run": run.manifest["hash"],
+        "hardware": hardware([run]),
+        "mixed": is_mixed([run.manifest]),
     }
     lines: list[Line] = []
     for metric in score_names([run]) or [run.manifest["headline"]]:
@@ -135,6 +138,8 @@ def _averages(runs: Sequence[RunNumbers], protocol: str, table: SuiteTable) -> l
                     "tpot_s": row["tpot_s"],
                     **_settings(run),
                     "run": None,
+                    "hardware": row["hardware"],
+                    "mixed": row["mixed"],
                 }
             )
     return lines

@@ -14,11 +14,12 @@ import numpy as np
 
 from kvbench.report.best import best_rows
 from kvbench.report.difference import Average, ColumnScores, Difference, differences
-from kvbench.report.measured import count, mean_of, mean_score, mean_share, mebibytes, score_names
+from kvbench.report.measured import count, hardware, mean_of, mean_score, mean_share, mebibytes, score_names, time_of
 from kvbench.report.paired import Matrix, matrix
 from kvbench.report.runs import check_metric, is_full_cache, names, order
 from kvbench.report.suite_groups import column_setting, place_of, row_key
 from kvbench.store import RunNumbers, numbers_of
+from kvbench.store.environment import is_mixed
 from kvbench.store.numbers import ReadRun
 
 BUCKETS = ("0-4k", "4-8k", "8k+")  # of LongBench-E, by the `length` field of a sample
@@ -73,6 +74,7 @@ class SuiteRow(TypedDict):
         differences: by dataset, and by average as "means/avg-16", "macros/macro", "categories/macro/code".
         best: datasets and averages in which the row is significantly better than all other methods under its budget.
         kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
+        ttft_s, tpot_s, hardware, mixed: as in `kvbench.report.table.Row`, over all datasets.
     """
 
     key: str
@@ -96,6 +98,8 @@ class SuiteRow(TypedDict):
     kv_share: float | None
     ttft_s: float | None
     tpot_s: float | None
+    hardware: str | None
+    mixed: bool
 
 
 class SuiteTable(TypedDict):
@@ -149,8 +153,10 @@ def suite_table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None)
                 "kept_share": mean_share(members, "kept_mean", "span"),
                 "kv_mib": mebibytes(members),
                 "kv_share": mean_share(members, "kv_bytes", "kv_bytes_full"),
-                "ttft_s": mean_of(members, "ttft_s"),
-                "tpot_s": mean_of(members, "tpot_s"),
+                "ttft_s": time_of(members, "ttft_s"),
+                "tpot_s": time_of(members, "tpot_s"),
+                "hardware": hardware(members),
+                "mixed": is_mixed(run.manifest for run in members),
             }
         )
     result: SuiteTable = {

@@ -80,7 +80,12 @@ def _order(run: Described) -> tuple[object, ...]:
 
 def row_key(run: Described) -> str:
     """Return a key that is equal for the runs of one row: the same method and dials, budget, seed and backend."""
-    identity = run.manifest["identity"]
+    return key_of_row(run.manifest)
+
+
+def key_of_row(manifest: Manifest) -> str:
+    """Return the `row_key` of the run with this manifest."""
+    identity = manifest["identity"]
     return json.dumps([identity["method"], identity["budget"], identity["seed"], identity["backend"]], sort_keys=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvbench.report.formats import Cell, Cells, interval, is_within, markdown, number, percent
+from kvbench.report.runs import marked
 from kvbench.report.suite import BUCKETS, DatasetCell, MacroCell, MeanCell, SuiteRow, SuiteTable
 
 _BOUNDS = ("Δ full", "95% from", "95% to")
@@ -16,13 +17,17 @@ def wide(table: SuiteTable) -> list[Cells]:
     names = [column["name"] for column in table["columns"]]
     return [
         {
-            "method": row["method"],
+            "method": _name(row),
             "budget": row["budget"],
             **{name: _emphasis(row, name, _dataset(row["datasets"].get(name))) for name in names},
             **summary(table, row),
         }
         for row in table["rows"]
     ]
+
+
+def _name(row: SuiteRow) -> str:
+    return marked(row["method"], row["mixed"])
 
 
 def _emphasis(row: SuiteRow, key: str, text: str) -> Cell:
@@ -33,6 +38,7 @@ def summary(table: SuiteTable, row: SuiteRow) -> dict[str, str]:
     """Return the columns that follow the datasets of a row."""
     oom = any(other["oom"] for other in table["rows"])
     failed = any(other["failed"] for other in table["rows"])
+    several = len({other["hardware"] for other in table["rows"]}) > 1
     done = row["n"] + row["oom"] + row["failed"]
     tpot_ms = None if row["tpot_s"] is None else 1000 * row["tpot_s"]
     return {
@@ -45,6 +51,7 @@ def summary(table: SuiteTable, row: SuiteRow) -> dict[str, str]:
         "KV MiB": number(row["kv_mib"], "{:.2f}") + percent(row["kv_share"]),
         "TTFT s": number(row["ttft_s"], "{:.2f}"),
         "TPOT ms": number(tpot_ms, "{:.1f}"),
+        **({"hardware": row["hardware"] or "–"} if several else {}),
     }
 
 
@@ -61,7 +68,7 @@ def deltas(table: SuiteTable) -> list[Cells]:
     rows = [row for row in table["rows"] if row["differences"]]
     lines: list[Cells] = []
     for row in rows:
-        line = {"method": row["method"], "budget": row["budget"]}
+        line = {"method": _name(row), "budget": row["budget"]}
         for key, head in heads.items():
             difference = row["differences"].get(key)
             line[f"Δ {head}"] = Cell(interval(difference), is_grey=is_within(difference))
@@ -98,7 +105,7 @@ def categories(table: SuiteTable) -> list[list[Cells]]:
     return [
         [
             {
-                "method": row["method"],
+                "method": _name(row),
                 "budget": row["budget"],
                 **{
                     name: _emphasis(row, f"categories/{macro}/{name}", mean(cell))
@@ -124,7 +131,7 @@ def buckets(table: SuiteTable) -> list[Cells]:
     """Return scores by dataset and length bucket, then their means over datasets; [] where samples carry no buckets."""
     lines: list[Cells] = []
     for row in table["rows"]:
-        head = {"method": row["method"], "budget": row["budget"]}
+        head = {"method": _name(row), "budget": row["budget"]}
         for dataset, cells in row["buckets"].items():
             lines.append({**head, "dataset": dataset, **{key: number(cells[key], "{:.2f}") for key in BUCKETS}})
         if row["buckets"]:
@@ -206,7 +213,7 @@ def transposed(table: SuiteTable) -> str:
             label = f"= {name}" if name in rows[0]["means"] else name
             lines.append((label, [texts[name] for texts in last]))
     cells = [{"dataset": label, **{str(i): text for i, text in enumerate(texts)}} for label, texts in lines]
-    return markdown(cells, ["dataset", *(row["method"] for row in rows)], narrow=True)
+    return markdown(cells, ["dataset", *(_name(row) for row in rows)], narrow=True)
 
 
 def _bounds(row: SuiteRow) -> tuple[str, str, str]:

@@ -11,11 +11,12 @@ from typing import TypedDict
 from kvbench.report.best import best_rows
 from kvbench.report.difference import ColumnScores, Difference, differences
 from kvbench.report.formats import Cell, interval, is_within, number, percent
-from kvbench.report.measured import count, mean_of, mean_score, mean_share, mebibytes, score_names
+from kvbench.report.measured import count, hardware, mean_of, mean_score, mean_share, mebibytes, score_names, time_of
 from kvbench.report.paired import matrix
-from kvbench.report.runs import check_comparable, check_metric, is_full_cache, names, order
+from kvbench.report.runs import check_comparable, check_metric, is_full_cache, marked, names, order
 from kvbench.report.suite_groups import row_key
 from kvbench.store import RunNumbers, numbers_of
+from kvbench.store.environment import is_mixed
 from kvbench.store.numbers import ReadRun
 
 
@@ -30,6 +31,9 @@ class Row(TypedDict):
         best: it is significantly better than all other methods under its budget, in the metric that is shown.
         kept_tokens, kept_share: per KV head after compression; share of what was compressed.
         kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
+        prefill_s, compress_s, ttft_s, tpot_s: seconds; None also where they are of different hardware.
+        hardware: its name, or several; None where it is not recorded.
+        mixed: computed with different versions or on different hardware.
     """
 
     key: str
@@ -51,6 +55,8 @@ class Row(TypedDict):
     compress_s: float | None
     ttft_s: float | None
     tpot_s: float | None
+    hardware: str | None
+    mixed: bool
 
 
 def table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None) -> list[Row]:
@@ -96,21 +102,23 @@ def _row(run: RunNumbers, metrics: Sequence[str], method: str) -> Row:
         "kept_share": mean_share([run], "kept_mean", "span"),
         "kv_mib": mebibytes([run]),
         "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
-        "prefill_s": mean_of([run], "prefill_s"),
-        "compress_s": mean_of([run], "compress_s"),
-        "ttft_s": mean_of([run], "ttft_s"),
-        "tpot_s": mean_of([run], "tpot_s"),
+        "prefill_s": time_of([run], "prefill_s"),
+        "compress_s": time_of([run], "compress_s"),
+        "ttft_s": time_of([run], "ttft_s"),
+        "tpot_s": time_of([run], "tpot_s"),
+        "hardware": hardware([run]),
+        "mixed": is_mixed([run.manifest]),
     }
 
 
-def cells(row: Row) -> dict[str, str | Cell]:
+def cells(row: Row, with_hardware: bool = False) -> dict[str, str | Cell]:
     """Return a row of `table` in words, by column."""
     metric, *others = row["scores"] or ["score"]
     done = row["n"] + row["oom"] + row["failed"]
     lost = "".join(f" ({word} {n}/{done})" for word, n in (("oom", row["oom"]), ("failed", row["failed"])) if n)
     tpot_ms = None if row["tpot_s"] is None else 1000 * row["tpot_s"]
     return {
-        "method": row["method"],
+        "method": marked(row["method"], row["mixed"]),
         "budget": row["budget"],
         metric: _score(row, metric, lost),
         "Δ full [95%]": Cell(interval(row["difference"]), is_grey=is_within(row["difference"])),
@@ -122,6 +130,7 @@ def cells(row: Row) -> dict[str, str | Cell]:
         "compress s": number(row["compress_s"], "{:.3f}"),
         "TTFT s": number(row["ttft_s"], "{:.2f}"),
         "TPOT ms": number(tpot_ms, "{:.1f}"),
+        **({"hardware": row["hardware"] or "–"} if with_hardware else {}),
     }
 
 

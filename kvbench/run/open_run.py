@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from kvbench import models, store
 from kvbench.config import shard_of
+from kvbench.run.hardware import hardware
 from kvbench.run.jobs import Job
 from kvbench.run.rescore import rescore
 from kvbench.run.versions import versions
@@ -43,6 +44,7 @@ def open_run(job: Job, num_samples: int, wanted: Iterable[str]) -> Iterator[Open
     Raises:
         ValueError: the folder is damaged or cannot be written.
     """
+    device = models.device(job.model)
     with store.Run.open(
         job.cfg["paths"]["outputs"] + "/runs",
         label=job.label,
@@ -51,14 +53,15 @@ def open_run(job: Job, num_samples: int, wanted: Iterable[str]) -> Iterator[Open
         headline=job.benchmark.headline,
         num_samples=num_samples,
         versions=versions(job.variant.method),
-        device=models.device(job.model),
+        device=device,
+        hardware=hardware(device, all_gpus=job.model.device_map is not None),
         part=None if job.benchmark.column is None else asdict(job.benchmark.column),
         scoring=job.benchmark.scoring(),
         retry=job.retry,
         shard=shard_of(job.cfg["shard"]),
         info=slurm_task(),
     ) as writer:
-        rescore(store.load_run(writer.path), job.benchmark)
+        rescore(store.load_run(writer.path, any_scoring=True), job.benchmark)
         yield OpenRun(job, writer, set(wanted) - writer.done_ids())
 
 

@@ -1,4 +1,4 @@
-"""The checks before weights are loaded: room in the budget, kernel, graph, memory."""
+"""The checks before weights are loaded: room in the budget, kernel, graph, memory, device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kvbench import models
+from kvbench import models, store
 from kvbench.engine.variant import Request
 from kvbench.engine.walk import obstacle
 from kvbench.methods.allowance import check_reach
@@ -19,6 +19,7 @@ from kvbench.models.pretrained import skeleton
 from kvbench.run import memory
 from kvbench.run.jobs import Job
 from kvbench.run.samples import GroupSamples
+from kvbench.store.environment import device_kind
 from kvbench_kernels.backends import AttentionSpec, unmet_requirement
 
 log = logging.getLogger(__name__)
@@ -186,4 +187,22 @@ def check_save(job: Job) -> None:
         raise ValueError(
             f"save.kept=true: {job.variant.method.name} takes its prompt in chunks, so there is no single "
             "choice of tokens to save; leave out save.kept, or use kvbench inspect"
+        )
+
+
+def check_device(job: Job) -> None:
+    """Check that the samples of a run that are there were computed on the kind of device that computes the others.
+
+    The device is not part of the identity, so all kinds have one folder; but a number is of one of them.
+
+    Raises:
+        ValueError: they were computed on another kind.
+    """
+    if not (job.folder / "manifest.json").is_file() or not (recorded := len(store.recorded_ids(job.folder))):
+        return
+    here, there = models.device(job.model), store.load_manifest(job.folder)["device"]
+    if device_kind(here) != device_kind(there):
+        raise ValueError(
+            f"model.device={job.model.device}: {job.folder} has {recorded} samples computed on {device_kind(there)}, "
+            f"and the others would be on {device_kind(here)}; choose another paths.outputs"
         )

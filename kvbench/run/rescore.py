@@ -34,7 +34,7 @@ def rescore(stored: StoredRun, benchmark: Benchmark) -> StoredRun:
         ValueError: a record lacks what scoring needs.
     """
     scoring = benchmark.scoring()
-    if stored.manifest["scoring"] == scoring:
+    if stored.manifest["scoring"] == scoring and not stored.scored_otherwise:
         return stored
     scores = _scores(stored, benchmark, stored.answered)
     log.info("%s: %d answers scored again", stored.path.name, len(scores))
@@ -97,7 +97,8 @@ def score_folders(folders: Sequence[Path], *, workers: int | None = None, progre
             elif folder in scores:
                 scores[folder] |= result
                 if not left[folder]:
-                    store.write_scores(folder, benchmark_of(store.load_run(folder)).scoring(), scores[folder])
+                    benchmark = benchmark_of(store.load_run(folder, any_scoring=True))
+                    store.write_scores(folder, benchmark.scoring(), scores[folder])
     return list(scores)
 
 
@@ -113,13 +114,13 @@ def _map(tasks: Sequence[tuple[Path, int]], workers: int) -> Iterator[_Scored]:
 
 
 def _answers(folder: Path) -> int:
-    return len(store.load_run(folder).answered)
+    return len(store.load_run(folder, any_scoring=True).answered)
 
 
 def _score_chunk(task: tuple[Path, int]) -> _Scored:
     folder, start = task
     try:
-        stored = store.load_run(folder)
+        stored = store.load_run(folder, any_scoring=True)
         return folder, _scores(stored, benchmark_of(stored), stored.answered[start : start + _CHUNK])
     except ValueError as error:
         return folder, str(error)

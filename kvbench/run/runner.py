@@ -22,10 +22,11 @@ from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
 from kvbench.run.logged import logged
 from kvbench.run.open_run import OpenRun, open_run
-from kvbench.run.preflight import check_budget, check_kernel, check_save
+from kvbench.run.preflight import check_budget, check_device, check_kernel, check_save
 from kvbench.run.rescore import rescore
 from kvbench.run.samples import GroupSamples, read_samples
 from kvbench.run.versions import versions
+from kvbench.store.environment import device_kind, environments
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +89,15 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
         say: log how many samples are recorded.
 
     Raises:
-        ValueError: the run folder is damaged.
+        ValueError: the run folder is damaged, or the run is asked for on another kind of device.
     """
     if not os.path.lexists(job.folder / "manifest.json"):
         return None
-    stored = store.load_run(job.folder, digest=store.identity_hash(job.identity))
+    stored = store.load_run(job.folder, digest=store.identity_hash(job.identity), any_scoring=True)
     retried = any(record["status"] in job.retry for record in stored.samples)
     if retried or not stored.progress.is_complete(job.cfg["limit"]):
         return None
+    _check_device(job, stored)
     if say:
         where = f"{job.label['benchmark']} {job.folder.name}"
         samples, total = len(stored.samples), stored.manifest["num_samples"]
@@ -106,14 +108,33 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
 
 
 def _warn_of_versions(job: Job, stored: store.StoredRun) -> None:
-    """Log which versions differ from those that the run was recorded with."""
-    recorded, now = stored.manifest["versions"], versions(job.variant.method)
-    changed = sorted(name for name in now if recorded.get(name) != now[name])
+    """Log which versions differ from those that the run was recorded with, and how to compute it again."""
+    now, known = versions(job.variant.method), environments(stored.manifest)
+    changed = sorted(name for name in now if any(each["versions"].get(name) != now[name] for each in known))
     if changed:
         log.warning(
-            "%s: recorded with another version of %s; move the folder away to compute it again",
+            "%s: recorded with another version of %s; its score is the old one; to compute it again, move %s away or "
+            "choose another paths.outputs",
             job.folder.name,
             ", ".join(changed),
+            job.folder,
+        )
+
+
+def _check_device(job: Job, stored: store.StoredRun) -> None:
+    """Check that a complete run is not asked for on another kind of device, which would have the same folder.
+
+    It satisfies model.device=auto, wherever it was computed: tables and a login node need no GPU.
+
+    Raises:
+        ValueError: another kind is asked for.
+    """
+    asked = "cuda" if job.model.device_map else device_kind(job.model.device)
+    recorded = device_kind(stored.manifest["device"])
+    if asked not in ("auto", recorded):
+        raise ValueError(
+            f"model.device={job.model.device}: {job.folder} was computed on {recorded}; "
+            f"to compute it on {asked} as well, choose another paths.outputs"
         )
 
 
@@ -173,6 +194,7 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
         try:
             method.check_head_dim(shape.head_dim)
             method.check_model(layers=depth, heads=shape.kv_heads, query_heads=shape.heads)
+            check_device(job)
             check_budget(job, samples)
             check_save(job)
         except ValueError as error:
@@ -185,7 +207,7 @@ def _close(run: OpenRun) -> Outcome:
     job = run.job
     if run.error is None:
         run.writer.finish(limit=job.cfg["limit"])
-        return _outcome(job, store.load_run(job.folder))
+        return _outcome(job, rescore(store.load_run(job.folder, any_scoring=True), job.benchmark))
     run.writer.set_status("failed", error=f"{type(run.error).__name__}: {run.error}")
     return Outcome(job, job.folder, error=run.error)
 

@@ -83,4 +83,5 @@ def _recorded_ids(job: Job) -> set[str]:
         return set()
     if not job.retry:
         return store.recorded_ids(job.folder)
-    return {r["id"] for r in store.load_run(job.folder, bulky=False).samples if r["status"] not in job.retry}
+    stored = store.load_run(job.folder, bulky=False, any_scoring=True)
+    return {record["id"] for record in stored.samples if record["status"] not in job.retry}

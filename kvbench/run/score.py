@@ -58,7 +58,7 @@ def _score_runs(arguments: argparse.Namespace) -> None:
     folders = []
     for folder in dict.fromkeys(folder for path in arguments.paths for folder in store.run_folders(path)):
         try:
-            benchmark_of(store.load_run(folder))
+            benchmark_of(store.load_run(folder, any_scoring=True))
             folders.append(folder)
         except ValueError as error:
             log.warning("%s; skipped", error)

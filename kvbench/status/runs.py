@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvbench.store import Status
+from kvbench.store import Manifest, Status
+from kvbench.store.environment import is_mixed
 from kvbench.store.locks import writers
 from kvbench.store.manifest import read_manifest
 from kvbench.store.progress import Progress, judge, recorded_ids
@@ -91,7 +92,15 @@ def look(folder: Path) -> RunState:
     run = RunState(folder, "", progress, last, status.get("error"), status.get("slurm"), hash=manifest["hash"])
     run.shards = {name: writer.state for name, writer in by_shard.items() if name}
     run.state, run.note = _state(run, progress, by_shard)
+    if is_mixed([manifest]):
+        run.note = "; ".join(filter(None, (run.note, _continued(manifest))))
     return run
+
+
+def _continued(manifest: Manifest) -> str:
+    """Return after how many samples a run went on with other versions or on other hardware."""
+    counts = ", ".join(str(entry["recorded"]) for entry in manifest["continued_with"])
+    return f"other versions or hardware after {counts} samples"
 
 
 def _state(run: RunState, progress: Progress, by_shard: Mapping[str, _Writer]) -> tuple[str, str | None]:

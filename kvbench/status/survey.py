@@ -84,10 +84,17 @@ def survey(paths: Sequence[Path]) -> Survey:
 
 
 def _set_copies_apart(result: Survey, states: Mapping[Path, RunState]) -> None:
-    """Move the runs in no plan that are copies of others from `result.others` to `result.copies`."""
+    """Move the runs in no plan that are copies of others from `result.others` to `result.copies`.
+
+    A run that was computed twice is no copy: both have a state.
+    """
     readable = {path: read_manifest(path) for path, run in states.items() if run.hash is not None}
     others = {run.folder for run in result.others}
-    result.copies = {copy: original for copy, original in copies(readable).items() if copy in others}
+    result.copies = {
+        copy: original
+        for copy, original in copies(readable).items()
+        if copy in others and readable[copy]["created"] == readable[original]["created"]
+    }
     result.others = [run for run in result.others if run.folder not in result.copies]
 
 

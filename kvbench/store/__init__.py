@@ -2,7 +2,8 @@
 
     <root>/<benchmark>/<model>/<method>-b<budget>-<hash8>/
         config.yaml     the whole composed configuration, for people; secrets left out
-        manifest.json   what the run is (identity and its hash); written after config.yaml, never changed
+        manifest.json   what the run is (identity and its hash), and what computes it (versions, device, hardware);
+                        written after config.yaml; later only `continued_with` grows, see `kvbench.store.environment`
         samples.jsonl   one record per sample; a line is on disk before `append` returns
         scores.json     only after a re-scoring: new scores by sample id, which replace those of the records
         kept.jsonl      only with save.kept=true: which tokens each head keeps, see `kvbench.store.kept`

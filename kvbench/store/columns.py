@@ -6,8 +6,9 @@ Whatever is unusual in a file (a torn line, an id twice, a value of the wrong ty
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -91,13 +92,15 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def read_columns(files: Sequence[Path]) -> Columns | None:
-    """Return the columns of files of records; None where anything in them is unusual."""
+def read_columns(files: Sequence[Path], scoring: Mapping[str, object] | None = None) -> Columns | None:
+    """Return the columns of files of records; None where anything in them is unusual, such as another `scoring`."""
     import pyarrow as pa
 
     parts = [read_bytes(file) for file in files]
     data = b"".join(parts)
     if not data or any(part and not part.endswith(b"\n") for part in parts):
+        return None
+    if scoring is not None and not _are_scored_by(scoring, data):
         return None
     texts = _SCORES.findall(data)
     joined = b", ".join(texts)
@@ -112,9 +115,19 @@ def read_columns(files: Sequence[Path]) -> Columns | None:
         return None
 
 
+def _are_scored_by(scoring: Mapping[str, object], data: bytes) -> bool:
+    """Return True if all records that name the rule of their scores name this one.
+
+    No text of a record looks like the key, as quotes in a text have a backslash before them.
+    """
+    spaced, dense = json.dumps(scoring), json.dumps(scoring, separators=(",", ":"))
+    forms = (f'"scoring": {spaced}', f'"scoring":{dense}')
+    return data.count(b'"scoring":') == sum(data.count(form.encode()) for form in forms)
+
+
 def _parsed(data: bytes, names: list[str]) -> pa.Table:
     import pyarrow as pa
-    from pyarrow import json
+    from pyarrow import json as arrow_json
 
     number, text = pa.float64(), pa.string()
     schema = pa.schema(
@@ -134,10 +147,10 @@ def _parsed(data: bytes, names: list[str]) -> pa.Table:
             ("timings", pa.struct([(name, number) for name in TIMINGS])),
         ]
     )
-    return json.read_json(
+    return arrow_json.read_json(
         pa.BufferReader(data),
-        read_options=json.ReadOptions(use_threads=False, block_size=max(len(data) + 1, 1 << 16)),
-        parse_options=json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        read_options=arrow_json.ReadOptions(use_threads=False, block_size=max(len(data) + 1, 1 << 16)),
+        parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
     ).combine_chunks()
 
 

@@ -84,6 +84,15 @@ def opening(folder: Path, shard: Shard, wait: bool, timeout: float | None) -> It
         pause = _sleep(pause, deadline)
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from opening a folder in the block. Raises ValueError if one is opening it for too long."""
+    with _gate(folder, time.monotonic() + _OPENING) as is_alone:
+        if not is_alone:
+            raise ValueError(f"{folder}: another process has been opening this run for {_OPENING:g} s")
+        yield
+
+
 def writers(folder: Path) -> list[str] | None:
     """Return the writers at work in a folder now: "" for all samples, "1of4" for a shard; None if that is unknown.
 

@@ -13,6 +13,7 @@ from typing import cast
 
 from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
+from kvbench.store.environment import device_kind
 from kvbench.store.files import DELETE, MOVE, read_json, without_bulk
 from kvbench.store.identity import plain
 from kvbench.store.manifest import read_manifest
@@ -49,6 +50,16 @@ class StoredRun:
         """The progress of the run."""
         return judge(self.status, len(self.samples), self.manifest["num_samples"])
 
+    @property
+    def scored_otherwise(self) -> int:
+        """The number of answers with scores of another rule than the manifest names.
+
+        The rule may change before a run is complete. Then the first answers are scored again, and scores.json has
+        them; without that file, which a user may have deleted, the run has scores of two rules.
+        """
+        scoring = self.manifest["scoring"]
+        return sum(record.get("scoring", scoring) != scoring for record in self.answered)
+
     @cached_property
     def config(self) -> dict[str, object]:
         """The configuration in config.yaml, read when it is asked for. Raises ValueError when it is damaged."""
@@ -56,7 +67,7 @@ class StoredRun:
 
     def rescored(self, scoring: Mapping[str, object], scores: Mapping[str, Mapping[str, float]]) -> StoredRun:
         """Return the run with other scores (sample id → name → score) in its records."""
-        samples = [_with_scores(record, scores.get(record["id"])) for record in self.samples]
+        samples = [_with_scores(record, scores.get(record["id"]), scoring) for record in self.samples]
         manifest = self.manifest.copy()
         manifest["scoring"] = dict(scoring)
         return replace(self, manifest=manifest, samples=samples)
@@ -66,24 +77,24 @@ class StoredRun:
         return replace(self, samples=[without_bulk(record) for record in self.samples])
 
 
-def _with_scores(record: Record, scores: Mapping[str, float] | None) -> Record:
+def _with_scores(record: Record, scores: Mapping[str, float] | None, scoring: Mapping[str, object]) -> Record:
     if scores is None or record["status"] != "ok":
         return record
     changed: AnsweredRecord = record.copy()  # type: ignore[assignment]
-    changed["scores"] = dict(scores)
+    changed["scores"], changed["scoring"] = dict(scores), dict(scoring)
     return changed
 
 
-def load_run(path: str | Path, bulky: bool = True, digest: str | None = None) -> StoredRun:
+def load_run(path: str | Path, bulky: bool = True, digest: str | None = None, any_scoring: bool = False) -> StoredRun:
     """Read one run folder without changing it, also while it is being written.
 
     A torn last line is skipped. Of two records with one id an answer counts before a failure, else the later one.
     Records and statuses of shards are merged. Scores given again later (`write_scores`) replace those recorded,
     together with the manifest's "scoring". `bulky=False` leaves out texts, tokens and kept counts per head. `digest` is
-    the identity hash that the run must have.
+    the identity hash that the run must have. `any_scoring` accepts scores of several rules, for who scores them again.
 
     Raises:
-        ValueError: the folder has no manifest.json, a damaged file, or another run.
+        ValueError: the folder has no manifest.json, a damaged file, another run, or scores of several rules.
     """
     path = Path(path)
     manifest = read_manifest(path, digest)
@@ -94,6 +105,10 @@ def load_run(path: str | Path, bulky: bool = True, digest: str | None = None) ->
     run = StoredRun(path, manifest, status, [by_id[name] for name in sorted(by_id)])
     again = _read_scores(path)
     run = run if again is None else run.rescored(again["scoring"], again["scores"])
+    if run.scored_otherwise and not any_scoring:
+        number = run.scored_otherwise
+        words = f"{number} answer(s) were scored by another rule than the others"
+        raise ValueError(f"{path}: {words}; to score all again: kvbench score {path}")
     if run.answered and not any(manifest["headline"] in record["scores"] for record in run.answered):
         raise ValueError(f"{path}: no record has the headline score {show(manifest['headline'])}; {MOVE}")
     return run
@@ -181,7 +196,7 @@ def load_manifests(
         if benchmark in (None, manifest["label"]["benchmark"]) and wanted(manifest):
             manifests[path] = manifest
     for copy, original in copies(manifests).items():
-        skip(f"{copy}: a copy of the run in {original}")
+        skip(why_skipped(copy, original, manifests))
         del manifests[copy]
     return manifests
 
@@ -192,15 +207,30 @@ def skip(text: str) -> None:
 
 
 def copies(manifests: Mapping[Path, Manifest]) -> dict[Path, Path]:
-    """Return copied run folders with the original of each: the one at its proper place, else the largest."""
-    groups: dict[tuple[str, str], list[Path]] = {}
+    """Return the folders that hold a run once more, with the one that counts: at its proper place, else the largest.
+
+    The same run on another kind of device is another run: its numbers have tables of their own.
+    """
+    groups: dict[tuple[str, str, str], list[Path]] = {}
     for path, manifest in manifests.items():
-        groups.setdefault((manifest["label"]["benchmark"], manifest["hash"]), []).append(path)
+        groups.setdefault(run_key(manifest), []).append(path)
     result: dict[Path, Path] = {}
     for paths in groups.values():
         original, *others = sorted(paths, key=lambda path: (not _is_home(path, manifests[path]), -_size(path), path))
         result |= dict.fromkeys(others, original)
     return result
+
+
+def run_key(manifest: Manifest) -> tuple[str, str, str]:
+    """Return a key that is equal for runs of which a table shows one: the same identity on the same kind of device."""
+    return manifest["label"]["benchmark"], manifest["hash"], device_kind(manifest["device"])
+
+
+def why_skipped(path: Path, original: Path, manifests: Mapping[Path, Manifest]) -> str:
+    """Return why a folder of `copies` is not read: it is a copy, or the run was computed twice."""
+    if manifests[path]["created"] == manifests[original]["created"]:
+        return f"{path}: a copy of the run in {original}"
+    return f"{path}: the run in {original} computed again, of which tables show one; name this folder alone to see it"
 
 
 def _is_home(path: Path, manifest: Manifest) -> bool:

@@ -21,8 +21,8 @@ from kvbench.store import locks
 from kvbench.store.files import as_record, read_lines
 from kvbench.store.identity import identity_hash, plain, scrub, scrub_text, without_paths, without_places
 from kvbench.store.kept import KeptTokens, kept_line
-from kvbench.store.manifest import read_manifest
-from kvbench.store.schema import SCHEMA, STATUSES, Manifest, RecordStatus, RunStatus
+from kvbench.store.manifest import go_on, take_up, write_manifest
+from kvbench.store.schema import SCHEMA, STATUSES, Environment, Manifest, RecordStatus, RunStatus
 from kvbench.store.shards import (
     Shard,
     final_status,
@@ -65,6 +65,7 @@ class Run:
         self,
         path: Path,
         manifest: Manifest,
+        here: Environment,
         lock: locks.Lock,
         shard: Shard,
         retry: Collection[str],
@@ -72,10 +73,11 @@ class Run:
     ) -> None:
         self.path = path
         self.manifest = manifest
+        self._here = here  # what this process records with
         self._lock = lock
         self._shard = shard
         self._info = plain(dict(info), "status")
-        self._settled = False
+        self._settled = self._has_appended = False
         self._done = {name for name, record in merged(sample_files(path)).items() if record["status"] not in retry}
         self._file = path / f"samples{suffix(shard)}.jsonl"
         _, end, torn = read_lines(self._file, as_record)
@@ -94,6 +96,7 @@ class Run:
         num_samples: int,
         versions: Mapping[str, str],
         device: str,
+        hardware: Mapping[str, str | int] | None = None,
         part: Mapping[str, Any] | None = None,
         scoring: Mapping[str, Any] | None = None,
         retry: Collection[str] = (),
@@ -104,8 +107,9 @@ class Run:
     ) -> Run:
         """Create the run's folder below `root`, or continue the run that is there, and set it running.
 
-        `part` says where the run stands in a suite, `scoring` how its answers are scored; neither is part of its
-        identity. A run that is done stays done. `label` names benchmark, model, method and budget (the folder names).
+        `part` says where the run stands in a suite, `scoring` how its answers are scored, `hardware` what computes it:
+        facts with a `name`, which every record repeats. None is part of its identity. A run that is done stays done.
+        `label` names benchmark, model, method and budget (the folder names).
         `retry`: statuses of samples that are to be computed again. `shard` (i, n): other processes may write the
         other shards of n at the same time; which samples it stands for is the caller's choice. `info` is put into
         every status of this opening, e.g. the number of a Slurm job. When another process holds the run: wait
@@ -132,11 +136,13 @@ class Run:
             "scoring": plain(dict(scoring or {}), "scoring"),
             "created": clock.now(),
         }
+        if hardware is not None:
+            manifest["hardware"] = plain(dict(hardware), "hardware")
         check(manifest, Manifest)  # what cannot be read again must not be written
         try:
             path.mkdir(parents=True, exist_ok=True)
             with locks.opening(path, shard, wait, timeout) as lock:
-                run = cls(path, _settle(path, manifest, config), lock, shard, retry, info or {})
+                run = cls(path, _settle(path, manifest, config), manifest, lock, shard, retry, info or {})
                 try:
                     run._begin()
                 except BaseException:
@@ -185,15 +191,27 @@ class Run:
         if not self._lines.is_open:
             raise ValueError(f"{self.path}: the run is closed")
         content = plain(dict(record), sample)
+        if "hardware" in self._here:
+            content["hardware"] = self._here["hardware"]["name"]
         if isinstance(content.get("error"), str):
             content["error"] = without_paths(scrub_text(content["error"]))
         line = json.dumps(as_record(content)).encode() + b"\n"
         try:
-            self._lines.append(line)
+            if self._has_appended:
+                self._lines.append(line)
+            else:
+                self._append_first(line)
         except OSError as error:
             reason = f"{error.strerror}; the sample {sample} is not recorded"
             raise OSError(error.errno, reason, error.filename) from None
         self._done.add(sample)
+
+    def _append_first(self, line: bytes) -> None:
+        """Append the first line of this process. Nobody opens the folder meanwhile, or the manifest could change."""
+        with locks.alone(self.path):
+            self.manifest = go_on(self.path, self._here)
+            self._lines.append(line)
+        self._has_appended = True
 
     def append_kept(self, kept: KeptTokens) -> None:
         """Write which tokens of a sample are kept, see `kvbench.store.kept`. Raises OSError as `append`."""
@@ -256,15 +274,11 @@ class Run:
 def _settle(path: Path, manifest: Manifest, config: Mapping[str, Any] | DictConfig) -> Manifest:
     """Return the manifest on file after checking it; a new folder gets config.yaml, then its manifest."""
     if os.path.lexists(path / "manifest.json"):
-        stored = read_manifest(path, manifest["hash"])
-        if stored["versions"] != manifest["versions"]:
-            was, now = stored["versions"], manifest["versions"]
-            log.warning("%s: begun with versions %s, continued with %s", path, was, now)
-        return stored
+        return take_up(path, manifest)
     if merged(sample_files(path)):
         raise ValueError(f"{path}: has samples but no manifest.json; move the folder away to compute the run again")
     content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     text = yaml.safe_dump(without_places(scrub(content)), sort_keys=False, allow_unicode=True)
     write_atomic(path / "config.yaml", text)
-    write_atomic(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_manifest(path, manifest)
     return manifest

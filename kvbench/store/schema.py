@@ -74,8 +74,23 @@ class SuitePlace(TypedDict):
     samples: NotRequired[Count | None]
 
 
+class Environment(TypedDict):
+    """The conditions that samples are computed under. Earlier versions lack `hardware`, see `kvbench.run.hardware`."""
+
+    versions: dict[str, str]
+    device: str
+    hardware: NotRequired[dict[str, str | int]]
+
+
+class Continuation(Environment):
+    """An environment that a run went on with, and the number of samples recorded before."""
+
+    recorded: Count
+    time: str
+
+
 class Manifest(TypedDict):
-    """The manifest of a run: what the run is. Written once, never changed."""
+    """The manifest of a run: what the run is. Written once; only `continued_with` may grow."""
 
     schema: int
     hash: Digest
@@ -85,6 +100,8 @@ class Manifest(TypedDict):
     num_samples: Positive
     versions: dict[str, str]
     device: str
+    hardware: NotRequired[dict[str, str | int]]
+    continued_with: NotRequired[list[Continuation]]
     part: SuitePlace | None
     scoring: dict[str, object]
     created: str
@@ -111,6 +128,7 @@ class Record(TypedDict):
     meta: dict[str, object]
     context: NotRequired[str]
     device: NotRequired[str]
+    hardware: NotRequired[str]
     time: NotRequired[str]
 
 
@@ -120,6 +138,7 @@ class AnsweredRecord(Record):
     answers: list[str]
     prediction: str
     scores: dict[str, Number]
+    scoring: NotRequired[dict[str, object]]
     span: Positive
     kept_mean: Amount
     kv_bytes: Count

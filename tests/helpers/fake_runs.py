@@ -144,7 +144,8 @@ def store_run(root: Path, run: FakeRun, samples: int | None = None) -> None:
     """Write a run, or its first samples, as the runner does."""
     manifest = run.manifest
     with store.Run.open(
-        root, label=manifest["label"], identity=manifest["identity"], config={}, versions={"kvbench": "0.1.0"},
+        root, label=manifest["label"], identity=manifest["identity"], config={},
+        versions=manifest.get("versions", {"kvbench": "0.1.0"}), hardware=manifest.get("hardware"),
         headline=manifest["headline"], num_samples=manifest["num_samples"], device=manifest["device"],
         part=manifest.get("part"), scoring=manifest.get("scoring"),
     ) as stored:  # fmt: skip

@@ -242,3 +242,25 @@ def test_the_benchmark_chooses_a_suite(runs: Path, tmp_path: Path) -> None:
     assert export(runs, "parquet", tmp_path / "out", "longbench").startswith("1 runs with 8 samples")
     assert OPEN["label"]["benchmark"] == "needle"
     assert export(runs, "parquet", tmp_path / "out", "needle").startswith("3 runs with 21 samples")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_run_on_two_kinds_of_device_is_exported_twice(form: str, tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        run = make_run("snapkv", "0.2", 1.0, device=device)
+        run.manifest["hardware"] = {"name": f"A {device} of some kind"}
+        store_run(tmp_path / "runs" / device, run)
+    files = write(tmp_path / "runs", form, tmp_path / "out")
+    if form == "parquet":
+        import pyarrow.parquet as parquet
+
+        tables = {name: parquet.read_table(tmp_path / "out" / f"{name}.parquet") for name in ("samples", "runs")}
+        rows = {name: table.to_pylist() for name, table in tables.items()}
+        assert [row["device_kind"] for row in rows["runs"]] == ["cpu", "cuda"]
+        assert json.loads(rows["runs"][1]["hardware"]) == {"name": "A cuda of some kind"}
+        joined = {(row["run"], row["device_kind"], row["hardware"]) for row in rows["samples"]}
+        assert len(joined) == 2 and {name for *_, name in joined} == {"A cpu of some kind", "A cuda of some kind"}
+        return
+    texts = [content.decode() for name, content in files.items() if name.endswith(".json")]
+    told = [sum(f"A {device} of some kind" in text for text in texts) for device in ("cpu", "cuda")]
+    assert len(texts) == 2 and told == [1, 1]

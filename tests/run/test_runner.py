@@ -172,3 +172,4 @@ def test_changed_code_does_not_pass_as_the_recorded_code(jobs: Jobs, caplog: pyt
     with caplog.at_level("INFO"):
         runner.run_jobs(jobs(SNAP))
     assert "recorded with another version of code, method" in caplog.text
+    assert f"move {outcome.folder} away or choose another paths.outputs" in caplog.text

@@ -132,7 +132,7 @@ def test_reopening_keeps_config_and_manifest(tmp_path: Path, caplog: pytest.LogC
     again = open_run(tmp_path, config={"budget": 0.2, "batch": 4}, versions={"kvbench": "0.2.0"}, device="cuda")
     assert again.path == run.path and again.done_ids() == {"a"}
     assert before == {name: (run.path / name).read_bytes() for name in before}
-    assert "begun with versions {'kvbench': '0.1.0'}" in caplog.text
+    assert "1 sample(s) were recorded with something else (kvbench 0.1.0 → 0.2.0, device cpu → cuda)" in caplog.text
     with pytest.raises(ValueError, match="the sample a is already recorded"):
         again.append(record("a"))
     again.close()

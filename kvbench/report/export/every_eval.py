@@ -18,6 +18,8 @@ from typing import cast
 from kvbench.common.files import replacing, write_atomic
 from kvbench.report.export.common import Written, clean, hub_name, mean, metrics_of, model_id, read_runs, strings
 from kvbench.store import AnsweredRecord, StoredRun
+from kvbench.store.environment import hardware_of
+from kvbench.store.read import run_key
 
 SCHEMA_VERSION = "0.3.0"
 Tree = dict[str, object]
@@ -64,6 +66,8 @@ def _write_run(run: StoredRun, out: Path) -> int:
 def _names(run: StoredRun) -> dict[str, str]:
     """Return the names of a run in the datastore."""
     label, part, identifier = run.manifest["label"], run.manifest["part"], model_id(run)
+    benchmark, digest, device = run_key(run.manifest)
+    variant = f"{label['method']}-b{label['budget']}-{digest}-{clean(device)}"
     developer, _, model = identifier.partition("/")
     return {
         "collection": part["suite"] if part else label["benchmark"],
@@ -71,7 +75,7 @@ def _names(run: StoredRun) -> dict[str, str]:
         "model": model,
         "id": identifier,
         "availability": "open_weights" if hub_name(run) else "unknown",
-        "evaluation": f"{label['benchmark']}/{identifier}/{label['method']}-b{label['budget']}-{run.manifest['hash']}",
+        "evaluation": f"{benchmark}/{identifier}/{variant}",
     }
 
 
@@ -83,7 +87,7 @@ def _component(name: str) -> str:
 
 def _uuid(run: StoredRun) -> str:
     """Return an id in the form of a random UUID, which depends on the run alone: exporting again replaces the file."""
-    key = f"{run.manifest['label']['benchmark']}/{run.manifest['hash']}"
+    key = clean("/".join(run_key(run.manifest)))
     return str(uuid.UUID(bytes=hashlib.sha256(key.encode()).digest()[:16], version=4))
 
 
@@ -174,6 +178,8 @@ def _compression(run: StoredRun) -> Tree:
         "backend": identity["backend"],
         "seed": identity["seed"],
         "device": run.manifest["device"],
+        "hardware": "; ".join(hardware_of([run.manifest])) or None,
+        "continued_with": run.manifest.get("continued_with"),
     }
 
 

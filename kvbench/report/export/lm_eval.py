@@ -16,6 +16,7 @@ from typing import cast
 from kvbench.common.files import replacing, write_atomic
 from kvbench.report.export.common import Written, clean, json_text, mean, metrics_of, model_id, read_runs
 from kvbench.store import AnsweredRecord, Manifest, Record, StoredRun, load_manifest
+from kvbench.store.environment import hardware_of
 
 Tree = dict[str, object]
 _DIGITS = 8
@@ -127,7 +128,12 @@ def _task(run: StoredRun, task: str) -> Tree:
             "output_type": "generate_until",
             "generation_kwargs": {"temperature": 0.0, "do_sample": False},
             "metric_list": [{"metric": metric, "higher_is_better": True} for metric in metrics],
-            "metadata": {"version": version, "protocol": manifest["identity"]["protocol"], "run": manifest["hash"]},
+            "metadata": {
+                "version": version,
+                "protocol": manifest["identity"]["protocol"],
+                "run": manifest["hash"],
+                "hardware": clean("; ".join(hardware_of([manifest]))) or None,
+            },
         },
         "versions": version,
         "n-shot": 0,

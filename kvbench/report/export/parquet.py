@@ -30,10 +30,10 @@ configs:
 
 # Results of kvbench
 
-`samples.parquet` has one row per sample, `runs.parquet` one row per run; the column `run` joins them. Load them with
-`datasets.load_dataset(FOLDER, "samples")` and `datasets.load_dataset(FOLDER, "runs")`. Scores are in [0, 1], times in
-seconds, sizes in bytes. `score` is the score that `headline` names. The columns meta, scores, identity, scoring,
-versions and more hold JSON.
+`samples.parquet` has one row per sample, `runs.parquet` one row per run; the columns `run` and `device_kind` join
+them. Load them with `datasets.load_dataset(FOLDER, "samples")` and `datasets.load_dataset(FOLDER, "runs")`. Scores are
+in [0, 1], times in seconds, sizes in bytes. `score` is the score that `headline` names. The columns meta, scores,
+identity, scoring, versions, hardware, continued_with and more hold JSON.
 """
 
 

@@ -7,6 +7,7 @@ from typing import cast
 
 from kvbench.report.export.common import clean, json_text
 from kvbench.store import StoredRun
+from kvbench.store.environment import device_kind
 
 _LARGEST = 2**63
 Row = dict[str, object]
@@ -52,10 +53,11 @@ READ: dict[str, Callable[[object], object]] = {
 SHARED = {
     "run": "text", "benchmark": "text", "suite": "text", "dataset": "text", "category": "text", "model": "text",
     "method": "text", "budget": "text", "seed": "integer", "dtype": "text", "backend": "text", "headline": "text",
+    "device_kind": "text",
 }  # fmt: skip
 RUN = SHARED | {
     "status": "text", "num_samples": "integer", "num_recorded": "integer", "device": "text", "created": "text",
-    "identity": "json", "scoring": "json", "versions": "json",
+    "identity": "json", "scoring": "json", "versions": "json", "hardware": "json", "continued_with": "json",
 }  # fmt: skip
 # Keys of a record (kvbench/run/record.py). What is not listed, or has another type, is in the column `more`.
 _RECORD = {
@@ -64,7 +66,8 @@ _RECORD = {
     "finish_reason": "text", "budget_tokens": "number", "budget_bytes": "integer", "promise": "text", "kept": "lists",
     "kept_mean": "number", "kept_max_decode": "integer", "read_max": "integer", "read_mean": "number",
     "held_bytes": "integer", "kv_bytes": "integer", "kv_bytes_full": "integer", "slack_bytes": "integer",
-    "rows": "integer", "kernel": "text", "decode_step": "text", "fallback": "text", "device": "text", "time": "text",
+    "rows": "integer", "kernel": "text", "decode_step": "text", "fallback": "text", "device": "text",
+    "hardware": "text", "time": "text",
 }  # fmt: skip
 _TIMINGS = {"prefill_s": "number", "compress_s": "number", "ttft_s": "number", "tpot_s": "number"}
 SAMPLE = SHARED | {"score": "number", "scores": "json"} | _RECORD | _TIMINGS | {"more": "json"}
@@ -82,6 +85,8 @@ def run_row(run: StoredRun) -> Row:
         "identity": manifest["identity"],
         "scoring": manifest["scoring"],
         "versions": manifest["versions"],
+        "hardware": manifest.get("hardware", {}),
+        "continued_with": manifest.get("continued_with", []),
     }
     return {name: READ[kind](row[name]) for name, kind in RUN.items()}
 
@@ -98,6 +103,7 @@ def _shared(run: StoredRun) -> Row:
         "dtype": identity["dtype"],
         "backend": identity["backend"],
         "headline": run.manifest["headline"],
+        "device_kind": device_kind(run.manifest["device"]),
     }
 
 

@@ -24,7 +24,7 @@ from kvbench.report.figures.palette import check_palette
 from kvbench.report.figures.points import Points
 from kvbench.report.figures.shown import Shown
 from kvbench.report.figures.tradeoff import tradeoff
-from kvbench.report.measured import mean_score
+from kvbench.report.measured import hardware, mean_score
 from kvbench.report.runs import budget_order, budget_words, is_full_cache
 from kvbench.store import RunNumbers, load_run, read_kept
 
@@ -78,6 +78,8 @@ def _tradeoff(shown: Shown) -> list[Path]:
 
 def _bars(shown: Shown) -> list[Path]:
     points, details = _best_points(shown, "bars of time and memory")
+    if len({hardware([run]) for run in shown.numbers}) > 1:
+        details = f"{details}; times of different hardware do not compare"
     return bars(points, shown.heading, details, shown.folder / "costs.png")
 
 

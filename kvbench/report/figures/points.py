@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvbench.common.text import one_line
 from kvbench.report.difference import stratified_mean
-from kvbench.report.measured import count, mean_of, mean_share, mebibytes, score_names
+from kvbench.report.measured import count, mean_share, mebibytes, score_names, time_of
 from kvbench.report.paired import Matrix, matrix
 from kvbench.report.runs import Run, budget_order, check_metric, is_full_cache, names, order
 from kvbench.report.suite import SuiteTable
@@ -129,7 +129,7 @@ def _point(runs: Sequence[RunNumbers], scores: Sequence[Matrix], method: str) ->
         kept_share=mean_share(runs, "kept_mean", "span") or 0.0,
         kv_share=mean_share(runs, "kv_bytes", "kv_bytes_full") or 0.0,
         kv_mib=mebibytes(runs) or 0.0,
-        seconds={key: value for key in TIMES if (value := mean_of(runs, key)) is not None},
+        seconds={key: value for key in TIMES if (value := time_of(runs, key)) is not None},
     )
 
 

@@ -14,6 +14,7 @@ from kvbench.common.text import one_line
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import Content, HistoryRow, Table, Value
 from kvbench.store import AnsweredRecord, Record, StoredRun
+from kvbench.store.environment import hardware_of
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def config(entry: Entry, runs: Sequence[StoredRun]) -> dict[str, object]:
         "dtype": identity["dtype"],
         "backend": identity["backend"],
         "device": manifest["device"],
+        "hardware": "; ".join(hardware_of(run.manifest for run in runs)) or None,
+        "continued_with": [dict(more) for run in runs for more in run.manifest.get("continued_with", [])],
         "hash": entry.key,
         "versions": dict(manifest["versions"]),
         "identity": dict(identity),

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -79,12 +80,13 @@ class Follower:
         """Write what is new since the last look."""
         for entry in self.entries():
             mark = stamp(entry.folders, None)
-            if self._stamps.get(entry.key) == mark:
+            if self._stamps.get(entry.name) == mark:
                 continue
-            self._stamps[entry.key] = mark
+            self._stamps[entry.name] = mark
             runs = entry.runs()
             for sink in self.sinks:
-                self._attempt(sink, entry.name, entry.id, partial(self._update, sink, entry, runs))
+                own = _known(entry, sink)
+                self._attempt(sink, own.name, own.id, partial(self._update, sink, own, runs))
         for sweep in self._sweeps_to_show():
             row = self._progress(sweep)
             for sink in self.sinks if row is not None else ():
@@ -109,8 +111,9 @@ class Follower:
         entries = self.entries(whole=True)
         for number, entry in enumerate(entries, start=1):
             for sink in self.sinks:
-                self._attempt(sink, entry.name, entry.id, partial(self._finish, sink, entry, left))
-                self._drop(sink, entry.id)
+                own = _known(entry, sink)
+                self._attempt(sink, own.name, own.id, partial(self._finish, sink, own, left))
+                self._drop(sink, own.id)
             self._send(written=number, of=len(entries))
         if left:
             time.sleep(_AGAIN)
@@ -210,7 +213,7 @@ class Follower:
         """Return the entries of a sweep, and what the sink has of each."""
         self._read(sweep.folders)
         known = {folder: self._manifests[folder] for folder in sweep.folders if folder in self._manifests}
-        entries = entries_of(known, dict.fromkeys(sweep.folders, sweep.group))
+        entries = [_known(entry, sink) for entry in entries_of(known, dict.fromkeys(sweep.folders, sweep.group))]
         return [(entry, read_ledger(sink.place(entry.id))) for entry in entries]
 
     def _share(self, sink: Sink, sweep: Sweep) -> None:
@@ -232,3 +235,12 @@ class Follower:
         counts = {key: value for key, value in shown.summary.items() if isinstance(value, int)}
         row = HistoryRow(counts["recorded"], None, {key: float(value) for key, value in counts.items()})
         writing.finish(sweeps.about(sweep, sink.tags, sink.group), [row], shown, mark)
+
+
+def _known(entry: Entry, sink: Sink) -> Entry:
+    """Return an entry with the id under which a sink has it already: earlier versions left out the kind of device."""
+    before = read_ledger(sink.place(entry.former_id))
+    if not before.id:
+        return entry
+    is_ours = before.device in ("", entry.device)
+    return replace(entry, id=entry.former_id if is_ours else f"{entry.former_id}-{entry.device}")

@@ -2,7 +2,7 @@
 
 <outputs>/<logger>/kvbench/<project>/<id>/
     entry.json      {"stamp", "id", "complete", "online", "folder", "sent", "group", "summary", "shown",
-                    "entity", "server"}
+                     "entity", "server", "device"}
     lock            held by the process that writes the entry, released when it dies
     media/          predictions and pictures, as they were handed to the logger
 """
@@ -33,6 +33,7 @@ class Ledger:
     Attributes:
         stamp: of the run folders as they were when it was written, see `stamp`.
         id: the id of the run in the logger.
+        device: the kind of device of the entry; "" in notes of earlier versions, which had one entry for all kinds.
         complete: False while it is being written.
         online: True if it went to a server; then there is no folder to send.
         folder: the name of the logger's own folder, "" if it has none.
@@ -55,6 +56,7 @@ class Ledger:
     shown: list[str] = field(default_factory=list)
     entity: str | None = None
     server: str | None = None
+    device: str = ""
 
 
 def read_ledger(place: Path) -> Ledger:

@@ -15,7 +15,7 @@ Rows = Sequence[Sequence[Value]]
 
 @dataclass(frozen=True)
 class About:
-    """The head of an entry: `job_type` is "benchmark", or "sweep" for that of a sweep."""
+    """The head of an entry: `job_type` is "benchmark", or "sweep" for that of a sweep, which has no `device`."""
 
     id: str
     name: str
@@ -23,6 +23,7 @@ class About:
     job_type: str
     tags: Sequence[str]
     config: Mapping[str, object]
+    device: str = ""
 
 
 @dataclass(frozen=True)

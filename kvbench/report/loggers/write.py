@@ -38,7 +38,7 @@ class Writing:
         if self.open is None:
             write_ledger(self.place, replace(self.before, complete=False))
             self.open = self.sink.open(about, self.before)
-            write_ledger(self.place, replace(self.open.ledger(), complete=False))
+            write_ledger(self.place, replace(self.open.ledger(), complete=False, device=about.device))
         done = self.open.step
         self.open.log([row for row in rows if row.step > done])
 
@@ -47,7 +47,8 @@ class Writing:
         self.log(about, rows)
         assert self.open is not None, "log opens it"
         self.open.finish(shown)
-        ledger = replace(self.open.ledger(), stamp=mark, complete=True, group=about.group, summary=dict(shown.summary))
+        ledger = replace(self.open.ledger(), stamp=mark, complete=True, group=about.group, device=about.device)
+        ledger.summary = dict(shown.summary)
         write_ledger(self.place, ledger)
         self.open, self.before = None, ledger
         return ledger
@@ -66,7 +67,8 @@ class Writing:
 def about(entry: Entry, runs: Sequence[StoredRun], sink: Sink, id: str) -> About:
     """Return how an entry is announced to a sink."""
     tags = list(dict.fromkeys([*entry.tags, *sink.tags]))
-    return About(id, entry.name, sink.group or entry.group, "benchmark", tags, content.config(entry, runs))
+    config = content.config(entry, runs)
+    return About(id, entry.name, sink.group or entry.group, "benchmark", tags, config, entry.device)
 
 
 def mark_of(entry: Entry, sink: Sink) -> str:

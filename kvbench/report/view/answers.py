@@ -165,6 +165,8 @@ def _details(run: StoredRun) -> dict[str, object]:
         "backend": identity["backend"],
         "method": identity["method"],
         "versions": run.manifest["versions"],
+        "hardware": run.manifest.get("hardware", {}),
+        "continuedWith": run.manifest.get("continued_with", []),
         "layers": _layers(run),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from kvbench.report.loggers.follower import Follower
 from kvbench.report.loggers.ledger import Ledger, locked
 from kvbench.report.loggers.order import Order
 from kvbench.report.loggers.sinks import About, Content, HistoryRow, Overview
-from kvbench.store import run_folders
-from tests.helpers.fake_runs import FakeRun, make_run, make_suite, store_run
+from kvbench.store import load_run, run_folders
+from tests.helpers.fake_runs import FakeRun, make_part, make_run, make_suite, store_run
 from tests.helpers.logged_stores import needle_runs, order, suite_runs, write_store
 
 
@@ -196,3 +197,64 @@ def test_a_picture_that_cannot_be_drawn_costs_no_rows(outputs: Path, monkeypatch
     sink = MemorySink(outputs / "wandb")
     follower(outputs, sink).finish()
     assert len(sink.finished) == 5
+
+
+GPU = {"name": "GPU A", "gpus": 1}
+
+
+def on(device: str, run: FakeRun, hardware: dict | None = GPU) -> FakeRun:
+    run.manifest["device"] = device
+    if hardware is not None:
+        run.manifest["hardware"] = hardware
+    return run
+
+
+def test_the_same_configuration_on_two_devices_is_two_entries(tmp_path: Path) -> None:
+    """Also from two stores into one project: the id holds the kind of device."""
+    for device in ("cpu", "cuda:1"):
+        store_run(tmp_path / device / "runs", on(device, make_run("snapkv", "0.2", 1.0)))
+    sinks = {name: MemorySink(tmp_path / name / "wandb") for name in ("cpu", "cuda:1")}
+    for name, sink in sinks.items():
+        follower(tmp_path / name, sink).finish()
+    opened = [about for sink in sinks.values() for about in sink.opened]
+    digest = load_run(run_folders(tmp_path)[0]).manifest["hash"][:16]
+    assert [about.id for about in opened] == [f"{digest}-cpu", f"{digest}-cuda"]
+    assert len({about.name for about in opened}) == 2
+    assert {about.config["hardware"] for about in opened} == {"GPU A"}
+
+    both = MemorySink(tmp_path / "wandb")
+    follower(tmp_path, both).finish()
+    assert set(both.finished) == {f"{digest}-cpu", f"{digest}-cuda"}
+    follower(tmp_path, both).finish()
+    assert len(both.opened) == 2
+
+
+def test_entries_of_earlier_versions_keep_their_id(tmp_path: Path) -> None:
+    """Runs of an earlier version do not tell their hardware; those that it has logged are not logged a second time."""
+    store_run(tmp_path / "runs", on("cuda", make_run("snapkv", "0.2", 1.0), hardware=None))
+    old, *new = [make_part("snapkv", "0.2", name, 0.5) for name in ("qasper", "hotpotqa")]
+    store_run(tmp_path / "runs", on("cuda", old, hardware=None))
+    sink = MemorySink(tmp_path / "wandb")
+    follower(tmp_path, sink).finish()
+    former = sorted(sink.finished)
+    assert len(former) == 2 and all(len(id) == 16 for id in former)
+    for file in (tmp_path / "wandb").rglob("entry.json"):  # as an earlier version wrote it
+        content = json.loads(file.read_text())
+        assert content.pop("device") == "cuda"
+        file.write_text(json.dumps(content))
+    follower(tmp_path, sink).finish()
+    assert len(sink.opened) == 2, "an upgrade writes nothing again"
+
+    for run in new:  # the suite goes on with this version
+        store_run(tmp_path / "runs", on("cuda", run))
+    follower(tmp_path, sink).finish()
+    assert sorted(sink.finished) == former and [about.id for about in sink.opened].count(sink.opened[2].id) == 2
+
+
+def test_an_entry_of_another_device_does_not_take_the_id_of_an_earlier_one(tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        store_run(tmp_path / device / "runs", on(device, make_run("snapkv", "0.2", 1.0), hardware=None))
+    sink = MemorySink(tmp_path / "wandb")
+    for _ in range(2):
+        follower(tmp_path, sink).finish()
+    assert len(sink.opened) == len(sink.finished) == 2

@@ -47,6 +47,8 @@ function variantFacts(row) {
     ["KV bytes", `${number(row.kvMiB, 2)} MiB, ${percent(row.kvShare)}`],
     isNumber(row.ttft) && ["TTFT", seconds(row.ttft), "The mean over samples. Rows that share a prefill share its time."],
     isNumber(row.tpot) && ["TPOT", seconds(row.tpot), "The mean over samples, in the batch that the row ran in"],
+    row.hardware && ["hardware", row.hardware],
+    row.method.endsWith("†") && ["†", "not all samples were computed with the same versions and hardware"],
     row.status && row.status !== "done" && ["status", row.status],
     ...Object.entries(row.others).map(([name, score]) => [name, number(score)]),
   ].filter(Boolean);
@@ -78,5 +80,5 @@ function keptPart(content) {
 
 function settingsPart(row, content) {
   const lines = [["run folder", content.path], ["identity", content.hash], ["seed", content.seed], ["backend", content.backend]];
-  return h("section", { class: "card" }, h("h2", {}, "Settings"), h("dl", { class: "lines" }, lines.map(([key, value]) => [h("dt", {}, key), h("dd", {}, h("code", {}, value))])), h("details", {}, h("summary", {}, "Dials and parts"), h("pre", {}, JSON.stringify(content.method, null, 2))), h("details", {}, h("summary", {}, "Versions"), h("pre", {}, JSON.stringify(content.versions, null, 2))));
+  return h("section", { class: "card" }, h("h2", {}, "Settings"), h("dl", { class: "lines" }, lines.map(([key, value]) => [h("dt", {}, key), h("dd", {}, h("code", {}, value))])), h("details", {}, h("summary", {}, "Dials and parts"), h("pre", {}, JSON.stringify(content.method, null, 2))), h("details", {}, h("summary", {}, "Versions and hardware"), h("pre", {}, JSON.stringify({ versions: content.versions, hardware: content.hardware, continued_with: content.continuedWith }, null, 2))));
 }
