@@ -53,7 +53,7 @@ IMPORTED = imported(*PACKAGES)
 
 def test_what_is_imported_is_declared() -> None:
     optional = set(IMPORTED) - DECLARED
-    assert optional <= {"pyarrow", "submitit", "trackio", "wandb", "wandb-workspaces"}, "not in pyproject.toml"
+    assert optional <= {"submitit", "trackio", "wandb", "wandb-workspaces"}, "not in pyproject.toml"
     assert not any(IMPORTED[name] for name in optional), "an optional package is imported inside functions alone"
 
 
@@ -66,7 +66,7 @@ def test_heavy_packages_for_one_option_are_imported_when_it_is_used() -> None:
 
 
 def test_the_extras_for_development_hold_what_the_tests_need() -> None:
-    installed = extra("dev") | extra("export") | extra("parity") | extra("slurm") | extra("trackio") | extra("wandb")
+    installed = extra("dev") | extra("parity") | extra("slurm") | extra("trackio") | extra("wandb")
     assert set(imported("tests")) - DECLARED - installed == set()
     assert installed - set(imported("tests")) - set(IMPORTED) == BY_TOOLS
 

@@ -22,6 +22,11 @@ _EPILOG = """\
 The kernels are also compiled when they are first needed. They are kept in the folder `kernels` of KVBENCH_CACHE
 (~/.cache/kvbench), and compiled again when a source, a compiler or a setting changes, or a file is damaged.
 
+examples:
+  kvbench kernels list
+  kvbench kernels build --cpu
+  kvbench kernels check --op ragged_decode
+
 exit status: 0 if all is well, 1 if a check or the compilation failed, 2 for a mistake or if something is missing.
 """
 

@@ -211,6 +211,24 @@ def benchmarks_of(configured: Benchmark | Suite, model: ModelFacts) -> Sequence[
     return [configured]
 
 
+def build(node: Any) -> Benchmark | Suite:
+    """Return the benchmark or suite that a checked node `benchmark` describes.
+
+    Raises:
+        ValueError: the benchmark refuses a setting.
+    """
+    import hydra
+    from hydra.errors import InstantiationException
+
+    try:
+        configured: Benchmark | Suite = hydra.utils.instantiate(node)
+    except InstantiationException as error:  # the message inside says which setting is wrong
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+    return configured
+
+
 def choice(name: str, value: Any, known: Iterable[str]) -> None:
     """Raise ValueError, with the nearest name, for a value of benchmark.<name> that is not in `known`."""
     names = list(known)

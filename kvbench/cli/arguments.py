@@ -38,7 +38,7 @@ class Arguments:
     @property
     def composes(self) -> bool:
         """Return True if Hydra will compose the configuration: for a run, a sweep, or to print it."""
-        return not {"--help", "--hydra-help", "--shell-completion"} & set(self.flags)
+        return not {"--hydra-help", "--shell-completion"} & set(self.flags)
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if len(modes) > 1:
         raise ValueError(f"{' and '.join('--' + name.replace('_', '-') for name in modes)}: choose one of them")
     for name in ("resolve", "package"):
-        if options[name] and not options["cfg"] and not (name == "resolve" and options["help"]):
+        if options[name] and not options["cfg"]:
             raise ValueError(f"--{name}: says how --cfg prints the configuration; add --cfg job")
     flags = []
     for name, value in options.items():
@@ -92,7 +92,7 @@ def _long(match: re.Match[str]) -> str:
 
 def shell_command(argv: Sequence[str]) -> str:
     """Return what a user types to issue these arguments again."""
-    return shlex.join(["python", "-m", "kvbench", *argv])
+    return shlex.join(["python", "-m", "kvbench", *(argv or ["run"])])  # without arguments kvbench prints its overview
 
 
 def check_package(cfg: DictConfig, arguments: Arguments) -> None:

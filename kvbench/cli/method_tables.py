@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +128,10 @@ def _default(value: str) -> str:
 Columns = Mapping[str, Callable[[Description], str]]
 
 
-def _dials(known: Description) -> str:
-    return ", ".join(f"{dial.name}={dial.default}" for dial in known.dials)
-
-
-def _parts(known: Description) -> str:
-    return ", ".join(f"{part} {name}" for part, name in known.parts.items())
+def _short_gist(known: Description) -> str:
+    """Return the gist without the name that it begins with, cut at a word to fit a column of the terminal."""
+    text = re.sub(r"^[\w-]+: ", "", known.gist)
+    return textwrap.shorten(text, _GIST, placeholder=" …")
 
 
 def _linked(paper: str) -> str:
@@ -144,27 +143,27 @@ def _code_link(known: Description) -> str:
     return _REPOSITORY.sub(r"[\1 \2](https://github.com/\1/tree/\2)", known.code)
 
 
+_BUDGETS = {"tokens kept, or bytes": "kept", "tokens read": "read", "none, or bytes": "bytes", "none": "none"}
+_GIST = 58  # characters
 _TERMINAL: Columns = {
     "method": lambda known: known.name,
+    "what it does": _short_gist,
     "acts": lambda known: known.acts,
-    "budget": lambda known: known.budget,
-    "storage": lambda known: known.storage,
-    "paper": lambda known: known.paper,
-    "reference": lambda known: known.code,
-    "parts": _parts,
+    "budget": lambda known: _BUDGETS[known.budget],
+    "paper": lambda known: _cited(known.paper).removeprefix("arXiv ").removeprefix("OpenReview "),
 }
 _SHORT: Columns = {
     "`method=`": lambda known: f"`{known.name}`",
     "what it does": lambda known: known.gist,
-    "acts": _TERMINAL["acts"],
-    "budget": _TERMINAL["budget"],
+    "acts": lambda known: known.acts,
+    "budget": lambda known: known.budget,
     "paper": lambda known: _linked(_cited(known.paper) or _cited(known.summary)),
 }
 _FULL: Columns = {
     "method": lambda known: f"[`{known.name}`](#{known.name})",
-    "acts": _TERMINAL["acts"],
-    "budget": _TERMINAL["budget"],
-    "storage": _TERMINAL["storage"],
+    "acts": lambda known: known.acts,
+    "budget": lambda known: known.budget,
+    "storage": lambda known: known.storage,
     "paper": lambda known: _linked(known.paper),
     "reference": _code_link,
     "equal to it": lambda known: known.equal,
@@ -172,12 +171,11 @@ _FULL: Columns = {
 
 
 def terminal(methods: Sequence[Description]) -> str:
-    """Return the table of methods for a terminal."""
+    """Return the table of methods for a terminal: a line for each."""
     from tabulate import tabulate
 
     rows = [[column(known) for column in _TERMINAL.values()] for known in methods]
-    widths = [None, None, None, None, 20, 26, 34]
-    return str(tabulate(rows, list(_TERMINAL), maxcolwidths=widths, disable_numparse=True))
+    return str(tabulate(rows, list(_TERMINAL), disable_numparse=True))
 
 
 def short_table(methods: Sequence[Description]) -> str:

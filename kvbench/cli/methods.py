@@ -12,21 +12,20 @@ from kvbench.common.command import Parser, command
 from kvbench.config import options
 
 _EPILOG = """\
-columns: `acts` is when the method changes the cache: at the prefill, at decode steps, or both. `budget` is what a
-budget counts: tokens kept (or bytes, as in budget=0.25B), or tokens read per decode step; none: the method takes no
-budget; "none, or bytes": it keeps every token, and bytes choose how they are stored. `storage` is the form in which
-keys and values are held. `reference` is the code that the method was compared with.
+`acts`: at the prefill, at decode steps, or at both. `budget`: it counts tokens `kept` (or bytes, as in
+budget=0.25B), or tokens `read` by a decode step. `bytes`: every token stays, and bytes choose how they are stored.
+`none`: the method takes no budget. `paper` is an id of arXiv, or of OpenReview if it has letters.
 
 examples:
-  kvbench methods snapkv h2o_decode        their parts and dials
-  kvbench methods ada_snapkv+kivi          those of a combination
+  kvbench methods snapkv h2o_decode        all that is known of them: parts, dials, the code they were compared with
+  kvbench methods ada_snapkv+kivi          the same of a combination
   kvbench methods --json
 """
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table of all methods, or all that is known about those named. Returns the exit code."""
+    """Print a line for each method, or all that is known about those named. Returns the exit code."""
     parser = Parser(
         prog="kvbench methods",
         description="List the methods, or describe those that are named.",
@@ -54,5 +53,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n\n".join(method.text() for method in known))
     else:
         print(terminal(known))
-        print("\nOne method with its parts and the meaning of its dials: kvbench methods NAME")
+        print("\nIn full, with parts, dials and storage, and the code that it was compared with: kvbench methods NAME")
     return 0

@@ -1,6 +1,6 @@
 """`kvbench run method=ada_pyramidkv budget=128`: compose, check, compute; a mistake of the user is one line.
 
-Nothing heavy is imported before Hydra has answered `--help`, `--cfg` and tab completion.
+Nothing heavy is imported before `--help`, `--cfg` and tab completion have been answered.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kvbench.cli.arguments import check_mode, check_package, parse, shell_command
+from kvbench.cli.run_help import run_help
 from kvbench.cli.signals import Preempted, preemptible
 from kvbench.common.command import WANTS_TRACEBACK, command, is_mistake, message_of, say
 from kvbench.common.files import TOO_MANY, too_many_files
@@ -66,6 +67,9 @@ def _compute(cfg: DictConfig) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or sweep as the arguments say. Returns the exit code, see `kvbench.common.command`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    if "--help" in arguments.flags:
+        print(run_help())
+        return 0
     if sys.flags.optimize > 1:
         raise ValueError("PYTHONOPTIMIZE=2: transformers reads docstrings, which Python leaves out; unset it, or use 1")
     logging.raiseExceptions = WANTS_TRACEBACK  # a log file on a full disk: what matters is on the console, too

@@ -25,7 +25,7 @@ class Verb:
 
 
 VERBS = {
-    "run": Verb("kvbench.cli.run:main", "compute one run, or a sweep with -m (the default: the word may be left out)"),
+    "run": Verb("kvbench.cli.run:main", "compute one run, or a sweep with -m; the word may be left out"),
     "report": Verb("kvbench.report.__main__:main", "print tables of stored runs, write tables and figures"),
     "view": Verb("kvbench.report.view.__main__:main", "write one HTML file to look at runs and their answers"),
     "export": Verb("kvbench.report.export.__main__:main", "write stored runs as parquet, Every Eval Ever or lm-eval"),
@@ -39,14 +39,25 @@ VERBS = {
     "layers": Verb("kvbench.run.layers.command:main", "calibrate drop ratios of layers, for method=prefixkv_offline"),
     "heads": Verb("kvbench.run.heads.command:main", "score the attention heads of a model, for method=headkv"),
     "kernels": Verb("kvbench_kernels.__main__:main", "build, list and check the kernels"),
-    "methods": Verb("kvbench.cli.methods:main", "list the methods with their parts and dials"),
+    "methods": Verb("kvbench.cli.methods:main", "list the methods; with names, their parts and dials"),
 }
 _WORD = re.compile(r"[A-Za-z][\w-]*")
+_EXAMPLES = """\
+examples:
+  kvbench method=snapkv budget=128                           one run: SmolLM2-135M on the needle test
+  kvbench -m method=snapkv,ada_snapkv budget=64,128,0.2      a sweep, which shares its prefills
+  kvbench report outputs/runs                                the tables of what is stored
+  kvbench methods snapkv                                     a method and its dials
+
+kvbench run --help: all that can be chosen and set. `python -m kvbench` is the same command."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb that the arguments begin with, or `run`. Returns the exit code."""
+    """Run the verb that the arguments begin with, or `run`; without arguments, print the overview.
+
+    Returns the exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and _WORD.fullmatch(arguments[0]):
         if arguments[0] not in VERBS:
@@ -55,17 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"kvbench {__version__}")
         return 0
-    if arguments in (["--help"], ["-h"]):
+    if arguments in ([], ["--help"], ["-h"]):
         print(overview())
+        return 0
     return _dispatch("run", arguments)
 
 
 def overview() -> str:
-    """Return the list of verbs, for `--help`."""
+    """Return the list of verbs with a few examples, for `--help`."""
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     head = ["usage: kvbench [run] key=value …", "       kvbench VERB --help", ""]
-    return "\n".join([*head, *lines, "", "`python -m kvbench` is the same command. Help of `kvbench run`:", ""])
+    return "\n".join([*head, *lines, "", _EXAMPLES])
 
 
 def _unknown(word: str) -> str:

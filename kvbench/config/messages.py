@@ -28,9 +28,7 @@ def plain_mistakes(overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        # hydra wraps what a benchmark's constructor raises; the user needs the line inside
-        reason = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        raise ValueError(one_line(reason, overrides)) from None
+        raise ValueError(one_line(error, overrides)) from None
 
 
 def one_line(error: BaseException, argv: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""The data of published benchmarks: fetching it, checking it, finding it. `python -m kvbench.data --help`."""
+"""The data of published benchmarks: fetching it, checking it, finding it. `kvbench data --help`."""

@@ -24,6 +24,7 @@ reached is named with the remedy, the rest is prepared, and the exit status is 1
 advance must have it; the checksums of the others are recorded when they arrive. HF_ENDPOINT, proxies and pip's settings
 are respected.
 
+examples:
   kvbench data all
   kvbench data longbench --from ~/LongBench     # data.zip or *.jsonl, and config/, fetched by hand
   kvbench data longbench --check

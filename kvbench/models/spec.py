@@ -86,8 +86,7 @@ class ModelSpec:
         """Raise ValueError for a model whose answers mean nothing: it has no tokenizer."""
         if not self.source.answers:
             raise ValueError(
-                f"model={self.name}: random weights answer nothing; measure time and memory with "
-                "python -m kvbench.profile"
+                f"model={self.name}: random weights answer nothing; measure time and memory with kvbench profile"
             )
 
     def identity(self) -> str:

@@ -17,20 +17,22 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench import config
 from kvbench.common.paths import conf_dir
 from kvbench.config.combinations import combinations, fitting
-from kvbench.config.compose import composing, inspect, parse
+from kvbench.config.compose import check_read, compose_job, composing, inspect, parse
 from kvbench.engine.variant import Variant
-from kvbench.methods.allowance import check_bytes
-from kvbench.methods.budgets import ByteShare, check_budget
-from kvbench.methods.dials import split_dials
-from kvbench.methods.load import build
+from kvbench.methods.budgets import ByteShare
 from kvbench.methods.method import Method
 from kvbench.models import ModelSpec
 from kvbench.profile.cells import Cell, Group, group_key
 from kvbench.profile.crossover import MEMORY
 from kvbench.profile.settings import ProfileSettings, is_profile_setting, profile_settings
+from kvbench.run.jobs import variant_of
 
 FULL_CACHE = Variant(Method("fullkv"))  # a method without parts keeps every token; ratios refer to it
 _MOST_CELLS = 10_000
+_READ = (  # settings of `kvbench run` that count here
+    *("model", "method", "budget", "kernel", "threads", "seed", "retry_oom", "progress", "paths", "experiment"),
+    *("engine.cache", "engine.graph", "engine.fused"),
+)
 _NO_SAMPLES = "the profile reads no samples of a benchmark; leave it out"
 _REFUSED = {
     "benchmark": _NO_SAMPLES,
@@ -50,13 +52,15 @@ def groups(argv: Sequence[str]) -> list[Group]:
         ValueError: one line naming the override to change.
     """
     config.register()
-    overrides = parse(argv)
-    _refuse(overrides)
-    settings = profile_settings([override for override in overrides if is_profile_setting(override)])
-    others = [str(override.input_line) for override in overrides if not is_profile_setting(override)]
+    ours: list[Override] = []
+    others: list[Override] = []
+    for override in parse(argv):
+        (ours if is_profile_setting(override) else others).append(override)
+    _refuse(others)
+    settings = profile_settings(ours)
     parts: dict[str, tuple[dict[str, Any], ModelSpec, dict[str, Cell]]] = {}
     total = 0
-    for cfg, choices in _composed(others):
+    for cfg, choices in _composed([str(override.input_line) for override in others]):
         plain, spec, variant = _settle(cfg, choices)
         cells = parts.setdefault(group_key(plain), (plain, spec, {}))[2]
         if settings.pool and plain["engine"]["cache"] == "masked":
@@ -84,6 +88,7 @@ def _refuse(overrides: Sequence[Override]) -> None:
         for key, reason in _REFUSED.items():
             if name == key or name.startswith(f"{key}."):
                 raise ValueError(f"{override.input_line}: {reason}")
+    check_read(overrides, "profile", _READ)
 
 
 def _composed(argv: Sequence[str]) -> Iterator[tuple[DictConfig, dict[str, str]]]:
@@ -95,11 +100,7 @@ def _composed(argv: Sequence[str]) -> Iterator[tuple[DictConfig, dict[str, str]]
     with composing(argv), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         lines = [*(f"{key}={value}" for key, value in listed.items()), *argv]
         for job in fitting(list(combinations(parse(lines, GlobalHydra.instance().config_loader())))):
-            composed = hydra.compose("config", job, return_hydra_config=True)
-            choices = OmegaConf.to_container(composed.hydra.runtime.choices)
-            cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            assert isinstance(choices, dict) and isinstance(cfg, DictConfig)
-            yield cfg, {str(key): value for key, value in choices.items()}
+            yield compose_job(job)
 
 
 def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any], ModelSpec, Variant]:
@@ -109,11 +110,7 @@ def _settle(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[dict[str, Any]
     assert isinstance(plain, dict)
     plain.pop("benchmark")
     spec = ModelSpec.from_node(plain["model"])
-    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    budget = check_budget(plain["budget"])
-    check_bytes(method, budget)
-    variant = Variant(method, budget if method.takes(budget) else None)
-    return {str(key): value for key, value in plain.items()}, spec, variant
+    return {str(key): value for key, value in plain.items()}, spec, variant_of(cfg)
 
 
 def _cells(variant: Variant, plain: Mapping[str, Any], settings: ProfileSettings) -> Iterator[Cell]:

@@ -9,7 +9,6 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kvbench.common.command import Parser, command, log_messages
 from kvbench.report.formats import FORMATS
@@ -19,8 +18,8 @@ settings of this command:
   prompt=TEXT     the text to prefill, in the model's chat template (model.chat_template=never: the text alone)
   show=N, show=ID without prompt=: the N-th prompt of the benchmark (0 is the first), or the sample with this id
   layers=[0,5]    the layers whose attention is drawn; layers=all, layers=[] for none. Default: first, middle and last
-The other settings are those of `kvbench run`: model= method= budget= benchmark= paths.outputs= and those below them
-(method.recovery=0.8, model.dtype=bfloat16).
+The other settings are those of `kvbench run`: model= method= budget= benchmark= seed= threads= paths.outputs= and those
+below them (method.recovery=0.8, model.dtype=bfloat16).
 
 examples:
   kvbench inspect model=tiny method=fastgen prompt="The code of the safe is 7305, not 1234."
@@ -34,6 +33,7 @@ command again writes the same files.
 exit status: 0; 2 for a mistake in the command.
 """
 _OWN = ("prompt", "show", "layers")
+_READ = ("model", "method", "budget", "benchmark", "seed", "threads", "paths")  # settings of `kvbench run` that count
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     log_messages()
     asked = settings(arguments.overrides)
-    from kvbench.config.messages import plain_mistakes
+    from kvbench.config.compose import one_run
 
-    with plain_mistakes(asked.others):
-        cfg = _composed(asked)
+    cfg = one_run(asked.others, "inspect", _READ)
     from kvbench.profile.inspect_prompt import inspect_prompt
     from kvbench.profile.inspect_text import console
 
@@ -104,20 +103,6 @@ def _layers(text: str | None) -> list[int] | str | None:
     if not all(re.fullmatch(r"\d{1,6}", word) for word in words):
         raise ValueError(f"layers={text}: give numbers of layers as in layers=[0,5], or layers=all")
     return sorted({int(word) for word in words})
-
-
-def _composed(asked: Asked) -> Any:
-    """Return the checked configuration of one run."""
-    from kvbench import config
-    from kvbench.config.compose import compose_one, parse
-
-    config.register()
-    for override in parse(asked.others):
-        if override.key_or_group.partition(".")[0] in ("hydra", "launcher", "limit", "shard"):
-            raise ValueError(f"{override.input_line}: has no effect here; leave it out")
-    cfg = compose_one(asked.others)
-    config.check(cfg)
-    return cfg
 
 
 def _parser() -> argparse.ArgumentParser:

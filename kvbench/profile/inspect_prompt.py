@@ -10,18 +10,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kvbench import config, models
+from kvbench import models
 from kvbench.common.files import write_atomic
 from kvbench.engine.observe import compressed_layers, observe
-from kvbench.engine.variant import Variant
-from kvbench.methods.allowance import check_bytes
-from kvbench.methods.budgets import check_budget
-from kvbench.methods.dials import split_dials
-from kvbench.methods.load import build, method_identity
+from kvbench.methods.load import method_identity
 from kvbench.profile.inspect_figure import draw_kept, draw_layer
 from kvbench.profile.inspect_text import Inspected, content, head_rows, layer_rows, layer_table, legend
 from kvbench.prompts.choose import Chosen, chosen_prompt, text_prompt
 from kvbench.report.formats import csv_text
+from kvbench.run.jobs import build_benchmark, variant_of
 from kvbench.store.identity import identity_hash
 
 
@@ -38,16 +35,13 @@ def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: l
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     spec = models.ModelSpec.from_node(plain["model"])
-    method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    budget = check_budget(plain["budget"])
-    check_bytes(method, budget)
-    variant = Variant(method, budget if method.takes(budget) else None)
+    variant = variant_of(cfg)
     if plain["threads"]:
         torch.set_num_threads(plain["threads"])
     tokenizer = models.load_tokenizer(spec)
     chosen = _chosen(cfg, spec, tokenizer, text, show)
     ids = list(chosen.prompt.ids[: chosen.span])
-    method.tokens(variant.budget, len(ids))  # an impossible budget is refused before weights load
+    variant.method.tokens(variant.budget, len(ids))  # an impossible budget is refused before weights load
     most = models.shape(spec).layers
     if isinstance(layers, list) and layers and layers[-1] >= most:
         raise ValueError(f"layers={layers[-1]}: {spec.label} has layers 0 to {most - 1}")
@@ -62,7 +56,7 @@ def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: l
         maps=_drawn(compressed_layers(loaded.model), layers),
     )
     identity = {
-        "model": spec.identity(), "dtype": spec.dtype, "method": method_identity(cfg.method, method),
+        "model": spec.identity(), "dtype": spec.dtype, "method": method_identity(cfg.method, variant.method),
         "budget": str(variant.budget), "ids": ids, "seed": plain["seed"],
     }  # fmt: skip
     name = f"{spec.label.rpartition('/')[2]}-{str(variant).replace('/', '-')}-{identity_hash(identity)[:8]}"
@@ -76,9 +70,7 @@ def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: l
 def _chosen(cfg: DictConfig, spec: models.ModelSpec, tokenizer: Any, text: str | None, show: int | str) -> Chosen:
     if text is not None:
         return text_prompt(spec, tokenizer, text)
-    import hydra
-
-    return chosen_prompt(spec, tokenizer, hydra.utils.instantiate(cfg.benchmark), show)
+    return chosen_prompt(spec, tokenizer, build_benchmark(cfg.benchmark), show)
 
 
 def _drawn(compressed: Sequence[int], layers: list[int] | str | None) -> list[int]:

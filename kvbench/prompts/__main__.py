@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from kvbench.common.command import Parser, command
+from kvbench.common.command import Parser, command, log_messages
 from kvbench.prompts import show
 from kvbench.prompts.choose import chosen_prompts, wanted_prompts
 
+_READ = ("model", "benchmark", "seed")  # settings of `kvbench run` that count here
 _EPILOG = """\
 which prompt:
   show=N            the N-th prompt of the benchmark; 0 is the first, and the default
@@ -28,8 +27,8 @@ examples:
 
 
 @command
-def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
-    """Print rendered prompts of a benchmark for a model. `conf` replaces the configuration folder."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print rendered prompts of a benchmark for a model. Returns the exit code."""
     parser = Parser(
         prog="kvbench prompts",
         description="Print a rendered prompt: special tokens, the end of the context, the stop ids.",
@@ -40,36 +39,28 @@ def main(argv: Sequence[str] | None = None, *, conf: Path | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="as for kvbench, e.g. model=tiny benchmark=needle, and show=: see below",
+        help="as for kvbench: model= benchmark= seed= and those below them; and show=: see below",
     )
     overrides = parser.parse_args(argv).overrides
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from kvbench.config.messages import plain_mistakes
-
-    with plain_mistakes(overrides):
-        print(_prompts(overrides, conf))
+    log_messages()
+    print(_prompts(overrides))
     return 0
 
 
-def _prompts(overrides: Sequence[str], conf: Path | None) -> str:
-    import hydra
+def _prompts(overrides: Sequence[str]) -> str:
     from omegaconf import OmegaConf
 
-    from kvbench import config, models
-    from kvbench.common import paths
+    from kvbench import models
+    from kvbench.benchmarks.base import build
+    from kvbench.config.compose import one_run
 
-    config.register()
     shown = [item.partition("=")[2] for item in overrides if item.startswith("show=")] or ["0"]
     wanted = wanted_prompts(shown[-1])
-    with hydra.initialize_config_dir(str(conf or paths.conf_dir()), version_base=None):
-        cfg = hydra.compose("config", [item for item in overrides if not item.startswith("show=")])
-    if conf is None:
-        config.check(cfg)
+    cfg = one_run([item for item in overrides if not item.startswith("show=")], "prompts", _READ)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     spec = models.ModelSpec.from_node(node)
     tokenizer: Any = models.load_tokenizer(spec)
-    benchmark = hydra.utils.instantiate(cfg.benchmark)
-    chosen = chosen_prompts(spec, tokenizer, benchmark, wanted)
+    chosen = chosen_prompts(spec, tokenizer, build(cfg.benchmark), wanted)
     texts = [f"{show(each.prompt, tokenizer)}\nsample: {each.name} of {each.part}" for each in chosen]
     return "\n\n\n".join(texts)
 

@@ -80,7 +80,7 @@ def select(root: Path, benchmark: str | None) -> list[RunNumbers]:
         runs = [run for run in runs if _match(run.manifest, benchmark) == best]
     if not runs:
         what = f" of benchmark {benchmark}" if benchmark else ""
-        raise ValueError(f"{root}: no runs{what} there; run `python -m kvbench` first or name another folder")
+        raise ValueError(f"{root}: no runs{what} there; name another folder, or compute some: kvbench --help")
     return runs
 
 

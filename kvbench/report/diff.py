@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench report diff",
         description="Where two methods disagree: sample by sample, the worst for A first, with both answers.\n\n"
         + SIDES,
-        epilog="example:\n  kvbench report diff snapkv:0.1 fullkv --benchmark longbench",
+        epilog="examples:\n  kvbench report diff snapkv:0.1 fullkv --benchmark longbench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sides(parser)

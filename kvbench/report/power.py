@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench report power",
         description="How many samples would separate two methods, at the variance of their paired differences.\n\n"
         + SIDES,
-        epilog="example:\n  kvbench report power snapkv:0.2 ada_snapkv:0.2 --difference 0.02",
+        epilog="examples:\n  kvbench report power snapkv:0.2 ada_snapkv:0.2 --difference 0.02",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sides(parser)

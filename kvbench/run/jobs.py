@@ -13,16 +13,15 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench import config, models, prompts, store
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Suite, benchmarks_of
+from kvbench.benchmarks.base import build as build_benchmark
 from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed, check_bytes
-from kvbench.methods.budgets import Budget, ByteShare, as_stored, check_budget
+from kvbench.methods.budgets import ByteShare, as_stored, check_budget
 from kvbench.methods.dials import split_dials
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.load import build, load, method_identity
@@ -41,21 +40,15 @@ class CheckedConfig:
 
     Attributes:
         cfg: the configuration as plain data.
-        model, method, benchmark: what its nodes describe.
+        model, variant, benchmark: what its nodes describe; a variant is a method with its budget.
         method_identity: what the numbers depend on of the method.
     """
 
     cfg: dict[str, Any]
     model: models.ModelSpec
-    method: Method
+    variant: Variant
     benchmark: Benchmark | Suite
     method_identity: dict[str, Any]
-
-    @property
-    def budget(self) -> Budget | None:
-        """The budget that is asked for; None if none applies to the method."""
-        asked = check_budget(self.cfg["budget"])
-        return asked if self.method.takes(asked) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,25 +166,35 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     assert isinstance(plain, dict)
     spec = models.ModelSpec.from_node(plain["model"])
     spec.check_answers()
+    variant, benchmark = variant_of(cfg), build_benchmark(cfg.benchmark)
+    check_seed(cfg, variant.method, benchmark)
+    identity = method_identity(cfg.method, variant.method)
+    return CheckedConfig({str(k): v for k, v in plain.items()}, spec, variant, benchmark, identity)
+
+
+def variant_of(cfg: DictConfig) -> Variant:
+    """Return the method of a checked configuration with its budget; the budget is None where none applies.
+
+    Raises:
+        ValueError: one line naming the override to change: a part refuses a dial, or the budget is impossible.
+    """
     method = build(cfg.method, split_dials(config.defaults("method", cfg.method.name)))
-    check_bytes(method, check_budget(cfg.budget))
-    if method.promises is not None and isinstance(cfg.budget, int):
-        method.check_room(cfg.budget)
+    budget = check_budget(cfg.budget)
+    check_bytes(method, budget)
+    if method.promises is not None and isinstance(budget, int):
+        method.check_room(budget)
         if method.promises == "kept":
-            method.check_scored(cfg.budget)
-    benchmark = _build_benchmark(cfg.benchmark)
-    check_seed(cfg, method, benchmark)
-    return CheckedConfig(
-        {str(k): v for k, v in plain.items()}, spec, method, benchmark, method_identity(cfg.method, method)
-    )
+            method.check_scored(budget)
+    return Variant(method, budget if method.takes(budget) else None)
 
 
 def say_budgets(checked: Iterable[CheckedConfig]) -> None:
     """Log the budgets that do not apply, in a line per method."""
     idle: dict[str, tuple[Method, dict[str, None]]] = {}
     for each in checked:
-        if each.budget is None:
-            idle.setdefault(each.method.name, (each.method, {}))[1][str(each.cfg["budget"])] = None
+        method = each.variant.method
+        if each.variant.budget is None:
+            idle.setdefault(method.name, (method, {}))[1][str(each.cfg["budget"])] = None
     for method, budgets in idle.values():
         keeps = "decides by itself how many tokens stay" if method.evicts else "keeps every token"
         hint = "; one in bytes does, such as budget=0.5B" if method.fits_forms else ""
@@ -204,8 +207,8 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
     Raises:
         ValueError: one line naming the override to change.
     """
-    cfg, spec, method = checked.cfg, checked.model, checked.method
-    budget = checked.budget
+    cfg, spec, variant = checked.cfg, checked.model, checked.variant
+    method, budget = variant.method, variant.budget
     facts, weights = prompts.facts(spec), spec.identity()
     jobs = []
     for benchmark in benchmarks_of(checked.benchmark, facts):
@@ -225,18 +228,8 @@ def jobs_of(checked: CheckedConfig) -> list[Job]:
             "method": method.name,
             "budget": "full" if budget is None else str(budget),
         }
-        jobs.append(Job(cfg, spec, Variant(method, budget), benchmark, label, identity))
+        jobs.append(Job(cfg, spec, variant, benchmark, label, identity))
     return jobs
-
-
-def _build_benchmark(node: DictConfig) -> Benchmark | Suite:
-    try:
-        benchmark: Benchmark | Suite = hydra.utils.instantiate(node)
-    except InstantiationException as error:  # the benchmark's own message says which setting is wrong
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-    return benchmark
 
 
 def _protocol(benchmark: Benchmark, facts: ModelFacts) -> dict[str, Any]:

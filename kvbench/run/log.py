@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loggers = _loggers(arguments.overrides)
     folders = store.run_folders(arguments.runs)
     if not folders:
-        raise ValueError(f"{arguments.runs}: no runs there; run `python -m kvbench` first or name another folder")
+        raise ValueError(f"{arguments.runs}: no runs there; name another folder, or compute some: kvbench --help")
     outputs = _outputs(arguments.runs)
     files = outputs if arguments.out is None else arguments.out.absolute()
     _carry_out(Order(str(outputs), str(files), [str(folder.absolute()) for folder in folders], loggers, live=False))

@@ -10,10 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvbench import store
-from kvbench.common.command import Parser, command
+from kvbench.common.command import Parser, command, log_messages
 from kvbench.common.files import write_atomic
 from kvbench.run.rescore import benchmark_of, score_folders
 
+_EPILOG = """\
+examples:
+  kvbench score outputs/runs                              after a metric has changed; the answers stay
+  kvbench score predictions/ --strip leading --json scores.json        LongBench files of another harness
+"""
 log = logging.getLogger(__name__)
 
 
@@ -23,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="kvbench score",
         description="Score stored answers again, without a model, and print their tables.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths",
@@ -38,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strip", help="of prediction files: none (default), or leading as kvpress has it")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_messages()
     holds_runs = [not path.is_file() and any(path.rglob("manifest.json")) for path in arguments.paths]
     if any(holds_runs) and not all(holds_runs):
         raise ValueError("run folders and prediction files are scored by one command each")

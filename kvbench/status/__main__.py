@@ -1,4 +1,4 @@
-"""`python -m kvbench.status [outputs]`: what is done, running, failed, missing, and the commands that resume."""
+"""`kvbench status [outputs]`: what is done, running, failed, missing, and the commands that resume."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ states:
   stopped     was running, but no process holds it: killed
   failed      ended by an error, which is shown
   damaged     a file cannot be read; the message says what to do
+
+examples:
+  kvbench status                               of the folder outputs
+  kvbench status outputs --only failed,stopped
 
 exit status: 0 if everything is done or limited, 1 if not, 2 for a mistake.
 """

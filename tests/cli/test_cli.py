@@ -98,7 +98,7 @@ def test_a_traceback_on_request(tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_help_and_cfg_load_no_torch(tmp_path):
+def test_help_of_run_and_cfg_load_no_torch(tmp_path):
     code = (
         "import sys; sys.argv = ['kvbench', {!r}, *{!r}]\n"
         "from kvbench.__main__ import main\n"
@@ -106,7 +106,7 @@ def test_help_and_cfg_load_no_torch(tmp_path):
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"
     )
-    for args in (["--help"], ["--cfg", "job"]):
+    for args in (["run", "--help"], ["--cfg", "job"]):
         done = subprocess.run(
             [sys.executable, "-c", code.format(args[0], args[1:])], cwd=tmp_path, text=True, capture_output=True
         )

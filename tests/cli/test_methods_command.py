@@ -49,14 +49,19 @@ def test_a_description_says_what_the_method_is(name: str) -> None:
     assert known.paper
 
 
-def test_the_list_has_every_method_in_aligned_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_is_one_screen_with_a_line_for_each_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["method", "acts", "budget", "storage", "paper", "reference", "parts"]
-    assert [line.split()[0] for line in lines[2:-2] if not line.startswith(" ")] == NAMES
+    assert re.split(r"  +", lines[0].strip()) == ["method", "what it does", "acts", "budget", "paper"]
+    assert [line.split()[0] for line in lines[2:-2]] == NAMES
     starts = [match.start() for match in re.finditer(r"-+", lines[1])]
     assert all(line[start - 1 : start] in ("", " ") for line in lines[:-2] for start in starts[1:])
-    assert max(map(len, lines)) <= 160
+    assert max(map(len, lines)) <= 110
+    (snapkv,) = [re.split(r"  +", line) for line in lines if line.startswith("snapkv ")]
+    assert snapkv[1:] == ["the tokens that the prompt's last queries attend to", "prefill", "kept", "2404.14469"]
+    for name, line in zip(NAMES, lines[2:-2], strict=True):
+        words = line[starts[1] : starts[2]].strip()
+        assert len(words) > 20 and words.removesuffix(" …") in describe(name).gist
 
 
 def test_json_and_markdown_hold_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_an_experiment_cannot_tell_hydra_to_run_or_write_anything(text: str, con
     assert not file.exists()
 
 
-@pytest.mark.parametrize("group", ["launcher", "sweeper", "job_logging", "hydra_logging", "help"])
+@pytest.mark.parametrize("group", ["launcher", "sweeper", "job_logging", "hydra_logging"])
 @pytest.mark.parametrize("option", ["default", "x"])
 def test_an_experiment_cannot_choose_an_option_of_hydra(group: str, option: str, conf: Path) -> None:
     """Hydra ignores such a choice, because that of conf/config.yaml comes first: the message says what to type."""

@@ -136,4 +136,4 @@ def test_a_benchmark_refuses_it(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 2 and not (tmp_path / "outputs" / "runs").exists()
     message = "kvbench: model=shape/llama31_8b: random weights answer nothing; measure time and memory with "
-    assert done.stderr == f"{message}python -m kvbench.profile\n"
+    assert done.stderr == f"{message}kvbench profile\n"

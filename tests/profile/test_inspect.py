@@ -130,7 +130,7 @@ def test_a_prompt_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["model=tiny", "method=fastgen", TEXT, "layers=[9]"], "layers=9: tiny has layers 0 to 3"),
         (["model=tiny", TEXT, "method=snapkv,h2o"], "method=snapkv,h2o: takes one value"),
         (["model=tiny", TEXT, "method=snapky"], "method=snapky: no such method. Did you mean 'snapkv'?"),
-        (["model=tiny", TEXT, "limit=3"], "limit=3: has no effect here"),
+        (["model=tiny", TEXT, "limit=3"], "limit=3: kvbench inspect does not read it"),
         (["model=tiny", TEXT, "method.recovry=1"], "method.recovry=1"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -209,41 +211,49 @@ def test_show_marks_specials_border_and_stops():
     )
 
 
+@dataclass
 class TwoSamples:
     """A benchmark for the command line, built by hydra."""
 
-    def __init__(self, word: str, question: str):
-        if word == "bad":
+    name: str
+    word: str
+    question: str
+    rendering: ClassVar[Rendering] = Rendering()
+
+    def __post_init__(self) -> None:
+        if self.word == "bad":
             raise ValueError("benchmark.word=bad: choose another")
-        self.word, self.question, self.rendering, self.name = word, question, Rendering(), "two"
 
     def samples(self, tokenizer) -> list[Sample]:
         return [sample(), replace(sample(context=self.word, question="e hill"), id="len00400-seed1")]
 
 
+TWO = ["model=tiny", "benchmark=two"]
+
+
 @pytest.fixture
-def conf(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "benchmark").mkdir()
-    (tmp_path / "model" / "tiny.yaml").write_text((conf_dir() / "model" / "tiny.yaml").read_text())
-    (tmp_path / "benchmark" / "two.yaml").write_text(
-        "_target_: tests.prompts.test_prompts.TwoSamples\nword: hello\nquestion: aware\n"
+def conf(tmp_path, monkeypatch):
+    """A copy of conf/ with the benchmark `two`."""
+    folder = tmp_path / "conf"
+    shutil.copytree(conf_dir(), folder)
+    (folder / "benchmark" / "two.yaml").write_text(
+        "_target_: tests.prompts.test_prompts.TwoSamples\nname: two\nword: hello\nquestion: aware\n"
     )
-    defaults = "defaults:\n  - model: tiny\n  - benchmark: two\n  - _self_\n"
-    (tmp_path / "config.yaml").write_text(defaults)
-    return tmp_path
+    for module in ("compose", "groups", "messages"):
+        monkeypatch.setattr(f"kvbench.config.{module}.conf_dir", lambda: folder)
 
 
-def test_command_line_shows_a_prompt(conf, capsys):
-    assert command.main(["model=tiny", "benchmark=two", "benchmark.word=goodbye", "show=1"], conf=conf) == 0
+@pytest.mark.usefixtures("conf")
+def test_command_line_shows_a_prompt(capsys):
+    assert command.main([*TWO, "benchmark.word=goodbye", "show=1"]) == 0
     out = capsys.readouterr().out
     assert "⟦<|head|>⟧user\ngoodbye\n⟦ context ends" in out and "stops at: 1 '</s>', 3 '<|end|>'" in out
-    assert command.main([], conf=conf) == 0
+    assert command.main(TWO) == 0
     first = capsys.readouterr().out
     assert "All of the tea." in first and first.endswith("\nsample: s0 of two\n")
-    assert command.main(["benchmark.word=goodbye", "show=len00400-seed1"], conf=conf) == 0
+    assert command.main([*TWO, "benchmark.word=goodbye", "show=len00400-seed1"]) == 0
     assert capsys.readouterr().out == out
-    assert command.main(["benchmark.word=goodbye", "show=[len00400-seed1,0,s0]"], conf=conf) == 0
+    assert command.main([*TWO, "benchmark.word=goodbye", "show=[len00400-seed1,0,s0]"]) == 0
     assert capsys.readouterr().out == "\n\n".join([out, first, first])
 
 
@@ -296,9 +306,10 @@ def test_prompts_of_a_suite_by_id_read_only_the_parts_that_may_hold_them(monkeyp
 
 
 @pytest.mark.parametrize(("question", "border"), [("aware", "over\n⟦"), ("agnostic", "over th\n⟦")])
-def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, question, border):
-    overrides = ["benchmark.word=over th", f"benchmark.question={question}", "show=1"]
-    assert command.main(overrides, conf=conf) == 0
+@pytest.mark.usefixtures("conf")
+def test_command_line_takes_the_question_setting_of_the_benchmark(capsys, question, border):
+    overrides = [*TWO, "benchmark.word=over th", f"benchmark.question={question}", "show=1"]
+    assert command.main(overrides) == 0
     assert f"user\n{border} context ends" in capsys.readouterr().out
 
 
@@ -325,8 +336,9 @@ def test_command_line_takes_the_question_setting_of_the_benchmark(conf, capsys, 
         ("benchmark=nowhere", "nowhere"),
     ],
 )
-def test_command_line_mistakes_are_told_without_a_traceback(conf, capsys, override, message):
-    assert command.main([override], conf=conf) == 2
+@pytest.mark.usefixtures("conf")
+def test_command_line_mistakes_are_told_without_a_traceback(capsys, override, message):
+    assert command.main([*TWO, override]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and "Traceback" not in err
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,12 +229,6 @@ def test_mistakes_are_one_line(runs: Path, tmp_path: Path, capsys: pytest.Captur
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_package_is_one_line(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=re.escape("pip install 'kvbench[export]'")):
-        export(runs, "parquet", tmp_path / "out")
 
 
 def test_the_benchmark_chooses_a_suite(runs: Path, tmp_path: Path) -> None:

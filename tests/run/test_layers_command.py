@@ -101,8 +101,8 @@ def test_a_changed_table_is_refused_by_its_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method=snapkv", "method=snapkv: the calibration does not read it; leave it out"),
-        ("budget=0.3", "budget=0.3: the calibration does not read it; leave it out"),
+        ("method=snapkv", "method=snapkv: kvbench layers does not read it; leave it out"),
+        ("budget=0.3", "budget=0.3: kvbench layers does not read it; leave it out"),
         ("limit=1,2", "limit=1,2: takes one value; lists are for kvbench -m"),
         ("benchmark=nedle", "benchmark=nedle: no such benchmark. Did you mean 'needle'?"),
     ],

@@ -1,4 +1,4 @@
-"""`python -m kvbench.status`: the states of runs and plans, and the commands that resume them."""
+"""`kvbench status`: the states of runs and plans, and the commands that resume them."""
 
 from __future__ import annotations
 

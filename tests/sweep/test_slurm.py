@@ -180,7 +180,7 @@ def test_a_preempted_task_resumes_and_a_later_command_waits_for_it(tmp_path: Pat
     assert "Submitted 1 task(s) for 4 run(s) that are not complete; Slurm job(s): " in out
     ((task, runs),) = tasks(tmp_path / "a").items()
     assert f"Slurm job(s): {task}\n" in out
-    assert "python -m kvbench.status a" in out
+    assert "kvbench status a" in out
     assert not any((run / "status.json").is_file() and status(run) == "done" for run in runs), time.monotonic() - began
     until(lambda: all(len(lines(run)) > 1 for run in runs), "the task records")
     before = {run: lines(run) for run in runs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,11 @@ from kvbench.report.export.lm_eval import write_lm_eval
 from kvbench.report.export.parquet import write_parquet
 from kvbench.store import wanted_folders
 
+_EPILOG = """\
+examples:
+  kvbench export outputs/runs --format parquet --out data
+  kvbench export outputs/runs --format lm-eval --out data --benchmark longbench
+"""
 FORMATS = {
     "parquet": write_parquet,
     "every-eval-ever": write_every_eval,
@@ -23,7 +29,12 @@ FORMATS = {
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Export all runs at or below a folder. Returns the exit code, see `kvbench.common.command`."""
-    parser = Parser(prog="kvbench export", description="Write stored runs in an open format.")
+    parser = Parser(
+        prog="kvbench export",
+        description="Write stored runs in an open format.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="parquet: one row per sample")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, outside of the runs")
@@ -45,7 +56,7 @@ def export(root: Path, form: str, out: Path, benchmark: str | None = None) -> st
     folders = wanted_folders(root, wanted=lambda manifest: _matches(manifest["label"]["benchmark"], benchmark))
     if not folders:
         what = f" of benchmark {benchmark}" if benchmark else ""
-        raise ValueError(f"{root}: no runs{what} there; run `kvbench` first or name another folder")
+        raise ValueError(f"{root}: no runs{what} there; name another folder, or compute some: kvbench --help")
     out.mkdir(parents=True, exist_ok=True)
     written = FORMATS[form](folders, out)
     left_out = f"; {written.left_out} without an answer left out" if written.left_out else ""

@@ -38,11 +38,7 @@ identity, scoring, versions, hardware, continued_with and more hold JSON.
 
 
 def write_parquet(folders: Iterable[Path], out: Path) -> Written:
-    """Write the runs in `folders` to two parquet files and a card. The same runs give the same bytes.
-
-    Raises:
-        ValueError: pyarrow is not installed.
-    """
+    """Write the runs in `folders` to two parquet files and a card. The same runs give the same bytes."""
     runs = samples = 0
     with _table(out / "samples.parquet", SAMPLE) as sample_table, _table(out / "runs.parquet", RUN) as run_table:
         for run in read_runs(folders):
@@ -63,7 +59,9 @@ class _Table:
 
     def add(self, rows: list[Row]) -> None:
         """Add rows with all columns of the schema."""
-        table = _arrow().Table.from_pylist(rows, schema=self._schema)
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(rows, schema=self._schema)
         self._waiting.append(table)
         self._bytes += table.nbytes
         if self._bytes >= _GROUP:
@@ -72,30 +70,24 @@ class _Table:
     def flush(self) -> None:
         """Write what is waiting as one row group."""
         if self._waiting:
-            self._writer.write_table(_arrow().concat_tables(self._waiting))
+            import pyarrow as pa
+
+            self._writer.write_table(pa.concat_tables(self._waiting))
         self._waiting, self._bytes = [], 0
 
 
 @contextmanager
 def _table(path: Path, columns: Mapping[str, str]) -> Iterator[_Table]:
-    arrow = _arrow()
+    import pyarrow as pa
     import pyarrow.parquet
 
-    text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
+    text, whole, number = pa.string(), pa.int64(), pa.float64()
     types = {
-        "text": text, "json": text, "integer": whole, "number": number, "texts": arrow.list_(text),
-        "integers": arrow.list_(whole), "lists": arrow.list_(arrow.list_(whole)),
+        "text": text, "json": text, "integer": whole, "number": number, "texts": pa.list_(text),
+        "integers": pa.list_(whole), "lists": pa.list_(pa.list_(whole)),
     }  # fmt: skip
-    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
     with replacing(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         table = _Table(writer, schema)
         yield table
         table.flush()
-
-
-def _arrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ValueError("--format parquet: needs pyarrow; install it with pip install 'kvbench[export]'") from error
-    return pyarrow

@@ -14,4 +14,5 @@ once over what is there.
     follower        all entries of a command into all sinks
     follow, order   the process that does it, and what the command tells it
     live            the command's side: start the process, and never wait for one that does not move
+    sync            the upload of W&B runs that are complete and still offline, see scripts/wandb_sync
 """

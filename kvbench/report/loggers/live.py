@@ -38,7 +38,7 @@ def missing_package(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def following(outputs: Path, folders: Sequence[Path], loggers: Mapping[str, Any], **more: Any) -> Iterator[None]:
+def following(outputs: Path, folders: Sequence[Path], loggers: Mapping[str, Any]) -> Iterator[None]:
     """Log the runs in `folders` while the block computes them, and what is missing of them after it.
 
     Args:
@@ -49,7 +49,7 @@ def following(outputs: Path, folders: Sequence[Path], loggers: Mapping[str, Any]
     if not there or not folders:
         yield
         return
-    process = _started(Order(str(outputs), str(outputs), [str(folder) for folder in folders], there, live=True, **more))
+    process = _started(Order(str(outputs), str(outputs), [str(folder) for folder in folders], there, live=True))
     try:
         yield
     except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,22 @@ from kvbench.report.parity.ours import read_variants
 from kvbench.report.parity.references import load_references
 from kvbench.report.parity.show import parity_lines, parity_text
 
+_EPILOG = """\
+examples:
+  kvbench report parity outputs/runs                             what is there, and what to run
+  kvbench report parity outputs/runs --table snapkv --columns    every dataset of one published table
+"""
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the parity report. Returns the exit code, see `kvbench.common.command`."""
-    parser = Parser(prog="kvbench report parity", description="Published scores next to our own.")
+    parser = Parser(
+        prog="kvbench report parity",
+        description="Published scores next to our own.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--table", help="only this published table: the name of a file in conf/reference_scores")
     parser.add_argument("--columns", action="store_true", help="show every dataset of a row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,22 @@ from kvbench.common.text import one_line
 from kvbench.report.view.page import LIMIT, Written, write
 from kvbench.store import Manifest, load_numbers
 
+_EPILOG = """\
+examples:
+  kvbench view outputs                                     outputs/view.html
+  kvbench view outputs --benchmark ruler --out ruler.html
+"""
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of all runs below a folder. Returns the exit code, see `kvbench.common.command`."""
-    parser = Parser(prog="kvbench view", description="Write one HTML file to look at runs and their answers.")
+    parser = Parser(
+        prog="kvbench view",
+        description="Write one HTML file to look at runs and their answers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--out", type=Path, help="the file to write; default: view.html in that folder")
     parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")
@@ -27,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = load_numbers(arguments.runs, wanted=lambda manifest: _is_of(manifest, arguments.benchmark))
     if not runs:
         what = f" of benchmark {arguments.benchmark}" if arguments.benchmark else ""
-        raise ValueError(f"{arguments.runs}: no runs{what} there; run `kvbench` first or name another folder")
+        raise ValueError(f"{arguments.runs}: no runs{what} there; name another folder, or compute some: kvbench --help")
     name = arguments.runs.resolve().name or "kvbench"
     print(_words(write(runs, out, name, answers=not arguments.no_answers)))
     return 0

@@ -79,20 +79,14 @@ def _composed(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the composed configuration and the settings of the probe. Raises ValueError for a mistake in them."""
     from omegaconf import OmegaConf
 
-    from kvbench import config
-    from kvbench.config.compose import compose_one, parse
+    from kvbench.config.compose import one_run, parse
 
-    config.register()
     ours: list[Override] = []
     others: list[Override] = []
     for override in parse(argv):
         name = override.key_or_group
         (ours if name == "probe" or name.partition(".")[0] == "heads" else others).append(override)
-    for override in others:
-        if override.key_or_group.replace("/", ".").partition(".")[0] not in _READ:
-            raise ValueError(f"{override.input_line}: the probes do not read it; leave it out")
-    cfg = compose_one([str(override.input_line) for override in others])
-    config.check(cfg)
+    cfg = one_run([str(override.input_line) for override in others], "heads", _READ)
     plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(_READ)), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, _settings(ours)

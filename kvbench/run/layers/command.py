@@ -66,15 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _jobs(argv: Sequence[str]) -> list[Job]:
     """Return the benchmark's parts as jobs. Raises ValueError naming the override to change."""
-    from kvbench import config
-    from kvbench.config.compose import compose_one, parse
+    from kvbench.config.compose import one_run
 
-    config.register()
-    for override in parse(argv):
-        if override.key_or_group.replace("/", ".").partition(".")[0] not in _READ:
-            raise ValueError(f"{override.input_line}: the calibration does not read it; leave it out")
-    cfg = compose_one([*argv, "method=prefixkv"])
-    config.check(cfg)  # before torch is imported, so that a mistake is answered at once
-    from kvbench.run.jobs import prepare
+    cfg = one_run(argv, "layers", _READ, ["method=prefixkv"])
+    from kvbench.run.jobs import prepare  # imports torch, which a mistake need not wait for
 
     return prepare(cfg)

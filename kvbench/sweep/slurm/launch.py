@@ -150,4 +150,4 @@ def _say(submitted: Mapping[str, Unit], alive: Mapping[str, Unit], runs: int, ou
         log.info("logs: %s", Path(next(iter(submitted.values())).payload).parent)
     ids = " ".join(dict.fromkeys([*(t.partition("_")[0] for t in alive), *jobs]))
     print(f"Submitted {len(submitted)} task(s) for {runs} run(s) that are not complete; Slurm job(s): {ids}")
-    print(f"Look: python -m kvbench.status {outputs}   Cancel: scancel {ids}", flush=True)
+    print(f"Look: kvbench status {outputs}   Cancel: scancel {ids}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,10 +60,11 @@ def test_a_run_does_not_feel_its_logger(
         time.sleep(seconds)
 
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(live, "Order", partial(Order, pause=0.1))
     monkeypatch.setattr(
         live, "Process", lambda *given, **more: processes.append(Process(*given, **more)) or processes[0]
     )
-    with caplog.at_level("INFO"), following(tmp_path, [folder_of(tmp_path)], {"wandb": {}}, pause=0.1):
+    with caplog.at_level("INFO"), following(tmp_path, [folder_of(tmp_path)], {"wandb": {}}):
         store_run(tmp_path / "runs", RUN)
         assert naps == [], "the run itself waits for nothing"
         end = time.monotonic() + 300
