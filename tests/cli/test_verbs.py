@@ -58,8 +58,8 @@ def test_every_command_has_a_help_with_examples(words: list[str], capsys: pytest
     status, text, errors = answer([*words, "--help"], capsys)
     assert (status, errors) == (0, "")
     assert re.match(rf"usage: kvbench ({' '.join(words)}|\[run\]) ", text)
-    _, found, examples = text.partition("\nexamples:\n")
-    assert found and re.match(rf"  kvbench ({' '.join(words)}\b|\w+=)", examples)
+    _, mark, examples = text.partition("\nexamples:\n")
+    assert mark and re.match(rf"  kvbench ({' '.join(words)}\b|\w+=)", examples)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
