@@ -15,7 +15,9 @@ PACKAGES = {
     for file in sorted((ROOT / folder).rglob("__init__.py"))
 }
 _ENTRY = re.compile(r"^    ([a-z_]+(?:, [a-z_]+)*)  +\S", re.MULTILINE)  # name, or names, and what they are
-LISTS = {folder: ", ".join(_ENTRY.findall(text)).split(", ") for folder, text in PACKAGES.items() if _ENTRY.search(text)}
+LISTS = {
+    folder: ", ".join(_ENTRY.findall(text)).split(", ") for folder, text in PACKAGES.items() if _ENTRY.search(text)
+}
 
 
 def contents(folder: Path) -> set[str]:

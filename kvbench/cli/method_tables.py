@@ -134,6 +134,10 @@ def _short_gist(known: Description) -> str:
     return textwrap.shorten(text, _GIST, placeholder=" …")
 
 
+def _main_paper(known: Description) -> str:
+    return _cited(known.paper) or _cited(known.summary)
+
+
 def _linked(paper: str) -> str:
     """Return a citation with links in Markdown."""
     return _PAPER.sub(lambda m: f"[{m[0]}]({_ADDRESS[m[1] or m[3]]}{m[2] or m[4]})", paper)
@@ -144,20 +148,20 @@ def _code_link(known: Description) -> str:
 
 
 _BUDGETS = {"tokens kept, or bytes": "kept", "tokens read": "read", "none, or bytes": "bytes", "none": "none"}
-_GIST = 58  # characters
+_GIST = 57  # characters
 _TERMINAL: Columns = {
     "method": lambda known: known.name,
     "what it does": _short_gist,
     "acts": lambda known: known.acts,
     "budget": lambda known: _BUDGETS[known.budget],
-    "paper": lambda known: _cited(known.paper).removeprefix("arXiv ").removeprefix("OpenReview "),
+    "paper": lambda known: _main_paper(known).rpartition(" ")[2],
 }
 _SHORT: Columns = {
     "`method=`": lambda known: f"`{known.name}`",
     "what it does": lambda known: known.gist,
     "acts": lambda known: known.acts,
     "budget": lambda known: known.budget,
-    "paper": lambda known: _linked(_cited(known.paper) or _cited(known.summary)),
+    "paper": lambda known: _linked(_main_paper(known)),
 }
 _FULL: Columns = {
     "method": lambda known: f"[`{known.name}`](#{known.name})",

@@ -53,5 +53,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n\n".join(method.text() for method in known))
     else:
         print(terminal(known))
-        print("\nIn full, with parts, dials and storage, and the code that it was compared with: kvbench methods NAME")
+        print("\nIn full, with parts, dials and the code that it was compared with: kvbench methods NAME")
     return 0

@@ -79,9 +79,7 @@ def test_an_unknown_option_is_one_line(words: list[str], capsys: pytest.CaptureF
         (["--resolve", "--help"], "--resolve: says how --cfg prints the configuration; add --cfg job"),
     ],
 )
-def test_a_mistake_in_the_words_is_one_line(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_in_the_words_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer(words, capsys) == (2, "", f"kvbench: {message}\n")
 
 

@@ -124,7 +124,7 @@ def test_a_prompt_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["prompt="], "prompt=: give a text"),
         ([TEXT, "show=1"], "show=1: chooses a prompt of a benchmark"),
         ([TEXT, "benchmark=needle"], "prompt=: takes the place of a benchmark's prompt"),
-        (["model=tiny", "method=snapkv", "budget=9", "show=x"], "show=x: this benchmark has no such sample"),
+        (["model=tiny", "method=snapkv", "budget=40", "show=x"], "show=x: this benchmark has no such sample"),
         (["show=[0,1]"], "show=[0,1]: this command looks at one prompt, as in show=0"),
         ([TEXT, "layers=[1,x]"], "layers=[1,x]: give numbers of layers"),
         (["model=tiny", "method=fastgen", TEXT, "layers=[9]"], "layers=9: tiny has layers 0 to 3"),
