@@ -14,7 +14,7 @@ In the order in which it happens:
     memory     how many of them fit together
     record     the line that is stored of a sample
 
-`versions` and `source_hash` tell which code computed a run. Commands of their own:
+`versions` and `source_hash` tell which code computed a run, `hardware` on which machine. Commands of their own:
 
     score      new scores for stored answers, which `rescore` computes
     log        stored results into W&B or Trackio
