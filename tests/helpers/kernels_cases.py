@@ -107,6 +107,7 @@ class Result:
     lse_BHT: Tensor
     counters_left: int  # that are not zero
     written_after: int  # floats after the end of the workspace
+    of_pieces: int  # floats that are written of the workspace: those of pieces of items that are split
 
     def same_bits(self, other: Result) -> bool:
         return torch.equal(_bits(self.out_BHTD), _bits(other.out_BHTD)) and torch.equal(self.lse_BHT, other.lse_BHT)
@@ -160,8 +161,8 @@ def decode(
         dtype=_DTYPE[case.k_RD.dtype],
         settled=ctas % 2,
     )
-    written = int((~workspace[size:].isnan()).sum())
-    return Result(out_BHTD, lse_BHT, int((counters.view(torch.int32) != 0).sum()), written)
+    written, of_pieces = (int((~part.isnan()).sum()) for part in (workspace[size:], workspace[len(counters) : size]))
+    return Result(out_BHTD, lse_BHT, int((counters.view(torch.int32) != 0).sum()), written, of_pieces)
 
 
 def appended(case: Case) -> tuple[Case, set[int]]:
@@ -235,12 +236,26 @@ def sources(folder: Path, dim: int, right: str = "", wrong: str = "", only: str 
 def with_bug(right: str, wrong: str, file: str = "decode.cu") -> library.Library:
     """Compile one .cu file for the CPU, with a mistake in it or in a header; for bf16, D = 64 and few query columns."""
     with tempfile.TemporaryDirectory() as scratch:
-        copy = sources(Path(scratch), 64, right, wrong, only="narrow")
-        built = Path(scratch) / "libbug.so"
-        flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared"]
-        subprocess.run([compilers.gxx(), *flags, "-I", copy, unit(copy, file), "-o", built], check=True)
-        _counter_bytes(built)  # while the file is there
-        return library.Library(built)
+        return _built(sources(Path(scratch), 64, right, wrong, only="narrow"), file)
+
+
+@functools.cache
+def with_values(only: str, *defines: str) -> library.Library:
+    """Compile decode.cu for the CPU with other values of decode/tuning.h, "NAME=value"; for bf16 and D = 64.
+
+    Args:
+        only: as in `sources`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return _built(sources(Path(scratch), 64, only=only), "decode.cu", *(f"-DKVB_{define}" for define in defines))
+
+
+def _built(copy: Path, file: str, *more: str) -> library.Library:
+    built = copy / "libkvb.so"
+    flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", *more]
+    subprocess.run([compilers.gxx(), *flags, "-I", copy, unit(copy, file), "-o", built], check=True)
+    _counter_bytes(built)  # while the file is there
+    return library.Library(built)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 // Runs append and decode over buffers that end where the last live slot ends, for the sanitizers to watch.
-// Argument: a seed. Exit status 1: a result is no number, or a counter is not zero.
+// Half of the runs have equal lengths and kernels for many queries; with some, decode starts before the previous kernel
+// ends. Argument: a seed. Exit status 1: a result is no number, or a counter is not zero.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -29,11 +30,12 @@ std::vector<uint16_t> numbers(std::size_t count) {  // bf16
     return drawn;
 }
 
-bool run(int tokens, int group, int ctas, bool fused) {
+bool run(int tokens, int group, int ctas, bool fused, bool equal) {
     const int32_t segment[kLanes] = {1, 0, 2};
     int32_t start[kLanes + 1] = {0}, length[kLanes], status = 0;
     for (int s = 0; s < kLanes; ++s) {
         length[s] = draw(0, 2) == 0 ? 0 : draw(1, 300);
+        if (equal) length[s] = s == 0 ? draw(1, 300) : length[0];
         start[s + 1] = start[s] + length[s] + 2 * tokens;
     }
     const std::size_t slots = static_cast<std::size_t>(start[kLanes]), new_rows = std::size_t{kLanes} * tokens;
@@ -83,7 +85,9 @@ bool run(int tokens, int group, int ctas, bool fused) {
         .tokens = tokens,
         .dim = kDim,
         .ctas = ctas,
+        .wide = equal,
         .dtype = 0,
+        .settled = ctas % 2,
     };
     int code = kvb_ragged_append(&append, nullptr);
     if (fused)
@@ -103,9 +107,9 @@ int main(int, char** arguments) {
     generator.seed(static_cast<unsigned>(std::atoi(arguments[1])));
     for (const int tokens : {1, 5})
         for (const int ctas : {1, 3, 40})
-            for (const bool fused : {false, true})
-                if (!run(tokens, draw(1, 18), ctas, fused)) {
-                    std::printf("wrong: %d tokens, %d CTAs, fused %d\n", tokens, ctas, fused);
+            for (const int kind : {0, 1, 2, 3})
+                if (!run(tokens, draw(1, 18), ctas, kind % 2 == 1, kind / 2 == 1)) {
+                    std::printf("wrong: %d tokens, %d CTAs, kind %d\n", tokens, ctas, kind);
                     return 1;
                 }
     return 0;

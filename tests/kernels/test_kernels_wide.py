@@ -249,3 +249,28 @@ def test_the_work_chooses_the_kernel(group: int, slots: int, wide: bool, monkeyp
                 out_BHTD, workspace = torch.empty_like(q_BHTD), ops.workspace(64, device)
                 torch.ops.kvb.ragged_decode(q_BHTD, *arena, 0.1, out_BHTD, workspace)
     assert [fields["wide"] for fields in calls] == [wide, not wide and group > 8]
+
+
+def test_more_than_32_bits_can_count_is_refused() -> None:
+    """The slots, and what all items of a call cost together; nothing of this size is allocated."""
+    q_BHTD = torch.empty(1, 8192, 1, 64, dtype=torch.bfloat16, device="meta")
+    start_S1, segment_N = torch.empty(2, device="meta"), torch.empty(1, device="meta")
+    with ops.emulated(build.host()):
+        workspace = ops.workspace(64, torch.device("cpu"))
+    for queries, slots in ((8192, 2**26), (1, 2**31 - 1024)):
+        for spare, refused in ((0, True), (2**20, False)):
+            k_RD = torch.empty(slots - spare, 64, dtype=torch.bfloat16, device="meta")
+            arguments = (workspace, q_BHTD[:, :queries], k_RD, start_S1, segment_N, False)
+            with pytest.raises(ValueError, match=f"k_RD: {slots} slots") if refused else nullcontext():
+                launch_decode._form(emulated(), *arguments)
+
+
+def test_columns_and_lanes_that_32_bits_cannot_count_are_refused() -> None:
+    case = make_case(generator(4), torch.bfloat16, 64, [5])
+    arena = dict.fromkeys(("k", "v", "start", "length", "segment"), case.k_RD.data_ptr())
+    nothing = dict.fromkeys(("q", "out", "k_new", "v_new"), launch_decode.NO_TENSOR)
+    nothing |= dict.fromkeys(("lse", "workspace", "status")) | {"scaling": 1.0, "settled": 0, "wide": 1, "dtype": 0}
+    sizes = {"batch": 1, "kv_heads": 1, "group": 1, "tokens": 1, "dim": 64, "ctas": 1}
+    for large in (("tokens", "group"), ("batch", "kv_heads")):
+        with pytest.raises(RuntimeError, match="a size is 0 or too large"):
+            emulated().call("ragged_decode", None, **arena, **nothing, **sizes | dict.fromkeys(large, 2**16))

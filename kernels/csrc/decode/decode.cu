@@ -13,7 +13,7 @@
 //
 // C ABI. calls.h has the arguments. q, out, k_new and v_new have rows aligned to 16 bytes; k and v are aligned to 16
 // bytes. dim: 64, 80, 96, 128, 256. Returns 0, a cudaError, or a code of common.h. No two lanes of a call share a
-// segment. R and tokens * group / 8 * R / 8 must stay below 2^31 - 128.
+// segment. The caller keeps R, and the cost of all items, below 2^31 (ops/launch_decode.py).
 //
 //   int kvb_ragged_decode(const RaggedDecode* call, cudaStream_t stream);
 //     Token t of T sees slots < length - T + t + 1. The output of a query that sees nothing is 0 (lse: -infinity).
@@ -220,6 +220,7 @@ Strides strides(const Tensor4& x) { return {x.stride_0, x.stride_1, x.stride_2};
 int run(const RaggedDecode& call, bool append, cudaStream_t stream) {
     if (call.batch < 1 || call.kv_heads < 1 || call.group < 1 || call.tokens < 1) return kTooLarge;
     if (call.ctas < 1 || call.ctas > kMaxCtas) return kTooLarge;
+    if (int64_t{call.tokens} * call.group > INT32_MAX || int64_t{call.batch} * call.kv_heads > INT32_MAX) return kTooLarge;
     static std::atomic<unsigned> launches{0};
     const int columns = call.tokens * call.group;
     const DecodeArguments args{

@@ -11,7 +11,8 @@ KVB_DEVICE unsigned arrive(const DecodeArguments& args) {
     return add_release(counter, args.launch << kCountBits | 1u);
 }
 
-// The last CTA to arrive advances the lengths. `before` is what the first thread got from `arrive`.
+// The last CTA to arrive advances the lengths. `before` is what the first thread got from `arrive`. Another launch with
+// the same workspace is only noticed if its arrivals come between those of this one.
 template <typename Shared>
 KVB_DEVICE void advance_lengths(const DecodeArguments& args, Shared& shared, unsigned before) {
     __syncthreads();

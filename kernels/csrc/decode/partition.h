@@ -54,6 +54,19 @@ KVB_DEVICE void fill_window(const DecodeArguments& args, Shared& shared, int lan
     if (threadIdx.x == 0) shared.window_lane = lane;
 }
 
+// How many CTAs share the work if each gets the same number of whole items. `ctas`, if items do not cost the same or that
+// takes longer than `ctas` even ranges and a merge. `warp_longest` has costs.
+template <typename Shared>
+KVB_DEVICE int ctas_of_whole_items(const DecodeArguments& args, const Shared& shared, int total, int ctas) {
+    const int items = args.lanes * args.blocks, of_cta = divide_up(items, static_cast<int>(gridDim.x));
+    int most = 0;
+    for (int warp = 0; warp < kDecodeWarps; ++warp) most = max(most, shared.warp_longest[warp]);
+    most += kStartCost;
+    const bool fits = items % of_cta == 0 && int64_t{most} * items == total &&
+                      of_cta * most <= divide_up(total, ctas) + kMergeUnits * kUnitCost;
+    return fits ? items / of_cta : ctas;
+}
+
 // Set the cursor to this CTA's first unit. It ends with a barrier.
 template <bool kAppend, typename Shared>
 KVB_DEVICE void find_work(const DecodeArguments& args, Shared& shared) {
@@ -73,7 +86,7 @@ KVB_DEVICE void find_work(const DecodeArguments& args, Shared& shared) {
             if (lane + j >= last) continue;
             if (in_window) shared.window[lane + j] = found[j];
             const int units = units_of(found[j]);
-            longest = max(longest, units);
+            longest = max(longest, kWholeItems ? cost_of(found[j]) : units);
             counts[kChoices] += (cost_of(found[j]) + kStartCost) * args.blocks;
 #pragma unroll
             for (int choice = 0; choice < kChoices; ++choice) counts[choice] += pieces_of(units, choice) * args.blocks;
@@ -96,8 +109,8 @@ KVB_DEVICE void find_work(const DecodeArguments& args, Shared& shared) {
             most = max(most, shared.warp_longest[other]);
         }
         const int each = 1 << lane_of_warp;
-        fits = each <= kPieceUnits && pieces <= grid &&
-               pieces_of(most, lane_of_warp) <= (each == 1 ? kSingleUnits : kMaxMerge);
+        if (kWholeItems) most = divide_up(most, kUnitCost);
+        fits = pieces <= grid && pieces_of(most, lane_of_warp) <= (each == 1 ? kSingleUnits : kMaxMerge);
     }
     const unsigned fitting = __ballot_sync(kFullWarp, fits);
     const int choice = fitting == 0 ? kChoices : __ffs(static_cast<int>(fitting)) - 1;
@@ -116,7 +129,8 @@ KVB_DEVICE void find_work(const DecodeArguments& args, Shared& shared) {
     }
     before += up_to;
     const bool split_evenly = choice == kChoices;
-    const int ctas = split_evenly ? min(grid, divide_up(total, kMinUnits * kUnitCost)) : total;
+    int ctas = split_evenly ? min(grid, divide_up(total, kMinUnits * kUnitCost)) : total;
+    if (kWholeItems && split_evenly) ctas = ctas_of_whole_items(args, shared, total, ctas);
     const int begin = cta >= ctas ? total : split_evenly ? range_begin(cta, total, ctas) : cta;
     if (thread == 0) {
         shared.total = total;

@@ -55,14 +55,15 @@ KVB_DEVICE void start_narrow(const DecodeArguments& args, DecodeShared<F>& share
     auto& rows = attention.rows;
     const int tile = attention.first_tile(args, begin);
     const bool old = tile < end && (!kAppend || min(tile + kTile, end) <= fresh.slot);
+    const int in_buffers = kAppend ? min(end, fresh.slot) : end;
     if (waits) {
         if (old) rows.load_keys(args, fresh, tile, end);
         if (old) rows.load_values(args, fresh, tile, end);
-        const int in_buffers = kAppend ? min(end, fresh.slot) : end;
         for (int i = 1; i <= kPrefetchedTiles; ++i) rows.prefetch_tile(args, tile + i * kUnit, in_buffers);
         wait_for_previous_kernel();
     }
     if (tile < end && !(waits && old)) rows.load_keys(args, fresh, tile, end);
+    if (kTileAhead) rows.prefetch_tile(args, tile + (waits ? kPrefetchedTiles + 1 : 1) * kUnit, in_buffers);
     load_query(q_row, shared, attention);
     if (tile < end && !(waits && old)) rows.load_values(args, fresh, tile, end);
 }

@@ -19,10 +19,11 @@ constexpr int kGroupCounters = 0, kItemCounters = 2 * kMaxCtas, kGridCounter = 3
 constexpr int64_t kCounterBytes = (int64_t{3} * kMaxCtas + 1) * 4 / 128 * 128 + 128;
 
 // Choices of the size of a piece: choice n means 2^n units.
-constexpr int kChoices = 5;
+constexpr int kChoices = 4;
+static_assert(1 << (kChoices - 1) == kPieceUnits);
 
 // The grid counter counts CTAs in its low bits, and adds up their launch's number in the others. If two launches use
-// a workspace at the same time, the sum is wrong.
+// a workspace at the same time, the sum may be wrong: it is if their arrivals mix.
 constexpr int kCountBits = 12;
 constexpr unsigned kCountMask = (1u << kCountBits) - 1, kLaunchMask = (1u << (32 - kCountBits)) - 1;
 constexpr int kOverlap = -1;  // the status that says so
@@ -107,7 +108,7 @@ struct DecodeShared {
     int total, ctas;    // all costs, and the CTAs that share them
     int piece, pieces;  // the CTA's piece of its item, and their number; 0 if all work is split evenly
     int warp_counts[kDecodeWarps][kChoices + 1];  // pieces for each choice of their size, then units
-    int warp_longest[kDecodeWarps];
+    int warp_longest[kDecodeWarps];  // units of the longest lane; its cost with kWholeItems
     int last;
     unsigned before;  // see advance_lengths
 };

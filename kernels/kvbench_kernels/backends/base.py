@@ -38,7 +38,7 @@ class Buffers:
     capacity: int  # of the largest segment, or more
     slabs: Sequence[Slab] = ()
     bias_R: Tensor | None = None  # 0 on live slots, else -inf; `sdpa` and `torch` read it and keep it up to date
-    # int32 [1]: 0; 1 + the segment that had no room; -1 if calls overlapped; NOT_OF_THE_HEAD
+    # int32 [1]: 0; 1 + the segment that had no room; -1 if calls were seen to overlap; NOT_OF_THE_HEAD
     status: Tensor = field(init=False)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,8 @@ MOST_NARROW = 8  # queries of a KV head that a narrow decode kernel treats at on
 # queries, and at 2k for 128.
 WIDE_FROM = 3072
 NO_TENSOR = (None, 0, 0, 0)
+# The kernels count slots, and the cost of all work, in 32 bits. An item costs a 32nd of its slots, and a little more.
+_MOST_SLOTS, _SLOTS_OF_COST, _COST_OF_ITEM = 2**31 - 1024, 32, 16
 
 
 @contextmanager
@@ -123,9 +125,16 @@ def _form(
     wide = panels > 1 and lanes * panels * keys >= WIDE_FROM * blocks
     if wide:
         blocks, bytes_ = decode_blocks(library, q_BHTD.device.index, dim, *kind, MOST_NARROW + 1)
+    _check_counts(k_RD.shape[0], lanes, panels, queries)
     if workspace.numel() < bytes_:
         raise ValueError(f"workspace: has {workspace.numel()} bytes, {bytes_} are needed; create it with ops.workspace")
     return {"ctas": blocks, "wide": int(wide)}
+
+
+def _check_counts(slots: int, lanes: int, items: int, queries: int) -> None:
+    """Raise ValueError if a kernel would count more than fits into 32 bits; `items` of a lane, at most."""
+    if slots >= _MOST_SLOTS or (slots // _SLOTS_OF_COST + _COST_OF_ITEM * lanes) * items >= _MOST_SLOTS:
+        raise ValueError(f"k_RD: {slots} slots are too many for {queries} queries of each KV head in one call")
 
 
 def _sizes(q_BHTD: Tensor, segment_N: Tensor) -> dict[str, int]:
