@@ -2,6 +2,7 @@
 
     scripts/gpu_suite --out OUT --minutes 4 --only first     # build, smoke, ceilings, decode, append, scoring
     scripts/gpu_suite --out OUT --minutes 4 --resume         # what is missing: whole steps, profile, checks, rivals
+    scripts/gpu_suite --out OUT --minutes 4 --only tuning    # open choices of the decode kernel: which to turn on
 
 Each step is a process of its own with a time limit of its own; what it finds is appended to gpu_suite.jsonl at once,
 so that whatever ends the suite early loses nothing. At the end there are three files: gpu_suite.json has all records,
@@ -73,7 +74,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install from there what is missing, for this run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: outputs/gpu_suite/<date>)")
     parser.add_argument("--minutes", type=float, default=9, help="time for everything (default: 9)")
-    parser.add_argument("--only", metavar="STEP,...", help="these steps alone, by name; first and second are groups")
+    parser.add_argument("--only", metavar="STEP,...", help="these steps alone; first, second and tuning are groups")
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -1,6 +1,7 @@
 """The suite's steps: what each runs, how long it may take, and how its output is read. Needs the standard library only.
 
-The first group gives the figures of the kernels, the second those of whole models, and the checks that take long.
+The first group gives the figures of the kernels, the second those of whole models, and the checks that take long. The
+third, tuning, times the open choices of the decode kernel.
 Within a group the most telling comes first: a step gets its share of the time as long as there is any. Neighbours of
 the same `crew` run at the same time: they check, and time nothing.
 """
@@ -33,7 +34,7 @@ class Step:
         command: the program and its arguments; None if a tool is missing.
         read: reads further fields of the record from the step's output.
         good: whether it went well, from the exit status and `read`'s answer.
-        group: "first" or "second": which of the two calls runs it.
+        group: "first", "second" or "tuning": which of the calls runs it.
     """
 
     name: str
@@ -79,7 +80,8 @@ def steps(out: Path, records: Path, toy: bool) -> list[Step]:
         Step("rivals", 60, bench("decode", "rivals")),
         Step("profile16", 30, None if toy else _profile(out, 16, 4096, toy), lacks="the same as profile in a dry run"),
     ]
-    return [*(replace(step, group="first") for step in first), *second]
+    tuning = Step("variants", 170, bench("variants", "--open"), group="tuning")
+    return [*(replace(step, group="first") for step in first), *second, tuning]
 
 
 def _smoke(toy: bool) -> list[str]:

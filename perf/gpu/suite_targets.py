@@ -5,6 +5,10 @@ is about the worst case of at least 134 MB of keys and values per layer; the wor
 and rooflines are of the measured triad. The share of the fastest ceiling is next to them, since attention reads only
 and can be faster than a triad. Results without a triad, from before it was measured, get the share of what a read
 moved, and no verdict.
+
+Decode has two lines each: attention alone, and together with the append, which is what a run calls. What it is compared
+with appends nothing. Next to a ratio is the largest one that memory allows: at the fastest ceiling, ours would take the
+time of the bytes alone.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import suite_models
+import suite_variants
 from suite_lines import (
     DRY,
     FAILS,
@@ -32,12 +37,13 @@ from suite_lines import (
 
 __all__ = ["Line", "lines", "table"]
 _DECODE = ("decode", "rivals")  # benchmarks; a ratio is of figures of the same one
+_OURS = {"ours": "", "ours_fused": ", with the append"}  # contenders, and how their lines end
 
 
 def lines(records: Sequence[Record]) -> list[Line]:
     """Return all targets, in order. No target is met by figures of a dry run."""
     kernels = [*_decode(records), *_questions(records), *_append(records), *_scoring(records)]
-    result = [*kernels, *suite_models.lines(records), *_sound(records)]
+    result = [*kernels, *suite_models.lines(records), *_sound(records), *suite_variants.lines(records)]
     if not any(record.get("about", {}).get("toy") for record in records):
         return result
     return [single if single.verdict in (UNKNOWN, INFO) else replace(single, verdict=DRY) for single in result]
@@ -45,17 +51,22 @@ def lines(records: Sequence[Record]) -> list[Line]:
 
 def _decode(records: Sequence[Record]) -> Iterable[Line]:
     layers = [r for r in records if r.get("bench") in _DECODE and "contender" in r and "us" in r]
-    yield from _shares([r for r in layers if r["contender"] == "ours" and r["lengths"] == "equal"], records)
+    equal = [r for r in layers if r["lengths"] == "equal"]
+    for ours, more in _OURS.items():
+        yield from _shares([r for r in equal if r["contender"] == ours], records, more)
     yield _latency(
         {r["contender"]: r["us"] for r in layers if (r["batch"], r["mean"], r["lengths"]) == (1, 1024, "equal")}
     )
-    yield at_most("skewed lengths, times equal ones", 1.10, _ratios(layers, "ours", "ours", skewed=True, to_equal=True))
+    for ours, more in _OURS.items():
+        times = _ratios(layers, ours, ours, skewed=True, to_equal=True)
+        yield at_most(f"skewed lengths, times equal ones{more}", 1.10, times)
     for rival, title, even, uneven in (
         ("fa3", "flash-attention 3", 1.0, 1.5),
         ("torch_fa", "torch's flash", 1.0, 2.0),
     ):
-        yield at_least(f"times {title}, equal", even, _ratios(layers, rival, "ours", skewed=False))
-        yield at_least(f"times {title}, skewed", uneven, _ratios(layers, rival, "ours", skewed=True))
+        for ours, more in _OURS.items():
+            yield _against(layers, rival, ours, f"times {title}, equal{more}", even, skewed=False)
+            yield _against(layers, rival, ours, f"times {title}, skewed{more}", uneven, skewed=True)
     for batch, mean in ((1, 32768), (16, 2048)):
         here = [r for r in layers if _point(r) == (batch, mean)]
         described, wide = (_ratios(here, f"adakv_{name}", "ours_fused", skewed=True) for name in ("described", "wide"))
@@ -66,13 +77,14 @@ def _decode(records: Sequence[Record]) -> Iterable[Line]:
         yield copying
 
 
-def _shares(ours: Sequence[Record], records: Sequence[Record]) -> Iterable[Line]:
+def _shares(ours: Sequence[Record], records: Sequence[Record], more: str) -> Iterable[Line]:
     """Yield the lines about bandwidth, a line per size."""
     read = suite_models.read_ceiling(records)
     for what, least, most, bound in (
         ("decode at 268 MB a layer and more, of triad", 268e6, float("inf"), 0.95),
         ("decode at 134 MB a layer, of triad", 134e6, 268e6, 0.90),
     ):
+        what += more
         sized = [r for r in ours if least <= r["nbytes"] < most]
         by_triad = [r for r in sized if "of_triad" in r]
         if by_triad or not sized or read is None:
@@ -91,6 +103,18 @@ def _latency(us: Mapping[str, float]) -> Line:
     others = (("ours_fused", "with the append"), ("fa3", "flash-attention 3"), ("torch_fa", "torch's flash"))
     more = ", ".join(f"{title} {us[name]:.2f}" for name, title in others if name in us)
     return line(what, target, f"{us['ours']:.2f} us" + (f" ({more})" if more else ""), us["ours"] <= 7)
+
+
+def _against(layers: Sequence[Record], rival: str, ours: str, what: str, bound: float, skewed: bool) -> Line:
+    """Return the line of a rival's time over ours, with what memory allows at most."""
+    cases = _ratios(layers, rival, ours, skewed)
+    most = {_title(r): 1 / r["of_best"] for r in layers if r["contender"] == rival and "of_best" in r}
+    allowed = {title: f"; memory allows {limit:.2f}" for title, limit in most.items()}
+    result = at_least(what, bound, {t: replace(value, more=allowed.get(t, "")) for t, value in cases.items()})
+    within = [value.number for t, value in cases.items() if value.counts and most.get(t, bound) >= bound]
+    if not within or len(within) == sum(value.counts for value in cases.values()):
+        return result
+    return replace(result, measured=f"{result.measured}; where memory allows {bound:g}: {min(within):.2f}")
 
 
 def _ratios(layers: Sequence[Record], over: str, under: str, skewed: bool, to_equal: bool = False) -> dict[str, Value]:

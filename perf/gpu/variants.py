@@ -1,6 +1,7 @@
 """Decode kernels compiled with other values of the open choices of decode/tuning.h, timed against one another.
 
-    python perf/gpu/variants.py [--out FILE.jsonl] [--seconds 90] [--only 'default,even split']
+    python perf/gpu/variants.py [--out FILE.jsonl] [--seconds 90] [--only 'default,no prefetch']
+    python perf/gpu/variants.py --open                           # all combinations of what is new and off
     python perf/gpu/variants.py --once default,1,1024,adakv      # three calls, for a profiler
     python perf/gpu/variants.py --ncu default                    # the profiler's figures of a small and a large layer
 
@@ -11,6 +12,7 @@ slash, of `ragged_append_decode`. Shape suffixes as in `layers`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import subprocess
 import sys
@@ -31,14 +33,25 @@ from kvbench_kernels.ops import launch, launch_decode
 from kvbench_kernels.ops.library import Library
 
 BOUND = 5e-3
+# What no device has run yet: each is off in decode/tuning.h.
+_NEW = {"whole items": {"WHOLE_ITEMS": 1}, "tile ahead": {"TILE_AHEAD": 1}, "one merge of 48": {"ONE_MERGE": 48}}
+OPEN: dict[str, dict[str, int]] = {"default": {}} | {
+    " + ".join(names): {key: value for name in names for key, value in _NEW[name].items()}
+    for number in range(1, len(_NEW) + 1)
+    for names in itertools.combinations(_NEW, number)
+}
 VARIANTS: dict[str, dict[str, int]] = {
-    "default": {},
+    **OPEN,
     "no prefetch": {"PREFETCHED_TILES": 0},
     "prefetch 2": {"PREFETCHED_TILES": 2},
     "start 0": {"START_COST": 0},
     "start 8": {"START_COST": 8},
 }
-SHAPES = ((16, 2048), (1, 32768), (32, 2048), (16, 1024), (16, 512), (1, 1024), (1, 2048), (16, 128))
+SHAPES = (
+    (16, 2048), (1, 32768), (32, 2048), (16, 1024), (16, 512), (1, 1024), (1, 2048), (16, 128),
+    (32, 128), (32, 512), (32, 1024),
+)  # fmt: skip
+_TOY = Shape(1, 24, heads=4, kv_heads=2, dim=64)
 KINDS = ("pareto", "one_long", "equal", "adakv")
 METRICS = (
     "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -49,14 +62,16 @@ METRICS = (
 
 def compiled(names: Sequence[str], device: torch.device) -> dict[str, Library]:
     """Compile decode.cu once per variant, all at the same time; on a CPU for the emulator."""
-    if device.type != "cuda":
-        return {name: Library(build.host(defines=_defines(name))) for name in names}
     folder = Path(tempfile.mkdtemp(prefix="kvb-variants-"))
-    recipe = recipes.cuda((recipes.arch_for(torch.cuda.get_device_capability(device)),))
+    if device.type == "cuda":
+        recipe, dim = recipes.cuda((recipes.arch_for(torch.cuda.get_device_capability(device)),)), 128
+    else:
+        recipe, dim = recipes.host(False, ()), _TOY.dim
     sources = shutil.copytree(build.csrc(), folder / "csrc")
     source = sources / "decode" / "decode.cu"
-    kept = [line for line in source.read_text().splitlines() if "KVB_CASE(" not in line or "128" in line or "#" in line]
-    source.write_text("\n".join([*kept, ""]))  # one head dimension: a quarter of the time
+    cases = (f"KVB_CASE({dim})", "#")  # one head dimension: a quarter of the time
+    kept = [x for x in source.read_text().splitlines() if "KVB_CASE(" not in x or any(case in x for case in cases)]
+    source.write_text("\n".join([*kept, ""]))
 
     def compile_one(name: str) -> Library:
         path = folder / f"{name.replace(' ', '_')}.so"
@@ -144,7 +159,7 @@ def measure(bench: Bench, names: Sequence[str]) -> dict[tuple[str, str], list[fl
     libraries = compiled(names, bench.device)
     print(f"compiled {len(libraries)} variants, {bench.left():.0f} s left", flush=True)
     table: dict[tuple[str, str], list[float]] = {}
-    shapes = [Shape(1, 24, heads=4, kv_heads=2, dim=64)] if bench.toy else [Shape(*shape) for shape in SHAPES]
+    shapes = [_TOY] if bench.toy else [Shape(*shape) for shape in SHAPES]
     for shape in shapes:
         sets = sets_needed(shape.nbytes, bench.device)
         for kind in KINDS:
@@ -154,6 +169,7 @@ def measure(bench: Bench, names: Sequence[str]) -> dict[tuple[str, str], list[fl
             right = {fused: expected(layer, fused) for fused in (False, True)}
             for name, library in libraries.items():
                 about = {"variant": name, "defines": VARIANTS[name], "batch": shape.batch, "mean": shape.mean}
+                about |= {"nbytes": layer.nbytes}
                 times = table.setdefault((name, f"{shape.batch}x{shape.mean} {kind}"), [])
                 for fused in (False, True):
                     try:
@@ -207,6 +223,7 @@ def profile(name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", default=",".join(VARIANTS))
+    parser.add_argument("--open", action="store_true")
     parser.add_argument("--once")
     parser.add_argument("--ncu")
     chosen, rest = parser.parse_known_args()
@@ -216,7 +233,8 @@ def main() -> None:
     if chosen.ncu:
         profile(chosen.ncu)
         return
-    show(measure(Bench("variants", __doc__, rest), chosen.only.split(",")))
+    bench, names = Bench("variants", __doc__, rest), list(OPEN) if chosen.open else chosen.only.split(",")
+    show(measure(bench, list(dict.fromkeys([names[0], names[-1]])) if bench.toy else names))
 
 
 if __name__ == "__main__":

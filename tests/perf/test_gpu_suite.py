@@ -29,10 +29,10 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
     result = json.loads((out / "gpu_suite.json").read_text())
     records = result["records"]
     statuses = {record["step"]: record["status"] for record in records if "step" in record}
-    assert list(statuses.values()).count("ok") == 16 and set(statuses.values()) == {"ok", "missing"}
+    assert list(statuses.values()).count("ok") == 17 and set(statuses.values()) == {"ok", "missing"}
     assert {r["bench"] for r in records if "bench" in r} == {
         "build", "ceilings", "decode", "rivals", "append", "scoring", "questions", "linear", "step", "breakdown",
-        "profile", "sweep",
+        "profile", "sweep", "variants",
     }  # fmt: skip
     errors = [record["error"] for record in records if "contender" in record and "error" in record]
     assert len(errors) == 12 and max(errors) < 5e-3
@@ -66,9 +66,8 @@ def test_a_dry_run_is_no_result():
 
 def test_a_step_that_there_is_not():
     done = suite("--dry-run", "--only", "decode,nonsense")
-    assert (
-        done.returncode == 2 and "--only nonsense: no such step, choose of first, second, build, smoke, " in done.stderr
-    )
+    choices = "--only nonsense: no such step, choose of first, second, tuning, build, smoke, "
+    assert done.returncode == 2 and choices in done.stderr
 
 
 def runner(load: Load, out: Path, seconds: float = 60):
@@ -126,6 +125,14 @@ def test_the_first_call_fits_into_four_minutes(load: Load, tmp_path: Path) -> No
     first = [step for step in steps if step.group == "first"]
     assert [step.name for step in first] == ["build", "smoke", "ceilings", "decode", "append", "scoring"]
     assert sum(step.share for step in first) + 3 <= 240 and steps[: len(first)] == first
+
+
+def test_the_open_choices_are_measured_in_a_call_of_their_own(load: Load, tmp_path: Path) -> None:
+    """In about three minutes, after which there is time left to compile the kernels."""
+    steps = load("suite_steps").steps(tmp_path, tmp_path / "records", False)
+    (variants,) = load("suite")._chosen(steps, "tuning")
+    assert variants.name == "variants" and variants.command[-5:-4] == ["--open"] and variants.share <= 180
+    assert len(load("variants").OPEN) == 8
 
 
 @pytest.mark.parametrize("installed", [True, False])

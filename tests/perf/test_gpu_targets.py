@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +33,7 @@ def verdicts(load, records) -> dict[str, tuple[str, str]]:
 
 def test_nothing_measured(load):
     matches = verdicts(load, [])
-    assert len(matches) == 30 and {verdict for verdict, _ in matches.values()} == {"not measured"}
+    assert len(matches) == 37 and {verdict for verdict, _ in matches.values()} == {"not measured"}
 
 
 def test_decode_is_judged_by_the_worst_case_of_the_size_that_the_target_is_about(load: Load) -> None:
@@ -56,15 +58,80 @@ def test_decode_is_judged_by_the_worst_case_of_the_size_that_the_target_is_about
     )  # fmt: skip
     assert matches["skewed lengths, times equal ones"] == ("does not", "1.13 (16 x 2048 one_long)")
     assert matches["times torch's flash, equal"] == (
-        "holds", "1.10 (16 x 2048 equal); all sizes 0.83 (16 x 128 equal)",
+        "holds", "1.10 (16 x 2048 equal; memory allows 2.50); all sizes 0.83 (16 x 128 equal)",
     )  # fmt: skip
-    assert matches["times torch's flash, skewed"] == ("does not", "1.50 (16 x 2048 one_long)")
-    assert matches["times flash-attention 3, equal"] == ("does not", "0.90 (16 x 2048 equal)")
+    assert matches["times torch's flash, skewed"] == ("does not", "1.50 (16 x 2048 one_long; memory allows 2.50)")
+    assert matches["times flash-attention 3, equal"] == ("does not", "0.90 (16 x 2048 equal; memory allows 2.50)")
     assert matches["times flash-attention 3, skewed"][0] == "not measured"
     assert matches["step by copying, 16 x 2048"] == ("holds", "4.00 (16 x 2048 pareto); 16-byte copies 2.50")
     assert matches["step by copying, 1 x 32768"][0] == "not measured"
     assert matches["decode, error against float64"][0] == "holds"
     assert matches["three runs equal bit for bit"] == ("holds", "1 of 1")
+
+
+def test_what_a_run_calls_is_judged_as_well(load: Load) -> None:
+    """A decode step of a run appends its token in the same launch."""
+    records = [
+        layer("ours", 60, batch=32, of_triad=0.96, of_best=0.9), layer("ours_fused", 66, batch=32, of_triad=0.93),
+        layer("ours", 60, batch=32, lengths="pareto"), layer("ours_fused", 75, batch=32, lengths="pareto"),
+        layer("fa3", 63, batch=32), layer("fa3", 120, batch=32, lengths="pareto"),
+    ]  # fmt: skip
+    matches = verdicts(load, records)
+    for what, alone, appending in (
+        ("decode at 268 MB a layer and more, of triad", "holds", "does not"),
+        ("skewed lengths, times equal ones", "holds", "does not"),
+        ("times flash-attention 3, equal", "holds", "does not"),
+        ("times flash-attention 3, skewed", "holds", "holds"),
+    ):
+        assert (matches[what][0], matches[f"{what}, with the append"][0]) == (alone, appending), what
+
+
+def test_a_ratio_that_memory_does_not_allow_is_said_to_be_missed_and_impossible(load: Load) -> None:
+    """At the fastest ceiling, ours would take the time of the bytes alone."""
+    records = [
+        layer(name, us, mean=mean, lengths="pareto", of_best=of_best)
+        for mean, us_fa3, us_ours, reached in ((32768, 110, 100, 0.9), (2048, 42, 30, 0.6), (4096, 80, 50, 0.55))
+        for name, us, of_best in (("fa3", us_fa3, reached), ("ours", us_ours, 0.99))
+    ]
+    assert verdicts(load, records)["times flash-attention 3, skewed"] == (
+        "does not", "1.10 (16 x 32768 pareto; memory allows 1.11); where memory allows 1.5: 1.40",
+    )  # fmt: skip
+
+
+def tried(variant: str, fused: float, plain: float, lengths: str = "equal", mean: int = 2048, **more: object):
+    defines = {"default": {}}.get(variant, {"ONE_MERGE": 48} if variant == "merge" else {"WHOLE_ITEMS": 1})
+    about = {"bench": "variants", "what": "variant", "variant": variant, "defines": defines, "batch": 16, "mean": mean}
+    about |= {"lengths": lengths, "nbytes": 65536 * mean, "right": True}
+    return [about | {"fused": is_fused, "us": us} | more for is_fused, us in ((True, fused), (False, plain))]
+
+
+def test_the_fastest_of_the_open_choices_is_named(load: Load) -> None:
+    records = [*tried("default", 36, 35), *tried("default", 37, 36, "pareto"),
+               *tried("items", 32, 32), *tried("items", 37, 36, "pareto"),
+               *tried("merge", 36, 35), *tried("merge", 36, 36, "pareto")]  # fmt: skip
+    matches = verdicts(load, records)
+    assert matches["items, time of the kernel as it is"] == (
+        "", "0.943, without the append 0.956; most 1.00 (16 x 2048 pareto); skewed over equal 1.16",
+    )  # fmt: skip
+    choice = "choices of decode/tuning.h to turn on"
+    assert matches[choice] == ("", "KVB_WHOLE_ITEMS=1")
+    small = [*tried("default", 9, 9, mean=128), *tried("items", 9.4, 9, mean=128), *tried("merge", 9, 9, mean=128)]
+    assert verdicts(load, [*records, *small])[choice] == ("", "KVB_ONE_MERGE=48")  # 4 % longer for one layer
+    wrong = [r | {"right": False} if r["variant"] == "items" else r for r in records]
+    assert verdicts(load, wrong)[choice] == ("", "KVB_ONE_MERGE=48")
+    assert verdicts(load, wrong)["items, time of the kernel as it is"][1].startswith("wrong; 0.943")
+    assert verdicts(load, [*records, *tried("default", 9, 9, mean=128)])[choice][1].startswith("none")
+    assert choice not in verdicts(load, records[:4])
+
+
+def test_variants_of_the_kernel_are_compiled_and_checked(load: Load, tmp_path: Path) -> None:
+    """The kernel as it is and with all that is new, at toy size on the CPU."""
+    variants, records = load("variants"), tmp_path / "records"
+    bench = load("bench").Bench("variants", "", ["--toy", "--out", str(records)])
+    table = variants.measure(bench, ["default", "whole items + tile ahead + one merge of 48"])
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    assert len(lines) == 16 and all(line["right"] and line["error"] < 5e-3 for line in lines) and len(table) == 8
+    assert lines[-1]["defines"] == {"WHOLE_ITEMS": 1, "TILE_AHEAD": 1, "ONE_MERGE": 48}
 
 
 def test_many_queries_are_compared_with_eight_at_a_time(load: Load) -> None:
@@ -123,6 +190,9 @@ def test_a_result_without_a_triad_gets_the_share_of_a_read_and_no_verdict(load: 
 def test_the_committed_results_can_be_read() -> None:
     done = suite("--table", ROOT / "perf/results/gpu_h200.json")
     assert done.returncode == 0 and "0.96 (32 x 2048 equal; of the fastest ceiling 0.90)" in done.stdout
+    assert "0.93 (32 x 2048 equal; of the fastest ceiling 0.87)" in done.stdout  # with the append
+    assert "1.10 (32 x 32768 adakv; memory allows 1.11)" in done.stdout
+    assert all(f"where memory allows 1.5: {ratio}" in done.stdout for ratio in ("1.34", "1.31"))  # alone, and appending
     done = suite("--table", ROOT / "perf/results/gpu_h200_steps.json")
     assert done.returncode == 0 and "7.0 (8.5 s against 59.6 s" in done.stdout
     file = ROOT / "perf/results/gpu_h200_first.json"
