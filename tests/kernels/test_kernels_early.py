@@ -21,7 +21,7 @@ ARENAS = 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a chain: in each of `rounds`, every arena gets one token."""
+    """Sizes of a chain, in which every arena gets one token in each of `rounds`."""
 
     rounds: int
     longest: int
