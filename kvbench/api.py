@@ -178,7 +178,8 @@ def generate(
             raise ValueError(f"prompts[{number}]: {error}")
         span = prompt.context_len if question == "agnostic" else len(prompt.ids)
         for variant in asked:
-            allowed(variant.method, variant.budget, span, shape)  # raises if the budget is impossible on this prompt
+            method = variant.method.with_template(min(prompt.template_len, span))
+            allowed(method, variant.budget, span, shape)  # raises if the budget is impossible on this prompt
     contexts: dict[Hashable, list[int]] = {}
     for p, prompt in enumerate(rendered):
         contexts.setdefault(context_key(prompt, question), []).append(p)

@@ -64,6 +64,7 @@ class Entry:
         at_once: most tokens that are appended in one call, apart from questions.
         rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
         seed: seed of the run and the prompt, for policies that draw random numbers.
+        model_layer: number of the layer in the model, for looks; None if it is that among the compressed layers.
     """
 
     row: int
@@ -81,6 +82,11 @@ class Entry:
     seed: int = 0
     plan: Plan | None = None
     total: int | None = None
+    model_layer: int | None = None
+
+    def reads_all(self, layer: int) -> bool:
+        """Return True if every step reads all tokens of a layer, given by its place among the compressed ones."""
+        return self.look is None or self.look.reads_all(layer if self.model_layer is None else self.model_layer)
 
     @property
     def followed(self) -> Plan | None:
@@ -92,6 +98,7 @@ class Entry:
 class Reads:
     """The tokens that the query heads of a row read in decode steps of one layer, counted on the device."""
 
+    is_whole: bool = False  # every step reads all tokens of the layer; the budget does not apply to it
     most: Tensor | int = 0
     total: Tensor | int = 0
     steps: int = 0
@@ -115,9 +122,9 @@ class TokensRead(NamedTuple):
     mean: float
 
 
-def tokens_read(look: Look, layers: Sequence[Reads]) -> TokensRead:
+def tokens_read(layers: Sequence[Reads]) -> TokensRead:
     """Return the tokens that a row with a look read, from the counts of its layers."""
-    chosen = [int(reads.most) for layer, reads in enumerate(layers) if not look.reads_all(layer)]
+    chosen = [int(reads.most) for reads in layers if not reads.is_whole]
     steps = sum(reads.steps for reads in layers)
     return TokensRead(max(chosen, default=0), sum(int(reads.total) for reads in layers) / max(1, steps))
 

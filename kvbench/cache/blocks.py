@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.rows import buffer_for
+from kvbench.methods import store_answers
 from kvbench.methods.storage import Encoded, Half, Side
 
 _CHUNK = {"cpu": 2**18}  # elements that are encoded or decoded at a time: on a CPU they should stay in its cache
@@ -72,8 +73,8 @@ class Segment:
 @lru_cache(2**16)
 def room(half: Half, kept: int, most: int) -> tuple[int, int]:
     """Return the blocks and the plain slots that a segment needs on its way from `kept` to `most` tokens."""
-    plain = max(n - half.encoded(n, kept) for n in range(kept, most + 1))
-    return half.encoded(most, kept) // half.block, plain
+    plain = max(n - store_answers.encoded(half, n, kept) for n in range(kept, most + 1))
+    return store_answers.encoded(half, most, kept) // half.block, plain
 
 
 class Pool:
@@ -90,7 +91,7 @@ class Pool:
     def __init__(self, half: Half, segments: Sequence[Segment], like: Tensor, side: Side) -> None:
         self.half, self.segments, self.head_S = half, segments, side.head
         self._dim, device = like.shape[-1], like.device
-        self.count = lru_cache(2**14)(half.encoded)
+        self.count = lru_cache(2**14)(partial(store_answers.encoded, half))
         rooms = [room(half, s.kept, s.most) for s in segments]
         self.blocks, self.slots = [blocks for blocks, _ in rooms], [slots for _, slots in rooms]
         self.first_block, total_blocks = _starts(self.blocks)
@@ -101,7 +102,8 @@ class Pool:
         self.plain_RD = like.new_zeros(total_slots, self._dim)
         token = side.token
         self.token_R = None if token is None else token.new_zeros(total_slots, *token.shape[2:])
-        shapes = half.encode(
+        shapes = store_answers.encode(
+            half,
             like.new_zeros(1, half.block, self._dim),
             None if side.head is None else side.head[:1],
             None if token is None else token.new_zeros(1, half.block, *token.shape[2:]),
@@ -172,7 +174,8 @@ class Pool:
             owner_N = index_L[lane_N]
             at_N = self.block_S[owner_N] + block_N
             head_N = None if self.head_S is None else self.head_S[owner_N]
-            x_NBD = self.half.decode(tuple(x[at_N] for x in self.buffers), head_N, self._dim)
+            blocks = tuple(x[at_N] for x in self.buffers)
+            x_NBD = store_answers.decode(self.half, blocks, head_N, len(at_N), self._dim)
             to_NB = (lane_N * width + block_N * size)[:, None] + torch.arange(size, device=device)
             flat.index_copy_(0, to_NB.flatten(), x_NBD.flatten(0, 1).to(flat.dtype))
         lane_M, age_M = spread([self.segments[i].length - n for i, n in zip(indices, done, strict=True)], device)
@@ -244,7 +247,8 @@ class Pool:
     def _write(self, owner_N: Tensor, block_N: Tensor, x_NBD: Tensor, token_NB: Tensor | None) -> None:
         head_N = None if self.head_S is None else self.head_S[owner_N]
         at_N = self.block_S[owner_N] + block_N
-        for buffer, x in zip(self.buffers, self.half.encode(x_NBD, head_N, token_NB), strict=True):
+        encoded = store_answers.encode(self.half, x_NBD, head_N, token_NB)
+        for buffer, x in zip(self.buffers, store_answers.alike(self.half, encoded, self.buffers), strict=True):
             buffer[at_N] = x  # type: ignore[assignment]  # rows go to rows
 
     def _keep_plain(self, owner_M: Tensor, age_M: Tensor, x_MD: Tensor) -> None:

@@ -23,6 +23,7 @@ from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.blocks import plain_if_none, spread
 from kvbench.cache.token_pool import TokenPool, grown, take
+from kvbench.methods import store_answers
 from kvbench.methods.storage import Half, Side, Store
 from kvbench_kernels.backends import Buffers, Lanes
 from kvbench_kernels.backends.base import append
@@ -74,7 +75,7 @@ class BlockBackend:
             for head, tokens in enumerate(torch.arange(len(numbers), device=k_UTD.device).split(kept)):
                 at = token_M[tokens]  # head by head, so that few tokens are plain at a time
                 pool.put(numbers[tokens], x_UTD[head, at], None if side.token is None else side.token[head, at])
-                due = tokens[age_M[tokens] < pool.half.encoded(kept[head], kept[head])]
+                due = tokens[age_M[tokens] < store_answers.encoded(pool.half, kept[head], kept[head])]
                 pool.encode(numbers[due], age_M[due], head_M[due], owner_M[due])
         numbers_UT1 = torch.zeros(*entry.keep_UT.shape, 1, dtype=torch.int32, device=k_UTD.device)
         numbers_UT1[head_M, token_M, 0] = numbers.int()
@@ -100,7 +101,7 @@ class BlockBackend:
         lane_M, column_M = spread(before, device)
         numbers = buffers.k_RD[buffers.start_S1[lanes.index_N][lane_M].long() + column_M, 0].long()
         for pool in self.pools:
-            ends = [pool.half.encoded(n, kept) for n, kept in zip(self.arrived, self.kept, strict=True)]
+            ends = [store_answers.encoded(pool.half, n, kept) for n, kept in zip(self.arrived, self.kept, strict=True)]
             due = self._age[numbers] < torch.tensor(ends, device=device)[lane_M]
             due &= pool.where[numbers] >= 0
             tokens_due = numbers[due]

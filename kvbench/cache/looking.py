@@ -49,7 +49,8 @@ class LookRows:
             assert entry.reads is not None
             k_USD, v_USD = (x.new_zeros(heads, tokens + entry.reserve, dim) for x in (k_UTD, v_UTD))
             k_USD[:, :tokens], v_USD[:, :tokens] = k_UTD, v_UTD
-            self._rows[entry.row] = _Row(k_USD, v_USD, summary_UMX, tokens, entry.reads, Reads())
+            reads = Reads(entry.reads_all(self._layer))
+            self._rows[entry.row] = _Row(k_USD, v_USD, summary_UMX, tokens, entry.reads, reads)
 
     def settle(self) -> None:
         """Do nothing: rows are not laid out together."""
@@ -77,7 +78,7 @@ class LookRows:
     def _attend(self, row: _Row, q_UGTD: Tensor, scaling: float) -> Tensor:
         tokens = q_UGTD.shape[2]
         k_USD, v_USD = row.k_USD[:, : row.length], row.v_USD[:, : row.length]
-        if tokens > 1 or self._look.reads_all(self._layer) or row.length <= row.budget:
+        if tokens > 1 or row.reads.is_whole or row.length <= row.budget:
             seen_TS = torch.ones(tokens, row.length, dtype=torch.bool, device=q_UGTD.device).tril_(row.length - tokens)
             if tokens == 1:
                 row.reads.count(torch.tensor(row.length), q_UGTD.shape[0] * q_UGTD.shape[1])

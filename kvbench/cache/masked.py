@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry, NewTokens, Reads, TokensRead, tokens_read
-from kvbench.methods import policy_answers
+from kvbench.methods import policy_answers, store_answers
 from kvbench.methods.decoding import DecodePolicy, Decoding, Start
 from kvbench.methods.looking import Look, chosen_blocks
 from kvbench.methods.plan import Plan
@@ -64,7 +64,7 @@ class MaskedCache:
             if entry.store is not None:
                 entry.store.check(k_UTD.shape[-1])
                 k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
-            row = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads(), [])
+            row = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads(entry.reads_all(layer)), [])
             if entry.policy is not None and entry.policy.policy.turns_all:
                 _turn(row, torch.ones_like(keep_UT), [range(keep_UT.shape[1])] * len(keep_UT))
             self._layers[layer][entry.row] = row
@@ -137,7 +137,7 @@ class MaskedCache:
 
     def tokens_read(self, row: int) -> TokensRead | None:
         look = self._layers[0][row].entry.look
-        return None if look is None else tokens_read(look, [layer[row].reads for layer in self._layers])
+        return None if look is None else tokens_read([layer[row].reads for layer in self._layers])
 
     def peak(self, row: int) -> int:
         return max(layer[row].peak for layer in self._layers)
@@ -161,7 +161,7 @@ def _looked_at(row: _Row, look: Look, q_UGD: Tensor) -> Tensor:
     seen = row.keep_UN.shape[1]
     everything = torch.ones(*q_UGD.shape[:2], seen, dtype=torch.bool, device=q_UGD.device)
     assert row.entry.reads is not None
-    if look.reads_all(row.layer) or seen <= row.entry.reads:
+    if row.reads.is_whole or seen <= row.entry.reads:
         return everything
     blocks = row.k_UND.split(look.block, 1)
     summary_UMX = torch.stack([look.summary(block_UBD) for block_UBD in blocks], 1)
@@ -182,7 +182,7 @@ def _encode_due(row: _Row) -> None:
         for head, (keep_T, keep_N) in enumerate(zip(row.entry.keep_UT, row.keep_UN.tolist(), strict=True)):
             if half is not None:
                 arrived = [*keep_T.nonzero().flatten().tolist(), *range(len(keep_T), len(keep_N))]
-                end = half.encoded(len(arrived), int(keep_T.sum()))
+                end = store_answers.encoded(half, len(arrived), int(keep_T.sum()))
                 firsts = range(row.encoded[index][head], end, half.block)
                 row.encoded[index][head] = end
                 blocks = [arrived[first : first + half.block] for first in firsts]
@@ -204,7 +204,8 @@ def _encode_blocks(
         generated = x_UND.shape[1] - side.token.shape[1]
         of_all = torch.cat([side.token[head], side.token.new_zeros(generated, *side.token.shape[2:])])
         known_NB = of_all[token_NB]
-    held_NBD = half.decode(half.encode(x_UND[head, token_NB], head_N, known_NB), head_N, x_UND.shape[-1])
+    encoded = store_answers.encode(half, x_UND[head, token_NB], head_N, known_NB)
+    held_NBD = store_answers.decode(half, encoded, head_N, len(blocks), x_UND.shape[-1])
     x_UND[head, token_NB] = held_NBD.to(x_UND.dtype)
 
 

@@ -160,7 +160,7 @@ class RaggedCache:
         form = self._form_of[0].get(row)
         if form is None or form.look is None:
             return None
-        return tokens_read(form.look, [rows.reads(row) for rows in self._own(row) if isinstance(rows, LookRows)])
+        return tokens_read([rows.reads(row) for rows in self._own(row) if isinstance(rows, LookRows)])
 
     def used_bytes(self, row: int) -> int:
         return sum(self.layer_bytes(row))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.rows import RowBuffer, buffer_for
+from kvbench.methods import store_answers
 from kvbench.methods.storage import Half
 
 
@@ -29,7 +30,8 @@ class TokenPool:
         self.plain_RD = like.new_zeros(0, self._dim)
         self.head_O = None if head_O is None else head_O[:0]
         self.token_M = None if token_M is None else token_M[:0]
-        shapes = half.encode(
+        shapes = store_answers.encode(
+            half,
             like.new_zeros(1, half.block, self._dim),
             None if head_O is None else head_O[:1],
             None if token_M is None else token_M.new_zeros(1, half.block, *token_M.shape[1:]),
@@ -75,11 +77,11 @@ class TokenPool:
         slot_M = self.where[tokens].long()
         head_n = None if self.head_O is None else self.head_O[owner_M[first_n]]
         known_nb = None if self.token_M is None else self.token_M[tokens[member_nb]]
-        encoded = self.half.encode(self.plain_RD[slot_M[member_nb]], head_n, known_nb)
+        encoded = store_answers.encode(self.half, self.plain_RD[slot_M[member_nb]], head_n, known_nb)
         at_n, self._used_n = take(self._used_n, count)
         count = len(self._used_n)
         self.blocks = tuple(x.grown(count) if isinstance(x, RowBuffer) else grown(x, count) for x in self.blocks)
-        for buffer, x in zip(self.blocks, encoded, strict=True):
+        for buffer, x in zip(self.blocks, store_answers.alike(self.half, encoded, self.blocks), strict=True):
             buffer[at_n] = x  # type: ignore[assignment]  # rows go to rows
         self._used_R[slot_M] = False
         self.where[tokens] = (-1 - (at_n[block_M] * size + age_M % size)).int()
@@ -95,7 +97,8 @@ class TokenPool:
             blocks, inverse = (place // size).unique(return_inverse=True)
             owner_n = owner_M.new_zeros(len(blocks)).scatter_(0, inverse, owner_M[~plain])
             head_n = None if self.head_O is None else self.head_O[owner_n]
-            x_nbD = self.half.decode(tuple(x[blocks] for x in self.blocks), head_n, self._dim)
+            encoded = tuple(x[blocks] for x in self.blocks)
+            x_nbD = store_answers.decode(self.half, encoded, head_n, len(blocks), self._dim)
             x_MD[~plain] = x_nbD[inverse, place % size].to(x_MD.dtype)
         return x_MD
 

@@ -27,6 +27,7 @@ def entries(
     keep_UT: Tensor,
     tokens: int | None,
     total: int | None = None,
+    model_layer: int | None = None,
 ) -> list[Entry]:
     """Return what each row of a variant stores of a layer. The rows share all tensors.
 
@@ -35,6 +36,7 @@ def entries(
         keep_UT: the tokens that the method keeps of the prompt.
         tokens: tokens per KV head that the budget allows; None without a budget.
         total: tokens that all heads keep of the prompt together, if that is known without the mask.
+        model_layer: number of the layer in the model.
     """
     method, (first, *others) = variant.method, places
     policy, plan = method.policy, method.plan(ctx, keep_UT)
@@ -52,6 +54,7 @@ def entries(
         reads=None if method.look is None else tokens,
         rotate=None if ctx.facts.model is None else partial(ctx.facts.model.rotate, layer=ctx.layer),
         seed=ctx.facts.seed,
+        model_layer=model_layer,
     )
     return [entry, *(_copy_for(entry, place, policy) for place in others)]
 

@@ -263,4 +263,5 @@ class PrefillPass:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
             known = keep_UT.numel()
         self.choices.save(index, ctx.layer, keep_UT)
-        return entries(variant, self._places[index], ctx, keep_UT, tokens, known)
+        layer = self._caches.plan.full[ctx.layer]
+        return entries(variant, self._places[index], ctx, keep_UT, tokens, known, layer)

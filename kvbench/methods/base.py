@@ -16,6 +16,9 @@ A method is composed of parts. Each is a small frozen dataclass without state th
 
 A part checks its own fields when it is built and raises `InvalidField`. Parts are compared and hashed by their fields:
 variants with equal scores share one computation. `needs` names what a part reads apart from queries, keys and values.
+
+All methods of a plan share the tensors of a context, those included that it computes when asked (`ctx.column_sums()`,
+`ctx.score(part)`). So a part works on copies and never writes into them; `unchanged.py` checks it.
 """
 
 from __future__ import annotations
@@ -66,6 +69,11 @@ class Part(Protocol):
     def needs(self) -> frozenset[str]:
         """The fields of the context that this part reads, out of `NEEDS`."""
         return frozenset()
+
+    @property
+    def queries_at_once(self) -> int:
+        """Queries whose attention to all tokens is held at once, of a part that is no score; see `Score.queries`."""
+        return 0
 
     def check_model(self, *, layers: int, heads: int, query_heads: int) -> None:
         """Raise InvalidField if the part does not fit a model of this shape. It is called before weights load."""
@@ -267,6 +275,15 @@ class Select(Part, Protocol):
     def policies(self) -> Sequence[str]:
         """The names of the policies that it chooses from for each KV head; empty if it chooses none."""
         return ()
+
+    @property
+    def reason(self) -> str:
+        """The cause for which it always keeps tokens, where no dial says so; for messages."""
+        return "by its selection"
+
+    def with_template(self, tokens: int) -> Self:
+        """Return the selection for prompts of which a chat template writes the first `tokens`."""
+        return self
 
     def plan(self, ctx: LayerContext, keep_UT: Tensor) -> Plan:
         """Return the policy of each KV head while generating, if there are `policies`.

@@ -167,7 +167,8 @@ class Composed(Parts):
         layers, score = self.evicting.layers, self.evicting.score
         assert layers is not None and score is not None
         score_UT = ctx.score(score)  # outside of the memo: its seconds would count twice
-        return ctx.memo(("statistic", layers, score), lambda: layers.statistic(ctx, score_UT))
+        with ctx.unchanged("layers", layers):
+            return ctx.memo(("statistic", layers, score), lambda: layers.statistic(ctx, score_UT))
 
     def merged(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values [U, T, D] to store of kept tokens: the layer's own, or merged ones.
@@ -177,7 +178,8 @@ class Composed(Parts):
         """
         if self.merge is None:
             return ctx.k, ctx.v
-        merged = self.merge(ctx, keep_UT)
+        with ctx.unchanged("merge", self.merge):
+            merged = self.merge(ctx, keep_UT)
         for x, own in zip(merged, (ctx.k, ctx.v), strict=True):
             if x.shape != own.shape:
                 raise ValueError(

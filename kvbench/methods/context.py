@@ -7,7 +7,8 @@ W window queries, N tokens before the window, D head dimension, E hidden size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from kvbench.methods.memo import Memo, Stamp, Stopwatch
 from kvbench.methods.model_view import ModelView
 from kvbench.methods.nan import has_nan
 from kvbench.methods.prompt_facts import PromptFacts
+from kvbench.methods.unchanged import unchanged
 
 R = TypeVar("R")
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
@@ -200,8 +202,16 @@ class LayerContext:
             )
         return self._earlier[part, source].to(self.k.device)  # the layers may lie on different devices
 
+    def unchanged(
+        self, kind: str, part: object, memos: Sequence[Memo] = (), more: Sequence[tuple[str, Tensor]] = ()
+    ) -> AbstractContextManager[None]:
+        """Return a check that a part changes no tensor of the layer in place; arguments as of `unchanged`."""
+        own = (("ctx.q", self._q), ("ctx.k", self.k), ("ctx.v", self.v), ("ctx.hidden_TE", self.hidden_TE))
+        return unchanged(kind, part, [self._memo, *memos], [*((n, x) for n, x in own if x is not None), *more])
+
     def _checked_score(self, part: ScoreRule) -> Tensor:
-        score_UT = part(self)
+        with self.unchanged("score", part):
+            score_UT = part(self)
         name, must = type(part).__name__, f"[KV heads, tokens] = {list(self.k.shape[:2])}"
         if not isinstance(score_UT, Tensor):
             raise ValueError(f"method: the score {name} returned {type(score_UT).__name__}, must be a tensor {must}")

@@ -140,6 +140,7 @@ class DecodePolicy(Protocol):
     def drop(self, slots: Slots) -> Tensor:
         """Return what a token is worth, [B, U, C]: those worth least leave, and of equals the latest; inf protects.
 
+        A head must not protect more tokens than `slots.limit_BU`; `slots.first` and `slots.recent` see to that.
         A policy without a limit returns a mask of all tokens that leave.
         """
         ...

@@ -6,6 +6,7 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from kvbench.common.kinds import is_integer
 from kvbench.methods.base import Heads, LayerBudget, Layers, NumberedHeads, Protected, Score, Select
-from kvbench.methods.candidates import Candidates, HeadBudget
+from kvbench.methods.candidates import Candidates, HeadBudget, HeadSplit
 from kvbench.methods.context import LayerContext
 from kvbench.methods.dials import as_plain_number
 from kvbench.methods.memo import Memo
@@ -98,15 +99,16 @@ class Eviction:
         return totals
 
     def _checked_totals(self, budget: LayerBudget) -> list[int]:
-        """Return what the layers part says. Raises ValueError if that is no number of tokens for every layer."""
+        """Return what the layers part says. Raises ValueError if it does not share out the budget in whole tokens."""
         assert self.layers is not None
-        totals = self.layers(budget)
-        numbers = [as_plain_number(total) for total in totals] if isinstance(totals, Sequence) else []
-        if len(numbers) != budget.layers or not all(is_integer(n) and n >= 0 for n in numbers):
-            raise ValueError(
-                f"method: the layers {type(self.layers).__name__} returned {totals}, must be a list of {budget.layers} "
-                "numbers of tokens"
-            )
+        totals, name = self.layers(budget), type(self.layers).__name__
+        numbers, least, most = _numbers(totals), budget.protected * budget.heads, budget.span * budget.heads
+        if len(numbers) != budget.layers or not all(least <= n <= most for n in numbers):
+            must = f"a list of {budget.layers} numbers of tokens from {least} to {most}"
+            raise ValueError(f"method: the layers {name} returned {_shown(totals)}, must be {must}")
+        wanted = budget.tokens * budget.layers * budget.heads
+        if self.layers.exact and sum(numbers) != wanted:
+            raise ValueError(f"method: the layers {name} returned {totals}, must add up to the budget: {wanted}")
         return numbers
 
     @property
@@ -117,8 +119,20 @@ class Eviction:
     def head_tokens(self, layer: int, total: int, budget: LayerBudget) -> list[int]:
         """Return the tokens of every KV head of a layer, if they follow from numbers alone."""
         assert isinstance(self.heads, NumberedHeads)
-        numbers = self.heads.numbers(layer, total - budget.protected * budget.heads, budget)
+        free, most = total - budget.protected * budget.heads, budget.span - budget.protected
+        numbers = self._checked_counts(self.heads.numbers(layer, free, budget), free, budget.heads, most)
         return [count + budget.protected for count in numbers]
+
+    def _checked_counts(self, counts: object, total: int, heads: int, most: int) -> list[int]:
+        """Return what the heads part says. Raises ValueError if it does not share out `total` in whole tokens."""
+        assert self.heads is not None
+        numbers, name = _numbers(counts), type(self.heads).__name__
+        if len(numbers) != heads or not all(0 <= n <= most for n in numbers):
+            must = f"a list of {heads} numbers of tokens from 0 to {most}, or a HeadSplit of {total}"
+            raise ValueError(f"method: the heads {name} returned {_shown(counts)}, must be {must}")
+        if self.heads.exact and sum(numbers) != total:
+            raise ValueError(f"method: the heads {name} returned {counts}, must add up to {total}")
+        return numbers
 
     def least(self) -> int:
         """Return the smallest budget in tokens per KV head that exceeds the tokens that are always kept."""
@@ -140,7 +154,16 @@ class Eviction:
         if tokens is None or total is None:
             return self._measured_mask(ctx)
         candidates, counts = self._split(ctx, tokens, total)
-        return self._checked(ctx, self.select(ctx, candidates, counts, self.select.protected(tokens)))
+        protected = self.select.protected(tokens)
+        with _unchanged("selection", self.select, ctx, candidates):
+            keep_UT = self._checked(ctx, self.select(ctx, candidates, counts, protected))
+        if self.select.exact and keep_UT.device.type == "cpu":
+            free = counts.total if isinstance(counts, HeadSplit) else sum(counts)
+            kept, wanted = int(keep_UT.sum()), free + protected.total * ctx.num_kv_heads
+            if kept != wanted:
+                name = type(self.select).__name__
+                raise ValueError(f"method: the selection {name} kept {kept} tokens of a layer, must be {wanted}")
+        return keep_UT
 
     def kept_counts(self, ctx: LayerContext, tokens: int, total: int) -> list[int]:
         """Return how many tokens of a layer each KV head keeps under a budget."""
@@ -160,20 +183,27 @@ class Eviction:
             heads=ctx.num_kv_heads,
             query_heads=ctx.num_kv_heads * ctx.group,
         )
-        return candidates, self.heads(ctx, candidates, total - protected.total * ctx.num_kv_heads, budget)
+        free = total - protected.total * ctx.num_kv_heads
+        with _unchanged("heads", self.heads, ctx, candidates):
+            counts = self.heads(ctx, candidates, free, budget)
+        if isinstance(counts, HeadSplit) and counts.total == free:
+            return candidates, counts
+        return candidates, self._checked_counts(counts, free, *candidates.values_UN.shape)
 
     def _measured_mask(self, ctx: LayerContext) -> Tensor:
         """Return the keep mask of a selection that decides by itself how many tokens stay."""
         protected = self.select.protected(ctx.num_tokens)
         if protected.total >= ctx.num_tokens:
             return torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool, device=ctx.k.device)
-        return self._checked(ctx, self.select(ctx, self._candidates(ctx, protected), None, protected))
+        candidates = self._candidates(ctx, protected)
+        with _unchanged("selection", self.select, ctx, candidates):
+            return self._checked(ctx, self.select(ctx, candidates, None, protected))
 
     def _checked(self, ctx: LayerContext, keep_UT: Tensor) -> Tensor:
         """Return a keep mask. Raises ValueError if it is none, which might pass unnoticed by broadcasting."""
-        if keep_UT.shape != ctx.k.shape[:2] or keep_UT.dtype != torch.bool:
+        if not isinstance(keep_UT, Tensor) or keep_UT.shape != ctx.k.shape[:2] or keep_UT.dtype != torch.bool:
             raise ValueError(
-                f"method: the selection {type(self.select).__name__} returned {list(keep_UT.shape)} {keep_UT.dtype}, "
+                f"method: the selection {type(self.select).__name__} returned {_shown(keep_UT)}, "
                 f"must be a mask of [KV heads, tokens] = {list(ctx.k.shape[:2])}"
             )
         return keep_UT
@@ -187,3 +217,22 @@ class Eviction:
             ("candidates", score, protected),
             lambda: Candidates(ctx.score(score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
         )
+
+
+def _unchanged(
+    kind: str, part: object, ctx: LayerContext, candidates: Candidates | None
+) -> AbstractContextManager[None]:
+    """Return a check that a part changes neither a tensor of the layer nor the candidates in place."""
+    if candidates is None:
+        return ctx.unchanged(kind, part)
+    return ctx.unchanged(kind, part, [candidates.memo], [("candidates.values_UN", candidates.values_UN)])
+
+
+def _numbers(answer: object) -> list[int]:
+    """Return a list of integers, those of other libraries included, as Python's; an empty one if it is none."""
+    numbers = [as_plain_number(number) for number in answer] if isinstance(answer, Sequence) else []
+    return numbers if all(map(is_integer, numbers)) else []
+
+
+def _shown(answer: object) -> str:
+    return f"{list(answer.shape)} {answer.dtype}" if isinstance(answer, Tensor) else str(answer)

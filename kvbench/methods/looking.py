@@ -34,7 +34,11 @@ class Look(Part, Protocol):
         return self.block
 
     def reads_all(self, layer: int) -> bool:
-        """Return True for a layer of which every step reads all tokens. The budget does not apply to it."""
+        """Return True for a layer of which every step reads all tokens. The budget does not apply to it.
+
+        Args:
+            layer: number of the layer in the model, layers with a window counted.
+        """
         return False
 
     def summary(self, k_NBD: Tensor) -> Tensor:

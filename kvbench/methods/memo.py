@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -68,6 +69,7 @@ class Memo:
 
     watch: Stopwatch = field(default_factory=Stopwatch)
     _results: dict[Hashable, tuple[Any, Span, set[Hashable]]] = field(default_factory=dict)
+    _notes: list[Callable[[Hashable, Any], None]] = field(default_factory=list)
 
     def __call__(self, key: Hashable, compute: Callable[[], R]) -> R:
         """Return the result of `compute` at the first call with this key."""
@@ -81,7 +83,20 @@ class Memo:
         result = compute()
         # by itself, a variant would also have computed what `compute` took from other results
         self._results[key] = result, self.watch.since(begin), {self.watch.user}
+        for note in self._notes:
+            note(key, result)
         return result
+
+    @contextmanager
+    def noting(self, note: Callable[[Hashable, Any], None]) -> Iterator[None]:
+        """Call `note` with the key and the result of all that is known now, and of all that is computed meanwhile."""
+        for key, (result, _, _) in self._results.items():
+            note(key, result)
+        self._notes.append(note)
+        try:
+            yield
+        finally:
+            self._notes.remove(note)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._results

@@ -54,6 +54,11 @@ class MixedBits(Half, Protocol):
         return limit_UT
 
     @property
+    def queries_at_once(self) -> int:
+        """The last queries, whose attention may weigh the errors: `LargestAttention`."""
+        return self.last
+
+    @property
     def varies(self) -> bool:
         """True: tokens have bits of their own."""
         return True

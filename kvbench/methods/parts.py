@@ -129,8 +129,9 @@ class Parts:
 
     @property
     def queries(self) -> int:
-        """Queries whose attention to all tokens a score holds at once; for the memory estimate."""
-        return max((score.queries for score in self.all_scores), default=0)
+        """Queries whose attention to all tokens a part holds at once; for the memory estimate."""
+        of_parts = [part.queries_at_once for part in self.parts if isinstance(part, Part)]
+        return max([*(score.queries for score in self.all_scores), *of_parts], default=0)
 
     @property
     def all_scores(self) -> tuple[Score, ...]:
@@ -161,6 +162,13 @@ class Parts:
             assert self.decode is not None
             changed["decode"] = replace(self.decode, policy=changed["decode"])
         return replace(self, **changed)
+
+    def with_template(self, tokens: int) -> Self:
+        """Return the method for prompts of which a chat template writes the first `tokens`."""
+        select = None if self.eviction is None else self.eviction.select.with_template(tokens)
+        if select is None or select is self.evicting.select:
+            return self
+        return replace(self, eviction=replace(self.evicting, select=select))
 
     @property
     def evicting(self) -> Eviction:

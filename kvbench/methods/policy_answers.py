@@ -45,7 +45,7 @@ def worth(policy: DecodePolicy, slots: Slots) -> Tensor:
 
     Raises:
         ValueError: it returned no floating numbers, or another shape; or, on a CPU, NaN for a token without NaN as its
-            state.
+            state, or more tokens protected in a head than its limit.
     """
     worth_BUC = policy.drop(slots)
     if not isinstance(worth_BUC, Tensor) or not worth_BUC.is_floating_point():
@@ -53,6 +53,8 @@ def worth(policy: DecodePolicy, slots: Slots) -> Tensor:
     _check_shape(policy, "drop", worth_BUC, "[rows, KV heads, slots]", slots.pos_BUC.shape)
     if has_nan(worth_BUC) and bool((worth_BUC.isnan() & ~slots.state_BUC.isnan() & slots.live_BUC).any()):
         raise ValueError(f"method: {type(policy).__name__}.drop returned NaN for a token of the cache")
+    if slots.limit_BU is not None and worth_BUC.device.type == "cpu":
+        _check_protected(policy, slots.limit_BU, (worth_BUC == torch.inf) & slots.live_BUC)
     return worth_BUC
 
 
@@ -129,6 +131,18 @@ def strangers(of_policy: Shares, leaving: Leaving) -> Tensor:
     stays_BUNM = leaving.stays_BUC.gather(2, into_BUNM.clamp(0, slots - 1).flatten(2)).view_as(into_BUNM)
     inside_BUNM = (into_BUNM >= 0) & (into_BUNM < slots)
     return (has_BUNM & leaving.due_BUN[..., None] & ~(stays_BUNM & inside_BUNM)).any()
+
+
+def _check_protected(policy: DecodePolicy, limit_BU: Tensor, protected_BUC: Tensor) -> None:
+    """Raise ValueError if a policy protects more tokens of a head than it may hold, so that one of them would leave."""
+    count_BU = protected_BUC.sum(-1)
+    over_BU = count_BU > limit_BU
+    if bool(over_BU.any()):
+        count, limit = (int(x_BU[over_BU][0]) for x_BU in (count_BU, limit_BU))
+        raise ValueError(
+            f"method: {type(policy).__name__}.drop protects {count} tokens of a head that may hold {limit}; protect no "
+            "more than slots.limit_BU"
+        )
 
 
 def _check_shape(policy: DecodePolicy, name: str, x: object, what: str, shape: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ def check_kept_room(name: str, select: Select, tokens: int, budget: str, dials: 
         raise ValueError(f"{budget}: {name} would keep no token; the budget must be larger")
     if tokens <= protected:
         named = raising(select, dials, lambda changed: changed.protected(tokens).total)
-        settings = ", ".join(f"method.{dial}={value}" for dial, value in named) or "by its selection"
+        settings = ", ".join(f"method.{dial}={value}" for dial, value in named) or select.reason
         raise ValueError(
             f"{budget}: {name} always keeps {protected} tokens ({settings}); the budget must be larger, or these "
             "smaller"

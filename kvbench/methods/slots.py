@@ -82,9 +82,21 @@ class Slots:
         assert self.draws_BU1 is not None
         return uniform(self.pos_BUC.gather(2, column_BUN), state=self.draws_BU1)
 
+    def first(self, tokens: int) -> Tensor:
+        """Return [B, U, C]: True for the first `tokens` of the sequence, or as many as the head may hold."""
+        return self.pos_BUC < self._held(tokens)
+
     def recent(self, tokens: int | Tensor) -> Tensor:
-        """Return [B, U, C]: True for the last `tokens` of the sequence; a tensor is [B, U, 1] or a scalar."""
-        return self.pos_BUC >= self.seen_B[:, None, None] - tokens
+        """Return [B, U, C]: True for the last `tokens` of the sequence, or as many as the head may hold.
+
+        Args:
+            tokens: a number, or a tensor [B, U, 1] or a scalar.
+        """
+        return self.pos_BUC >= self.seen_B[:, None, None] - self._held(tokens)
+
+    def _held(self, tokens: int | Tensor) -> int | Tensor:
+        """Return a number of tokens, or a head's limit where that is smaller: what is protected must fit into it."""
+        return tokens if self.limit_BU is None else self.limit_BU[..., None].clamp(max=tokens).int()
 
     def generated(self) -> Tensor:
         """Return [B, U, C]: True for tokens that followed the compressed prompt."""

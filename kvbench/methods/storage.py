@@ -254,6 +254,11 @@ class Store(Part, Protocol):
         """The fields of the context that one of the halves reads."""
         return frozenset[str]().union(*(half.needs for half in self.halves if half is not None))
 
+    @property
+    def queries_at_once(self) -> int:
+        """Queries whose attention to all tokens one of the halves holds at once."""
+        return max((half.queries_at_once for half in self.halves if half is not None), default=0)
+
     def check(self, head_dim: int) -> None:
         """Raise InvalidField if keys and values of this head dimension cannot be encoded."""
         for half in self.halves:

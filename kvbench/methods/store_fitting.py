@@ -10,7 +10,8 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields, is_dataclass, replace
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -33,9 +34,14 @@ def family(store: Store, dim: int) -> Sequence[Store]:
 def idle_fields(store: Store) -> list[str]:
     """Return the fields of a store that were changed, but whose values its family replaces."""
     part: Any = store
-    changed = [field for field in _fields(store) if getattr(store, field.name) != field.default]
-    own = family(store, _ANY_DIM)
-    return [f.name for f in changed if family(replace(part, **{f.name: f.default}), _ANY_DIM) == own]
+    own, idle = family(store, _ANY_DIM), []
+    for field in _fields(store):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING and getattr(store, field.name) != default:
+            with suppress(ValueError):  # a default that does not go with the other fields: the value matters
+                if family(replace(part, **{field.name: default}), _ANY_DIM) == own:
+                    idle.append(field.name)
+    return idle
 
 
 def _fields(store: Store) -> Sequence[Field[Any]]:

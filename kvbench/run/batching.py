@@ -67,8 +67,9 @@ class Task:
 
     def request(self, question: str) -> Request:
         """Return the request to the engine: one row per record, in order."""
-        span = span_tokens(self.records[0].prompt, question)
-        variants = {id(run): run.job.variant_for(span) for run in self.runs}
+        prompt = self.records[0].prompt
+        span = span_tokens(prompt, question)
+        variants = {id(run): run.job.variant_for(span, min(prompt.template_len, span)) for run in self.runs}
         rows = [(record.prompt, variants[id(record.run)]) for record in self.records]
         cfg = self.runs[0].job.cfg
         return Request(rows, self.records[0].sample.max_new_tokens, cfg["seed"], cfg["save"]["kept"])

@@ -100,18 +100,21 @@ class Job:
         """`aware` if the whole prompt is compressed, `agnostic` if its context alone is."""
         return "agnostic" if prompts.span_of(self.benchmark) == "context" else "aware"
 
-    def variant_for(self, span: int) -> Variant:
+    def variant_for(self, span: int, template: int = 0) -> Variant:
         """Return the variant for a prompt of which `span` tokens are compressed.
 
         A share of a very short prompt may be less than the sinks and window that the method always keeps. Then the
         prompt is answered from that many of its most recent tokens: the budget holds, and no sample is lost.
+
+        Args:
+            template: how many of these tokens the chat template writes before the text.
 
         Raises:
             ValueError: the budget is impossible on this prompt even so.
         """
         budget = self.variant.budget
         try:
-            self.check_room(span)
+            self.check_room(span, template)
         except ValueError:
             share = budget.share if isinstance(budget, ByteShare) else budget
             tokens = int(share * span + 1e-9) if isinstance(share, float) else 0
@@ -120,9 +123,9 @@ class Job:
             return Variant(_most_recent(), budget if isinstance(budget, ByteShare) else tokens)
         return self.variant
 
-    def check_room(self, span: int) -> None:
-        """Raise ValueError if the budget leaves no room on a prompt of which `span` tokens are compressed."""
-        method, budget = self.variant.method, self.variant.budget
+    def check_room(self, span: int, template: int = 0) -> None:
+        """Raise ValueError if the budget leaves no room on such a prompt; see `variant_for`."""
+        method, budget = self.variant.method.with_template(template), self.variant.budget
         if isinstance(budget, ByteShare):
             allowed(method, budget, span, self.cache_shape)
         else:

@@ -48,7 +48,7 @@ def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
     For the context these are activations, scores and the K and V of all layers where a method waits for the end
     of the prefill. Questions follow after that; those of equal length are one pass.
     """
-    queries = max((v.method.queries for v in request.variants), default=0)
+    queries = min(span, max((v.method.queries for v in request.variants), default=0))
     scores = 4 * span * (2 * shape.kv_heads * shape.head_dim + 2 * shape.heads * max(1, queries))
     waits = any(v.method.waits or fits_late(v.method, v.budget) for v in request.variants)
     waiting = span * shape.token_bytes if waits else 0

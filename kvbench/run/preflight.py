@@ -33,23 +33,23 @@ def check_budget(job: Job, samples: GroupSamples) -> None:
     Raises:
         ValueError: the budget is too small on every prompt of the run, or smaller than one token on some.
     """
-    spans = samples.spans()
-    _check_reach(job, [*spans, *samples.other_spans()])
+    sizes = samples.sizes()
+    _check_reach(job, [*samples.spans(), *samples.other_spans()])
     _check_store(job, samples)
-    errors = [error for span in spans if (error := _no_room(job, span)) is not None]
+    errors = [error for size in sizes if (error := _no_room(job, size)) is not None]
     if not errors:
         return
-    is_fresh = len(spans) == len(samples.own)  # no sample of the run is recorded
-    if is_fresh and len(errors) == len(spans) and all(_no_room(job, span) for span in samples.other_spans()):
+    is_fresh = len(sizes) == len(samples.own)  # no sample of the run is recorded
+    if is_fresh and len(errors) == len(sizes) and all(_no_room(job, size) for size in samples.other_sizes()):
         raise errors[-1]
-    for span in spans:
-        job.variant_for(span)
+    for size in sizes:
+        job.variant_for(*size)
     log.warning(
         "%s: on %d of %d prompts the budget is below what the method always keeps; there it keeps the most recent "
         "tokens alone",
         job.folder.name,
         len(errors),
-        len(spans),
+        len(sizes),
     )
 
 
@@ -79,8 +79,9 @@ def _check_store(job: Job, samples: GroupSamples) -> None:
         return
     answers = {sample.id: sample.max_new_tokens for sample in samples.missing}
     held = {}
-    for (name, prompt), span in zip(samples.prompts.items(), samples.spans(), strict=True):
-        tokens = method.tokens(budget, span) if _no_room(job, span) is None else None
+    for (name, prompt), size in zip(samples.prompts.items(), samples.sizes(), strict=True):
+        span, _ = size
+        tokens = method.tokens(budget, span) if _no_room(job, size) is None else None
         kept = span if tokens is None or method.keeps_prompt else min(tokens, span)
         grows = method.policy is None or method.policy.policy.adds_to_prompt
         held[name] = kept, kept + (len(prompt.ids) - span + answers[name] if grows else 0)
@@ -96,13 +97,13 @@ def _check_store(job: Job, samples: GroupSamples) -> None:
 
 
 def _no_room_anywhere(job: Job, samples: GroupSamples) -> bool:
-    return all(_no_room(job, span) is not None for span in samples.spans())
+    return all(_no_room(job, size) is not None for size in samples.sizes())
 
 
-def _no_room(job: Job, span: int) -> ValueError | None:
+def _no_room(job: Job, size: tuple[int, int]) -> ValueError | None:
     """Return the error of a budget that leaves the method no room on a prompt; None if there is room."""
     try:
-        job.check_room(span)
+        job.check_room(*size)
     except ValueError as error:
         return error
     return None

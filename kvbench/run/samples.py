@@ -36,11 +36,23 @@ class GroupSamples:
 
     def spans(self) -> list[int]:
         """Return the number of compressed tokens of every missing sample."""
-        return [span_tokens(prompt, self._question) for prompt in self.prompts.values()]
+        return [span for span, _ in self.sizes()]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return `spans` with the number of tokens that the chat template of each sample writes first."""
+        return [self._size(prompt) for prompt in self.prompts.values()]
+
+    def other_sizes(self) -> Iterator[tuple[int, int]]:
+        """Yield `sizes` of every sample that is assigned to another shard."""
+        return (self._size(self._render(sample)) for sample in self._others)
 
     def other_spans(self) -> Iterator[int]:
         """Yield the number of compressed tokens of every sample that is assigned to another shard."""
-        return (span_tokens(self._render(sample), self._question) for sample in self._others)
+        return (span for span, _ in self.other_sizes())
+
+    def _size(self, prompt: Prompt) -> tuple[int, int]:
+        span = span_tokens(prompt, self._question)
+        return span, min(prompt.template_len, span)
 
 
 def read_samples(jobs: Sequence[Job], model_cache: ModelCache) -> GroupSamples:

@@ -53,7 +53,7 @@ def _code_hash() -> str:
 @cache
 def _shared_method_files() -> list[Path]:
     """Return the files that every method goes through: `Method`, its loader, the checks, and what these import."""
-    names = ("method", "load", "policy_answers")
+    names = ("method", "load", "policy_answers", "store_answers")
     return sorted({file for name in names for file in imported_files(f"{_METHODS}.{name}", _METHODS).values()})
 
 

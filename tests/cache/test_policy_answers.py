@@ -109,6 +109,10 @@ ODD: dict[str, tuple[DecodePolicy, str]] = {
     "worth of one row": (altered("drop", lambda x: x[0]), r"Altered.drop .* must be \[rows, KV heads, slots\]"),
     "worth of one head": (altered("drop", lambda x: x[:, :1]), r"Altered.drop .* must be \[rows, KV heads, slots\]"),
     "worth of heads": (altered("drop", lambda x: x[..., :1]), r"Altered.drop .* must be \[rows, KV heads, slots\]"),
+    "protection of all": (
+        altered("drop", lambda x: x + torch.inf),
+        r"Altered.drop protects \d+ tokens of a head that may hold \d+; protect no more than slots.limit_BU",
+    ),
     "worth of NaN": (altered("drop", lambda x: x * torch.nan), "Altered.drop returned NaN"),
     "states of NaN": (altered("observe", lambda x: x / 0 * 0), "Altered.observe left NaN"),
     "states of heads": (altered("observe", lambda x: x[..., :1]), "Altered.observe returned .* state_BUC"),

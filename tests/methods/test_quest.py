@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 import kvbench
 from kvbench.cache.base import Entry, KVCache
@@ -15,6 +16,7 @@ from kvbench.cache.ragged import RaggedCache
 from kvbench.methods.load import load
 from kvbench.methods.look.page_bounds import PageBounds
 from kvbench.run.record import broken_promise
+from tests.engine.test_lengths import SIZES
 from tests.helpers.tiny_engine import NEW, generate, prompt, tiny_model
 from tests.reference import quest, tva
 
@@ -108,6 +110,24 @@ def test_a_record_says_what_was_kept_and_what_was_read() -> None:
     too_few = kvbench.Variant(variant.method, 48)
     out.budget_tokens = 48
     assert "read 64 tokens of a head in one step instead of 48 at most" in str(broken_promise(too_few, out))
+
+
+@pytest.mark.parametrize("engine_cache", ["ragged", "masked"])
+def test_dense_layers_are_the_first_of_the_model(engine_cache: str) -> None:
+    """Layers with a window count: of layers 0, 1 (windows) and 2, dense=2 reads none as a whole, dense=3 the last."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"num_hidden_layers": 3, "head_dim": 16}
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, sliding_window=24, layer_types=kinds)).eval()
+    tiny = (model, tiny_model()[1])
+    read = {}
+    for dense in (0, 2, 3):
+        variant = kvbench.Variant(kvbench.load_method("quest", page=8, dense=dense), 40)
+        ((out,),) = generate(tiny, [prompt(90)], [variant], cache=engine_cache)
+        assert out.read is not None and broken_promise(variant, out) is None
+        read[dense] = out.read
+    assert read[2].most == 40 and read[2].mean <= 40 and read[0] == read[2], "pages are read"
+    assert read[3].most == 0 and read[3].mean > 90, "all is read"
 
 
 def test_a_budget_above_the_prompt_reads_all_until_the_answer_exceeds_it() -> None:

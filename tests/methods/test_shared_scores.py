@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor
 
 import kvbench
+from kvbench.common.paths import conf_dir
 from kvbench.methods.base import LayerContext, Protected, Score
 from kvbench.methods.layers.cumulative_mass import CumulativeMass
+from kvbench.methods.load import load
 from kvbench.methods.method import Method
 from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.scores.column_sums import ColumnSums
 from kvbench.methods.select.top_k import TopK
 from kvbench.prompts import Prompt
-from tests.helpers.methods import with_parts
+from tests.helpers.methods import facts, shipped, with_parts
 from tests.helpers.tiny_engine import generate, prompt, tiny_model
 
 
@@ -122,3 +125,27 @@ def test_parts_choose_by_the_task_of_each_prompt() -> None:
 def test_a_task_of_another_name_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^prompt: task='qa' must be one of localization, aggregation, or None$"):
         Prompt((1,), 1, frozenset(), "", task="qa")
+
+
+@pytest.mark.parametrize("name", [name for name, method in shipped().items() if method.evicts])
+def test_a_score_that_tells_no_heads_apart_says_so(name: str) -> None:
+    """Rules that compare heads are refused next to it, because they would do nothing."""
+    (q, k, v), *_ = layers(1)
+    known = facts(shipped()[name], q, k)
+    of_layer = {fact: known.pop(fact, None) for fact in ("hidden", "probed")}
+    spans = {"context": (0, 20), "question": (20, 40)}
+    of_prompt = PromptFacts(known.get("token_ids"), spans, known.get("model"), task=known.get("task"))
+    method = shipped()[name].for_prompt(of_prompt)
+    ctx = method._context(q, k, v, None, 0, 1, None, of_prompt, **of_layer)
+    for score in method.all_scores:
+        score_UT = ctx.score(score)
+        assert score.is_shared == bool((score_UT == score_UT[:1]).all()), type(score).__name__
+
+
+def test_heads_by_scores_that_all_heads_share_are_refused(tmp_path: Path) -> None:
+    text = "name: own\nuse: tova\nheads: {_target_: kvbench.methods.heads.adaptive.Adaptive}\n"
+    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "tova.yaml").write_text((conf_dir() / "method" / "tova.yaml").read_text())
+    with pytest.raises(ValueError, match=r"^method=own: .*LastQuery") as caught:
+        load(tmp_path, "own")
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ import kvbench
 from kvbench.methods.allowance import allowed, check_reach
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.fitting import CacheShape, promised_bytes
-from kvbench.methods.storage import Store
-from kvbench.methods.store_fitting import family, head_size, smallest_size
+from kvbench.methods.storage import Half, Store
+from kvbench.methods.store.affine import PerToken
+from kvbench.methods.store_fitting import family, head_size, idle_fields, smallest_size
 from kvbench.run.record import broken_promise
 from tests.helpers.methods import shipped
 from tests.helpers.tiny_engine import Tiny, generate, prompt, tiny_model
@@ -106,6 +108,42 @@ def test_the_first_layers_get_no_smaller_form(name: str, field: str) -> None:
 def test_a_dial_that_the_budget_chooses_is_refused(name: str, dials: dict[str, Any], hint: str) -> None:
     with pytest.raises(ValueError, match=rf"^{hint}: {name} has .* chosen by budget=0.3B; [^\n]*$"):
         allowed(kvbench.load_method(name, **dials), "0.3B", 700, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "dials"),
+    [("qaq", {"least": 5, "most": 8}), ("kivi", {"group_size": 48, "residual": 96})],
+)
+def test_dials_that_need_each_other_go_with_a_budget_in_bytes(name: str, dials: dict[str, Any]) -> None:
+    """Each of them alone does not go with the default of the other."""
+    assert allowed(kvbench.load_method(name, **dials), "0.6B", 700, SHAPE._replace(dim=96)) is not None
+
+
+@dataclass(frozen=True)
+class NoDefaults(Store):
+    """KIVI with a setting that has no default, and with one that its family replaces."""
+
+    bits: int
+    tags: Sequence[str] = field(default_factory=tuple)
+    spare: int = 0
+
+    @property
+    def keys(self) -> Half:
+        return PerToken(self.bits, 16, 1 + self.spare)
+
+    def family(self, dim: int) -> list[NoDefaults]:
+        return [replace(self, spare=spare) for spare in (900, 0)]
+
+
+def test_fields_without_a_default_are_never_idle() -> None:
+    assert idle_fields(NoDefaults(4)) == idle_fields(NoDefaults(4, ("a",))) == []
+    assert idle_fields(NoDefaults(4, ("a",), 3)) == ["spare"]
+
+
+@pytest.mark.parametrize("dim", [*range(4, 260), 300, 512])
+def test_think_drops_a_channel_more_in_each_form(dim: int) -> None:
+    """At every head dimension, 100 included, of which 99 % are a whole number of channels."""
+    assert [int(form.ratio * dim) for form in store_of("think").family(dim)] == [*range(int(0.99 * dim), 0, -1)]
 
 
 def test_dials_of_kivi_are_limits() -> None:

@@ -174,6 +174,10 @@ def test_scores_are_estimated_by_what_the_score_holds() -> None:
     per_query = 4 * 400 * 2 * shape.heads
     assert prefill("snapkv", window=40) - prefill("snapkv", window=8) == 32 * per_query
     assert prefill("h2o") - prefill("streaming_llm") == 63 * per_query, "a block of 64 queries against none"
+    for name, dials in (("csp", {}), ("fastgen", {"phase": "prefill"}), ("fastgen_element", {})):
+        assert prefill(name, **dials) == prefill("h2o"), "a selection, too, and a score that has regions"
+    assert prefill("qaq", last=200) - prefill("qaq", last=8) == 192 * per_query, "and a store"
+    assert prefill("qaq", last=4096) == prefill("qaq", last=400), "a prompt has no more queries than tokens"
 
 
 def test_an_agnostic_prompt_counts_its_question() -> None:

@@ -121,3 +121,16 @@ def test_a_short_prompt_under_a_budget_in_bytes_keeps_its_most_recent_tokens(job
     assert allowed(short.method, short.budget, 100, job.cache_shape) == Allowance(22, 0)
     with pytest.raises(ValueError, match="^budget=0.22B"):
         job.variant_for(4)
+
+
+def test_a_chat_template_that_stays_must_fit_into_the_budget(jobs: Jobs) -> None:
+    """A share of a prompt that is too short keeps the most recent tokens; a number of tokens is refused."""
+    (share,) = jobs(["method=kvzip", "budget=0.1"])
+    assert share.variant_for(300, 29) is share.variant
+    assert (share.variant_for(300, 30).method.name, share.variant_for(300, 30).budget) == ("streaming_llm", 30)
+    (tokens,) = jobs(["method=kvzip", "budget=24"])
+    assert tokens.variant_for(300, 23) is tokens.variant
+    with pytest.raises(ValueError, match=r"^budget=24: kvzip always keeps 40 tokens \(its chat template\); the budget"):
+        tokens.variant_for(300, 40)
+    (plain,) = jobs(["method=snapkv", "budget=40"])
+    assert plain.variant_for(300, 60) is plain.variant

@@ -25,7 +25,7 @@ class AccumulateAndEvict(DecodePolicy):
     """A policy that keeps the tokens with most attention over all steps, and the most recent tokens.
 
     H2O (Zhang et al. 2023, arXiv 2306.14048): after every step the attention of the new tokens is added to each slot.
-    Above the limit, the best of the non-recent tokens and the recent ones stay.
+    Above the limit, the best of the non-recent tokens and the recent ones stay; without room for others, the latest.
 
     Args:
         window: recent tokens, or as a float their share of the limit.

@@ -19,6 +19,9 @@ from kvbench.methods.slots import Slots
 class SlidingWindow(DecodePolicy):
     """A policy that drops the oldest token after the sinks. Positions stay as they are.
 
+    A head that may hold no more tokens than there are sinks holds sinks alone: every later token is read in its own
+    step, and then leaves.
+
     Args:
         sinks: first tokens of the sequence that always stay.
     """
@@ -34,4 +37,4 @@ class SlidingWindow(DecodePolicy):
 
     def drop(self, slots: Slots) -> Tensor:
         """Return the positions: older tokens are worth less, and sinks stay."""
-        return slots.pos_BUC.float().masked_fill(slots.pos_BUC < self.sinks, torch.inf)
+        return slots.pos_BUC.float().masked_fill(slots.first(self.sinks), torch.inf)

@@ -25,6 +25,10 @@ class LastQuery(Score):
         """Queries whose attention is held at once."""
         return 1
 
+    @property
+    def is_shared(self) -> bool:
+        return True
+
     def __call__(self, ctx: LayerContext) -> Tensor:
         """Return [U, T] scores."""
         attention_HT = ctx.window_attention(1).flatten(0, 2)

@@ -20,7 +20,7 @@ class PageBounds(Look):
 
     Args:
         page: tokens of a page.
-        dense: first layers that are read as a whole.
+        dense: first layers of the model, of which every step reads all tokens. Layers with a window count as layers.
         least_pages: pages that are read at least.
     """
 

@@ -47,7 +47,6 @@ class Repeat(Probe):
         """Return [U, T] scores with those of one more chunk; softmax rows are taken in blocks, to save memory."""
         score_UT = ctx.k.new_zeros(ctx.k.shape[:2], dtype=torch.float32) if before is None else before
         sinks, part_UT = self._sinks(ctx.spans), score_UT[:, about.begin : about.end]
-        score_UT[:, self.sinks : sinks] = 2.0  # no attention is above 1; the selection protects the others
         k_USD = torch.cat([ctx.k[:, :sinks], ctx.k[:, about.begin : about.end], k], 1).float()
         slot_S, first = torch.arange(k_USD.shape[1], device=k.device), k_USD.shape[1] - k.shape[1]
         for q_HBD, slot_B in zip(q.split(256, 1), slot_S[first:].split(256), strict=True):

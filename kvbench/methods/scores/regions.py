@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvbench.methods.base import LayerContext, Score
+from kvbench.methods.context import COLUMN_SUM_QUERIES
 from kvbench.methods.fields import check_between, check_one_of
 from kvbench.methods.region_sums import region_sums
 from kvbench.methods.scores.groups import REDUCTIONS, reduce_group
@@ -30,6 +31,11 @@ class RegionAttention(Score):
     def __post_init__(self) -> None:
         check_between(self, "share", 0, 1)
         check_one_of(self, "reduce", REDUCTIONS)
+
+    @property
+    def queries(self) -> int:
+        """Queries whose attention is held at once: a block."""
+        return COLUMN_SUM_QUERIES
 
     @property
     def needs(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kvbench.methods.base import Candidates, HeadBudget, LayerContext, Protected, Select
 from kvbench.methods.fields import check_at_least, check_between, check_one_of
 from kvbench.methods.plan import NO_LIMIT, Plan
-from kvbench.methods.select.policy_sets import POLICIES, policy_sets
+from kvbench.methods.select.policy_sets import POLICIES, QUERIES, policy_sets
 from kvbench.methods.select.recovery import first_that_recovers
 
 
@@ -30,7 +30,7 @@ class CheapestPolicy(Select):
     local: float = 0.3
     ahead: int = 0
     sinks: int = 4
-    needs, counted, policies = frozenset({"model", "token_ids"}), False, POLICIES
+    needs, counted, policies, queries_at_once = frozenset({"model", "token_ids"}), False, POLICIES, QUERIES
 
     def __post_init__(self) -> None:
         check_one_of(self, "rule", ("mass", "element"))

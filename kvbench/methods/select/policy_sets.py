@@ -10,12 +10,13 @@ import math
 import torch
 from torch import Tensor
 
-from kvbench.methods.context import LayerContext
+from kvbench.methods.context import COLUMN_SUM_QUERIES, LayerContext
 from kvbench.methods.scores.column_sums import ColumnSums
 
 ATOMS = ("special", "punctuation", "frequent", "local")
 POLICIES = (*("+".join(ATOMS[: count + 1]) for count in range(len(ATOMS))), "full")
 """By cost, each with what the ones before it keep."""
+QUERIES = COLUMN_SUM_QUERIES  # whose attention is read at once to choose between them
 
 
 def policy_sets(ctx: LayerContext, rule: str, tokens: int, sinks: int, shares: tuple[float, float]) -> Tensor:

@@ -54,7 +54,7 @@ class Think(Store):
         return ThinkKeys(self.ratio, self.queries, self.recent)
 
     def family(self, dim: int) -> list[Self]:
-        return [replace(self, ratio=n / dim + 1e-12) for n in range(int(0.99 * dim), 0, -1)]
+        return [replace(self, ratio=min(0.99, n / dim + 1e-12)) for n in range(int(0.99 * dim), 0, -1)]
 
     def leaving(self, tokens: int) -> Self:
         return replace(self, recent=self.recent + tokens)
