@@ -91,13 +91,17 @@ class RaggedCache:
         return out_BHTD
 
     def _by_form(self, layer: int, rows: tuple[int, ...], device: torch.device) -> list[FormRows]:
-        """Return the rows of a call by their form in a layer. A recorded step finds the tensors of the steps before."""
+        """Return the rows of a call by their form in a layer. A recorded step finds the tensors of the steps before.
+
+        Layers on one device whose rows have the same forms share them.
+        """
         if self._active != rows:
             self._active, self._groups = rows, []
         while len(self._groups) <= layer:
             forms = self._form_of[len(self._groups)]
-            same = self._groups and forms == self._form_of[len(self._groups) - 1]
-            self._groups.append(self._groups[-1] if same else by_form(rows, forms, device))
+            before = self._groups[-1] if self._groups else []
+            same = before and forms == self._form_of[len(self._groups) - 1] and before[0].at.device == device
+            self._groups.append(before if same else by_form(rows, forms, device))
         return self._groups[layer]
 
     def _arena_rows(self, rows: Sequence[int]) -> tuple[int, ...]:

@@ -100,6 +100,8 @@ class ContinuePass:
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Attend in one of the model's layers: [B, H, T, D]."""
         self._guard.enter(layer)
+        if self._new is not None and self._new.ids_BT.device != q_BHTD.device:  # layers may lie on several devices
+            self._new = NewTokens(self.ids, self._new.ids_BT.to(q_BHTD.device))
         return self._caches.attend(layer, self.rows, q_BHTD, k_BUTD, v_BUTD, scaling, self._new)
 
     def finish(self) -> None:

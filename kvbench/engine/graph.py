@@ -34,6 +34,7 @@ from kvbench.engine.survey import survey
 
 log = logging.getLogger(__name__)
 
+_streams: dict[torch.device, torch.cuda.Stream] = {}  # for recordings; torch's own one is on the first device used
 _STEADY = 3  # eager steps of the same batch before it is recorded, because rows often leave shortly after each other
 CHOICES = ("auto", "true", "false")
 
@@ -105,9 +106,15 @@ class CudaRecorder:
     Graphs follow each other, so they can all use one pool of memory. Those of the last recording are held until the
     next one: a pool that no graph uses any more cannot be recorded into as long as some tensor of it lives, such as the
     last result (`use_count > 0 INTERNAL ASSERT FAILED`).
+
+    Args:
+        device: the GPU that does the work. It need not be torch's current device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._last: list[torch.cuda.CUDAGraph] = []
@@ -116,13 +123,15 @@ class CudaRecorder:
 
     def __call__(self, work: Callable[[], Out]) -> tuple[Out, Work]:
         """Record a function's work without running it. Return the result's tensors and a replay function."""
-        self._graphs, self._parts, stream = [], [], torch.cuda.current_stream()
-        try:
-            with ExitStack() as self._capture:
-                self._begin()
-                out = work()
-        finally:
-            torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream set
+        self._graphs, self._parts = [], []
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            try:
+                with ExitStack() as self._capture:
+                    self._begin()
+                    out = work()
+            finally:
+                torch.cuda.set_stream(stream)  # a recording that fails leaves its own stream set
         self._last, parts, self._parts = self._graphs, self._parts, []
 
         def replay() -> None:
@@ -139,7 +148,7 @@ class CudaRecorder:
 
     def _begin(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        self._capture.enter_context(torch.cuda.graph(graph, pool=self._pool))
+        self._capture.enter_context(torch.cuda.graph(graph, pool=self._pool, stream=_streams[self._device]))
         self._graphs.append(graph)
         self._parts.append(graph.replay)
 

@@ -43,8 +43,9 @@ def recorded_steps(model: PreTrainedModel, caches: LayerCaches, forward: Forward
     cache = recordable(model, caches.kv, graph)
     if cache is None:
         return None
-    graphed = GraphedSteps(forward, cache, CudaRecorder(), must=str(graph).lower() == "true")
-    return Steps(caches, graphed, device_of(model))
+    device = device_of(model)
+    graphed = GraphedSteps(forward, cache, CudaRecorder(device), must=str(graph).lower() == "true")
+    return Steps(caches, graphed, device)
 
 
 class Steps:

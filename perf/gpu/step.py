@@ -144,7 +144,7 @@ def measure(model: Any, case: Case, bench: Bench, ceiling: ceilings.Ceilings, re
     recordable = graph.recordable(model, cache, "auto")
     if recordable is not None:
         ways["graph"] = decoding.recorded(step, recordable)
-        recorder = recordable, graph.CudaRecorder()
+        recorder = recordable, graph.CudaRecorder(bench.device)
         ways["graph-host"] = HostBetween(decoding.caches, step, recorder, bench.device)
     if decoding.fused is not None:
         if recordable is not None:

@@ -111,7 +111,7 @@ class Decoding:
 
     def recorded(self, forward: graph.Forward, cache: Recordable) -> Steps:
         """Return the engine's recorded steps by a forward function."""
-        return Steps(self.caches, graph.GraphedSteps(forward, cache, graph.CudaRecorder()), self._device)
+        return Steps(self.caches, graph.GraphedSteps(forward, cache, graph.CudaRecorder(self._device)), self._device)
 
     def eager(self, forward: graph.Forward) -> HostBetween:
         """Return eager steps."""

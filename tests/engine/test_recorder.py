@@ -1,4 +1,4 @@
-"""The recorder of CUDA graphs: its pool and its stream, on stand-ins for those of torch."""
+"""The recorder of CUDA graphs: its pool, its device and its stream, on stand-ins for those of torch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,37 @@ import torch
 
 from kvbench.engine import graph
 
+FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
+
 
 class Pools:
-    """A stand-in for torch's memory pools of graphs and its current stream, with their errors."""
+    """A stand-in for torch's memory pools of graphs, its current device and stream, with their errors."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.users: dict[str, int] = {}
-        self.stream = "earlier stream"
+        self.device, self.stream = FIRST, "earlier stream"
+        self.recorded_on: list[tuple[torch.device, str]] = []
         self.tensors: list[weakref.ref[torch.Tensor]] = []
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
+        monkeypatch.setattr(graph, "_streams", {})
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
+        monkeypatch.setattr(torch.cuda, "device", self.current_device)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream))
         monkeypatch.setattr(torch.cuda, "graph", self.graph)
 
     @contextmanager
-    def graph(self, graph: Graph, pool: str) -> Iterator[None]:
+    def current_device(self, device: torch.device) -> Iterator[None]:
+        before, self.device = self.device, device
+        try:
+            yield
+        finally:
+            self.device = before
+
+    @contextmanager
+    def graph(self, graph: Graph, pool: str, stream: str) -> Iterator[None]:
+        self.recorded_on.append((self.device, stream))
         if not any(tensor() is not None for tensor in self.tensors) and not self.users.get(pool):
             self.users.pop(pool, None)  # torch forgets an empty pool
         self.stream = "stream of the graph"
@@ -59,7 +74,7 @@ class Graph:
 def test_one_pool_serves_one_recording_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the result of the previous recording is still in use."""
     pools = Pools(monkeypatch)
-    record = graph.CudaRecorder()
+    record = graph.CudaRecorder(SECOND)
     out, replay = record(pools.result)
     del replay
     for _ in range(3):
@@ -73,7 +88,7 @@ def test_a_recording_leaves_out_the_work_of_the_host(monkeypatch: pytest.MonkeyP
     """It becomes several graphs of one pool. They and the host's work are replayed in order."""
     pools, done = Pools(monkeypatch), []
     monkeypatch.setattr(Graph, "replay", lambda self: done.append("graph"))
-    record = graph.CudaRecorder()
+    record = graph.CudaRecorder(SECOND)
 
     def work() -> torch.Tensor:
         assert pools.stream == "stream of the graph"
@@ -89,9 +104,26 @@ def test_a_recording_leaves_out_the_work_of_the_host(monkeypatch: pytest.MonkeyP
     assert done == ["graph", "host", "graph", "host again", "graph"] * 2 and out.shape == (1,)
 
 
+def test_a_recording_is_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the current one; nor on torch's stream for recordings, which is on the GPU that was used first."""
+    pools = Pools(monkeypatch)
+    for device in (FIRST, SECOND, FIRST):
+        record = graph.CudaRecorder(device)
+
+        def work(record: graph.CudaRecorder = record, device: torch.device = device) -> torch.Tensor:
+            record.leave_out(lambda: None)
+            assert pools.device == device
+            return pools.result()
+
+        record(work)
+        assert pools.recorded_on == [(device, f"stream of {device}")] * 2
+        assert pools.device == FIRST and pools.stream == "earlier stream"
+        pools.recorded_on.clear()
+
+
 def test_a_recording_that_fails_after_work_of_the_host_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = Pools(monkeypatch)
-    record = graph.CudaRecorder()
+    record = graph.CudaRecorder(SECOND)
 
     def fails() -> torch.Tensor:
         record.leave_out(lambda: None)
@@ -111,5 +143,5 @@ def test_a_recording_that_fails_leaves_the_stream_alone(monkeypatch: pytest.Monk
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        graph.CudaRecorder()(fails)
+        graph.CudaRecorder(SECOND)(fails)
     assert pools.stream == "earlier stream"

@@ -69,7 +69,7 @@ def test_the_choice_is_the_same_on_a_gpu_and_in_a_graph(vocab: int) -> None:
         logits = hard(vocab, dtype)
         held = torch.zeros_like(logits, device="cuda")
         best_tokens(held)
-        out, replay = graph.CudaRecorder()(lambda: graph.Out(held, best_tokens(held)))  # noqa: B023
+        out, replay = graph.CudaRecorder(held.device)(lambda: graph.Out(held, best_tokens(held)))  # noqa: B023
         outbox = Outbox(held.device)
         assert out.token_B is not None
         reads = []

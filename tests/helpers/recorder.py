@@ -53,7 +53,7 @@ class Tape(TorchDispatchMode):
 class Recorder:
     """A stand-in for `graph.CudaRecorder` on a CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self.tape = Tape()
 
     def leave_out(self, work: Callable[[], None]) -> None:
