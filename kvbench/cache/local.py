@@ -1,10 +1,11 @@
 """Layers that look back a limited number of tokens: sliding windows and chunks. They are never compressed.
 
 Shape suffixes: B rows of the call, R rows of the layer, H query heads, U KV heads, T tokens of the call, S keys,
-W slots (the window), D head dimension.
+W slots, D head dimension.
 
-The token at position p lies in slot p mod W of its row, so a new token replaces the one that just left the window.
-Attention does not depend on the order of the slots.
+The token at position p lies in slot p mod `size` of its row, so a new token replaces the one that just left the window.
+Attention does not depend on the order of the slots. Rows that are shorter than the window have fewer slots, as many as
+the longest of them needs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class LocalMask:
         if self.chunked:
             seen &= query_positions // self.size == key_positions // self.size
         return seen
+
+
+def ring_slots(tokens: int, size: int) -> int:
+    """Return the slots of a row that holds this many tokens, with room for some more, but no more than a window."""
+    return min(size, tokens + max(16, tokens // 8))
 
 
 def attend_prompt(q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float, mask: LocalMask) -> Tensor:
@@ -71,9 +77,10 @@ class LocalLayer:
         size, tokens = self.mask.size, k_UTD.shape[1]
         first = max(0, tokens - size)
         slot_T = torch.arange(first, tokens, device=k_UTD.device) % size
+        width = self._widen(tokens)
         new = []
         for x_UTD in (k_UTD, v_UTD):
-            ring_UWD = x_UTD.new_zeros(x_UTD.shape[0], size, x_UTD.shape[2])
+            ring_UWD = x_UTD.new_zeros(x_UTD.shape[0], width, x_UTD.shape[2])
             ring_UWD[:, slot_T] = x_UTD[:, first:]
             new.append(ring_UWD.expand(len(rows), -1, -1, -1))
         old = self._kv
@@ -92,6 +99,7 @@ class LocalLayer:
 
     def attend(self, rows: Sequence[int], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
         """Append T new tokens to `rows` and attend to the tokens that each of them sees: [B, H, T, D]."""
+        self._widen(max(self._seen[row] for row in rows) + q_BHTD.shape[2])
         assert self._kv is not None
         k_RUWD, v_RUWD = self._kv
         device, size = q_BHTD.device, self.mask.size
@@ -99,7 +107,7 @@ class LocalLayer:
         place = {row: index for index, row in enumerate(self._rows)}
         row_B = torch.tensor([place[row] for row in rows], device=device)
         seen_B = torch.tensor([self._seen[row] for row in rows], device=device)
-        slot_W = torch.arange(size, device=device)
+        slot_W = torch.arange(k_RUWD.shape[2], device=device)
         outs = []
         for t in range(q_BHTD.shape[2]):
             position_B1 = (seen_B + t)[:, None]
@@ -120,14 +128,26 @@ class LocalLayer:
             self._seen[row] += q_BHTD.shape[2]
         return torch.cat(outs, 2)
 
+    def _widen(self, tokens: int) -> int:
+        """Make room for rows of this many tokens. Return the slots of each row."""
+        size, width = self.mask.size, 0 if self._kv is None else self._kv[0].shape[2]
+        if min(tokens, size) <= width:
+            return width
+        width = ring_slots(tokens, size)
+        if self._kv is not None:  # rows with fewer slots than the window hold all of their tokens in order
+            k_RUWD, v_RUWD = (F.pad(x, (0, 0, 0, width - x.shape[2])) for x in self._kv)
+            self._kv = k_RUWD, v_RUWD
+        return width
+
     def release(self, rows: Sequence[int]) -> None:
         """Forget finished rows and free their memory."""
         gone = set(rows)
         stay = [index for index, row in enumerate(self._rows) if row not in gone]
         if self._kv is None or len(stay) == len(self._rows):
             return
-        k_RUWD, v_RUWD = (x[torch.tensor(stay, dtype=torch.long, device=x.device)] for x in self._kv)
-        self._kv = (k_RUWD, v_RUWD) if stay else None
-        self._rows = [self._rows[index] for index in stay]
         for row in gone:
             self._seen.pop(row, None)
+        width = ring_slots(max(self._seen.values(), default=0), self.mask.size)
+        k_RUWD, v_RUWD = (x[torch.tensor(stay, dtype=torch.long, device=x.device), :, :width] for x in self._kv)
+        self._kv = (k_RUWD, v_RUWD) if stay else None
+        self._rows = [self._rows[index] for index in stay]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
+from kvbench.cache.local import LocalLayer, attend_prompt
 from kvbench.engine.caches import LayerCaches, Place
 from kvbench.engine.clock import Total, stamp
 from kvbench.engine.guard import LayerGuard
@@ -79,23 +80,35 @@ class FeedPass:
         self._guard.begin()
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        """Attend in one of the model's layers, chunk by chunk: [B, H, T, D]."""
+        """Attend in one of the model's layers: [B, H, T, D]."""
         self._guard.enter(layer)
-        nothing_U0D = k_BUTD[0, :, :0]
         if layer in self._caches.local:
-            self._caches.local[layer].add(self._rows, nothing_U0D, nothing_U0D)
+            out_BHTD = self._attend_local(self._caches.local[layer], q_BHTD, k_BUTD, v_BUTD, scaling)
         else:
-            full_layer = self._caches.plan.index(layer)
-            entries = [self._entry(index, full_layer, nothing_U0D) for index in range(len(self._variants))]
-            self._caches.kv.add(full_layer, entries, nothing_U0D, nothing_U0D)
-            self.full_bytes += k_BUTD[0].nbytes + v_BUTD[0].nbytes
+            out_BHTD = self._attend_in_chunks(layer, q_BHTD, k_BUTD, v_BUTD, scaling)
+        self._copy(layer, k_BUTD.device)
+        return out_BHTD
+
+    def _attend_local(
+        self, local: LocalLayer, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
+    ) -> Tensor:
+        """Attend to a window, where chunks make no difference, and store its end for each variant."""
+        for row, k_UTD, v_UTD in zip(self._rows, k_BUTD, v_BUTD, strict=True):
+            local.add([row], k_UTD, v_UTD)
+        return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
+
+    def _attend_in_chunks(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+        """Attend in a compressed layer, chunk by chunk."""
+        nothing_U0D, full_layer = k_BUTD[0, :, :0], self._caches.plan.index(layer)
+        entries = [self._entry(index, full_layer, nothing_U0D) for index in range(len(self._variants))]
+        self._caches.kv.add(full_layer, entries, nothing_U0D, nothing_U0D)
+        self.full_bytes += k_BUTD[0].nbytes + v_BUTD[0].nbytes
         outs = []
         for chunk in torch.arange(self._span).split(self._feed.chunk):
             at = slice(int(chunk[0]), int(chunk[-1]) + 1)
             outs.append(
                 self._caches.attend(layer, self._rows, q_BHTD[:, :, at], k_BUTD[:, :, at], v_BUTD[:, :, at], scaling)
             )
-        self._copy(layer, k_BUTD.device)
         return torch.cat(outs, 2)
 
     def finish(self) -> None:

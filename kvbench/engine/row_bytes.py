@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from kvbench.cache.blocks import plain_if_none, room
+from kvbench.cache.local import ring_slots
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed
 from kvbench.methods.budgets import ByteShare
@@ -47,6 +48,15 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
             for store, state in zip(stores, states, strict=True)
         )
     return shape.heads * of_heads
+
+
+def local_row_bytes(shape: CacheShape, window: int, tokens: int) -> int:
+    """Return the bytes that a row allocates in the layers of `shape`, which look back `window` tokens.
+
+    Args:
+        tokens: of the longest row of its batch: all have as many slots.
+    """
+    return shape.segments * ring_slots(tokens, window) * shape.token_bytes
 
 
 def _stores(variant: Variant, shape: CacheShape, span: int) -> Sequence[Store]:

@@ -59,6 +59,16 @@ def full_layers(config: PreTrainedConfig) -> int:
     return _types(config.get_text_config()).count(FULL)
 
 
+def local_layers(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return the number of layers that keep a window next to those that are compressed, and the largest window.
+
+    0 and 0 if a config declares none, or no layer that attends to everything: then all layers are compressed.
+    """
+    text, types = config.get_text_config(), _types(config.get_text_config())
+    windows = [_number(text, LOCAL.get(kind, "")) or 0 for kind in types if kind != FULL]
+    return (len(windows), max(windows)) if windows and FULL in types else (0, 0)
+
+
 def sizes(config: PreTrainedConfig, name: str, kind: str | None = None) -> set[int]:
     """Return the values of a size over the layers of a type, or over all layers; several where layers differ."""
     text = config.get_text_config()

@@ -31,10 +31,10 @@ def copy_bandwidth(device: str) -> float:
     seconds = []
     for _ in range(_COPIES):
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         begin = time.perf_counter()
         target.copy_(source)
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return 2 * source.nbytes / statistics.median(seconds)

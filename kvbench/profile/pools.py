@@ -89,8 +89,9 @@ def _in_memory(cell: Cell, group: Group, setting: Mapping[str, Any], most: int) 
     share = _GPU_SHARE if place.startswith("cuda") else memory.FRACTION
     free = share * memory.free_bytes(place, all_gpus=spec.device_map is not None)
     prompt = Prompt((0,) * cell.context, cell.context, frozenset(), "")
-    prefill = memory.prefill_bytes(shape, Request.of(prompt, [cell.variant], group.settings.new_tokens), cell.context)
-    of_row = row_tokens(cell, group, setting) * shape.token_bytes
-    moved = of_row // shape.layers if group.settings.prompts > 1 else 0  # prompts join layer by layer
+    request = Request.of(prompt, [cell.variant], group.settings.new_tokens)
+    prefill = memory.prefill_bytes(shape, request, cell.context)
+    of_row = row_tokens(cell, group, setting) * shape.token_bytes + memory.local_bytes(shape, [request])
+    moved = of_row // shape.compressed_layers if group.settings.prompts > 1 else 0  # prompts join layer by layer
     rows = [n for n in range(1, most + 1) if n * (of_row + moved) + max(prefill, memory.decode_bytes(shape, n)) <= free]
     return max(rows, default=0)

@@ -72,9 +72,12 @@ def setting_of(group: Group) -> dict[str, Any]:
     cfg, spec = group.cfg, group.model
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
+    shape = asdict(models.shape(spec))
+    if not shape["local_layers"]:
+        del shape["local_layers"], shape["window"]
     return {
         "model": {"name": spec.label, "weights": spec.identity(), "dtype": spec.dtype},
-        "shape": asdict(models.shape(spec)),
+        "shape": shape,
         "device": device.facts(models.device(spec)),
         "engine": {key: cfg["engine"][key] for key in ("cache", "graph", "fused")},
         "seed": cfg["seed"],

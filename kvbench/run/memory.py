@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from kvbench.engine.row_bytes import row_bytes
+from kvbench.engine.row_bytes import local_row_bytes, row_bytes
 from kvbench.engine.variant import Request, span_tokens
 from kvbench.methods.allowance import fits_late
 from kvbench.methods.fitting import CacheShape
@@ -29,11 +29,20 @@ _VERSION_2 = ("memory.max", "memory.current")
 def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False) -> int:
     """Return the bytes that the rows of a request keep of `span` tokens, with the room for their answers.
 
+    These are the bytes of the compressed layers; see `local_bytes` for the others.
+
     Args:
         masked: True for engine.cache=masked.
     """
-    of_layers, new = cache_shape(shape, shape.layers), request.max_new_tokens
+    of_layers, new = cache_shape(shape, shape.compressed_layers), request.max_new_tokens
     return sum(row_bytes(v, of_layers, span, len(prompt.ids) - span, new, masked) for prompt, v in request.rows)
+
+
+def local_bytes(shape: Shape, requests: Sequence[Request]) -> int:
+    """Return the bytes of the layers that keep a window, for all rows of a batch."""
+    longest = max(len(prompt.ids) + request.max_new_tokens for request in requests for prompt in request.prompts)
+    of_row = local_row_bytes(cache_shape(shape, shape.local_layers), shape.window, longest)
+    return of_row * sum(len(request.rows) for request in requests)
 
 
 def cache_shape(shape: Shape, layers: int) -> CacheShape:
@@ -107,9 +116,10 @@ class Limits:
         spans = [span_tokens(request.prompts[0], self.question) for request in requests]
         kept = sum(cache_bytes(self.shape, r, n, self.masked) for r, n in zip(requests, spans, strict=True))
         peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
-        rows = sum(len(r.rows) for r in requests)
+        rows, local = sum(len(r.rows) for r in requests), local_bytes(self.shape, requests)
         # joining prompts move one layer after the other into new buffers
-        return kept + kept // self.shape.layers + max(peak, decode_bytes(self.shape, rows))
+        moved = max(kept // self.shape.compressed_layers, local // max(1, self.shape.local_layers))
+        return kept + local + moved + max(peak, decode_bytes(self.shape, rows))
 
     def part(self, request: Request) -> Request:
         """Return the request of as many of the first rows as fit by themselves, at least one."""

@@ -152,12 +152,12 @@ def memory_limits(job: Job, requests: Sequence[Request], model_cache: ModelCache
     need = limits.total([part])
     gib = memory.GIB
     log.info(
-        "%s: %d row(s) of %d sample(s) to compute; memory: weights %.2f GiB, the largest prompt (%d tokens, %d of %d "
+        "%s: %d row(s) of %d sample(s) to compute; memory: weights %s, the largest prompt (%d tokens, %d of %d "
         "row(s) at once) about %.2f GiB, of %.1f GiB free on %s",
         job.benchmark.name,
         sum(len(request.rows) for request in requests),
         sum(len(request.prompts) for request in requests),
-        shape.weight_bytes / gib,
+        f"{shape.weight_bytes / gib:.2f} GiB" if shape.weight_bytes else "of unknown size (quantised, not here yet)",
         tokens,
         len(part.rows),
         len(largest.rows),

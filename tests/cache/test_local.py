@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvbench.cache.local import LocalLayer, LocalMask, attend_prompt
+from kvbench.cache.local import LocalLayer, LocalMask, attend_prompt, ring_slots
 
 DIM = 16
 
@@ -32,6 +32,33 @@ def test_local_layers_attend_to_the_tokens_of_their_mask(mask: LocalMask) -> Non
             full[row] = torch.cat([full[row][0], k[i]], 1), torch.cat([full[row][1], v[i]], 1)
             torch.testing.assert_close(out[i], masked_attention(q[i], *full[row], mask), rtol=1e-5, atol=1e-5)
         layer.release(gone)
+
+
+def test_rows_have_as_many_slots_as_the_longest_needs() -> None:
+    """No more than the window, and fewer again when a long row has left."""
+    g, layer = torch.Generator().manual_seed(6), LocalLayer(LocalMask(100))
+
+    def tokens(count: int) -> torch.Tensor:
+        return torch.randn(2, count, DIM, generator=g)
+
+    def width() -> int:
+        assert layer._kv is not None
+        return layer._kv[0].shape[2]
+
+    layer.add([0], tokens(3), tokens(3))
+    assert width() == ring_slots(3, 100) == 19
+    layer.add([1, 2], tokens(60), tokens(60))
+    assert width() == ring_slots(60, 100) == 76
+    widths = set()
+    for _ in range(60):
+        new = tokens(1).expand(3, -1, -1, -1)
+        layer.attend([0, 1, 2], new, new, new, 0.3)
+        widths.add(width())
+    assert widths == {76, ring_slots(77, 100), 100}
+    layer.release([1, 2])
+    assert width() == ring_slots(63, 100)
+    layer.release([0])
+    assert layer._kv is None
 
 
 def masked_attention(q_HTD: torch.Tensor, k_USD: torch.Tensor, v_USD: torch.Tensor, mask: LocalMask) -> torch.Tensor:

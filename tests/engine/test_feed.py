@@ -15,6 +15,7 @@ from torch import Tensor
 
 import kvbench
 from kvbench.cache.base import Entry
+from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import kvbench_attention, last_logits
@@ -26,7 +27,7 @@ from kvbench.methods.decode.streaming import StreamingWindow
 from kvbench.methods.decoding import Decoding
 from kvbench.prompts import Prompt
 from tests.engine.test_architectures import EXACT, build
-from tests.helpers.tiny_engine import Tiny, generate, prompt, tiny_model
+from tests.helpers.tiny_engine import Tiny, generate, own_answer, prompt, tiny_model
 from tests.reference import streaming
 
 
@@ -168,6 +169,27 @@ def test_layers_that_do_not_rotate_alike_are_fed_as_by_the_rule(name: str) -> No
 def test_a_prompt_within_the_budget_is_answered_as_by_the_full_cache(tiny: Tiny) -> None:
     (outs,) = generate(tiny, [prompt(40)], [("streaming_llm_true", 200), ("fullkv", None)])
     assert outs[0].token_ids == outs[1].token_ids
+
+
+@pytest.mark.parametrize("name", ["qwen2, upper layers slide", "llama4, chunks"])
+def test_layers_with_a_window_take_a_fed_prompt_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the budget, the answers are those of the model; each variant has its own row in such layers."""
+    model, ids = build(*EXACT[name][:3]), prompt(60)
+    steps: list[int] = []
+    real = LocalLayer.attend
+
+    def attend(self: LocalLayer, rows: Any, q_BHTD: Tensor, *rest: Any) -> Tensor:
+        steps.append(q_BHTD.shape[2])
+        return real(self, rows, q_BHTD, *rest)
+
+    monkeypatch.setattr(LocalLayer, "attend", attend)
+    asked = [kvbench.Variant(kvbench.load_method("streaming_llm_true", chunk=7), budget) for budget in (90, 20)]
+    (outs,) = generate((model, tiny_model()[1]), [ids], asked)
+    assert outs[0].token_ids == own_answer(model, ids) != outs[1].token_ids
+    assert set(steps) == {1}
+    steps.clear()
+    ((alone,),) = generate((model, tiny_model()[1]), [ids], asked[1:])
+    assert alone.token_ids == outs[1].token_ids
 
 
 def test_compressed_feeds_the_prompt_too(tiny: Tiny) -> None:

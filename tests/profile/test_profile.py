@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from kvbench import models
 from kvbench.models.cache import ModelCache
-from kvbench.profile import compose, kernels, limits, measure, peaks, results, run
+from kvbench.profile import compose, device, kernels, limits, measure, peaks, results, run
 from kvbench.profile.__main__ import main
 from kvbench_kernels.backends import AttentionSpec, Choice
 from tests.helpers.tiny_profile import SMALL, lines, profile
@@ -141,7 +142,22 @@ def test_what_runs_out_of_memory_is_recorded_and_the_others_go_on(
     assert "oom |" not in (next(tmp_path.glob("profile/*/table.md"))).read_text()
 
 
-def test_a_cell_beyond_the_hosts_memory_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_timed_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the current GPU would time the launch of a copy on another one."""
+    waits: list[object] = []
+    fake = SimpleNamespace(
+        uint8=torch.uint8,
+        zeros=lambda count, dtype, device: torch.zeros(16, dtype=dtype),
+        empty_like=torch.empty_like,
+        cuda=SimpleNamespace(synchronize=lambda place=None: waits.append(place)),
+    )
+    monkeypatch.setattr(device, "torch", fake)
+    assert device.copy_bandwidth("cuda:1") > 0 and set(waits) == {"cuda:1"}
+
+
+def test_a_cell_beyond_the_hosts_memory_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     (group,) = compose.groups([*SMALL, "method=snapkv", "budget=40", "profile.context=4000", "profile.batch=64"])
     setting = run.setting_of(group)
     full, small = group.cells
@@ -152,6 +168,10 @@ def test_a_cell_beyond_the_hosts_memory_is_not_tried(tmp_path: Path, monkeypatch
     monkeypatch.setattr(limits.memory, "free_bytes", lambda *_, **__: 1000)
     with pytest.raises(ValueError, match="model=tiny: its weights take"):
         limits.check_weights(group, setting, ModelCache())
+    unknown = setting["shape"] | {"weight_bytes": 0}
+    with caplog.at_level(logging.INFO):
+        limits.check_weights(group, setting | {"shape": unknown}, ModelCache())
+    assert "quantised and not here yet" in caplog.text
 
 
 def test_a_cell_that_fails_is_not_recorded_and_takes_no_other_with_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig
 
 import kvbench
 from kvbench import models
 from kvbench.cache.ragged import RaggedCache
 from kvbench.config import defaults, options
 from kvbench.engine import decode
-from kvbench.engine.caches import num_layers
+from kvbench.engine.caches import LayerCaches, num_layers
 from kvbench.engine.variant import Request, span_tokens
+from kvbench.models.sources import hub
 from kvbench.prompts import Prompt
 from kvbench.run import memory
+from tests.engine.test_architectures import EXACT, build
 from tests.helpers.methods import budget_for, load, measured, shipped
+from tests.helpers.model_specs import node
 
 NODE = OmegaConf.to_container(defaults("model", "tiny"))
 
@@ -135,6 +140,60 @@ def test_the_cache_estimate_follows_the_dials_of_a_store(
 ) -> None:
     variant = kvbench.Variant(kvbench.load_method("kivi", **dials))
     check_bound(tiny, Request.of(prompt(400), [variant], 20), monkeypatch)
+
+
+WINDOWED = {"gemma3": 3, "llama4, chunks": 3, "qwen2, upper layers slide": 2, "llama": 0}  # layers with a window
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("lengths", [(6, 6), (7, 120), (30, 14)])
+@pytest.mark.parametrize("window", [16, 64])
+def test_layers_with_a_window_are_estimated_by_their_window(
+    name: str, lengths: tuple[int, int], window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They keep it for every row, whatever the budget, and no more than the longest row needs."""
+    model_class, config_class, config, _ = EXACT[name]
+    own = {key: window for key in config if key in ("sliding_window", "attention_chunk_size")}
+    model = build(model_class, config_class, config | own)
+    model.save_pretrained(tmp_path / "model")
+    spec = models.ModelSpec.from_node(node("local", path=str(tmp_path / "model"), device="cpu"))
+    shape = models.shape(spec)
+    assert (shape.local_layers, shape.window) == (WINDOWED[name], window if WINDOWED[name] else 0)
+    assert shape.compressed_layers == models.compressed_layers(spec) == num_layers(model)
+    peak = 0
+    real = LayerCaches.attend
+
+    def attend(self: LayerCaches, *args: Any) -> torch.Tensor:
+        nonlocal peak
+        out = real(self, *args)
+        held = [layer._kv for layer in self.local.values() if layer._kv is not None]
+        peak = max(peak, sum(k.nbytes + v.nbytes for k, v in held))
+        return out
+
+    monkeypatch.setattr(LayerCaches, "attend", attend)
+    requests = [request(length, ("streaming_llm", 5), ("fullkv", None)) for length in lengths]
+    queue = list(requests)
+    list(decode.stream(model, kvbench.load_model("tiny").tokenizer, lambda _: queue.pop() if queue else None))
+    local = memory.local_bytes(shape, requests)
+    assert peak <= local <= 1.5 * peak and (peak > 0) == (WINDOWED[name] > 0)
+    limits = memory.Limits(max_rows=9, max_prompts=9, free=0, shape=shape, question="aware")
+    assert limits.total(requests) >= sum(memory.cache_bytes(shape, r, len(r.prompts[0].ids)) for r in requests) + local
+
+
+def test_quantised_weights_are_as_large_as_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are unknown as long as a model of the hub has config.json alone."""
+    build(*EXACT["llama"][:3]).half().save_pretrained(tmp_path)
+    spec = models.ModelSpec.from_node(node("local", path=str(tmp_path), device="cpu", dtype="float32"))
+    plain = models.shape(spec).weight_bytes
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(quantised))
+    assert models.shape(spec).weight_bytes == (tmp_path / "model.safetensors").stat().st_size < 0.6 * plain
+    (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(hub.Source, "_config_json", lambda self: tmp_path / "config.json")
+    monkeypatch.setattr(hub.Source, "config", lambda self: AutoConfig.from_pretrained(tmp_path))
+    on_hub = models.ModelSpec.from_node(node("llama31_8b", device="cpu"))
+    assert models.shape(on_hub).weight_bytes == 0
 
 
 def test_what_may_decode_together() -> None:
