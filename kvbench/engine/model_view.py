@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
+from kvbench.engine.products import is_changed
 from kvbench.engine.rotation import Rotation, find_rotations
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.methods.model_view import TOKEN_KINDS
 
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # numbers that need no scale
 _WORDS = "kvbenchplaceholder"  # letters only: survives trimming and is in no template
 _views: WeakKeyDictionary[PreTrainedModel, EngineView] = WeakKeyDictionary()
 
@@ -31,10 +33,10 @@ _views: WeakKeyDictionary[PreTrainedModel, EngineView] = WeakKeyDictionary()
 def view_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> EngineView:
     """Return the view of a model. Its rotations are checked once per model and process, by a forward call."""
     view = _views.get(model)
-    if view is None or view.tokenizer is not tokenizer:
+    if view is None or view.tokenizer is not tokenizer or view.dtype != model.dtype:
         plan = survey(model)
         rotations = find_rotations(model, plan) if view is None else view.rotations
-        view = _views[model] = EngineView(type(model).__name__, plan, rotations, tokenizer)
+        view = _views[model] = EngineView(type(model).__name__, plan, rotations, tokenizer, model.dtype)
     return view
 
 
@@ -51,6 +53,7 @@ class EngineView:
         name: class of the model, for messages.
         rotations: of its keys, for each layer that is compressed; None where it is unknown.
         tokenizer: None where the caller gave none; questions about tokens are then refused.
+        dtype: of the model's activations.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class EngineView:
         plan: AttentionPlan,
         rotations: Sequence[Rotation | None],
         tokenizer: PreTrainedTokenizerBase | None,
+        dtype: torch.dtype,
     ) -> None:
-        self._name, self.rotations, self.tokenizer = name, rotations, tokenizer
+        self._name, self.rotations, self.tokenizer, self.dtype = name, rotations, tokenizer, dtype
         self._modules = [plan.modules[layer] for layer in plan.full]
         self._shape = plan.heads, plan.head_dim
         self._ids: dict[str, Tensor] = {}
@@ -72,7 +76,7 @@ class EngineView:
         for name in _PROJECTIONS:
             projection = getattr(module, name, None)
             if isinstance(projection, nn.Module):
-                weight = _weight(projection, heads * dim)
+                weight = _weight(projection, heads * dim, self.dtype)
                 if weight is not None:
                     return weight.reshape(heads, dim, -1)
         raise ValueError(
@@ -133,19 +137,23 @@ class EngineView:
 
 
 @torch.inference_mode()
-def _weight(projection: nn.Module, inputs: int) -> Tensor | None:
+def _weight(projection: nn.Module, inputs: int, dtype: torch.dtype) -> Tensor | None:
     """Return the weight of a linear module, [inputs, outputs]; None if it takes another number of inputs.
 
-    A weight that is quantised, or that lies elsewhere until it is used, is read from the module's outputs for unit
-    vectors.
+    A weight that is quantised, that a hook changes, or that lies elsewhere until it is used, is read from the module's
+    outputs for unit vectors.
+
+    Args:
+        dtype: of the unit vectors.
     """
-    weight = getattr(projection, "weight", None)
-    if isinstance(projection, nn.Linear) and type(weight) is nn.Parameter and not weight.is_meta:
-        return weight.detach().T if weight.shape[1] == inputs and weight.is_floating_point() else None
     if getattr(projection, "in_features", inputs) != inputs:
         return None
-    like = next((p for p in projection.parameters() if p.is_floating_point() and not p.is_meta), None)
-    device, dtype = (torch.device("cpu"), torch.float32) if like is None else (like.device, like.dtype)
+    if type(projection) is nn.Linear and not is_changed(projection):
+        weight = projection.weight
+        if type(weight) is nn.Parameter and not weight.is_meta and weight.dtype in _PLAIN:
+            return weight.detach().T
+    tensors = (*projection.parameters(), *projection.buffers())
+    device = next((x.device for x in tensors if not x.is_meta), torch.device("cpu"))
     units = torch.eye(inputs, device=device, dtype=dtype)
     try:
         answers: Tensor = projection(units) - projection(torch.zeros_like(units[:1]))

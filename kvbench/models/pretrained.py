@@ -6,6 +6,7 @@ Whatever is wrong with the files is one line that begins with the override that 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -117,6 +118,7 @@ class Pretrained(ABC):
         files = self.files()
         config = self.config()
         with one_line(files):
+            _check_adapter(files)
             if files.folder is not None:
                 folder.check(files.folder)
                 _check_parameters(config, folder.tensors(files.folder), files.trust_remote_code)
@@ -205,6 +207,22 @@ def _check_config(files: Files) -> None:
     elsewhere = [str(value) for _, value in sorted(_mapping(content.get("auto_map")).items()) if "--" in str(value)]
     if files.trust_remote_code and elsewhere:
         raise ValueError(f"its code lies in another repository ({elsewhere[0]}), where nothing pins it")
+
+
+def _check_adapter(files: Files) -> None:
+    """Check that transformers will load the adapter that lies next to the weights, if there is one, from safetensors.
+
+    Raises:
+        ImportError: peft is missing; transformers would leave the adapter out.
+        ValueError: the adapter's weights have another format.
+    """
+    place = None if files.config_json is None else files.config_json.parent
+    if place is None or not (place / "adapter_config.json").exists():
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("adapter_config.json is there, and without the package peft its adapter would be left out")
+    if files.folder is not None and not (place / "adapter_model.safetensors").exists():
+        raise ValueError("adapter_config.json is there without adapter_model.safetensors; no other format is loaded")
 
 
 def _check_ends(ends: object, vocab_size: int) -> None:

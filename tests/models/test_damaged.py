@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import time
 from pathlib import Path
@@ -34,6 +35,25 @@ def use(model: ModelSpec) -> None:
 
 def test_the_sound_folder_loads(sound: Path) -> None:
     use(spec("local", path=str(sound), device="cpu"))
+
+
+def test_an_adapter_next_to_the_weights_needs_peft_and_safetensors(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would leave it out without peft, and read a pickle where there is no safetensors file."""
+    folder = damaged_models.copy(sound, tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    model = spec("local", path=str(folder), device="cpu")
+    find_spec = importlib.util.find_spec
+    for peft, message in (
+        (None, "without the package peft its adapter would be left out; install it, or choose another model$"),
+        (find_spec("json"), "without adapter_model.safetensors; no other format is loaded; "),
+    ):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, found=peft: found if name == "peft" else find_spec(name)
+        )
+        with pytest.raises(ValueError, match=rf"^model.path={folder}: .*{message}"):
+            models.load(model)
 
 
 @pytest.mark.parametrize("name", CASES)
