@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kvbench.common.paths import conf_dir
 from kvbench.engine.variant import Generation, Variant
 from kvbench.methods.allowance import allowed, check_bytes
+from kvbench.methods.budgets import ByteShare
 from kvbench.methods.dials import as_plain_number
 from kvbench.methods.load import load
 from kvbench.methods.method import Method
@@ -87,12 +88,12 @@ def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method
         ValueError: no such method, or a budget for a method that keeps every token.
     """
     if isinstance(variant, Variant):
-        return Variant(variant.method, as_plain_number(variant.budget))
+        return _variant(variant.method, variant.budget)
     method, budget = variant
     return _variant(load(method) if isinstance(method, str) else method, budget)
 
 
-def _variant(method: Method, budget: Budget) -> Variant:
+def _variant(method: Method, budget: Budget | ByteShare) -> Variant:
     asked = Variant(method, as_plain_number(budget))
     check_bytes(method, asked.budget)
     if budget is not None and not method.takes(asked.budget):
@@ -126,7 +127,7 @@ def generate(
     process. Layers with a sliding window or chunks keep them whole; budgets count over the other layers.
 
     Args:
-        model, tokenizer: a causal language model of transformers, and its tokenizer.
+        model, tokenizer: a causal language model of transformers, with or without PEFT's adapters, and its tokenizer.
         prompts: strings are encoded with the tokenizer's special tokens and without a chat template. Ids
             are used unchanged: as a list, a tensor, an array, or as the tokenizer returns them; padding is
             removed. `kvbench.prompts.render` makes chat prompts with a context to compress and a question.
@@ -162,7 +163,9 @@ def generate(
     from kvbench.engine.limits import RequestLimits, check_methods
     from kvbench.engine.probe import checked_plan
     from kvbench.engine.variant import Request, context_key
+    from kvbench.engine.wrapped import unwrapped
 
+    model = unwrapped(model)
     once = remember(lambda name: load_method(name, model))  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]
     if not asked or max_rows < 1 or max_prompts < 1:
@@ -173,10 +176,10 @@ def generate(
     check_methods(plan, (variant.method for variant in asked))
     limits, shape = RequestLimits(model, plan, max_length), cache_shape(model)
     for number, prompt in enumerate(rendered):
-        error = limits.error(prompt.ids, max_new_tokens)
+        span = prompt.context_len if question == "agnostic" else len(prompt.ids)
+        error = limits.error(prompt.ids, max_new_tokens, span)
         if error is not None:
             raise ValueError(f"prompts[{number}]: {error}")
-        span = prompt.context_len if question == "agnostic" else len(prompt.ids)
         for variant in asked:
             method = variant.method.with_template(min(prompt.template_len, span))
             allowed(method, variant.budget, span, shape)  # raises if the budget is impossible on this prompt
@@ -232,7 +235,8 @@ def compressed(
             model.generate(**inputs, max_new_tokens=32)
 
     One unpadded sequence at a time, prefilled in one piece (no `prefill_chunk_size`), without beams and assisted
-    decoding. Each `generate` call starts a new prompt; the handle's `.cache.kept` counts the kept tokens of the latest.
+    decoding. Each `generate` call starts a new prompt, so it takes no `past_key_values`. The handle's `.cache.kept`
+    counts the kept tokens of the latest.
     The model is unchanged when the block ends.
 
     Args:
@@ -240,11 +244,17 @@ def compressed(
         dials: the method's dials, if it is given by name. The others have the defaults of `load_method(name, model)`.
 
     Raises:
-        ValueError: a model that the engine cannot run, an unknown method, an impossible budget, or a block that
-            never called the model.
+        ValueError: a model that the engine cannot run or that is in a wrapper, an unknown method, an impossible budget,
+            or a block that never called the model.
     """
     from kvbench.engine.plain import compressed as compressed_
+    from kvbench.engine.wrapped import unwrapped
 
+    if unwrapped(model) is not model:
+        raise ValueError(
+            f"kvbench.compressed: {type(model).__name__} wraps the model, and its calls can skip kvbench's hooks; give "
+            "model.get_base_model(), and call that inside the block"
+        )
     loaded = load_method(method, model, **dials) if isinstance(method, str) else method
     return compressed_(model, _variant(loaded, budget), cache=cache, kernel=kernel, tokenizer=tokenizer)
 

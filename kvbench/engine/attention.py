@@ -69,7 +69,10 @@ def _attention(
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     if kvbench is None:
-        raise ValueError('attention "kvbench" only works inside kvbench.generate or kvbench.compressed')
+        raise ValueError(
+            'attention "kvbench" only works inside kvbench.generate, or in calls of the model that kvbench.compressed '
+            "was given: not of a wrapper, of a part of the model or of its forward method"
+        )
     if attention_mask is not None:
         raise ValueError(f"model: {type(module).__name__} builds an attention mask of its own; choose another model")
     layer = layer_index(module)

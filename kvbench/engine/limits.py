@@ -42,12 +42,16 @@ class RequestLimits:
         embedding = next(model.get_input_embeddings().parameters())
         self._vocab = int(embedding.shape[0])
 
-    def error(self, ids: Sequence[int], max_new_tokens: int) -> str | None:
-        """Return one line that says why a request cannot be answered; None if it can."""
+    def error(self, ids: Sequence[int], max_new_tokens: int, span: int | None = None) -> str | None:
+        """Return one line that says why a request cannot be answered; None if it can.
+
+        Args:
+            span: tokens of the prompt that are prefilled together; by default all. The others are appended.
+        """
         if not 0 <= min(ids) <= max(ids) < self._vocab:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             return f"token id {wrong} is not in the model's vocabulary of {self._vocab}; use the model's own tokenizer"
-        return self.length_error(len(ids), max_new_tokens)
+        return self.length_error(len(ids), max_new_tokens, span)
 
     def pass_error(self, name: str, span: int, tokens: int) -> str | None:
         """Return one line that says why a method cannot read `tokens` more after a context; None if it can."""
@@ -62,17 +66,25 @@ class RequestLimits:
             )
         return None
 
-    def length_error(self, prompt: int, max_new_tokens: int) -> str | None:
-        """Return one line that says why a prompt and an answer of these lengths cannot be; None if they can."""
+    def length_error(self, prompt: int, max_new_tokens: int, span: int | None = None) -> str | None:
+        """Return one line that says why a prompt and an answer of these lengths cannot be; None if they can.
+
+        Args:
+            span: as for `error`.
+        """
         needed = prompt + max(0, max_new_tokens - 1)  # the last token is never read again
         request = f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens}"
         if self._limit is not None and needed > self._limit[0]:
             limit, reason = self._limit
             remedy = f"give max_new_tokens={limit - prompt + 1} at most" if prompt <= limit else "shorten the prompt"
             return f"{request} need {needed} positions, but {reason}; {remedy}"
-        if self._switch is not None and prompt <= self._switch < needed:
+        first = prompt if span is None else span
+        if self._switch is not None and first <= self._switch < needed:
+            most = self._switch - prompt + 1
+            part = f"{request}, of which {first} tokens are read first," if first < prompt else request
+            remedy = f"give max_new_tokens={most} at most" if most > 0 else "shorten the prompt"
             return (
-                f"{request} cross the {self._switch} tokens at which the model changes its rotary frequencies "
-                f"(longrope), and no cache can follow; give max_new_tokens={self._switch - prompt + 1} at most"
+                f"{part} cross the {self._switch} tokens at which the model changes its rotary frequencies "
+                f"(longrope), and no cache can follow; {remedy}"
             )
         return None

@@ -87,7 +87,7 @@ def observed_steps(
         ValueError: the engine cannot run the model, or the prompt is too long for it; one line.
     """
     plan = checked_plan(model)
-    error = RequestLimits(model, plan, max_length).error(ids, max_new_tokens)
+    error = RequestLimits(model, plan, max_length).error(ids, max_new_tokens, len(ids) - 1)
     if error is not None or len(ids) < 2:
         raise ValueError(f"model: {error or 'a prompt needs two tokens'}")
     attention, place = ObservedPass(plan), device_of(model)

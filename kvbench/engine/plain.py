@@ -72,9 +72,13 @@ class CompressedCache(Cache):
     """The cache that `generate` holds; `kv` stores the kept keys and values.
 
     Tokens cannot be taken back once they are compressed, so beam search and assisted decoding are refused.
+
+    Attributes:
+        prompt_T: ids of the prompt.
     """
 
-    def __init__(self, caches: LayerCaches) -> None:
+    def __init__(self, caches: LayerCaches, prompt_T: Tensor) -> None:
+        self.prompt_T = prompt_T
         super().__init__(layers=[_SeenLayer() for _ in range(len(caches.plan.full) + len(caches.plan.local))])
         self.caches = caches
 
@@ -128,7 +132,7 @@ class Compressed:
         self._keyword = _cache_keyword(model)
         self._replaced: object = None  # the caller's cache that ours replaces
         self._attention: AttentionPass | None = None
-        self._prompt = self._expected = 0
+        self._expected = 0
         self.cache: CompressedCache | None = None
         self.calls = 0
 
@@ -150,6 +154,7 @@ class Compressed:
         if past is not None and past is self._replaced:
             past = self.cache
         if isinstance(past, CompressedCache):
+            _check_position(kwargs.get("position_ids"), past)
             self.cache, attention = past, self._continue(past, ids_BT)
         elif past is not None and past.get_seq_length() > 0:
             raise ValueError("kvbench.compressed cannot take over a cache that already holds tokens")
@@ -175,12 +180,13 @@ class Compressed:
             )
 
     def _start(self, ids_BT: Tensor) -> tuple[CompressedCache, AttentionPass]:
-        self._prompt = self._expected = ids_BT.shape[1]
-        self._refuse(self._limits.length_error(self._prompt, 0))
+        self._expected = ids_BT.shape[1]
+        self._refuse(self._limits.length_error(self._expected, 0))
+        self._refuse(self._dropped(ids_BT[0]))
         ids = ids_BT[0].tolist()
         self._refuse(pass_error(self._variant, ids, self._limits, self._model, self._tokenizer))
         forget_lengths(self._model)
-        cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)))
+        cache = CompressedCache(LayerCaches(self._plan, make_cache(self._model, self._kind, self._kernel)), ids_BT[0])
         place = Place(0, _RESERVE)
         if self._variant.method.feed is not None:
             self._prefill = start_feed(
@@ -204,8 +210,25 @@ class Compressed:
 
     def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
         self._expected = cache.get_seq_length() + ids_BT.shape[1]
-        self._refuse(self._limits.length_error(self._prompt, self._expected - self._prompt + 1))
+        self._refuse(self._length_error(cache, self._expected))
         return ContinuePass(cache.caches, [0], ids_BT.tolist())
+
+    def _dropped(self, ids_T: Tensor) -> str | None:
+        """Return why a new prompt is not one; None if it is.
+
+        Where the frequencies of LongRoPE change, `generate` of Phi-3 drops its cache and reads the text again as one
+        prompt: that of the last call with its answer.
+        """
+        before = self.cache
+        if before is None or before.get_seq_length() + 1 != len(ids_T):
+            return None
+        is_same = torch.equal(ids_T[: len(before.prompt_T)], before.prompt_T)
+        return self._length_error(before, len(ids_T)) if is_same else None
+
+    def _length_error(self, cache: CompressedCache, tokens: int) -> str | None:
+        """Return why the prompt of a cache cannot grow to this many tokens; None if it can."""
+        prompt = len(cache.prompt_T)
+        return self._limits.length_error(prompt, tokens - prompt + 1)
 
     @staticmethod
     def _refuse(error: str | None) -> None:
@@ -245,6 +268,18 @@ def compressed(
         raise ValueError(
             "kvbench.compressed: the block did not call the model it was given, so nothing was compressed; call that "
             "model inside the block"
+        )
+
+
+def _check_position(position_BT: object, cache: CompressedCache) -> None:
+    """Raise ValueError for a call whose tokens do not follow those of its cache."""
+    if not isinstance(position_BT, Tensor):
+        return
+    first, seen = int(position_BT.flatten()[0]), cache.get_seq_length()
+    if first != seen:
+        raise ValueError(
+            f"kvbench.compressed: the call begins at position {first} and its cache holds {seen} tokens; each generate "
+            "call is a new prompt, so call generate without past_key_values"
         )
 
 

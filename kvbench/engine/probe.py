@@ -36,8 +36,11 @@ def checked_plan(model: PreTrainedModel) -> AttentionPlan:
     """Return how the layers of a model attend, after a survey and a probe, each once per model and process.
 
     Raises:
-        ValueError: the engine cannot run the model, or computes other logits; one line.
+        ValueError: the engine cannot run the model, or computes other logits; or the model is in training mode, in
+            which its answers may depend on chance. One line.
     """
+    if model.training:
+        raise ValueError("model: it is in training mode, where dropout changes answers at random; call model.eval()")
     plan = survey(model)
     if model not in _probed:
         _probe(model, plan)

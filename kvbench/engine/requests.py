@@ -41,7 +41,7 @@ def row_errors(
     """Return why the model cannot answer rows of a request, by their index; nothing for those that it can answer."""
     span = span_tokens(request.prompts[0], question)
     ids, spans = request.prompts[0].ids[:span], spans_of(request.prompts[0], span)
-    of_prompt = {id(prompt): limits.error(prompt.ids, request.max_new_tokens) for prompt in request.prompts}
+    of_prompt = {id(prompt): limits.error(prompt.ids, request.max_new_tokens, span) for prompt in request.prompts}
     of_variant = {v: pass_error(v, ids, limits, model, tokenizer, spans) for v in request.variants}
     errors = {
         place: of_prompt[id(prompt)] or of_variant[variant] for place, (prompt, variant) in enumerate(request.rows)

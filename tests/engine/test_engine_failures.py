@@ -44,6 +44,19 @@ def request(ids: Sequence[int], *asked: Any) -> Request:
     return Request.of(text, list(asked) or [kvbench.Variant(kvbench.load_method("fullkv"))], NEW)
 
 
+def test_a_model_in_training_mode_is_refused() -> None:
+    """Also after it was compared with the engine once. Dropout would change its answers at random."""
+    config = GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=200, eos_token_id=None)
+    model = GPT2LMHeadModel(config).eval()
+    pair = model, tiny_model()[1]
+    assert generate(pair, [prompt(40)], [("fullkv", None)])[0][0].token_ids
+    model.train()
+    with pytest.raises(ValueError, match=r"^model: it is in training mode.*call model\.eval\(\)$"):
+        generate(pair, [prompt(40)], [("fullkv", None)])
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)$"), kvbench.compressed(model, "snapkv", 30):
+        pass
+
+
 @pytest.mark.parametrize("cache", ["ragged", "masked"])
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
 def test_a_prompt_without_finite_logits_fails_alone(poisoned: Tiny, question: str, cache: str) -> None:

@@ -9,6 +9,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import kvbench
+from kvbench.engine.limits import RequestLimits
+from kvbench.engine.observed import observed_steps
+from kvbench.engine.probe import checked_plan
+from kvbench.engine.requests import row_errors
+from kvbench.engine.variant import Request
+from kvbench.prompts import Prompt
 from tests.helpers.tiny_engine import NEW, generate, own_answer, prompt, tiny_model
 
 SIZES: dict[str, Any] = {
@@ -90,6 +96,44 @@ def test_an_answer_that_crosses_the_switch_of_longrope_is_refused() -> None:
     for length in (TRAINED - NEW + 1, TRAINED + 1):
         (out,) = generate(tiny, [prompt(length)], [("fullkv", None)])[0]
         assert out.token_ids == own_answer(scaled("longrope"), prompt(length))
+
+
+@pytest.mark.parametrize(("context", "length"), [(TRAINED, TRAINED + 1), (TRAINED - 10, TRAINED + 6)])
+def test_a_question_beyond_the_switch_of_longrope_is_refused(context: int, length: int) -> None:
+    """The context's keys would have the short frequencies, and the question's the long ones."""
+    model = scaled("longrope")
+    asked = Prompt(tuple(prompt(length)), context_len=context, stop_ids=frozenset(), text="")
+    line = f"a prompt of {length} tokens .*, of which {context} tokens are read first, cross .*; shorten the prompt$"
+    with pytest.raises(ValueError, match=line):
+        generate((model, tokenizer()), [asked], [("fullkv", None)], question="agnostic")
+    limits = RequestLimits(model, checked_plan(model))
+    request = Request.of(asked, [kvbench.Variant(kvbench.load_method("fullkv"))], NEW)
+    assert "cross the" in row_errors(request, "agnostic", limits, model, tokenizer())[0]
+    assert row_errors(request, "aware", limits, model, tokenizer()) == {}
+    (out,) = generate((model, tokenizer()), [asked], [("fullkv", None)])[0]
+    assert out.token_ids == own_answer(scaled("longrope"), prompt(length))
+
+
+def test_observed_steps_do_not_cross_the_switch_either() -> None:
+    """The last token of the prompt is the input of the first step."""
+    model = scaled("longrope")
+    with pytest.raises(ValueError, match=f"of which {TRAINED} tokens are read first, cross"):
+        list(observed_steps(model, prompt(TRAINED + 1), NEW, ()))
+    for length in (TRAINED - NEW + 1, TRAINED + 2):
+        tokens = [token for token, _ in observed_steps(model, prompt(length), NEW, ())]
+        assert tokens == own_answer(scaled("longrope"), prompt(length))
+
+
+def test_compressed_does_not_take_a_dropped_cache_for_a_new_prompt() -> None:
+    """At the switch, `generate` of Phi-3 drops its cache and gives the whole text to the model again."""
+    model, length = scaled("longrope"), TRAINED - 3
+    with kvbench.compressed(model, "streaming_llm", 40):
+        with pytest.raises(ValueError, match=f"cross the {TRAINED} tokens .*give max_new_tokens=4 at most"):
+            own_answer(model, prompt(length), 8)
+        assert own_answer(model, prompt(length), 4)
+        other = own_answer(model, prompt(TRAINED + 1, seed=9), 4)
+    with kvbench.compressed(scaled("longrope"), "streaming_llm", 40) as handle:
+        assert own_answer(handle._model, prompt(TRAINED + 1, seed=9), 4) == other, "another prompt is a new one"
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 import kvbench
@@ -105,6 +108,72 @@ def test_decoding_that_takes_tokens_back_is_refused(tiny: Tiny, settings: dict[s
     ):
         tiny[0].generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, **settings)
     assert "\n" not in str(refused.value)
+
+
+def test_one_cache_for_two_generate_calls_is_refused(tiny: Tiny) -> None:
+    """transformers' pattern for conversations: the second call has all ids, and the cache those of the first one."""
+    model, cache = tiny[0], DynamicCache()
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+
+    def answer(ids: list[int], cache: DynamicCache | None = None) -> list[int]:
+        tokens = torch.tensor([ids])
+        out = model.generate(tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, **settings)
+        answered: list[int] = out[0].tolist()
+        return answered
+
+    with kvbench.compressed(model, "snapkv", 40):
+        chat = [*answer(prompt(60), cache), *prompt(20, seed=1)]
+        with pytest.raises(ValueError, match="begins at position 0 and its cache holds 63 tokens; .* without past_key"):
+            answer(chat, cache)
+        second = answer(chat)
+    assert second[len(chat) :] == generate(tiny, [chat], [("snapkv", 40)], max_new_tokens=4)[0][0].token_ids
+
+
+class Wrapper(nn.Module):
+    """A wrapper as that of PEFT: its forward call skips the hooks of the model in it."""
+
+    def __init__(self, model: Any, is_prompt_learning: bool = False) -> None:
+        super().__init__()
+        self.base, self.active_peft_config = model, SimpleNamespace(is_prompt_learning=is_prompt_learning)
+
+    def get_base_model(self) -> Any:
+        return self.base
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base.forward(*args, **kwargs)
+
+
+def test_the_model_in_a_wrapper_is_found_or_asked_for(tiny: Tiny) -> None:
+    model, tokenizer = tiny
+    ids, asked, around = prompt(80), [("snapkv", 40)], Wrapper(model)
+    assert generate((around, tokenizer), [ids], asked)[0][0].token_ids == generate(tiny, [ids], asked)[0][0].token_ids
+    with pytest.raises(
+        ValueError, match=r"^kvbench\.compressed: Wrapper wraps the model.*give model.get_base_model\(\)"
+    ):
+        kvbench.compressed(around, "snapkv", 40)
+    with kvbench.compressed(model, "snapkv", 40):
+        own_answer(around.get_base_model(), ids)
+        with pytest.raises(
+            ValueError, match="in calls of the model that kvbench.compressed was given: not of a wrapper"
+        ):
+            around(torch.tensor([ids]))
+
+
+def test_wrappers_that_change_the_model_are_refused(tiny: Tiny) -> None:
+    model, tokenizer = tiny
+    for wrapper, message in (
+        (torch.compile(model, backend="eager"), "torch.compile wraps it"),
+        (Wrapper(torch.compile(model, backend="eager")), "torch.compile wraps it"),
+        (Wrapper(model, is_prompt_learning=True), "Wrapper puts learned tokens before the prompt"),
+        (nn.Sequential(model), "Sequential is not a model of transformers"),
+    ):
+        for call in (
+            partial(generate, (wrapper, tokenizer), [prompt(80)], [("snapkv", 40)]),
+            partial(kvbench.compressed, wrapper, "snapkv", 40),
+        ):
+            with pytest.raises(ValueError, match=f"^model: {message}") as refused:
+                call()
+            assert "\n" not in str(refused.value)
 
 
 def test_every_generate_call_is_a_new_prompt(tiny: Tiny) -> None:

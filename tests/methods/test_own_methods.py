@@ -316,6 +316,8 @@ def test_a_selection_needs_no_score_and_no_budget(tmp_path: Path) -> None:
         assert [head.tolist() for head in kept] == [row.nonzero().flatten().tolist() for row in x[..., 0] > 0]
     with pytest.raises(ValueError, match="^budget=5: own decides by itself how many tokens stay, give None$"):
         kvbench.api.as_variant((method, 5))
+    with pytest.raises(ValueError, match="^budget=5: own decides by itself how many tokens stay, give None$"):
+        kvbench.api.as_variant(kvbench.Variant(method, 5))
     tiny = kvbench.load_model("tiny")
     outs = [
         kvbench.generate(tiny.model, tiny.tokenizer, [list(range(5, 65))], [(method, None)], cache=cache)[0][0]
