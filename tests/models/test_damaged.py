@@ -50,7 +50,7 @@ def test_an_adapter_next_to_the_weights_needs_peft_and_safetensors(
         (find_spec("json"), "without adapter_model.safetensors; no other format is loaded; "),
     ):
         monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, found=peft: found if name == "peft" else find_spec(name)
+            importlib.util, "find_spec", lambda name, answer=peft: answer if name == "peft" else find_spec(name)
         )
         with pytest.raises(ValueError, match=rf"^model.path={folder}: .*{message}"):
             models.load(model)
