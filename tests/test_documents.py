@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvbench.config import options
 from tests.helpers.documents import Shown, check, check_override, commands, overrides
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,10 @@ def test_commands_and_overrides_are_taken(file: str, folder: Path, monkeypatch: 
     monkeypatch.setenv("KVBENCH_CACHE", str(folder / "cache"))
     problems = faults((ROOT / file).read_text(encoding="utf-8"), folder, monkeypatch, file)
     assert not problems, "\n".join(problems)
+
+
+def test_readme_counts_the_methods() -> None:
+    assert f"**Methods:** {len(options('method'))}, from" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_enough_is_found() -> None:
