@@ -267,5 +267,5 @@ def _flags(parser: argparse.ArgumentParser) -> set[str]:
 
 def _filled(word: str, folder: Path) -> str:
     for shown, meant in _WORDS.items():
-        word = re.sub(rf"(?<![\w/]){re.escape(shown)}(?![\w/])", meant.format(folder=folder), word)
+        word = re.sub(rf"(?<![\w/]){re.escape(shown)}(/[\w./-]+|(?!\w))", meant.format(folder=folder), word)
     return word
