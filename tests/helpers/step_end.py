@@ -133,7 +133,9 @@ class Run:
                 kept_UT = torch.ones_like(keep_UT) if whole else keep_UT
                 entry = Entry(row, kept_UT, self.reserve, seed=self.seed + row, rotate=rotate, **more)
                 if decoding is not None:
-                    entry = replace(entry, policy=decoding, score_UT=score_UT, base_U=share_U.tolist())
+                    adds = whole and decoding.policy.adds_to_prompt  # to what a head kept of the prompt: all of it
+                    base_U = [self.tokens] * heads if adds else share_U.tolist()
+                    entry = replace(entry, policy=decoding, score_UT=score_UT, base_U=base_U)
                 entries.append(entry)
             self.cache.add(layer, entries, self.randn(heads, self.tokens, DIM), self.randn(heads, self.tokens, DIM))
         self.rows |= dict(enumerate(decodings, first))
