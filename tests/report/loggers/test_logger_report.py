@@ -227,7 +227,7 @@ def test_a_report_is_saved_once_and_updated(tmp_path: Path, outputs: Path) -> No
         assert run_order(order(copy, wandb={"entity": "team"}), **there).returncode == 0
         assert len(server.saved) == 2 and len(server.reports) == 1
         shutil.rmtree(place)
-        assert run_order(order(copy, wandb={"report": False}), **there).returncode == 0
+        assert run_order(order(copy, wandb={"entity": "team", "report": False}), **there).returncode == 0
         assert len(server.saved) == 2
     (report,) = server.reports.values()
     assert report["displayName"].startswith("kvbench: try-") and "needle/needle" in report["spec"]
