@@ -131,5 +131,5 @@ def test_a_logger_calls_entries_by_method_and_budget_only_if_nothing_else_differ
 ) -> None:
     runs = [dialled(budget, window=window) for budget, window in zip(("128", "256"), windows, strict=True)]
     manifests: Any = {Path(str(at)): run.manifest for at, run in enumerate(runs)}
-    inside = [(Entry(str(place), (place,), manifest), Ledger()) for place, manifest in manifests.items()]
+    inside = [(Entry(str(place), "cpu", (place,), manifest), Ledger()) for place, manifest in manifests.items()]
     assert _section(inside, manifests, is_named=True).is_plain == plain
