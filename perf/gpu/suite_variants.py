@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import geometric_mean
 
-from suite_lines import INFO, LARGE, Line, Record
+from suite_lines import DRY, INFO, LARGE, Line, Record
 
 DEFAULT = "default"
 _LEAST_GAIN, _MOST_LOSS = 0.995, 1.03  # of the mean, and of any one layer: less may be noise
@@ -37,7 +37,8 @@ def lines(records: Sequence[Record]) -> Iterable[Line]:
         best = min(good, key=lambda name: good[name], default=None)
         defines = next((r["defines"] for r in own if r["variant"] == best), {})
         printed = ", ".join(f"KVB_{key}={value}" for key, value in defines.items())
-        yield Line("choices of decode/tuning.h to turn on", "", printed or "none: no gain beyond noise", INFO)
+        verdict = DRY if any(r.get("about", {}).get("toy") for r in own) else INFO
+        yield Line("choices of decode/tuning.h to turn on", "", printed or "none: no gain beyond noise", verdict)
 
 
 def _layer(record: Record) -> tuple[object, ...]:

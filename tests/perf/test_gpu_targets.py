@@ -122,6 +122,7 @@ def test_the_fastest_of_the_open_choices_is_named(load: Load) -> None:
     assert verdicts(load, wrong)["items, time of the kernel as it is"][1].startswith("wrong; 0.943")
     assert verdicts(load, [*records, *tried("default", 9, 9, mean=128)])[choice][1].startswith("none")
     assert choice not in verdicts(load, records[:4])
+    assert verdicts(load, [r | {"about": {"toy": True}} for r in records])[choice][0] == "dry run"
 
 
 def test_variants_of_the_kernel_are_compiled_and_checked(load: Load, tmp_path: Path) -> None:
