@@ -180,7 +180,7 @@ def test_without_slurm_its_launcher_says_where_to_submit(tmp_path: Path) -> None
 def test_a_large_group_needs_more_open_files_than_shells_allow(tmp_path: Path, hard: bool) -> None:
     """The soft limit is raised. Where the hard one is too low, the message is about it, and not about the folder."""
     limit = "ulimit -n 128" if hard else "ulimit -S -n 128"
-    words = ["-m", *TINY[:-2], "limit=1", "benchmark.depths=[50]", "method=h2o", "'budget=range(64,144)'"]
+    words = ["-m", *TINY[:-2], "limit=1", "benchmark.depths=[50]", "method=h2o", "'budget=range(64,154)'"]
     command = f"{limit}; exec {sys.executable} -m kvbench {' '.join(words)}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == (2 if hard else 0), done.stderr
