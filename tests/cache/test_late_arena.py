@@ -22,7 +22,7 @@ from kvbench.common.paths import conf_dir
 from kvbench.engine import decode, prefill
 from kvbench.engine.caches import num_layers
 from kvbench.engine.variant import Generation
-from kvbench.methods import context
+from kvbench.methods import context, eviction
 from kvbench_kernels import backends
 from kvbench_kernels.ops.prompt import PromptKernels
 from tests.helpers.tiny_engine import Tiny, generate, prompt, tiny_model
@@ -171,7 +171,8 @@ def test_no_layer_of_a_prompt_waits_for_the_device(tiny: Tiny, names: Any, monke
             real(self, ctx)
 
     monkeypatch.setattr(prefill.PrefillPass, "_compress", compress)
-    monkeypatch.setattr(context, "has_nan", lambda x: False)  # as on a GPU
+    monkeypatch.setattr(context, "has_nan", lambda x: False)  # as on a GPU, where these two do not look
+    monkeypatch.setattr(eviction, "tokens_kept", lambda keep_UT: None)
     variants = [kvbench.Variant(kvbench.load_method(name), budget) for name, budget in names]
     (out,) = by_kernels(tiny, [prompt(290)], variants, monkeypatch)
     assert len(out) == len(names) and all(row.error is None for row in out)

@@ -119,13 +119,14 @@ def play(cache: Any, policy: Decoding | None, half: Halved) -> list[Tensor]:
     return outs
 
 
-@pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("cache", CACHES)
+# The masked cache holds no buffers, which a later block could differ from: every call decodes what it encodes.
+CASES = [(c, n) for c in CACHES for n, (_, says) in ODD.items() if c != "masked" or "the first block" not in says]
+
+
+@pytest.mark.parametrize(("cache", "name"), CASES)
 def test_what_a_store_must_not_return_is_one_line(cache: str, name: str) -> None:
     half, message = ODD[name]
     make, policy = CACHES[cache]
-    if cache == "masked" and "the first block" in message:
-        pytest.skip("it holds no buffers: every call decodes what it encodes")
     with pytest.raises(ValueError, match=f"^method: Halved.{message}") as caught:
         play(make(), policy, half)
     assert "\n" not in str(caught.value)

@@ -104,7 +104,7 @@ def test_every_part_of_a_combination_changes_what_is_kept_or_stored(first: str) 
     methods = [*map(small, names), *(method for _, _, method in changed)]
     variants = [kvbench.Variant(method, budget_for(method, BUDGET)) for method in methods]
     texts = [prompt(150), [7] * 100 + prompt(50), prompt(170)]  # on one alone, two methods may agree by chance
-    prompts = [Prompt(tuple(ids), len(ids) - 40, frozenset(), "") for ids in texts]
+    prompts = [Prompt(tuple(ids), len(ids) - 40, frozenset(), "", template_len=10) for ids in texts]
     both = generate(tiny_model(), prompts, variants, max_new_tokens=16, max_rows=32)
     seen = [[(row.kept, row.kept_max, row.kv_bytes, row.token_ids) for row in rows] for rows in zip(*both, strict=True)]
     whole = dict(zip(names, seen, strict=False))

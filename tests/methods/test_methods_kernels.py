@@ -45,13 +45,14 @@ class LastHeadFirst(Uniform):
 
 
 class OddPositions(TopK):
-    """Odd positions only, as many as the budget gives a head."""
+    """Odd positions first, as many as the budget gives a head."""
 
     def __call__(self, ctx: LayerContext, candidates: Candidates, budget: HeadBudget, protected: Protected) -> Tensor:
         keep_UT = torch.zeros(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool)
         keep_UT[:, ctx.num_tokens - protected.window :] = True
         for head, count in enumerate(candidates.counts(budget)):
-            keep_UT[head, 1 : 2 * count : 2] = True
+            before = range(ctx.num_tokens - protected.window)
+            keep_UT[head, [*before[1::2], *before[::2]][:count]] = True
         return keep_UT
 
 
