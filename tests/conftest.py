@@ -41,7 +41,7 @@ from tests.helpers import outside  # noqa: E402  (needs the path above)
 
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
-    """No test leaves variables behind: a command that runs in this process sets some for its child processes."""
+    """Restore the variables after each test: a command that runs in this process sets some for its children."""
     before = dict(os.environ)
     yield
     if os.environ != before:
