@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvbench_kernels import build, ops
 from kvbench_kernels.ops import library
+from kvbench_kernels.parity import inputs
 from tests.helpers.kernels_prefill import draw, generator
 
 CPU = torch.device("cpu")
@@ -37,14 +38,9 @@ REAL = Sizes(rounds=20, longest=3000, rows=4, heads=32, kv_heads=8, dim=128, hid
 
 
 @dataclass
-class Arena:
+class Layer(inputs.Arena):
     """Keys and values of one layer, and the weights of its products."""
 
-    k_RD: Tensor
-    v_RD: Tensor
-    start_S1: Tensor
-    length_S: Tensor
-    segment_N: Tensor
     qkv_OC: Tensor
     out_CO: Tensor
     status: Tensor
@@ -59,7 +55,7 @@ class Chain:
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
         self.sizes, g = sizes, generator(0)
-        self.arenas = [self._arena(g, device) for _ in range(ARENAS)]
+        self.arenas = [self._layer(g, device) for _ in range(ARENAS)]
         self.first_NC, self.cos_ND, self.sin_ND = (
             torch.randn(sizes.rows, width, generator=g).bfloat16().to(device)
             for width in (sizes.hidden, sizes.dim, sizes.dim)
@@ -67,7 +63,7 @@ class Chain:
         self.workspace = ops.workspace(sizes.dim, device)
         self._before = [[x.clone() for x in arena.changed()] for arena in self.arenas]
 
-    def _arena(self, g: torch.Generator, device: torch.device) -> Arena:
+    def _layer(self, g: torch.Generator, device: torch.device) -> Layer:
         sizes = self.sizes
         segments, width = sizes.rows * sizes.kv_heads, (sizes.heads + 2 * sizes.kv_heads) * sizes.dim
         length_S = torch.tensor([draw(g, 1, sizes.longest) for _ in range(segments)], dtype=torch.int32)
@@ -77,7 +73,7 @@ class Chain:
         out_CO = torch.randn(sizes.hidden, sizes.heads * sizes.dim, generator=g).bfloat16()
         segment_N, status = torch.randperm(segments, generator=g).int(), torch.zeros(1, dtype=torch.int32)
         parts = (k_RD, v_RD, start_S1, length_S, segment_N, qkv_OC, out_CO, status)
-        return Arena(*(x.to(device) for x in parts))
+        return Layer(*(x.to(device) for x in parts))
 
     def set_back(self) -> None:
         """Restore the arenas as they were before the first run."""
