@@ -63,7 +63,7 @@ def test_enough_is_found() -> None:
     spans = [shown for file, text in texts.items() for shown in overrides(file, text)]
     assert len(lines) > 50 and len(set(spans)) > 40
     assert Shown("docs/journey.md", ("engine.fused=false",), is_line=False) in spans
-    assert {"run", "report", "data"} & {line.words[0] for line in lines if line.words}
+    assert {"report", "data"} <= {line.words[0] for line in lines if line.words}
 
 
 @pytest.mark.parametrize(

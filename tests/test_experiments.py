@@ -48,8 +48,8 @@ def test_the_experiment_runs_with_the_settings_of_the_machine(repository: Path) 
     runs = [yaml.safe_load(file.read_text()) for file in repository.glob("results/runs/*/*/*/config.yaml")]
     swept = {(run["method"]["name"], run["method"]["window"], run["budget"]) for run in runs}
     assert len(swept) == len(runs) == 8 and {run["threads"] for run in runs} == {1}
-    manifests = [json.loads(file.read_text()) for file in repository.glob("results/runs/*/*/*/status.json")]
-    assert len(manifests) == 8
+    stored = [json.loads(file.read_text())["status"] for file in repository.glob("results/runs/*/*/*/status.json")]
+    assert len(stored) == 8 and len(set(stored)) == 1, stored
 
 
 @pytest.mark.parametrize(

@@ -72,17 +72,17 @@ class LocalLayer:
         self._seen: dict[int, int] = {}
         self._kv: tuple[Tensor, Tensor] | None = None  # [R, U, W, D] each
 
-    def add(self, rows: Sequence[int], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Store the end of one prompt for each of its rows."""
-        size, tokens = self.mask.size, k_UTD.shape[1]
+    def add(self, rows: Sequence[int], k_BUTD: Tensor, v_BUTD: Tensor) -> None:
+        """Store the end of one prompt for each of its rows; B is 1 where all of them have the same keys and values."""
+        size, tokens = self.mask.size, k_BUTD.shape[2]
         first = max(0, tokens - size)
-        slot_T = torch.arange(first, tokens, device=k_UTD.device) % size
+        slot_T = torch.arange(first, tokens, device=k_BUTD.device) % size
         width = self._widen(tokens)
         new = []
-        for x_UTD in (k_UTD, v_UTD):
-            ring_UWD = x_UTD.new_zeros(x_UTD.shape[0], width, x_UTD.shape[2])
-            ring_UWD[:, slot_T] = x_UTD[:, first:]
-            new.append(ring_UWD.expand(len(rows), -1, -1, -1))
+        for x_BUTD in (k_BUTD, v_BUTD):
+            ring_BUWD = x_BUTD.new_zeros(*x_BUTD.shape[:2], width, x_BUTD.shape[3])
+            ring_BUWD[:, :, slot_T] = x_BUTD[:, :, first:]
+            new.append(ring_BUWD.expand(len(rows), -1, -1, -1))
         old = self._kv
         k_RUWD, v_RUWD = (x.contiguous() if old is None else torch.cat([old[i], x]) for i, x in enumerate(new))
         self._kv = k_RUWD, v_RUWD

@@ -93,8 +93,7 @@ class FeedPass:
         self, local: LocalLayer, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float
     ) -> Tensor:
         """Attend to a window, where chunks make no difference, and store its end for each variant."""
-        for row, k_UTD, v_UTD in zip(self._rows, k_BUTD, v_BUTD, strict=True):
-            local.add([row], k_UTD, v_UTD)
+        local.add(self._rows, k_BUTD, v_BUTD)
         return attend_prompt(q_BHTD, k_BUTD, v_BUTD, scaling, local.mask)
 
     def _attend_in_chunks(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:

@@ -122,7 +122,7 @@ class PrefillPass:
         self._guard.enter(layer)
         if layer in self._caches.local:
             local = self._caches.local[layer]
-            local.add([place.row for places in self._places for place in places], k_BUTD[0], v_BUTD[0])
+            local.add([place.row for places in self._places for place in places], k_BUTD, v_BUTD)
             if self._run_probe is not None:
                 size = local.mask.size
                 self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()

@@ -140,7 +140,8 @@ class DecodePolicy(Protocol):
     def drop(self, slots: Slots) -> Tensor:
         """Return what a token is worth, [B, U, C]: those worth least leave, and of equals the latest; inf protects.
 
-        A head must not protect more tokens than `slots.limit_BU`; `slots.first` and `slots.recent` see to that.
+        A head must not protect more tokens than `slots.limit_BU`; `slots.first` and `slots.recent` see to that, each
+        for itself: a policy that uses both must share out the limit between them.
         A policy without a limit returns a mask of all tokens that leave.
         """
         ...

@@ -32,7 +32,7 @@ def exact(prediction: str, answer: str) -> float:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".")
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
 _SCORES: dict[str, Callable[[str, str], float]] = {

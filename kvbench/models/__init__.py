@@ -13,7 +13,7 @@ from kvbench.models.load import (
     load_tokenizer,
     max_length,
 )
-from kvbench.models.shape import Shape, compressed_layers, shape
+from kvbench.models.shape import Shape, shape
 from kvbench.models.spec import ModelSpec
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Loaded",
     "ModelSpec",
     "Shape",
-    "compressed_layers",
     "decoding_of",
     "described",
     "device",

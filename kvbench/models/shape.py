@@ -41,7 +41,7 @@ class Shape:
 
     @property
     def compressed_layers(self) -> int:
-        """Return the number of layers that are compressed."""
+        """Return the number of layers that attend to the whole prompt, which are the ones that are compressed."""
         return self.layers - self.local_layers
 
     @property
@@ -76,12 +76,6 @@ def shape(spec: ModelSpec) -> Shape:
         )
     except ValueError as error:
         raise ValueError(f"{spec.setting}: {error}") from error
-
-
-def compressed_layers(spec: ModelSpec) -> int:
-    """Return the number of layers that attend to the whole prompt, which are the ones that are compressed."""
-    config = checked_config(spec)
-    return layers.full_layers(config) or _largest(config, "num_hidden_layers")
 
 
 def _weight_bytes(spec: ModelSpec, config: PreTrainedConfig, plain: int) -> int:

@@ -35,7 +35,7 @@ def _check_bytes(group: Group) -> None:
     cells = [cell for cell in group.cells if isinstance(cell.variant.budget, ByteShare)]
     if not cells:
         return
-    shape = memory.cache_shape(models.shape(group.model), models.compressed_layers(group.model))
+    shape = memory.cache_shape(models.shape(group.model))
     for cell in cells:
         check_reach(cell.variant.method, cell.variant.budget, cell.context, shape)
         allowed(cell.variant.method, cell.variant.budget, cell.context, shape)

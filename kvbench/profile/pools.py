@@ -27,7 +27,7 @@ _GPU_SHARE = 0.97  # of the free memory: a GPU says when its memory is full, and
 
 def cache_shape(group: Group, setting: Mapping[str, Any]) -> CacheShape:
     """Return the sizes of the layers that are compressed."""
-    return memory.cache_shape(models.Shape(**setting["shape"]), models.compressed_layers(group.model))
+    return memory.cache_shape(models.Shape(**setting["shape"]))
 
 
 def token_bytes(shape: CacheShape) -> int:
@@ -91,7 +91,8 @@ def _in_memory(cell: Cell, group: Group, setting: Mapping[str, Any], most: int) 
     prompt = Prompt((0,) * cell.context, cell.context, frozenset(), "")
     request = Request.of(prompt, [cell.variant], group.settings.new_tokens)
     prefill = memory.prefill_bytes(shape, request, cell.context)
-    of_row = row_tokens(cell, group, setting) * shape.token_bytes + memory.local_bytes(shape, [request])
-    moved = of_row // shape.compressed_layers if group.settings.prompts > 1 else 0  # prompts join layer by layer
+    kept, local = row_tokens(cell, group, setting) * shape.token_bytes, memory.local_bytes(shape, [request])
+    of_row, joins = kept + local, group.settings.prompts > 1
+    moved = memory.moved_bytes(shape, kept, local) if joins else 0
     rows = [n for n in range(1, most + 1) if n * (of_row + moved) + max(prefill, memory.decode_bytes(shape, n)) <= free]
     return max(rows, default=0)

@@ -23,21 +23,22 @@ def bytes_order(row: Row | SuiteRow) -> tuple[bool, float, str, str]:
 def on_front(sizes: Sequence[float | None], scores: Sequence[float | None]) -> list[bool]:
     """Return True for each row on the front: none of fewer bytes scores as high, and none of as many bytes higher.
 
-    Rows that are equal in both are on it together. A row without a size or a score is not on it. Scores count to nine
-    digits after the point: two sums of the same samples may differ in the last bit.
+    Rows that are equal in both are on it together. A row without a size or a score is not on it. Sizes and scores count
+    to nine digits after the point: two sums of the same samples may differ in the last bit.
     """
-    best: dict[float, float] = {}  # the highest score of each size
-    for size, score in zip(sizes, scores, strict=True):
-        if size is not None and score is not None:
-            best[size] = max(round(score, _DIGITS), best.get(size, -inf))
-    front: dict[float, float] = {}
-    for size in sorted(best):
-        if best[size] > max(front.values(), default=-inf):
-            front[size] = best[size]
-    return [
-        size is not None and score is not None and front.get(size) == round(score, _DIGITS)
+    rows = [
+        None if size is None or score is None else (round(size, _DIGITS), round(score, _DIGITS))
         for size, score in zip(sizes, scores, strict=True)
     ]
+    best: dict[float, float] = {}  # the highest score of each size
+    for size, score in filter(None, rows):
+        best[size] = max(score, best.get(size, -inf))
+    front, top = set(), -inf
+    for size in sorted(best):
+        if best[size] > top:
+            top = best[size]
+            front.add((size, top))
+    return [row in front for row in rows]
 
 
 def with_front(rows: Sequence[Cells], sizes: Sequence[float | None], scores: Sequence[float | None]) -> list[Cells]:

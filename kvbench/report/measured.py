@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvbench.report.runs import headline_first
 from kvbench.store import RunNumbers
-from kvbench.store.environment import hardware_of
+from kvbench.store.environment import hardware_of, hardware_words
 
 _STATES = {"ok": 0, "oom": 1, "failed": 2}  # as in `kvbench.store.columns.STATES`
 _MIB = 2**20
@@ -38,7 +38,7 @@ def time_of(runs: Sequence[RunNumbers], name: str) -> float | None:
 
 def hardware(runs: Sequence[RunNumbers]) -> str | None:
     """Return the name of the hardware that computed the runs, or several; None where none is recorded."""
-    return "; ".join(hardware_of(run.manifest for run in runs)) or None
+    return hardware_words(run.manifest for run in runs)
 
 
 def mean_share(runs: Sequence[RunNumbers], part: str, whole: str) -> float | None:

@@ -134,7 +134,7 @@ class Job:
     @cached_property
     def cache_shape(self) -> CacheShape:
         """Sizes of the layers that are compressed, from the model's config alone."""
-        return cache_shape(models.shape(self.model), models.compressed_layers(self.model))
+        return cache_shape(models.shape(self.model))
 
 
 @cache

@@ -34,21 +34,32 @@ def cache_bytes(shape: Shape, request: Request, span: int, masked: bool = False)
     Args:
         masked: True for engine.cache=masked.
     """
-    of_layers, new = cache_shape(shape, shape.compressed_layers), request.max_new_tokens
+    of_layers, new = cache_shape(shape), request.max_new_tokens
     return sum(row_bytes(v, of_layers, span, len(prompt.ids) - span, new, masked) for prompt, v in request.rows)
 
 
 def local_bytes(shape: Shape, requests: Sequence[Request]) -> int:
     """Return the bytes of the layers that keep a window, for all rows of a batch."""
     longest = max(len(prompt.ids) + request.max_new_tokens for request in requests for prompt in request.prompts)
-    of_row = local_row_bytes(cache_shape(shape, shape.local_layers), shape.window, longest)
+    of_row = local_row_bytes(cache_shape(shape, local=True), shape.window, longest)
     return of_row * sum(len(request.rows) for request in requests)
 
 
-def cache_shape(shape: Shape, layers: int) -> CacheShape:
-    """Return the sizes of the cache of a model of which `layers` layers are compressed."""
+def cache_shape(shape: Shape, local: bool = False) -> CacheShape:
+    """Return the sizes of the compressed layers of a model, or of its local ones."""
     dtype = {8: torch.float64, 4: torch.float32}.get(shape.itemsize, torch.bfloat16)  # 16 bits are 16 bits here
+    layers = shape.local_layers if local else shape.compressed_layers
     return CacheShape(layers, shape.kv_heads, shape.heads, shape.head_dim, dtype)
+
+
+def moved_bytes(shape: Shape, kept: int, local: int) -> int:
+    """Return the bytes that joining prompts need, which move one layer after the other into new buffers.
+
+    Args:
+        kept: bytes of all compressed layers.
+        local: bytes of all local layers.
+    """
+    return max(kept // shape.compressed_layers, local // max(1, shape.local_layers))
 
 
 def prefill_bytes(shape: Shape, request: Request, span: int) -> int:
@@ -117,9 +128,7 @@ class Limits:
         kept = sum(cache_bytes(self.shape, r, n, self.masked) for r, n in zip(requests, spans, strict=True))
         peak = max(prefill_bytes(self.shape, r, n) for r, n in zip(requests, spans, strict=True))
         rows, local = sum(len(r.rows) for r in requests), local_bytes(self.shape, requests)
-        # joining prompts move one layer after the other into new buffers
-        moved = max(kept // self.shape.compressed_layers, local // max(1, self.shape.local_layers))
-        return kept + local + moved + max(peak, decode_bytes(self.shape, rows))
+        return kept + local + moved_bytes(self.shape, kept, local) + max(peak, decode_bytes(self.shape, rows))
 
     def part(self, request: Request) -> Request:
         """Return the request of as many of the first rows as fit by themselves, at least one."""

@@ -199,11 +199,12 @@ def check_device(job: Job) -> None:
     Raises:
         ValueError: they were computed on another kind.
     """
-    if not (job.folder / "manifest.json").is_file() or not (recorded := len(store.recorded_ids(job.folder))):
+    if not (job.folder / "manifest.json").is_file():
         return
-    here, there = models.device(job.model), store.load_manifest(job.folder)["device"]
-    if device_kind(here) != device_kind(there):
+    devices = models.device(job.model), store.load_manifest(job.folder)["device"]
+    here, there = map(device_kind, devices)
+    if here != there and (recorded := len(store.recorded_ids(job.folder))):
         raise ValueError(
-            f"model.device={job.model.device}: {job.folder} has {recorded} samples computed on {device_kind(there)}, "
-            f"and the others would be on {device_kind(here)}; choose another paths.outputs"
+            f"model.device={job.model.device}: {job.folder} has {recorded} samples computed on {there}, and the others "
+            f"would be on {here}; choose another paths.outputs"
         )

@@ -97,7 +97,7 @@ def finished(job: Job, say: bool = True) -> Outcome | None:
     retried = any(record["status"] in job.retry for record in stored.samples)
     if retried or not stored.progress.is_complete(job.cfg["limit"]):
         return None
-    _check_device(job, stored)
+    _check_asked_device(job, stored)
     if say:
         where = f"{job.label['benchmark']} {job.folder.name}"
         samples, total = len(stored.samples), stored.manifest["num_samples"]
@@ -121,7 +121,7 @@ def _warn_of_versions(job: Job, stored: store.StoredRun) -> None:
         )
 
 
-def _check_device(job: Job, stored: store.StoredRun) -> None:
+def _check_asked_device(job: Job, stored: store.StoredRun) -> None:
     """Check that a complete run is not asked for on another kind of device, which would have the same folder.
 
     It satisfies model.device=auto, wherever it was computed: tables and a login node need no GPU.
@@ -187,13 +187,13 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
     if not samples.missing:
         return {}
     spec, outcomes = jobs[0].model, {}
-    shape, depth = models.shape(spec), models.compressed_layers(spec)
+    shape = models.shape(spec)
     check_kernel(jobs[0].cfg, spec, shape)
     for job in jobs:
         method = job.variant.method
         try:
             method.check_head_dim(shape.head_dim)
-            method.check_model(layers=depth, heads=shape.kv_heads, query_heads=shape.heads)
+            method.check_model(layers=shape.compressed_layers, heads=shape.kv_heads, query_heads=shape.heads)
             check_device(job)
             check_budget(job, samples)
             check_save(job)

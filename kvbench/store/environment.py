@@ -69,6 +69,11 @@ def is_mixed(manifests: Iterable[Manifest]) -> bool:
     return any(changes(each, other) for each, other in combinations(different, 2))
 
 
+def hardware_words(manifests: Iterable[Manifest]) -> str | None:
+    """Return the names of the hardware that runs were computed on, as one text; None where none is recorded."""
+    return "; ".join(hardware_of(manifests)) or None
+
+
 def hardware_of(manifests: Iterable[Manifest]) -> list[str]:
     """Return the names of the hardware that runs were computed on, sorted; [] where none is recorded."""
     known = (environment.get("hardware", {}) for manifest in manifests for environment in environments(manifest))

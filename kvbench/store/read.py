@@ -50,7 +50,7 @@ class StoredRun:
         """The progress of the run."""
         return judge(self.status, len(self.samples), self.manifest["num_samples"])
 
-    @property
+    @cached_property
     def scored_otherwise(self) -> int:
         """The number of answers with scores of another rule than the manifest names.
 

@@ -16,10 +16,11 @@ from kvbench.benchmarks.base import ModelFacts
 from kvbench.benchmarks.jsonl import JsonLines
 from kvbench.common.paths import conf_dir
 from kvbench.data import questions
+from kvbench.engine.prefill import PrefillPass
 from kvbench.metrics.answers import VERSIONS, answer_score
 from kvbench.run import runner
 from kvbench.run.jobs import prepare
-from tests.helpers.runs import records
+from tests.helpers.runs import count_rows, records
 from tests.helpers.tokenizers_for_tests import gpt_style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +169,9 @@ def test_every_score_can_be_the_headline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("question", ["aware", "agnostic"])
-def test_it_runs_and_questions_share_a_context(tmp_path: Path, compose: Callable[..., Any], question: str) -> None:
+def test_it_runs_and_questions_share_a_context(
+    tmp_path: Path, compose: Callable[..., Any], question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         ROW | {"context": SHARED, "question": f"What is {word}?", "answers": [word]} for word in ("one", "two", "six")
     ]
@@ -176,13 +179,13 @@ def test_it_runs_and_questions_share_a_context(tmp_path: Path, compose: Callable
     words += ["model=tiny", "method=snapkv", "budget=0.3", "limit=2", "benchmark.max_new_tokens=3", "progress=false"]
     [job] = prepare(compose(*words, f"paths.outputs={tmp_path}"))
     assert job.question == question and job.label["benchmark"] == "jsonl-mine"
+    prefills = count_rows(monkeypatch, PrefillPass)
     [outcome] = runner.run_jobs([job])
     assert outcome.error is None
     lines = records(outcome)
     assert {record["id"] for record in lines} == {"line-00001", "line-00002"}
     assert all(set(record["scores"]) == {"contains", "f1"} for record in lines)
-    if question == "agnostic":
-        assert len({str(record["kept"]) for record in lines}) == 1, "one context, compressed once"
+    assert prefills == ([2] if question == "agnostic" else [1, 1]), "two questions on a context share its prefill"
 
 
 def test_the_example_of_the_documents_is_read(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_local_layers_attend_to_the_tokens_of_their_mask(mask: LocalMask) -> Non
         q_1HTD, k, v = (torch.randn(1, heads, tokens, DIM, generator=g) for heads in (4, 2, 2))
         out = attend_prompt(q_1HTD, k, v, 0.3, mask)
         torch.testing.assert_close(out[0], masked_attention(q_1HTD[0], k[0], v[0], mask), rtol=1e-5, atol=1e-5)
-        layer.add([2 * row], k[0], v[0])
+        layer.add([2 * row], k, v)
         layer.fork(2 * row, [2 * row + 1])
         full |= dict.fromkeys((2 * row, 2 * row + 1), (k[0], v[0]))
     for rows, new, gone in (([0, 1, 2, 3, 4, 5], 1, [2]), ([4, 5], 3, []), ([0, 5, 3], 2, [0, 1]), ([3, 4, 5], 1, [])):
@@ -39,7 +39,7 @@ def test_rows_have_as_many_slots_as_the_longest_needs() -> None:
     g, layer = torch.Generator().manual_seed(6), LocalLayer(LocalMask(100))
 
     def tokens(count: int) -> torch.Tensor:
-        return torch.randn(2, count, DIM, generator=g)
+        return torch.randn(1, 2, count, DIM, generator=g)
 
     def width() -> int:
         assert layer._kv is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,19 +14,16 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from kvbench import config
-from kvbench.common import paths
 from kvbench.config.combinations import MOST_JOBS, combinations, deferred, fitting, typed
 from kvbench.config.compose import inspect, parse
 from kvbench.sweep.sweeper import FusedSweeper
+from tests.helpers.own_conf import own_conf
 
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of conf/ in which a test may write an experiment."""
-    folder = tmp_path / "conf"
-    shutil.copytree(paths.conf_dir(), folder)
-    for module in ("kvbench.config.compose", "kvbench.config.groups"):
-        monkeypatch.setattr(f"{module}.conf_dir", lambda: folder)
+    folder = own_conf(tmp_path / "conf", monkeypatch)
     config.register()
     GlobalHydra.instance().clear()
     yield folder

@@ -132,8 +132,9 @@ def test_compressed_does_not_take_a_dropped_cache_for_a_new_prompt() -> None:
             own_answer(model, prompt(length), 8)
         assert own_answer(model, prompt(length), 4)
         other = own_answer(model, prompt(TRAINED + 1, seed=9), 4)
-    with kvbench.compressed(scaled("longrope"), "streaming_llm", 40) as handle:
-        assert own_answer(handle._model, prompt(TRAINED + 1, seed=9), 4) == other, "another prompt is a new one"
+    fresh = scaled("longrope")
+    with kvbench.compressed(fresh, "streaming_llm", 40):
+        assert own_answer(fresh, prompt(TRAINED + 1, seed=9), 4) == other, "another prompt is a new one"
 
 
 @pytest.mark.parametrize("compress", [False, True])

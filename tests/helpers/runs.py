@@ -1,4 +1,4 @@
-"""Records and statuses of runs, and engines that fail on demand."""
+"""Records and statuses of runs, engines that fail on demand, and the prefills that an engine makes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kvbench.engine import start
+from kvbench.engine.caches import Place
 from kvbench.engine.variant import Generation, Request
 from kvbench.run import batching
 from kvbench.run.runner import Outcome
@@ -55,3 +57,16 @@ def let_engine_fail(monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
             yield request, generations
 
     monkeypatch.setattr(batching, "stream", stream)
+
+
+def count_rows(monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> list[int]:
+    """Return a list that gets the number of rows of every object of a class of passes that the engine makes."""
+    rows: list[int] = []
+
+    class Counted(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, places: Sequence[Sequence[Place]], **settings: Any) -> None:
+            rows.append(sum(map(len, places)))
+            super().__init__(*args, places=places, **settings)
+
+    monkeypatch.setattr(start, kind.__name__, Counted)
+    return rows

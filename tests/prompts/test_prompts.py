@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,12 @@ from hypothesis import strategies as st
 
 from kvbench import models
 from kvbench.benchmarks.base import Rendering, Sample, SuiteColumn
-from kvbench.common.paths import conf_dir
 from kvbench.models.sources import tiny
 from kvbench.prompts import __main__ as command
 from kvbench.prompts import render, show
 from kvbench.prompts.choose import chosen_prompt, chosen_prompts
 from tests.helpers.model_specs import spec
+from tests.helpers.own_conf import own_conf
 from tests.helpers.tokenizers_for_tests import (
     CHATML,
     LLAMA2,
@@ -234,13 +233,10 @@ TWO = ["model=tiny", "benchmark=two"]
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
     """A copy of conf/ with the benchmark `two`."""
-    folder = tmp_path / "conf"
-    shutil.copytree(conf_dir(), folder)
+    folder = own_conf(tmp_path / "conf", monkeypatch)
     (folder / "benchmark" / "two.yaml").write_text(
         "_target_: tests.prompts.test_prompts.TwoSamples\nname: two\nword: hello\nquestion: aware\n"
     )
-    for module in ("compose", "groups", "messages"):
-        monkeypatch.setattr(f"kvbench.config.{module}.conf_dir", lambda: folder)
 
 
 @pytest.mark.usefixtures("conf")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +10,13 @@ import pytest
 
 from kvbench.benchmarks.base import Sample
 from kvbench.benchmarks.needle import Needle
-from kvbench.engine import start
-from kvbench.engine.caches import Place
 from kvbench.engine.feed import FeedPass
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Request
 from kvbench.run import memory, runner
 from kvbench.run.jobs import Job
 from tests.helpers.methods import shipped, test_overrides
-from tests.helpers.runs import answers, let_engine_fail, records
+from tests.helpers.runs import answers, count_rows, let_engine_fail, records
 
 Jobs = Callable[..., list[Job]]
 AGNOSTIC = ["benchmark.question=agnostic"]
@@ -41,28 +39,13 @@ def two_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of rows of every prefill of the engine's loop."""
-    rows: list[int] = []
-    monkeypatch.setattr(start, "PrefillPass", counted(PrefillPass, rows))
-    return rows
+    return count_rows(monkeypatch, PrefillPass)
 
 
 @pytest.fixture
 def feeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of rows of every prompt that is fed in chunks."""
-    rows: list[int] = []
-    monkeypatch.setattr(start, "FeedPass", counted(FeedPass, rows))
-    return rows
-
-
-def counted(attention: type[Any], rows: list[int]) -> type[Any]:
-    """Return a class that adds the rows of each of its objects to a list."""
-
-    class Counted(attention):  # type: ignore[misc]
-        def __init__(self, *args: Any, places: Sequence[Sequence[Place]], **settings: Any) -> None:
-            rows.append(sum(map(len, places)))
-            super().__init__(*args, places=places, **settings)
-
-    return Counted
+    return count_rows(monkeypatch, FeedPass)
 
 
 def alone(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, *overrides: list[str]) -> list[list[tuple[Any, ...]]]:

@@ -203,7 +203,6 @@ def test_a_task_in_the_queue_counts_only_if_it_computes_all_that_is_asked_for(
     def submitted(words: list[str]) -> int:
         before = len(Numbered.tasks)
         part = Composed(words, compose("model=tiny", "method=h2o", "budget=100", f"paths.outputs={tmp_path}", *words))
-        part.__dict__["task"] = part.config
         part.jobs = prepare(part.config)
         assert slurm.compute([part], settings) is None
         return len(Numbered.tasks) - before
@@ -244,7 +243,6 @@ def test_a_task_that_would_compute_another_run_says_why(
     monkeypatch.setattr(prompts, "_frames", {})
     monkeypatch.setattr(Composed, "choices", {})
     part = Composed([], compose("model=tiny", "method=h2o", "budget=100"))
-    part.__dict__["task"] = part.config
     part.jobs = prepare(part.config)
     part.config.budget = budget  # as if its YAML were another now
     runs = write_payload(tmp_path / "group-0.json", [(part, part.jobs)])

@@ -18,7 +18,7 @@ from typing import cast
 from kvbench.common.files import replacing, write_atomic
 from kvbench.report.export.common import Written, clean, hub_name, mean, metrics_of, model_id, read_runs, strings
 from kvbench.store import AnsweredRecord, StoredRun
-from kvbench.store.environment import hardware_of
+from kvbench.store.environment import hardware_words
 from kvbench.store.read import run_key
 
 SCHEMA_VERSION = "0.3.0"
@@ -178,7 +178,7 @@ def _compression(run: StoredRun) -> Tree:
         "backend": identity["backend"],
         "seed": identity["seed"],
         "device": run.manifest["device"],
-        "hardware": "; ".join(hardware_of([run.manifest])) or None,
+        "hardware": hardware_words([run.manifest]),
         "continued_with": run.manifest.get("continued_with"),
     }
 

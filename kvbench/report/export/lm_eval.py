@@ -16,7 +16,7 @@ from typing import cast
 from kvbench.common.files import replacing, write_atomic
 from kvbench.report.export.common import Written, clean, json_text, mean, metrics_of, model_id, read_runs
 from kvbench.store import AnsweredRecord, Manifest, Record, StoredRun, load_manifest
-from kvbench.store.environment import hardware_of
+from kvbench.store.environment import hardware_words
 
 Tree = dict[str, object]
 _DIGITS = 8
@@ -132,7 +132,7 @@ def _task(run: StoredRun, task: str) -> Tree:
                 "version": version,
                 "protocol": manifest["identity"]["protocol"],
                 "run": manifest["hash"],
-                "hardware": clean("; ".join(hardware_of([manifest]))) or None,
+                "hardware": clean(hardware_words([manifest]) or "") or None,
             },
         },
         "versions": version,

@@ -14,7 +14,7 @@ from kvbench.common.text import one_line
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import Content, HistoryRow, Table, Value
 from kvbench.store import AnsweredRecord, Record, StoredRun
-from kvbench.store.environment import hardware_of
+from kvbench.store.environment import hardware_words
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def config(entry: Entry, runs: Sequence[StoredRun]) -> dict[str, object]:
         "dtype": identity["dtype"],
         "backend": identity["backend"],
         "device": manifest["device"],
-        "hardware": "; ".join(hardware_of(run.manifest for run in runs)) or None,
+        "hardware": hardware_words(run.manifest for run in runs),
         "continued_with": [dict(more) for run in runs for more in run.manifest.get("continued_with", [])],
         "hash": entry.key,
         "versions": dict(manifest["versions"]),

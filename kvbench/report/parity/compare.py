@@ -93,10 +93,11 @@ def _differences(entry: Entry, variant: Variant) -> dict[str, tuple[str, str]]:
     wrong: dict[str, tuple[list[object], list[object]]] = {}  # the same, as values: other datasets have other ones
     for run in variant.runs:
         for path, accepted in implied(entry, run.manifest).items():
-            if not _same(fact_of(run.manifest, path), accepted):
+            fact = fact_of(run.manifest, path)
+            if not _same(fact, accepted):
                 theirs, ours = wrong.setdefault(path, ([], []))
                 theirs += [value for value in accepted if value not in theirs]
-                ours += [fact for fact in (fact_of(run.manifest, path),) if fact not in ours]
+                ours += [fact] if fact not in ours else []
     return result | {path: (_words(theirs), _words(ours)) for path, (theirs, ours) in wrong.items()}
 
 

@@ -11,12 +11,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvbench.benchmarks.base import ModelFacts, benchmarks_of
+from kvbench.benchmarks.base import ModelFacts, benchmarks_of, build
 from kvbench.config.groups import options, shipped
 from kvbench.report.parity.references import Entry
 from kvbench.store import Manifest
@@ -61,11 +60,8 @@ def _parts(command: str, hub: str) -> Mapping[Place, Any]:
     changes = [f"{key}={value}" for key, value in words.items() if key.startswith("benchmark.")]
     try:
         node: Any = {"benchmark": shipped("benchmark", words.get("benchmark", ""))}
-        whole = OmegaConf.merge(node, OmegaConf.from_dotlist(changes))
-        node = OmegaConf.to_container(whole, resolve=True)
-        module, _, name = str(node["benchmark"].pop("_target_")).rpartition(".")
-        built = getattr(import_module(module), name)(**node["benchmark"])
-        parts = list(benchmarks_of(built, ModelFacts(words.get("model", ""), hub)))
+        node = OmegaConf.merge(node, OmegaConf.from_dotlist(changes))
+        parts = list(benchmarks_of(build(node.benchmark), ModelFacts(words.get("model", ""), hub)))
     except Exception as error:  # a command of a user's own table: any error is possible
         raise ValueError(f"command: {command}: {' '.join(str(error).split())}") from None
     return {(part.column.suite, part.column.name) if part.column else ("", part.name): part for part in parts}

@@ -13,7 +13,7 @@ import numpy as np
 from kvbench.common.text import one_line
 from kvbench.report.difference import Difference
 from kvbench.report.measured import count, mean_score
-from kvbench.report.runs import budget_order, budget_words, groups, is_full_cache, marked, order, setting, table_mark
+from kvbench.report.runs import budget_order, budget_words, groups, is_full_cache, order, setting, table_mark
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_setting
 from kvbench.report.table import table
@@ -152,7 +152,8 @@ def _suite_rows(runs: Sequence[RunNumbers]) -> tuple[str, list[dict[str, Any]]]:
 
 def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "method": marked(row["method"], row["mixed"]),
+        "method": row["method"],
+        "mixed": row["mixed"],
         "hardware": row["hardware"],
         "n": row["n"],
         "oom": row["oom"],

@@ -129,7 +129,7 @@ function boardRow(row, columns) {
 function methodCell(row) {
   const lost = ["failed", "preempted"].includes(row.status) ? h("span", { class: "badge" }, row.status) : null;
   const note = row.full ? h("span", { class: "badge calm" }, "reference") : null;
-  return [h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, breakable(row.method)), note, lost];
+  return [h("a", { href: address(["variant", row.table.at, row.at]), "data-item": "" }, breakable(row.method + (row.mixed ? " †" : ""))), note, lost];
 }
 
 function scoreCell(row) {

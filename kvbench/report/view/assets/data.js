@@ -46,8 +46,9 @@ function prepare() {
       row.at = r;
       row.table = table;
       row.key = t + "." + r;
-      row.title = row.method + (row.words ? ", " + row.words : "");
-      row.brief = row.method + (row.order[0] ? " " + row.short : "");
+      const sign = row.mixed ? " †" : "";
+      row.title = row.method + (row.words ? ", " + row.words : "") + sign;
+      row.brief = row.method + (row.order[0] ? " " + row.short : "") + sign;
       row.search = [row.method, row.budget, row.words, table.name, ...row.hashes].join(" ").toLowerCase();
     });
     table.full = table.rows.find((row) => row.full) || null;

@@ -48,7 +48,7 @@ function variantFacts(row) {
     isNumber(row.ttft) && ["TTFT", seconds(row.ttft), "The mean over samples. Rows that share a prefill share its time."],
     isNumber(row.tpot) && ["TPOT", seconds(row.tpot), "The mean over samples, in the batch that the row ran in"],
     row.hardware && ["hardware", row.hardware],
-    row.method.endsWith("†") && ["†", "not all samples were computed with the same versions and hardware"],
+    row.mixed && ["†", "not all samples were computed with the same versions and hardware"],
     row.status && row.status !== "done" && ["status", row.status],
     ...Object.entries(row.others).map(([name, score]) => [name, number(score)]),
   ].filter(Boolean);
