@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,13 @@ def tables(page: str, half: str) -> list[list[list[str]]]:
 def _cells(block: str) -> Iterable[list[str]]:
     for line in block.splitlines()[2:]:
         yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_intervals_in_sentences_are_those_of_the_results():
+    words = (DOCS / "study.md").read_text(encoding="utf-8")
+    told = re.findall(r"[+-][\d.]+\s+\[[+-][\d.]+,\s+[+-][\d.]+\]", words)
+    known = {average.interval for half in ("aware", "agnostic") for average in averages(half).values()}
+    assert len(told) > 60 and {" ".join(interval.split()) for interval in told} <= known
 
 
 @pytest.mark.parametrize("half", ["aware", "agnostic"])
