@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
         "store",
     },
     "cli": {"common", "config", "run"},
-    "sweep": {"cli", "common", "config", "run", "store"},
+    "sweep": {"cli", "common", "config", "prompts", "run", "store"},
     "__main__": {"cli"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf", "safetensors", "flash_attn", "kvbench_kernels"}

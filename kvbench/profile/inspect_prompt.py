@@ -16,7 +16,8 @@ from kvbench.engine.observe import compressed_layers, observe
 from kvbench.methods.load import method_identity
 from kvbench.profile.inspect_figure import draw_kept, draw_layer
 from kvbench.profile.inspect_text import Inspected, content, head_rows, layer_rows, layer_table, legend
-from kvbench.prompts.choose import Chosen, chosen_prompt, text_prompt
+from kvbench.prompts.choose import chosen_prompt, text_prompt
+from kvbench.prompts.seeds import check_seed
 from kvbench.report.formats import csv_text
 from kvbench.run.jobs import build_benchmark, variant_of
 from kvbench.store.identity import identity_hash
@@ -39,7 +40,9 @@ def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: l
     if plain["threads"]:
         torch.set_num_threads(plain["threads"])
     tokenizer = models.load_tokenizer(spec)
-    chosen = _chosen(cfg, spec, tokenizer, text, show)
+    benchmark = build_benchmark(cfg.benchmark) if text is None else None
+    check_seed(cfg, benchmark, variant.method.draws)
+    chosen = chosen_prompt(spec, tokenizer, benchmark, show) if benchmark else text_prompt(spec, tokenizer, text or "")
     ids = list(chosen.prompt.ids[: chosen.span])
     variant.method.tokens(variant.budget, len(ids))  # an impossible budget is refused before weights load
     most = models.shape(spec).layers
@@ -65,12 +68,6 @@ def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: l
     inspected = Inspected(f"{spec.label}, {variant}", chosen.name, words, seen, folder)
     _write(inspected)
     return inspected
-
-
-def _chosen(cfg: DictConfig, spec: models.ModelSpec, tokenizer: Any, text: str | None, show: int | str) -> Chosen:
-    if text is not None:
-        return text_prompt(spec, tokenizer, text)
-    return chosen_prompt(spec, tokenizer, build_benchmark(cfg.benchmark), show)
 
 
 def _drawn(compressed: Sequence[int], layers: list[int] | str | None) -> list[int]:

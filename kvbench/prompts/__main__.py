@@ -53,14 +53,17 @@ def _prompts(overrides: Sequence[str]) -> str:
     from kvbench import models
     from kvbench.benchmarks.base import build
     from kvbench.config.compose import one_run
+    from kvbench.prompts.seeds import check_seed
 
     shown = [item.partition("=")[2] for item in overrides if item.startswith("show=")] or ["0"]
     wanted = wanted_prompts(shown[-1])
     cfg = one_run([item for item in overrides if not item.startswith("show=")], "prompts", _READ)
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     spec = models.ModelSpec.from_node(node)
+    benchmark = build(cfg.benchmark)
+    check_seed(cfg, benchmark, None)
     tokenizer: Any = models.load_tokenizer(spec)
-    chosen = chosen_prompts(spec, tokenizer, build(cfg.benchmark), wanted)
+    chosen = chosen_prompts(spec, tokenizer, benchmark, wanted)
     texts = [f"{show(each.prompt, tokenizer)}\nsample: {each.name} of {each.part}" for each in chosen]
     return "\n\n\n".join(texts)
 

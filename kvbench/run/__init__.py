@@ -4,7 +4,6 @@ In the order in which it happens:
 
     jobs       a configuration is checked and becomes jobs with an identity
     plan       what the command asks for, written down before anything is computed
-    seeds      a seed by which nothing draws is refused
     runner     jobs become groups that share their prefills; outcomes, and the tables at the end
     logged     a logger follows the runs while they are computed
     samples    the samples that a group still misses, as prompts

@@ -26,8 +26,8 @@ from kvbench.methods.dials import split_dials
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.load import build, load, method_identity
 from kvbench.methods.method import Method
+from kvbench.prompts.seeds import check_seed
 from kvbench.run.memory import cache_shape
-from kvbench.run.seeds import check_seed
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> Checked
     spec = models.ModelSpec.from_node(plain["model"])
     spec.check_answers()
     variant, benchmark = variant_of(cfg), build_benchmark(cfg.benchmark)
-    check_seed(cfg, variant.method, benchmark)
+    check_seed(cfg, benchmark, variant.method.draws)
     identity = method_identity(cfg.method, variant.method)
     return CheckedConfig({str(k): v for k, v in plain.items()}, spec, variant, benchmark, identity)
 

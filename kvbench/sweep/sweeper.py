@@ -59,6 +59,10 @@ class FusedSweeper(Sweeper):
         jobs = fitting(list(combinations(parsed)))
         if any(override.key_or_group == "method" and has_pattern(override) for override in parsed):
             jobs = self._with_files(jobs)
+        if any(override.key_or_group == "seed" for override in parsed):
+            from kvbench.sweep.seeds import without_idle_seeds
+
+            jobs = without_idle_seeds(jobs, self.composer)
         self._check(jobs, loader)
         self._write_down(jobs)
         self._plan(jobs)

@@ -125,6 +125,18 @@ def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.Ca
     assert error.startswith(f"kvbench: {message}") and error.count("\n") == 1
 
 
+def test_a_seed_that_changes_no_prompt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prompts.main(["model=tiny", "benchmark=needle_classic", "seed=3"]) == 2
+    line = "kvbench: seed=3: nothing of benchmark=needle_classic draws by it, so the result would be that of seed=0"
+    assert capsys.readouterr().err.startswith(line)
+    needle = ["model=tiny", "benchmark=needle", "benchmark.lengths=[100]"]
+    shown = []
+    for seed in ("0", "3"):
+        assert prompts.main([*needle, f"seed={seed}"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] != shown[1]
+
+
 def test_what_a_command_fixes_is_composed() -> None:
     cfg = one_run(["model=tiny", "seed=3"], "layers", layers._READ, ["method=prefixkv"])
     assert (cfg.model.name, cfg.method.name, cfg.seed, cfg.benchmark.seed) == ("tiny", "prefixkv", 3, 3)

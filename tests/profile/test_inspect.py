@@ -131,6 +131,8 @@ def test_a_prompt_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["model=tiny", TEXT, "method=snapkv,h2o"], "method=snapkv,h2o: takes one value"),
         (["model=tiny", TEXT, "method=snapky"], "method=snapky: no such method. Did you mean 'snapkv'?"),
         (["model=tiny", TEXT, "limit=3"], "limit=3: kvbench inspect does not read it"),
+        (["model=tiny", TEXT, "seed=3"], "seed=3: nothing of method=ada_pyramidkv draws by it"),
+        (["model=tiny", "benchmark=needle_classic", "seed=3"], "seed=3: neither benchmark=needle_classic nor method="),
         (["model=tiny", TEXT, "method.recovry=1"], "method.recovry=1"),
     ],
 )
