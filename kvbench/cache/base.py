@@ -52,7 +52,7 @@ class Entry:
         keep_UT: bool mask of kept tokens.
         reserve: tokens that will be appended; the cache allocates their slots at once.
         store: storage part of the method; None for plain rows.
-        side: what the storage part's `prepare` returned for keys and values; empty if it needs nothing.
+        side: what the storage part's `prepare` returned for keys and values.
         policy: decode part of the method; None for rows that evict nothing while generating.
         score_UT: the scores from which a policy starts; None without a policy, or if it needs none.
         base_U: each KV head's share of the budget while generating; None without a policy.
@@ -76,7 +76,7 @@ class Entry:
     base_U: Sequence[int] | None = None
     at_once: int = 1
     rotate: Rotate | None = None
-    side: Sequence[Side] = ()
+    side: Sequence[Side] = (Side(), Side())
     look: Look | None = None
     reads: int | None = None
     seed: int = 0

@@ -71,7 +71,7 @@ class EncodedRows:
         from_S = torch.arange(heads, device=device).repeat(len(entries))
         pools = []
         for index, (half, x_UTD) in enumerate(zip(self._halves, (k_UTD, v_UTD), strict=True)):
-            side = _stack([entry.side[index] for entry in entries if entry.side])
+            side = _stack([entry.side[index] for entry in entries])
             pools.append(Pool(half, segments, x_UTD, side))
             pools[-1].fill(x_UTD, keep_ST, from_S, side.token)
         self._parts.append(_Part(segments, *pools))

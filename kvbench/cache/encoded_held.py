@@ -24,13 +24,12 @@ from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.blocks import plain_if_none, spread
 from kvbench.cache.token_pool import TokenPool, grown, take
 from kvbench.methods import store_answers
-from kvbench.methods.storage import Half, Side, Store
+from kvbench.methods.storage import Half, Store
 from kvbench_kernels.backends import Buffers, Lanes
-from kvbench_kernels.backends.base import append
-from kvbench_kernels.ops.weights import least
+from kvbench_kernels.backends.base import Backend, append
 
 
-class BlockBackend:
+class BlockBackend(Backend):
     """A backend for an arena of token numbers. Policies and layouts treat them like keys and values.
 
     Attributes:
@@ -40,9 +39,6 @@ class BlockBackend:
 
     name = "blocks"
     needs_bias = False
-    prompt = sums = None
-    host = None
-    packed = None
 
     def __init__(self, store: Store) -> None:
         self._halves: tuple[Half, Half] = plain_if_none(store.halves)
@@ -56,10 +52,9 @@ class BlockBackend:
     def begin(self, entry: Entry, owners: Sequence[int], k_UTD: Tensor, v_UTD: Tensor) -> Tensor:
         """Hold the tokens that a row keeps of a prompt. Return their numbers [U, T, 1], 0 for the others."""
         if not self.pools:
-            sides = entry.side or (Side(), Side())
             self.pools = tuple(
                 TokenPool(half, k_UTD, side.head, None if side.token is None else side.token.flatten(0, 1))
-                for half, side in zip(self._halves, sides, strict=True)
+                for half, side in zip(self._halves, entry.side, strict=True)
             )
             self._age, self._owner, self._used = (x.to(k_UTD.device) for x in (self._age, self._owner, self._used))
         head_M, token_M = entry.keep_UT.nonzero().unbind(1)
@@ -67,8 +62,7 @@ class BlockBackend:
         _, age_M = spread(kept, k_UTD.device)
         owner_M = torch.tensor(owners, device=k_UTD.device)[head_M]
         numbers = self._new(owner_M, age_M)
-        for index, (pool, x_UTD) in enumerate(zip(self.pools, (k_UTD, v_UTD), strict=True)):
-            side = entry.side[index] if entry.side else Side()
+        for pool, side, x_UTD in zip(self.pools, entry.side, (k_UTD, v_UTD), strict=True):
             if pool.head_O is not None and side.head is not None:
                 pool.head_O = grown(pool.head_O, max(owners) + 1)
                 pool.head_O[list(owners)] = side.head
@@ -128,9 +122,6 @@ class BlockBackend:
         )
         out_BHTD: Tensor = out_N1QD[:, 0].unflatten(1, (group, tokens)).unflatten(0, (batch, kv_heads)).flatten(1, 2)
         return out_BHTD
-
-    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
-        return least(worth_BUC, pos_BUC, length_BU)
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         """Return the attention of queries to the slots of their lanes: [N, G, T, width] float32, 0 on empty slots."""

@@ -178,7 +178,7 @@ def _encode_due(row: _Row) -> None:
     """
     assert row.entry.store is not None
     for index, (half, x_UND) in enumerate(zip(row.entry.store.halves, (row.k_UND, row.v_UND), strict=True)):
-        side = row.entry.side[index] if row.entry.side else Side()
+        side = row.entry.side[index]
         for head, (keep_T, keep_N) in enumerate(zip(row.entry.keep_UT, row.keep_UN.tolist(), strict=True)):
             if half is not None:
                 arrived = [*keep_T.nonzero().flatten().tolist(), *range(len(keep_T), len(keep_N))]

@@ -28,11 +28,6 @@ class Arguments:
     flags: list[str]
     overrides: list[str]
 
-    @property
-    def words(self) -> list[str]:
-        """All arguments, flags first: Hydra's parser cannot take overrides on both sides of a flag."""
-        return [*self.flags, *self.overrides]
-
     package: str | None = None
 
     @property

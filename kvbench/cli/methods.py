@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench methods",
         description="List the methods, or describe those that are named.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="METHOD", help="methods to describe with their parts and dials")
     form = parser.add_mutually_exclusive_group()

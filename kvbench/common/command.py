@@ -21,7 +21,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from kvbench.common.text import as_typed, one_line
 
@@ -43,7 +43,10 @@ def log_messages(line: str = "%(message)s", force: bool = False) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is a ValueError of one line, instead of the usage and an exit."""
+    """An argument parser that prints its texts as they are written, and whose complaint is a ValueError of one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint. Raises ValueError."""

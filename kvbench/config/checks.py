@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.annotations import check_value, settings_of
 from kvbench.config.groups import defaults, method, options, shipped
-from kvbench.config.interpolations import check_interpolations
+from kvbench.config.interpolations import check_interpolations, texts
 from kvbench.config.loggers import check_loggers
 from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
 from kvbench.methods.budgets import check_budget
@@ -114,16 +114,8 @@ def check_hints(model: Mapping[str, Any]) -> None:
 @cache
 def _read_hints(files: Sequence[tuple[Path, int]]) -> frozenset[str]:
     """Return the hints that some method reads, once per process as long as all files stay as they are."""
-    texts = (text for path, _ in files for text in _texts(shipped("method", path.stem)))
-    return frozenset(hint for text in texts for hint in _HINT.findall(text))
-
-
-def _texts(node: object) -> list[str]:
-    """Return all texts in a nested node."""
-    if isinstance(node, str):
-        return [node]
-    below = list(node.values()) if isinstance(node, Mapping) else node if isinstance(node, Sequence) else []
-    return [text for value in below for text in _texts(value)]
+    lines = (text for path, _ in files for _, text in texts(shipped("method", path.stem)))
+    return frozenset(hint for text in lines for hint in _HINT.findall(text))
 
 
 def _check_benchmark(node: Mapping[str, Any]) -> None:

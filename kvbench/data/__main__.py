@@ -64,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvbench data",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", choices=[*sources.BUNDLES, "all"])
     parser.add_argument(

@@ -41,13 +41,9 @@ class Choices:
         self._totals: dict[int, list[int] | None] = {}
         self._statistics: dict[int, list[Tensor]] = defaultdict(list)
         self._kept: dict[int, dict[int, Tensor]] | None = defaultdict(dict) if save_kept else None
-
-    @property
-    def late(self) -> list[int]:
-        """The variants that choose their tokens at the end of the prefill."""
-        return [
+        self.late = [
             index
-            for index, variant in enumerate(self._variants)
+            for index, variant in enumerate(variants)
             if (self.drops(index) and (variant.method.waits or fits_late(variant.method, variant.budget)))
             or (variant.method.fits_forms and fits_late(variant.method, variant.budget))
         ]

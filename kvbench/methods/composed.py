@@ -146,11 +146,6 @@ class Composed(Parts):
         """Return True if the method may drop tokens of a prompt of `span`, of which `tokens` are allowed."""
         return self.evicts and (tokens is None or tokens < span)
 
-    def scores(self, ctx: LayerContext) -> Tensor | None:
-        """Return [U, T] scores, shared by all variants with an equal score part; None without one."""
-        score = self.evicting.score
-        return None if score is None else ctx.score(score)
-
     def start_scores(self, ctx: LayerContext) -> Tensor | None:
         """Return the [U, T] scores from which the decode policy starts; None if it needs none."""
         score = None if self.policy is None else self.policy.policy.score

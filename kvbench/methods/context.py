@@ -7,9 +7,9 @@ W window queries, N tokens before the window, D head dimension, E hidden size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from kvbench.methods.nan import has_nan
 from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.unchanged import unchanged
 
-R = TypeVar("R")
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
 COLUMN_SUM_QUERIES = 64  # fewer queries in a block would waste the matrix product
 
@@ -107,7 +106,7 @@ class LayerContext:
         # Scores are never rounded to half precision: that changes 0.2 to 1 % of a kept set.
         self.dtype = torch.float64 if q_HTD.dtype == torch.float64 else torch.float32
         self.watch = Stopwatch() if clock is None else Stopwatch(clock)
-        self._memo = Memo(self.watch)
+        self.memo = Memo(self.watch)
 
     @property
     def q(self) -> Tensor:
@@ -185,7 +184,7 @@ class LayerContext:
                 that the model did not compute, which would rank first; or the layer whose scores serve this one has
                 not been asked for them.
         """
-        return self._memo(("score", part), lambda: self._own_or_earlier(part))
+        return self.memo(("score", part), lambda: self._own_or_earlier(part))
 
     def _own_or_earlier(self, part: ScoreRule) -> Tensor:
         source = part.layer_of(self.layer, self.num_layers)
@@ -207,7 +206,7 @@ class LayerContext:
     ) -> AbstractContextManager[None]:
         """Return a check that a part changes no tensor of the layer in place; arguments as of `unchanged`."""
         own = (("ctx.q", self._q), ("ctx.k", self.k), ("ctx.v", self.v), ("ctx.hidden_TE", self.hidden_TE))
-        return unchanged(kind, part, [self._memo, *memos], [*((n, x) for n, x in own if x is not None), *more])
+        return unchanged(kind, part, [self.memo, *memos], [*((n, x) for n, x in own if x is not None), *more])
 
     def _checked_score(self, part: ScoreRule) -> Tensor:
         with self.unchanged("score", part):
@@ -228,7 +227,7 @@ class LayerContext:
 
     def summary(self, part: Summary) -> Tensor | None:
         """Return what a storage part reads of the queries; equal parts share one computation."""
-        return self._memo(("summary", part), lambda: part.summary(self))
+        return self.memo(("summary", part), lambda: part.summary(self))
 
     def keep_scores(self, parts: Iterable[ScoreRule]) -> None:
         """Free everything but keys, values, summaries and the scores by `parts`.
@@ -237,27 +236,19 @@ class LayerContext:
         """
         wanted = set(parts)
         for part in wanted:
-            if ("score", part) not in self._memo:
+            if ("score", part) not in self.memo:
                 self.score(part)
-        summaries = [key for key in self._memo if isinstance(key, tuple) and key[0] == "summary"]
-        self._memo.keep_only([*(("score", part) for part in wanted), *summaries])
+        summaries = [key for key in self.memo if isinstance(key, tuple) and key[0] == "summary"]
+        self.memo.keep_only([*(("score", part) for part in wanted), *summaries])
         self._q = self._lse_HT = self.hidden_TE = None
         # views of a fused projection would keep all of it alive
         self.k, self.v = (x.clone() if x.untyped_storage().nbytes() > x.nbytes else x for x in (self.k, self.v))
-
-    def memo(self, key: Hashable, compute: Callable[[], R]) -> R:
-        """Return what `compute` returned at the first call with this key; one computation per layer and prompt."""
-        return self._memo(key, compute)
 
     def window_attention(self, window: int) -> Tensor:
         """Return causal attention of the last `window` queries over all keys: [U, G, W, T]."""
         return self.memo(
             ("window_attention", window), lambda: self._attention(self.num_tokens - window, self.num_tokens)
         )
-
-    def window_logits(self, window: int) -> Tensor:
-        """Return the logits of the last `window` queries over all keys, -inf where a key is later: [U, G, W, T]."""
-        return self.memo(("window_logits", window), lambda: self._logits(self.num_tokens - window, self.num_tokens))
 
     def rows(self, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
         """Yield causal attention in blocks of queries from `first` on: begin, end, and [U, G, end - begin, end].

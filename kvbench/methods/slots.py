@@ -6,7 +6,7 @@ T new tokens of a step, N slots to draw for, X numbers of a plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,12 +119,6 @@ class Slots:
             same_BUC = other_BUC.gather(-1, at_BUC) == pos_BUC
             total_BUC += in_order_BUC[:, head : head + 1].expand_as(x_BUC).gather(-1, at_BUC) * same_BUC
         return total_BUC / heads
-
-    def in_order(self, x_BUC: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return `work` of the columns sorted by position (empty ones last, as 0), back in the slots' own columns."""
-        order_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER).argsort(-1)
-        sorted_BUC = x_BUC.masked_fill(~self.live_BUC, 0).gather(-1, order_BUC)
-        return torch.empty_like(x_BUC).scatter_(-1, order_BUC, work(sorted_BUC).to(x_BUC.dtype))
 
 
 def head_draws(seeds: Sequence[int], layer: int, heads: int, device: torch.device) -> Tensor:

@@ -54,11 +54,6 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     return set(_types(text)) or {FULL if _number(text, "sliding_window") is None else "sliding_attention"}
 
 
-def full_layers(config: PreTrainedConfig) -> int:
-    """Return the number of layers that a config declares as attending to everything; 0 if it declares none."""
-    return _types(config.get_text_config()).count(FULL)
-
-
 def local_layers(config: PreTrainedConfig) -> tuple[int, int]:
     """Return the number of layers that keep a window next to those that are compressed, and the largest window.
 

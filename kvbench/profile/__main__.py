@@ -74,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvbench profile",
         description="Time and memory of methods against the full cache, over context, budget, batch and kernel.",
         epilog=_EPILOG.format(settings=settings, shapes=shapes),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench; commas list values")
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted but not needed: lists work without it")

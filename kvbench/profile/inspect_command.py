@@ -110,7 +110,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvbench inspect",
         description="What each head keeps of one prompt: memory per layer, policies per head, attention maps.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench, and the settings below")
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of the output")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench prompts",
         description="Print a rendered prompt: special tokens, the end of the context, the stop ids.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "overrides",

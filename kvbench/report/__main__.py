@@ -5,7 +5,6 @@ Other reports have a word of their own: `kvbench report diff`, `kvbench report p
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench report",
         description=_ABOUT,
         epilog=_EXAMPLES + others,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("--benchmark", help="only runs of this benchmark or suite, e.g. needle, longbench")

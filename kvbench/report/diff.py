@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import textwrap
@@ -47,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Where two methods disagree: sample by sample, the worst for A first, with both answers.\n\n"
         + SIDES,
         epilog="examples:\n  kvbench report diff snapkv:0.1 fullkv --benchmark longbench",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sides(parser)
     parser.add_argument("--limit", type=int, default=20, help="samples per benchmark; 0: all; default: 20")

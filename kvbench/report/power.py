@@ -9,7 +9,6 @@ contexts times the questions on each.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -58,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="How many samples would separate two methods, at the variance of their paired differences.\n\n"
         + SIDES,
         epilog="examples:\n  kvbench report power snapkv:0.2 ada_snapkv:0.2 --difference 0.02",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sides(parser)
     parser.add_argument("--difference", type=float, help="the difference to detect; default: the observed one")

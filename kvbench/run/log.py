@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench log",
         description="Send stored results to W&B or Trackio; only what is missing there is written.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, help="a run folder, or a folder with runs at any depth, e.g. outputs")
     parser.add_argument("overrides", nargs="+", metavar="logger=NAME", help="which logger, and its settings")

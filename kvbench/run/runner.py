@@ -51,7 +51,7 @@ class Outcome:
     stored: store.StoredRun | None = None
 
 
-def run_jobs(jobs: Sequence[Job], model_cache: ModelCache | None = None) -> list[Outcome]:
+def run_jobs(jobs: Sequence[Job]) -> list[Outcome]:
     """Compute what is missing of the jobs, group by group. Return their outcomes in the order of the jobs.
 
     Jobs that are the same run (a full cache under several budgets) are run once. A job that fails does not end the
@@ -59,7 +59,7 @@ def run_jobs(jobs: Sequence[Job], model_cache: ModelCache | None = None) -> list
     What concerns all jobs (weights that cannot be fetched, a full disk) ends everything; what was recorded stays.
     """
     allow_many_files()
-    model_cache = model_cache or ModelCache()
+    model_cache = ModelCache()
     groups: dict[str, dict[Path, Job]] = {}
     for job in jobs:
         groups.setdefault(job.group, {})[job.folder] = job

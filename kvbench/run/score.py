@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench score",
         description="Score stored answers again, without a model, and print their tables.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths",

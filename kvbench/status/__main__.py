@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="kvbench status",
         description="What is done, running, failed or missing, and the commands that resume. Reads only.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths", nargs="*", type=Path, default=[Path("outputs")], help="outputs (default), or run folders"

@@ -95,7 +95,7 @@ def entries_of(
     dim: int = 96,
 ) -> list[Entry]:
     """Return entries with a different mask per head; a head may keep nothing."""
-    sides: tuple[Side, ...] = (Side(*scales(heads, tokens)),) * 2 if isinstance(store, Pairs) else ()
+    sides: tuple[Side, ...] = (Side(*scales(heads, tokens)),) * 2 if isinstance(store, Pairs) else (Side(), Side())
     if store in THINNED:  # each head has channels of its own
         drawn = torch.rand(heads, dim, generator=generator).argsort(1)[:, : store.keys.channels.stay(dim)]  # type: ignore[union-attr]
         sides = Side(drawn.sort(1).values.short()), Side()

@@ -34,7 +34,7 @@ def entries(store: Store, policy: DecodePolicy, g: torch.Generator, heads: int, 
         keep_UT = torch.rand(heads, tokens, generator=g) < 0.7
         keep_UT[:, -1] = True
         channels = torch.stack([torch.randperm(DIM, generator=g)[:12].sort().values for _ in range(heads)])
-        side = (Side(channels), Side()) if isinstance(store, Think) else ()
+        side = (Side(channels), Side()) if isinstance(store, Think) else (Side(), Side())
         evicts = row >= 2
         rows.append(
             Entry(

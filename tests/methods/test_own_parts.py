@@ -210,7 +210,7 @@ class WritesHeads(Uniform):
         return super().__call__(ctx, candidates, total, budget)
 
 
-WRITES = ["column_sums", "window_attention", "window_logits", "k", "v", "q"]
+WRITES = ["column_sums", "window_attention", "k", "v", "q"]
 CASES: list[tuple[dict[str, Any], str]] = [
     *(({"score": WritesScore(what)}, f"score WritesScore changed ctx.{what} in place") for what in WRITES),
     ({"select": WritesSelect(window=4)}, "selection WritesSelect changed candidates.values_UN in place"),

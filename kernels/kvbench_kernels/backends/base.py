@@ -18,6 +18,7 @@ from kvbench_kernels.backends.slab import Slab
 from kvbench_kernels.ops.host_rows import HostRows
 from kvbench_kernels.ops.host_sums import HostSums
 from kvbench_kernels.ops.prompt import PromptKernels
+from kvbench_kernels.ops.weights import least
 
 NOT_OF_THE_HEAD = -2  # a status: something went to a slot that holds no token of its head that stays
 
@@ -108,25 +109,10 @@ class Backend(Protocol):
     name: str
     needs_bias: bool  # reads `Buffers.bias_R`
 
-    @property
-    def prompt(self) -> PromptKernels | None:
-        """The kernels for prompts; None if torch does that work."""
-        ...
-
-    @property
-    def sums(self) -> HostSums | None:
-        """The functions for a prompt's attention and outputs on a CPU; None if `prompt` or torch does that work."""
-        ...
-
-    @property
-    def host(self) -> HostRows | None:
-        """The functions that write rows on a CPU; None if torch does that work."""
-        ...
-
-    @property
-    def packed(self) -> PackedAttention | None:
-        """The kernel for quantised keys and values; None if they must be decoded first."""
-        ...
+    prompt: PromptKernels | None = None  # kernels for prompts; None if torch does that work
+    sums: HostSums | None = None  # a prompt's attention and outputs on a CPU; None if `prompt` or torch does it
+    host: HostRows | None = None  # functions that write rows on a CPU; None if torch does that work
+    packed: PackedAttention | None = None  # attends to quantised keys and values; None if they must be decoded first
 
     def append_and_attend(
         self,
@@ -160,7 +146,7 @@ class Backend(Protocol):
 
         Slots from length_BU on hold no token. pos_BUC is int32, length_BU int64.
         """
-        ...
+        return least(worth_BUC, pos_BUC, length_BU)
 
 
 def queries(lanes: Lanes, q_BHTD: Tensor, group: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kvbench_kernels.backends.base import Buffers, Lanes
+from kvbench_kernels.backends.base import Backend, Buffers, Lanes
 from kvbench_kernels.backends.packed import CpuPacked
 from kvbench_kernels.backends.slabs import SlabBackend, products
 from kvbench_kernels.ops.host_library import host_library
@@ -21,12 +21,11 @@ HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 MAX_QUERIES = 512  # of a KV head, group x tokens: their results need about as much memory as keys and values
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Attention that reads every live slot once. A row's result does not depend on the other rows of the batch."""
 
     name = "cpu"
     needs_bias = False
-    prompt = None
 
     def __init__(self) -> None:
         self._library = host_library()

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels import ops
-from kvbench_kernels.backends.base import Buffers, Lanes
+from kvbench_kernels.backends.base import Backend, Buffers, Lanes
 from kvbench_kernels.backends.packed import CudaPacked
 from kvbench_kernels.ops.prompt import PromptKernels
-from kvbench_kernels.ops.weights import least
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """Attention by `ragged_append_decode`. A step can be captured in a CUDA graph after one outside a capture.
 
     The calls share a workspace, so no two may run at the same time: use one stream, or let one call finish first.
@@ -23,8 +22,6 @@ class CudaBackend:
     name = "cuda"
     needs_bias = False
     prompt = PromptKernels()
-    sums = None
-    host = None
     packed = CudaPacked()
 
     def __init__(self) -> None:
@@ -66,9 +63,6 @@ class CudaBackend:
             q_NGTD.contiguous(), buffers.k_RD, buffers.start_S1, buffers.length_S, lanes.segment_N, scaling, width
         )
         return weights_NGTC
-
-    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
-        return least(worth_BUC, pos_BUC, length_BU)
 
     def _workspace(self, dim: int, device: torch.device) -> Tensor:
         if (device, dim) not in self._scratch:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from kvbench_kernels import ops
-from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
-from kvbench_kernels.ops.weights import least, weights
+from kvbench_kernels.backends.base import Backend, Buffers, Lanes, append, queries
+from kvbench_kernels.ops.weights import weights
 
 # flash-attention 3, then 2; of version 2 only the inner function accepts live lengths.
 _PACKAGES = (
@@ -51,7 +51,7 @@ Append = Callable[[Buffers, Lanes, Tensor, Tensor], None]
 """Append new keys and values [B, U, T, D] to the segments of the lanes."""
 
 
-class FlashBackend:
+class FlashBackend(Backend):
     """Attention in one call for all segments. The lengths do not change the call, so a CUDA graph can capture it.
 
     Args:
@@ -61,9 +61,6 @@ class FlashBackend:
 
     name = "flash_attn"
     needs_bias = False
-    prompt = sums = None
-    host = None
-    packed = None
 
     def __init__(self, varlen: Varlen, append: Append | None = None) -> None:
         self._varlen, self._append = varlen, append
@@ -102,9 +99,6 @@ class FlashBackend:
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         start_N, length_N = buffers.start_S1[lanes.index_N], buffers.length_S[lanes.index_N]
         return weights(q_NGTD, buffers.k_RD, start_N, length_N, scaling, width)
-
-    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
-        return least(worth_BUC, pos_BUC, length_BU)
 
 
 def append_by_op(buffers: Buffers, lanes: Lanes, k_BUTD: Tensor, v_BUTD: Tensor) -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvbench_kernels.backends.base import Buffers, Lanes, append, queries
-from kvbench_kernels.ops.weights import least, softmax_over_visible
+from kvbench_kernels.backends.base import Backend, Buffers, Lanes, append, queries
+from kvbench_kernels.ops.weights import softmax_over_visible
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
@@ -35,13 +35,10 @@ def products(q_S1QD: Tensor, k_S1LD: Tensor, v_S1LD: Tensor, mask: Tensor | None
     return torch.bmm(logits_SQL.softmax(-1), v_S1LD[:, 0])[:, None]
 
 
-class SlabBackend:
+class SlabBackend(Backend):
     """Attention with one call of `attend` per slab. It needs the lengths on the host."""
 
     needs_bias = True
-    prompt = sums = None
-    host = None
-    packed = None
 
     def __init__(self, name: str, attend: Attend) -> None:
         self.name, self._attend = name, attend
@@ -67,9 +64,6 @@ class SlabBackend:
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
         return weights_of_slabs(q_NGTD, buffers, lanes, scaling, width)
-
-    def least(self, worth_BUC: Tensor, pos_BUC: Tensor, length_BU: Tensor) -> Tensor:
-        return least(worth_BUC, pos_BUC, length_BU)
 
 
 def weights_of_slabs(q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:

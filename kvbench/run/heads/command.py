@@ -69,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvbench heads",
         description="Scores of a model's attention heads by a probe of HeadKV (arXiv 2410.19258).",
         epilog=_EPILOG.format(settings=settings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench")
     return parser

@@ -58,7 +58,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvbench layers",
         description="Drop ratios of a model's layers by the offline calibration of PrefixKV (arXiv 2412.03409).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench")
     return parser
