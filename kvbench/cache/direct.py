@@ -18,9 +18,14 @@ from kvbench.methods.storage import tensors
 
 
 def supports(keys: Pool, values: Pool) -> bool:
-    """Return True if `attend` can read these keys and values. On a GPU, many small products would be slower."""
+    """Return True if `attend` can read these keys and values.
+
+    On a GPU, many small products would be slower. Products of 16-bit types would round the logits to 16 bits.
+    """
+    stored = keys.plain_RD
+    is_exact = stored.dtype in (torch.float32, torch.float64)
     is_plain = isinstance(values.half, PlainHalf)
-    return keys.half.multiplies and keys.half.block == 1 and is_plain and keys.plain_RD.device.type == "cpu"
+    return keys.half.multiplies and keys.half.block == 1 and is_plain and is_exact and stored.device.type == "cpu"
 
 
 def attend(
@@ -69,8 +74,7 @@ def _attend_run(
         later_TT = torch.ones(tokens, tokens, dtype=torch.bool).triu_(1)
         new_nQT = new_nQT.masked_fill(later_TT.repeat(q_nGTD.shape[1], 1), -torch.inf)
     logits_nQM = torch.cat([*logits, new_nQT], 2)
-    weights_nQM = (logits_nQM.to(torch.promote_types(logits_nQM.dtype, torch.float32)) * scaling).softmax(2)
-    weights_nQM = weights_nQM.to(v_nTD.dtype)
+    weights_nQM = (logits_nQM * scaling).softmax(2)
     stored_nMD = _run_of(values.plain_RD, values.first_slot[first], values.slots[first], count)[:, :length]
     out_nQD: Tensor = weights_nQM[:, :, :length] @ stored_nMD + weights_nQM[:, :, length:] @ v_nTD
     return out_nQD.view(q_nGTD.shape)

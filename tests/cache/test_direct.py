@@ -68,3 +68,19 @@ def test_segments_that_are_alike_are_multiplied_together() -> None:
     assert direct.supports(part.keys, part.values) and not direct.supports(part.values, part.keys)
     kivi = kvbench.load_method("kivi").store
     assert kivi is not None and not any(half.multiplies for half in kivi.halves if half is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_logits_of_16_bit_keys_are_not_rounded(dtype: torch.dtype) -> None:
+    """Products in bfloat16 round a logit of 250 by up to 0.5, which changes a weight by half."""
+    held, k, v = entries(Think(ratio=0.4, queries=8, recent=5), 2, 6, alike=False)
+    k, v = (4 * k).to(dtype), v.to(dtype)
+    ragged, masked = RaggedCache(1), MaskedCache(1)
+    draw = torch.Generator().manual_seed(1)
+    new = [torch.randn(2, heads, 1, DIM, generator=draw).to(dtype) for heads in (2 * HEADS, HEADS, HEADS)]
+    new[0] *= 16
+    ragged.add(0, held, k, v)
+    masked.add(0, held, k, v)
+    ours = ragged.attend(0, [0, 1], *new, 0.25)
+    exact = masked.attend(0, [0, 1], *new, 0.25)
+    torch.testing.assert_close(ours.float(), exact.float(), atol=0.03, rtol=0.03)
