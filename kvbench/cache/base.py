@@ -52,18 +52,18 @@ class Entry:
         keep_UT: bool mask of kept tokens.
         reserve: tokens that will be appended; the cache allocates their slots at once.
         store: storage part of the method; None for plain rows.
-        side: what the storage part's `prepare` returned for keys and values.
         policy: decode part of the method; None for rows that evict nothing while generating.
         score_UT: the scores from which a policy starts; None without a policy, or if it needs none.
         base_U: each KV head's share of the budget while generating; None without a policy.
+        at_once: most tokens that are appended in one call, apart from questions.
+        rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
+        side: what the storage part's `prepare` returned for keys and values.
         look: look part of the method; None for rows of which a step reads everything.
         reads: tokens that a query head may read per step; None without a look.
+        seed: seed of the run and the prompt, for policies that draw random numbers.
         plan: the policy that the selection chose for each head; None if it chooses none.
         total: tokens that all heads keep together, if that is known without the mask; then the cache need not wait for
             the device to count them.
-        at_once: most tokens that are appended in one call, apart from questions.
-        rotate: rotates keys by further positions, for policies that turn keys; see `ModelView.rotate`.
-        seed: seed of the run and the prompt, for policies that draw random numbers.
         model_layer: number of the layer in the model, for looks; None if it is that among the compressed layers.
     """
 

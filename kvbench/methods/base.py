@@ -11,8 +11,10 @@ A method is composed of parts. Each is a small frozen dataclass without state th
     select  candidates, tokens per KV head -> keep mask [U, T]      kvbench/methods/select/
     probe   optional: more forward passes before anything is scored kvbench/methods/probe/ (contract: probing.py)
     merge   optional: keep mask -> keys and values to store         kvbench/methods/merge/
+    feed    optional: tokens of the prompt that enter one by one    kvbench/methods/feed/ (contract: decoding.py)
     store   optional: the form in which kept tokens are held        kvbench/methods/store/ (contract: storage.py)
-    decode  optional: what leaves the cache while generating        kvbench/methods/decode/
+    decode  optional: what leaves the cache while generating        kvbench/methods/decode/ (contract: decoding.py)
+    look    optional: the kept tokens that each decode step reads   kvbench/methods/look/ (contract: looking.py)
 
 A part checks its own fields when it is built and raises `InvalidField`. Parts are compared and hashed by their fields:
 variants with equal scores share one computation. `needs` names what a part reads apart from queries, keys and values.
