@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict, TypeVar, cast
 
 from kvbench.common.text import one_line
-from kvbench.store import AnsweredRecord, Manifest
+from kvbench.store import Manifest, StoredRun
 from kvbench.store.environment import device_kind, is_mixed
-from kvbench.store.numbers import ReadRun as Run
 
 _DIAL = 60  # characters of a dial and its value in a name
 MARK = "†"  # after the name of what was computed with different versions or on different hardware
@@ -200,20 +199,10 @@ def budget_order(budget: str) -> tuple[int, float]:
     return kind, float(budget.removesuffix("B"))
 
 
-def answered(run: Run) -> list[AnsweredRecord]:
-    """Return the records with a prediction; the others ran out of memory or failed."""
-    return [cast(AnsweredRecord, record) for record in run.samples if record["status"] == "ok"]
-
-
-def kept_share(run: Run) -> float | None:
+def kept_share(run: StoredRun) -> float | None:
     """Return the mean over samples of kept tokens per KV head as a share of what was compressed; None without any."""
-    shares = [sample["kept_mean"] / sample["span"] for sample in answered(run)]
+    shares = [sample["kept_mean"] / sample["span"] for sample in run.answered]
     return sum(shares) / len(shares) if shares else None
-
-
-def score_names(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the stored scores, the headline first."""
-    return headline_first(runs, (name for run in runs for sample in answered(run) for name in sample["scores"]))
 
 
 def headline_first(runs: Sequence[Described], names: Iterable[str]) -> list[str]:

@@ -23,6 +23,11 @@ class FakeRun:
     samples: list[dict[str, Any]]
     status: dict[str, Any] = field(default_factory=lambda: {"status": "done"})
 
+    @property
+    def answered(self) -> list[dict[str, Any]]:
+        """The records with an answer."""
+        return [sample for sample in self.samples if sample["status"] == "ok"]
+
 
 def make_run(method: str, budget: str, score: float | None, **change: Any) -> FakeRun:
     """Return a run over the grid. `score` holds for every cell; None draws 0 or 1 per cell from the names."""

@@ -15,17 +15,17 @@ from kvbench.report.figures import figure
 from kvbench.report.figures.figure import DOUBLE, FAINT, INK, LINE, SINGLE, TALL, headline, styled
 from kvbench.report.figures.needle_grid import Grid, grid
 from kvbench.report.figures.palette import ink_on, score_map
+from kvbench.report.measured import score_names
 from kvbench.report.runs import (
-    Run,
     budget_order,
     check_comparable,
     check_metric,
     kept_share,
     names,
     order,
-    score_names,
     titled,
 )
+from kvbench.store import StoredRun, numbers_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,10 +40,10 @@ _DEPTH, _LENGTH = "Needle depth (%)", "Context length (tokens)"
 
 @styled
 def heatmap(
-    run: Run, path: str | Path, metric: str | None = None, palette: str = "safe", name: str | None = None
+    run: StoredRun, path: str | Path, metric: str | None = None, palette: str = "safe", name: str | None = None
 ) -> Path:
     """Write the heatmap of one run as PNG and PDF, and return the path of the PNG. `name`: default, its method."""
-    metric = check_metric([run], score_names([run]), metric)
+    metric = check_metric([run], score_names([numbers_of(run)]), metric)
     text = titled(name or run.manifest["label"]["method"], run)
     stamp = figure.stamp(["heatmap", palette, _shown([run], [text], metric)])
     if figure.is_drawn(path, stamp):
@@ -69,7 +69,7 @@ def heatmap(
 
 @styled
 def heatmaps(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     path: Path,
     metric: str | None = None,
     palette: str = "safe",
@@ -83,7 +83,7 @@ def heatmaps(
     Raises ValueError for runs that cannot be compared.
     """
     check_comparable(runs)
-    metric = check_metric(runs, score_names(runs), metric)
+    metric = check_metric(runs, score_names(list(map(numbers_of, runs))), metric)
     pairs = sorted(zip(runs, called or names(runs), strict=True), key=lambda pair: order(pair[0]))
     runs, called = [run for run, _ in pairs], [name for _, name in pairs]
     texts = [titled(name, run) for run, name in pairs]
@@ -137,7 +137,7 @@ def heatmaps(
     return written
 
 
-def _places(runs: Sequence[Run], called: Sequence[str]) -> list[tuple[int, int]]:
+def _places(runs: Sequence[StoredRun], called: Sequence[str]) -> list[tuple[int, int]]:
     """Return row and column of each run; runs come in order. A row holds the runs of one name."""
     budgets = {run.manifest["label"]["budget"] for run in runs}
     columns = sorted(budgets, key=budget_order)
@@ -229,7 +229,7 @@ def _step(number: int, room: float) -> int:
     return next((step for step in _TICKS if number / step <= room), number)
 
 
-def _facts(run: Run, cells: Grid, metric: str) -> list[str]:
+def _facts(run: StoredRun, cells: Grid, metric: str) -> list[str]:
     """Return what was measured, in a few words each."""
     facts = [f"mean {one_line(metric)} {sum(cells.score.values()) / len(cells.score):.2f}"] if cells.score else []
     share = kept_share(run)
@@ -257,7 +257,7 @@ def _colour_bar(picture: Figure, metric: str, palette: str, place: Axes) -> None
     bar.outline.set_visible(False)
 
 
-def _shown(runs: Sequence[Run], texts: Sequence[str], metric: str) -> list[Any]:
+def _shown(runs: Sequence[StoredRun], texts: Sequence[str], metric: str) -> list[Any]:
     """Return all that a figure of these runs depends on."""
     return [metric] + [
         [

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from kvbench.report.runs import Run, answered, title
-from kvbench.store import Record
+from kvbench.report.runs import title
+from kvbench.store import Record, StoredRun
 from kvbench.store.schema import HUGE
 
 _LONGEST = 2000  # rows or columns of a grid that is drawn
@@ -31,7 +31,7 @@ class Grid:
     oom: frozenset[tuple[int, int]]
 
 
-def has_grid(run: Run) -> bool:
+def has_grid(run: StoredRun) -> bool:
     """Return True if all samples carry a length and a depth."""
     return bool(run.samples) and all(
         isinstance(value, int) and 0 <= value <= HUGE
@@ -40,7 +40,7 @@ def has_grid(run: Run) -> bool:
     )
 
 
-def grid(run: Run, metric: str) -> Grid:
+def grid(run: StoredRun, metric: str) -> Grid:
     """Return the scores of a run by cell. The axes are the protocol's, so that cells not run yet show as missing.
 
     Raises ValueError for a run without a grid.
@@ -48,7 +48,7 @@ def grid(run: Run, metric: str) -> Grid:
     if not has_grid(run):
         raise ValueError(f"{title(run)}: its samples carry no length and depth, so there is no heatmap to draw")
     values: dict[tuple[int, int], list[float]] = {}
-    for sample in answered(run):
+    for sample in run.answered:
         if metric in sample["scores"]:
             values.setdefault(_cell(sample), []).append(sample["scores"][metric])
     oom = frozenset(_cell(sample) for sample in run.samples if sample["status"] != "ok")
@@ -79,7 +79,7 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _axis(run: Run, key: str) -> list[int]:
+def _axis(run: StoredRun, key: str) -> list[int]:
     """Return the values of an axis in the protocol, if it has any that can be drawn."""
     values = run.manifest["identity"]["protocol"].get(key)
     if not isinstance(values, list) or len(values) > _LONGEST:

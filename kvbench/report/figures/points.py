@@ -9,10 +9,11 @@ from kvbench.common.text import one_line
 from kvbench.report.difference import stratified_mean
 from kvbench.report.measured import count, mean_share, mebibytes, score_names, time_of
 from kvbench.report.paired import Matrix, matrix
-from kvbench.report.runs import Run, budget_order, check_metric, is_full_cache, names, order
+from kvbench.report.runs import budget_order, check_metric, is_full_cache, names, order
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import place_of, row_key
 from kvbench.store import RunNumbers, numbers_of
+from kvbench.store.numbers import ReadRun
 
 TIMES = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 
@@ -62,7 +63,9 @@ class Points:
     left_out: int = 0
 
 
-def points_of(runs: Sequence[Run | RunNumbers], suite: SuiteTable | None = None, metric: str | None = None) -> Points:
+def points_of(
+    runs: Sequence[ReadRun | RunNumbers], suite: SuiteTable | None = None, metric: str | None = None
+) -> Points:
     """Return the points of comparable runs, the full cache first; those of a suite by its leading average.
 
     Runs without any answer have no point. Raises ValueError for a metric that the runs do not hold.
