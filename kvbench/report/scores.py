@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 from kvbench.report.difference import Difference
 from kvbench.report.measured import count, hardware, mean_of, mean_score, mean_share, score_names, time_of
@@ -17,19 +16,7 @@ from kvbench.store.environment import is_mixed
 Line = dict[str, str | int | float | bool | None]
 
 
-class Compared(TypedDict):
-    """The comparison of a score with others. Differences are in [-1, 1], as scores are in [0, 1]."""
-
-    delta: float | None
-    delta_low: float | None
-    delta_high: float | None
-    significant: bool | None
-    best: bool | None
-
-
-_NOT_COMPARED: Compared = {
-    "delta": None, "delta_low": None, "delta_high": None, "significant": None, "best": None
-}  # fmt: skip
+_NOT_COMPARED: Line = dict.fromkeys(("delta", "delta_low", "delta_high", "significant", "best"))
 
 
 def score_lines(
@@ -67,7 +54,7 @@ def _head(run: RunNumbers, name: str, budget: str, protocol: str) -> Line:
     }
 
 
-def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[str, str, str], Compared]) -> list[Line]:
+def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[str, str, str], Line]) -> list[Line]:
     place, label = run.manifest["part"], run.manifest["label"]
     head = _head(run, name, label["budget"], protocol)
     head |= {"dataset": place["name"] if place else None, "category": place["category"] if place else None}
@@ -90,7 +77,7 @@ def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[st
     lines: list[Line] = []
     for metric in score_names([run]) or [run.manifest["headline"]]:
         extra = compared.get((row_key(run), place["name"] if place else "", metric), _NOT_COMPARED)
-        lines.append({**head, "metric": metric, "score": mean_score(run, metric), **_plain(extra), **tail})
+        lines.append({**head, "metric": metric, "score": mean_score(run, metric), **extra, **tail})
     return lines
 
 
@@ -125,7 +112,7 @@ def _averages(runs: Sequence[RunNumbers], protocol: str, table: SuiteTable) -> l
                     "category": category,
                     "metric": metric,
                     "score": None if score is None else round(score / 100, 6),
-                    **_plain(_compared(row["differences"].get(key), key in row["best"], 100)),
+                    **_compared(row["differences"].get(key), key in row["best"], 100),
                     "n": row["n"],
                     "oom": row["oom"],
                     "failed": row["failed"],
@@ -147,7 +134,7 @@ def _averages(runs: Sequence[RunNumbers], protocol: str, table: SuiteTable) -> l
 
 def _comparisons(
     runs: Sequence[RunNumbers], content: SuiteTable | Sequence[Row] | None
-) -> dict[tuple[str, str, str], Compared]:
+) -> dict[tuple[str, str, str], Line]:
     """Return how runs compare, by row, dataset and metric."""
     if content is None:
         return {}
@@ -163,7 +150,8 @@ def _comparisons(
     }
 
 
-def _compared(difference: Difference | None, best: bool, unit: int) -> Compared:
+def _compared(difference: Difference | None, best: bool, unit: int) -> Line:
+    """Return how a score compares with others. Differences are in [-1, 1], as scores are in [0, 1]."""
     if difference is None:
         return {**_NOT_COMPARED, "best": best}
     low, high = difference["low"], difference["high"]
@@ -173,14 +161,4 @@ def _compared(difference: Difference | None, best: bool, unit: int) -> Compared:
         "delta_high": None if high is None else round(high / unit, 12),
         "significant": difference["significant"],
         "best": best,
-    }
-
-
-def _plain(compared: Compared) -> Line:
-    return {
-        "delta": compared["delta"],
-        "delta_low": compared["delta_low"],
-        "delta_high": compared["delta_high"],
-        "significant": compared["significant"],
-        "best": compared["best"],
     }
