@@ -42,11 +42,11 @@ class Loaded:
 
 
 class EndIds(NamedTuple):
-    """Token ids that may end an answer: all of them, those of the generation config, the tokenizer's one."""
+    """Ids that end an answer: all that the model's files name, those of its generation config, the tokenizer's only."""
 
-    all: frozenset[int]
-    declared: frozenset[int]
-    tokenizer: frozenset[int]
+    all: frozenset[int] = frozenset()
+    model: frozenset[int] = frozenset()
+    tokenizer: frozenset[int] = frozenset()
 
 
 def load(spec: ModelSpec) -> Loaded:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.benchmarks.base import Benchmark, ModelFacts, Sample, resolve
 from kvbench.encoding import cleaned_up, frame, has_template
 from kvbench.prompts import upstream
-from kvbench.prompts.prompt import VERSION, Ends, Prompt, show
+from kvbench.prompts.prompt import VERSION, Prompt, show
 from kvbench.prompts.strict import native_bos, render
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VERSION",
-    "Ends",
     "Prompt",
     "answer_text",
     "facts",
@@ -118,6 +117,4 @@ def renderer(spec: ModelSpec, tokenizer: Any, benchmark: Benchmark) -> Callable[
         question = "agnostic" if span == "context" else "aware"
         return lambda sample: render(tokenizer, sample, question=question, eos_ids=ends.all, max_length=limit, **chat)
     rendering = resolve(benchmark.rendering, limit)
-    return lambda sample: upstream.render(
-        tokenizer, sample, rendering, span=span, ends=Ends(*ends), max_length=limit, **chat
-    )
+    return lambda sample: upstream.render(tokenizer, sample, rendering, span=span, ends=ends, max_length=limit, **chat)

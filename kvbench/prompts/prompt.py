@@ -54,15 +54,6 @@ class Prompt:
         check_task(self.task, "prompt")
 
 
-@dataclass(frozen=True)
-class Ends:
-    """Ids that end an answer: all that the model's files name, those of its generation config, the tokenizer's only."""
-
-    all: frozenset[int] = frozenset()
-    model: frozenset[int] = frozenset()
-    tokenizer: frozenset[int] = frozenset()
-
-
 def show(prompt: Prompt, tokenizer: Any) -> str:
     """Return a prompt for the human eye: specials in ⟦⟧, the context's end, the stop ids named, and what was cut."""
     special = set(encoder(tokenizer).specials.values())

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.encoding import PLACEHOLDER, around_user, cleaned_up, decoder, encoder, has_template, rendered
 from kvbench.encoding.decoding import cleans_up
-from kvbench.prompts.prompt import Cut, Ends, Prompt
+from kvbench.prompts.prompt import Cut, Prompt
 from kvbench.prompts.strict import check_length, end_of_turn, missing_bos, tokens_before
 
 if TYPE_CHECKING:
     from kvbench.benchmarks.base import Rendering, Sample
+    from kvbench.models import EndIds
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def render(
     span: str,
     chat_template: str = "auto",
     chat_kwargs: Mapping[str, Any] | None = None,
-    ends: Ends,
+    ends: EndIds,
     max_length: int | None = None,
 ) -> Prompt:
     """Turn a sample into token ids the way `rendering` says.

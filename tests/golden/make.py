@@ -23,7 +23,8 @@ from kvbench.benchmarks.ruler import TASKS, Sources
 from kvbench.metrics import longbench_scores
 from kvbench.metrics.needle import needle_overlap, needle_rouge
 from kvbench.metrics.ruler import ruler_sample_score
-from kvbench.prompts import Ends, span_of, upstream
+from kvbench.models import EndIds
+from kvbench.prompts import span_of, upstream
 from tests.helpers import longbench_made_up
 from tests.helpers.needle_forms import ToyTokenizer, make
 from tests.helpers.outside import DATA
@@ -201,7 +202,7 @@ def prompt_hashes(name: str) -> dict[str, str]:
                     digest = hashlib.sha256()
                     for sample in benchmark.samples(tokenizer):
                         prompt = upstream.render(
-                            tokenizer, sample, rendering, span=span_of(benchmark), ends=Ends(), max_length=4096
+                            tokenizer, sample, rendering, span=span_of(benchmark), ends=EndIds(), max_length=4096
                         )
                         digest.update(json.dumps([prompt.ids, prompt.context_len]).encode())
                     hashes[f"{protocol} {benchmark.name} {limit}"] = digest.hexdigest()[:16]

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from kvbench.benchmarks.base import Rendering, Sample
 from kvbench.benchmarks.longbench_protocols import PRESETS
 from kvbench.encoding import cleaned_up, decoder
-from kvbench.prompts import Ends, answer_text, native_bos, render, upstream
+from kvbench.models import EndIds
+from kvbench.prompts import answer_text, native_bos, render, upstream
 from tests.helpers.tokenizers_for_tests import LLAMA2, gpt_style, sentencepiece_style
 
 SPACED = "What the hell ... ? a != b , it 's I 'm you 've we 're do n't ' x ' end !"
@@ -58,12 +59,12 @@ def test_the_tokenizers_configuration_decides(
 
 def test_a_prompt_cut_in_the_middle_is_cleaned_up_and_a_whole_one_is_not(tmp_path: Path) -> None:
     tokenizer = reloaded(gpt_style(), tmp_path, clean_up_tokenization_spaces=True)
-    cut = upstream.render(tokenizer, sample(), replace(MIDDLE, max_length=200), span="prompt", ends=Ends())
+    cut = upstream.render(tokenizer, sample(), replace(MIDDLE, max_length=200), span="prompt", ends=EndIds())
     ids = tokenizer(sample().context + sample().question).input_ids
     halves = [tokenizer.decode(part) for part in (ids[:100], ids[-100:])]
     assert cut.text == "".join(map(cleaned_up, halves)) and list(cut.ids) == tokenizer(cut.text).input_ids
     assert tokenizer.decode(cut.ids[cut.context_len :]).strip() == "Why? Say it."  # the border is still found
-    whole = upstream.render(tokenizer, sample(), replace(MIDDLE, max_length=5000), span="prompt", ends=Ends())
+    whole = upstream.render(tokenizer, sample(), replace(MIDDLE, max_length=5000), span="prompt", ends=EndIds())
     assert whole.text == sample().context + sample().question
     assert answer_text(cut, "a != b .") == "a!= b." and answer_text(replace(cut, clean_up_spaces=False), "b .") == "b ."
 
@@ -97,7 +98,7 @@ def test_exactly_one_bos_where_the_configuration_asks_for_it(tmp_path: Path, tem
         strict = render(tokenizer, sample("a b", chat=chat))
         assert strict.ids[0] == bos and strict.ids.count(bos) == 1
         rendering = Rendering(style="upstream", max_length=100, truncation="middle")
-        published = upstream.render(tokenizer, sample("a b", chat=chat), rendering, span="prompt", ends=Ends())
+        published = upstream.render(tokenizer, sample("a b", chat=chat), rendering, span="prompt", ends=EndIds())
         assert published.ids[0] == bos and published.ids.count(bos) == 1
 
 
@@ -110,5 +111,5 @@ def test_a_tokenizer_without_a_line_break_is_one_line(tmp_path: Path) -> None:
     tokenizer = sentencepiece_style("first")
     tokenizer.encode = lambda text, **_: []
     with pytest.raises(ValueError, match=r"this tokenizer has no token for '\\n', which ends the answers") as error:
-        upstream.render(tokenizer, sample(stop=("\n",)), replace(MIDDLE, max_length=900), span="prompt", ends=Ends())
+        upstream.render(tokenizer, sample(stop=("\n",)), replace(MIDDLE, max_length=900), span="prompt", ends=EndIds())
     assert "\n" not in str(error.value)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from kvbench.benchmarks.base import ModelFacts, Rendering, Sample
 from kvbench.benchmarks.longbench_protocols import PRESETS
-from kvbench.prompts import Ends, show, upstream
+from kvbench.models import EndIds
+from kvbench.prompts import show, upstream
 from kvbench.prompts.prompt import Cut
 from tests.helpers.tokenizers_for_tests import ALL, CHATML, LLAMA2, every_tokenizer, gpt_style, sentencepiece_style
 
 MIDDLE = Rendering(style="upstream", max_length=40, truncation="middle")
-ENDS = Ends(frozenset({7, 8, 9}), frozenset({7, 8}), frozenset({9}))
+ENDS = EndIds(frozenset({7, 8, 9}), frozenset({7, 8}), frozenset({9}))
 
 
 def sample(**changes) -> Sample:
