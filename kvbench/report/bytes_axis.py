@@ -1,4 +1,4 @@
-"""One axis of resident bytes: eviction and quantisation in one table, sorted by what the stored cache takes."""
+"""One axis of resident bytes: eviction and quantisation in one table, sorted by what the cache holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DIGITS = 9
 
 def bytes_order(row: Row | SuiteRow) -> tuple[bool, float, str, str]:
     """Return the sort key of a row: the fewest bytes first, rows without a measurement last."""
-    held = row["kv_mib"]
+    held = row["held_mib"]
     return held is None, held or 0.0, row["method"], row["budget"]
 
 

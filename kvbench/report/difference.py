@@ -3,6 +3,11 @@
 A dataset's interval is a BCa interval over resampled contexts, see `kvbench.report.bca`. The interval of an average
 resamples every dataset by itself and averages the resampled means. Where the spread is unknown there is no
 interval: resampling a dataset of one sample would make it look certain.
+
+The interval of a few samples is stretched, and could leave what a difference can be. It ends there: of scores from 0 to
+1, at -1 and 1. It is not cut at what the baseline's measured mean would allow, as that mean is an estimate, too: where
+the full cache is right on all six samples, another method may still be the better one, and intervals that exclude it
+would miss the difference far more often than in 5 % of cases.
 """
 
 from __future__ import annotations
@@ -49,11 +54,17 @@ class Difference(TypedDict):
 
 @dataclass(frozen=True)
 class ColumnScores:
-    """The scores of a table's rows on one benchmark. `rows` are the positions in the table of the matrix's rows."""
+    """The scores of a table's rows on one benchmark.
+
+    Attributes:
+        rows: positions in the table of the matrix's rows.
+        top: the largest score that there can be, where the smallest is 0; None where that is unknown.
+    """
 
     name: str
     rows: Sequence[int]
     matrix: Matrix
+    top: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class _Part:
     clusters: Floats
     up: Floats
     down: Floats
+    reach: Floats  # the largest size that a difference can have; inf where that is unknown
 
 
 def differences(
@@ -127,7 +139,17 @@ def _part(column: ColumnScores, rows: int, baseline: int) -> _Part | None:
     variance, mean = np.where(n > 0, variance, 0.0), np.where(n > 0, mean, 0.0)
     tiny = 1e-12
     up, down = (every_sum > tiny).sum(-1).astype(np.float64), (every_sum < -tiny).sum(-1).astype(np.float64)
-    return _Part(column.name, every_sum, every_size, n, mean, variance, squares, cubes, clusters, up, down)
+    reach = np.full(rows, np.inf)
+    reach[list(column.rows)] = _reach(scores.scores, at, column.top)
+    return _Part(column.name, every_sum, every_size, n, mean, variance, squares, cubes, clusters, up, down, reach)
+
+
+def _reach(scores: Floats, baseline: int, top: float | None) -> Floats:
+    """Return [rows] how large a difference to the row `baseline` can be; inf where a score is outside of 0 to `top`."""
+    if top is None:
+        return np.full(len(scores), np.inf)
+    inside = ((scores >= 0) & (scores <= top) | np.isnan(scores)).all(-1)
+    return np.where(inside & inside[baseline], top, np.inf)
 
 
 def _weights(parts: Sequence[_Part], groups: Average, rows: int) -> Floats:
@@ -161,7 +183,8 @@ def _fill(
     squares = (weight**2 * _stacked(parts, "squares", block)).sum(0)
     cubes = (weight**3 * _stacked(parts, "cubes", block)).sum(0)
     factors = stretch(list(zip(shares, clusters, strict=True)))
-    low, high = stretched(means, mean, acceleration(squares, cubes), factors)
+    reach = (weight * np.where(used, _stacked(parts, "reach", block), 0)).sum(0)
+    low, high = np.clip(stretched(means, mean, acceleration(squares, cubes), factors), -reach, reach)
     for at in np.flatnonzero(n > 0).tolist():
         entry: Difference = {
             "mean": _rounded(mean[at]),
@@ -209,5 +232,5 @@ def _rounded(value: float) -> float:
 def paired_difference(run: RunNumbers, baseline: RunNumbers, metric: str) -> Difference | None:
     """Return the mean of (run - baseline) over common samples, with its interval; None without common samples."""
     name = run.manifest["label"]["benchmark"]
-    column = ColumnScores(name, [0, 1], matrix([run, baseline], metric))
+    column = ColumnScores(name, [0, 1], matrix([run, baseline], metric), 1.0)
     return differences([column], {}, rows=2, baseline=1)[0].get(name)

@@ -47,8 +47,8 @@ def mean_share(runs: Sequence[RunNumbers], part: str, whole: str) -> float | Non
 
 
 def mebibytes(runs: Sequence[RunNumbers]) -> float | None:
-    """Return the mean size of the stored keys and values in MiB."""
-    held = mean_of(runs, "kv_bytes")
+    """Return the mean of what the cache holds in MiB: keys and values, and what must be known of each token."""
+    held = mean_of(runs, "held_bytes")
     return None if held is None else held / _MIB
 
 

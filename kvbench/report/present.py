@@ -125,7 +125,7 @@ def _single_group(runs: Sequence[RunNumbers], metric: str | None, by: str) -> Gr
     whole: list[Cells] = [cells(row, with_hardware=several) for row in rows]
     if by == "bytes":
         scores = [next(iter(row["scores"].values()), None) for row in rows]
-        whole = with_front(whole, [row["kv_mib"] for row in rows], scores)
+        whole = with_front(whole, [row["held_mib"] for row in rows], scores)
     legend = (FRONT if by == "bytes" else "") + LEGEND
     content = {"name": name, "setting": shared, "rows": rows}
     folder = f"{shared['benchmark']}-{shared['model'][0]}-{mark}"
@@ -165,7 +165,7 @@ def _suite_group(runs: Sequence[RunNumbers], content: SuiteTable, mark: str, by:
     whole = tables(content)
     if by == "bytes":
         leads = [row["means"][content["lead"]]["score"] for row in content["rows"]]
-        sizes = [row["kv_mib"] for row in content["rows"]]
+        sizes = [row["held_mib"] for row in content["rows"]]
         whole = [with_front(whole[0], sizes, leads), *whole[1:]]
     legend = SUITE_LEGEND.format(lead=escaped(content["lead"]))
     return Group(

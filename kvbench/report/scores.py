@@ -65,8 +65,7 @@ def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[st
         "num_samples": run.manifest["num_samples"],
         "kept_tokens": mean_of([run], "kept_mean"),
         "kept_share": mean_share([run], "kept_mean", "span"),
-        "kv_bytes": mean_of([run], "kv_bytes"),
-        "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
+        **_bytes([run]),
         "ttft_s": time_of([run], "ttft_s"),
         "tpot_s": time_of([run], "tpot_s"),
         **_settings(run),
@@ -81,6 +80,16 @@ def _lines(run: RunNumbers, name: str, protocol: str, compared: Mapping[tuple[st
     return lines
 
 
+def _bytes(runs: Sequence[RunNumbers]) -> Line:
+    """Return what stored keys and values take, and what the cache holds: also what must be known of each token."""
+    return {
+        "kv_bytes": mean_of(runs, "kv_bytes"),
+        "kv_share": mean_share(runs, "kv_bytes", "kv_bytes_full"),
+        "held_bytes": mean_of(runs, "held_bytes"),
+        "held_share": mean_share(runs, "held_bytes", "kv_bytes_full"),
+    }
+
+
 def _settings(run: RunNumbers) -> Line:
     """Return what tells apart models of one name, and methods of one name."""
     return {
@@ -92,9 +101,11 @@ def _settings(run: RunNumbers) -> Line:
 def _averages(runs: Sequence[RunNumbers], protocol: str, table: SuiteTable) -> list[Line]:
     """Return a line per row and average of a suite: "metric" names the average, "dataset" and "run" are None."""
     lines: list[Line] = []
-    firsts = {row_key(run): run for run in reversed(runs)}
+    members: dict[str, list[RunNumbers]] = {}
+    for run in runs:
+        members.setdefault(row_key(run), []).append(run)
     for row in table["rows"]:
-        run = firsts[row["key"]]
+        run = members[row["key"]][0]
         shown: list[tuple[str, str, str | None, float | None]] = []
         for name, mean in row["means"].items():
             shown.append((f"means/{name}", name, None, mean["score"]))
@@ -119,8 +130,7 @@ def _averages(runs: Sequence[RunNumbers], protocol: str, table: SuiteTable) -> l
                     "num_samples": row["num_samples"],
                     "kept_tokens": row["kept_tokens"],
                     "kept_share": row["kept_share"],
-                    "kv_bytes": None if row["kv_mib"] is None else row["kv_mib"] * 2**20,
-                    "kv_share": row["kv_share"],
+                    **_bytes(members[row["key"]]),
                     "ttft_s": row["ttft_s"],
                     "tpot_s": row["tpot_s"],
                     **_settings(run),

@@ -73,7 +73,8 @@ class SuiteRow(TypedDict):
         difference: of the leading average.
         differences: by dataset, and by average as "means/avg-16", "macros/macro", "categories/macro/code".
         best: datasets and averages in which the row is significantly better than all other methods under its budget.
-        kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
+        held_mib, held_share: keys and values in MiB, with what a store or a decode policy must know of each token; share
+            of the full cache's keys and values.
         ttft_s, tpot_s, hardware, mixed: as in `kvbench.report.table.Row`, over all datasets.
     """
 
@@ -94,8 +95,8 @@ class SuiteRow(TypedDict):
     num_samples: int
     kept_tokens: float | None
     kept_share: float | None
-    kv_mib: float | None
-    kv_share: float | None
+    held_mib: float | None
+    held_share: float | None
     ttft_s: float | None
     tpot_s: float | None
     hardware: str | None
@@ -151,8 +152,8 @@ def suite_table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None)
                 "num_samples": sum(map(_published, members)),
                 "kept_tokens": mean_of(members, "kept_mean"),
                 "kept_share": mean_share(members, "kept_mean", "span"),
-                "kv_mib": mebibytes(members),
-                "kv_share": mean_share(members, "kv_bytes", "kv_bytes_full"),
+                "held_mib": mebibytes(members),
+                "held_share": mean_share(members, "held_bytes", "kv_bytes_full"),
                 "ttft_s": time_of(members, "ttft_s"),
                 "tpot_s": time_of(members, "tpot_s"),
                 "hardware": hardware(members),
@@ -174,7 +175,7 @@ def _compare(table: SuiteTable, runs: Sequence[Mapping[str, RunNumbers]], means:
         name = column["name"]
         inside = [at for at, row in enumerate(runs) if name in row]
         scores = matrix([runs[at][name] for at in inside], column["metric"])
-        scored.append(ColumnScores(name, inside, Matrix(scores.ids, 100 * scores.scores, scores.clusters)))
+        scored.append(ColumnScores(name, inside, Matrix(scores.ids, 100 * scores.scores, scores.clusters), 100.0))
     averages: dict[str, Average] = {f"means/{key}": [inside] for key, inside in means.items()}
     shown = {f"means/{key}": [row["means"][key]["score"] for row in rows] for key in means}
     for macro in rows[0]["macros"]:

@@ -48,7 +48,7 @@ def summary(table: SuiteTable, row: SuiteRow) -> dict[str, str]:
         **({"oom": str(row["oom"])} if oom else {}),
         **({"failed": str(row["failed"])} if failed else {}),
         "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),
-        "KV MiB": number(row["kv_mib"], "{:.2f}") + percent(row["kv_share"]),
+        "KV MiB": number(row["held_mib"], "{:.2f}") + percent(row["held_share"]),
         "TTFT s": number(row["ttft_s"], "{:.2f}"),
         "TPOT ms": number(tpot_ms, "{:.1f}"),
         **({"hardware": row["hardware"] or "–"} if several else {}),
@@ -207,8 +207,8 @@ def transposed(table: SuiteTable) -> str:
             lines.append((name, [number(row["kept_tokens"], "{:.0f}") for row in rows]))
             lines.append(("kept", [percent(row["kept_share"]).strip(" ()") or "–" for row in rows]))
         elif name == "KV MiB":
-            lines.append((name, [number(row["kv_mib"], "{:.2f}") for row in rows]))
-            lines.append(("KV", [percent(row["kv_share"]).strip(" ()") or "–" for row in rows]))
+            lines.append((name, [number(row["held_mib"], "{:.2f}") for row in rows]))
+            lines.append(("KV", [percent(row["held_share"]).strip(" ()") or "–" for row in rows]))
         else:
             label = f"= {name}" if name in rows[0]["means"] else name
             lines.append((label, [texts[name] for texts in last]))

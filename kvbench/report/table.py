@@ -30,7 +30,8 @@ class Row(TypedDict):
         difference: to the full cache, in the metric that is shown.
         best: it is significantly better than all other methods under its budget, in the metric that is shown.
         kept_tokens, kept_share: per KV head after compression; share of what was compressed.
-        kv_mib, kv_share: stored keys and values in MiB; share of the full cache's.
+        held_mib, held_share: keys and values in MiB, with what a store or a decode policy must know of each token; share
+            of the full cache's keys and values.
         prefill_s, compress_s, ttft_s, tpot_s: seconds; None also where they are of different hardware.
         hardware: its name, or several; None where it is not recorded.
         mixed: computed with different versions or on different hardware.
@@ -49,8 +50,8 @@ class Row(TypedDict):
     best: bool
     kept_tokens: float | None
     kept_share: float | None
-    kv_mib: float | None
-    kv_share: float | None
+    held_mib: float | None
+    held_share: float | None
     prefill_s: float | None
     compress_s: float | None
     ttft_s: float | None
@@ -68,7 +69,7 @@ def table(read: Sequence[RunNumbers | ReadRun], metric: str | None = None) -> li
     runs = sorted(map(numbers_of, read), key=order)
     metric = check_metric(runs, score_names(runs), metric)
     metrics = [metric, *(other for other in score_names(runs) if other != metric)]
-    column = ColumnScores(runs[0].manifest["label"]["benchmark"], range(len(runs)), matrix(runs, metric))
+    column = ColumnScores(runs[0].manifest["label"]["benchmark"], range(len(runs)), matrix(runs, metric), 1.0)
     rows = [_row(run, metrics, name) for run, name in zip(runs, names(runs), strict=True)]
     baseline = next((at for at, run in enumerate(runs) if is_full_cache(run.manifest)), None)
     if baseline is not None:
@@ -100,8 +101,8 @@ def _row(run: RunNumbers, metrics: Sequence[str], method: str) -> Row:
         "best": False,
         "kept_tokens": mean_of([run], "kept_mean"),
         "kept_share": mean_share([run], "kept_mean", "span"),
-        "kv_mib": mebibytes([run]),
-        "kv_share": mean_share([run], "kv_bytes", "kv_bytes_full"),
+        "held_mib": mebibytes([run]),
+        "held_share": mean_share([run], "held_bytes", "kv_bytes_full"),
         "prefill_s": time_of([run], "prefill_s"),
         "compress_s": time_of([run], "compress_s"),
         "ttft_s": time_of([run], "ttft_s"),
@@ -125,7 +126,7 @@ def cells(row: Row, with_hardware: bool = False) -> dict[str, str | Cell]:
         **{name: number(row["scores"][name], "{:.2f}") for name in others},
         "n": f"{done}" if done == row["num_samples"] else f"{done}/{row['num_samples']}",
         "kept/head": number(row["kept_tokens"], "{:.0f}") + percent(row["kept_share"]),
-        "KV MiB": number(row["kv_mib"], "{:.2f}") + percent(row["kv_share"]),
+        "KV MiB": number(row["held_mib"], "{:.2f}") + percent(row["held_share"]),
         "prefill s": number(row["prefill_s"], "{:.2f}"),
         "compress s": number(row["compress_s"], "{:.3f}"),
         "TTFT s": number(row["ttft_s"], "{:.2f}"),

@@ -70,8 +70,9 @@ def answered(
     Of a method that reads a part of what it keeps, `read_max` is the most tokens that a query head read in a step, in
     the layers to which the budget applies, and `read_mean` the mean over all layers, heads and steps.
 
-    Under a budget in bytes, `budget_bytes` is what it promises, and `held_bytes` is what the kept keys and values take
-    together with what a decode policy knows of each token; `budget_tokens` is the mean over all KV heads. `forms` are
+    `kv_bytes` is what the kept keys and values take, and `held_bytes` the same together with what a store or a decode
+    policy must know of each token; a simulation holds no fewer bytes and records none. Under a budget in bytes,
+    `budget_bytes` is what it promises of `held_bytes`, and `budget_tokens` is the mean over all KV heads. `forms` are
     the settings of the store in each layer, where the budget chose them. `chosen` is what the method chose by the
     prompt, such as its task.
 
@@ -80,11 +81,10 @@ def answered(
     decides how many stay.
     """
     read = {} if generation.read is None else {"read_max": generation.read.most, "read_mean": generation.read.mean}
-    promised = {"budget_bytes": generation.budget_bytes, "held_bytes": generation.held_bytes}
     return {
         **_common(sample, "ok", None, device),
         **read,
-        **({} if generation.budget_bytes is None else promised),
+        **({} if generation.budget_bytes is None else {"budget_bytes": generation.budget_bytes}),
         **({} if generation.forms is None else {"forms": generation.forms}),
         **({"chosen": dict(generation.chosen)} if generation.chosen else {}),
         "prediction": generation.text,
@@ -101,6 +101,7 @@ def answered(
         "kept_mean": generation.kept_mean,
         "kept_max_decode": generation.kept_max,
         "kv_bytes": generation.kv_bytes,
+        **({} if generation.held_bytes is None else {"held_bytes": generation.held_bytes}),
         "slack_bytes": generation.slack_bytes,
         "kv_bytes_full": generation.kv_bytes_full,
         "timings": dict(vars(generation.timings)),

@@ -34,7 +34,7 @@ from kvbench.store.read import (
     write_scores,
 )
 from kvbench.store.run import Run, run_folder
-from kvbench.store.schema import STATUSES, AnsweredRecord, Manifest, Record, RunStatus, Status, SuitePlace
+from kvbench.store.schema import STATUSES, AnsweredRecord, Manifest, Record, RunStatus, Status, SuitePlace, held_bytes
 
 __all__ = [
     "STATUSES",
@@ -49,6 +49,7 @@ __all__ = [
     "Status",
     "StoredRun",
     "SuitePlace",
+    "held_bytes",
     "identity_hash",
     "iterate_runs",
     "kept_ids",

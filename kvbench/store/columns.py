@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvbench.store.files import read_bytes
-from kvbench.store.schema import HUGE, AnsweredRecord, Record
+from kvbench.store.schema import HUGE, AnsweredRecord, Record, held_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 STATES = ("ok", "oom", "failed")  # of a sample; `Columns.state` holds the position in this tuple
 TIMINGS = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
-MEASURED = ("span", "kept_mean", "kv_bytes", "kv_bytes_full", *TIMINGS)
+MEASURED = ("span", "kept_mean", "kv_bytes", "held_bytes", "kv_bytes_full", *TIMINGS)
 _SCORES = re.compile(rb'"scores": ?\{([^{}]*)\}')
 _KEY = re.compile(rb'"([\w.+ -]*)": ?[-0-9]')
 _LIMIT = 1e15  # of a score
@@ -38,7 +38,8 @@ class Columns:
         ids: sample ids.
         state: [samples] uint8, position in `STATES`.
         scores: [samples] float64 by metric; NaN where a sample has none.
-        measured: [samples] float64 by name, see `MEASURED`; NaN where a sample has none.
+        measured: [samples] float64 by name, see `MEASURED`; NaN where a sample has none. `held_bytes` are `kv_bytes`
+            where a record does not have them.
         context: the context of each sample, equal for questions on one context; "" where it is not stored.
         bucket: the length bucket of each sample; "" where it has none.
         length, depth: [samples] float64, the cell of a needle grid; NaN where a sample has none.
@@ -69,6 +70,7 @@ def columns_of(records: Sequence[Record]) -> Columns:
         for name in MEASURED:
             value_of = cast(dict[str, float | None], answer["timings"] if name in TIMINGS else answer).get(name)
             measured[name][at] = nan if value_of is None else value_of
+        measured["held_bytes"][at] = held_bytes(answer)
     return Columns(
         tuple(record["id"] for record in records),
         np.array([STATES.index(record["status"]) for record in records], dtype=np.uint8),
@@ -143,6 +145,7 @@ def _parsed(data: bytes, names: list[str]) -> pa.Table:
             ("span", pa.int64()),
             ("kept_mean", number),
             ("kv_bytes", pa.int64()),
+            ("held_bytes", pa.int64()),
             ("kv_bytes_full", pa.int64()),
             ("timings", pa.struct([(name, number) for name in TIMINGS])),
         ]
@@ -177,6 +180,8 @@ def _checked(table: pa.Table, names: list[str], texts: int) -> Columns | None:
         if not _within(values, low.get(name, 0), HUGE):
             return None
         values[~answered] = np.nan
+    held = measured["held_bytes"]
+    measured["held_bytes"] = np.where(np.isnan(held), measured["kv_bytes"], held)
     for values in scores.values():
         if not _within(values, -_LIMIT, _LIMIT):
             return None

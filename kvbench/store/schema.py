@@ -133,7 +133,11 @@ class Record(TypedDict):
 
 
 class AnsweredRecord(Record):
-    """A record with status ok: what the model answered, its scores, and what was measured."""
+    """A record with status ok: what the model answered, its scores, and what was measured.
+
+    `held_bytes` is `kv_bytes` with what a store or a decode policy must know of each token. Simulations lack it, and so
+    do records of earlier versions whose budget is in tokens.
+    """
 
     answers: list[str]
     prediction: str
@@ -142,8 +146,15 @@ class AnsweredRecord(Record):
     span: Positive
     kept_mean: Amount
     kv_bytes: Count
+    held_bytes: NotRequired[Count | None]
     kv_bytes_full: Positive
     timings: Timings
+
+
+def held_bytes(record: AnsweredRecord) -> int:
+    """Return the bytes that the cache held for a sample: `held_bytes`, or the keys and values where it has none."""
+    held = record.get("held_bytes")
+    return record["kv_bytes"] if held is None else held
 
 
 class Status(TypedDict, total=False):

@@ -42,7 +42,7 @@ def test_points_hold_scores_intervals_and_costs() -> None:
     assert full.is_full_cache and (full.low, full.high) == (1.0, 1.0), "no spread, no interval"
     assert point.score == pytest.approx(np.mean(scores)) and 0 <= point.low < point.score < point.high <= 1
     assert (point.kept_share, point.budget) == (pytest.approx(0.2), "0.2")
-    assert point.kv_mib == pytest.approx(np.mean([s["kv_bytes"] for s in run.samples]) / 2**20)
+    assert point.held_mib == pytest.approx(np.mean([s["kv_bytes"] for s in run.samples]) / 2**20)
     assert dict(point.seconds) == {"prefill_s": 1.0, "compress_s": 0.05, "ttft_s": 1.2, "tpot_s": 0.02}
 
 

@@ -92,8 +92,8 @@ def test_rows_hold_means_and_start_with_the_full_cache() -> None:
     row = rows[2]
     assert row["scores"] == {"recall": 0.5, "rouge1": 0.25} and next(iter(row["scores"])) == "recall"
     assert row["kept_tokens"] == pytest.approx(0.2 * 3500 / 3) and row["kept_share"] == pytest.approx(0.2)
-    assert row["kv_mib"] == pytest.approx(0.2 * 3500 / 3 / 1024, rel=1e-3)
-    assert row["kv_share"] == pytest.approx(0.2)
+    assert row["held_mib"] == pytest.approx(0.2 * 3500 / 3 / 1024, rel=1e-3)
+    assert row["held_share"] == pytest.approx(0.2)
     assert (row["prefill_s"], row["compress_s"], row["ttft_s"], row["tpot_s"]) == (1.0, 0.05, 1.2, 0.02)
     assert json.loads(json.dumps(rows)) == rows
 

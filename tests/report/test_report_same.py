@@ -161,6 +161,28 @@ def test_rows_that_are_equal_in_bytes_and_score_are_on_the_front_together(
     }  # fmt: skip
 
 
+def test_bytes_are_those_that_the_cache_holds_with_what_a_policy_knows_of_each_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A method that evicts while it generates keeps fewer tokens in as many bytes: it is not the smaller one."""
+    evicting = make_run("fading", "0.2B", 0.5)
+    for sample in evicting.samples:
+        sample["held_bytes"], sample["kv_bytes"] = sample["kv_bytes"], int(0.6 * sample["kv_bytes"])
+    for run in (make_run("fullkv", "full", 1.0), make_run("snapkv", "0.2B", 0.75), evicting):
+        store_run(tmp_path, run)
+    assert main([str(tmp_path), "--by", "bytes"]) == 0
+    printed = capsys.readouterr().out
+    out = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| ")]
+    assert [(row[0], row[2], row[3]) for row in out[1:]] == [
+        ("fading", "0.23 (20%)", ""), ("snapkv", "0.23 (20%)", "●"), ("fullkv", "1.14 (100%)", "●"),
+    ]  # fmt: skip
+    lines = csv.DictReader(io.StringIO(output(tmp_path, "csv", capsys)))
+    shares = {line["method"]: (float(line["kv_share"]), float(line["held_share"])) for line in lines}
+    assert shares["fading"] == (pytest.approx(0.12, rel=0.01), pytest.approx(0.2, rel=0.01))
+    points = {point.method: point for point in points_of(load_runs(tmp_path)).points}
+    assert points["fading"].held_share == points["snapkv"].held_share == pytest.approx(0.2, rel=0.01)
+
+
 def test_the_front_is_what_its_legend_says() -> None:
     rng = random.Random(0)
     for _ in range(200):

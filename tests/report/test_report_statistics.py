@@ -201,6 +201,24 @@ def test_sign_flip_p_values_of_many_contexts_are_no_smaller_than_chance() -> Non
     assert p_values(np.zeros((1, 60)))[0] == 1 and p_values(np.zeros((2, 0))).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("top", [1.0, 100.0])
+def test_intervals_end_where_a_difference_of_two_scores_must(top: float) -> None:
+    """Stretched intervals of four samples leave [-1, 1]; nothing else about them changes, and unknown ranges stay."""
+    few = top * np.array([[1.0, 1, 1, 1], [0, 0, 0, 1], [1, 0, 0, 0.9], [0, 0, 3, 0]])
+    ids, clusters = tuple("abcd"), np.arange(4)
+    results = {}
+    for known in (None, top):
+        columns = [ColumnScores(name, range(4), Matrix(ids, few, clusters), known) for name in ("x", "y")]
+        results[known] = differences(columns, {"mean": [["x", "y"]]}, 4, 0)
+    for key in ("x", "y", "mean"):
+        free, cut = ([row[key] for row in results[known][1:]] for known in (None, top))
+        assert any((row["low"] or 0) < -top for row in free[:2])
+        for before, after in zip(free[:2], cut[:2], strict=True):
+            assert after["low"] == max(before["low"] or 0, -top) and after["high"] == min(before["high"] or 0, top)
+            assert {**after, "low": 0, "high": 0} == {**before, "low": 0, "high": 0}
+        assert cut[2] == free[2], "a score above the range: what a difference can be is unknown"
+
+
 def test_holm_steps_down() -> None:
     assert holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
     assert holm(np.array([0.9, 0.5])).tolist() == [1.0, 1.0] and holm(np.array([])).tolist() == []

@@ -149,7 +149,7 @@ def test_missing_samples_out_of_memory_and_what_was_kept_are_counted_over_the_ro
     (row,) = table(runs)["rows"]
     assert (row["n"], row["oom"], row["num_samples"]) == (25, 2, 28)
     assert row["datasets"]["qasper"] == {"score": 50.0, "n": 6, "oom": 2, "failed": 0, "num_samples": 8}
-    assert row["kept_tokens"] == pytest.approx(200) and row["kept_share"] == row["kv_share"] == pytest.approx(0.2)
+    assert row["kept_tokens"] == pytest.approx(200) and row["kept_share"] == row["held_share"] == pytest.approx(0.2)
     out_of_memory(runs[0], *range(8))
     (row,) = table(runs)["rows"]
     assert row["datasets"]["qasper"]["score"] is None and row["means"]["avg-4"]["n"] == 3

@@ -28,7 +28,10 @@ def assert_equal(ours: Columns, theirs: Columns) -> None:
 
 def test_both_ways_read_the_same(tmp_path: Path) -> None:
     write_store(tmp_path, runs=12, samples=10, needle=True, failures=0.2)
-    store_run(tmp_path, make_run("snapkv", "0.2", None))
+    with_state = make_run("snapkv", "0.2", None)
+    for sample in with_state.samples[::2]:  # the others stand for records of earlier versions
+        sample["held_bytes"] = sample["kv_bytes"] + 8
+    store_run(tmp_path, with_state)
     for run in load_runs(tmp_path):
         fast = read_columns([run.path / "samples.jsonl"])
         assert fast is not None
@@ -44,6 +47,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "a number as a text": {"kv_bytes": "20"},
     "below its range": {"span": 0},
     "above its range": {"kv_bytes": 2**60},
+    "bytes held as a text": {"held_bytes": "20"},
     "a score that is a text": {"scores": {"recall": "1.0"}},
     "no scores": {"scores": None},
     "no headline": {"scores": {"other": 1.0}},

@@ -17,7 +17,7 @@ from typing import cast
 
 from kvbench.common.files import replacing, write_atomic
 from kvbench.report.export.common import Written, clean, hub_name, mean, metrics_of, model_id, read_runs, strings
-from kvbench.store import AnsweredRecord, StoredRun
+from kvbench.store import AnsweredRecord, StoredRun, held_bytes
 from kvbench.store.environment import hardware_words
 from kvbench.store.read import run_key
 
@@ -172,7 +172,7 @@ def _compression(run: StoredRun) -> Tree:
         "kv_cache_method": run.manifest["label"]["method"],
         "kv_cache_budget": run.manifest["label"]["budget"],
         "kv_cache_kept_share": mean([record["kept_mean"] / record["span"] for record in answered]),
-        "kv_cache_bytes_share": mean([record["kv_bytes"] / record["kv_bytes_full"] for record in answered]),
+        "kv_cache_bytes_share": mean([held_bytes(record) / record["kv_bytes_full"] for record in answered]),
         "kv_cache_settings": identity["method"],
         "protocol": identity["protocol"],
         "backend": identity["backend"],

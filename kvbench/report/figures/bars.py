@@ -36,7 +36,7 @@ def _page(own: Sequence[Point], heading: str, details: str) -> Any:
     picture = figure.new(DOUBLE, _ROW * len(own) + 1.15)
     memory, first, step = picture.subplots(1, 3, sharey=True, width_ratios=(1, 1.2, 1))
     places = range(len(own))
-    _bars(memory, own, places, lambda point: point.kv_mib, INK)
+    _bars(memory, own, places, lambda point: point.held_mib, INK)
     memory.set_xlabel("Keys and values (MiB)")
     left = [0.0] * len(own)
     for label, colour, hatch in _PARTS:

@@ -25,8 +25,9 @@ class Point:
     Attributes:
         score: mean score; of a suite, the average of its datasets, in points.
         low, high: 95% interval of the score over samples; equal to the score where it is unknown.
-        kept_share, kv_share: kept tokens and bytes of keys and values as shares of the full cache's.
-        kv_mib: bytes of keys and values, in MiB.
+        kept_share: kept tokens as a share of those compressed.
+        held_share: bytes that the cache holds, as a share of the full cache's keys and values.
+        held_mib: the same bytes in MiB: keys and values, and what a store or a decode policy must know of each token.
         seconds: mean times by name, see `TIMES`; those that were measured.
     """
 
@@ -38,8 +39,8 @@ class Point:
     high: float
     samples: int
     kept_share: float
-    kv_share: float
-    kv_mib: float
+    held_share: float
+    held_mib: float
     seconds: Mapping[str, float]
 
     def as_json(self) -> list[object]:
@@ -130,8 +131,8 @@ def _point(runs: Sequence[RunNumbers], scores: Sequence[Matrix], method: str) ->
         high=spread["mean"] if spread["high"] is None else spread["high"],
         samples=count(runs, "ok"),
         kept_share=mean_share(runs, "kept_mean", "span") or 0.0,
-        kv_share=mean_share(runs, "kv_bytes", "kv_bytes_full") or 0.0,
-        kv_mib=mebibytes(runs) or 0.0,
+        held_share=mean_share(runs, "held_bytes", "kv_bytes_full") or 0.0,
+        held_mib=mebibytes(runs) or 0.0,
         seconds={key: value for key in TIMES if (value := time_of(runs, key)) is not None},
     )
 

@@ -21,16 +21,16 @@ _NAMED = 10  # methods that get a colour; of more, those on the front
 
 def front(points: Sequence[Point]) -> list[Point]:
     """Return the points on the front, by bytes; see `on_front`."""
-    is_on = on_front([point.kv_share for point in points], [point.score for point in points])
+    is_on = on_front([point.held_share for point in points], [point.score for point in points])
     best = [point for point, is_best in zip(points, is_on, strict=True) if is_best]
-    return sorted(best, key=lambda point: (point.kv_share, point.method, point.budget))
+    return sorted(best, key=lambda point: (point.held_share, point.method, point.budget))
 
 
 @styled
 def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Path]:
     """Write score against bytes as PNG and PDF, and return the path of the PNG; [] for fewer than three points."""
-    drawn = [point for point in points.points if point.kv_share > 0]
-    if len(drawn) < 3 or len({point.kv_share for point in drawn}) < 2:
+    drawn = [point for point in points.points if point.held_share > 0]
+    if len(drawn) < 3 or len({point.held_share for point in drawn}) < 2:
         return []
     stamp = figure.stamp(["tradeoff", _NOTE, heading, details, points.score, [point.as_json() for point in drawn]])
     if figure.is_drawn(path, stamp):
@@ -46,7 +46,7 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
     others = [point for point in drawn if point.method not in styles and not point.is_full_cache]
     label = f"{len({point.method for point in others})} other methods"
     if others:
-        places = [point.kv_share for point in others], [point.score for point in others]
+        places = [point.held_share for point in others], [point.score for point in others]
         axes.plot(*places, marker=".", ls="", color="#C4C4C4", ms=4, label=label, zorder=1.5)
     for point in drawn:
         if point.is_full_cache or point.method in styles:
@@ -55,11 +55,11 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
             )
             size = 8 if point.is_full_cache else 5
             spread = [[point.score - point.low], [point.high - point.score]]
-            x = point.kv_share * moved.get(point.method, 1.0)
+            x = point.held_share * moved.get(point.method, 1.0)
             axes.errorbar(x, point.score, spread, color=style["color"], elinewidth=0.5, alpha=0.45, fmt="")
             axes.plot(x, point.score, **style, mec="white", mew=0.5, ms=size, label=point.method, zorder=3)
     axes.step(
-        [point.kv_share for point in best], [point.score for point in best], where="post", color=FAINT, lw=0.9, ls="--",
+        [point.held_share for point in best], [point.score for point in best], where="post", color=FAINT, lw=0.9, ls="--",
         label="front", zorder=1.2,
     )  # fmt: skip
     _dress(axes, drawn, points)
@@ -74,12 +74,12 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
 
 
 def _dress(axes: Any, drawn: Sequence[Point], points: Points) -> None:
-    shares = [point.kv_share for point in drawn]
+    shares = [point.held_share for point in drawn]
     axes.set_xscale("log", base=2)
     ticks = [
         value for power in range(-12, 3) for value in (2.0**power,) if min(shares) / 1.3 <= value <= 1.3 * max(shares)
     ]
-    full = next((point.kv_mib / point.kv_share for point in drawn if point.kv_share), None)
+    full = next((point.held_mib / point.held_share for point in drawn if point.held_share), None)
     axes.set_xticks(ticks, [f"{100 * value:.3g}" for value in ticks])
     axes.set_xticks([], minor=True)
     mib = "" if full is None else f"; 100% = {full:.3g} MiB"

@@ -13,7 +13,7 @@ from kvbench.common.files import write_atomic
 from kvbench.common.text import one_line
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import Content, HistoryRow, Table, Value
-from kvbench.store import AnsweredRecord, Record, StoredRun
+from kvbench.store import AnsweredRecord, Record, StoredRun, held_bytes
 from kvbench.store.environment import hardware_words
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _TIMINGS = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 COLUMNS = (
     "id", "dataset", "status", "score", "scores", "prompt_tail", "prediction", "answers", "error", "prompt_tokens",
-    "new_tokens", "finish_reason", "kept", "kept_share", "kv_bytes", "kv_share", *_TIMINGS,
+    "new_tokens", "finish_reason", "kept", "kept_share", "held_bytes", "held_share", *_TIMINGS,
 )  # fmt: skip
 
 
@@ -106,8 +106,9 @@ def _measured(run: StoredRun, record: AnsweredRecord, dataset: str) -> Iterator[
             yield f"scores/{metric}", float(value)
     yield "kept", float(record["kept_mean"])
     yield "kept_share", record["kept_mean"] / record["span"]
-    yield "kv_bytes", float(record["kv_bytes"])
-    yield "kv_share", record["kv_bytes"] / record["kv_bytes_full"]
+    held = held_bytes(record)
+    yield "held_bytes", float(held)
+    yield "held_share", held / record["kv_bytes_full"]
     for key in _TIMINGS:
         seconds = record["timings"].get(key)
         if isinstance(seconds, int | float):
@@ -180,7 +181,8 @@ def _row(run: StoredRun, record: Record) -> list[Value]:
     timings: Mapping[str, Any] = facts.get("timings", {})
     scores: Mapping[str, float] = facts.get("scores", {})
     kept, span = facts.get("kept_mean"), facts.get("span")
-    kv, full = facts.get("kv_bytes"), facts.get("kv_bytes_full")
+    full = facts.get("kv_bytes_full")
+    held = held_bytes(cast(AnsweredRecord, record)) if full else None
     row: dict[str, Value] = {
         "id": _text(record["id"]),
         "dataset": name(run),
@@ -196,8 +198,8 @@ def _row(run: StoredRun, record: Record) -> list[Value]:
         "finish_reason": facts.get("finish_reason"),
         "kept": kept,
         "kept_share": None if kept is None or not span else kept / span,
-        "kv_bytes": kv,
-        "kv_share": None if kv is None or not full else kv / full,
+        "held_bytes": held,
+        "held_share": None if held is None else held / full,
         **{key: timings.get(key) for key in _TIMINGS},
     }
     numbers = ("score", "kept", *_TIMINGS)  # a column of W&B has one type, and 1 and 1.0 are two

@@ -17,7 +17,7 @@ from kvbench.store.plans import Plan, read_plan
 
 _FIRST = ("benchmark", "model", "method", "budget", "score")
 _LAST = (
-    "kept", "kept_share", "kv_bytes", "kv_share", "prefill_s", "ttft_s", "tpot_s", "recorded", "samples", "oom",
+    "kept", "kept_share", "held_bytes", "held_share", "prefill_s", "ttft_s", "tpot_s", "recorded", "samples", "oom",
     "failed", "status", "id",
 )  # fmt: skip
 _DRAWN = 400  # runs that a figure of a sweep shows at most

@@ -15,11 +15,11 @@ from kvbench.report.loggers.sinks import Overview, Section
 _WIDTH = 24  # columns of a panel grid
 _LONGEST_TITLE = 128  # characters, of W&B
 _MOST_BARS = 100  # of a chart, of W&B
-_COLUMNS = ("score", "kept_share", "kv_share", "ttft_s", "tpot_s", "oom", "failed")
+_COLUMNS = ("score", "kept_share", "held_share", "ttft_s", "tpot_s", "oom", "failed")
 _CHARTS = {  # metric: title of its bar chart
     "score": "Score",
-    "kv_bytes": "Bytes of keys and values",
-    "kv_share": "Bytes, as a share of the full cache's",
+    "held_bytes": "Bytes that the cache holds",
+    "held_share": "Bytes, as a share of the full cache's",
     "kept_share": "Kept tokens, as a share of what was compressed",
     "ttft_s": "Time to first token (s)",
     "tpot_s": "Time per output token (s)",
@@ -32,8 +32,8 @@ _MEANINGS = {  # metric or its prefix: what it means
     "category/": "`category/NAME`: the mean over the datasets of the category NAME",
     "scores/": "`scores/NAME`: the mean of another metric",
     "kept_share": "measured tokens per KV head after compression, as a share of what was compressed",
-    "kv_bytes": "bytes that keys and values take after compression",
-    "kv_share": "these bytes as a share of the full cache's",
+    "held_bytes": "bytes that the cache holds after compression: keys and values, and what a store or a policy knows of each token",
+    "held_share": "these bytes as a share of the full cache's keys and values",
     "ttft_s": "time to first token, of the batch that a sample ran in; samples that share a prefill share its time",
     "tpot_s": "time per output token, of that batch",
     "recorded": "samples with a result; `oom` ran out of memory, `failed` had an output that was not finite",
@@ -142,10 +142,10 @@ def _charts(section: Section) -> Iterator[Any]:
 
     legend = "${config:method} ${config:budget_label}" if section.is_plain else "${run:displayName}"
     known = set(section.metrics)
-    if {"score", "kv_bytes"} <= known:
+    if {"score", "held_bytes"} <= known:
         yield wr.ScatterPlot(
             title="Score against bytes",
-            x=wr.SummaryMetric("kv_bytes"),
+            x=wr.SummaryMetric("held_bytes"),
             y=wr.SummaryMetric("score"),
             log_x=True,
             legend_template=legend,

@@ -161,8 +161,8 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
         "of": row["num_samples"],
         "kept": _rounded(row["kept_tokens"], 1),
         "keptShare": _rounded(row["kept_share"], 4),
-        "kvShare": _rounded(row["kv_share"], 4),
-        "kvMiB": _rounded(row["kv_mib"], 3),
+        "heldShare": _rounded(row["held_share"], 4),
+        "heldMiB": _rounded(row["held_mib"], 3),
         "ttft": _digits(row["ttft_s"]),
         "tpot": _digits(row["tpot_s"]),
     }

@@ -63,7 +63,7 @@ def test_the_numbers_are_those_of_the_report(store: Path) -> None:
     for ours, theirs in zip(shown["rows"], rows, strict=True):
         assert ours["score"] == round(100 * (theirs["scores"]["recall"] or 0), 2)
         assert ours["keptShare"] == round(theirs["kept_share"] or 0, 4)
-        assert ours["kvShare"] == round(theirs["kv_share"] or 0, 4) and ours["n"] == theirs["n"] == 9
+        assert ours["heldShare"] == round(theirs["held_share"] or 0, 4) and ours["n"] == theirs["n"] == 9
         assert (ours["diff"] is None) == (theirs["difference"] is None)
         if theirs["difference"] is not None:
             assert ours["diff"]["mean"] == round(100 * theirs["difference"]["mean"], 2)

@@ -19,7 +19,7 @@ function panels(table, rows) {
   for (const row of rows) {
     if (row === table.full || !isNumber(row.score)) continue;
     const kind = byBytes ? 4 : row.order[0];
-    const x = byBytes ? row.kvShare : row.order[1];
+    const x = byBytes ? row.heldShare : row.order[1];
     if (!isNumber(x) || (!byBytes && kind === 0)) continue;
     if (!groups.has(kind)) groups.set(kind, []);
     groups.get(kind).push({ row, x: kind === 3 ? x : 100 * x, y: row.score });
@@ -105,7 +105,7 @@ function panel(table, points, kind, methods, flat, room) {
       "g",
       { class: "series", "data-method": method, style },
       svg("path", { d: path, fill: "none", "stroke-dasharray": DASHES[Math.floor(m / 10) % 3] }),
-      own.map((point) => svg("a", { href: address(["variant", table.at, point.row.at]), "aria-label": `${point.row.title}: ${number(point.y)}`, tabindex: -1 }, svg("circle", { class: "reachable", cx: x(point.x), cy: y(point.y), r: 9 }), svg("circle", { cx: x(point.x), cy: y(point.y), r: 3.4 }), svg("title", {}, `${point.row.title}: ${number(point.y)}, ${percent(point.row.kvShare)} of the bytes`))),
+      own.map((point) => svg("a", { href: address(["variant", table.at, point.row.at]), "aria-label": `${point.row.title}: ${number(point.y)}`, tabindex: -1 }, svg("circle", { class: "reachable", cx: x(point.x), cy: y(point.y), r: 9 }), svg("circle", { cx: x(point.x), cy: y(point.y), r: 3.4 }), svg("title", {}, `${point.row.title}: ${number(point.y)}, ${percent(point.row.heldShare)} of the bytes`))),
     );
   });
   const words = `${table.lead} against ${title.toLowerCase()}, ${plural(methods.length, "method")}; the leaderboard has the numbers`;

@@ -44,7 +44,7 @@ function variantFacts(row) {
     row.oom && ["out of memory", row.oom],
     row.failed && ["failed", row.failed],
     ["kept per KV head", `${number(row.kept, 0)} tokens, ${percent(row.keptShare)}`],
-    ["KV bytes", `${number(row.kvMiB, 2)} MiB, ${percent(row.kvShare)}`],
+    ["KV bytes", `${number(row.heldMiB, 2)} MiB, ${percent(row.heldShare)}`],
     isNumber(row.ttft) && ["TTFT", seconds(row.ttft), "The mean over samples. Rows that share a prefill share its time."],
     isNumber(row.tpot) && ["TPOT", seconds(row.tpot), "The mean over samples, in the batch that the row ran in"],
     row.hardware && ["hardware", row.hardware],
