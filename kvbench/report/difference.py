@@ -148,7 +148,7 @@ def _reach(scores: Floats, baseline: int, top: float | None) -> Floats:
     """Return [rows] how large a difference to the row `baseline` can be; inf where a score is outside of 0 to `top`."""
     if top is None:
         return np.full(len(scores), np.inf)
-    inside = ((scores >= 0) & (scores <= top) | np.isnan(scores)).all(-1)
+    inside = np.asarray(((scores >= 0) & (scores <= top) | np.isnan(scores)).all(-1))
     return np.where(inside & inside[baseline], top, np.inf)
 
 

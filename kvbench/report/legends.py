@@ -1,20 +1,24 @@
 """The legends below tables: what the columns mean, and where the intervals come from."""
 
 _INTERVAL = """\
-95% interval: BCa bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples, within what a
-difference of two scores can be. [1 sample], [1 context], [no spread]: no interval, as {where} has one of them only, or no
-difference varies. n.s. or grey: the interval holds 0, or there is none and fewer than six differences have one sign.
-Bold: significantly better than every other method under the same budget (paired sign-flip
-tests, all comparisons of a column corrected after Holm, 5%)."""
+95% interval: BCa bootstrap, 9,999 paired resamples of contexts{within}, wider for few samples, but within what a
+difference of two scores can be. [1 sample], [1 context], [no spread]: no interval, as {where} has one of them only, or
+no difference varies. n.s. or grey: the interval holds 0, or there is none and fewer than six differences have one sign.
+Bold: significantly better than every other method under the same budget (paired sign-flip tests, all comparisons of a
+column corrected after Holm, 5%)."""
+_MEASURED = """
+kept/head: measured tokens per KV head after compression (share of what was compressed). KV: what is held for them, keys
+and values and what a store or a decode policy must know of each token (share of a full cache's keys and values).
+"""
 LEGEND = (
     """\
 Means over the samples that got an answer; oom counts those that ran out of memory, failed those whose output was not
 finite. Δ full: mean difference to the full cache over common samples, with its
 """
     + _INTERVAL.format(within="", where="the run")
-    + """
-kept/head: measured tokens per KV head after compression (share of what was compressed). KV: bytes held with
-them (share of full): keys and values, and what a store or a decode policy must know of each token. Times are those of the batch that a row ran in: rows that share a prefill share its times.
+    + _MEASURED
+    + """\
+Times are those of the batch that a row ran in: rows that share a prefill share its times.
 """
 )
 SUITE_LEGEND = (
@@ -24,9 +28,9 @@ numbers, in a mean by category first; (k/N): only k of N datasets (macro average
 the {lead} to the full cache, in points, over common datasets and samples, with its
 """
     + _INTERVAL.format(within=" within datasets", where="a dataset")
-    + """
-kept/head: measured tokens per KV head after compression (share of what was compressed). KV: bytes held with
-them (share of full): keys and values, and what a store or a decode policy must know of each token. TTFT, TPOT: those of the batch that a row ran in.
+    + _MEASURED
+    + """\
+TTFT, TPOT: those of the batch that a row ran in.
 """
 )
 FRONT = """\

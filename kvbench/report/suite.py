@@ -73,8 +73,8 @@ class SuiteRow(TypedDict):
         difference: of the leading average.
         differences: by dataset, and by average as "means/avg-16", "macros/macro", "categories/macro/code".
         best: datasets and averages in which the row is significantly better than all other methods under its budget.
-        held_mib, held_share: keys and values in MiB, with what a store or a decode policy must know of each token; share
-            of the full cache's keys and values.
+        held_mib, held_share: what the cache holds in MiB, keys and values and what a store or a decode policy must know
+            of each token; share of the full cache's keys and values.
         ttft_s, tpot_s, hardware, mixed: as in `kvbench.report.table.Row`, over all datasets.
     """
 

@@ -30,8 +30,8 @@ class Row(TypedDict):
         difference: to the full cache, in the metric that is shown.
         best: it is significantly better than all other methods under its budget, in the metric that is shown.
         kept_tokens, kept_share: per KV head after compression; share of what was compressed.
-        held_mib, held_share: keys and values in MiB, with what a store or a decode policy must know of each token; share
-            of the full cache's keys and values.
+        held_mib, held_share: what the cache holds in MiB, keys and values and what a store or a decode policy must know
+            of each token; share of the full cache's keys and values.
         prefill_s, compress_s, ttft_s, tpot_s: seconds; None also where they are of different hardware.
         hardware: its name, or several; None where it is not recorded.
         mixed: computed with different versions or on different hardware.

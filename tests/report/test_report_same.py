@@ -17,8 +17,10 @@ import pytest
 
 from kvbench.report.__main__ import main
 from kvbench.report.bytes_axis import on_front
+from kvbench.report.figures.points import points_of
 from kvbench.report.formats import FORMATS
 from kvbench.report.latex import latex_text
+from kvbench.store import load_runs
 from tests.helpers.fake_runs import make_part, make_run, store_run
 from tests.helpers.synthetic_store import write_store
 
@@ -176,7 +178,8 @@ def test_bytes_are_those_that_the_cache_holds_with_what_a_policy_knows_of_each_t
     assert [(row[0], row[2], row[3]) for row in out[1:]] == [
         ("fading", "0.23 (20%)", ""), ("snapkv", "0.23 (20%)", "●"), ("fullkv", "1.14 (100%)", "●"),
     ]  # fmt: skip
-    lines = csv.DictReader(io.StringIO(output(tmp_path, "csv", capsys)))
+    assert main([str(tmp_path), "--format", "csv"]) == 0
+    lines = csv.DictReader(io.StringIO(capsys.readouterr().out))
     shares = {line["method"]: (float(line["kv_share"]), float(line["held_share"])) for line in lines}
     assert shares["fading"] == (pytest.approx(0.12, rel=0.01), pytest.approx(0.2, rel=0.01))
     points = {point.method: point for point in points_of(load_runs(tmp_path)).points}

@@ -1,4 +1,4 @@
-"""Bars of what each method costs: bytes of keys and values, time to the first token, time per output token."""
+"""Bars of what each method costs: bytes that the cache holds, time to the first token, time per output token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _page(own: Sequence[Point], heading: str, details: str) -> Any:
     memory, first, step = picture.subplots(1, 3, sharey=True, width_ratios=(1, 1.2, 1))
     places = range(len(own))
     _bars(memory, own, places, lambda point: point.held_mib, INK)
-    memory.set_xlabel("Keys and values (MiB)")
+    memory.set_xlabel("Held after compression (MiB)")
     left = [0.0] * len(own)
     for label, colour, hatch in _PARTS:
         parts = [_part(point, label) for point in own]

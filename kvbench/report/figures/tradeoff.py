@@ -1,4 +1,4 @@
-"""Score against the bytes of keys and values, and the front: what no other beats in as few bytes.
+"""Score against the bytes that the cache holds, and the front: what no other beats in as few bytes.
 
 Eviction, quantisation and both share this axis.
 """
@@ -59,8 +59,8 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
             axes.errorbar(x, point.score, spread, color=style["color"], elinewidth=0.5, alpha=0.45, fmt="")
             axes.plot(x, point.score, **style, mec="white", mew=0.5, ms=size, label=point.method, zorder=3)
     axes.step(
-        [point.held_share for point in best], [point.score for point in best], where="post", color=FAINT, lw=0.9, ls="--",
-        label="front", zorder=1.2,
+        [point.held_share for point in best], [point.score for point in best], where="post", color=FAINT, lw=0.9,
+        ls="--", label="front", zorder=1.2,
     )  # fmt: skip
     _dress(axes, drawn, points)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -83,7 +83,7 @@ def _dress(axes: Any, drawn: Sequence[Point], points: Points) -> None:
     axes.set_xticks(ticks, [f"{100 * value:.3g}" for value in ticks])
     axes.set_xticks([], minor=True)
     mib = "" if full is None else f"; 100% = {full:.3g} MiB"
-    axes.set_xlabel(f"Keys and values after compression (% of the full cache's bytes{mib})")
+    axes.set_xlabel(f"Held after compression (% of the full cache's bytes{mib})")
     axes.set_ylabel(points.score)
     axes.set_xlim(min(shares) / 1.15, max(shares) * 1.15)
     if points.top is not None and max(point.high for point in drawn) > 0.5 * points.top:

@@ -199,7 +199,7 @@ def _row(run: StoredRun, record: Record) -> list[Value]:
         "kept": kept,
         "kept_share": None if kept is None or not span else kept / span,
         "held_bytes": held,
-        "held_share": None if held is None else held / full,
+        "held_share": held / full if held is not None and full else None,
         **{key: timings.get(key) for key in _TIMINGS},
     }
     numbers = ("score", "kept", *_TIMINGS)  # a column of W&B has one type, and 1 and 1.0 are two

@@ -32,7 +32,7 @@ _MEANINGS = {  # metric or its prefix: what it means
     "category/": "`category/NAME`: the mean over the datasets of the category NAME",
     "scores/": "`scores/NAME`: the mean of another metric",
     "kept_share": "measured tokens per KV head after compression, as a share of what was compressed",
-    "held_bytes": "bytes that the cache holds after compression: keys and values, and what a store or a policy knows of each token",
+    "held_bytes": "bytes held after compression: keys and values, and what a store or a policy knows of each token",
     "held_share": "these bytes as a share of the full cache's keys and values",
     "ttft_s": "time to first token, of the batch that a sample ran in; samples that share a prefill share its time",
     "tpot_s": "time per output token, of that batch",

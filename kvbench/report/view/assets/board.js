@@ -36,7 +36,7 @@ function columnsOf(table) {
     { key: "delta", label: "Δ full cache", value: (row) => row.diff?.mean ?? null, cell: deltaCell, hint: table.interval },
     { key: "n", label: "Samples", value: (row) => row.n, cell: countCell, kind: "mid" },
     { key: "kept", label: "Kept", value: (row) => row.keptShare, cell: (row) => percent(row.keptShare), kind: "mid", hint: "Tokens kept per KV head, as a share of those compressed" },
-    { key: "bytes", label: "KV bytes", value: (row) => row.heldShare, cell: (row) => percent(row.heldShare), kind: "mid", hint: "Bytes of stored keys and values, as a share of the full cache's" },
+    { key: "bytes", label: "KV bytes", value: (row) => row.heldShare, cell: (row) => percent(row.heldShare), kind: "mid", hint: "Bytes held for the kept tokens: keys and values and what a store or a decode policy must know of each, as a share of the full cache's" },
     some("ttft") && { key: "ttft", label: "TTFT", value: (row) => row.ttft, cell: (row) => seconds(row.ttft), kind: "wide", hint: "Time to the first token" },
     some("tpot") && { key: "tpot", label: "TPOT", value: (row) => row.tpot, cell: (row) => seconds(row.tpot), kind: "wide", hint: "Time per output token" },
     new Set(table.rows.map((row) => row.hardware)).size > 1 && { key: "hardware", label: "Hardware", value: (row) => row.hardware, cell: (row) => row.hardware || "–", kind: "wide", hint: "Times of different hardware do not compare" },

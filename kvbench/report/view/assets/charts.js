@@ -84,7 +84,7 @@ function panel(table, points, kind, methods, flat, room) {
     lastTick = x(value);
     grid.push(svg("line", { class: "tick", x1: x(value), x2: x(value), y1: height - bottom, y2: height - bottom + 4 }), svg("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, +value.toPrecision(3)));
   }
-  const title = kind === 4 ? "Bytes of keys and values, % of the full cache" : KINDS[kind];
+  const title = kind === 4 ? "Bytes held, % of the full cache" : KINDS[kind];
   grid.push(svg("text", { class: "axis", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, title));
   const levelLine = (row, name, dash) => svg("line", { class: name, "data-method": row.method, x1: left, x2: width - right, y1: y(row.score), y2: y(row.score), "stroke-dasharray": dash }, svg("title", {}, `${row.title}: ${number(row.score)}`));
   const full = table.full && isNumber(table.full.score) ? levelLine(table.full, "full", "6 4") : null;
