@@ -1,8 +1,11 @@
-"""Integers and numbers in a configuration: `true` is an int for Python, and not for a user."""
+"""Kinds of values in a configuration: `true` is an int for Python, and not for a user; words that a setting takes."""
 
 from __future__ import annotations
 
 from typing import TypeGuard
+
+CACHES = ("ragged", "masked")  # of engine.cache
+SWITCHES = ("auto", "true", "false")  # of engine.graph and engine.fused
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from kvbench.config.checks import check, check_hints, has_budget, shard_of
 from kvbench.config.groups import defaults, method, options
-from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, Config, register
+from kvbench.config.schema import GROUPS, HOST_KERNELS, KERNELS, Config, register
 from kvbench.methods.dials import FIXED, PARTS
 
 __all__ = [
-    "CACHES",
     "FIXED",
     "GROUPS",
     "HOST_KERNELS",

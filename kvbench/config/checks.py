@@ -16,12 +16,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kvbench.common.kinds import CACHES, SWITCHES
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.annotations import check_value, settings_of
 from kvbench.config.groups import defaults, method, options, shipped
 from kvbench.config.interpolations import check_interpolations, texts
 from kvbench.config.loggers import check_loggers
-from kvbench.config.schema import CACHES, GROUPS, HOST_KERNELS, KERNELS, NODES, SWITCHES, Config
+from kvbench.config.schema import GROUPS, HOST_KERNELS, KERNELS, NODES, Config
 from kvbench.methods.budgets import check_budget
 from kvbench.methods.dials import FIXED, PARTS, check_keys, check_types, split_dials
 from kvbench.methods.files import file_dials, names_file

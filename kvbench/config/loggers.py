@@ -37,7 +37,11 @@ def _check_text(setting: str, key: str, value: object) -> None:
     if key in ("project", "entity") and isinstance(value, str) and not _NAME.fullmatch(value):
         raise ValueError(f"{setting}={value}: use at most 64 letters, digits, spaces and _.-")
     for text in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
-        if key in ("tags", "group") and isinstance(text, str) and not (text.isprintable() and 0 < len(text) <= 64):
+        if (
+            key in ("tags", "group")
+            and isinstance(text, str)
+            and not (text.isprintable() and 0 < len(text) <= _LONGEST_TAG)
+        ):
             raise ValueError(f"{setting}={text}: must have 1 to {_LONGEST_TAG} printable characters")
 
 

@@ -9,8 +9,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 GROUPS = ("model", "method", "benchmark")
-CACHES = ("ragged", "masked")
-SWITCHES = ("auto", "true", "false")  # of engine.graph and engine.fused
 HOST_KERNELS = ("cpu", "sdpa", "torch")  # they need the host in every step
 KERNELS = ("auto", "cuda", "flash_attn", *HOST_KERNELS)
 

@@ -14,6 +14,7 @@ from kvbench.cache.base import KVCache, NewTokens
 from kvbench.cache.local import LocalLayer
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
+from kvbench.common.kinds import CACHES
 from kvbench.common.suggest import did_you_mean
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.survey import AttentionPlan, survey
@@ -22,7 +23,6 @@ from kvbench_kernels import backends
 
 log = logging.getLogger(__name__)
 
-CACHES = ("ragged", "masked")
 _logged: set[backends.Choice] = set()
 
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from transformers import PreTrainedModel
 
+from kvbench.common.kinds import SWITCHES
 from kvbench.engine import walk
 from kvbench.engine.attention import Forward
 from kvbench.engine.caches import device_of
@@ -23,7 +24,6 @@ from kvbench_kernels.backends.cpu import DTYPES as CPU_DTYPES
 
 log = logging.getLogger(__name__)
 
-CHOICES = ("auto", "true", "false")
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the logits' spread; half precisions: 0.1
 _disproofs: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # of the models that were tried
 _told: WeakSet[PreTrainedModel] = WeakSet()
@@ -40,8 +40,8 @@ def fused_step(model: PreTrainedModel, plan: AttentionPlan, fused: str) -> Forwa
         ValueError: "true" although it is impossible; the message names the reason.
     """
     choice = str(fused).lower()  # a configuration's true is True
-    if choice not in CHOICES:
-        raise ValueError(f"engine.fused={fused}: must be one of {', '.join(CHOICES)}")
+    if choice not in SWITCHES:
+        raise ValueError(f"engine.fused={fused}: must be one of {', '.join(SWITCHES)}")
     if choice == "false":
         return None
     reason, small = walk.obstacle(model), None

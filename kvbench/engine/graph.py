@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.base import KVCache, Recordable
 from kvbench.cache.host_work import Work
+from kvbench.common.kinds import SWITCHES
 from kvbench.engine.caches import ContinuePass
 from kvbench.engine.greedy import best_tokens
 from kvbench.engine.survey import survey
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}  # for recordings; torch's own one is on the first device used
 _STEADY = 3  # eager steps of the same batch before it is recorded, because rows often leave shortly after each other
-CHOICES = ("auto", "true", "false")
 
 Forward = Callable[[Tensor, Tensor, ContinuePass], Tensor]
 Inputs = Callable[[], tuple[Tensor, Tensor]]
@@ -76,8 +76,8 @@ def recordable(model: PreTrainedModel, cache: KVCache, graph: str) -> Recordable
         ValueError: "true" although it is impossible; the message names the reason.
     """
     choice = str(graph).lower()  # a configuration's true is True
-    if choice not in CHOICES:
-        raise ValueError(f"engine.graph={graph}: must be one of {', '.join(CHOICES)}")
+    if choice not in SWITCHES:
+        raise ValueError(f"engine.graph={graph}: must be one of {', '.join(SWITCHES)}")
     reason = obstacle(model, cache)
     if choice == "true" and reason is not None:
         raise ValueError(f"engine.graph=true: {reason}")

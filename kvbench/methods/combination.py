@@ -17,9 +17,7 @@ from itertools import permutations
 from typing import Any
 
 from kvbench.methods.composition import STORED, Composition, filled, reached, references, renamed
-from kvbench.methods.dials import PARTS
-
-_REPLACED = ("score", "layers", "heads", "select")  # every evicting method has them; of any other part there is one
+from kvbench.methods.dials import EVICTING, PARTS
 
 
 def combination(name: str, read: Callable[[str], Composition]) -> Composition:
@@ -46,7 +44,9 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
                 f"acts; write method={factor.name} or method={other}"
             )
     for part in PARTS:
-        both = [factor for factor in factors if part in factor.own and part not in _REPLACED]
+        if part in EVICTING:  # every evicting method has them; of any other part there is one
+            continue
+        both = [factor for factor in factors if part in factor.own]
         if len(both) > 1 and not _is_same(part, *both[:2]):
             raise ValueError(f"method={name}: {' and '.join(f.name for f in both)} set {part}, and a method has one")
     for factor in factors:

@@ -18,6 +18,8 @@ from kvbench.common.suggest import did_you_mean
 from kvbench.methods.files import names_file
 
 PARTS = ("score", "layers", "heads", "select", "probe", "merge", "feed", "store", "decode", "look")
+EVICTING = ("score", "layers", "heads", "select")
+"""The parts that choose which tokens of a prompt stay."""
 FIXED = ("name", "about", "test", "gives", "takes")
 """Entries of a method's YAML that are neither dials nor parts: `about` says where the method comes from, and `test` is
 for the tests that find methods by glob. `gives` has fields for the store of another method that names them in `takes`;

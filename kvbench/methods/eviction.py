@@ -16,10 +16,10 @@ from kvbench.common.kinds import is_integer
 from kvbench.methods.base import Heads, LayerBudget, Layers, NumberedHeads, Protected, Score, Select
 from kvbench.methods.candidates import Candidates, HeadBudget, HeadSplit
 from kvbench.methods.context import LayerContext
-from kvbench.methods.dials import as_plain_number
+from kvbench.methods.dials import EVICTING, as_plain_number
 from kvbench.methods.memo import Memo
 
-_PROTOCOLS = {"score": Score, "layers": Layers, "heads": Heads, "select": Select}
+_PROTOCOLS = dict(zip(EVICTING, (Score, Layers, Heads, Select), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Eviction:
                     f"{name}={type(part).__name__}: must inherit from kvbench.methods.base.{protocol.__name__}"
                 )
         if self.select.counted:
-            missing = [name for name in ("score", "layers", "heads") if getattr(self, name) is None]
+            missing = [name for name in EVICTING if getattr(self, name) is None]
             if missing:
                 raise ValueError(f"a method that drops tokens also needs {', '.join(missing)} in its YAML")
         elif self.layers is not None or self.heads is not None:

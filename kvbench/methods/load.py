@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench.common.text import one_line
 from kvbench.methods.base import NEEDS, Heads, Layers, Merge, Part, Score, Select
 from kvbench.methods.decoding import DecodePolicy, Decoding, Feed
-from kvbench.methods.dials import FIXED, PARTS, as_plain_number, check_keys, check_types, split_dials
+from kvbench.methods.dials import EVICTING, FIXED, PARTS, as_plain_number, check_keys, check_types, split_dials
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, file_dials, read_file
@@ -30,7 +30,6 @@ from kvbench.methods.storage import Store
 _PROTOCOLS: dict[str, type] = dict(
     zip(PARTS, (Score, Layers, Heads, Select, Probe, Merge, Feed, Store, DecodePolicy, Look), strict=True)
 )
-_EVICTION = ("score", "layers", "heads", "select")
 _POLICY_DIALS = ("phase", "interval", "buffer", "budget")  # of every decode policy; its own class does not know them
 _READ = f"{read_file.__module__}.{read_file.__name__}"
 _DIAL = re.compile(r"\$\{(\.+)(\w+)\}")
@@ -68,7 +67,7 @@ def build(config: Any, defaults: Mapping[str, Any]) -> Method:
     dial_of = _dials_by_field(config)
     copied = _with_values(config, nodes)  # hydra resolves in place a part that another part interpolates
     parts = {part: _build_part(part, copied[part], dial_of) for part in PARTS if config.get(part) is not None}
-    evicting = {part: parts.pop(part) for part in _EVICTION if part in parts}
+    evicting = {part: parts.pop(part) for part in EVICTING if part in parts}
     try:
         _check_combination(config.name, evicting, parts)
         check_use(config, dials)

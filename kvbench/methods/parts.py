@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from kvbench.methods.base import Merge, Part, Score
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.decoding import Decoding, Feed
+from kvbench.methods.dials import EVICTING
 from kvbench.methods.eviction import Eviction
 from kvbench.methods.looking import Look
 from kvbench.methods.probing import Probe
@@ -155,7 +156,7 @@ class Parts:
         changed: dict[str, Any] = {name: part for name, part in own.items() if part is not self.named_parts[name]}
         if not changed:
             return self
-        evicting = {name: changed.pop(name) for name in ("score", "layers", "heads", "select") if name in changed}
+        evicting = {name: changed.pop(name) for name in EVICTING if name in changed}
         if evicting:
             changed["eviction"] = replace(self.evicting, **evicting)
         if "decode" in changed:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LATER = 2**30  # a position that no token has
+from kvbench.methods.slots import LATER
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Leaving:
     def of(cls, gone_BUC: Tensor, pos_BUC: Tensor, live_BUC: Tensor, most: int) -> Leaving:
         """Return the tokens of a mask, of which no head loses more than `most`."""
         gone_BUC = gone_BUC & live_BUC
-        column_BUN = torch.where(gone_BUC, pos_BUC, _LATER).argsort(-1)[..., :most]
+        column_BUN = torch.where(gone_BUC, pos_BUC, LATER).argsort(-1)[..., :most]
         return cls(column_BUN, gone_BUC.gather(2, column_BUN), live_BUC & ~gone_BUC)
 
     @classmethod
@@ -47,18 +47,18 @@ class Leaving:
         """Return the slots [B, U, N, M] of the next `count` tokens by position that stay; True where there is one."""
         pos_BUN = pos_BUC.gather(2, self.column_BUN)
         if pos_BUN.shape[2] == 1:
-            later_BUC = torch.where(self.stays_BUC & (pos_BUC > pos_BUN), pos_BUC, _LATER)
+            later_BUC = torch.where(self.stays_BUC & (pos_BUC > pos_BUN), pos_BUC, LATER)
             nearest = later_BUC.topk(min(count, later_BUC.shape[2]), largest=False)
             missing = 0, count - nearest.values.shape[2]
-            into_BUM, pos_BUM = F.pad(nearest.indices, missing), F.pad(nearest.values, missing, value=_LATER)
-            return into_BUM[:, :, None], (pos_BUM < _LATER)[:, :, None]
-        sorted_BUC, order_BUC = torch.where(self.stays_BUC, pos_BUC, _LATER).sort(-1)
+            into_BUM, pos_BUM = F.pad(nearest.indices, missing), F.pad(nearest.values, missing, value=LATER)
+            return into_BUM[:, :, None], (pos_BUM < LATER)[:, :, None]
+        sorted_BUC, order_BUC = torch.where(self.stays_BUC, pos_BUC, LATER).sort(-1)
         first_BUN = torch.searchsorted(sorted_BUC, pos_BUN.contiguous())
         place_BUNM = first_BUN[..., None] + torch.arange(count, device=pos_BUC.device)
         inside_BUNM = place_BUNM < pos_BUC.shape[2]
         place_BUX = place_BUNM.clamp(max=pos_BUC.shape[2] - 1).flatten(2)
         into_BUNM, pos_BUNM = (x.gather(2, place_BUX).view_as(place_BUNM) for x in (order_BUC, sorted_BUC))
-        return into_BUNM, inside_BUNM & (pos_BUNM < _LATER)
+        return into_BUNM, inside_BUNM & (pos_BUNM < LATER)
 
 
 class Shares(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor
 from kvbench.methods.draws import stirred, uniform
 from kvbench.methods.scores.groups import add_up
 
-_LATER = 2**30  # a position that no token has
+LATER = 2**30  # a position that no token has
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Slots:
         if self.aligned:
             return (add_up(x_BUC, 1) / heads)[:, None].expand_as(x_BUC)
         # Heads hold different tokens: find each head's tokens in the sorted positions of every other head.
-        pos_BUC = torch.where(self.live_BUC, self.pos_BUC, _LATER)
+        pos_BUC = torch.where(self.live_BUC, self.pos_BUC, LATER)
         sorted_BUC, order_BUC = pos_BUC.sort(-1)
         in_order_BUC = x_BUC.gather(-1, order_BUC)
         total_BUC = torch.zeros_like(x_BUC)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvbench.metrics import longbench
+from kvbench.report import suite
 from kvbench.report.difference import ColumnScores, Difference, differences
 from kvbench.report.paired import Matrix
 from kvbench.report.suite import suite_table
@@ -163,6 +165,10 @@ def test_another_metric_is_shown_where_it_was_taken() -> None:
     assert [cell["score"] for cell in row["datasets"].values()] == [25.0, None, None, None]
     with pytest.raises(ValueError, match=r"^--metric bleu: these runs hold qa_f1, rouge_l$"):
         table(runs, "bleu")
+
+
+def test_buckets_are_those_that_the_benchmark_names() -> None:
+    assert suite.BUCKETS == longbench.BUCKETS
 
 
 def test_buckets_are_by_dataset_and_an_empty_one_has_no_score() -> None:

@@ -7,6 +7,7 @@ from typing import cast
 
 from kvbench.report.export.common import clean, json_text
 from kvbench.store import StoredRun
+from kvbench.store.columns import TIMINGS
 from kvbench.store.environment import device_kind
 
 _LARGEST = 2**63
@@ -69,8 +70,7 @@ _RECORD = {
     "rows": "integer", "kernel": "text", "decode_step": "text", "fallback": "text", "device": "text",
     "hardware": "text", "time": "text",
 }  # fmt: skip
-_TIMINGS = {"prefill_s": "number", "compress_s": "number", "ttft_s": "number", "tpot_s": "number"}
-SAMPLE = SHARED | {"score": "number", "scores": "json"} | _RECORD | _TIMINGS | {"more": "json"}
+SAMPLE = SHARED | {"score": "number", "scores": "json"} | _RECORD | dict.fromkeys(TIMINGS, "number") | {"more": "json"}
 
 
 def run_row(run: StoredRun) -> Row:
@@ -126,6 +126,6 @@ def sample_rows(run: StoredRun) -> Iterator[Row]:
             "score": _number(scores.get(run.manifest["headline"])),
             "scores": json_text(scores) if scores else None,
             **row,
-            **{name: _number(timings.get(name)) for name in _TIMINGS},
+            **{name: _number(timings.get(name)) for name in TIMINGS},
             "more": json_text(more) if more else None,
         }

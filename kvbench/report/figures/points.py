@@ -13,9 +13,8 @@ from kvbench.report.runs import budget_order, check_metric, is_full_cache, names
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import place_of, row_key
 from kvbench.store import RunNumbers, numbers_of
+from kvbench.store.columns import TIMINGS
 from kvbench.store.numbers import ReadRun
-
-TIMES = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Point:
         kept_share: kept tokens as a share of those compressed.
         held_share: bytes that the cache holds, as a share of the full cache's keys and values.
         held_mib: the same bytes in MiB: keys and values, and what a store or a decode policy must know of each token.
-        seconds: mean times by name, see `TIMES`; those that were measured.
+        seconds: mean times by name, see `TIMINGS`; those that were measured.
     """
 
     method: str
@@ -133,7 +132,7 @@ def _point(runs: Sequence[RunNumbers], scores: Sequence[Matrix], method: str) ->
         kept_share=mean_share(runs, "kept_mean", "span") or 0.0,
         held_share=mean_share(runs, "held_bytes", "kv_bytes_full") or 0.0,
         held_mib=mebibytes(runs) or 0.0,
-        seconds={key: value for key in TIMES if (value := time_of(runs, key)) is not None},
+        seconds={key: value for key in TIMINGS if (value := time_of(runs, key)) is not None},
     )
 
 

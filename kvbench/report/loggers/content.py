@@ -14,14 +14,14 @@ from kvbench.common.text import one_line
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import Content, HistoryRow, Table, Value
 from kvbench.store import AnsweredRecord, Record, StoredRun, held_bytes
+from kvbench.store.columns import TIMINGS
 from kvbench.store.environment import hardware_words
 
 log = logging.getLogger(__name__)
 
-_TIMINGS = ("prefill_s", "compress_s", "ttft_s", "tpot_s")
 COLUMNS = (
     "id", "dataset", "status", "score", "scores", "prompt_tail", "prediction", "answers", "error", "prompt_tokens",
-    "new_tokens", "finish_reason", "kept", "kept_share", "held_bytes", "held_share", *_TIMINGS,
+    "new_tokens", "finish_reason", "kept", "kept_share", "held_bytes", "held_share", *TIMINGS,
 )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _measured(run: StoredRun, record: AnsweredRecord, dataset: str) -> Iterator[
     held = held_bytes(record)
     yield "held_bytes", float(held)
     yield "held_share", held / record["kv_bytes_full"]
-    for key in _TIMINGS:
+    for key in TIMINGS:
         seconds = record["timings"].get(key)
         if isinstance(seconds, int | float):
             yield key, float(seconds)
@@ -200,9 +200,9 @@ def _row(run: StoredRun, record: Record) -> list[Value]:
         "kept_share": None if kept is None or not span else kept / span,
         "held_bytes": held,
         "held_share": held / full if held is not None and full else None,
-        **{key: timings.get(key) for key in _TIMINGS},
+        **{key: timings.get(key) for key in TIMINGS},
     }
-    numbers = ("score", "kept", *_TIMINGS)  # a column of W&B has one type, and 1 and 1.0 are two
+    numbers = ("score", "kept", *TIMINGS)  # a column of W&B has one type, and 1 and 1.0 are two
     return [float(row[key]) if key in numbers and row[key] is not None else row[key] for key in COLUMNS]  # type: ignore[arg-type]
 
 
