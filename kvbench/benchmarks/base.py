@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from kvbench.common.kinds import is_integer
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.tasks import check_task
+from kvbench.common.text import shortened
 
 LONGEST = 10_000_000  # tokens of a context; no model takes more
 MOST_SAMPLES = 100_000  # of one benchmark
@@ -240,30 +242,24 @@ def whole(name: str, value: Any, least: int, most: int | None = None, *, optiona
     """Raise ValueError unless benchmark.<name> is a whole number in its range, or null where it is `optional`."""
     if optional and value is None:
         return
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
+    if not is_integer(value) or value < least or (most is not None and value > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         null = ", or null" if optional else ""
-        raise ValueError(f"benchmark.{name}={_short(value)}: give a whole number {limits}{null}")
+        raise ValueError(f"benchmark.{name}={shortened(value)}: give a whole number {limits}{null}")
 
 
 def distinct(name: str, values: Any, least: int, most: int) -> None:
     """Raise ValueError unless benchmark.<name> is a list of different whole numbers in a range."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         shown = list(values) if isinstance(values, tuple) else values
-        raise ValueError(f"benchmark.{name}={_short(shown)}: give a list of at least one number")
+        raise ValueError(f"benchmark.{name}={shortened(shown)}: give a list of at least one number")
     for value in values:
         whole(name, value, least, most)
     if len(set(values)) < len(values):
-        raise ValueError(f"benchmark.{name}={_short(list(values))}: give each value once")
+        raise ValueError(f"benchmark.{name}={shortened(list(values))}: give each value once")
 
 
 def check_path(name: str, value: Any) -> None:
     """Raise ValueError unless benchmark.<name> is null or a text that may name a folder."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f"benchmark.{name}={value!r}: name a folder, or null")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

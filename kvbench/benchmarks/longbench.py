@@ -17,6 +17,7 @@ from typing import Any
 from kvbench.benchmarks.base import ModelFacts, Rendering, Sample, Tokenizer, check_path, choice
 from kvbench.benchmarks.longbench_datasets import DATASETS, SETS, place, task_of
 from kvbench.benchmarks.longbench_protocols import PRESETS, VERSION, Preset
+from kvbench.common.kinds import is_integer
 from kvbench.data import longbench as data
 from kvbench.data.sources import LONGBENCH_ROWS
 from kvbench.metrics.longbench import METRIC_OF, VERSIONS, bucket, longbench_scores
@@ -52,7 +53,7 @@ class LongBench:
             choice("code_backend", self.code_backend, ("difflib", "indel"))
         for name, least in (("max_length", 2), ("samples", 1), ("max_new_tokens", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            if value is not None and (not is_integer(value) or value < least):
                 raise ValueError(f"benchmark.{name}={value}: must be null or an integer of at least {least}")
         named = self.wrapper is None or self.wrapper in ("chat", "native", "none")
         if not named and str(self.wrapper).count("{prompt}") != 1:

@@ -27,6 +27,12 @@ def one_line(text: str) -> str:
     return " ".join(line.strip() for line in printable(text).splitlines() if line.strip())
 
 
+def shortened(value: object) -> str:
+    """Return a value as text of at most 60 characters."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def as_typed(text: str) -> str:
     """Return `text` with the values of settings as users type them: budget=null, where Python writes budget=None."""
     return _SETTING.sub(lambda match: f"{match[1]}={_TYPED[match[2]]}", text)

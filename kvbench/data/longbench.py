@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.kinds import is_integer
 from kvbench.common.suggest import did_you_mean
 from kvbench.data import inventory, rows, splits
 from kvbench.data.sources import LONGBENCH_CONFIG, LONGBENCH_DATA, LONGBENCH_ROWS, Source
@@ -161,7 +162,7 @@ def read_max_new_tokens(path: Path) -> dict[str, int]:
     """Return the answer lengths by dataset. Raises ValueError for anything but positive whole numbers."""
     lengths = _json(path)
     for name, value in lengths.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_NEW_TOKENS:
+        if not is_integer(value) or not 1 <= value <= _MOST_NEW_TOKENS:
             shown = repr(value)[:40]
             raise ValueError(f"{path}: {name} must have a whole number of tokens, 1 or more, and has {shown}")
     return lengths

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.kinds import is_integer
 from kvbench.data.text import is_whole_text, parse_json, read_lines
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _fits(field: str, value: Any) -> bool:
     if field == "answers":
         return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)
     if field == "max_new_tokens":
-        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_TOKENS
+        return is_integer(value) and 1 <= value <= MOST_TOKENS
     if field == "id":
         return isinstance(value, str) and _ID.fullmatch(value) is not None
     return isinstance(value, str) and (field == "answer_prefix" or bool(value.strip()))

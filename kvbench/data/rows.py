@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kvbench.common.kinds import is_integer
 from kvbench.data.sources import LONGBENCH_ROWS
 from kvbench.data.text import is_whole_text, parse_json, read_lines
 
@@ -71,7 +72,7 @@ def _fits(field: str, value: Any) -> bool:
     if field in ("input", "dataset", "language"):
         return isinstance(value, str)
     if field == "length":
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_integer(value)
     if field == "all_classes" and value is None:
         return True
     return isinstance(value, list) and all(isinstance(text, str) for text in value)

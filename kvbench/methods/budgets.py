@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvbench.common.kinds import is_number
 from kvbench.methods.dials import MOST, as_plain_number
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def check_budget(budget: Any) -> Budget:
     budget = as_plain_number(budget)
     if isinstance(budget, str | ByteShare):
         return _byte_share(budget)
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
+    if not is_number(budget):
         raise ValueError(f"budget={budget}: give tokens per KV head as an integer, or a share in (0, 1] as a float")
     if isinstance(budget, int):
         if budget <= 0:

@@ -17,6 +17,7 @@ from typing import ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from kvbench.common.kinds import is_number
 from kvbench.methods.base import Score
 from kvbench.methods.dials import as_plain_number
 from kvbench.methods.fields import InvalidField, check_at_least, check_one_of
@@ -227,7 +228,7 @@ class Decoding:
     def _check_budget(self) -> None:
         if self.budget is None:
             return
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float):
+        if not is_number(self.budget):
             raise InvalidField("budget", self.budget, "give tokens as an integer, or a share in (0, 1] as a float")
         if isinstance(self.budget, int):
             check_at_least(self, "budget", 1)

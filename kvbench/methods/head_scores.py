@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kvbench.common.kinds import is_number
 from kvbench.methods.base import Part
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, json_object
@@ -74,4 +75,4 @@ def read_head_scores(text: str) -> tuple[tuple[float, ...], int]:
 
 
 def _is_score(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_number(value) and 0 <= value < math.inf

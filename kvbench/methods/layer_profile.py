@@ -14,6 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from kvbench.common.kinds import is_number
 from kvbench.methods.base import Part
 from kvbench.methods.fields import InvalidField
 from kvbench.methods.files import DialFile, json_object
@@ -126,4 +127,4 @@ def read_profile(text: str) -> Table:
 
 
 def _is_ratio(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1

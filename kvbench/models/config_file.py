@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from kvbench.common.kinds import is_number
+from kvbench.common.text import shortened
+
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 # Sizes that every decoder has under one of these names: at least 1.
 _SIZES = (
@@ -32,7 +35,7 @@ def check(config: Mapping[str, object]) -> None:
         name = key.rpartition(".")[2]
         most = next((limit for pattern, limit in _LIMITS if pattern.search(name)), None)
         if most is not None and abs(value) > most:
-            raise ValueError(f"config.json: {key}={_short(value)}: must be at most {most}")
+            raise ValueError(f"config.json: {key}={shortened(value)}: must be at most {most}")
         if name in _SIZES and (value < 1 or value != int(value)):
             raise ValueError(f"config.json: {key}={value}: must be an integer, at least 1")
     for part, prefix in [(config, ""), *((v, f"{k}.") for k, v in config.items() if isinstance(v, Mapping))]:
@@ -50,21 +53,21 @@ def _check_types(part: Mapping[str, object], prefix: str) -> None:
         value = part.get(name)
         is_list = name in _PER_LAYER and isinstance(value, list) and len(value) == part.get("num_hidden_layers")
         items = value if is_list and isinstance(value, list) else [value]
-        if any(item is not None and (isinstance(item, bool) or not isinstance(item, int | float)) for item in items):
-            raise ValueError(f"config.json: {prefix}{name}={_short(value)}: must be an integer, at least 1")
+        if any(item is not None and not is_number(item) for item in items):
+            raise ValueError(f"config.json: {prefix}{name}={shortened(value)}: must be an integer, at least 1")
     for name in ("dtype", "torch_dtype"):
         value = part.get(name)
         if value is not None and str(value).removeprefix("torch.") not in _DTYPES and not isinstance(value, Mapping):
-            raise ValueError(f"config.json: {prefix}{name}={_short(value)}: must be one of {', '.join(_DTYPES)}")
+            raise ValueError(f"config.json: {prefix}{name}={shortened(value)}: must be one of {', '.join(_DTYPES)}")
     types = part.get("layer_types")
     if types is not None and not (isinstance(types, list) and all(isinstance(kind, str) for kind in types)):
-        raise ValueError(f"config.json: {prefix}layer_types={_short(types)}: must be a list of names")
+        raise ValueError(f"config.json: {prefix}layer_types={shortened(types)}: must be a list of names")
     count = part.get("num_hidden_layers")
     if isinstance(types, list) and isinstance(count, int) and len(types) != count:
         raise ValueError(f"config.json: {prefix}layer_types has {len(types)} entries, num_hidden_layers={count}")
     for name in ("rope_parameters", "rope_scaling"):
         if part.get(name) is not None and not isinstance(part[name], Mapping):
-            raise ValueError(f"config.json: {prefix}{name}={_short(part[name])}: must be a dictionary")
+            raise ValueError(f"config.json: {prefix}{name}={shortened(part[name])}: must be a dictionary")
 
 
 def _check_quantization(node: object) -> None:
@@ -93,12 +96,7 @@ def _items(node: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 def _numbers(config: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     for key, value in _items(config):
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if is_number(value):
             if value != value:
                 raise ValueError(f"config.json: {key}={value}: must be a number")
             yield key, value
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

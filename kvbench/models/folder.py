@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvbench.common.kinds import is_integer
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -194,7 +196,7 @@ def _header(path: Path) -> dict[str, Stored]:
         try:
             shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
             values = [*shape, start, stop]
-            is_sound = all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values) and start <= stop
+            is_sound = all(is_integer(v) and v >= 0 for v in values) and start <= stop
         except (TypeError, KeyError, ValueError):
             is_sound = False
         if not is_sound or not isinstance(dtype, str):

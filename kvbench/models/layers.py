@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvbench.common.kinds import is_number
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -153,4 +155,4 @@ def _value(text: PreTrainedConfig, name: str) -> object:
 def _number(text: PreTrainedConfig, name: str) -> int | None:
     """Return a number above 0; None for anything else (a window of 0 or -1 is none)."""
     value = _value(text, name) if name else None
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    return int(value) if is_number(value) and value > 0 else None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvbench.common.kinds import is_integer
 from kvbench.models import config_file, folder, layers
 from kvbench.models.folder import Stored, listing
 
@@ -227,7 +228,7 @@ def _check_adapter(files: Files) -> None:
 
 def _check_ends(ends: object, vocab_size: int) -> None:
     for end in ends if isinstance(ends, list | tuple) else [ends]:
-        if end is not None and (not isinstance(end, int) or isinstance(end, bool)):
+        if end is not None and not is_integer(end):
             raise ValueError(f"generation_config.json: eos_token_id={ends}: must be a token id or a list of them")
         if end is not None and not 0 <= end < vocab_size:
             raise ValueError(f"generation_config.json: eos_token_id={ends}: must be from 0 to {vocab_size - 1}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from kvbench.common.kinds import is_integer, is_number
+
 LARGEST_SEED = 2**63 - 1
 
 
 def integer(setting: str, value: object, least: int = 1, most: int | None = None) -> int:
     """Return `value` if it is an integer from `least` to `most`. Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_integer(value) or value < least:
         raise ValueError(f"{setting}={value}: must be an integer, at least {least}")
     if most is not None and value > most:
         raise ValueError(f"{setting}={value}: must be at most {most}")
@@ -19,10 +21,9 @@ def integer(setting: str, value: object, least: int = 1, most: int | None = None
 
 def number(setting: str, value: object) -> float:
     """Return `value` if it is a finite number above 0. Raises ValueError."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(float(value)) or value <= 0:  # type: ignore[operator, arg-type]
+    if not is_number(value) or not math.isfinite(float(value)) or value <= 0:
         raise ValueError(f"{setting}={value}: must be a finite number above 0")
-    return value  # type: ignore[return-value]
+    return value
 
 
 def text(setting: str, value: object) -> str | None:

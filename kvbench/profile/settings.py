@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from kvbench.common.kinds import is_integer
 from kvbench.common.paths import conf_dir
 from kvbench.common.suggest import did_you_mean
 from kvbench.config.combinations import combinations
@@ -119,7 +120,7 @@ def _checked(name: str, values: Sequence[object], text: str) -> list[Any]:
     if name == "pool":
         return list(dict.fromkeys(_pool(value, text) for value in values))
     low, high = _RANGE[name]
-    integers = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+    integers = [value for value in values if is_integer(value)]
     if not values or len(integers) < len(values) or not all(low <= value <= high for value in integers):
         kind = "integers" if name in AXES else "an integer"
         raise ValueError(f"{text}: must be {kind} from {low} to {high}")

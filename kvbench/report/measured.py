@@ -57,6 +57,11 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
+def four_digits(value: float | None) -> float | None:
+    """Return a number rounded to four significant digits, which are enough to look at."""
+    return None if value is None else float(f"{value:.4g}")
+
+
 def score_names(runs: Sequence[RunNumbers]) -> list[str]:
     """Return the names of the stored scores, the headline first."""
     return headline_first(runs, (name for run in runs for name in run.columns.scores))

@@ -14,6 +14,7 @@ from statistics import stdev
 from typing import cast
 
 from kvbench.common.files import replacing, write_atomic
+from kvbench.common.kinds import is_integer
 from kvbench.report.export.common import Written, clean, json_text, mean, metrics_of, model_id, read_runs
 from kvbench.store import AnsweredRecord, Manifest, Record, StoredRun, load_manifest
 from kvbench.store.environment import hardware_words
@@ -83,7 +84,7 @@ def _numbers(samples: Sequence[Record]) -> list[int]:
     Tools join the answers of several runs by it, so it must not depend on which samples have an answer.
     """
     given = [record["meta"].get("index") for record in samples]
-    indices = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    indices = [index for index in given if is_integer(index)]
     return indices if len(set(indices)) == len(samples) else list(range(len(samples)))
 
 

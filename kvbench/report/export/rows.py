@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
+from kvbench.common.kinds import is_integer, is_number
 from kvbench.report.export.common import clean, json_text
 from kvbench.store import StoredRun
 from kvbench.store.columns import TIMINGS
@@ -19,11 +20,11 @@ def _text(value: object) -> str | None:
 
 
 def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST else None
+    return value if is_integer(value) and abs(value) < _LARGEST else None
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return None
     try:
         return float(value)

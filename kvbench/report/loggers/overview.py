@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kvbench.common.kinds import is_number
 from kvbench.report.footnotes import footnotes
 from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.ledger import Ledger
@@ -59,7 +60,7 @@ def _section(inside: Sequence[tuple[Entry, Ledger]], manifests: Mapping[Path, Ma
         key
         for _, ledger in inside
         for key, value in ledger.summary.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and (value or key not in ("oom", "failed"))
+        if is_number(value) and (value or key not in ("oom", "failed"))
     }
     datasets = {key for key in numbers if key.startswith("score/")}
     if len(datasets) == 1:  # it is the score itself

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvbench.common.text import one_line
+from kvbench.report.measured import four_digits
 from kvbench.store import KeptTokens, Record, RunNumbers, StoredRun, load_run, read_kept
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,8 @@ def _record(record: Record, headline: str) -> list[object]:
         raw["span"],
         tokens if isinstance(tokens, int) else None,
         finish if isinstance(finish, str) else None,
-        _digits(raw["timings"].get("ttft_s")),
-        _digits(raw["timings"].get("tpot_s")),
+        four_digits(raw["timings"].get("ttft_s")),
+        four_digits(raw["timings"].get("tpot_s")),
         scores,
     ]
 
@@ -150,10 +151,6 @@ def _add_map(sample: dict[str, Any], slot: int, kept: KeptTokens) -> None:
     # a token that any head keeps is not 0
     digits = [np.where(share > 0, np.maximum(1, np.round(15 * share)), 0).astype(int) for share in shares]
     sample["records"][slot].append(["".join(f"{digit:x}" for digit in each) for each in digits])
-
-
-def _digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 def _details(run: StoredRun) -> dict[str, object]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvbench.common.text import one_line
 from kvbench.report.difference import Difference
-from kvbench.report.measured import count, mean_score
+from kvbench.report.measured import count, four_digits, mean_score
 from kvbench.report.runs import budget_order, budget_words, groups, is_full_cache, order, setting, table_mark
 from kvbench.report.suite import suite_table
 from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_setting
@@ -163,8 +163,8 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
         "keptShare": _rounded(row["kept_share"], 4),
         "heldShare": _rounded(row["held_share"], 4),
         "heldMiB": _rounded(row["held_mib"], 3),
-        "ttft": _digits(row["ttft_s"]),
-        "tpot": _digits(row["tpot_s"]),
+        "ttft": four_digits(row["ttft_s"]),
+        "tpot": four_digits(row["tpot_s"]),
     }
 
 
@@ -185,10 +185,6 @@ def _points(score: float | None) -> float | None:
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
-
-
-def _digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 # ---- rows, columns and runs ---------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from kvbench.common.kinds import is_integer, is_number
+
 
 @dataclass(frozen=True)
 class SlurmSettings:
@@ -73,13 +75,13 @@ def checked(settings: Mapping[str, Any]) -> SlurmSettings:
         value = values.get(name, lowest)
         if value is None and name in _NULL:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        if not is_integer(value) or value < lowest:
             raise _wrong(name, value, f"must be an integer of at least {lowest}{' or null' * (name in _NULL)}")
     for name in ("mem_gb", "poll_s"):
         value = values.get(name, 1)
         if value is None and name == "mem_gb":
             continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        if not is_number(value) or value <= 0:
             raise _wrong(name, value, "must be a number above 0")
     if not isinstance(values.get("wait", True), bool):
         raise _wrong("wait", values["wait"], "must be true or false")
