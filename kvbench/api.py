@@ -168,8 +168,11 @@ def generate(
     model = unwrapped(model)
     once = remember(lambda name: load_method(name, model))  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]
-    if not asked or max_rows < 1 or max_prompts < 1:
-        raise ValueError("generate needs at least one variant, max_rows=1 and max_prompts=1")
+    if not asked:
+        raise ValueError("variants: give at least one")
+    for name, count in (("max_rows", max_rows), ("max_prompts", max_prompts), ("max_new_tokens", max_new_tokens)):
+        if count < 1:
+            raise ValueError(f"{name}={count}: must be at least 1")
     stops = _eos_ids(model) if stop_ids is None else frozenset(stop_ids)
     rendered = [_as_prompt(p, tokenizer, stops, number) for number, p in enumerate(_each_prompt(prompts))]
     plan = checked_plan(model)

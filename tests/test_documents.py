@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_commands_and_overrides_are_taken(file: str, folder: Path, monkeypatch: 
 
 def test_readme_counts_the_methods() -> None:
     assert f"**Methods:** {len(options('method'))}, from" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_page_is_linked_from_the_list_of_pages() -> None:
+    docs = ROOT / "docs"
+    listed = set(re.findall(r"\]\(([\w/]+\.md)\)", (docs / "README.md").read_text(encoding="utf-8")))
+    pages = {str(page.relative_to(docs)) for page in docs.glob("**/*.md")}
+    decisions = {name for name in pages if name.startswith("adr/0")}  # listed in adr/README.md
+    assert listed == pages - decisions - {"README.md"}
 
 
 def test_enough_is_found() -> None:

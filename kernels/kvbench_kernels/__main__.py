@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "build",
         help="compile the kernels",
         description="Compile the kernels with nvcc, or those for CPUs with g++, even if that failed before.",
+        epilog="examples:\n  kvbench kernels build --cpu\n  kvbench kernels build --arch sm_90",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--cpu", action="store_true", help="compile the kernels for this CPU, with g++")
     command.add_argument(
@@ -96,7 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--force", action="store_true", help="compile even if the cache has the kernels")
     command.set_defaults(run=_build)
-    command = commands.add_parser("list", help="which backends can run here, and why the others cannot")
+    command = commands.add_parser(
+        "list",
+        help="which backends can run here, and why the others cannot",
+        description="List the backends that can run here, and why the others cannot.",
+        epilog="examples:\n  kvbench kernels list\n  kvbench kernels list --device cpu --dtype float32 --head-dim 64",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     command.add_argument("--dtype", default="bfloat16", help="dtype of the model (default: bfloat16)")
     command.add_argument(
@@ -107,11 +115,17 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="compare every op with the reference in double precision",
         description="Compare every op with the reference in double precision: the kernels on a GPU, torch on a CPU.",
+        epilog="examples:\n  kvbench kernels check\n  kvbench kernels check --op ragged_decode --emulated",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     command.add_argument("--emulated", action="store_true", help="run the kernels on the CPU, compiled by g++; slow")
     command.add_argument(
-        "--op", action="append", choices=sorted(ops.SCHEMAS), help="check only this op; may be repeated"
+        "--op",
+        action="append",
+        metavar="OP",
+        choices=sorted(ops.SCHEMAS),
+        help=f"check only this op; may be repeated: {', '.join(sorted(ops.SCHEMAS))}",
     )
     command.add_argument("--seed", type=int, help="seed of the inputs (default: a new one each time)")
     command.set_defaults(run=_check)

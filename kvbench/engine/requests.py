@@ -22,8 +22,12 @@ Answer = tuple[Request, list[Generation]]
 
 def check_request(request: Request, question: str) -> None:
     """Raise ValueError for a request that no model could answer."""
-    if not request.rows or request.max_new_tokens < 1 or not all(prompt.ids for prompt in request.prompts):
-        raise ValueError("generate needs at least one variant, one prompt token and max_new_tokens=1")
+    if not request.rows:
+        raise ValueError("variants: give at least one")
+    if request.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={request.max_new_tokens}: must be at least 1")
+    if not all(prompt.ids for prompt in request.prompts):
+        raise ValueError("prompts: one has no tokens")
     for prompt in request.prompts:
         if question == "agnostic" and not 0 < prompt.context_len < len(prompt.ids):
             raise ValueError("question=agnostic: the prompt needs a context and a question, see kvbench.prompts.render")

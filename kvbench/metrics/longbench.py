@@ -120,7 +120,7 @@ def metric_of(dataset: str) -> str:
     if base in METRIC_OF and (dataset == base or base in IN_LONGBENCH_E):
         return METRIC_OF[base]
     known = [*METRIC_OF, *(f"{name}_e" for name in IN_LONGBENCH_E)]
-    raise ValueError(f"benchmark.dataset={dataset}: LongBench has no such dataset.{_did_you_mean(dataset, known)}")
+    raise ValueError(f"dataset={dataset}: LongBench has no such dataset.{_did_you_mean(dataset, known)}")
 
 
 def check_switches(**switches: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from kvbench.common.command import Parser, command, log_messages, say
@@ -29,7 +30,10 @@ examples:
   kvbench profile model=shape/llama31_8b method=ada_snapkv budget=1024 profile.context=32736 \\
       profile.pool=32k,64k,128k,256k,512k profile.max_rows=512       tokens/s by size of the KV pool, and crossovers
   kvbench profile model=shape/llama31_8b model.layers=2    two of its layers, for a quick look
-shapes: {shapes}
+
+shapes:
+{shapes}
+
 
 results: <paths.outputs>/profile/<model>-<device>-<hash>/ with cells.jsonl, table.md, table.csv, table.json and
 latency_memory.png (pool.png with profile.pool). The same command again measures only what is missing. Other settings,
@@ -69,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     text = (conf_dir() / "profile.yaml").read_text(encoding="utf-8")
     settings = "".join(f"  {line}\n" for line in text.splitlines() if not line.startswith("#"))
-    shapes = ", ".join(f"shape/{path.stem}" for path in sorted((conf_dir() / "model" / "shape").glob("*.yaml")))
+    names = ", ".join(f"shape/{path.stem}" for path in sorted((conf_dir() / "model" / "shape").glob("*.yaml")))
+    shapes = textwrap.fill(names, 110, initial_indent="  ", subsequent_indent="  ")
     parser = Parser(
         prog="kvbench profile",
         description="Time and memory of methods against the full cache, over context, budget, batch and kernel.",

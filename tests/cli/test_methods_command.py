@@ -47,6 +47,7 @@ def test_a_description_says_what_the_method_is(name: str) -> None:
     assert known.gist.count("(") == known.gist.count(")") and "arXiv" not in known.gist
     assert 10 < len(known.gist) <= 240 and known.gist.endswith(tuple("abcdefghijklmnopqrstuvwxyz)"))
     assert known.paper
+    assert [dial.name for dial in known.dials if not dial.help] == [], "a comment next to a dial says what it means"
 
 
 def test_the_list_is_one_screen_with_a_line_for_each_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from kvbench.config.schema import NODES, Config
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [[verb] for verb in VERBS] + [["report", word] for word in ("diff", "power", "parity")]
+OF_KERNELS = [["kernels", word] for word in ("build", "list", "check")]  # their mistakes name kvbench kernels --help
 
 
 def test_the_first_screen_is_the_overview_and_computes_nothing(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_help_is_the_first_screen(word: str, capsys: pytest.CaptureFixture[str])
     assert answer([word], capsys) == (0, overview() + "\n", "")
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", [*COMMANDS, *OF_KERNELS], ids=" ".join)
 def test_every_command_has_a_help_with_examples(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, text, errors = answer([*words, "--help"], capsys)
     assert (status, errors) == (0, "")

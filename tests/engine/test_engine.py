@@ -204,8 +204,11 @@ def test_agnostic_compresses_the_context_alone(tiny: Tiny) -> None:
 def test_impossible_budget_is_an_error(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match=r"budget=0\.1 \(of 290 tokens: 29\).*method\.window=32"):
         generate(tiny, [prompt(290)], [("snapkv", 0.1)])
-    with pytest.raises(ValueError, match="at least one variant"):
+    with pytest.raises(ValueError, match="variants: give at least one"):
         generate(tiny, [prompt(290)], [])
+    for name in ("max_rows", "max_prompts", "max_new_tokens"):
+        with pytest.raises(ValueError, match=f"^{name}=0: must be at least 1$"):
+            generate(tiny, [prompt(290)], [("fullkv", None)], **{name: 0})
     with pytest.raises(ValueError, match="engine.cache=paged"):
         generate(tiny, [prompt(290)], [("fullkv", None)], cache="paged")
     with pytest.raises(ValueError, match="budget=16: fullkv keeps every token"):

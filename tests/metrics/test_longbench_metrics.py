@@ -217,10 +217,10 @@ NO_DATASET = "LongBench has no such dataset."
 @pytest.mark.parametrize(
     ("dataset", "answer", "switches", "message"),
     [
-        ("quasper", "x", {}, f"benchmark.dataset=quasper: {NO_DATASET} Did you mean 'qasper'?"),
-        ("musique_e", "x", {}, f"benchmark.dataset=musique_e: {NO_DATASET} Did you mean 'musique'?"),
-        ("lcc_e_e", "x", {}, f"benchmark.dataset=lcc_e_e: {NO_DATASET} Did you mean 'lcc_e'?"),
-        ("zzz", "x", {}, f"benchmark.dataset=zzz: {NO_DATASET} Known: {', '.join(METRIC_OF)}, qasper_e, "),
+        ("quasper", "x", {}, f"dataset=quasper: {NO_DATASET} Did you mean 'qasper'?"),
+        ("musique_e", "x", {}, f"dataset=musique_e: {NO_DATASET} Did you mean 'musique'?"),
+        ("lcc_e_e", "x", {}, f"dataset=lcc_e_e: {NO_DATASET} Did you mean 'lcc_e'?"),
+        ("zzz", "x", {}, f"dataset=zzz: {NO_DATASET} Known: {', '.join(METRIC_OF)}, qasper_e, "),
         ("lcc", "x", {"backend": "indel"}, "benchmark.backend=indel: the metrics have no such switch. Did you mean "),
         ("lcc", "x", {"code_backend": "fuzz"}, "benchmark.code_backend=fuzz: choose difflib or indel"),
         ("qmsum", "x", {"recursion_limit": "on"}, "benchmark.recursion_limit=on: choose off or emulate"),

@@ -1,4 +1,4 @@
-"""The tables of docs/study.md say what the committed results of the study say."""
+"""The tables and sentences of docs/study.md say what the committed results of the study say."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from kvbench.report.bytes_axis import on_front
 
 DOCS = Path(__file__).parents[2] / "docs"
 BUDGETS = ("0.1", "0.2", "0.4")
@@ -93,3 +95,68 @@ def test_tables_are_those_of_the_results(half):
     for table, column in ((budgeted, 3), (others, 1)):
         scores = [float(row[column].strip("°")) for row in table]
         assert scores == sorted(scores, reverse=True), "the best method stands first"
+
+
+def points(half: str, method: str, budget: str) -> float:
+    """Return the average score of a method under a budget, × 100, as the page rounds it."""
+    return round(100 * averages(half)[method, budget].score, 1)
+
+
+def sentences(page: str) -> str:
+    """Return the words of a page with single spaces."""
+    return " ".join((DOCS / page).read_text(encoding="utf-8").split())
+
+
+def test_what_study_says_of_the_front_of_bytes():
+    for half, alone in (("aware", True), ("agnostic", False)):
+        mean = {name: average for name, average in averages(half).items() if average.samples == 52}  # all tasks
+        on = on_front([a.bytes for a in mean.values()], [a.score for a in mean.values()])
+        assert ({name[0] for name, is_on in zip(mean, on, strict=True) if is_on} == {"kvzip"}) is alone
+    assert "In this half it is alone on the front of bytes." in sentences("study.md")
+
+
+def test_what_study_says_of_pyramids():
+    above = {
+        (half, base, budget)
+        for half in ("aware", "agnostic")
+        for base in ("snapkv", "ada_snapkv")
+        for budget in BUDGETS
+        if points(half, base.replace("snapkv", "pyramidkv"), budget) > points(half, base, budget)
+    }
+    assert above and {half for half, _, _ in above} == {"agnostic"}
+    assert "With the question known, PyramidKV is never above SnapKV" in sentences("study.md")
+
+
+def test_what_study_says_of_single_tokens():
+    ranked = ("h2o", "h2o_decode", "h2o_streaming", "cam", "cam_decode", "csp", "elastic_cache", "elastic_cache_decode")
+    ranked += ("prefixkv", "prefixkv_decode", "prefixkv_offline")
+    assert max(points("aware", method, "0.4") for method in ranked) == 19.0
+    for budget in ("0.2", "0.4"):
+        assert points("aware", "streaming_llm", budget) > max(points("aware", method, budget) for method in ranked)
+    assert points("aware", "tova", "0.4") == 23.3 and points("aware", "kvzip", "0.4") > points(
+        "aware", "fullkv", "full"
+    )
+    words = sentences("study.md")
+    assert (
+        "keep at most 19 points of 51 at 40 %" in words and "TOVA does it and keeps 23 points, KVzip does it" in words
+    )
+    for method in ("h2o_streaming", "h2o_decode"):
+        assert f"(`{method}`, {points('aware', method, '0.4')})" in words
+
+
+def test_study_names_the_pooling_that_is_not_the_papers():
+    with (DOCS / "study" / "ruler_1k-1024-aware.csv").open() as file:
+        pooled = {size for row in csv.DictReader(file) for size in re.findall(r"kernel_size=\d+", row["dials"])}
+    assert len(pooled) == 1 and f"`{pooled.pop()}`, not the papers' 7" in sentences("study.md")
+
+
+def test_the_page_about_windowkv_quotes_the_study():
+    full, window, snap = (
+        [f"{points('aware', method, budget)}" for budget in budgets]
+        for method, budgets in (("fullkv", ["full"]), ("windowkv", BUDGETS), ("snapkv", BUDGETS))
+    )
+    told = (
+        f"the full cache scores {full[0]} points, WindowKV {window[0]}, {window[1]} and {window[2]} at 10, 20 and 40 "
+        f"%, SnapKV {snap[0]}, {snap[1]} and {snap[2]} (both at 10 % without `niah_multiquery`)."
+    )
+    assert told in sentences("methods/windowkv.md")

@@ -15,8 +15,8 @@ class Pyramid(Layers):
 
     PyramidKV (Cai et al. 2024, arXiv 2406.02069). The end points are the reference's: the last layer selects
     `base // beta`, the first as much above `base` as the last is below, clipped to the tokens that exist.
-    `exact` takes the real-valued steps between them and rounds by largest remainder; `reference` floors the step,
-    which adds up to 15 % to the total.
+    `exact` takes the real-valued steps between them and rounds by largest remainder; `reference` floors the step, which
+    adds to the total: with 8,000 tokens, 1.4 % at 32 layers and a budget of 256, 27 % at 80 layers and 128.
 
     Args:
         beta: steepness, at least 1; the last layer selects 1 / beta of the average.
