@@ -41,11 +41,17 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _SeenLayer(CacheLayerMixin):
-    """A layer that counts tokens and passes keys and values on to the attention function."""
+    """A layer that counts tokens and passes keys and values on to the attention function.
+
+    Attributes:
+        seen: tokens of the prompt and after it.
+        is_called: a call of the model inside the block is running; otherwise no attention of ours would read the cache.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0
+        self.is_called = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
@@ -53,6 +59,8 @@ class _SeenLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
+        if not self.is_called:
+            raise ValueError("a cache of kvbench.compressed works in calls of its model inside the block alone")
         self.seen += key_states.shape[-2]
         return key_states, value_states
 
@@ -75,10 +83,11 @@ class CompressedCache(Cache):
 
     Attributes:
         prompt_T: ids of the prompt.
+        is_answering: a token has followed the prompt.
     """
 
     def __init__(self, caches: LayerCaches, prompt_T: Tensor) -> None:
-        self.prompt_T = prompt_T
+        self.prompt_T, self.is_answering = prompt_T, False
         super().__init__(layers=[_SeenLayer() for _ in range(len(caches.plan.full) + len(caches.plan.local))])
         self.caches = caches
 
@@ -91,6 +100,14 @@ class CompressedCache(Cache):
     def kept(self) -> list[list[int]]:
         """Stored tokens per compressed layer and KV head."""
         return self.kv.lengths(0)
+
+    def called(self, is_called: bool) -> None:
+        """Let the model's layers use the cache, or no longer."""
+        for layer in self.layers:
+            layer.is_called = is_called
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise ValueError("a cache of kvbench.compressed cannot be copied; give kvbench.generate all questions at once")
 
     def crop(self, *args: object, **kwargs: object) -> NoReturn:
         """Raise ValueError: assisted and prompt-lookup decoding take tokens back."""
@@ -162,6 +179,7 @@ class Compressed:
             self._replaced = past
             self.cache, attention = self._start(ids_BT)
         self._attention = attention
+        self.cache.called(True)
         attention.begin(ids_BT)
         return args, {**kwargs, self._keyword: self.cache, "kvbench": attention}
 
@@ -173,6 +191,7 @@ class Compressed:
         if kwargs.get("kvbench") is not self._attention:
             return
         self._attention.finish()
+        self.cache.called(False)
         if self.cache.get_seq_length() != self._expected:
             raise ValueError(
                 f"kvbench.compressed: {type(self._model).__name__} of transformers {transformers.__version__} did not "
@@ -181,6 +200,11 @@ class Compressed:
 
     def _start(self, ids_BT: Tensor) -> tuple[CompressedCache, AttentionPass]:
         self._expected = ids_BT.shape[1]
+        if self._expected == 1 and self._variant.budget is not None:
+            raise ValueError(
+                "kvbench.compressed compresses a prompt after the first call, and this one has a single token; "
+                "give the whole prompt in one call, without prefill_chunk_size"
+            )
         self._refuse(self._limits.length_error(self._expected, 0))
         self._refuse(self._dropped(ids_BT[0]))
         ids = ids_BT[0].tolist()
@@ -204,13 +228,21 @@ class Compressed:
         return cache, self._prefill
 
     def close(self) -> None:
-        """Remove what a failed prefill may have left on the model."""
+        """Remove what a failed call may have left on the model and on the cache."""
+        if self.cache is not None:
+            self.cache.called(False)
         if self._prefill is not None:
             self._prefill.close()
 
     def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
         self._expected = cache.get_seq_length() + ids_BT.shape[1]
         self._refuse(self._length_error(cache, self._expected))
+        if ids_BT.shape[1] > 1 and not cache.is_answering:
+            raise ValueError(
+                "kvbench.compressed compresses a prompt after the first call, and the second one has "
+                f"{ids_BT.shape[1]} more tokens of it; give the whole prompt in one call, without prefill_chunk_size"
+            )
+        cache.is_answering = True
         return ContinuePass(cache.caches, [0], ids_BT.tolist())
 
     def _dropped(self, ids_T: Tensor) -> str | None:

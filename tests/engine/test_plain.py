@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +128,47 @@ def test_one_cache_for_two_generate_calls_is_refused(tiny: Tiny) -> None:
             answer(chat, cache)
         second = answer(chat)
     assert second[len(chat) :] == generate(tiny, [chat], [("snapkv", 40)], max_new_tokens=4)[0][0].token_ids
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 50, 100])
+def test_a_prompt_in_pieces_is_refused(tiny: Tiny, chunk: int) -> None:
+    """The first piece alone would be compressed, and the budget be that of a piece."""
+    tokens = torch.tensor([prompt(300)])
+    settings = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 4, "do_sample": False}
+    refused = r"compresses a prompt after the first call.*without prefill_chunk_size"
+    with kvbench.compressed(tiny[0], "snapkv", 70) as handle:
+        with pytest.raises(ValueError, match=refused):
+            tiny[0].generate(tokens, prefill_chunk_size=chunk, **settings)
+        cache = DynamicCache()
+        with pytest.raises(ValueError, match=refused):
+            for piece in tokens.split(chunk, 1):
+                tiny[0](piece, past_key_values=cache)
+        tiny[0].generate(tokens, **settings, eos_token_id=None)
+        assert handle.cache is not None and handle.cache.kept[0] == [70 + 3] * 2
+
+
+def test_several_tokens_after_an_answer_are_a_turn(tiny: Tiny) -> None:
+    cache, ids = DynamicCache(), torch.tensor([prompt(100)])
+    with kvbench.compressed(tiny[0], "snapkv", 70) as handle:
+        for part in (ids, ids[:, :1], ids[:, :20]):
+            tiny[0](part, past_key_values=cache)
+        assert handle.cache is not None and handle.cache.kept[0] == [70 + 21] * 2
+
+
+def test_a_cache_works_in_its_block_alone(tiny: Tiny) -> None:
+    """Elsewhere the model would attend to its newest tokens alone."""
+    model, ids = tiny[0], torch.tensor([prompt(100)])
+    with kvbench.compressed(model, "snapkv", 70):
+        cache = model(ids).past_key_values
+        with pytest.raises(ValueError, match="cannot be copied"):
+            copy.deepcopy(cache)
+        model(ids[:, :1], past_key_values=cache)
+    for part in (ids[:, :1], ids[:, :5]):
+        with pytest.raises(ValueError, match="inside the block alone"):
+            model(part, past_key_values=cache)
+    with kvbench.compressed(model, "snapkv", 70):
+        model(ids)
+        model(ids[:, :1], past_key_values=cache)  # a second block of the same model is as good as the first
 
 
 class Wrapper(nn.Module):
