@@ -88,7 +88,8 @@ class CompressedCache(Cache):
 
     def __init__(self, caches: LayerCaches, prompt_T: Tensor) -> None:
         self.prompt_T, self.is_answering = prompt_T, False
-        super().__init__(layers=[_SeenLayer() for _ in range(len(caches.plan.full) + len(caches.plan.local))])
+        self._seen = [_SeenLayer() for _ in range(len(caches.plan.full) + len(caches.plan.local))]
+        super().__init__(layers=self._seen)
         self.caches = caches
 
     @property
@@ -103,7 +104,7 @@ class CompressedCache(Cache):
 
     def called(self, is_called: bool) -> None:
         """Let the model's layers use the cache, or no longer."""
-        for layer in self.layers:
+        for layer in self._seen:
             layer.is_called = is_called
 
     def __deepcopy__(self, memo: object) -> NoReturn:
