@@ -89,7 +89,7 @@ class CompressedCache(Cache):
     def __init__(self, caches: LayerCaches, prompt_T: Tensor) -> None:
         self.prompt_T, self.is_answering = prompt_T, False
         self._seen = [_SeenLayer() for _ in range(len(caches.plan.full) + len(caches.plan.local))]
-        super().__init__(layers=self._seen)
+        super().__init__(layers=[*self._seen])
         self.caches = caches
 
     @property
