@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANEL = (4.6, 2.9)  # inches
-_TITLES = {"tokens_per_s": "Decode steps (tokens/s)", "request_tokens_per_s": "Whole requests (tokens/s)"}
+_TITLES = {"tokens_per_s": "Decoding (tokens/s)", "request_tokens_per_s": "Whole requests (tokens/s)"}
 _CONSTRAINED, _UNCONSTRAINED = "full cache, same pool", "full cache, all memory"
 
 Row = Mapping[str, Any]

@@ -99,7 +99,7 @@ def write(folder: Path, setting: Mapping[str, Any], records: Sequence[CellRecord
 def heading(setting: Mapping[str, Any]) -> str:
     """Return model and device in words."""
     device = setting["device"]
-    threads = f", {device['threads']} thread(s)" if device["type"] == "cpu" else ""
+    threads = f", {device['threads']} thread{'s' if device['threads'] != 1 else ''}" if device["type"] == "cpu" else ""
     return f"{setting['model']['name']}, {setting['model']['dtype']} on {device['name']}{threads}"
 
 

@@ -54,7 +54,7 @@ def test_a_sweep_is_measured_recorded_shown_and_never_measured_again(
         assert record["peak_bytes"] >= record["base_bytes"] and record["memory"] == "resident in the process"
         assert record["kernel"] == "torch" and record["device"]["type"] == "cpu" and record["versions"]["torch"]
     printed = capsys.readouterr().out
-    assert printed.count("| ada_snapkv |") == 8 and "×full" in printed and "1 thread(s)" in printed
+    assert printed.count("| ada_snapkv |") == 8 and "×full" in printed and ", 1 thread\n" in printed
     (folder,) = tmp_path.glob("profile/tiny-cpu-*")
     shown = json.loads((folder / "table.json").read_text())["rows"]
     assert [row["speedup"] for row in shown if row["name"] == "fullkv"] == [1] * 4

@@ -21,9 +21,10 @@ from kvbench.report.figures.kept_heads import head_shares, kept_heads
 from kvbench.report.figures.kept_text import answer_tokens, kept_text
 from kvbench.report.figures.needle import heatmap, heatmaps
 from kvbench.report.figures.needle_grid import grid, wilson
+from kvbench.report.figures.palette import line_styles
 from kvbench.report.figures.points import points_of
 from kvbench.report.figures.shown import Shown
-from kvbench.report.figures.tradeoff import front, tradeoff
+from kvbench.report.figures.tradeoff import front, size_ticks, tradeoff
 from kvbench.store import numbers_of
 from tests.helpers.fake_runs import FakeRun, make_run, store_run
 
@@ -106,6 +107,84 @@ def test_more_methods_than_bands_get_a_panel_each(tmp_path: Path) -> None:
     few = points_of(study()[:3])
     assert [path.name for path in curve(few, "needle", "", tmp_path / "few.png")] == ["few.png"]
     assert tradeoff(points_of(study()[:1]), "needle", "", tmp_path / "x.png") == []
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are drawn, in place of their files."""
+    seen: list[Any] = []
+    monkeypatch.setattr("kvbench.report.figures.figure.save", lambda picture, path, stamp: seen.append(picture) or path)
+    return seen
+
+
+def colours(picture: Any) -> dict[str, str]:
+    lines = [line for axes in picture.axes for line in axes.lines]
+    return {line.get_label(): line.get_color() for line in lines if not line.get_label().startswith("_")}
+
+
+def test_a_method_has_one_colour_in_all_figures_of_a_table(pictures: list[Any], tmp_path: Path) -> None:
+    runs = [make_run("kivi", "full", 0.5), make_run("ada", "0.1", 0.5), make_run("zeta", "0.1", 0.5)]
+    points = points_of([*runs, make_run("ada", "0.2", 0.5), make_run("fullkv", "full", 1.0)])
+    curve(points, "needle", "", tmp_path / "budgets.png")
+    tradeoff(points, "needle", "", tmp_path / "bytes.png")
+    by_budget, by_bytes = map(colours, pictures)
+    assert {"ada", "zeta", "kivi"} <= set(by_bytes) and len({by_bytes[name] for name in ("ada", "zeta", "kivi")}) == 3
+    assert all(by_budget[name] == by_bytes[name] for name in ("ada", "zeta"))
+
+
+def test_of_many_methods_those_shown_have_colours_of_their_own() -> None:
+    methods = [f"m{place:02d}" for place in range(40)]
+    shown = line_styles(methods, ["m31", "m01", "m11", "m21"])
+    assert shown["m01"] == line_styles(methods)["m01"]
+    assert len({style["color"] for style in shown.values()}) == 4
+
+
+def test_only_points_of_equal_bytes_are_moved_and_the_front_goes_through_them(
+    pictures: list[Any], tmp_path: Path
+) -> None:
+    runs = [make_run("fullkv", "full", 1.0), make_run("ada", "0.1", 0.5), make_run("snapkv", "0.1", 0.5)]
+    points = points_of([*runs, make_run("snapkv", "0.4", 0.75)])
+    tradeoff(points, "needle", "", tmp_path / "bytes.png")
+    (axes,) = pictures[0].axes
+    drawn = [(line.get_label(), x, y) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)]
+    at = {name: sorted(x for label, x, _ in drawn if label == name) for name in ("ada", "snapkv", "fullkv")}
+    share = {(point.method, point.budget): point.held_share for point in points.points}
+    assert at["ada"][0] < share["ada", "0.1"] < at["snapkv"][0] and at["snapkv"][1] == share["snapkv", "0.4"]
+    corners = {(x, y) for label, x, y in drawn if label == "front"}
+    assert corners == {(x, y) for label, x, y in drawn if label in at}
+
+
+def test_a_picture_of_runs_that_all_score_0_has_the_range_of_the_score_and_no_front(
+    pictures: list[Any], tmp_path: Path
+) -> None:
+    """As a tiny model's: there is a size and a score for each row, and the smallest one is the whole front."""
+    runs = [make_run("fullkv", "full", 0.0), make_run("ada", "0.12", 0.0), make_run("snapkv", "0.19", 0.0)]
+    tradeoff(points_of(runs), "needle", "", tmp_path / "bytes.png")
+    curve(points_of([*runs, make_run("ada", "0.2", 0.0)]), "needle", "", tmp_path / "budgets.png")
+    for picture in pictures:
+        low, high = picture.axes[0].get_ylim()
+        assert -0.1 < low <= 0 and high == pytest.approx(1.05)
+    axes = pictures[0].axes[0]
+    assert "front" not in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(axes.get_xticks()) > 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(9, 115), (10.8, 21.9), (24, 26.4), (0.4, 120)])
+def test_an_axis_of_bytes_has_round_ticks(low: float, high: float) -> None:
+    ticks = size_ticks(low, high)
+    assert len(ticks) > 2 and low <= min(ticks) and max(ticks) <= high
+    assert (low, high) != (9, 115) or ticks == [10, 20, 40, 100]
+
+
+def test_pictures_say_how_many_rows_they_leave_out(pictures: list[Any], tmp_path: Path) -> None:
+    points = replace(points_of(study()), left_out=6)
+    tradeoff(points, "ruler", "", tmp_path / "bytes.png")
+    curve(points, "ruler", "", tmp_path / "budgets.png")
+    bars(points, "ruler", "", tmp_path / "costs.png")
+    assert len(pictures) == 4
+    for picture in pictures:
+        texts = [text.get_text() for part in (picture, *picture.axes) for text in part.texts]
+        assert any("6 rows are not shown" in text for text in texts)
 
 
 def test_shares_of_heads_are_means_over_samples() -> None:

@@ -20,6 +20,8 @@ def bars(points: Points, heading: str, details: str, path: Path) -> list[Path]:
     """Write memory and times of each method and budget as PNG and PDF, and return the paths of the PNGs."""
     if not points.points:
         return []
+    heading = f"Memory and latency: {heading}"
+    details = "; ".join(filter(None, [details, points.missing]))
     fitting = int((TALL - 1.2) / _ROW)
     written = []
     for number, first in enumerate(range(0, len(points.points), fitting)):

@@ -34,6 +34,7 @@ def curve(points: Points, heading: str, details: str, path: Path) -> list[Path]:
     Tokens, shares of tokens and shares of bytes have no common axis: each kind has its own panel or figure. `details`
     stand below the heading.
     """
+    heading = f"Score against budget: {heading}"
     kinds = _kinds(points.points)
     if max((len({point.budget for point in inside}) for inside in kinds.values()), default=0) < 2:
         return []
@@ -77,7 +78,7 @@ def _together(
         return path
     picture = figure.new(DOUBLE, 2.9)
     grid = picture.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    styles = line_styles(methods)
+    styles = line_styles(points.methods, methods)
     has_bands = len(methods) <= _BANDS
     moved = dict(zip(methods, apart(len(methods)), strict=True))
     for axes, (kind, inside) in zip(grid, kinds.items(), strict=True):
@@ -185,8 +186,8 @@ def _dress(axes: Axes, kind: Kind, inside: Sequence[Point], points: Points) -> N
     axes.set_xticks(values, [f"{value:.0f}" if kind == 3 else f"{100 * value:.3g}" for value in values])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(_KINDS[kind])
-    if points.top is not None and max(point.high for point in points.points) > 0.5 * points.top:
-        axes.set_ylim(-0.03 * points.top, 1.05 * points.top)
+    if points.limits is not None:
+        axes.set_ylim(points.limits)
     axes.grid(axis="y")
     axes.spines["left"].set_color(LINE)
 
@@ -197,6 +198,4 @@ def _headings(axes: Axes, heading: str, text: str) -> None:
 
 
 def _left_out(points: Points) -> str:
-    if not points.left_out:
-        return ""
-    return f"; {points.left_out} row{'s' if points.left_out > 1 else ''} left out, as datasets are missing"
+    return f"; {points.missing}" if points.missing else ""

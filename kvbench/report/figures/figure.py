@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SINGLE, DOUBLE, TALL = 3.3, 6.9, 9.0  # inches: the width of one column and of two, and the height of a page
 INK, FAINT, LINE = "#262626", "#6E6E6E", "#B4B4B4"
 TITLE, LABEL, TICK = 8.0, 7.5, 6.5  # points
-_DRAWING, _STAMP = 3, "kvbench-shows"  # raise the number when figures should be drawn again
+_DRAWING, _STAMP = 4, "kvbench-shows"  # raise the number when figures should be drawn again
 _with_pdf: ContextVar[bool] = ContextVar("with_pdf", default=True)
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a dollar sign in a stored name does not begin a formula

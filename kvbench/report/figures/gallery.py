@@ -121,8 +121,9 @@ PICTURES = (
         "bytes.",
         "ruler",
         "Score against bytes",
-        "Eviction and quantisation on one axis: what keys and values take after compression. The front joins the "
-        "methods that no other beats in as few bytes.",
+        "Eviction and quantisation on one axis: what is held after compression, keys and values and what a store or a "
+        "decode policy must know of each token. The front joins the methods that no other beats in as few bytes. A "
+        "method whose samples do not differ has no bar.",
     ),
     Picture(
         "costs",
@@ -130,7 +131,7 @@ PICTURES = (
         "costs.",
         "needle",
         "Memory and latency",
-        "Bytes of keys and values, time to the first token by its parts, time per output token.",
+        "Bytes that are held, time to the first token by its parts, time per output token.",
     ),
     Picture(
         "kept_heads",
@@ -139,7 +140,8 @@ PICTURES = (
         "needle",
         "Kept tokens by layer and head",
         "How methods spread the same budget, as measured: SnapKV alike over all heads, PyramidKV less from layer to "
-        "layer, Ada-SnapKV by head. Bars are the means of the layers.",
+        "layer, Ada-SnapKV by head. Grey bars are the means of the "
+        "layers, each panel with a scale of its own; the dotted line is the mean of all layers.",
     ),
     Picture(
         "kept_text",

@@ -54,6 +54,7 @@ def kept_heads(shares: Mapping[str, NDArray[np.float64]], heading: str, details:
     """
     if not shares:
         return []
+    heading = f"Kept tokens by layer and KV head: {heading}"
     names = list(shares)
     layers = max(len(table) for table in shares.values())
     tall = min(2.6, max(1.0, 0.05 * layers))
@@ -84,7 +85,8 @@ def _page(shares: Mapping[str, NDArray[np.float64]], heading: str, details: str,
     bar.set_label("Kept tokens (% of the prompt)")
     bar.outline.set_visible(False)
     picture.suptitle(f"{heading}\n", x=0.01, ha="left", fontsize=9, fontweight="bold")
-    text = "; ".join(filter(None, [details, "bars: mean of the layer, to the panel's own largest"]))
+    note = "bars: mean of each layer, scaled in each panel; dotted: mean of all layers"
+    text = "; ".join(filter(None, [details, note]))
     picture.text(0.01, 1 - 0.2 / picture.get_figheight(), text, fontsize=TICK, color=FAINT, va="top")
     picture.supxlabel("KV head, and mean of the layer", fontsize=figure.LABEL)
     picture.supylabel("Layer", fontsize=figure.LABEL)

@@ -36,6 +36,7 @@ def kept_text(kept: KeptTokens, heading: str, details: str, path: Path, answers:
 
     Returns the path of the PNG.
     """
+    heading = f"Kept tokens over the text: {heading}"
     shares = kept.mask_LUT.mean((0, 1))
     by_layer = kept.mask_LUT.mean(1)
     marked = answer_tokens(kept.tokens, answers)
@@ -61,7 +62,7 @@ def kept_text(kept: KeptTokens, heading: str, details: str, path: Path, answers:
     scale.outline.set_visible(False)
     picture.text(0.06 / DOUBLE, 1 - 0.06 / total, heading, fontsize=9, fontweight="bold", va="top")
     span = "" if len(placed) == len(kept.tokens) else f"; tokens {first} to {placed[-1][0]} of {len(kept.tokens)}"
-    frame = "; frame: the answer" if marked else ""
+    frame = "; frame and marks: the answer" if marked else ""
     note = f"{details}; the darker, the more heads of all layers keep a token{frame}{span}"
     picture.text(0.06 / DOUBLE, 1 - 0.24 / total, note, fontsize=TICK, color=FAINT, va="top")
     return figure.save(picture, path, stamp)

@@ -122,9 +122,8 @@ def heatmaps(
             is_lowest = row + 1 == first + fitting or (row + 1, column) not in places
             axes.tick_params(labelbottom=is_lowest, labelleft=(row, column - 1) not in places)
         label = runs[0].manifest["label"]
-        picture.text(
-            left / total_x, 1 - 0.06 / total_y, f"{label['benchmark']}, {label['model']}", va="top", fontsize=9
-        )
+        title = f"{one_line(metric)} by length and depth: {label['benchmark']}, {label['model']}"
+        picture.text(left / total_x, 1 - 0.06 / total_y, title[:1].upper() + title[1:], va="top", fontsize=9)
         middle = (bottom + total_y - top) / 2 / total_y
         picture.text(0.06 / total_x, middle, _DEPTH, rotation=90, va="center")
         picture.text((left + total_x - right) / 2 / total_x, 0.05 / total_y, _LENGTH, ha="center")

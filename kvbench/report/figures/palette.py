@@ -53,13 +53,24 @@ def ink_on(colour: Sequence[float]) -> str:
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.2 else "white"
 
 
-def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return colour, marker and dashes of each method, in this order."""
-    return {
-        method: {
+def line_styles(methods: Sequence[str], shown: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return colour, marker and dashes of the methods `shown` (default: all) of a table.
+
+    A method has the style of its place in `methods`, so that it looks the same in all figures of a table. Of the
+    methods after the tenth, those that are shown have colours that no other shown one has, as far as there are any.
+    """
+    places = {method: place for place, method in enumerate(dict.fromkeys(methods))}
+    chosen = list(places) if shown is None else sorted(set(shown), key=places.__getitem__)
+    taken: set[int] = set()
+    styles = {}
+    for method in chosen:
+        place = places[method]
+        free = (other for other in range(len(COLOURS)) if other not in taken)
+        place = place if shown is None or place < len(COLOURS) else next(free, place)
+        taken.add(place)
+        styles[method] = {
             "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[place % len(MARKERS)],
             "ls": _DASHES[place // len(COLOURS) % len(_DASHES)],
         }
-        for place, method in enumerate(dict.fromkeys(methods))
-    }
+    return styles

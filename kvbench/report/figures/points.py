@@ -62,6 +62,28 @@ class Points:
     top: float | None
     left_out: int = 0
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods other than the full cache, those with a budget first: the order of colours in all figures."""
+        others = [point for point in self.points if not point.is_full_cache]
+        return list(dict.fromkeys(point.method for point in sorted(others, key=lambda point: point.budget == "full")))
+
+    @property
+    def missing(self) -> str:
+        """How many rows are left out, in words; "" if none is."""
+        rows = "row is" if self.left_out == 1 else "rows are"
+        return f"{self.left_out} {rows} not shown, as datasets are missing there" if self.left_out else ""
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The ends of an axis of scores, from 0 to their largest value or the highest interval; None below 0."""
+        if min((point.low for point in self.points), default=0.0) < 0:
+            return None
+        high = max((point.high for point in self.points), default=0.0)
+        if self.top is not None and (high > 0.5 * self.top or high <= 0):
+            high = self.top
+        return (-0.03 * high, 1.05 * high) if high > 0 else None
+
 
 def points_of(
     runs: Sequence[ReadRun | RunNumbers], suite: SuiteTable | None = None, metric: str | None = None
