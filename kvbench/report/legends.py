@@ -34,6 +34,6 @@ TTFT, TPOT: those of the batch that a row ran in.
 """
 )
 FRONT = """\
-Rows are sorted by the bytes that stay resident. front: no row with fewer bytes scores as high, and none with equal bytes
-scores higher (by the scores as they are, not a test).
+Rows are sorted by the bytes that stay resident. front: no row with fewer bytes scores as high, and none with equal
+bytes scores higher (by the scores as they are, not a test).
 """

@@ -146,7 +146,7 @@ def test_rows_are_sorted_by_bytes_with_quantised_and_evicted_ones_together(
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert rows[0][:4] == ["method", "budget", "KV MiB", "front"]
     assert [(row[0], row[3]) for row in rows[1:]] == [("snapkv", "●"), ("kivi", "●"), ("ada", ""), ("fullkv", "●")]
-    assert "front: no row with fewer bytes scores as high, and none with equal bytes" in out
+    assert "front: no row with fewer bytes scores as high, and none with equal\nbytes" in out
 
 
 def test_rows_that_are_equal_in_bytes_and_score_are_on_the_front_together(

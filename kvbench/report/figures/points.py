@@ -70,7 +70,7 @@ class Points:
 
     @property
     def missing(self) -> str:
-        """How many rows are left out, in words; "" if none is."""
+        """A note on the rows that are left out; empty if none is."""
         rows = "row is" if self.left_out == 1 else "rows are"
         return f"{self.left_out} {rows} not shown, as datasets are missing there" if self.left_out else ""
 
