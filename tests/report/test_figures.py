@@ -154,10 +154,10 @@ def test_only_points_of_equal_bytes_are_moved_and_the_front_goes_through_them(
     assert corners == {(x, y) for label, x, y in drawn if label in at}
 
 
-    """Scores of a tiny model: each row has a size and a score, and the smallest row is the whole front."""
+def test_a_picture_of_runs_that_all_score_0_has_the_range_of_the_score_and_no_front(
     pictures: list[Any], tmp_path: Path
 ) -> None:
-    """As a tiny model's: there is a size and a score for each row, and the smallest one is the whole front."""
+    """Scores of a tiny model: each row has a size and a score, and the smallest row is the whole front."""
     runs = [make_run("fullkv", "full", 0.0), make_run("ada", "0.12", 0.0), make_run("snapkv", "0.19", 0.0)]
     tradeoff(points_of(runs), "needle", "", tmp_path / "bytes.png")
     curve(points_of([*runs, make_run("ada", "0.2", 0.0)]), "needle", "", tmp_path / "budgets.png")
