@@ -167,7 +167,7 @@ class LayerBudget:
     def stacked(self) -> Tensor:
         """Return the statistics of all layers on the CPU, [L, ...]. Raises ValueError if a layer's is missing."""
         if self.statistics is None or len(self.statistics) != self.layers:
-            raise ValueError(f"these layer budgets need layer_scores of all {self.layers} layers; see keep_layers")
+            raise ValueError(f"these layer budgets need all {self.layers} layers; use keep_layers")
         return torch.stack([statistic.detach().to("cpu") for statistic in self.statistics])
 
 

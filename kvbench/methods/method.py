@@ -36,7 +36,6 @@ class Method(Composed):
         layer: int = 0,
         num_layers: int = 1,
         scaling: float | None = None,
-        layer_scores: Sequence[Tensor] | None = None,
         kernels: Kernels | None = None,
         model: ModelView | None = None,
         token_ids: Tensor | None = None,
@@ -55,8 +54,6 @@ class Method(Composed):
                 averaged over layers and heads.
             layer, num_layers: position of the layer, for layer-wise budgets.
             scaling: factor on the logits, 1 / sqrt(D) by default.
-            layer_scores: the statistics of all layers, for methods whose layer budgets depend on them
-                (`needs_statistics`); see `layer_statistic`.
             kernels: faster forms of some computations.
             model, token_ids, spans, hidden, probed: further facts, for methods that name them in `needs`:
                 a view of the model, [T] ids, {region: (begin, end)}, the layer's [T, E] input, and results of the
@@ -65,16 +62,16 @@ class Method(Composed):
             seed: for methods that draw random numbers.
 
         Raises:
-            ValueError: an impossible budget, shapes that do not fit, a fact in `needs` that is not given, or a layer
-                whose scores are those of another layer; `keep_layers` knows all layers.
+            ValueError: an impossible budget, shapes that do not fit, a fact in `needs` that is not given, or a method
+                that needs other layers (`needs_statistics`, or scores of another layer); use `keep_layers`.
         """
         facts = _facts(model=model, token_ids=token_ids, spans=spans, task=task, seed=seed)
         own = self.for_prompt(facts)
         ctx = own._context(q, k, v, scaling, layer, num_layers, kernels, facts, hidden=hidden, probed=probed)
-        return own._kept(ctx, budget, layer_scores)
+        return own._kept(ctx, budget)
 
     def _kept(
-        self, ctx: LayerContext, budget: Budget | str | None, statistics: Sequence[Tensor] | None
+        self, ctx: LayerContext, budget: Budget | str | None, statistics: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """Return `keep` of a layer."""
         shape = CacheShape(ctx.num_layers, ctx.num_kv_heads, len(ctx.q), ctx.k.shape[-1], ctx.k.dtype)
@@ -124,28 +121,6 @@ class Method(Composed):
 
         scores = [own.statistic(ctx) for ctx in contexts()] if self.needs_statistics else None
         return [own._kept(ctx, budget, scores) for ctx in contexts()]
-
-    def layer_statistic(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scaling: float | None = None,
-        layer: int = 0,
-        num_layers: int = 1,
-        kernels: Kernels | None = None,
-        **facts: Any,
-    ) -> Tensor:
-        """Return the statistic of one layer, as `keep` needs it of every layer if the method `needs_statistics`.
-
-        Args:
-            facts: as `keep` takes them.
-        """
-        each = {name: facts.pop(name, None) for name in ("hidden", "probed")}
-        shared = _facts(**facts)
-        own = self.for_prompt(shared)
-        return own.statistic(own._context(q, k, v, scaling, layer, num_layers, kernels, shared, **each))
 
     def _context(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
@@ -123,8 +121,7 @@ def test_other_layers_are_needed() -> None:
     with pytest.raises(ValueError, match="give keep\\(probed="):
         method.keep(k, k, k, budget=10)
     probed = {method.probe: torch.zeros(2, 20)}
-    with pytest.raises(ValueError, match="layer_scores of all 3 layers"):
+    with pytest.raises(ValueError, match="need all 3 layers; use keep_layers"):
         method.keep(k, k, k, budget=10, layer=1, num_layers=3, probed=probed)
-    scores: Sequence[torch.Tensor] = [method.layer_statistic(k, k, k, probed=probed) for _ in range(3)]
-    assert len(method.keep(k, k, k, budget=10, layer=1, num_layers=3, probed=probed, layer_scores=scores)) == 2
+    assert len(method.keep_layers([(k, k, k)] * 3, budget=10, probed=probed)) == 3
     assert GlobalTop().needs_statistics

@@ -147,11 +147,9 @@ def test_an_impossible_budget_is_refused_on_short_prompts_too(tokens: int) -> No
 def test_prefixkv_asks_for_the_statistics_of_all_layers() -> None:
     x = torch.randn(2, TOKENS, 8)
     method = kvbench.load_method("prefixkv")
-    too_few: list[dict[str, Any]] = [{}, {"layer_scores": [torch.ones(TOKENS)]}]
-    for given in too_few:
-        with pytest.raises(ValueError, match="layer_scores") as caught:
-            method.keep(x, x, x, budget=20, layer=0, num_layers=3, **given)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="need all 3 layers; use keep_layers") as caught:
+        method.keep(x, x, x, budget=20, layer=0, num_layers=3)
+    assert "\n" not in str(caught.value)
     assert len(method.keep(x, x, x, budget=20)[0]) == 20
 
 

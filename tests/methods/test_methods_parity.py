@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -191,11 +190,10 @@ def test_ada_pyramidkv(seed: int) -> None:
         check_heads(case, heads, scores_US, got[layer])
 
 
-def prefix_layer(case: Case, stats: list[np.ndarray], allocation: str, start: int) -> list[list[list[int]]]:
+def prefix_layer(case: Case, allocation: str, start: int) -> list[list[list[int]]]:
     """Return the kept tokens of prefixkv for every layer of a case."""
     method = kvbench.load_method("prefixkv", sinks=start, window=1, allocation=allocation)
-    context: dict[str, Any] = {"layer_scores": [torch.tensor(s) for s in stats]} if len(stats) > 1 else {}
-    return [as_lists(heads, case.tokens, 1) for heads in case.keep(method, **context)]
+    return [as_lists(heads, case.tokens, 1) for heads in case.keep(method)]
 
 
 @pytest.mark.parametrize("start", [1, 4])
@@ -206,10 +204,10 @@ def test_prefixkv(seed: int, start: int) -> None:
     stats = [scores.layer_column_sums(q, k, case.scaling) for q, k, _ in case.layers]
     most = case.tokens - start - 1
     dropped = [min(x, most) for x in allocate.prefix_reference(stats, case.budget, start)]
-    for layer, heads in enumerate(prefix_layer(case, stats, "reference", start)):
+    for layer, heads in enumerate(prefix_layer(case, "reference", start)):
         assert heads == [select.prefixkv(stats[layer], dropped[layer], start)] * case.heads
 
-    exact = prefix_layer(case, stats, "exact", start)
+    exact = prefix_layer(case, "exact", start)
     assert sum(len(head) for heads in exact for head in heads) == case.budget * case.heads * len(stats)
     real = allocate.prefix_real(stats, case.budget, start)
     for layer, heads in enumerate(exact):
@@ -224,9 +222,8 @@ def test_prefixkv(seed: int, start: int) -> None:
 @pytest.mark.parametrize("tokens", [60, 120, 200])
 def test_prefixkv_layers_with_equal_importance_keep_equally(tokens: int, allocation: str) -> None:
     # Every layer drops exactly N - budget: a quotient without remainder must not be truncated below itself.
-    x = torch.zeros(1, tokens, 4)
     method = kvbench.load_method("prefixkv", sinks=1, window=1, allocation=allocation)
     importance = torch.tensor(np.random.default_rng(3).exponential(size=tokens) ** 2)
     for budget in range(4, tokens - 5, 5):
-        kept = method.keep(x, x, x, budget=budget, layer=0, num_layers=2, layer_scores=[importance] * 2)
-        assert len(kept[0]) == budget
+        totals = method.layer_totals(budget, span=tokens, layers=2, heads=1, query_heads=1, statistics=[importance] * 2)
+        assert totals == [budget] * 2

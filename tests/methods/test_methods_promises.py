@@ -21,18 +21,6 @@ from tests.reference import allocate, scores, select
 from tests.reference.cases import Case, draw
 
 
-def context_of(method: Method, case: Case) -> dict[str, Any]:
-    """Return the statistics of all layers, for a method that needs them."""
-    if not method.needs_statistics:
-        return {}
-    layers = [case.torch_layer(layer) for layer in range(len(case.layers))]
-    return {
-        "layer_scores": [
-            method.layer_statistic(*layer, scaling=case.scaling, **facts(method, *layer[:2])) for layer in layers
-        ]
-    }
-
-
 def load(name: str, case: Case, window: int, **dials: Any) -> Method:
     """Return the method for the case's model with its own defaults, but for a window that fits small prompts."""
     if name in with_dial("window"):
@@ -58,14 +46,13 @@ def test_totals_are_exact_for_tokens_and_for_fractions(seed: int, method: str) -
     window = min(case.window, case.tokens - 6)
     rng = np.random.default_rng(seed)
     loaded = load(method, case, window)
-    context = context_of(loaded, case)
     budget = int(rng.integers(max(window, protected(loaded, 1)) + 1, case.tokens))
     promised = budget * case.heads * len(case.layers)
-    assert total(case.keep(loaded, budget, **context)) == promised
+    assert total(case.keep(loaded, budget)) == promised
     # The same number as a fraction, although budget / tokens * tokens may fall a hair short of it.
-    assert total(case.keep(loaded, budget / case.tokens, **context)) == promised
+    assert total(case.keep(loaded, budget / case.tokens)) == promised
     # A fraction between two whole numbers counts the tokens it covers.
-    assert total(case.keep(loaded, (budget + 0.6) / case.tokens, **context)) == promised
+    assert total(case.keep(loaded, (budget + 0.6) / case.tokens)) == promised
 
 
 @pytest.mark.parametrize("tokens", [100, 50, 200, 400])
@@ -80,11 +67,10 @@ def test_every_percent_of_a_round_length_is_a_whole_number(tokens: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 9, 40])
 def test_a_prompt_within_the_budget_is_left_alone(tokens: int, method: str) -> None:
     x = torch.tensor(np.random.default_rng(tokens).normal(size=(2, tokens, 8)))
-    context: dict[str, Any] = {"layer_scores": [torch.ones(tokens)] * 3} if shipped()[method].needs_statistics else {}
     loaded = load_for(method, 3, 2)
     always_kept = tokens < 10 and loaded.policy is not None  # a share of so short a prompt may be less than that
     for budget in (40, 1000) if always_kept else (40, 1000, 1.0):
-        kept = loaded.keep(x, x, x, budget=budget, layer=1, num_layers=3, **context, **facts(loaded, x, x))
+        kept = loaded.keep(x, x, x, budget=budget, layer=1, num_layers=3, **facts(loaded, x, x))
         assert all(head.dtype == torch.long for head in kept)
         assert [head.tolist() for head in kept] == [list(range(tokens))] * 2
 
@@ -97,7 +83,7 @@ def test_sinks_count_in_the_budget_and_stay(method: str, sinks: int) -> None:
         window = min(case.window, case.tokens - 6)
         budget = (window + sinks + case.tokens) // 2
         loaded = load(method, case, window, sinks=sinks)
-        kept = case.keep(loaded, budget, **context_of(loaded, case))
+        kept = case.keep(loaded, budget)
         if loaded.promises == "kept":
             assert total(kept) == budget * case.heads * 3
         for head in (head for layer in kept for head in layer):
@@ -113,8 +99,8 @@ def test_a_prompt_does_not_depend_on_the_one_before(method: str, allocation: str
     first = next(case for case in others if len(case.layers[0][0]) == len(second.layers[0][0]))
     window = min(first.window, second.window)
     used, fresh = (load(method, case, window, allocation=allocation) for case in (second, second))
-    first.keep(used, **context_of(used, first))
-    again, alone = (second.keep(m, **context_of(m, second)) for m in (used, fresh))
+    first.keep(used)
+    again, alone = (second.keep(m) for m in (used, fresh))
     for a, b in zip(again, alone, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -230,12 +230,12 @@ def test_pyramidkv_reference_allocation_keeps_the_printed_numbers(row: tuple[int
 def test_prefixkv_reference_allocation_keeps_the_printed_tokens() -> None:
     method = kvbench.load_method("prefixkv", sinks=1, window=1, allocation="reference")
     heads = [(slice(0, 2), slice(0, 1)), (slice(2, 4), slice(1, 2))]
-    stats = [torch.tensor(scores.layer_column_sums(Q_HTD[h], K_UTD[u])) for h, u in heads]
-    kept = []
-    for layer, (h, u) in enumerate(heads):
-        q, k, v = torch.tensor(Q_HTD[h]), torch.tensor(K_UTD[u]), torch.tensor(V_UTD[u])
-        kept += method.keep(q, k, v, budget=8, layer=layer, num_layers=2, layer_scores=stats)
-    assert [head.tolist() for head in kept] == [[0, 1, 2, 3, 4, 6, 8, 9, 15], [0, 1, 2, 3, 4, 6, 9, 15]]
+    layers = [(torch.tensor(Q_HTD[h]), torch.tensor(K_UTD[u]), torch.tensor(V_UTD[u])) for h, u in heads]
+    kept = method.keep_layers(layers, budget=8)
+    assert [head.tolist() for layer in kept for head in layer] == [
+        [0, 1, 2, 3, 4, 6, 8, 9, 15],
+        [0, 1, 2, 3, 4, 6, 9, 15],
+    ]
 
 
 @pytest.mark.parametrize("method", ["fullkv", "kivi"])

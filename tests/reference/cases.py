@@ -52,25 +52,12 @@ class Case:
         q, k, _ = self.layers[layer]
         return scores.column_sums(q, k, self.dials["reduce"], scaling=self.scaling)
 
-    def keep(self, method: Any, budget: int | float | None = None, **context: Any) -> list[list[torch.Tensor]]:
+    def keep(self, method: Any, budget: int | float | None = None) -> list[list[torch.Tensor]]:
         """Return the kept tokens of every layer and KV head."""
         layers = [self.torch_layer(layer) for layer in range(len(self.layers))]
         budget = self.budget if budget is None else budget
-        if not context:
-            given = facts(method, *layers[0][:2])
-            return list(method.keep_layers(layers, budget=budget, scaling=self.scaling, **given))
-        return [
-            method.keep(
-                *qkv,
-                budget=budget,
-                layer=layer,
-                num_layers=len(layers),
-                scaling=self.scaling,
-                **facts(method, *qkv[:2]),
-                **context,
-            )
-            for layer, qkv in enumerate(layers)
-        ]
+        given = facts(method, *layers[0][:2])
+        return list(method.keep_layers(layers, budget=budget, scaling=self.scaling, **given))
 
 
 def draw(seed: int, num_layers: int = 1, dtype: str = "float64", max_tokens: int = 120) -> Case:
