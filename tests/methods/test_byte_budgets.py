@@ -10,7 +10,7 @@ import torch
 import kvbench
 from kvbench.methods.allowance import allowed, check_reach
 from kvbench.methods.budgets import Allowance, ByteShare, as_stored, check_budget
-from kvbench.methods.fitting import CacheShape, Search, head_bytes, promised_bytes
+from kvbench.methods.fitting import CacheShape, Search, head_bytes, highest, promised_bytes
 from kvbench.methods.method import Method
 from kvbench.run.record import broken_promise
 from tests.helpers.tiny_engine import NEW, Tiny, generate, prompt, tiny_model
@@ -117,6 +117,22 @@ def test_a_head_that_loses_its_block_does_not_end_the_search() -> None:
         lambda tried: costs[tried.tokens * 10 + tried.extra]
     )
     assert allowance == Allowance(11, 0)
+
+
+def test_of_budgets_near_the_promise_the_one_with_the_most_bytes_is_taken() -> None:
+    """Where more tokens take fewer bytes, heads hold them in a worse form."""
+    costs = {total: 10 * total if total <= 100 else 1500 for total in range(200)} | {102: 1080, 104: 1010}
+    allowance = Search(promise=1100, segments=10, least=1, most=15).largest(
+        lambda tried: costs[tried.tokens * 10 + tried.extra]
+    )
+    assert allowance == Allowance(10, 2)
+
+
+@pytest.mark.parametrize("more", range(6))
+def test_the_highest_budget_leaves_room_for_further_tokens_of_some_heads(more: int) -> None:
+    table = [10 * n for n in range(50)]
+    assert 6 * highest(table, 10 * (6 * 7 + more), SHAPE) >= 6 * 7 + more
+    assert highest(table, 10**6, SHAPE) == 49
 
 
 HELD = ["snapkv", "ada_snapkv", "pyramidkv", "prefixkv", "h2o_decode", "streaming_llm_true", "scope"]

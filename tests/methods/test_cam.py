@@ -12,6 +12,7 @@ import kvbench
 from kvbench.methods.context import LayerContext
 from kvbench.methods.merge.forward import ValuesForward
 from kvbench.methods.prompt_facts import PromptFacts
+from kvbench.methods.scores.window_mean import WindowMean
 from tests.reference import cam, scores, select
 from tests.reference.cases import draw
 
@@ -67,3 +68,10 @@ def test_merging_changes_values_and_nothing_else_and_follows_the_seed() -> None:
     merged = [ValuesForward()(LayerContext(q, k, v, facts=PromptFacts(seed=seed)), keep_UT)[1] for seed in (0, 0, 1)]
     assert torch.equal(merged[0], merged[1]) and not torch.equal(merged[0], merged[2])
     assert not torch.equal(merged[0], v) and torch.equal(merged[0][:, :8], v[:, :8]), "0.1 of 80 give and get nothing"
+
+
+@pytest.mark.parametrize("window", [10, 11, 50])
+def test_a_window_as_long_as_the_prompt_takes_every_query(window: int) -> None:
+    q, k, v = torch.randn(3, 2, 10, 8, generator=torch.Generator().manual_seed(3)).unbind()
+    ctx = LayerContext(q, k, v)
+    torch.testing.assert_close(ctx.score(WindowMean(window)), ctx.column_sums() / 10)

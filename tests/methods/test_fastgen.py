@@ -242,3 +242,20 @@ def test_the_dials_of_every_policy_act_on_heads_with_plans() -> None:
         assert first + more <= row.kept_max <= first + round(0.1 * 60) + more + pinned
     assert late.kept == [[60, 60]] * 4 and late.kept_max == 60
     assert growing.kept == plain.kept and growing.kept_max == first + 23
+
+
+@pytest.mark.parametrize("local", [0.01, 0.1, 0.3, 1.0])
+def test_recovered_mass_is_the_same_in_blocks_of_queries(local: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local tokens move with the queries, also over the border of a block."""
+    g = torch.Generator().manual_seed(2)
+    q, k, v = torch.randn(3, 4, 60, 8, generator=g).unbind()
+    sets_PUT = torch.rand(4, 2, 60, generator=g) < 0.2
+    sets_PUT[3] |= sets_PUT[1]
+
+    def mass() -> torch.Tensor:
+        return recovered_mass(LayerContext(q, k[:2], v[:2]), sets_PUT, local)
+
+    whole_PU = mass()
+    monkeypatch.setattr("kvbench.methods.context._BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("kvbench.methods.context.COLUMN_SUM_QUERIES", 7)
+    torch.testing.assert_close(mass(), whole_PU)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 import kvbench
 from kvbench.common.paths import conf_dir
-from kvbench.methods.base import LayerContext, Protected, Score
+from kvbench.methods.base import LayerBudget, LayerContext, Protected, Score
+from kvbench.methods.candidates import Candidates
+from kvbench.methods.heads.adaptive import Adaptive
 from kvbench.methods.layers.cumulative_mass import CumulativeMass
 from kvbench.methods.load import load
 from kvbench.methods.method import Method
@@ -149,3 +151,18 @@ def test_heads_by_scores_that_all_heads_share_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"^method=own: .*LastQuery") as caught:
         load(tmp_path, "own")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_heads_are_those_of_each_budget() -> None:
+    """The share of a head's mass that an even split keeps depends on the budget, so variants cannot share one order."""
+    values_UN = torch.rand(2, 40, generator=torch.Generator().manual_seed(1))
+    values_UN[0] = 4 * values_UN[0] ** 8  # a few tokens have all of this head's mass
+    k = torch.zeros(2, 40, 4)
+    ctx, part, shared = LayerContext(k, k, k), Adaptive(floor=0.0, normalize=True), Candidates(values_UN)
+    found = {}
+    for total in (4, 20, 60):
+        budget = LayerBudget(total // 2, 40, 1, 2, 2, 0, 0)
+        found[total] = part(ctx, shared, total, budget)
+        assert found[total] == part(ctx, Candidates(values_UN), total, budget)
+    stale = Candidates(values_UN * shared.best_mass(2)[:, None]).heads_by_rank()
+    assert any(found[total][0] != int((stale[:total] == 0).sum()) for total in (20, 60)), "the budget matters here"

@@ -66,7 +66,7 @@ def test_a_family_begins_with_the_smallest_and_ends_with_the_largest(name: str, 
     span=st.integers(200, 9000),
     share=st.floats(0.05, 1.0),
 )
-def test_chosen_forms_take_what_was_promised(
+def test_chosen_forms_take_almost_all_that_was_promised(
     name: str, layers: int, heads: int, dim: int, dtype: torch.dtype, span: int, share: float
 ) -> None:
     """The rest is less than 1 %, or the promise is out of reach, and then a message says on which side."""
@@ -89,16 +89,56 @@ def test_chosen_forms_take_what_was_promised(
         assert held >= 0.99 * promise
 
 
-@pytest.mark.parametrize(("name", "field"), [("kivi", "bits"), ("kivi", "residual"), ("think", "ratio")])
-def test_the_first_layers_get_no_smaller_form(name: str, field: str) -> None:
-    for share in (0.3, 0.36, 0.41, 0.6, 0.77):
+@pytest.mark.parametrize(
+    ("name", "field", "shares"),
+    [
+        ("kivi", "bits", (0.33, 0.34, 0.36)),
+        ("kivi", "residual", (0.17, 0.19, 0.215)),
+        ("think", "ratio", (0.6, 0.77, 0.81, 0.9)),
+    ],
+)
+def test_the_first_layers_get_no_smaller_form(name: str, field: str, shares: tuple[float, ...]) -> None:
+    for share in shares:
+        allowance = allowed(kvbench.load_method(name), ByteShare(share), 700, SHAPE)
+        assert allowance is not None
+        values = [getattr(form, field) for form in allowance.stores]
+        assert values == sorted(values, reverse=field != "ratio") and len(set(values)) == 2
+
+
+@pytest.mark.parametrize("name", ["kivi", "think", "snapkv+kivi", "ada_snapkv+think"])
+def test_bytes_that_cannot_be_used_are_refused_from_one_percent_on(name: str) -> None:
+    method = kvbench.load_method(name)
+    assert method.store is not None
+    form = method.store if method.evicts else family(method.store, SHAPE.dim)[-1]
+    most = head_size(form, 0, 700, SHAPE.dim, SHAPE.dtype) * SHAPE.segments / (700 * SHAPE.segments * SHAPE.token_bytes)
+    check_reach(method, ByteShare(most / 0.9902), 700, SHAPE)
+    with pytest.raises(ValueError, match=r"holds all 700 tokens"):
+        check_reach(method, ByteShare(most / 0.9898), 700, SHAPE)
+
+
+@pytest.mark.parametrize(("name", "field"), [("kivi", "extra"), ("think", "recent")])
+def test_a_layer_leaves_as_many_tokens_as_fit(name: str, field: str) -> None:
+    """With one token more in full precision, the layer between the two forms would exceed the promise."""
+    method, seen = kvbench.load_method(name), 0
+    for share in (0.3, 0.33, 0.36, 0.41, 0.6, 0.77, 0.81, 0.9):
         try:
-            allowance = allowed(kvbench.load_method(name), ByteShare(share), 700, SHAPE)
+            allowance = allowed(method, ByteShare(share), 700, SHAPE)
         except ValueError:
             continue
         assert allowance is not None
-        values = [getattr(form, field) for form in allowance.stores]
-        assert values == sorted(values, reverse=field != "ratio") and len(set(values)) <= 2
+        usual = getattr(store_of(name), field)
+        more = [
+            replace(form, **{field: getattr(form, field) + (getattr(form, field) > usual)})  # type: ignore[type-var]
+            for form in allowance.stores
+        ]
+        seen += more != list(allowance.stores)
+        sizes = [
+            sum(SHAPE.heads * head_size(form, 0, 700, SHAPE.dim, SHAPE.dtype) for form in forms)
+            for forms in (allowance.stores, more)
+        ]
+        assert sizes[0] <= promised_bytes(ByteShare(share), 700, SHAPE)
+        assert more == list(allowance.stores) or sizes[1] > promised_bytes(ByteShare(share), 700, SHAPE)
+    assert seen > 1
 
 
 @pytest.mark.parametrize(

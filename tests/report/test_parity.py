@@ -7,8 +7,9 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from kvbench import config
 from kvbench.benchmarks.longbench_protocols import PRESETS, VERSION
 from kvbench.config.compose import compose_one
 from kvbench.report.parity.__main__ import main, parity
-from kvbench.report.parity.compare import Outcome
+from kvbench.report.parity.compare import Outcome, _points, _same, compare
+from kvbench.report.parity.ours import Score
 from kvbench.report.parity.references import Entry, load_references
 from kvbench.report.parity.show import ROUNDING, parity_text, sweeps
 from tests.helpers.fake_runs import FakeRun, make_part, make_run, out_of_memory, store_run
@@ -307,3 +309,31 @@ def test_the_report_for_programs_has_a_line_per_row(form: str, capsys: pytest.Ca
     )
     assert first["command"].endswith("method=ada_snapkv budget=128 method.window=32 method.kernel_size=7 "
                                      "method.pooling=max method.floor=0.2")  # fmt: skip
+
+
+def test_a_published_mean_alone_is_not_compared_with_fewer_datasets_of_ours() -> None:
+    """Their mean is of datasets that ours lacks, and there are no columns of which to take another."""
+    entry = next(entry for entry in ENTRIES if entry.scores and len(entry.columns) > 2)
+    ours = {entry.columns[0]: Score(40.0, 10, 10)}
+    assert _points(replace(entry, scores={}), ours) == (entry.mean, None, {})
+    theirs = entry.scores[entry.columns[0]]
+    assert _points(entry, ours) == (theirs, 40.0, {entry.columns[0]: (theirs, 40.0)})
+
+
+@pytest.mark.parametrize("off", [-1.01, -0.99, 0.99, 1.01])
+def test_a_column_is_outside_in_both_directions(off: float) -> None:
+    entry = next(entry for entry in ENTRIES if entry.scores and "column" in entry.tolerance)
+    limit = entry.tolerance["column"]
+    points = {
+        name: Score(their + (off * limit if name == entry.columns[0] else 0), 10, 10)
+        for name, their in entry.scores.items()
+    }
+    ours = SimpleNamespace(
+        group=entry.group, method=entry.method, budget=entry.budget, scores=points, runs=[], is_local=False,
+        facts=lambda path: entry.settings[path][:1],
+    )  # fmt: skip
+    assert list(compare(entry, [ours]).outside) == ([entry.columns[0]] if abs(off) > 1 else [])  # type: ignore[list-item]
+
+
+def test_a_switch_is_no_number() -> None:
+    assert _same(1, [1.0]) and _same(True, [True]) and not _same(True, [1]) and not _same(0, [False])

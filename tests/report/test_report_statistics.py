@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvbench.report.bca import acceleration, bounds, influences, stretched
-from kvbench.report.best import best_rows
+from kvbench.report.best import _contributions, best_rows
 from kvbench.report.bootstrap import NORMAL, Floats, distribution, generator, resamples, stretch, variances
 from kvbench.report.difference import ColumnScores, Difference, differences, paired_difference
 from kvbench.report.holm import holm, p_values
@@ -102,6 +102,33 @@ def test_resamples_count_each_cluster_and_go_on_over_blocks() -> None:
         assert (counts[at] == np.bincount(plain[at], minlength=700)).all()
 
 
+def test_the_interval_of_a_tables_average_is_that_of_its_datasets() -> None:
+    """Averages of categories weigh datasets unequally, and a row without a dataset leaves it out of its own average."""
+    numbers_of = {"a": 12, "b": 30, "c": 60}
+    columns = []
+    for name, n in numbers_of.items():
+        rows = [0, 2] if name == "c" else [0, 1, 2]  # the second row lacks c; the last one is the full cache
+        values = np.concatenate([drawn("skew", (len(rows) - 1, n), n), np.zeros((1, n))])
+        columns.append(ColumnScores(name, rows, Matrix(tuple(map(str, range(n))), values, np.arange(n))))
+    found = differences(columns, {"macro": [["a", "b"], ["c"]]}, 3, 2, draws=999)
+    for row, weights in enumerate(({"a": 0.25, "b": 0.25, "c": 0.5}, {"a": 0.5, "b": 0.5})):
+        means, mean, squares, cubes, parts = np.zeros((1, 999)), np.zeros(1), np.zeros(1), np.zeros(1), []
+        for column in columns[: len(weights)]:
+            weight, sums = weights[column.name], column.matrix.scores[[row]]
+            sizes = np.ones_like(sums)
+            drawn_again = resamples(sums.shape[1], generator(column.name), 999)
+            means += weight * distribution(sums, sizes, drawn_again)
+            mean += weight * sums.mean()
+            second, third = influences(sums, sizes)
+            squares, cubes = squares + weight**2 * second, cubes + weight**3 * third
+            variance, number = variances(sums, sizes)
+            parts.append((weight**2 * variance, number))
+        low, high = stretched(means, mean, acceleration(squares, cubes), stretch(parts))[:, 0]
+        own = found[row]["macro"]
+        assert [own["mean"], own["low"], own["high"]] == pytest.approx([mean[0], low, high], abs=1e-9)
+        assert own["n"] == sum(numbers_of[name] for name in weights)
+
+
 def rows_of(values: np.ndarray, clusters: np.ndarray | None = None) -> list[Difference | None]:
     """Return the differences of [rows, samples] scores to zeros."""
     number = len(values)
@@ -160,6 +187,15 @@ def test_few_samples_get_wider_intervals() -> None:
 def test_by_cluster_adds_up_what_is_known() -> None:
     sums, sizes = by_cluster(np.array([[1.0, 2.0, np.nan, 4.0]]), np.array([0, 1, 0, 1]))
     assert sums.tolist() == [[1.0, 6.0]] and sizes.tolist() == [[1.0, 2.0]]
+
+
+def test_a_context_that_the_full_cache_did_not_answer_does_not_count() -> None:
+    values = np.array([[0.5, 0.9, 0.2, 0.3, 0.4, 0.6], [1.0, np.nan, 1.0, 1.0, 1.0, 1.0]])
+    whole = Matrix(tuple("abcdef"), values, np.array([0, 1, 2, 2, 3, 3]))
+    (found, _) = differences([ColumnScores("dataset", [0, 1], whole)], {}, 2, 1, draws=999)
+    assert found["dataset"]["n"] == 5 and found["dataset"]["mean"] == pytest.approx(-0.6)
+    some = Matrix(tuple("acdef"), values[:, [0, 2, 3, 4, 5]], np.array([0, 1, 1, 2, 2]))
+    assert differences([ColumnScores("dataset", [0, 1], some)], {}, 2, 1, draws=999)[0] == found
 
 
 def test_a_single_context_has_no_interval() -> None:
@@ -260,6 +296,35 @@ def test_a_row_is_not_best_that_is_worse_on_the_common_samples() -> None:
     ids = tuple(map(str, range(100)))
     column = ColumnScores("qasper", range(2), Matrix(ids, np.stack([worse, other]), np.arange(100)))
     assert best_rows([column], {}, {"qasper": [0.7, 0.5]}, [[0, 1]], "ab")["qasper"] == set()
+
+
+def test_a_row_without_a_dataset_is_not_the_best_of_an_average() -> None:
+    """Its average is of the other datasets, which may be the easier ones."""
+    random = np.random.default_rng(8)
+    easy, hard = 0.8 + random.normal(0, 0.02, 100), 0.2 + random.normal(0, 0.02, 100)
+    ids = tuple(map(str, range(100)))
+    columns = [
+        ColumnScores("easy", [0, 1, 2], Matrix(ids, np.stack([easy + 0.1, easy, easy - 0.1]), np.arange(100))),
+        ColumnScores("hard", [1, 2], Matrix(ids, np.stack([hard, hard - 0.1]), np.arange(100))),
+    ]
+    shown = {"easy": [0.9, 0.8, 0.7], "hard": [None, 0.2, 0.1], "mean": [0.9, 0.5, 0.4]}
+    best = best_rows(columns, {"mean": [["easy", "hard"]]}, shown, [[0, 1, 2]], "abc")
+    assert best == {"easy": {0}, "hard": {1}, "mean": {1}}
+
+
+def test_contributions_add_up_to_the_difference_of_the_average() -> None:
+    """Of a mean over categories each category counts alike, however many datasets and answers it has."""
+    random = np.random.default_rng(4)
+    columns, means = {}, {}
+    for name, n in (("a", 7), ("b", 12), ("c", 30)):
+        scores = random.random((3, n))
+        columns[name] = ColumnScores(name, [0, 1, 2], Matrix(tuple(map(str, range(n))), scores, np.arange(n)))
+        means[name] = scores.mean(1)
+    macro = (means["a"] + means["b"]) / 4 + means["c"] / 2
+    found = _contributions(columns, [["a", "b"], ["c"]], ["a", "b", "c"], 1, [0, 2])
+    assert found.sum(1) == pytest.approx(macro[1] - macro[[0, 2]])
+    without = _contributions(columns, [["a", "b"], ["c"]], ["a", "b"], 1, [0])
+    assert without.sum(1) == pytest.approx([(means["a"] + means["b"])[1] / 2 - (means["a"] + means["b"])[0] / 2])
 
 
 def test_marks_are_rare_without_any_difference() -> None:

@@ -136,6 +136,22 @@ def test_an_incomplete_average_says_so() -> None:
     assert (row["macros"]["macro"]["n"], row["macros"]["macro"]["complete"]) == (2, False)
 
 
+def test_a_macro_average_that_lacks_a_category_is_incomplete() -> None:
+    """Every dataset that was run is complete, but none of the third category was run."""
+    first = {category: name for name, (category, _) in reversed(SUITE.items())}
+    runs = [make_part("snapkv", "0.2", name, 0.5, means={}, category=at) for at, name in list(first.items())[:2]]
+    (row,) = table(runs)["rows"]
+    macro = row["macros"]["macro"]
+    assert (macro["n"], macro["of"], macro["complete"]) == (2, 3, False)
+
+
+def test_a_dataset_that_was_asked_for_in_part_counts_all_published_samples() -> None:
+    run = make_part("snapkv", "0.2", "qasper", 0.5)
+    run.manifest["part"]["samples"] = 200
+    (row,) = table([run])["rows"]
+    assert row["num_samples"] == row["datasets"]["qasper"]["num_samples"] == 200 and row["n"] == len(run.samples)
+
+
 def test_the_leading_average_is_the_most_complete_then_the_larger() -> None:
     means = {"qasper": {"all": 2, "english": 1}, "hotpotqa": {"all": 2}}
     runs = [make_part("fullkv", "full", name, 0.5, means=means[name]) for name in means]
@@ -169,6 +185,16 @@ def test_another_metric_is_shown_where_it_was_taken() -> None:
 
 def test_buckets_are_those_that_the_benchmark_names() -> None:
     assert suite.BUCKETS == longbench.BUCKETS
+
+
+def test_shares_are_means_over_samples_and_not_the_share_of_the_means() -> None:
+    """A long prompt counts as much as a short one."""
+    run = make_part("snapkv", "0.2", "qasper", [0.5, 0.5])
+    for sample, span, kept in zip(run.samples, (1000, 100), (100, 90), strict=True):
+        sample |= {"span": span, "kept_mean": float(kept), "kv_bytes_full": 8 * span, "kv_bytes": 8 * kept}
+    (row,) = table([run])["rows"]
+    assert row["kept_tokens"] == pytest.approx(95)
+    assert row["kept_share"] == row["held_share"] == pytest.approx(0.5)
 
 
 def test_buckets_are_by_dataset_and_an_empty_one_has_no_score() -> None:
@@ -262,3 +288,19 @@ def test_published_averages_follow_from_their_datasets() -> None:
         (line,) = table(runs)["rows"]
         assert [cell["score"] for cell in line["datasets"].values()] == [float(row[name]) for name in columns]
         assert line["means"]["avg"]["score"] == pytest.approx(float(row[average]), abs=tolerance), row
+
+
+def test_a_method_that_stores_all_tokens_in_fewer_bits_is_no_baseline() -> None:
+    """It has no budget either, and its name may come first."""
+    runs = [
+        *make_suite("a_quantised", "full", 0.9),
+        *make_suite("fullkv", "full", 0.5),
+        *make_suite("snapkv", "0.2", 0.4),
+    ]
+    for run in runs[: len(SUITE)]:
+        run.manifest["identity"]["method"] |= {"store": {"bits": 2}}
+    result = table(runs)
+    assert [(row["method"], row["is_full_cache"]) for row in result["rows"]] == [
+        ("fullkv", True), ("a_quantised", False), ("snapkv", False),
+    ]  # fmt: skip
+    assert [row["difference"] and round(row["difference"]["mean"], 6) for row in result["rows"]] == [None, 40.0, -10.0]

@@ -280,6 +280,28 @@ def test_a_variant_that_fails_ends_no_other(jobs: Jobs, monkeypatch: pytest.Monk
     assert [answers(o) for o in again] == [answers(o) for o in calm]
 
 
+def test_what_is_tried_by_itself_gets_no_company(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure, tasks that wait do not join one that is tried alone: their failure would count as its own."""
+    real, company = batching.TaskQueue.draw, []
+
+    def draw(self: batching.TaskQueue, in_flight: Any) -> Request | None:
+        request = real(self, in_flight)
+        if any(task.isolated for task in self.in_flight.values()):
+            company.append(len(self.in_flight))
+        return request
+
+    def fails(requests: list[Request]) -> BaseException | None:
+        broken = any(variant.method.name == "h2o" for request in requests for variant in request.variants)
+        return RuntimeError("this method fails") if broken else None
+
+    monkeypatch.setattr(batching.TaskQueue, "draw", draw)
+    let_engine_fail(monkeypatch, fails)
+    two = "engine.max_prompts=2"
+    outcomes = runner.run_jobs(jobs([*SNAP, two], [*H2O, two]))
+    assert [outcome.error is None for outcome in outcomes] == [True, False]
+    assert len(company) > 2 and set(company) == {1}
+
+
 def test_a_broken_budget_ends_that_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that silently keeps everything is caught on its first sample; the other run goes on."""
     prepared = jobs(SNAP, H2O)

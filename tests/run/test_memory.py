@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,40 @@ def test_an_agnostic_prompt_counts_its_question() -> None:
     shape = models.shape(models.ModelSpec.from_node(NODE))
     asked = Request.of(prompt(500, context=400), [kvbench.Variant(kvbench.load_method("snapkv"), 100)], 10)
     assert memory.cache_bytes(shape, asked, 400) == (100 + 110 + (210 // 8)) * shape.token_bytes
+
+
+def test_questions_of_equal_length_are_one_pass() -> None:
+    """Their tokens count together. Those of another length are another pass, so the largest pass counts."""
+    shape = models.shape(models.ModelSpec.from_node(NODE))
+    variant = kvbench.Variant(kvbench.load_method("streaming_llm"), 20)
+
+    def prefill(*questions: int) -> int:
+        rows = [(prompt(40 + tokens, context=40), variant) for tokens in questions]
+        return memory.prefill_bytes(shape, Request(rows, 8), 40)
+
+    one = prefill(200)
+    assert one > 4 * prefill(1), "the context is small next to it"
+    assert prefill(*[200] * 7) == 7 * one
+    assert prefill(200, 150, 100) == one and prefill(150, 150, 200) * 2 == 3 * one
+
+
+def test_bytes_that_are_known_late_need_all_layers() -> None:
+    """Keys and values of every layer wait for the end of the prompt where a budget in bytes depends on the scores."""
+    shape = models.shape(models.ModelSpec.from_node(NODE))
+
+    def prefill(name: str, budget: float | str) -> int:
+        asked = Request.of(prompt(400), [kvbench.Variant(load(name), budget)], 8)
+        return memory.prefill_bytes(shape, asked, 400)
+
+    assert prefill("ada_snapkv+kivi", "0.3B") - prefill("ada_snapkv+kivi", 0.3) == 400 * shape.token_bytes
+    assert prefill("snapkv", "0.3B") == prefill("snapkv", 0.3), "a plain cache's bytes are known before"
+
+
+def test_one_layer_of_the_larger_kind_moves_at_a_time() -> None:
+    shape = models.shape(models.ModelSpec.from_node(NODE))
+    mixed = replace(shape, local_layers=2)  # of four
+    assert memory.moved_bytes(mixed, 800, 1000) == 500 and memory.moved_bytes(mixed, 8000, 1000) == 4000
+    assert memory.moved_bytes(shape, 800, 0) == 200
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from kvbench.common.files import write_atomic
+from kvbench.common.line_file import LineFile
 from kvbench.store import load_run, locks
 from tests.helpers.store_runs import child, ids, open_run, record
 
@@ -231,6 +233,41 @@ def test_an_interrupt_in_the_middle_of_a_line_leaves_no_part_of_it(
     assert yaml.safe_load((run.path / "status.json").read_text())["status"] == "preempted"
 
 
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets, in order, what is synced ("sync NAME") and renamed ("name NAME")."""
+    events: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def tell_fsync(fd: int) -> None:
+        events.append(f"sync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        fsync(fd)
+
+    def tell_replace(source: Any, target: Any) -> None:
+        events.append(f"name {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", tell_fsync)
+    monkeypatch.setattr(os, "replace", tell_replace)
+    return events
+
+
+def test_a_loss_of_power_takes_nothing_that_was_written(tmp_path: Path, syncs: list[str]) -> None:
+    """A file is on disk before it takes its name, its name after that; so is a cut, a new file's name, and a line."""
+    write_atomic(tmp_path / "a.json", "{}")
+    assert [event.partition(".json")[0] for event in syncs] == ["sync .a", "name a", f"sync {tmp_path.name}"]
+    syncs.clear()
+    lines = LineFile(tmp_path / "b.jsonl", 0, 0)
+    assert syncs == [f"sync {tmp_path.name}"]
+    lines.append(b"1\n")
+    assert syncs[1:] == ["sync b.jsonl"]
+    lines.close()
+    (tmp_path / "b.jsonl").write_bytes(b"1\n2")
+    syncs.clear()
+    LineFile(tmp_path / "b.jsonl", 2, 1).close()
+    assert syncs == ["sync b.jsonl", f"sync {tmp_path.name}"]
+
+
 def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run folder on a file system that became read-only: reading goes on, opening says what is wrong."""
     with open_run(tmp_path) as run:
@@ -273,3 +310,21 @@ def test_a_disk_that_is_full_at_the_opening_leaves_no_lock(tmp_path: Path, monke
         with open_run(tmp_path / str(number), wait=False) as run:
             run.append(record("a"))
         assert [sample["id"] for sample in load_run(run.path).samples] == ["a"]
+
+
+def test_a_forked_child_does_not_hold_a_folder_that_was_released(tmp_path: Path) -> None:
+    """A data loader that was forked while a run was open has the same open files, and may outlive the run."""
+    run = open_run(tmp_path)
+    done, hold = os.pipe()
+    child_id = os.fork()
+    if child_id == 0:
+        os.close(hold)
+        os.read(done, 1)  # until the parent has closed its end
+        os._exit(0)
+    os.close(done)
+    try:
+        run.close()
+        open_run(tmp_path, wait=False).close()
+    finally:
+        os.close(hold)
+        os.waitpid(child_id, 0)

@@ -251,3 +251,15 @@ def test_shards_that_settled_the_same_beginning(tmp_path: Path) -> None:
             status = load_run(run.path).status
         assert status["status"] == "partial"
         assert status.get("limit") == (3 if shard == (2, 2) else None)
+
+
+def test_of_two_answers_with_one_id_in_a_file_the_later_one_counts(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    lines = [
+        record("a", prediction="first"),
+        record("a", "failed"),
+        record("a", prediction="second"),
+        record("a", "oom"),
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert merged([file])["a"]["prediction"] == "second"  # type: ignore[typeddict-item]
