@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_a_model_in_training_mode_is_refused() -> None:
         generate(pair, [prompt(40)], [("fullkv", None)])
     with pytest.raises(ValueError, match=r"call model\.eval\(\)$"), kvbench.compressed(model, "snapkv", 30):
         pass
+
+
+def test_a_request_that_no_model_could_answer_is_refused(tiny: Tiny) -> None:
+    for asked, message in (
+        (Request((), NEW), "variants: give at least one"),
+        (replace(request(prompt(20)), max_new_tokens=0), "max_new_tokens=0: must be at least 1"),
+        (request(()), "prompts: one has no tokens"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            answers(tiny, [asked])
 
 
 @pytest.mark.parametrize("cache", ["ragged", "masked"])
