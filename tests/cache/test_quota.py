@@ -31,7 +31,7 @@ class Jumps(DecodePolicy):
 
 @dataclass
 class HeldRow:
-    """What a quota reads of a row."""
+    """The fields of a row that a quota reads."""
 
     decoding: Decoding
     base_U: Ints
@@ -72,7 +72,7 @@ def test_planned_lengths_and_peaks_are_those_of_each_step(steps: int) -> None:
 
 @pytest.mark.parametrize("planned", [1, 7, 20])
 def test_steps_of_several_tokens_and_restored_counts_end_a_plan(planned: int) -> None:
-    """What was planned for the steps after them is of no use any more."""
+    """The plan for the steps after them is of no use any more."""
 
     def go(rows: Quota, *tokens: int) -> None:
         for new in tokens:
