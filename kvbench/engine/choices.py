@@ -1,154 +1,193 @@
-"""The budgets of a prompt's variants: tokens of each layer, forms of the stores, and the masks that came of them.
+"""The choices of the variants of a prompt: tokens of each layer, forms of the stores, masks, and the time they took.
 
 Shape suffixes: U KV heads, T tokens of the compressed span.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.base import Entry
+from kvbench.engine.caches import Place
+from kvbench.engine.clock import Total
 from kvbench.engine.variant import Variant
 from kvbench.methods.allowance import allowed, fit, fits_late
 from kvbench.methods.budgets import ByteShare
 from kvbench.methods.context import LayerContext
 from kvbench.methods.fitting import CacheShape, promised_bytes
+from kvbench.methods.prompt_facts import PromptFacts
 from kvbench.methods.storage import Store
 from kvbench.methods.store_fitting import settings_of
 
 
-class Choices:
-    """The tokens that variants keep of a prompt. A variant is given by its index.
+class Choice:
+    """The tokens that one variant keeps of one prompt.
 
     Args:
-        variants: with the fields that they choose by the prompt.
+        variant: a method and its budget. Parts that depend on the prompt choose their fields here.
+        places: the rows of the cache to fill; none for a variant that feeds its prompt.
+        facts: what the method's parts may know of the prompt.
         span: tokens that are compressed.
         shape: sizes of the layers that are compressed.
-        save_kept: keep the masks for `kept_mask`.
+
+    Attributes:
+        variant: with the fields that it chose by the prompt; method: its method.
+        places: the rows of the cache to fill.
+        chosen: what the method's parts chose by the prompt, for the record.
+        is_late: True if it can choose tokens only after the last layer.
+        kept: {layer: its mask of kept tokens [U, T], on the CPU}, where masks are saved.
+        time: the seconds that its compression would have taken without other variants, and with a single row.
 
     Raises:
         ValueError: a budget that is impossible on this prompt.
     """
 
-    def __init__(self, variants: Sequence[Variant], span: int, shape: CacheShape, save_kept: bool) -> None:
-        self._variants, self._span, self._shape = variants, span, shape
-        self._allowed = [allowed(v.method, v.budget, span, shape) for v in variants]
-        self._totals: dict[int, list[int] | None] = {}
-        self._statistics: dict[int, list[Tensor]] = defaultdict(list)
-        self._kept: dict[int, dict[int, Tensor]] | None = defaultdict(dict) if save_kept else None
-        self.late = [
-            index
-            for index, variant in enumerate(variants)
-            if (self.drops(index) and (variant.method.waits or fits_late(variant.method, variant.budget)))
-            or (variant.method.fits_forms and fits_late(variant.method, variant.budget))
-        ]
+    def __init__(
+        self, variant: Variant, places: Sequence[Place], facts: PromptFacts, span: int, shape: CacheShape
+    ) -> None:
+        self.chosen = variant.method.chosen(facts)
+        begin = time.perf_counter()
+        self.variant = variant.for_prompt(facts)
+        self.time = Total(time.perf_counter() - begin)
+        self.method, self.places = self.variant.method, places
+        self._span, self._shape = span, shape
+        self._allowed = allowed(self.method, variant.budget, span, shape)
+        self._totals: list[int] | None = None
+        self._is_divided = False  # among the layers; the totals may be None nevertheless
+        self._statistics: list[Tensor] = []
+        self.kept: dict[int, Tensor] = {}
+        late_budget = fits_late(self.method, variant.budget)
+        self.is_late = (self.drops and (self.method.waits or late_budget)) or (self.method.fits_forms and late_budget)
 
-    def tokens(self, index: int) -> int | None:
-        """Return the tokens per KV head that a variant's budget allows; None without a budget."""
-        allowed = self._allowed[index]
-        return None if allowed is None else allowed.tokens
+    @property
+    def tokens(self) -> int | None:
+        """The tokens per KV head that the budget allows; None without a budget."""
+        return None if self._allowed is None else self._allowed.tokens
 
-    def drops(self, index: int) -> bool:
-        """Return True if the variant keeps fewer tokens than the prompt has."""
-        return self._variants[index].method.drops(self.tokens(index), self._span)
+    @property
+    def drops(self) -> bool:
+        """True if the variant keeps fewer tokens than the prompt has."""
+        return self.method.drops(self.tokens, self._span)
 
-    def add_statistic(self, index: int, ctx: LayerContext) -> None:
-        """Take from a layer what the variant's layer budgets depend on."""
-        self._statistics[index].append(self._variants[index].method.statistic(ctx))
+    @property
+    def stored_tokens(self) -> int:
+        """About how many tokens per KV head a row stores."""
+        tokens = None if self.method.keeps_prompt else self.tokens
+        return self._span if tokens is None else tokens
 
-    def settle(self, index: int, layers: Sequence[LayerContext]) -> None:
+    def add_statistic(self, ctx: LayerContext) -> None:
+        """Take from a layer what the layer budgets depend on."""
+        self._statistics.append(self.method.statistic(ctx))
+
+    def settle(self, layers: Sequence[LayerContext]) -> None:
         """Divide the budget of a variant that waited for all layers among them."""
-        method, budget = self._variants[index].method, self._variants[index].budget
-        statistics = self._statistics.pop(index, None)
-        if isinstance(budget, ByteShare) and fits_late(method, budget):
-            self._allowed[index] = fit(method, budget, layers, statistics, self._shape)
-        self._totals[index] = self._layer_totals(index, statistics)
+        budget, statistics = self.variant.budget, self._statistics or None
+        self._statistics = []
+        if isinstance(budget, ByteShare) and fits_late(self.method, budget):
+            self._allowed = fit(self.method, budget, layers, statistics, self._shape)
+        self._divide(statistics)
 
-    def of_layer(self, index: int, layer: int) -> tuple[int | None, int | None]:
-        """Return the tokens per KV head that a variant's budget allows, and those of a layer over all of its heads.
+    def of_layer(self, layer: int) -> tuple[int | None, int | None]:
+        """Return the tokens per KV head that the budget allows, and those of a layer over all of its heads.
 
         None where the selection is not counted.
         """
-        if index not in self._totals:
-            self._totals[index] = self._layer_totals(index, None)
-        tokens, totals = self.tokens(index), self._totals[index]
+        if not self._is_divided:
+            self._divide(None)
+        tokens, totals = self.tokens, self._totals
         if tokens is not None:
-            self._variants[index].method.check_scored(tokens)
+            self.method.check_scored(tokens)
         return tokens, None if totals is None else totals[layer]
 
-    def expected(self, index: int, layer: int) -> int:
-        """Return about how many tokens of a layer a variant will keep, over all heads."""
-        most, tokens = self._span * self._shape.heads, self.tokens(index)
-        if tokens is None or not self.drops(index) or self._variants[index].method.keeps_prompt:
-            return most
-        if index not in self._totals:  # it waits for all layers, which may differ
-            return min(2 * tokens * self._shape.heads, most)
-        totals = self._totals[index]
-        return most if totals is None else totals[layer]
+    def slots(self, layer: int) -> int:
+        """Return about how many slots next to those of other variants the rows will take of a layer."""
+        if self.method.store is not None or self.method.look is not None:  # they have buffers of their own
+            return 0
+        reserved = self._shape.heads * sum(place.reserve for place in self.places)
+        return self._expected(layer) * len(self.places) + reserved
 
-    def save(self, index: int, layer: int, keep_UT: Tensor) -> None:
-        """Keep a mask for `kept_mask`, if masks are kept."""
-        if self._kept is not None:
-            self._kept[index][layer] = keep_UT.cpu()
+    def store(self, layer: int) -> Store | None:
+        """Return the store that holds a layer's tokens."""
+        stores = () if self._allowed is None else self._allowed.stores
+        return stores[layer] if stores else self.method.store
 
-    def store(self, index: int, layer: int) -> Store | None:
-        """Return the store that holds a layer's tokens for a variant."""
-        allowed = self._allowed[index]
-        chosen = () if allowed is None else allowed.stores
-        return chosen[layer] if chosen else self._variants[index].method.store
-
-    def group(self, index: int, layer: int) -> Hashable:
+    def group(self, layer: int) -> Hashable:
         """Return the same for variants that store tokens of the same keys and values, plain or merged, in one call."""
-        method, totals = self._variants[index].method, self._totals.get(index)
+        method, totals = self.method, self._totals
         if method.store is not None or method.look is not None:
-            return index
-        if method.merge is None or not self.drops(index):
+            return self
+        if method.merge is None or not self.drops:
             return None
-        return method.merge, method.evicting, self.tokens(index), None if totals is None else totals[layer]
+        return method.merge, method.evicting, self.tokens, None if totals is None else totals[layer]
 
-    def shares(self, group: Mapping[int, Sequence[Entry]]) -> dict[int, float]:
-        """Return which share of the time to store several variants a single row of each would take: by its tokens."""
-        every = [self._span if self._variants[index].method.keeps_prompt else self.tokens(index) for index in group]
-        tokens = {index: self._span if own is None else own for index, own in zip(group, every, strict=True)}
-        total = sum(tokens[index] * len(of_rows) for index, of_rows in group.items())
-        return {index: tokens[index] / total for index in group}
+    def budget(self) -> tuple[int | float | None, int | None]:
+        """Return the tokens per KV head that the budget allowed, and its bytes if it promises any."""
+        budget = self.variant.budget
+        if self._allowed is None or not isinstance(budget, ByteShare):
+            return self.tokens, None
+        tokens = self._allowed.tokens + self._allowed.extra / self._shape.segments
+        return tokens, promised_bytes(budget, self._span, self._shape)
 
-    def budget(self, index: int) -> tuple[int | float | None, int | None]:
-        """Return the tokens per KV head that the budget of a variant allowed, and its bytes if it promises any."""
-        allowed, budget = self._allowed[index], self._variants[index].budget
-        if allowed is None or not isinstance(budget, ByteShare):
-            return None if allowed is None else allowed.tokens, None
-        return allowed.tokens + allowed.extra / self._shape.segments, promised_bytes(budget, self._span, self._shape)
-
-    def forms(self, index: int) -> dict[str, list[Any]] | None:
-        """Return the settings of each layer's store that the budget of a variant chose; None if it chose none."""
-        allowed, store = self._allowed[index], self._variants[index].method.store
-        if store is None or allowed is None or not allowed.stores:
+    def forms(self) -> dict[str, list[Any]] | None:
+        """Return the settings of each layer's store that the budget chose; None if it chose none."""
+        store = self.method.store
+        if store is None or self._allowed is None or not self._allowed.stores:
             return None
-        return settings_of(store, allowed.stores, self._shape.dim)
+        return settings_of(store, self._allowed.stores, self._shape.dim)
 
-    def kept_mask(self, index: int) -> Tensor | None:
-        """Return which tokens a variant keeps, bool [layers, KV heads, T] on the CPU.
+    def kept_mask(self) -> Tensor | None:
+        """Return which tokens were kept, bool [layers, U, T] on the CPU; None if no masks were saved."""
+        return torch.stack([self.kept[layer] for layer in sorted(self.kept)]) if self.kept else None
 
-        None without `save_kept`, and for a variant that feeds its prompt.
-        """
-        if self._kept is None or index not in self._kept:
-            return None
-        return torch.stack([self._kept[index][layer] for layer in sorted(self._kept[index])])
+    def _expected(self, layer: int) -> int:
+        """Return about how many tokens of a layer a row will keep, over all heads."""
+        most, tokens = self._span * self._shape.heads, self.tokens
+        if tokens is None or not self.drops or self.method.keeps_prompt:
+            return most
+        if not self._is_divided:  # it waits for all layers, which may differ
+            return min(2 * tokens * self._shape.heads, most)
+        return most if self._totals is None else self._totals[layer]
 
-    def _layer_totals(self, index: int, statistics: list[Tensor] | None) -> list[int] | None:
-        allowed, shape = self._allowed[index], self._shape
-        return self._variants[index].method.layer_totals(
-            None if allowed is None else allowed.tokens,
+    def _divide(self, statistics: list[Tensor] | None) -> None:
+        """Divide the allowed tokens among the layers."""
+        shape = self._shape
+        self._is_divided = True
+        self._totals = self.method.layer_totals(
+            self.tokens,
             span=self._span,
             layers=shape.layers,
             heads=shape.heads,
             query_heads=shape.query_heads,
             statistics=statistics,
-            extra=0 if allowed is None else allowed.extra,
+            extra=0 if self._allowed is None else self._allowed.extra,
         )
+
+
+def time_shares(group: Mapping[Choice, Sequence[Entry]]) -> dict[Choice, float]:
+    """Return which share of the time to store several variants a single row of each would take: by its tokens."""
+    tokens = {choice: choice.stored_tokens for choice in group}
+    total = sum(tokens[choice] * len(of_rows) for choice, of_rows in group.items())
+    return {choice: of_one / total for choice, of_one in tokens.items()}
+
+
+@contextmanager
+def measured(
+    choices: Sequence[Choice], ctx: LayerContext, shares: Mapping[Choice, float] | None = None
+) -> Iterator[None]:
+    """Add the seconds of a block, and of the results that it reuses, to the times of variants.
+
+    Args:
+        shares: the share of each variant, where it is not all of the time.
+    """
+    ctx.watch.user = choices[0] if len(choices) == 1 else None
+    begin = ctx.watch.begin()
+    yield
+    span = ctx.watch.since(begin)
+    for choice in choices:
+        choice.time.add(span, 1.0 if shares is None else shares[choice])

@@ -1,4 +1,4 @@
-"""The clock of the engine's timings, and the times of variants that share a prefill.
+"""The clock of the engine's timings.
 
 A GPU works through a queue. A stamp of its time is an event in that queue, so taking one waits for nothing; the seconds
 between two stamps are computed when they are read, after the prompt.
@@ -7,13 +7,10 @@ between two stamps are computed when they are read, after the prompt.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
-from kvbench.methods.context import LayerContext
 from kvbench.methods.memo import Span, Stamp
 
 
@@ -80,35 +77,3 @@ class Total:
         self._seconds += sum(span.seconds * share for span, share in self._unread)
         self._unread.clear()
         return self._seconds
-
-
-class VariantTimes:
-    """The seconds that the compression of each variant would have taken without the others.
-
-    Args:
-        seconds: per variant, the seconds so far.
-    """
-
-    def __init__(self, seconds: Sequence[float]) -> None:
-        self._totals = [Total(of_variant) for of_variant in seconds]
-
-    @property
-    def seconds(self) -> list[float]:
-        """The seconds of each variant. Reading them may wait for the device."""
-        return [total.seconds for total in self._totals]
-
-    @contextmanager
-    def __call__(
-        self, variants: Sequence[int], ctx: LayerContext, shares: Mapping[int, float] | None = None
-    ) -> Iterator[None]:
-        """Add the seconds of a block, and of the results that it reuses, to the times of variants.
-
-        Args:
-            shares: the share of each variant, where it is not all of the time.
-        """
-        ctx.watch.user = variants[0] if len(variants) == 1 else None
-        begin = ctx.watch.begin()
-        yield
-        span = ctx.watch.since(begin)
-        for index in variants:
-            self._totals[index].add(span, 1.0 if shares is None else shares[index])

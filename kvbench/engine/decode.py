@@ -205,14 +205,11 @@ class _Batch:
         span = span_tokens(context, self._question)
         ids_T = torch.tensor(list(context.ids[:span]), device=self._device)
         live = [(place, *pair) for place, pair in enumerate(request.rows) if place not in failed]
-        places: dict[Variant, list[Place]] = {variant: [] for _, _, variant in live}
+        places: dict[Variant, list[Place]] = {}
+        for row_id, (_, prompt, variant) in enumerate(live, self._next_row):
+            reserve = len(prompt.ids) - span + request.max_new_tokens
+            places.setdefault(variant, []).append(Place(row_id, reserve))
         variants = list(places)
-        rows = []
-        for place, prompt, variant in live:
-            row = Row(self._next_row, place, prompt, variants.index(variant), request.max_new_tokens, span)
-            places[variant].append(Place(row.id, len(prompt.ids) - span + request.max_new_tokens))
-            rows.append(row)
-            self._next_row += 1
         spans = spans_of(context, span)
         about: dict[str, Any] = {"token_ids": ids_T, "spans": spans, "task": context.task, "seed": request.seed}
         prefill = start_prefill(
@@ -224,8 +221,14 @@ class _Batch:
             save_kept=request.save_kept,
             **about,
         )
+        choices = dict(zip(variants, prefill.choices, strict=True))
+        rows = [
+            Row(row_id, place, prompt, choices[variant], request.max_new_tokens, span)
+            for row_id, (place, prompt, variant) in enumerate(live, self._next_row)
+        ]
+        self._next_row += len(rows)
         logits: dict[int, Tensor] = {}
-        shared = [row for row in rows if variants[row.variant].method.feed is None]
+        shared = [row for row in rows if row.choice.places]
         if shared:
             try:
                 logits_BV = self._call(ids_T[None], torch.arange(span, device=self._device)[None], prefill)
@@ -261,7 +264,7 @@ class _Batch:
             tokens |= zip((row.id for row in rows), choose(rows, of_rows_BV), strict=True)
             seconds = now(self._device) - begin
             for row in rows:
-                row.first_token_s, row.clock = seconds, self._clock
+                row.first_token_s, row.began_s = seconds, self._clock
         self._take(entry.rows, [tokens[row.id] for row in entry.rows])
 
     def _take(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:

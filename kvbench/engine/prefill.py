@@ -10,7 +10,6 @@ Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -22,8 +21,8 @@ from torch import Tensor
 from kvbench.cache.base import Entry
 from kvbench.cache.local import attend_prompt
 from kvbench.engine.caches import LayerCaches, Place
-from kvbench.engine.choices import Choices
-from kvbench.engine.clock import Total, VariantTimes, now, stamp
+from kvbench.engine.choices import Choice, measured, time_shares
+from kvbench.engine.clock import Total, now, stamp
 from kvbench.engine.entries import entries
 from kvbench.engine.guard import LayerGuard
 from kvbench.engine.hidden import LayerInputs
@@ -44,7 +43,7 @@ class PrefillPass:
     A variant compresses once. Its rows, one for each question on the context, begin as copies.
 
     Args:
-        variants: different methods and budgets. Parts that depend on the prompt choose their fields here.
+        variants: different methods and budgets.
         caches: destination of the kept keys and values.
         places: per variant, the rows to fill; none for a variant that feeds its prompt.
         facts: what the methods' parts may know of the prompt.
@@ -52,12 +51,11 @@ class PrefillPass:
         shape: sizes of the layers that are compressed.
         hidden: the inputs of the layers, where a part reads them.
         run_probe: runs the passes of a probe, where a variant has one.
-        save_kept: keep the masks of kept tokens for `choices.kept_mask`.
+        save_kept: keep the masks of kept tokens.
 
     Attributes:
         span: tokens that are compressed.
-        choices: what each variant keeps of the prompt.
-        chosen: per variant, what its parts chose by the prompt, for the record.
+        choices: what each variant keeps of the prompt, in the order of the variants.
         full_bytes: bytes of the span in a full cache, over the layers that are compressed.
 
     Raises:
@@ -78,33 +76,20 @@ class PrefillPass:
         save_kept: bool = False,
     ) -> None:
         self._facts, self._hidden, self._run_probe = facts or PromptFacts(), hidden, run_probe
-        self._caches, self._places = caches, places
+        self._caches = caches
         self._guard = LayerGuard(caches.plan)
-        self._shape = shape
+        self._layers, self._save_kept = shape.layers, save_kept
         self.span = span
         self.full_bytes = 0
-        self.chosen = [variant.method.chosen(self._facts) for variant in variants]
-        self._variants, seconds = self._for_prompt(variants)
-        self._times = VariantTimes(seconds)
-        self._total = Total(sum(seconds))
-        self.choices = Choices(self._variants, span, shape, save_kept)
+        self.choices = [
+            Choice(variant, rows, self._facts, span, shape) for variant, rows in zip(variants, places, strict=True)
+        ]
+        self._late = [choice for choice in self.choices if choice.is_late]
+        self._early = [choice for choice in self.choices if choice.places and not choice.is_late]
+        self._total = Total(sum(choice.time.seconds for choice in self.choices))
         self._earlier = EarlierScores()
         self._waiting: list[LayerContext] = []
         self._local_keys: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def _for_prompt(self, variants: Sequence[Variant]) -> tuple[list[Variant], list[float]]:
-        """Return the variants with the fields that they choose by the prompt, and the seconds that each took."""
-        own, seconds = [], []
-        for variant in variants:
-            begin = time.perf_counter()
-            own.append(variant.for_prompt(self._facts))
-            seconds.append(time.perf_counter() - begin)
-        return own, seconds
-
-    @property
-    def compress_s(self) -> Sequence[float]:
-        """Per variant, the seconds that its compression would have taken without the others, and with a single row."""
-        return self._times.seconds
 
     @property
     def total_s(self) -> float:
@@ -122,7 +107,7 @@ class PrefillPass:
         self._guard.enter(layer)
         if layer in self._caches.local:
             local = self._caches.local[layer]
-            local.add([place.row for places in self._places for place in places], k_BUTD, v_BUTD)
+            local.add([place.row for choice in self.choices for place in choice.places], k_BUTD, v_BUTD)
             if self._run_probe is not None:
                 size = local.mask.size
                 self._local_keys[layer] = k_BUTD[0, :, -size:].clone(), v_BUTD[0, :, -size:].clone()
@@ -139,7 +124,7 @@ class PrefillPass:
             v_BUTD[0],
             scaling=scaling,
             layer=self._caches.plan.index(layer),
-            num_layers=self._shape.layers,
+            num_layers=self._layers,
             kernels=self._caches.kv.prompt,
             sums=sums,
             lse_HT=None if lse_BHT is None else lse_BHT[0],
@@ -161,13 +146,13 @@ class PrefillPass:
             self._earlier.clear()
             return
         device = self._waiting[0].k.device
-        begin, late = now(device), self.choices.late
-        self._run_probes(late)
-        for index in late:
-            with self._times([index], self._waiting[0]):
-                self.choices.settle(index, self._waiting)
+        begin = now(device)
+        self._run_probes()
+        for choice in self._late:
+            with measured([choice], self._waiting[0]):
+                choice.settle(self._waiting)
         while self._waiting:
-            self._store(late, self._waiting.pop(0))
+            self._store(self._late, self._waiting.pop(0))
         self._earlier.clear()
         self._total.add(Span(begin, now(device)))
 
@@ -177,91 +162,80 @@ class PrefillPass:
             self._hidden.close()
 
     def _compress(self, ctx: LayerContext) -> None:
-        late = self.choices.late
-        early = [index for index, places in enumerate(self._places) if places and index not in late]
-        self._store(early, ctx, sum(self._slots(index, ctx.layer) for index in late))
-        if late:
+        self._store(self._early, ctx, sum(choice.slots(ctx.layer) for choice in self._late))
+        if self._late:
             scores: list[Score] = []
-            for index in late:
-                method = self._variants[index].method
+            for choice in self._late:
+                method = choice.method
                 unprobed = [score for score in method.all_scores if "probed" not in score.needs]
-                with self._times([index], ctx):
+                with measured([choice], ctx):
                     if method.needs_statistics and method.probe is None:
-                        self.choices.add_statistic(index, ctx)
+                        choice.add_statistic(ctx)
                     for score in unprobed:
                         ctx.score(score)
                     if method.store is not None:
                         method.store.summarise(ctx)
                 scores += unprobed
-            with self._times(late, ctx):  # without the others, each would need the same copies
+            with measured(self._late, ctx):  # without the others, each would need the same copies
                 ctx.keep_scores(scores)
             self._waiting.append(ctx)
 
-    def _run_probes(self, late: Sequence[int]) -> None:
+    def _run_probes(self) -> None:
         """Run every probe of the waiting variants once. Its seconds count for each variant that has it."""
-        users: dict[Probe, list[int]] = defaultdict(list)
-        for index in late:
-            probe = self._variants[index].method.probe
-            if probe is not None:
-                users[probe].append(index)
-        for probe, variants in users.items():
+        users: dict[Probe, list[Choice]] = defaultdict(list)
+        for choice in self._late:
+            if choice.method.probe is not None:
+                users[choice.method.probe].append(choice)
+        for probe, choices in users.items():
             assert self._run_probe is not None
-            with self._times(variants, self._waiting[0]):
+            with measured(choices, self._waiting[0]):
                 self._run_probe(probe, self._waiting, self._local_keys)
-            for index in variants:
-                method = self._variants[index].method
-                for ctx in self._waiting if method.needs_statistics else ():
-                    with self._times([index], ctx):
-                        self.choices.add_statistic(index, ctx)
+            for choice in choices:
+                for ctx in self._waiting if choice.method.needs_statistics else ():
+                    with measured([choice], ctx):
+                        choice.add_statistic(ctx)
         self._local_keys.clear()
 
-    def _slots(self, index: int, layer: int) -> int:
-        """Return about how many slots next to those of other variants the rows of one will take of a layer."""
-        places, method = self._places[index], self._variants[index].method
-        if method.store is not None or method.look is not None:  # they have buffers of their own
-            return 0
-        reserved = self._shape.heads * sum(place.reserve for place in places)
-        return self.choices.expected(index, layer) * len(places) + reserved
-
-    def _store(self, variants: Sequence[int], ctx: LayerContext, later: int = 0) -> None:
+    def _store(self, choices: Sequence[Choice], ctx: LayerContext, later: int = 0) -> None:
         """Choose the tokens of a layer that the variants keep, and store them in all of their rows.
 
         Args:
             later: about how many slots other variants will take of the layer.
         """
-        groups: dict[Hashable, dict[int, list[Entry]]] = defaultdict(dict)
-        for index in variants:
-            with self._times([index], ctx):
-                of_rows = self._entries(index, ctx)
-            groups[self.choices.group(index, ctx.layer)][index] = of_rows
-        later += sum(self._slots(index, ctx.layer) for index in variants)
+        groups: dict[Hashable, dict[Choice, list[Entry]]] = defaultdict(dict)
+        for choice in choices:
+            with measured([choice], ctx):
+                of_rows = self._entries(choice, ctx)
+            groups[choice.group(ctx.layer)][choice] = of_rows
+        later += sum(choice.slots(ctx.layer) for choice in choices)
         for group in groups.values():
-            later -= sum(self._slots(index, ctx.layer) for index in group)
+            later -= sum(choice.slots(ctx.layer) for choice in group)
             merged = Memo(ctx.watch)  # freed before the next group: at most one merged copy of a layer exists
-            for index, of_rows in group.items():
-                method, keep_UT, kv = self._variants[index].method, of_rows[0].keep_UT, (ctx.k, ctx.v)
-                with self._times([index], ctx):
-                    if method.merge is not None and self.choices.drops(index):
-                        kv = merged("merged", partial(method.merged, ctx, keep_UT))
-                    store = self.choices.store(index, ctx.layer)
+            for choice, of_rows in group.items():
+                keep_UT, kv = of_rows[0].keep_UT, (ctx.k, ctx.v)
+                with measured([choice], ctx):
+                    if choice.method.merge is not None and choice.drops:
+                        kv = merged("merged", partial(choice.method.merged, ctx, keep_UT))
+                    store = choice.store(ctx.layer)
                     if store is not None:
                         side = store.prepare(ctx, keep_UT, *kv)
-                        group[index] = [replace(entry, store=store, side=side) for entry in of_rows]
+                        group[choice] = [replace(entry, store=store, side=side) for entry in of_rows]
             together = [entry for of_rows in group.values() for entry in of_rows]
-            with self._times(list(group), ctx, self.choices.shares(group)):
+            with measured(list(group), ctx, time_shares(group)):
                 self._caches.kv.add(ctx.layer, together, *kv, later)
 
-    def _entries(self, index: int, ctx: LayerContext) -> list[Entry]:
+    def _entries(self, choice: Choice, ctx: LayerContext) -> list[Entry]:
         """Return what a variant keeps of a layer, once for each of its rows."""
-        variant, tokens = self._variants[index], self.choices.tokens(index)
-        if self.choices.drops(index):
-            tokens, total = self.choices.of_layer(index, ctx.layer)
-            evicting = variant.method.evicting
+        tokens = choice.tokens
+        if choice.drops:
+            tokens, total = choice.of_layer(ctx.layer)
+            evicting = choice.method.evicting
             keep_UT = evicting.mask(ctx, tokens, total)
             known = total if evicting.exact and tokens is not None else None
         else:
             keep_UT = torch.ones(ctx.num_kv_heads, self.span, dtype=torch.bool, device=ctx.k.device)
             known = keep_UT.numel()
-        self.choices.save(index, ctx.layer, keep_UT)
+        if self._save_kept:
+            choice.kept[ctx.layer] = keep_UT.cpu()
         layer = self._caches.plan.full[ctx.layer]
-        return entries(variant, self._places[index], ctx, keep_UT, tokens, known, layer)
+        return entries(choice.variant, choice.places, ctx, keep_UT, tokens, known, layer)

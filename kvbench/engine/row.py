@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from kvbench.cache.base import KVCache, TokensRead
+from kvbench.engine.choices import Choice
 from kvbench.engine.prefill import PrefillPass
 from kvbench.engine.variant import Generation, PromptLike, Request, Timings
 
@@ -23,7 +24,7 @@ class Row:
         id: its row in the cache.
         place: its index in the request's rows.
         prompt: the context and this row's question.
-        variant: index of its variant in the prefill.
+        choice: what its variant keeps of the context.
         max_new_tokens: most tokens of the answer.
         seen: tokens of its sequence so far.
         ids: generated tokens.
@@ -33,14 +34,15 @@ class Row:
         read: tokens that its decode steps read, set when it stops; None if they read everything.
         feed_s: seconds of a prompt that was fed in chunks, with all variants that were fed together; else None.
         first_token_s: seconds from the prefill to the first token.
-        clock: decode seconds of the batch at its first token; when it stops, from its first token to its last.
+        began_s: decode seconds of the batch at its first token.
+        decode_s: decode seconds from its first token to its last, set when it stops.
         measured: the kept tokens per layer and head, and the used, slack and held bytes, right after compression.
     """
 
     id: int
     place: int
     prompt: PromptLike
-    variant: int
+    choice: Choice
     max_new_tokens: int
     seen: int
     ids: list[int] = field(default_factory=list)
@@ -50,7 +52,8 @@ class Row:
     read: TokensRead | None = None
     feed_s: float | None = None
     first_token_s: float = 0.0
-    clock: float = 0.0
+    began_s: float = 0.0
+    decode_s: float = 0.0
     measured: tuple[list[list[int]], int, int, int | None] = ([], 0, 0, None)
 
     def measure(self, kv: KVCache) -> None:
@@ -58,8 +61,8 @@ class Row:
         self.measured = kv.lengths(self.id), kv.used_bytes(self.id), kv.slack_bytes(self.id), kv.held_bytes(self.id)
 
     def stop(self, kv: KVCache, clock: float) -> None:
-        """Note what the row stored and read, and the decode seconds of the batch so far, when it stops."""
-        self.clock = clock - self.clock
+        """Note what the row stored and read when it stops. `clock`: decode seconds of the batch so far."""
+        self.decode_s = clock - self.began_s
         self.kept_max, self.read = kv.peak(self.id), kv.tokens_read(self.id)
 
 
@@ -101,9 +104,9 @@ class OpenRequest:
 
     def _generation(self, row: Row, text: str, ran: tuple[str, str]) -> Generation:
         kept, used, slack, held = row.measured
-        tokens, promised = self.prefill.choices.budget(row.variant)
+        tokens, promised = row.choice.budget()
         steps = len(row.ids) - 1
-        compress_s = self.prefill.compress_s[row.variant] + self.layout_s
+        compress_s = row.choice.time.seconds + self.layout_s
         prefill_s = self.prefill_s if row.feed_s is None else row.feed_s
         return Generation(
             text=text,
@@ -119,8 +122,8 @@ class OpenRequest:
             kv_bytes=used,
             slack_bytes=slack,
             held_bytes=held,
-            forms=self.prefill.choices.forms(row.variant),
-            chosen=self.prefill.chosen[row.variant],
+            forms=row.choice.forms(),
+            chosen=row.choice.chosen,
             kv_bytes_full=self.prefill.full_bytes,
             rows=self.together,
             kernel=ran[0],
@@ -129,10 +132,10 @@ class OpenRequest:
                 prefill_s,
                 compress_s,
                 prefill_s + compress_s + row.first_token_s,
-                row.clock / steps if steps > 0 else None,
+                row.decode_s / steps if steps > 0 else None,
             ),
             error=row.error,
-            kept_mask=self.prefill.choices.kept_mask(row.variant),
+            kept_mask=row.choice.kept_mask(),
         )
 
 

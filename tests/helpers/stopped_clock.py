@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvbench.engine import clock, decode, prefill
+from kvbench.engine import choices, clock, decode
 
 
 class StoppedClock:
@@ -12,7 +12,7 @@ class StoppedClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 0.0
-        for module in (clock, decode, prefill):
+        for module in (choices, clock, decode):
             monkeypatch.setattr(module, "time", self)
 
     def perf_counter(self) -> float:
