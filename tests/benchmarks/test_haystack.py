@@ -69,6 +69,15 @@ def test_a_text_of_long_tokens_is_read_further(tmp_path: Path) -> None:
     assert len(first_ids(ToyTokenizer(), Essays(tmp_path), 1000)) >= 1000
 
 
+@pytest.mark.parametrize("letters", range(40, 70))
+def test_the_last_tokens_before_a_cut_of_the_text_are_not_used(tmp_path: Path, letters: int) -> None:
+    """A word that is cut is another token than the whole word."""
+    (tmp_path / "a.txt").write_text(f"{'x' * letters} " * 400)
+    tokenizer = ToyTokenizer()
+    whole = tokenizer.encode((tmp_path / "a.txt").read_text(), add_special_tokens=False)
+    assert first_ids(tokenizer, Essays(tmp_path), 99)[:99] == whole[:99]
+
+
 def latin(folder: Path) -> None:
     (folder / "b.txt").write_bytes("Gr\u00fc\u00dfe".encode("latin-1"))
 

@@ -158,6 +158,21 @@ def test_the_length_is_told_as_a_number_with_its_origin(
 def test_only_the_shortest_samples(bundle):
     benchmark = dataset("qasper", bundle, samples=1)
     assert [sample.id for sample in benchmark.samples(tiny_tokenizer())] == ["qasper-0000"]
+    file = bundle / "data" / "qasper.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["input"] *= 100  # now the second row is the shorter one, although its context is longer
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [sample.id for sample in benchmark.samples(tiny_tokenizer())] == ["qasper-0001"]
+
+
+def test_the_classes_are_those_of_the_last_row(bundle):
+    """The official scorer takes them for every row."""
+    file = bundle / "data" / "trec.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["all_classes"] = ["other"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = dataset("trec", bundle).samples(tiny_tokenizer())
+    assert [sample.meta["all_classes"] for sample in samples] == [rows[-1]["all_classes"]] * len(rows)
 
 
 @pytest.mark.parametrize(

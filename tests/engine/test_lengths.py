@@ -114,6 +114,16 @@ def test_a_question_beyond_the_switch_of_longrope_is_refused(context: int, lengt
     assert out.token_ids == own_answer(scaled("longrope"), prompt(length))
 
 
+@pytest.mark.parametrize(
+    ("span", "tokens", "crosses"),
+    [(TRAINED - 1, 1, False), (TRAINED - 1, 2, True), (TRAINED, 1, True), (TRAINED + 1, 9, False)],
+)
+def test_a_second_pass_does_not_cross_the_switch_of_longrope(span: int, tokens: int, crosses: bool) -> None:
+    model = scaled("longrope")
+    error = RequestLimits(model, checked_plan(model)).pass_error("kvzip", span, tokens)
+    assert (error is not None and f"rotary frequencies at {TRAINED} tokens" in error) == crosses, error
+
+
 def test_observed_steps_do_not_cross_the_switch_either() -> None:
     """The last token of the prompt is the input of the first step."""
     model = scaled("longrope")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 from kvbench import models, store
 from kvbench.benchmarks import needle
 from kvbench.metrics import needle as metrics
-from kvbench.run import runner
+from kvbench.run import rescore, runner
 from kvbench.run.jobs import Job, prepare
 from kvbench.run.rescore import benchmark_of
 from kvbench.run.score import main
@@ -129,6 +130,27 @@ def test_what_would_be_ignored_or_counted_twice_is_refused(
     ):
         assert main([*map(str, arguments), "--quiet"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_gets_new_scores_only_when_every_answer_has_one(
+    job: Callable[[], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are scored in parts. The second part fails."""
+    (outcome,) = runner.run_jobs([job()])
+    real, parts = rescore._scores, list[int]()
+
+    def scores(*args: Any) -> dict[str, dict[str, float]]:
+        parts.append(len(args[2]))
+        if len(parts) == 2:
+            raise ValueError("a record does not hold what scoring needs")
+        return real(*args)
+
+    monkeypatch.setattr(rescore, "_CHUNK", 1)
+    monkeypatch.setattr(rescore, "_scores", scores)
+    assert rescore.score_folders([outcome.folder], workers=1, progress=False) == []
+    assert parts == [1, 1] and not (outcome.folder / "scores.json").exists()
+    assert rescore.score_folders([outcome.folder], workers=1, progress=False) == [outcome.folder]
+    assert len(json.loads((outcome.folder / "scores.json").read_text())["scores"]) == 2
 
 
 def test_a_damaged_run_is_skipped(job: Callable[[], Job], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
