@@ -43,5 +43,5 @@ def test_blocks_of_queries_change_nothing(kernel: str, monkeypatch: pytest.Monke
         torch.testing.assert_close(
             score_UT, one_block[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
         )
-    for variant, several, one in zip(chosen, blocks, whole, strict=True):
-        assert (several.kept, several.token_ids) == (one.kept, one.token_ids), variant
+    for variant, several, single in zip(chosen, blocks, whole, strict=True):
+        assert (several.kept, several.token_ids) == (single.kept, single.token_ids), variant

@@ -120,7 +120,7 @@ def test_a_head_that_loses_its_block_does_not_end_the_search() -> None:
 
 
 def test_of_budgets_near_the_promise_the_one_with_the_most_bytes_is_taken() -> None:
-    """Where more tokens take fewer bytes, heads hold them in a worse form."""
+    """More tokens can take fewer bytes: heads then hold them in a worse form."""
     costs = {total: 10 * total if total <= 100 else 1500 for total in range(200)} | {102: 1080, 104: 1010}
     allowance = Search(promise=1100, segments=10, least=1, most=15).largest(
         lambda tried: costs[tried.tokens * 10 + tried.extra]

@@ -159,10 +159,10 @@ def test_weights_of_heads_are_those_of_each_budget() -> None:
     values_UN[0] = 4 * values_UN[0] ** 8  # a few tokens have all of this head's mass
     k = torch.zeros(2, 40, 4)
     ctx, part, shared = LayerContext(k, k, k), Adaptive(floor=0.0, normalize=True), Candidates(values_UN)
-    found = {}
+    computed = {}
     for total in (4, 20, 60):
         budget = LayerBudget(total // 2, 40, 1, 2, 2, 0, 0)
-        found[total] = part(ctx, shared, total, budget)
-        assert found[total] == part(ctx, Candidates(values_UN), total, budget)
+        computed[total] = part(ctx, shared, total, budget)
+        assert computed[total] == part(ctx, Candidates(values_UN), total, budget)
     stale = Candidates(values_UN * shared.best_mass(2)[:, None]).heads_by_rank()
-    assert any(found[total][0] != int((stale[:total] == 0).sum()) for total in (20, 60)), "the budget matters here"
+    assert any(computed[total][0] != int((stale[:total] == 0).sum()) for total in (20, 60)), "the budget matters here"

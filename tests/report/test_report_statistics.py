@@ -110,7 +110,7 @@ def test_the_interval_of_a_tables_average_is_that_of_its_datasets() -> None:
         rows = [0, 2] if name == "c" else [0, 1, 2]  # the second row lacks c; the last one is the full cache
         values = np.concatenate([drawn("skew", (len(rows) - 1, n), n), np.zeros((1, n))])
         columns.append(ColumnScores(name, rows, Matrix(tuple(map(str, range(n))), values, np.arange(n))))
-    found = differences(columns, {"macro": [["a", "b"], ["c"]]}, 3, 2, draws=999)
+    computed = differences(columns, {"macro": [["a", "b"], ["c"]]}, 3, 2, draws=999)
     for row, weights in enumerate(({"a": 0.25, "b": 0.25, "c": 0.5}, {"a": 0.5, "b": 0.5})):
         means, mean, squares, cubes, parts = np.zeros((1, 999)), np.zeros(1), np.zeros(1), np.zeros(1), []
         for column in columns[: len(weights)]:
@@ -124,7 +124,7 @@ def test_the_interval_of_a_tables_average_is_that_of_its_datasets() -> None:
             variance, number = variances(sums, sizes)
             parts.append((weight**2 * variance, number))
         low, high = stretched(means, mean, acceleration(squares, cubes), stretch(parts))[:, 0]
-        own = found[row]["macro"]
+        own = computed[row]["macro"]
         assert [own["mean"], own["low"], own["high"]] == pytest.approx([mean[0], low, high], abs=1e-9)
         assert own["n"] == sum(numbers_of[name] for name in weights)
 
@@ -192,10 +192,10 @@ def test_by_cluster_adds_up_what_is_known() -> None:
 def test_a_context_that_the_full_cache_did_not_answer_does_not_count() -> None:
     values = np.array([[0.5, 0.9, 0.2, 0.3, 0.4, 0.6], [1.0, np.nan, 1.0, 1.0, 1.0, 1.0]])
     whole = Matrix(tuple("abcdef"), values, np.array([0, 1, 2, 2, 3, 3]))
-    (found, _) = differences([ColumnScores("dataset", [0, 1], whole)], {}, 2, 1, draws=999)
-    assert found["dataset"]["n"] == 5 and found["dataset"]["mean"] == pytest.approx(-0.6)
+    (computed, _) = differences([ColumnScores("dataset", [0, 1], whole)], {}, 2, 1, draws=999)
+    assert computed["dataset"]["n"] == 5 and computed["dataset"]["mean"] == pytest.approx(-0.6)
     some = Matrix(tuple("acdef"), values[:, [0, 2, 3, 4, 5]], np.array([0, 1, 1, 2, 2]))
-    assert differences([ColumnScores("dataset", [0, 1], some)], {}, 2, 1, draws=999)[0] == found
+    assert differences([ColumnScores("dataset", [0, 1], some)], {}, 2, 1, draws=999)[0] == computed
 
 
 def test_a_single_context_has_no_interval() -> None:
@@ -313,7 +313,7 @@ def test_a_row_without_a_dataset_is_not_the_best_of_an_average() -> None:
 
 
 def test_contributions_add_up_to_the_difference_of_the_average() -> None:
-    """Of a mean over categories each category counts alike, however many datasets and answers it has."""
+    """In a mean over categories, every category counts alike, however many datasets and answers it has."""
     random = np.random.default_rng(4)
     columns, means = {}, {}
     for name, n in (("a", 7), ("b", 12), ("c", 30)):
@@ -321,8 +321,8 @@ def test_contributions_add_up_to_the_difference_of_the_average() -> None:
         columns[name] = ColumnScores(name, [0, 1, 2], Matrix(tuple(map(str, range(n))), scores, np.arange(n)))
         means[name] = scores.mean(1)
     macro = (means["a"] + means["b"]) / 4 + means["c"] / 2
-    found = _contributions(columns, [["a", "b"], ["c"]], ["a", "b", "c"], 1, [0, 2])
-    assert found.sum(1) == pytest.approx(macro[1] - macro[[0, 2]])
+    computed = _contributions(columns, [["a", "b"], ["c"]], ["a", "b", "c"], 1, [0, 2])
+    assert computed.sum(1) == pytest.approx(macro[1] - macro[[0, 2]])
     without = _contributions(columns, [["a", "b"], ["c"]], ["a", "b"], 1, [0])
     assert without.sum(1) == pytest.approx([(means["a"] + means["b"])[1] / 2 - (means["a"] + means["b"])[0] / 2])
 

@@ -255,10 +255,10 @@ def test_questions_of_equal_length_are_one_pass() -> None:
         rows = [(prompt(40 + tokens, context=40), variant) for tokens in questions]
         return memory.prefill_bytes(shape, Request(rows, 8), 40)
 
-    one = prefill(200)
-    assert one > 4 * prefill(1), "the context is small next to it"
-    assert prefill(*[200] * 7) == 7 * one
-    assert prefill(200, 150, 100) == one and prefill(150, 150, 200) * 2 == 3 * one
+    largest = prefill(200)
+    assert largest > 4 * prefill(1), "the context is small next to it"
+    assert prefill(*[200] * 7) == 7 * largest
+    assert prefill(200, 150, 100) == largest and prefill(150, 150, 200) * 2 == 3 * largest
 
 
 def test_bytes_that_are_known_late_need_all_layers() -> None:
