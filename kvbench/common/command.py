@@ -20,7 +20,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, ParamSpec
 
 from kvbench.common.text import as_typed, one_line
@@ -71,8 +71,8 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
                 raise
             _silence(*filter(_is_broken, (1, 2)))
             return 128 + signal.SIGPIPE
-        except KeyboardInterrupt:
-            say("interrupted")
+        except KeyboardInterrupt as error:
+            say(str(error) or "interrupted")
             return 128 + signal.SIGINT
         except Unfinished as error:
             say(str(error))
@@ -84,6 +84,15 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
             return 2
 
     return wrapped
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Let Ctrl-C say that the same command goes on with the work inside. Raises KeyboardInterrupt with that message."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; issue the same command again to resume") from None
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -16,6 +16,12 @@ def conf_dir() -> Path:
     raise ValueError(f"no conf/ folder in {package} or next to it: install kvbench again")
 
 
+def shown_settings(name: str) -> str:
+    """Return the settings in conf/<name>.yaml for a help text: indented, without the lines that are comments."""
+    text = (conf_dir() / f"{name}.yaml").read_text(encoding="utf-8")
+    return "".join(f"  {line}\n" for line in text.splitlines() if not line.startswith("#"))
+
+
 def cache_dir() -> Path:
     """Return the cache root, created if necessary: the environment variable KVBENCH_CACHE, else ~/.cache/kvbench.
 

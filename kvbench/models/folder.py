@@ -130,10 +130,10 @@ def tensors(folder: Path) -> dict[str, Stored]:
     return stored
 
 
-def listing(names: list[str], most: int = 3) -> str:
-    """Return the first names of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listing(names: list[str]) -> str:
+    """Return the first three names of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _files(folder: Path, with_code: bool) -> Iterator[Path]:

@@ -10,8 +10,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from kvbench.common.command import Parser, command, log_messages, say
-from kvbench.common.paths import conf_dir
+from kvbench.common.command import Parser, command, log_messages, resumable, say
+from kvbench.common.paths import conf_dir, shown_settings
 from kvbench.report.formats import FORMATS
 
 _EPILOG = """\
@@ -58,11 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from kvbench.profile.present import present_cells
     from kvbench.profile.run import run_groups
 
-    try:
+    with resumable():
         measured = run_groups(asked)
-    except KeyboardInterrupt:
-        say("interrupted; issue the same command again to resume")
-        return 130
     present_cells(measured, arguments.format)
     errors = [error for group in measured for error in group.errors]
     for error in errors:
@@ -71,14 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = (conf_dir() / "profile.yaml").read_text(encoding="utf-8")
-    settings = "".join(f"  {line}\n" for line in text.splitlines() if not line.startswith("#"))
     names = ", ".join(f"shape/{path.stem}" for path in sorted((conf_dir() / "model" / "shape").glob("*.yaml")))
     shapes = textwrap.fill(names, 110, initial_indent="  ", subsequent_indent="  ")
     parser = Parser(
         prog="kvbench profile",
         description="Time and memory of methods against the full cache, over context, budget, batch and kernel.",
-        epilog=_EPILOG.format(settings=settings, shapes=shapes),
+        epilog=_EPILOG.format(settings=shown_settings("profile"), shapes=shapes),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench; commas list values")
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted but not needed: lists work without it")

@@ -51,7 +51,7 @@ def build(overview: Overview, project: str, entity: str) -> Any:
     blocks: list[Any] = [wr.MarkdownBlock(_introduction(overview)), wr.CodeBlock(overview.command, language=None)]
     if overview.shown:
         panels = _media(overview.shown, "Figures", run_axis=False)
-        blocks += [wr.H2("All variants"), _grid("sweep", _filter("ID", [overview.sweep_id]), panels, hidden=True)]
+        blocks += [wr.H2("All variants"), _grid("sweep", _with_ids([overview.sweep_id]), panels, hidden=True)]
     for section in overview.sections:
         name = one_line(f"{section.benchmark}, {section.model}")
         blocks += [wr.H2(name), wr.MarkdownBlock("\n".join(f"- {escaped(note)}" for note in section.notes))]
@@ -97,7 +97,7 @@ def _introduction(overview: Overview) -> str:
 def _filters(overview: Overview, section: Section) -> str:
     """Return the filter for the entries of a section: as they are grouped in W&B, or else by their ids."""
     if overview.group is None or not (section.is_named or len(overview.sections) == 1):
-        return _filter("ID", section.ids)
+        return _with_ids(section.ids)
     parts = [f"Metric('Group') == {_literal(overview.group)}", "Metric('JobType') == 'benchmark'"]
     if len(overview.sections) > 1:
         parts.append(f"Config('benchmark') == {_literal(section.benchmark)}")
@@ -105,8 +105,8 @@ def _filters(overview: Overview, section: Section) -> str:
     return " and ".join(parts)
 
 
-def _filter(name: str, values: Sequence[str]) -> str:
-    return f"Metric('{name}') in [{', '.join(map(_literal, values))}]"
+def _with_ids(ids: Sequence[str]) -> str:
+    return f"Metric('ID') in [{', '.join(map(_literal, ids))}]"
 
 
 def _literal(text: str) -> str:

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvbench.common.command import Parser, command, log_messages, say
-from kvbench.common.paths import conf_dir
+from kvbench.common.command import Parser, command, log_messages, resumable
+from kvbench.common.paths import conf_dir, shown_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -53,22 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
-    try:
+    with resumable():
         path = compute(spec, probe, cfg["paths"]["outputs"], cfg["progress"])
-    except KeyboardInterrupt:
-        say("interrupted; issue the same command again to resume")
-        return 130
     print(f"use it: python -m kvbench model={spec.name} method=headkv method.table={path}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = (conf_dir() / "heads.yaml").read_text(encoding="utf-8")
-    settings = "".join(f"  {line}\n" for line in text.splitlines() if not line.startswith("#"))
     parser = Parser(
         prog="kvbench heads",
         description="Scores of a model's attention heads by a probe of HeadKV (arXiv 2410.19258).",
-        epilog=_EPILOG.format(settings=settings),
+        epilog=_EPILOG.format(settings=shown_settings("heads")),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for kvbench")
     return parser

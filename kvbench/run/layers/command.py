@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvbench.common.command import Parser, command, log_messages, say
+from kvbench.common.command import Parser, command, log_messages, resumable
 
 if TYPE_CHECKING:
     from kvbench.run.jobs import Job
@@ -44,11 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
-    try:
+    with resumable():
         path = compute(jobs, cfg["paths"]["outputs"], cfg["progress"])
-    except KeyboardInterrupt:
-        say("interrupted; issue the same command again to resume")
-        return 130
     print(f"use it: python -m kvbench model={jobs[0].model.name} method=prefixkv_offline method.profile={path}")
     return 0
 
