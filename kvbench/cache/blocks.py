@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from kvbench.cache.rows import buffer_for
+from kvbench.cache.rows import empty_blocks
 from kvbench.methods import store_answers
 from kvbench.methods.storage import Encoded, Half, Side
 
@@ -54,7 +54,7 @@ def plain_if_none(halves: tuple[Half | None, Half | None]) -> tuple[Half, Half]:
 
 
 @dataclass
-class Segment:
+class BlockSegment:
     """The tokens of one row in one KV head.
 
     Attributes:
@@ -77,7 +77,7 @@ def room(half: Half, kept: int, most: int) -> tuple[int, int]:
     return store_answers.encoded(half, most, kept) // half.block, plain
 
 
-class Pool:
+class SegmentPool:
     """The encoded blocks and the plain tokens of some segments, in flat buffers.
 
     Args:
@@ -88,7 +88,7 @@ class Pool:
             tokens, only the shape and dtype matter here.
     """
 
-    def __init__(self, half: Half, segments: Sequence[Segment], like: Tensor, side: Side) -> None:
+    def __init__(self, half: Half, segments: Sequence[BlockSegment], like: Tensor, side: Side) -> None:
         self.half, self.segments, self.head_S = half, segments, side.head
         self._dim, device = like.shape[-1], like.device
         self.count = lru_cache(2**14)(partial(store_answers.encoded, half))
@@ -102,13 +102,7 @@ class Pool:
         self.plain_RD = like.new_zeros(total_slots, self._dim)
         token = side.token
         self.token_R = None if token is None else token.new_zeros(total_slots, *token.shape[2:])
-        shapes = store_answers.encode(
-            half,
-            like.new_zeros(1, half.block, self._dim),
-            None if side.head is None else side.head[:1],
-            None if token is None else token.new_zeros(1, half.block, *token.shape[2:]),
-        )
-        self.buffers = tuple(buffer_for(x, total_blocks) for x in shapes)
+        self.buffers = empty_blocks(half, like, side.head, self.token_R, total_blocks)
 
     def places(self, index: int) -> tuple[int, int, int]:
         """Return the first block of a segment, its first plain slot, and its plain slots."""
@@ -195,7 +189,7 @@ class Pool:
         block_bytes = sum(x[first:last].nbytes for x in self.buffers)
         return block_bytes + self.slots[index] * self._slot_bytes() + self._side_bytes()
 
-    def copy_from(self, other: Pool, sources: Sequence[int], first: int) -> None:
+    def copy_from(self, other: SegmentPool, sources: Sequence[int], first: int) -> None:
         """Copy segments of another pool, the first of them to segment `first` of this one."""
         if not sources:
             return

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kvbench.cache.blocks import PlainHalf, Pool
+from kvbench.cache.blocks import PlainHalf, SegmentPool
 from kvbench.methods.storage import tensors
 
 
-def supports(keys: Pool, values: Pool) -> bool:
+def supports(keys: SegmentPool, values: SegmentPool) -> bool:
     """Return True if `attend` can read these keys and values.
 
     On a GPU, many small products would be slower. Products of 16-bit types would round the logits to 16 bits.
@@ -29,7 +29,13 @@ def supports(keys: Pool, values: Pool) -> bool:
 
 
 def attend(
-    keys: Pool, values: Pool, indices: Sequence[int], q_LGTD: Tensor, k_LTD: Tensor, v_LTD: Tensor, scaling: float
+    keys: SegmentPool,
+    values: SegmentPool,
+    indices: Sequence[int],
+    q_LGTD: Tensor,
+    k_LTD: Tensor,
+    v_LTD: Tensor,
+    scaling: float,
 ) -> Tensor:
     """Attend to the stored tokens of some segments and, causally, to their new ones: [L, G, T, D]."""
     outs = []
@@ -40,7 +46,7 @@ def attend(
     return torch.cat(outs)
 
 
-def _runs(keys: Pool, values: Pool, indices: Sequence[int]) -> Iterator[list[int]]:
+def _runs(keys: SegmentPool, values: SegmentPool, indices: Sequence[int]) -> Iterator[list[int]]:
     """Yield places of the call whose segments lie next to each other and are alike."""
     run: list[int] = []
     for lane, i in enumerate(indices):
@@ -57,7 +63,13 @@ def _runs(keys: Pool, values: Pool, indices: Sequence[int]) -> Iterator[list[int
 
 
 def _attend_run(
-    keys: Pool, values: Pool, indices: Sequence[int], q_nGTD: Tensor, k_nTD: Tensor, v_nTD: Tensor, scaling: float
+    keys: SegmentPool,
+    values: SegmentPool,
+    indices: Sequence[int],
+    q_nGTD: Tensor,
+    k_nTD: Tensor,
+    v_nTD: Tensor,
+    scaling: float,
 ) -> Tensor:
     first, count, length, done = indices[0], len(indices), keys.segments[indices[0]].length, keys.done(indices[0])
     q_nQD = q_nGTD.flatten(1, 2)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvbench.cache import direct
 from kvbench.cache.base import Entry
-from kvbench.cache.blocks import Pool, Segment, plain_if_none
+from kvbench.cache.blocks import BlockSegment, SegmentPool, plain_if_none
 from kvbench.cache.heap import trim_heap
 from kvbench.methods.storage import Half, Side, Store, tensors
 from kvbench_kernels.backends import PackedAttention, PackedHalf, layout_of
@@ -25,9 +25,9 @@ from kvbench_kernels.backends import PackedAttention, PackedHalf, layout_of
 class _Part:
     """The segments of rows that joined together, and their keys and values."""
 
-    segments: list[Segment]
-    keys: Pool
-    values: Pool
+    segments: list[BlockSegment]
+    keys: SegmentPool
+    values: SegmentPool
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class EncodedRows:
         keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)
         lengths = keep_ST.sum(1).tolist()
         segments = [
-            Segment(entry.row, head, n, n, n + entry.reserve)
+            BlockSegment(entry.row, head, n, n, n + entry.reserve)
             for index, entry in enumerate(entries)
             for head, n in enumerate(lengths[index * heads : (index + 1) * heads])
         ]
@@ -72,7 +72,7 @@ class EncodedRows:
         pools = []
         for index, (half, x_UTD) in enumerate(zip(self._halves, (k_UTD, v_UTD), strict=True)):
             side = _stack([entry.side[index] for entry in entries])
-            pools.append(Pool(half, segments, x_UTD, side))
+            pools.append(SegmentPool(half, segments, x_UTD, side))
             pools[-1].fill(x_UTD, keep_ST, from_S, side.token)
         self._parts.append(_Part(segments, *pools))
 
@@ -194,7 +194,7 @@ class EncodedRows:
             heads = [pool.head_S[rest] for pool, rest in zip(old, remaining, strict=True) if pool.head_S is not None]
             token_R = old[0].token_R
             side = Side(torch.cat(heads) if heads else None, None if token_R is None else token_R[None])
-            pools.append(Pool(half, segments, old[0].plain_RD, side))
+            pools.append(SegmentPool(half, segments, old[0].plain_RD, side))
             first = 0
             for source, rest in zip(old, remaining, strict=True):
                 pools[-1].copy_from(source, rest, first)

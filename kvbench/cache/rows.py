@@ -1,6 +1,6 @@
 """A buffer of rows of bytes that differ in length, which is used like a tensor with a leading row per block.
 
-Shape suffixes: N rows.
+Shape suffixes: N rows, S segments, R tokens, B tokens of a block.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.methods.storage import Rows
+from kvbench.methods import store_answers
+from kvbench.methods.storage import Half, Rows
 
 _MORE = 8  # a full buffer grows by 1 / 8
 
@@ -72,6 +73,19 @@ def _joined(rows: Rows) -> Rows:
     return Rows(rows.data[at + torch.arange(total, device=at.device)], rows.length_N, first_N)
 
 
-def buffer_for(x: Tensor | Rows, count: int) -> Tensor | RowBuffer:
-    """Return an empty buffer for `count` blocks that are encoded like `x`."""
-    return RowBuffer(count, x.data.device) if isinstance(x, Rows) else x.new_zeros(count, *x.shape[1:])
+def empty_blocks(
+    half: Half, like: Tensor, head_S: Tensor | None, token_R: Tensor | None, count: int
+) -> tuple[Tensor | RowBuffer, ...]:
+    """Return empty buffers for `count` encoded blocks. A block of zeros is encoded to see what they look like.
+
+    Args:
+        like: a tensor of the dtype and device of the tokens, whose last dimension is theirs.
+        head_S, token_R: what encoding needs to know of segments and of tokens; of the latter, only the shape and dtype
+            matter here.
+    """
+    head_1 = None if head_S is None else head_S[:1]
+    token_1B = None if token_R is None else token_R.new_zeros(1, half.block, *token_R.shape[1:])
+    encoded = store_answers.encode(half, like.new_zeros(1, half.block, like.shape[-1]), head_1, token_1B)
+    return tuple(
+        RowBuffer(count, x.data.device) if isinstance(x, Rows) else x.new_zeros(count, *x.shape[1:]) for x in encoded
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.cache.rows import RowBuffer, buffer_for
+from kvbench.cache.rows import RowBuffer, empty_blocks
 from kvbench.methods import store_answers
 from kvbench.methods.storage import Half
 
@@ -30,13 +30,7 @@ class TokenPool:
         self.plain_RD = like.new_zeros(0, self._dim)
         self.head_O = None if head_O is None else head_O[:0]
         self.token_M = None if token_M is None else token_M[:0]
-        shapes = store_answers.encode(
-            half,
-            like.new_zeros(1, half.block, self._dim),
-            None if head_O is None else head_O[:1],
-            None if token_M is None else token_M.new_zeros(1, half.block, *token_M.shape[1:]),
-        )
-        self.blocks = tuple(buffer_for(x, 0) for x in shapes)
+        self.blocks = empty_blocks(half, like, head_O, self.token_M, 0)
         self._used_R = torch.zeros(0, dtype=torch.bool, device=device)
         self._used_n = torch.zeros(0, dtype=torch.bool, device=device)
 

@@ -45,7 +45,7 @@ def entries(
         torch.ones_like(keep_UT) if method.keeps_prompt else keep_UT,
         first.reserve,
         store=method.store,  # or a form of it that a budget in bytes has chosen for the layer
-        policy=None if policy is None else policy.planned(first.reserve),
+        policy=None if policy is None else policy.for_answer(first.reserve),
         score_UT=method.start_scores(ctx),
         base_U=None if policy is None else _base(variant, policy, keep_UT, plan, tokens),
         plan=plan,
@@ -61,8 +61,8 @@ def entries(
 
 def _copy_for(first: Entry, place: Place, policy: Decoding | None) -> Entry:
     """Return what another row of a variant keeps: the same tokens."""
-    planned = None if policy is None else policy.planned(place.reserve)
-    return replace(first, row=place.row, reserve=place.reserve, policy=planned)
+    own = None if policy is None else policy.for_answer(place.reserve)
+    return replace(first, row=place.row, reserve=place.reserve, policy=own)
 
 
 def _base(variant: Variant, policy: Decoding, keep_UT: Tensor, plan: Plan | None, tokens: int | None) -> list[int]:

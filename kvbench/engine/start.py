@@ -160,6 +160,6 @@ def _facts(view: ModelView | None, token_ids: Tensor, spans: Spans | None, task:
 
 
 def _sample_seed(seed: int, token_ids: Tensor) -> int:
-    """Return a seed that depends on the run's seed and the prompt alone: it is the same in any plan."""
+    """Return a seed that depends on the run's seed and the prompt alone: it is the same in any job group."""
     text = f"{seed} {token_ids.tolist()}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")

@@ -19,8 +19,9 @@ A method is composed of parts. Each is a small frozen dataclass without state th
 A part checks its own fields when it is built and raises `InvalidField`. Parts are compared and hashed by their fields:
 variants with equal scores share one computation. `needs` names what a part reads apart from queries, keys and values.
 
-All methods of a plan share the tensors of a context, those included that it computes when asked (`ctx.column_sums()`,
-`ctx.score(part)`). So a part works on copies and never writes into them; `unchanged.py` checks it.
+All methods of a job group share the tensors of a context, those included that it computes when asked
+(`ctx.column_sums()`, `ctx.score(part)`). So a part works on copies and never writes into them; `unchanged.py` checks
+it.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Composed(Parts):
         """Raise ValueError, naming the dial to change, if the method must know how many tokens follow the prompt."""
         try:
             if self.policy is not None:
-                self.policy.policy.planned(None)
+                self.policy.policy.for_answer(None)
         except InvalidField as error:
             raise ValueError(f"{self._text(error, 'decode')}, or use kvbench.generate") from None
 

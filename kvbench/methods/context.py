@@ -153,7 +153,7 @@ class LayerContext:
         return self.facts.task
 
     def generator(self, part: object) -> torch.Generator:
-        """Return random numbers for a part, on the CPU: the same ones in any plan, alone or with other variants.
+        """Return random numbers for a part, on the CPU: the same ones in any job group, alone or with other variants.
 
         They depend on the run's seed, the sample, the layer and the fields of the part.
 

@@ -120,7 +120,7 @@ class DecodePolicy(Protocol):
         """
         return base_BU
 
-    def planned(self, new: int | None) -> Self:
+    def for_answer(self, new: int | None) -> Self:
         """Return the policy for a row that at most `new` tokens follow; for policies that depend on that number.
 
         Args:
@@ -238,9 +238,9 @@ class Decoding:
         elif not 0 < self.budget <= 1:
             raise InvalidField("budget", self.budget, "a share of the budget must lie in (0, 1]; tokens are an integer")
 
-    def planned(self, new: int) -> Decoding:
+    def for_answer(self, new: int) -> Decoding:
         """Return the policy and its dials for a row that at most `new` tokens follow."""
-        policy = self.policy.planned(new)
+        policy = self.policy.for_answer(new)
         return self if policy is self.policy else replace(self, policy=policy)
 
     def tokens(self, tokens: int) -> int:

@@ -188,7 +188,7 @@ def _check_feed(name: str, evicting: Mapping[str, Any], parts: Mapping[str, Any]
         raise ValueError(f"method.phase={decoding.phase}: {name} feeds its prompt, which has no phases; choose both")
     if decoding.policy.adds_to_prompt:
         raise ValueError(f"method={name}: its decode policy evicts generated tokens alone; leave out feed")
-    if type(decoding.policy).planned is not DecodePolicy.planned:  # the rows of several questions begin as copies
+    if type(decoding.policy).for_answer is not DecodePolicy.for_answer:  # the rows of several questions begin as copies
         raise ValueError(f"method={name}: its decode policy depends on the length of the answer; leave out feed")
     heads = evicting.get("heads")
     if heads is None or not heads.is_even or evicting["layers"].needs_statistics:

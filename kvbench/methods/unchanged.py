@@ -1,4 +1,4 @@
-"""The check that a part does not write into tensors which the other methods of a plan read as well."""
+"""The check that a part does not write into tensors which the other methods of a job group read as well."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ModelCache:
         if self._loaded is None:
             self._loaded = (spec, models.load(spec))
             # What lives until the model is dropped is not searched for garbage again. A search takes 0.2 s, and almost
-            # every plan of a large sweep has one.
+            # every job group of a large sweep has one.
             gc.collect()
             gc.freeze()
         return self._loaded[1]

@@ -151,12 +151,12 @@ def prepare(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> list[J
     Raises:
         ValueError: one line naming the override to change.
     """
-    checked = settle(cfg, choices)
+    checked = check_config(cfg, choices)
     say_budgets([checked])
     return jobs_of(checked)
 
 
-def settle(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> CheckedConfig:
+def check_config(cfg: DictConfig, choices: Mapping[str, str] | None = None) -> CheckedConfig:
     """Check a composed configuration without any file of its model or benchmark.
 
     A sweep does this for all its configurations first: a mistake comes before anything is fetched.

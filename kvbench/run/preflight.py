@@ -25,7 +25,7 @@ from kvbench_kernels.backends import AttentionSpec, unmet_requirement
 log = logging.getLogger(__name__)
 
 
-def check_budget(job: Job, samples: GroupSamples) -> None:
+def check_room(job: Job, samples: GroupSamples) -> None:
     """Check that the budget leaves the method room on the prompts.
 
     Where it does so on some prompts only, the others are answered from the most recent tokens (`Job.variant_for`).

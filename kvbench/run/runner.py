@@ -22,7 +22,7 @@ from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
 from kvbench.run.logged import logged
 from kvbench.run.open_run import OpenRun, open_run
-from kvbench.run.preflight import check_budget, check_device, check_kernel, check_save
+from kvbench.run.preflight import check_device, check_kernel, check_room, check_save
 from kvbench.run.rescore import rescore
 from kvbench.run.samples import GroupSamples, read_samples
 from kvbench.run.versions import versions
@@ -195,7 +195,7 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
             method.check_head_dim(shape.head_dim)
             method.check_model(layers=shape.compressed_layers, heads=shape.kv_heads, query_heads=shape.heads)
             check_device(job)
-            check_budget(job, samples)
+            check_room(job, samples)
             check_save(job)
         except ValueError as error:
             outcomes[job.folder] = Outcome(job, job.folder, error=error)

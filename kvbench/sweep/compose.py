@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kvbench.cli.arguments import shell_command
 from kvbench.config.combinations import typed
-from kvbench.run.jobs import Job, jobs_of, say_budgets, settle
+from kvbench.run.jobs import Job, check_config, jobs_of, say_budgets
 from kvbench.run.plan import write_plans
 from kvbench.run.runner import Outcome, result
 from kvbench.sweep.composer import Composer
@@ -63,7 +63,8 @@ def compose(composer: Composer, job_overrides: Sequence[Sequence[str]], first: i
 
 def check(sweep: Sequence[Composed]) -> None:
     """Check every configuration and say which runs it asks for. Raises ValueError naming the override to change."""
-    checked = [settle(part.task, part.choices) for part in sweep]  # before a model's first file, which may be fetched
+    # Before a model's first file, which may be fetched.
+    checked = [check_config(part.task, part.choices) for part in sweep]
     say_budgets(checked)
     for part, config in zip(sweep, checked, strict=True):
         part.jobs = jobs_of(config)

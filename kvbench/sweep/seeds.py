@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kvbench.config.schema import Config
 from kvbench.prompts.seeds import IdleSeed
-from kvbench.run.jobs import settle
+from kvbench.run.jobs import check_config
 from kvbench.sweep.compose import Composed
 from kvbench.sweep.composer import Composer
 
@@ -31,7 +31,7 @@ def without_idle_seeds(jobs: Sequence[list[str]], composer: Composer) -> list[li
     for job in jobs:
         part = Composed(job, composer.look(job))
         try:
-            settle(part.task, part.choices)
+            check_config(part.task, part.choices)
         except IdleSeed as error:
             refused = refused or error
             idle.setdefault(part.task.method.name, {})[str(part.task.seed)] = None

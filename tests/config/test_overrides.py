@@ -8,7 +8,7 @@ from omegaconf import OmegaConf, open_dict
 
 from kvbench import config
 from kvbench.config.compose import composing, inspect
-from kvbench.run.jobs import settle
+from kvbench.run.jobs import check_config
 
 VALUES = (
     "", "null", "nan", "inf", "-inf", "-1", "0", "1", "1.5", "1e40", "1" * 40, "-" + "1" * 40, "true", "false", "abc",
@@ -62,7 +62,7 @@ def complaint(overrides: list[str]) -> str:
             choices = OmegaConf.to_container(composed.hydra.runtime.choices)
             with open_dict(composed):
                 del composed["hydra"]
-            settle(composed, choices)  # type: ignore[arg-type]
+            check_config(composed, choices)  # type: ignore[arg-type]
     except ValueError as error:
         return str(error) or "an empty message"
     return ""

@@ -28,7 +28,7 @@ from kvbench.config.combinations import combinations, deferred, fitting
 from kvbench.config.compose import composing, inspect
 from kvbench.config.compose import parse as parse_overrides
 from kvbench.config.groups import options, shipped
-from kvbench.run.jobs import settle
+from kvbench.run.jobs import check_config
 from kvbench.sweep.slurm.settings import checked
 
 _INDENTED = re.compile(r"^(?: {4,}|\t)(?P<line>\S.*)$")
@@ -159,7 +159,7 @@ def _check_run(words: tuple[str, ...]) -> None:
         choices = OmegaConf.to_container(each.hydra.runtime.choices)
         task = OmegaConf.masked_copy(each, [str(key) for key in each if key != "hydra"])
         assert isinstance(choices, dict) and isinstance(task, DictConfig)
-        settle(task, {str(key): value for key, value in choices.items()})
+        check_config(task, {str(key): value for key, value in choices.items()})
 
 
 def check_override(shown: Shown, folder: Path) -> None:

@@ -41,7 +41,7 @@ def policy_of(name: str, more: dict[str, Any]) -> DecodePolicy:
     small = {dial: value for dial, value in {"recent": 5, "decode_budget": 30}.items() if name == "scope"}
     decoding = load(name, **small, **more).decode
     assert decoding is not None
-    return decoding.policy.planned(NEW)
+    return decoding.policy.for_answer(NEW)
 
 
 def expected(decoding: Decoding, base: int, kept: int) -> list[int]:

@@ -110,7 +110,7 @@ def test_scope(seed: int, schedule: str, delta: int) -> None:
 
 def test_the_budget_of_scope_is_the_printed_one() -> None:
     """256 recent tokens of 512, 4096 generated at most: a token more every 15 steps."""
-    policy = FrozenPrompt(tokens=512, recent=256, schedule="adaptive").planned(4096)
+    policy = FrozenPrompt(tokens=512, recent=256, schedule="adaptive").for_answer(4096)
     steps_B1 = torch.tensor([0, 14, 15, 100, 3839])[:, None] + 1
     assert policy.delta == 15
     zeros_B1 = torch.zeros_like(steps_B1)
@@ -135,12 +135,12 @@ def test_the_budget_of_a_discontinuous_scope_is_the_counted_one(more: int, recen
 @pytest.mark.parametrize(("new", "delta"), [(4096, 15), (513, 1), (512, 1), (20, 1), (8192, 31)])
 def test_the_steps_of_scope_follow_from_the_tokens_that_follow(new: int, delta: int) -> None:
     """The budget reaches `decode_budget` at the end of the answer; a short answer is kept as a whole."""
-    planned = FrozenPrompt(512, 256, "adaptive").planned(new)
+    planned = FrozenPrompt(512, 256, "adaptive").for_answer(new)
     assert planned.delta == delta
     limit = planned.limit(torch.zeros(1, 1).long(), torch.tensor([[new]]), 0, torch.zeros(1, 1).long())
     assert int(limit) == min(512, 256 + (new - 1) // delta)
-    assert FrozenPrompt(512, 256, "adaptive", 7).planned(new).delta == 7
-    assert FrozenPrompt(512, 256).planned(None) == FrozenPrompt(512, 256)
+    assert FrozenPrompt(512, 256, "adaptive", 7).for_answer(new).delta == 7
+    assert FrozenPrompt(512, 256).for_answer(None) == FrozenPrompt(512, 256)
 
 
 @pytest.mark.parametrize("seed", range(8))

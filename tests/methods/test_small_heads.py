@@ -120,7 +120,7 @@ POLICIES = {
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_policy_protects_more_than_a_head_may_hold(name: str) -> None:
     """The caches check what policies protect, and raise an error."""
-    policy = POLICIES[name].planned(STEPS + 1)
+    policy = POLICIES[name].for_answer(STEPS + 1)
     if not policy.follows_plan:
         held(CACHES["masked"](), Decoding(policy), [1, 2, 5, 9])
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 
 from kvbench.run import jobs
-from kvbench.run.jobs import prepare, settle
+from kvbench.run.jobs import check_config, prepare
 from tests.helpers.methods import head_table
 
 
@@ -33,7 +33,7 @@ from tests.helpers.methods import head_table
 )
 def test_impossible_dials_are_one_line(compose: Callable[..., DictConfig], overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        settle(compose(*overrides))
+        check_config(compose(*overrides))
     assert "\n" not in str(caught.value)
 
 
@@ -80,7 +80,7 @@ def test_a_budget_that_does_not_apply_is_a_line_per_method(
     caplog.set_level("INFO")
     names, budgets = ("fullkv", "corm", "h2o"), (64, 0.5, 100)
     words = [["model=tiny", f"method={name}", f"budget={budget}"] for name in names for budget in budgets]
-    jobs.say_budgets([settle(compose(*of_job)) for of_job in words])
+    jobs.say_budgets([check_config(compose(*of_job)) for of_job in words])
     assert [record.getMessage() for record in caplog.records if "does not apply" in record.getMessage()] == [
         "fullkv keeps every token: budget=64,0.5,100 does not apply to it",
         "corm decides by itself how many tokens stay: budget=64,0.5,100 does not apply to it",
@@ -137,9 +137,9 @@ def test_a_seed_by_which_nothing_draws_is_one_line(
 ) -> None:
     shared = ["model=tiny", "budget=100", *overrides]
     with pytest.raises(ValueError, match="^seed=1: neither benchmark=") as caught:
-        settle(compose(*shared, "seed=1"))
+        check_config(compose(*shared, "seed=1"))
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    settle(compose(*shared))
+    check_config(compose(*shared))
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,18 @@ def test_a_seed_by_which_nothing_draws_is_one_line(
     ],
 )
 def test_a_seed_is_taken_by_whatever_draws(compose: Callable[..., DictConfig], overrides: list[str]) -> None:
-    assert settle(compose("model=tiny", "budget=100", *overrides, "seed=1")).cfg["seed"] == 1
+    assert check_config(compose("model=tiny", "budget=100", *overrides, "seed=1")).cfg["seed"] == 1
 
 
 @pytest.mark.parametrize("setting", ["benchmark.seed=1", "benchmark.num_seeds=2"])
 def test_a_benchmark_without_draws_has_no_seeds_of_its_own(compose: Callable[..., DictConfig], setting: str) -> None:
     with pytest.raises(ValueError, match=rf"^{re.escape(setting)}: ") as caught:
-        settle(compose("model=tiny", "budget=100", "benchmark=needle_pyramidkv", setting))
+        check_config(compose("model=tiny", "budget=100", "benchmark=needle_pyramidkv", setting))
     assert "\n" not in str(caught.value)
 
 
 def test_seeds_of_a_method_that_draws_have_the_same_fixed_samples(compose: Callable[..., DictConfig]) -> None:
     """So they share a table, as on RULER."""
     words = ["model=tiny", "budget=100", "benchmark=needle_classic", "method=cam"]
-    benchmarks = [settle(compose(*words, f"seed={seed}")).benchmark for seed in (0, 3)]
+    benchmarks = [check_config(compose(*words, f"seed={seed}")).benchmark for seed in (0, 3)]
     assert benchmarks[0].seed == benchmarks[1].seed == 0  # type: ignore[union-attr]

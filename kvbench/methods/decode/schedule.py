@@ -17,7 +17,7 @@ class GrowingBudget(DecodePolicy):
     Args:
         tokens: generated tokens that a head holds, of which the newest `recent` always stay.
         schedule: "slide": a budget of `tokens`; "adaptive": it grows from `recent` to `tokens`, by one every `delta`
-            steps (0: see `planned`); "discontinuous": the same, with `delta` steps before each cut.
+            steps (0: see `for_answer`); "discontinuous": the same, with `delta` steps before each cut.
     """
 
     tokens: int = 512
@@ -35,7 +35,7 @@ class GrowingBudget(DecodePolicy):
         if self.delta and self.schedule == "slide":
             raise InvalidField("delta", self.delta, "has no effect with {schedule}", schedule="slide")
 
-    def planned(self, new: int | None) -> Self:
+    def for_answer(self, new: int | None) -> Self:
         """Return the policy for at most `new` tokens: its budget reaches `tokens` with the last of them."""
         if self.schedule == "slide" or self.delta:
             return self
