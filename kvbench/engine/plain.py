@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -148,7 +149,10 @@ class Compressed:
         variant.method.check_open_ended()  # the caller alone knows how many tokens will follow
         self._limits = RequestLimits(model, self._plan, max_length=sys.maxsize)  # transformers warns by itself
         self._keyword = _cache_keyword(model)
-        self._replaced: object = None  # the caller's cache that ours replaces
+        parameters = inspect.signature(model.forward).parameters.values()
+        self._places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]  # arguments may come unnamed
+        self._num_layers = model.config.get_text_config().num_hidden_layers
+        self._replaced: WeakKeyDictionary[Cache, CompressedCache] = WeakKeyDictionary()  # callers' caches → ours
         self._attention: AttentionPass | None = None
         self._expected = 0
         self.cache: CompressedCache | None = None
@@ -159,6 +163,8 @@ class Compressed:
         if kwargs.get("kvbench") is not None:  # a pass of the method's own
             return args, kwargs
         self.calls += 1
+        kwargs, args = {**dict(zip(self._places, args, strict=False)), **kwargs}, args[len(self._places) :]
+        self._check_layers()
         ids_BT = kwargs["input_ids"] if kwargs.get("input_ids") is not None else next(iter(args), None)
         if ids_BT is None or kwargs.get("use_cache") is False:
             raise ValueError("kvbench.compressed needs input_ids and use_cache=True")
@@ -169,16 +175,21 @@ class Compressed:
             )
         given = [cache for name in _CACHE_KEYWORDS if (cache := kwargs.pop(name, None)) is not None]
         past = given[0] if given else None
-        if past is not None and past is self._replaced:
-            past = self.cache
-        if isinstance(past, CompressedCache):
-            _check_position(kwargs.get("position_ids"), past)
-            self.cache, attention = past, self._continue(past, ids_BT)
+        if past is not None and not isinstance(past, Cache):
+            raise ValueError(
+                f"kvbench.compressed: past_key_values is a {type(past).__name__}; give a cache of transformers, or none"
+            )
+        own = past if past is None or isinstance(past, CompressedCache) else self._replaced.get(past)
+        seen = 0 if own is None else own.get_seq_length()
+        _check_positions(kwargs.get("position_ids"), seen, ids_BT.shape[1])
+        if own is not None:
+            self.cache, attention = own, self._continue(own, ids_BT)
         elif past is not None and past.get_seq_length() > 0:
             raise ValueError("kvbench.compressed cannot take over a cache that already holds tokens")
         else:
-            self._replaced = past
             self.cache, attention = self._start(ids_BT)
+            if past is not None:
+                self._replaced[past] = self.cache
         self._attention = attention
         self.cache.called(True)
         attention.begin(ids_BT)
@@ -234,6 +245,16 @@ class Compressed:
             self.cache.called(False)
         if self._prefill is not None:
             self._prefill.close()
+
+    def _check_layers(self) -> None:
+        """Raise ValueError if the model leaves out layers, as self-speculative decoding lets it do."""
+        config = self._model.config.get_text_config()
+        if config.num_hidden_layers != self._num_layers:
+            config.num_hidden_layers = self._num_layers  # transformers would leave it so after an error
+            raise ValueError(
+                "kvbench.compressed compresses all layers, and self-speculative decoding leaves some out; generate "
+                "without assistant_early_exit"
+            )
 
     def _continue(self, cache: CompressedCache, ids_BT: Tensor) -> AttentionPass:
         self._expected = cache.get_seq_length() + ids_BT.shape[1]
@@ -304,15 +325,20 @@ def compressed(
         )
 
 
-def _check_position(position_BT: object, cache: CompressedCache) -> None:
-    """Raise ValueError for a call whose tokens do not follow those of its cache."""
+def _check_positions(position_BT: object, seen: int, tokens: int) -> None:
+    """Raise ValueError for a call whose tokens do not follow those of its cache, one by one."""
     if not isinstance(position_BT, Tensor):
         return
-    first, seen = int(position_BT.flatten()[0]), cache.get_seq_length()
+    first = int(position_BT.flatten()[0])
     if first != seen:
         raise ValueError(
             f"kvbench.compressed: the call begins at position {first} and its cache holds {seen} tokens; each generate "
             "call is a new prompt, so call generate without past_key_values"
+        )
+    if position_BT.shape[-1] != tokens or bool((position_BT.diff(dim=-1) != 1).any()):
+        raise ValueError(
+            "kvbench.compressed takes one sequence at a time, and position_ids do not count up by one, as if several "
+            "were packed into a row; leave them out"
         )
 
 

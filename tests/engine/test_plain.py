@@ -226,3 +226,59 @@ def test_every_generate_call_is_a_new_prompt(tiny: Tiny) -> None:
             answers.append(own_answer(tiny[0], tokens))
             assert handle.cache is not None and handle.cache.kept[0] == [70 + NEW - 1] * 2
     assert answers == [out.token_ids for (out,) in generate(tiny, ids, [("snapkv", 70)])]
+
+
+def test_layers_left_out_by_self_speculation_are_refused_and_put_back(tiny: Tiny) -> None:
+    model, ids = tiny[0], torch.tensor([prompt(100)])
+    layers = model.config.num_hidden_layers
+    with (
+        kvbench.compressed(model, "snapkv", 70),
+        pytest.raises(ValueError, match="generate without assistant_early_exit$"),
+    ):
+        model.generate(ids, attention_mask=torch.ones_like(ids), assistant_early_exit=1, max_new_tokens=4)
+    assert model.config.num_hidden_layers == layers
+
+
+def test_arguments_by_place_mean_the_same(tiny: Tiny) -> None:
+    model, ids, cache = tiny[0], torch.tensor([prompt(100)]), DynamicCache()
+    with kvbench.compressed(model, "snapkv", 70) as handle:
+        named = model(ids).logits
+        assert torch.equal(model(ids, torch.ones_like(ids), None, cache).logits, named)
+        model(ids[:, :1], None, None, cache)
+        assert handle.cache is not None and handle.cache.kept[0] == [71] * 2
+        with pytest.raises(ValueError, match="one unpadded sequence"):
+            model(ids, torch.tensor([[0] + [1] * 99]))
+
+
+def test_each_of_the_callers_caches_goes_on_with_its_own_prompt(tiny: Tiny) -> None:
+    """The first one is empty, as it never got a token: a turn with it had been taken for a new prompt."""
+    model, (a, b) = tiny[0], (torch.tensor([prompt(100, seed=seed)]) for seed in (1, 2))
+    step, turn = b[:, :1], b[:, 1:6]
+
+    def answers(between: bool) -> torch.Tensor:
+        first, second = DynamicCache(), DynamicCache()
+        with kvbench.compressed(model, "snapkv", 40):
+            model(a, past_key_values=first)
+            model(step, past_key_values=first)
+            if between:
+                model(b, past_key_values=second)
+            logits: torch.Tensor = model(turn, past_key_values=first).logits
+            return logits
+
+    assert torch.equal(answers(True), answers(False))
+
+
+def test_positions_and_caches_that_the_engine_does_not_follow_are_refused(tiny: Tiny) -> None:
+    model, ids = tiny[0], torch.tensor([prompt(100)])
+    packed = torch.arange(50).repeat(2)[None]
+    with kvbench.compressed(model, "snapkv", 70):
+        for given, message in (
+            ({"position_ids": packed}, "one sequence at a time, and position_ids do not count up by one"),
+            ({"position_ids": packed.sort().values}, "do not count up by one"),
+            ({"position_ids": torch.arange(5, 105)[None]}, "begins at position 5 and its cache holds 0 tokens"),
+            ({"past_key_values": ((ids, ids),)}, "past_key_values is a tuple; give a cache of transformers"),
+        ):
+            with pytest.raises(ValueError, match=message) as refused:
+                model(ids, **given)
+            assert "\n" not in str(refused.value)
+        model(ids, position_ids=torch.arange(100)[None])
