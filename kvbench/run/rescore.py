@@ -38,7 +38,7 @@ def rescore(stored: StoredRun, benchmark: Benchmark) -> StoredRun:
         return stored
     scores = _scores(stored, benchmark, stored.answered)
     log.info("%s: %d answers scored again", stored.path.name, len(scores))
-    store.write_scores(stored.path, scoring, scores)
+    store.write_scores(stored.path, scoring, scores, stored.answered)
     return stored.rescored(scoring, scores)
 
 
@@ -97,8 +97,9 @@ def score_folders(folders: Sequence[Path], *, workers: int | None = None, progre
             elif folder in scores:
                 scores[folder] |= result
                 if not left[folder]:
-                    benchmark = benchmark_of(store.load_run(folder, any_scoring=True))
-                    store.write_scores(folder, benchmark.scoring(), scores[folder])
+                    stored = store.load_run(folder, any_scoring=True)
+                    scoring = benchmark_of(stored).scoring()
+                    store.write_scores(folder, scoring, scores[folder], stored.answered)
     return list(scores)
 
 

@@ -12,6 +12,7 @@ from kvbench.store import Manifest, Status
 from kvbench.store.environment import is_mixed
 from kvbench.store.locks import writers
 from kvbench.store.manifest import read_manifest
+from kvbench.store.places import placed
 from kvbench.store.progress import Progress, judge, recorded_ids
 from kvbench.store.shards import merged_status, sample_files, status_files, statuses
 
@@ -82,7 +83,7 @@ def look(folder: Path) -> RunState:
                 return RunState(folder, "damaged", error="samples but no manifest.json")
             return RunState(folder, "missing")
         by_shard = _writers(folder)
-        manifest = read_manifest(folder)
+        manifest = placed(folder, read_manifest(folder))
         recorded, total = len(recorded_ids(folder)), manifest["num_samples"]
         last = _last_written(folder)
     except (ValueError, OSError) as error:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvbench.store.files import read_bytes
-from kvbench.store.schema import HUGE, AnsweredRecord, Record, held_bytes
+from kvbench.store.places import fits
+from kvbench.store.schema import HUGE, AnsweredRecord, Manifest, Record, held_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,15 +95,18 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def read_columns(files: Sequence[Path], scoring: Mapping[str, object] | None = None) -> Columns | None:
-    """Return the columns of files of records; None where anything in them is unusual, such as another `scoring`."""
+def read_columns(files: Sequence[Path], manifest: Manifest | None = None) -> Columns | None:
+    """Return the columns of files of records.
+
+    None where anything in them is unusual, such as another scoring, device or hardware than the manifest has.
+    """
     import pyarrow as pa
 
     parts = [read_bytes(file) for file in files]
     data = b"".join(parts)
     if not data or any(part and not part.endswith(b"\n") for part in parts):
         return None
-    if scoring is not None and not _are_scored_by(scoring, data):
+    if manifest is not None and not (_are_scored_by(manifest["scoring"], data) and fits(manifest, data)):
         return None
     texts = _SCORES.findall(data)
     joined = b", ".join(texts)

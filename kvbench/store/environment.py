@@ -53,9 +53,10 @@ def changes(was: Environment, now: Environment) -> list[str]:
 
 def _hardware_changes(old: Mapping[str, str | int], new: Mapping[str, str | int]) -> list[str]:
     names = {"name": "hardware"}
+    both = {**old, **new} if len(old) > 1 < len(new) else ("name",)  # of some, records tell the name alone
     return [
         f"{names.get(key, key)} {old.get(key, 'absent')} → {new.get(key, 'absent')}"
-        for key in {**old, **new}
+        for key in both
         if old.get(key) != new.get(key) and key != "threads"  # the name has them
     ]
 

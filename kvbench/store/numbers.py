@@ -88,7 +88,7 @@ def _read(path: Path, manifest: Manifest) -> RunNumbers | str:
     try:
         written = statuses(path)  # before the records, so that what it calls done is among them
         files = sample_files(path)
-        columns = None if has_new_scores(path) else read_columns(files, manifest["scoring"])
+        columns = None if has_new_scores(path) else read_columns(files, manifest)
         if columns is None or (not columns.state.all() and manifest["headline"] not in columns.scores):
             return numbers_of(load_run(path, bulky=False))
         return RunNumbers(path, manifest, merged_status(written, len(columns.ids), manifest["num_samples"]), columns)

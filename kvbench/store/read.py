@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from kvbench.store.environment import device_kind
 from kvbench.store.files import DELETE, MOVE, read_json, without_bulk
 from kvbench.store.identity import plain
 from kvbench.store.manifest import read_manifest
+from kvbench.store.places import with_places
 from kvbench.store.progress import Progress, judge
 from kvbench.store.schema import AnsweredRecord, Manifest, Record, RescoredRun, Status
 from kvbench.store.shards import merged, merged_status, sample_files, statuses
@@ -65,9 +67,23 @@ class StoredRun:
         """The configuration in config.yaml, read when it is asked for. Raises ValueError when it is damaged."""
         return read_config(self.path)
 
-    def rescored(self, scoring: Mapping[str, object], scores: Mapping[str, Mapping[str, float]]) -> StoredRun:
-        """Return the run with other scores (sample id → name → score) in its records."""
-        samples = [_with_scores(record, scores.get(record["id"]), scoring) for record in self.samples]
+    def rescored(
+        self,
+        scoring: Mapping[str, object],
+        scores: Mapping[str, Mapping[str, float]],
+        marks: Mapping[str, str] | None = None,
+    ) -> StoredRun:
+        """Return the run with other scores (sample id → name → score) in its records.
+
+        `marks` (sample id → mark) are of the records that the scores belong to: a sample that was computed again since
+        keeps its own. None are checked where `marks` is None, as in files of earlier versions.
+        """
+        samples = [
+            _with_scores(record, scores.get(record["id"]), scoring)
+            if marks is None or marks.get(record["id"]) == _mark(record)
+            else record
+            for record in self.samples
+        ]
         manifest = self.manifest.copy()
         manifest["scoring"] = dict(scoring)
         return replace(self, manifest=manifest, samples=samples)
@@ -75,6 +91,12 @@ class StoredRun:
     def slim(self) -> StoredRun:
         """Return the run without texts, tokens and kept counts per head, which tables and figures do not need."""
         return replace(self, samples=[without_bulk(record) for record in self.samples])
+
+
+def _mark(record: Record) -> str:
+    """Return a mark of when a sample was computed and how long it took. It needs no text, and no score changes it."""
+    facts = [record.get("time"), record.get("timings"), record.get("device"), record.get("hardware")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _with_scores(record: Record, scores: Mapping[str, float] | None, scoring: Mapping[str, object]) -> Record:
@@ -102,9 +124,10 @@ def load_run(path: str | Path, bulky: bool = True, digest: str | None = None, an
     by_id = merged(sample_files(path), bulky)
     total = manifest["num_samples"]
     status = merged_status(written, len(by_id), total)
+    manifest = with_places(path, manifest, by_id.values())
     run = StoredRun(path, manifest, status, [by_id[name] for name in sorted(by_id)])
     again = _read_scores(path)
-    run = run if again is None else run.rescored(again["scoring"], again["scores"])
+    run = run if again is None else run.rescored(again["scoring"], again["scores"], again.get("marks"))
     if run.scored_otherwise and not any_scoring:
         number = run.scored_otherwise
         words = f"{number} answer(s) were scored by another rule than the others"
@@ -126,9 +149,18 @@ def has_new_scores(path: Path) -> bool:
     return os.path.lexists(path / _SCORES)
 
 
-def write_scores(path: Path, scoring: Mapping[str, object], scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Write new scores (sample id → name → score) next to the records, which stay as they are; atomic."""
-    content = {"scoring": plain(dict(scoring), "scoring"), "scores": {key: dict(scores[key]) for key in scores}}
+def write_scores(
+    path: Path,
+    scoring: Mapping[str, object],
+    scores: Mapping[str, Mapping[str, float]],
+    records: Iterable[Record],
+) -> None:
+    """Write new scores (sample id → name → score) of `records` next to these, which stay as they are; atomic."""
+    content = {
+        "scoring": plain(dict(scoring), "scoring"),
+        "scores": {key: dict(scores[key]) for key in scores},
+        "marks": {record["id"]: _mark(record) for record in records},
+    }
     write_atomic(path / _SCORES, json.dumps(plain(content, "scores")) + "\n")
 
 

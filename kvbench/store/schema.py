@@ -171,10 +171,14 @@ class Status(TypedDict, total=False):
 
 
 class RescoredRun(TypedDict):
-    """The content of scores.json: scores by sample id, in place of those in the records."""
+    """The content of scores.json: scores by sample id, in place of those in the records, and a mark of each record.
+
+    Earlier versions lack `marks`.
+    """
 
     scoring: dict[str, object]
     scores: dict[str, dict[str, Number]]
+    marks: NotRequired[dict[str, str]]
 
 
 class PlannedRun(TypedDict):

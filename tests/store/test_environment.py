@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvbench.store import load_manifests, load_numbers, load_run, load_runs
+from kvbench.status.runs import look
+from kvbench.store import load_manifests, load_numbers, load_run, load_runs, write_scores
 from kvbench.store.environment import changes, environments, hardware_of, is_mixed
 from tests.helpers.store_runs import OPEN, child, open_run, record
 
@@ -166,3 +167,59 @@ def test_scores_of_two_rules_are_not_read_as_one(read: Any, tmp_path: Path, capl
     (run.path / "scores.json").write_text(json.dumps(again))
     (stored,) = read(tmp_path)
     assert stored.manifest["scoring"] == rules[1]
+
+
+def test_new_scores_stay_with_the_samples_that_they_are_of(tmp_path: Path) -> None:
+    """A sample that is lost and computed again keeps the score of its new answer, also under an unchanged rule."""
+    rule = {"metrics": {"recall": 1}}
+    with open_run(tmp_path, scoring=rule) as run:
+        for name in "ab":
+            run.append(record(name, scoring=rule, scores={"recall": 1.0}, time="2026-01-01T00:00:00Z"))
+    write_scores(run.path, rule, {"a": {"recall": 0.75}, "b": {"recall": 0.75}}, load_run(run.path).answered)
+    file = run.path / "samples.jsonl"
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    with open_run(tmp_path, scoring=rule) as run:
+        run.append(record("b", scoring=rule, scores={"recall": 0.0}, time="2026-01-02T00:00:00Z"))
+    for bulky in (True, False):
+        assert [answer["scores"]["recall"] for answer in load_run(run.path, bulky).answered] == [0.75, 0.0]
+
+
+# ---- files of two machines in one folder -------------------------------------------------------------------
+
+
+def mixed_by_hand(root: Path, **other: Any) -> Path:
+    """Return a run whose second shard was copied from another machine, without its manifest."""
+    with open_run(root, shard=(1, 2), hardware=A) as run:
+        run.append(record("a", device="cpu"))
+    with open_run(root / "other", shard=(2, 2), **other) as second:
+        second.append(record("b", device=other.get("device", "cpu")))
+    for file in second.path.glob("*-2of2.json*"):
+        shutil.copy(file, run.path)
+    return run.path
+
+
+@pytest.mark.parametrize("read", [load_runs, load_numbers])
+def test_records_of_another_machine_mark_the_run(read: Any, tmp_path: Path) -> None:
+    path = mixed_by_hand(tmp_path, hardware=B)
+    (run,) = read(path)
+    assert is_mixed([run.manifest]) and hardware_of([run.manifest]) == ["GPU A", "GPU B"]
+    assert changes(*environments(run.manifest)) == ["hardware GPU A → GPU B"]
+    assert run.manifest["continued_with"][0]["recorded"] == 1
+    assert "other versions or hardware after 1 samples" in (look(path).note or "")
+
+
+@pytest.mark.parametrize("read", [load_runs, load_numbers])
+def test_records_of_another_kind_of_device_are_damage(
+    read: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = mixed_by_hand(tmp_path, device="cuda:0", hardware=A)
+    assert read(path) == []
+    assert "1 sample(s) were computed on cuda, the run on cpu, so files of two runs are mixed; move" in caplog.text
+    assert look(path).state == "damaged"
+
+
+def test_a_cell_that_is_called_device_is_no_device(tmp_path: Path) -> None:
+    with open_run(tmp_path, hardware=A) as run:
+        run.append(record("a", meta={"device": "toaster", "hardware": "of a kitchen"}, device="cpu"))
+    assert not is_mixed([each.manifest for each in load_numbers(tmp_path)])
+    assert look(run.path).note == "killed; no process holds it"

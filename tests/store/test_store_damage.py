@@ -57,7 +57,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory, cfg: Any) -> Path:
                 run.append(record(name, scores={"recall": 1.0, "rouge1": 0.5}, meta={"reference": "7"}))
             run.finish()
         folders.append(run.path)
-    store.write_scores(folders[0], {"metrics": {"recall": 0}}, {name: {"recall": 0.5} for name in "abc"})
+    answers = store.load_run(folders[0]).answered
+    store.write_scores(folders[0], {"metrics": {"recall": 0}}, {name: {"recall": 0.5} for name in "abc"}, answers)
     (folders[0] / "status-1of2.json").write_text('{"status": "partial", "time": "t", "recorded": 1}')
     store.write_plan(root, "kvbench budget=1,2", [(folder, None) for folder in folders])
     return root

@@ -100,7 +100,8 @@ def test_a_repeated_id_shards_and_new_scores_are_merged(tmp_path: Path) -> None:
     (folder / "samples-1of2.jsonl").write_text(json.dumps(record("c")) + "\n")
     [numbers] = load_numbers(tmp_path)
     assert numbers.columns.ids == ("a", "b", "c") and not numbers.columns.state.any()
-    store.write_scores(folder, {"metrics": {"recall": 2}}, {"a": {"recall": 0.25}})
+    answers = store.load_run(folder).answered
+    store.write_scores(folder, {"metrics": {"recall": 2}}, {"a": {"recall": 0.25}}, answers)
     [numbers] = load_numbers(tmp_path)
     assert numbers.columns.scores["recall"].tolist() == [0.25, 1.0, 1.0]
     assert numbers.manifest["scoring"] == {"metrics": {"recall": 2}}
