@@ -1,4 +1,4 @@
-"""Whether records were computed where their manifest says: files of two machines may have been put into one folder."""
+"""The check that records were computed where their manifest says: files of two machines may share a folder by mistake."""
 
 from __future__ import annotations
 
