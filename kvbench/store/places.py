@@ -1,4 +1,4 @@
-"""The check that records were computed where their manifest says: files of two machines may share a folder by mistake."""
+"""The check that records were computed where their manifest says: files of two machines may share a folder."""
 
 from __future__ import annotations
 
