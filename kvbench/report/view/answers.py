@@ -155,11 +155,16 @@ def _add_map(sample: dict[str, Any], slot: int, kept: KeptTokens) -> None:
 
 def _details(run: StoredRun) -> dict[str, object]:
     identity = run.manifest["identity"]
+    kernel, _, cache = str(identity["backend"]).rpartition("-")
+    records: list[Mapping[str, Any]] = list(run.answered)
+    ran = {one_line(str(record["kernel"])) for record in records if record.get("kernel")}
     return {
         "path": "/".join(run.path.parts[-3:]),
         "hash": run.manifest["hash"],
         "seed": identity["seed"],
-        "backend": identity["backend"],
+        "kernel": kernel,
+        "cache": cache,
+        "ran": ", ".join(sorted(ran)),
         "method": identity["method"],
         "versions": run.manifest["versions"],
         "hardware": run.manifest.get("hardware", {}),

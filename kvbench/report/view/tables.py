@@ -19,7 +19,9 @@ from kvbench.report.suite_groups import place_of, row_key, suite_groups, suite_s
 from kvbench.report.table import table
 from kvbench.store import Manifest, RunNumbers
 
-_INTERVAL = "Mean difference to the full cache over common samples, in points, with its 95% interval; grey: it holds 0"
+_INTERVAL = (
+    "Mean difference to the full cache over common samples, in points, with its 95% interval; grey: may be chance"
+)
 _LONGEST = 2000  # lengths or depths of a grid
 
 Places = Mapping[Path, tuple[str, int]]  # by run folder: its block of answers, and its place in that

@@ -181,8 +181,33 @@ def test_curves_have_a_line_per_method_and_answer_the_legend(tab: Browser, site:
     assert tab.run("document.querySelectorAll('.series path:not(.lead)').length") == 3
     tab.click(".legend button[data-name=h2o]")
     assert tab.run("[...document.querySelectorAll('.series.on')].every((n) => n.dataset.method === 'h2o')")
+    colours = "[...document.querySelectorAll('.series')].map((n) => [n.dataset.method, n.style.stroke])"
+    before = tab.run(f"Object.fromEntries({colours}.filter(([, colour]) => colour))")
+    assert len(set(before.values())) == 3 and tab.texts(".chart .axis")[1] == "recall × 100"
     tab.click("[data-x=bytes]")
-    assert "Bytes of keys and values" in tab.texts(".chart .axis")[0]
+    assert "Bytes held" in tab.texts(".chart .axis")[0]
+    assert tab.run(f"Object.fromEntries({colours}.filter(([, colour]) => colour))") == before
+    dots = "[...document.querySelectorAll('.series circle:not(.reachable)')].map((n) => n.getAttribute('cx'))"
+    assert len(set(tab.run(dots))) == len(tab.run(dots)), "points of equal bytes are side by side"
+
+
+def test_a_method_keeps_its_colour_where_others_join_or_leave(tab: Browser, tmp_path: Path) -> None:
+    for method, budget in (
+        ("fullkv", "full"),
+        ("a_store", "full"),
+        ("snapkv", "0.2"),
+        ("tova", "0.2"),
+        ("tova", "0.4"),
+    ):
+        store_run(tmp_path, make_run(method, budget, 0.5))
+    assert main([str(tmp_path)]) == 0
+    colour = "document.querySelector('.series[data-method=tova]').style.stroke"
+    seen = []
+    for query in ("", "?x=bytes", "?method=tova", "?q=tova&x=bytes"):
+        tab.open(tmp_path / "view.html", f"#/curves{query}")
+        seen.append(tab.run(colour))
+    assert len(set(seen)) == 1 and seen[0]
+    assert tab.texts(".chart text")[0] == "0", "the axis of scores begins at 0"
 
 
 def test_a_variant_shows_its_numbers_and_where_tokens_were_kept(tab: Browser, site: Path) -> None:

@@ -16,7 +16,7 @@ async function variantView() {
       { class: "card", "aria-labelledby": "variant-title", "data-row": row.key },
       h("p", { class: "quiet" }, table.name),
       h("h1", { id: "variant-title" }, row.title, row.full ? h("span", { class: "badge calm" }, "reference") : null),
-      h("div", { class: "actions" }, h("a", { class: "action", "data-item": "", href: address(["samples", t, columns[0][0]], { mark: only, only: "" }) }, row.full ? "Its samples" : "Compare with the full cache, sample by sample"), h("button", { type: "button", class: "quiet-button", "data-mark": row.key, "aria-pressed": String(isMarked), onclick: () => mark(row.key) }, isMarked ? "Marked ×" : "Mark")),
+      h("div", { class: "actions" }, h("a", { class: "action", "data-item": "", href: address(["samples", t, columns[0][0]], { mark: only, only: "" }) }, row.full ? "Its samples" : "Compare with the full cache, sample by sample"), h("button", { type: "button", class: "quiet-button", "data-mark": row.key, "aria-pressed": String(isMarked), onclick: () => mark(row.key) }, isMarked ? "Marked ×" : "Mark to compare")),
       h("dl", { class: "facts" }, variantFacts(row).map(([key, value, hint]) => h("div", { title: hint }, h("dt", {}, key), h("dd", {}, value)))),
     ),
     table.suite ? datasetsPart(table, row, columns) : null,
@@ -79,6 +79,6 @@ function keptPart(content) {
 }
 
 function settingsPart(row, content) {
-  const lines = [["run folder", content.path], ["identity", content.hash], ["seed", content.seed], ["backend", content.backend]];
+  const lines = [["run folder", content.path], ["identity", content.hash], ["seed", content.seed], ["kernel", content.kernel], ["cache", content.cache], ["computed with", content.ran]].filter(([, value]) => value !== "");
   return h("section", { class: "card" }, h("h2", {}, "Settings"), h("dl", { class: "lines" }, lines.map(([key, value]) => [h("dt", {}, key), h("dd", {}, h("code", {}, value))])), h("details", {}, h("summary", {}, "Dials and parts"), h("pre", {}, JSON.stringify(content.method, null, 2))), h("details", {}, h("summary", {}, "Versions and hardware"), h("pre", {}, JSON.stringify({ versions: content.versions, hardware: content.hardware, continued_with: content.continuedWith }, null, 2))));
 }
