@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,11 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kvbench.common.suggest import did_you_mean
 from kvbench.common.text import one_line
 from kvbench.engine.products import is_changed
+from kvbench.engine.projection import changed_inputs, projections
 from kvbench.engine.rotation import Rotation, find_rotations
 from kvbench.engine.survey import AttentionPlan, survey
 from kvbench.methods.model_view import TOKEN_KINDS
 
-_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # numbers that need no scale
 _WORDS = "kvbenchplaceholder"  # letters only: survives trimming and is in no template
 _views: WeakKeyDictionary[PreTrainedModel, EngineView] = WeakKeyDictionary()
@@ -36,7 +36,8 @@ def view_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
     if view is None or view.tokenizer is not tokenizer or view.dtype != model.dtype:
         plan = survey(model)
         rotations = find_rotations(model, plan) if view is None else view.rotations
-        view = _views[model] = EngineView(type(model).__name__, plan, rotations, tokenizer, model.dtype)
+        changed = changed_inputs(model, plan) if view is None else view.changed
+        view = _views[model] = EngineView(type(model).__name__, plan, rotations, changed, tokenizer, model.dtype)
     return view
 
 
@@ -52,6 +53,7 @@ class EngineView:
     Args:
         name: class of the model, for messages.
         rotations: of its keys, for each layer that is compressed; None where it is unknown.
+        changed: layers of the model whose output projection takes something else than the attention's output.
         tokenizer: None where the caller gave none; questions about tokens are then refused.
         dtype: of the model's activations.
     """
@@ -61,10 +63,13 @@ class EngineView:
         name: str,
         plan: AttentionPlan,
         rotations: Sequence[Rotation | None],
+        changed: Collection[int],
         tokenizer: PreTrainedTokenizerBase | None,
         dtype: torch.dtype,
     ) -> None:
-        self._name, self.rotations, self.tokenizer, self.dtype = name, rotations, tokenizer, dtype
+        self._name, self.rotations, self.changed = name, rotations, changed
+        self.tokenizer, self.dtype = tokenizer, dtype
+        self._layers = plan.full
         self._modules = [plan.modules[layer] for layer in plan.full]
         self._shape = plan.heads, plan.head_dim
         self._ids: dict[str, Tensor] = {}
@@ -72,13 +77,16 @@ class EngineView:
     def o_proj(self, layer: int) -> Tensor:
         """Return [H, D, E]; see `ModelView`."""
         module = self._modules[layer]
+        if self._layers[layer] in self.changed:
+            raise ValueError(
+                f"model: {type(module).__name__} of {self._name} changes the heads' outputs before it projects them, "
+                "and this method reads the projection; choose another model or method"
+            )
         heads, dim = self._shape
-        for name in _PROJECTIONS:
-            projection = getattr(module, name, None)
-            if isinstance(projection, nn.Module):
-                weight = _weight(projection, heads * dim, self.dtype)
-                if weight is not None:
-                    return weight.reshape(heads, dim, -1)
+        for projection in projections(module):
+            weight = _weight(projection, heads * dim, self.dtype)
+            if weight is not None:
+                return weight.reshape(heads, dim, -1)
         raise ValueError(
             f"model: {type(module).__name__} of {self._name} has no output projection of {heads} heads x {dim}, which "
             "this method reads; choose another model or method"

@@ -3,7 +3,8 @@
 Layers may differ: some have other frequencies, and some know no positions (every fourth of SmolLM3). Frequencies are
 read from the model's rotary modules; which of them a layer uses, how channels are paired, and how many of them rotate,
 is found out by a check. In a prompt of one repeated token every layer computes the same keys at every position, but for
-their rotation. So a rotation is a layer's if it turns the first of these keys into the others.
+their rotation. So a rotation is a layer's if it turns the first of these keys into the others. Where frequencies depend
+on the length of the text, that must hold in a long one too: PhiMoE keeps those of long texts and does not use them.
 
 Shape suffixes: L layers, U KV heads, T tokens, D head dimension.
 """
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvbench.engine.attention import NAME, kvbench_attention, last_logits
+from kvbench.engine.rope import grows_with_length, kept_lengths, switch_length
 from kvbench.engine.survey import AttentionPlan
 
-# of the check: small, so that frequencies that depend on the length stay as they are
+# of the check: small, so that frequencies that depend on the length are those of a short text
 _POSITIONS = (0, 1, 2, 3, 7, 20, 40)
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # of the keys' size; half precisions: 0.03
 
@@ -59,13 +61,25 @@ class Rotation:
 
 def find_rotations(model: PreTrainedModel, plan: AttentionPlan) -> tuple[Rotation | None, ...]:
     """Return the rotation of the keys of every layer that is compressed; None where it is unknown."""
+    rotations = _rotations_at(model, plan, _POSITIONS)
+    trained = switch_length(model)
+    if trained is None and grows_with_length(model):
+        trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if trained is None:
+        return rotations
+    with kept_lengths(model):
+        in_long = _rotations_at(model, plan, (*_POSITIONS, trained + 40))
+    return tuple(short if short == long else None for short, long in zip(rotations, in_long, strict=True))
+
+
+def _rotations_at(model: PreTrainedModel, plan: AttentionPlan, positions: Sequence[int]) -> tuple[Rotation | None, ...]:
     tolerance, candidates = _TOLERANCE.get(model.dtype, 0.03), list(_candidates(model, plan.head_dim))
-    return tuple(_matching(k_UTD, candidates, tolerance) for k_UTD in _keys(model, plan))
+    by = torch.tensor(positions)
+    return tuple(_matching(k_UTD, by.to(k_UTD.device), candidates, tolerance) for k_UTD in _keys(model, plan, by))
 
 
-def _matching(k_UTD: Tensor, candidates: Sequence[Rotation], tolerance: float) -> Rotation | None:
+def _matching(k_UTD: Tensor, by: Tensor, candidates: Sequence[Rotation], tolerance: float) -> Rotation | None:
     """Return the rotation that turns the first key of each head into the others; None if it is no candidate."""
-    by = torch.tensor(_POSITIONS, device=k_UTD.device)
     for rotation in candidates:
         error = rotation(k_UTD[:, :1].expand_as(k_UTD), by) - k_UTD
         if float(error.norm() / k_UTD.norm()) <= tolerance:
@@ -84,11 +98,11 @@ def _candidates(model: PreTrainedModel, head_dim: int) -> Iterator[Rotation]:
 
 
 @torch.inference_mode()
-def _keys(model: PreTrainedModel, plan: AttentionPlan) -> Tensor:
+def _keys(model: PreTrainedModel, plan: AttentionPlan, by: Tensor) -> Tensor:
     """Return the keys [L, U, T, D] of the compressed layers in a prompt of one repeated token, in float32 at least."""
     device = next(model.get_input_embeddings().parameters()).device
-    ids_1T = torch.full((1, len(_POSITIONS)), 2, device=device)
-    position_1T = torch.tensor([_POSITIONS], device=device)
+    ids_1T = torch.full((1, len(by)), 2, device=device)
+    position_1T = by[None].to(device)
     keys = _KeysPass(plan.full)
     inside = model.config._attn_implementation == NAME
     with nullcontext() if inside else kvbench_attention(model):

@@ -135,6 +135,28 @@ def test_the_output_projection_is_that_of_the_model(named: tuple[str, Any]) -> N
     torch.testing.assert_close(difference_TE, bias_E.expand_as(difference_TE), atol=1e-4, rtol=1e-4)
 
 
+def test_a_projection_of_changed_outputs_is_refused() -> None:
+    """BitNet normalises the heads' outputs first, so its projection does not say what a value becomes."""
+    model = build("BitNetForCausalLM", "BitNetConfig", {})
+    with pytest.raises(
+        ValueError, match=r"^model: BitNetAttention of .* changes the heads' outputs before it projects"
+    ):
+        view_of(model, None).o_proj(0)
+    with pytest.raises(ValueError, match="changes the heads' outputs"), kvbench.compressed(model, "critical", 40):
+        model(torch.tensor([prompt(60)]))
+
+
+def test_frequencies_of_long_texts_that_a_model_does_not_use_are_unknown() -> None:
+    """PhiMoE always turns keys by its short factors; its module holds the long ones after a long text."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "short_mscale": 1.0, "long_mscale": 1.0}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
+    config = {"rope_parameters": rope, "sliding_window": None, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = build("PhimoeForCausalLM", "PhimoeConfig", config)
+    assert set(view_of(model, None).rotations) == {None}
+    phi3 = build("Phi3ForCausalLM", "Phi3Config", {"rope_parameters": rope, "pad_token_id": 0, "sliding_window": None})
+    assert None not in view_of(phi3, None).rotations
+
+
 def test_the_view_changes_nothing(named: tuple[str, Any]) -> None:
     _, model = named
     before = {name: set(vars(module)) for name, module in model.named_modules()}
