@@ -1,4 +1,4 @@
-"""What a model's output projections take: the attention's output, or something that was made of it.
+"""Output projections of a model: they take the attention's output, or something that was made of it.
 
 BitNet normalises the heads' outputs before it projects them, and some models gate them. There, the projection alone
 does not say what a head's output becomes.
