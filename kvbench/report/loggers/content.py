@@ -15,7 +15,7 @@ from kvbench.report.loggers.entries import Entry
 from kvbench.report.loggers.sinks import Content, HistoryRow, Table, Value
 from kvbench.store import AnsweredRecord, Record, StoredRun, held_bytes
 from kvbench.store.columns import TIMINGS
-from kvbench.store.environment import hardware_words
+from kvbench.store.environment import hardware_of, hardware_words, is_mixed
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def config(entry: Entry, runs: Sequence[StoredRun]) -> dict[str, object]:
         "backend": identity["backend"],
         "device": manifest["device"],
         "hardware": hardware_words(run.manifest for run in runs),
+        "mixed": is_mixed(run.manifest for run in runs),
         "continued_with": [dict(more) for run in runs for more in run.manifest.get("continued_with", [])],
         "hash": entry.key,
         "versions": dict(manifest["versions"]),
@@ -61,14 +62,18 @@ def config(entry: Entry, runs: Sequence[StoredRun]) -> dict[str, object]:
 
 
 def history(runs: Sequence[StoredRun]) -> Iterator[HistoryRow]:
-    """Yield a row per recorded sample, in the order of their times: running means over the samples so far."""
+    """Yield a row per recorded sample, in the order of their times: running means over the samples so far.
+
+    Times of different hardware have no mean, as in tables.
+    """
+    timings = TIMINGS if len(hardware_of(run.manifest for run in runs)) < 2 else ()
     samples = [(record.get("time", ""), record["id"], name(run), run, record) for run in runs for record in run.samples]
     samples.sort(key=lambda sample: sample[:3])
     means: dict[str, _Mean] = {}
     counts = {"oom": 0, "failed": 0}
     for step, (time, _, dataset, run, record) in enumerate(samples, start=1):
         if record["status"] == "ok":
-            for measured, number in _measured(run, cast(AnsweredRecord, record), dataset):
+            for measured, number in _measured(run, cast(AnsweredRecord, record), dataset, timings):
                 means.setdefault(measured, _Mean()).add(number)
         else:
             counts[record["status"]] += 1
@@ -96,7 +101,9 @@ class _Mean:
         return self._sum / self._number
 
 
-def _measured(run: StoredRun, record: AnsweredRecord, dataset: str) -> Iterator[tuple[str, float]]:
+def _measured(
+    run: StoredRun, record: AnsweredRecord, dataset: str, timings: Sequence[str]
+) -> Iterator[tuple[str, float]]:
     """Yield what is averaged of an answered sample. The headline score is named by its dataset."""
     headline = run.manifest["headline"]
     for metric, value in sorted(record["scores"].items()):
@@ -109,7 +116,7 @@ def _measured(run: StoredRun, record: AnsweredRecord, dataset: str) -> Iterator[
     held = held_bytes(record)
     yield "held_bytes", float(held)
     yield "held_share", held / record["kv_bytes_full"]
-    for key in TIMINGS:
+    for key in timings:
         seconds = record["timings"].get(key)
         if isinstance(seconds, int | float):
             yield key, float(seconds)

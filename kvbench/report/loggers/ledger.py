@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.common.files import write_atomic
-from kvbench.store.shards import sample_files
+from kvbench.store.shards import sample_files, status_files
 
 _FORMAT = 1  # raise it when entries should be written again because they show more
 
@@ -81,7 +81,8 @@ def stamp(folders: Sequence[Path], more: object) -> str:
     """
     facts: list[object] = [_FORMAT, more]
     for folder in folders:
-        for file in [*sample_files(folder), *(folder / name for name in ("status.json", "scores.json"))]:
+        named = [folder / name for name in ("status.json", "scores.json", "manifest.json")]
+        for file in [*sample_files(folder), *status_files(folder).values(), *named]:
             with contextlib.suppress(OSError):
                 stat = file.stat()
                 facts.append([folder.name, file.name, stat.st_size, stat.st_mtime_ns])
