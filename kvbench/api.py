@@ -85,10 +85,12 @@ def as_variant(variant: VariantLike, load: Callable[[str], Method] = load_method
     """Return a variant from a pair (method or its name, budget).
 
     Raises:
-        ValueError: no such method, or a budget for a method that keeps every token.
+        ValueError: no pair, no such method, or a budget for a method that keeps every token.
     """
     if isinstance(variant, Variant):
         return _variant(variant.method, variant.budget)
+    if not isinstance(variant, Sequence) or isinstance(variant, str) or len(variant) != 2:
+        raise ValueError(f'variants: {variant!r} is no pair; give a list of pairs such as [("snapkv", 128)]')
     method, budget = variant
     return _variant(load(method) if isinstance(method, str) else method, budget)
 
@@ -166,6 +168,8 @@ def generate(
     from kvbench.engine.wrapped import unwrapped
 
     model = unwrapped(model)
+    if not callable(tokenizer):
+        raise ValueError(f"tokenizer={tokenizer!r}: give the tokenizer of the model")
     once = remember(lambda name: load_method(name, model))  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]
     if not asked:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvbench.methods.storage import Store
 
 _BYTES = re.compile(r"\s*([0-9]*\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)\s*B\s*")
+_NUMBER = re.compile(r"\d+|\d*\.\d+")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def check_budget(budget: Any) -> Budget:
 def _byte_share(budget: str | ByteShare) -> ByteShare:
     match = _BYTES.fullmatch(str(budget))
     if match is None or match[1] == ".":
+        if isinstance(budget, str) and _NUMBER.fullmatch(budget):
+            raise ValueError(f"budget={budget!r}: is a text; give the number without quotes, budget={budget}")
         raise ValueError(
             f"budget={budget}: give tokens such as 128, a share of the tokens such as 0.2, or a share of the full "
             "cache's bytes such as 0.2B"

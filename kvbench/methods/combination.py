@@ -37,6 +37,12 @@ def combination(name: str, read: Callable[[str], Composition]) -> Composition:
         return _keeping_all(factors, name)
     factors = _in_order(_with_fields_given(factors, name))
     for factor in factors:
+        if "look" in factor.parts:
+            other = next(f.name for f in factors if f is not factor)
+            raise ValueError(
+                f"method={name}: {factor.name} reads part of a cache that keeps every token as it is, and {other} does "
+                f"not keep it so; write method={factor.name} or method={other}"
+            )
         if "feed" in factor.parts:  # its chunks are not scored, and what its policy drops is all that leaves
             other = next(f.name for f in factors if f is not factor)
             raise ValueError(

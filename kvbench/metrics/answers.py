@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kvbench.metrics.answer_list import check_answers
 from kvbench.metrics.bag_f1 import qa_f1
 from kvbench.metrics.needle import exact_recall
 from kvbench.metrics.rouge_l import rouge_l
@@ -22,6 +23,7 @@ def answer_score(name: str, prediction: str, answers: Sequence[str]) -> float:
     Raises:
         KeyError: there is no such score.
     """
+    check_answers(answers)
     score = _SCORES[name]
     return max((score(prediction, answer) for answer in answers), default=0.0)
 

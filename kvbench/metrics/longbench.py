@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from kvbench.metrics.answer_list import check_answers
 from kvbench.metrics.bag_f1 import qa_f1, qa_f1_zh
 from kvbench.metrics.code_sim import BACKENDS, code_sim
 from kvbench.metrics.matching import classification, count, retrieval
@@ -70,8 +71,8 @@ def longbench_score(
     """Return LongBench's score of one prediction: the best over the answers, in [0, 1]; 0.0 without answers.
 
     Raises:
-        ValueError: unknown dataset or switch; a classification without `all_classes`; an answer that names no
-            paragraph where it has to.
+        ValueError: unknown dataset or switch; one string for the answers; a classification without `all_classes`;
+            an answer that names no paragraph where it has to.
     """
     return longbench_scores(dataset, prediction, answers, all_classes, **switches)[metric_of(dataset)]
 
@@ -86,6 +87,7 @@ def longbench_scores(
     Raises:
         ValueError: as `longbench_score`.
     """
+    check_answers(answers)
     metric, chosen = metric_of(dataset), check_switches(**switches)
     if chosen["strip"] == "leading":
         prediction = prediction.lstrip()

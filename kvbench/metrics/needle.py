@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from kvbench.metrics.answer_list import check_answers
+
 # Raise a number when its function changes a score: it is part of every run's protocol.
 VERSIONS = {"recall": 1, "rouge1": 1, "overlap": 1}
 
@@ -21,6 +23,7 @@ def exact_recall(prediction: str, answers: Sequence[str]) -> float:
     Case, runs of white space and an answer's final full stop do not count. An answer that starts or ends
     with a digit must not continue into a longer number: "12345678" does not contain "1234567".
     """
+    check_answers(answers)
     text = _plain(prediction)
     return float(all(_occurs(_plain(answer).rstrip("."), text) for answer in answers))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from kvbench.metrics.answer_list import check_answers
+
 METRIC_VERSION = 1  # raise when a score changes
 
 METRICS: dict[str, str] = {
@@ -47,6 +49,7 @@ def ruler_sample_score(task: str, prediction: str, references: Sequence[str], *,
     Share of the references that the prediction holds; for qa_1 and qa_2 1.0 as soon as it holds one of them. Raises
     ValueError for an unknown task, or without references.
     """
+    check_answers(references)
     if task not in METRICS:
         raise ValueError(f"benchmark.tasks=[{task}]: no such task; RULER has {', '.join(METRICS)}")
     if not references:
@@ -63,6 +66,8 @@ def ruler_score(
 
     Raises ValueError without samples, or if there are not as many references as predictions.
     """
+    check_answers(references)
+    check_answers(predictions)
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"{task}: {len(predictions)} predictions for {len(references)} lists of references")
     scores = [ruler_sample_score(task, *pair, kvpress=kvpress) for pair in zip(predictions, references, strict=True)]

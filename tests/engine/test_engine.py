@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -227,3 +229,22 @@ def test_the_model_is_unchanged_afterwards(tiny: Tiny) -> None:
     model, _ = tiny
     assert model.config._attn_implementation == "sdpa"
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("variants", "tokenizer", "message"),
+    [
+        (["snapkv"], True, "variants: 'snapkv' is no pair; give a list of pairs"),
+        ("snapkv", True, "variants: 's' is no pair"),
+        (("snapkv", 40), True, "variants: 'snapkv' is no pair"),
+        ([("snapkv", "0.2")], True, "budget='0.2': is a text; give the number without quotes, budget=0.2"),
+        ([("snapkv", 40)], False, "tokenizer=None: give the tokenizer of the model"),
+    ],
+)
+def test_first_mistakes_from_python_are_one_line(variants: Any, tokenizer: bool, message: str) -> None:
+    loaded = kvbench.load_model("tiny")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as refused:
+        kvbench.generate(
+            loaded.model, loaded.tokenizer if tokenizer else cast(Any, None), [prompt(60)], variants, max_new_tokens=2
+        )
+    assert "\n" not in str(refused.value)
