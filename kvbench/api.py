@@ -168,7 +168,7 @@ def generate(
     from kvbench.engine.wrapped import unwrapped
 
     model = unwrapped(model)
-    if not callable(tokenizer):
+    if tokenizer is None:
         raise ValueError(f"tokenizer={tokenizer!r}: give the tokenizer of the model")
     once = remember(lambda name: load_method(name, model))  # many variants name the same method
     asked = [as_variant(v, once) for v in variants]

@@ -30,13 +30,14 @@ def kvbench(*args: str, cwd: Path, **more: str) -> subprocess.Popen[str]:
 
 
 def test_the_short_form_of_launchers() -> None:
-    assert parse(["launcher=basic", "+launcher.x=1", "launcher.wait=false"]).words == [
+    assert parse(["launcher=basic", "+launcher.x=1", "launcher.wait=false"]).overrides == [
         "hydra/launcher=basic",
         "+hydra.launcher.x=1",
         "hydra.launcher.wait=false",
     ]
     others = ["model=tiny", "hydra/launcher=fused", "launchers=1", "experiment=launcher=x"]
-    assert parse([*others, "-m"]).words == ["-m", *others]
+    parsed = parse([*others, "-m"])
+    assert (parsed.flags, parsed.overrides) == (["-m"], others)
 
 
 def test_the_command_in_a_plan_is_quoted_for_a_shell() -> None:
