@@ -36,17 +36,16 @@ def changed_inputs(model: PreTrainedModel, plan: AttentionPlan) -> frozenset[int
 
     A forward call over three tokens shows it. Layers whose projection is not seen at work are not among them.
     """
-    outputs, inputs = _OutputsPass(), dict[int, Tensor]()
+    outputs, inputs, width = _OutputsPass(), dict[int, Tensor](), plan.heads * plan.head_dim
 
     def hold(layer: int, args: tuple[object, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
+        if args and isinstance(args[0], Tensor) and args[0].shape[-1] == width:
             inputs.setdefault(layer, args[0])
 
     hooks = []
     for layer in plan.full:
         for module in projections(plan.modules[layer]):
             hooks.append(module.register_forward_pre_hook(lambda _, args, layer=layer: hold(layer, args)))
-            break
     device = next(model.get_input_embeddings().parameters()).device
     ids_1T = torch.arange(_TOKENS, device=device)[None]
     inside = model.config._attn_implementation == NAME
