@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from tabulate import tabulate
@@ -32,7 +32,10 @@ exit status: 0 if all is well, 1 if a check or the compilation failed, 2 for a m
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is a ValueError of one line."""
+    """An argument parser that prints its texts as they are written, and whose complaint is a ValueError of one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint. Raises ValueError."""
@@ -78,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="kvbench kernels",
         description="Compile, list and check the kernels of the ragged cache.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
@@ -86,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         help="compile the kernels",
         description="Compile the kernels with nvcc, or those for CPUs with g++, even if that failed before.",
         epilog="examples:\n  kvbench kernels build --cpu\n  kvbench kernels build --arch sm_90",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--cpu", action="store_true", help="compile the kernels for this CPU, with g++")
     command.add_argument(
@@ -103,7 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         help="which backends can run here, and why the others cannot",
         description="List the backends that can run here, and why the others cannot.",
         epilog="examples:\n  kvbench kernels list\n  kvbench kernels list --device cpu --dtype float32 --head-dim 64",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     command.add_argument("--dtype", default="bfloat16", help="dtype of the model (default: bfloat16)")
@@ -116,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
         help="compare every op with the reference in double precision",
         description="Compare every op with the reference in double precision: the kernels on a GPU, torch on a CPU.",
         epilog="examples:\n  kvbench kernels check\n  kvbench kernels check --op ragged_decode --emulated",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     command.add_argument("--emulated", action="store_true", help="run the kernels on the CPU, compiled by g++; slow")

@@ -335,7 +335,7 @@ def _check_positions(position_BT: object, seen: int, tokens: int) -> None:
             f"kvbench.compressed: the call begins at position {first} and its cache holds {seen} tokens; each generate "
             "call is a new prompt, so call generate without past_key_values"
         )
-    if position_BT.shape[-1] != tokens or bool((position_BT.diff(dim=-1) != 1).any()):
+    if position_BT.shape[-1] != tokens or (tokens > 1 and bool((position_BT.diff(dim=-1) != 1).any())):
         raise ValueError(
             "kvbench.compressed takes one sequence at a time, and position_ids do not count up by one, as if several "
             "were packed into a row; leave them out"

@@ -12,15 +12,14 @@ Shape suffixes: L layers, U KV heads, T tokens, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvbench.engine.attention import NAME, kvbench_attention, last_logits
 from kvbench.engine.rope import grows_with_length, kept_lengths, switch_length
+from kvbench.engine.small_call import small_call
 from kvbench.engine.survey import AttentionPlan
 
 # of the check: small, so that frequencies that depend on the length are those of a short text
@@ -97,34 +96,9 @@ def _candidates(model: PreTrainedModel, head_dim: int) -> Iterator[Rotation]:
     yield Rotation(None, "", interleaved=False)  # layers that know no positions
 
 
-@torch.inference_mode()
 def _keys(model: PreTrainedModel, plan: AttentionPlan, by: Tensor) -> Tensor:
     """Return the keys [L, U, T, D] of the compressed layers in a prompt of one repeated token, in float32 at least."""
-    device = next(model.get_input_embeddings().parameters()).device
-    ids_1T = torch.full((1, len(by)), 2, device=device)
-    position_1T = by[None].to(device)
-    keys = _KeysPass(plan.full)
-    inside = model.config._attn_implementation == NAME
-    with nullcontext() if inside else kvbench_attention(model):
-        last_logits(model, ids_1T, position_1T, keys)
-    return torch.stack([k.to(device, torch.promote_types(k.dtype, torch.float32)) for k in keys.held])
-
-
-class _KeysPass:
-    """The attention of a forward call that holds the keys of some layers."""
-
-    def __init__(self, layers: Sequence[int]) -> None:
-        self._layers = layers
-        self.held: list[Tensor] = []
-
-    def begin(self, ids_BT: Tensor) -> None:
-        """Start the forward call over these tokens."""
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
-        """Return the values of each position as its attention output: all tokens are the same [B, H, T, D]."""
-        if layer in self._layers:
-            self.held.append(k_BUTD[0])
-        return v_BUTD.repeat_interleave(q_BHTD.shape[1] // v_BUTD.shape[1], 1)
-
-    def finish(self) -> None:
-        """End the forward call."""
+    keys = small_call(model, torch.full_like(by, 2), by).keys
+    device = keys[plan.full[0]].device
+    wide = (keys[layer].to(device, torch.promote_types(keys[layer].dtype, torch.float32)) for layer in plan.full)
+    return torch.stack(list(wide))

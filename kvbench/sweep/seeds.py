@@ -30,15 +30,15 @@ def without_idle_seeds(jobs: Sequence[list[str]], composer: Composer) -> list[li
     is_drawn = False
     for job in jobs:
         part = Composed(job, composer.look(job))
-        try:
-            check_config(part.task, part.choices)
-        except IdleSeed as error:
-            refused = refused or error
-            idle.setdefault(part.task.method.name, {})[str(part.task.seed)] = None
-            job = [line for line in job if line.partition("=")[0].lstrip("+") != "seed"]
-            job.append(f"seed={Config.seed}")
-        else:
-            is_drawn = is_drawn or part.task.seed != Config.seed
+        if part.task.seed != Config.seed:
+            try:
+                check_config(part.task, part.choices)
+                is_drawn = True
+            except IdleSeed as error:
+                refused = refused or error
+                idle.setdefault(part.task.method.name, {})[str(part.task.seed)] = None
+                job = [line for line in job if line.partition("=")[0].lstrip("+") != "seed"]
+                job.append(f"seed={Config.seed}")
         kept[tuple(job)] = None
     if refused is not None and not is_drawn:
         raise refused
