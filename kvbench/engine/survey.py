@@ -2,19 +2,21 @@
 
 The survey runs the model instead of reading its config: two tokens, with a second attention function under whose name
 a mask function is registered. transformers calls that mask function with the rule of every layer's mask. A model that
-the engine cannot run is refused here in one line, before anything is computed.
+the engine cannot run is refused here in one line, before anything is computed. So is one whose own cache holds other
+keys than its attention gets, such as half as many heads: bytes and budgets would be counted over the wrong ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
 from kvbench.cache.local import LocalMask
@@ -84,29 +86,86 @@ def survey(model: PreTrainedModel) -> AttentionPlan:
 
 
 def _survey(model: PreTrainedModel) -> AttentionPlan:
-    notes = _Notes()
     device = next(model.get_input_embeddings().parameters()).device
     ids_1T = torch.tensor([[2, 3]], device=device)
     position_1T = torch.arange(2, device=device)[None]
-    with torch.inference_mode(), attention_named(model, NAME), one_line(model):
+    notes = _Notes()
+    with torch.inference_mode(), attention_named(model, NAME), one_line(model), _own_mask(model):
         model(input_ids=ids_1T, position_ids=position_1T, use_cache=False, kvbench=notes)
-    config = model.config.get_text_config()
+        _check_layers(model, len(notes.masks))
+        out = model(input_ids=ids_1T, position_ids=position_1T, use_cache=True, kvbench=_Notes())
+    limits = _check_cache(model, notes, getattr(out, "past_key_values", None))
+    return _plan(model, notes, limits)
+
+
+@contextmanager
+def _own_mask(model: PreTrainedModel) -> Iterator[None]:
+    """Say it if a model fails because it reads what our attention functions replace: masks, or attention weights."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        if _Rule.__name__ in str(error):
+            reason = "computes an attention mask of its own"
+        elif "NoneType" in str(error):
+            reason = f"reads an attention mask or attention weights, and kvbench gives it neither ({error})"
+        else:
+            raise
+        raise ValueError(f"model: {type(model).__name__} {reason}; choose another model") from error
+
+
+def _check_layers(model: PreTrainedModel, attending: int) -> None:
+    """Raise ValueError if other layers attend than a model's config lists."""
+    config, name = model.config.get_text_config(), type(model).__name__
     kinds = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     layers = int(config.num_hidden_layers)
-    if kinds or len(notes.masks) != layers:
+    if attending > layers:  # the config of an encoder-decoder may count the layers of its encoder
+        raise ValueError(
+            f"model: {attending} layers of {name} attend, and its config lists num_hidden_layers={layers}; choose "
+            "another model"
+        )
+    if kinds or attending < layers:
         which = f" ({', '.join(sorted(map(str, kinds)))})" if kinds else ""
         raise ValueError(
-            f"model: {len(notes.masks)} of the {layers} layers of {type(model).__name__} attend, and others hold a "
-            f"state of their own{which}, which kvbench cannot keep for a batch; choose a model in which every layer "
-            "attends"
+            f"model: {attending} of the {layers} layers of {name} attend, and others hold a state of their own{which}, "
+            "which kvbench cannot keep for a batch; choose a model in which every layer attends"
         )
-    return _plan(model, notes)
 
 
-def _plan(model: PreTrainedModel, notes: _Notes) -> AttentionPlan:
+def _check_cache(model: PreTrainedModel, notes: _Notes, cache: object) -> list[tuple[int, str]]:
+    """Return lengths beyond which a model's own cache drops tokens that its attention would see.
+
+    kvbench stores what the attention gets. JetMoE repeats its keys after the cache, and the last layers of Gemma 3n
+    take the keys of earlier ones: their bytes would be counted twice, and copies would choose tokens on their own.
+
+    Raises:
+        ValueError: the cache holds other keys than the attention gets.
+    """
+    if not isinstance(cache, Cache):
+        return []  # code of the model's own may have another kind of cache
+    name, limits = type(model).__name__, []
+    for layer, (_, heads, width) in sorted(notes.shapes.items()):
+        held = cache.layers[layer] if layer < len(cache.layers) else None
+        keys = getattr(held, "keys", None)
+        if not isinstance(keys, Tensor) or not keys.numel():
+            raise ValueError(
+                f"model: layer {layer} of {name} attends to keys that another layer stores, and kvbench would store "
+                "them twice; choose another model"
+            )
+        if keys.shape[1::2] != (heads, width):
+            raise ValueError(
+                f"model: layer {layer} of {name} stores {keys.shape[1]} key heads x {keys.shape[3]} and attends to "
+                f"{heads} x {width}, so kvbench would count its cache wrongly; choose another model"
+            )
+        window = getattr(held, "sliding_window", None) if getattr(held, "is_sliding", False) else None
+        if window is not None and notes.masks[layer] is None:
+            limits.append((int(window), f"its own cache keeps {window} tokens only"))
+    return limits
+
+
+def _plan(model: PreTrainedModel, notes: _Notes, limits: list[tuple[int, str]]) -> AttentionPlan:
     local = {layer: mask for layer, mask in sorted(notes.masks.items()) if mask is not None}
     full = tuple(layer for layer in sorted(notes.masks) if layer not in local)
-    limits = _limits(model)
+    limits = limits + _limits(model)
     if not full:  # up to the size of the window, every layer attends to all tokens
         size = min(mask.size for mask in local.values())
         limits.append((size, f"every layer looks back {size} tokens only"))
@@ -191,5 +250,8 @@ def _agrees(rule: _Rule, mask: LocalMask, device: torch.device) -> bool:
     size, zero = mask.size, torch.tensor(0, device=device)
     tried = [0, 1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 3 * size + 1]
     query_T1, key_S = torch.tensor(tried, device=device)[:, None], torch.arange(max(tried) + 1, device=device)
-    shown = torch.as_tensor(rule.visible(zero, zero, query_T1, key_S)).expand(len(query_T1), len(key_S))
+    try:
+        shown = torch.as_tensor(rule.visible(zero, zero, query_T1, key_S)).expand(len(query_T1), len(key_S))
+    except IndexError:  # the rule looks up something of the call's own tokens, such as which of them are images
+        return False
     return torch.equal(shown.bool(), mask.visible(query_T1, key_S))

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 FULL = "full_attention"
 LOCAL = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # layer type to config key
 _STATE = ("linear_attention", "mamba", "recurrent", "conv", "hybrid", "hybrid_sliding")
+OTHER_WAYS = {  # type of a model to why its layers do not work; tests/models/test_types.py looks for more of them
+    "bert-generation": "it is an encoder, whose tokens attend to later ones",
+    "diffllama": "it attends twice in each layer",
+    "doge": "it computes an attention mask of its own",
+    "gemma4_unified": "its attention mask depends on the images of the prompt",
+    "hrm_text": "it attends several times in each layer",
+    "jetmoe": "it repeats its keys after the cache, so kvbench would store them several times",
+    "nemotron": "its layers do not pass keywords on to their attention",
+}
 _SPARSE = ("indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse")
 
 
@@ -95,6 +104,9 @@ def _by_class(config: PreTrainedConfig) -> str | None:
     cls = mapped[0] if isinstance(mapped, tuple) else mapped
     if getattr(cls, "_is_stateful", False) and not _all_attend(config.get_text_config()):
         return "its layers keep a recurrent or convolution state next to keys and values"
+    other_way = OTHER_WAYS.get(config.model_type)
+    if other_way is not None and not getattr(config, "is_decoder", False):
+        return other_way
     if not cls._supports_attention_backend:
         return "it computes attention without transformers' attention interface"
     if not cls._supports_sdpa:

@@ -60,12 +60,12 @@ def shape(spec: ModelSpec) -> Shape:
     try:
         parameters = list(skeleton(config, spec.source.trust_remote_code).parameters())
         local, window = layers.local_layers(config)
-        hidden, heads = _largest(config, "hidden_size"), _largest(config, "num_attention_heads")
+        hidden, (heads, kv_heads, head_dim) = _largest(config, "hidden_size"), attention_sizes(config)
         return Shape(
             layers=_largest(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=_largest(config, "num_key_value_heads", heads),
-            head_dim=_largest(config, "head_dim", hidden // heads),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             hidden=hidden,
             intermediate=_largest(config, "intermediate_size", 4 * hidden),
             vocab=_largest(config, "vocab_size"),
@@ -76,6 +76,17 @@ def shape(spec: ModelSpec) -> Shape:
         )
     except ValueError as error:
         raise ValueError(f"{spec.setting}: {error}") from error
+
+
+def attention_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Return query heads, KV heads and head dimension, each the largest where layers differ.
+
+    Raises:
+        ValueError: the config does not say how many heads there are.
+    """
+    heads = _largest(config, "num_attention_heads")
+    kv_heads = _largest(config, "num_key_value_heads", heads)
+    return heads, kv_heads, _largest(config, "head_dim", _largest(config, "hidden_size") // heads)
 
 
 def _weight_bytes(spec: ModelSpec, config: PreTrainedConfig, plain: int) -> int:
