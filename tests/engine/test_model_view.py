@@ -151,8 +151,9 @@ def test_frequencies_of_long_texts_that_a_model_does_not_use_are_unknown() -> No
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "short_mscale": 1.0, "long_mscale": 1.0}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
     config = {"rope_parameters": rope, "sliding_window": None, "num_local_experts": 2, "num_experts_per_tok": 1}
-    model = build("PhimoeForCausalLM", "PhimoeConfig", config)
-    assert set(view_of(model, None).rotations) == {None}
+    if not OLD_VERSION:  # there, transformers cannot compute PhiMoE with these factors
+        model = build("PhimoeForCausalLM", "PhimoeConfig", config)
+        assert set(view_of(model, None).rotations) == {None}
     phi3 = build("Phi3ForCausalLM", "Phi3Config", {"rope_parameters": rope, "pad_token_id": 0, "sliding_window": None})
     assert None not in view_of(phi3, None).rotations
 
