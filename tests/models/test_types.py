@@ -41,13 +41,13 @@ def surveyed(config: PreTrainedConfig) -> str:
     except ValueError as error:
         return str(error)
     local, _ = layers.local_layers(config)
-    said = (local, *attention_sizes(config), layers.window_limit(config))
+    promised = (local, *attention_sizes(config), layers.window_limit(config))
     seen = (len(plan.local), plan.heads, plan.kv_heads, plan.head_dim, plan.limit)
-    return "" if said == seen else f"the config says {said}, the model has {seen}"
+    return "" if promised == seen else f"the config says {promised}, the model has {seen}"
 
 
 def test_what_a_config_promises_is_true_of_its_model() -> None:
-    """Nobody waits for 100 GB to read that a model is refused; and budgets in bytes count the heads that it has."""
+    """A model is refused before 100 GB are loaded, and budgets in bytes count the heads that it has."""
     classes = list(accepted())
     wrong = {config_class.__name__: surveyed(tiny_config(config_class)) for config_class in classes}
     late = {name: reason for name, reason in wrong.items() if reason}
