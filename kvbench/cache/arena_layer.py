@@ -21,13 +21,14 @@ from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.held import HeldRow, begin
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.late_arena import PromptLengths, gather_unread
+from kvbench.cache.layer_rows import LayerRows
 from kvbench.cache.policy_group import PolicyGroup
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.cache.step_end import StepEnd
 from kvbench_kernels.backends import Backend
 
 
-class ArenaLayer:
+class ArenaLayer(LayerRows):
     """The rows of one layer whose tokens are not encoded: one arena, and one for each prompt that joined since."""
 
     def __init__(
@@ -55,11 +56,6 @@ class ArenaLayer:
         return self._arenas.moves
 
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
-        """Store the keys and values of a prompt that the rows keep.
-
-        Args:
-            later: about how many tokens later calls will add of the same prompt, the reserved ones included.
-        """
         if self._arenas.had_one_of([entry.row for entry in entries]):
             self._rebuild()
         held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.policy is not None}
@@ -91,7 +87,6 @@ class ArenaLayer:
         scaling: float,
         new: NewTokens | None = None,
     ) -> Tensor:
-        """Append T new tokens to `rows`, attend causally, and let the policies act: [B, H, T, D]."""
         self._step_end.finish_layer(self._layer)  # of a step that did not reach the last layer
         tokens, kv_heads = q_BHTD.shape[2], k_BUTD.shape[1]
         was_active = self._active
@@ -183,14 +178,23 @@ class ArenaLayer:
         self._count()
         return self._arenas.keys(row)
 
+    def lengths(self, row: int) -> list[int]:
+        return [segment.length for segment in self.of(row)]
+
     def peak(self, row: int) -> int:
-        """Return the most tokens that a head of a row held after a step."""
         for group in self._groups:
             if row in group.rows:
                 return group.peak(row)
         return self._held[row].peak if row in self._held else max(s.length for s in self.of(row))
 
-    def nbytes(self) -> int:
+    def used_bytes(self, row: int) -> int:
+        return self._arenas.token_bytes() * sum(self.lengths(row))
+
+    def slack_bytes(self, row: int) -> int:
+        free = sum(segment.capacity - segment.length for segment in self.of(row))
+        return self._arenas.token_bytes() * free + self.state_bytes(row)
+
+    def bytes(self) -> int:
         """Return the bytes that are allocated for all rows, the states of policies included."""
         return self._arenas.nbytes() + sum(self.state_bytes(row) for row in self._held)
 
@@ -200,10 +204,6 @@ class ArenaLayer:
             if row in group.rows:
                 return group.nbytes(row)
         return self._held[row].nbytes() if row in self._held else 0
-
-    def token_bytes(self) -> int:
-        """Return the bytes of one token's key and value in one head."""
-        return self._arenas.token_bytes()
 
     def settle(self) -> None:
         """Merge the arenas of prompts that joined since the last step into one."""

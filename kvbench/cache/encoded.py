@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.cache import direct
-from kvbench.cache.base import Entry
+from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.blocks import BlockSegment, SegmentPool, plain_if_none
 from kvbench.cache.heap import trim_heap
+from kvbench.cache.layer_rows import LayerRows
 from kvbench.methods.storage import Half, Side, Store, tensors
 from kvbench_kernels.backends import PackedAttention, PackedHalf, layout_of
 
@@ -40,7 +41,7 @@ class _ActiveRows:
     place_L6: Tensor  # on the host, as `PackedAttention.attend` takes them
 
 
-class EncodedRows:
+class EncodedRows(LayerRows):
     """All rows of one layer that share a storage part.
 
     Args:
@@ -55,8 +56,7 @@ class EncodedRows:
         self._dead: set[int] = set()
         self._active: _ActiveRows | None = None
 
-    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Store the keys and values of a prompt that the rows keep."""
+    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         if any(entry.row in self._dead for entry in entries):
             self._rebuild()
         self._store.check(k_UTD.shape[-1])
@@ -76,7 +76,15 @@ class EncodedRows:
             pools[-1].fill(x_UTD, keep_ST, from_S, side.token)
         self._parts.append(_Part(segments, *pools))
 
-    def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        rows: tuple[int, ...],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
+    ) -> Tensor:
         """Attend to the stored and the new tokens, causally, then append the new ones: [B, H, T, D]."""
         tokens, kv_heads = k_BUTD.shape[2], k_BUTD.shape[1]
         active = self._activate(rows, kv_heads)
@@ -128,28 +136,23 @@ class EncodedRows:
             self._rebuild()
 
     def compact(self) -> None:
-        """Take back the buffers of all released rows."""
         if self._dead:
             self._rebuild()
 
     def lengths(self, row: int) -> list[int]:
-        """Return the stored tokens of a row per KV head."""
         return [part.segments[i].length for part, i in self._of(row)]
 
     def peak(self, row: int) -> int:
-        """Return the most tokens that a head of a row held after a step: those that it holds, as none are evicted."""
-        return max(self.lengths(row))
+        return max(self.lengths(row))  # none are evicted
 
     def used_bytes(self, row: int) -> int:
-        """Return the bytes of the stored tokens of a row."""
         return sum(pool.used_bytes(i) for part, i in self._of(row) for pool in (part.keys, part.values))
 
-    def row_bytes(self, row: int) -> int:
-        """Return the bytes that are allocated for a row."""
-        return sum(pool.segment_bytes(i) for part, i in self._of(row) for pool in (part.keys, part.values))
+    def slack_bytes(self, row: int) -> int:
+        allocated = sum(pool.segment_bytes(i) for part, i in self._of(row) for pool in (part.keys, part.values))
+        return allocated - self.used_bytes(row)
 
     def bytes(self) -> int:
-        """Return the bytes that are allocated for all rows."""
         return sum(
             pool.segment_bytes(i)
             for part in self._parts
@@ -158,7 +161,6 @@ class EncodedRows:
         )
 
     def settle(self) -> None:
-        """Lay out the rows that joined since the last step together with the others."""
         if len(self._parts) > 1:
             self._rebuild()
 

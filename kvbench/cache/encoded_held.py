@@ -22,6 +22,7 @@ from torch import Tensor
 from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.blocks import plain_if_none, spread
+from kvbench.cache.layer_rows import LayerRows
 from kvbench.cache.token_pool import TokenPool, grown, take
 from kvbench.methods import store_answers
 from kvbench.methods.storage import Half, Store
@@ -159,7 +160,7 @@ class BlockBackend(Backend):
         return sum(pool.nbytes() for pool in self.pools) + self._age.nbytes + self._owner.nbytes
 
 
-class EncodedHeldRows:
+class EncodedHeldRows(LayerRows):
     """All rows of one layer that share a storage part and evict while decoding.
 
     Args:
@@ -173,8 +174,7 @@ class EncodedHeldRows:
         self._kept: dict[int, list[int]] = {}
         self._generated: dict[int, int] = {}
 
-    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
-        """Store the keys and values of a prompt that the rows keep."""
+    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         for entry in entries:
             assert entry.store is not None
             entry.store.check(k_UTD.shape[-1])
@@ -195,7 +195,6 @@ class EncodedHeldRows:
         scaling: float,
         new: NewTokens | None = None,
     ) -> Tensor:
-        """Append T new tokens to `rows`, attend causally, and let the policies act: [B, H, T, D]."""
         self._arena.settle()
         heads = range(k_BUTD.shape[1])
         self._backend.owners = [self._owner[row, head] for row in rows for head in heads]
@@ -221,11 +220,9 @@ class EncodedHeldRows:
         self._arena.compact()
 
     def lengths(self, row: int) -> list[int]:
-        """Return the stored tokens of a row per KV head."""
-        return [segment.length for segment in self._arena.of(row)]
+        return self._arena.lengths(row)
 
     def peak(self, row: int) -> int:
-        """Return the most tokens that a head of a row held after a step."""
         return self._arena.peak(row)
 
     def used_bytes(self, row: int) -> int:
@@ -233,17 +230,14 @@ class EncodedHeldRows:
         numbers, heads = self._arena.keys(row)[:, 0].long(), len(self._kept[row])
         return sum(pool.used_bytes(numbers) + heads * pool.side_bytes() for pool in self._backend.pools)
 
-    def row_bytes(self, row: int) -> int:
-        """Return the bytes of a row, with those of its policy and of the numbers of its tokens."""
-        numbers = sum(2 * 4 * segment.capacity for segment in self._arena.of(row))
-        return self.used_bytes(row) + self._arena.state_bytes(row) + numbers
+    def slack_bytes(self, row: int) -> int:
+        """Return the bytes of a row's policy and of the numbers of its tokens."""
+        return self._arena.used_bytes(row) + self._arena.slack_bytes(row)
 
     def bytes(self) -> int:
-        """Return the bytes that are allocated for all rows."""
-        return self._arena.nbytes() + self._backend.nbytes()
+        return self._arena.bytes() + self._backend.nbytes()
 
     def settle(self) -> None:
-        """Lay out the rows that joined since the last step together with the others."""
         self._arena.settle()
 
 

@@ -16,12 +16,11 @@ from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.encoded import EncodedRows
 from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
 from kvbench.cache.host_work import HostWork
+from kvbench.cache.layer_rows import LayerRows
 from kvbench.cache.looking import LookRows
 from kvbench.methods.looking import Look
 from kvbench.methods.storage import Store
 from kvbench_kernels.backends import PackedAttention
-
-OwnRows = EncodedRows | EncodedHeldRows | LookRows
 
 
 class Form(NamedTuple):
@@ -47,7 +46,7 @@ def form_of(entry: Entry) -> Form | None:
     return Form(entry.store, entry.policy is not None, entry.look)
 
 
-def own_rows(form: Form, layer: int, num_layers: int, packed: PackedAttention | None) -> OwnRows:
+def own_rows(form: Form, layer: int, num_layers: int, packed: PackedAttention | None) -> LayerRows:
     """Return the buffers of a form in one layer, without rows.
 
     Args:
@@ -62,11 +61,11 @@ def own_rows(form: Form, layer: int, num_layers: int, packed: PackedAttention | 
     return EncodedRows(form.store, packed)
 
 
-def by_form(rows: Sequence[int], form_of_row: Mapping[int, Form], device: torch.device) -> list[FormRows]:
+def by_form(rows: Sequence[int], form_of_row: Mapping[int, Form | None], device: torch.device) -> list[FormRows]:
     """Return the rows of a call by their form."""
     places: dict[Form | None, list[int]] = {}
     for place, row in enumerate(rows):
-        places.setdefault(form_of_row.get(row), []).append(place)
+        places.setdefault(form_of_row[row], []).append(place)
     return [
         FormRows(form, tuple(rows[place] for place in of_form), torch.tensor(of_form, device=device))
         for form, of_form in places.items()
@@ -80,7 +79,7 @@ def of_rows(some: Sequence[int], rows: Sequence[int], ids: Sequence[Sequence[int
 
 
 def attend_by_form(
-    groups: Sequence[tuple[OwnRows, FormRows]],
+    groups: Sequence[tuple[LayerRows, FormRows]],
     q_BHTD: Tensor,
     k_BUTD: Tensor,
     v_BUTD: Tensor,
@@ -90,12 +89,11 @@ def attend_by_form(
 ) -> None:
     """Write the attention of rows with buffers of their own to their places in `out_BHTD`.
 
-    The host reads the ids of the new tokens from the device: in a replay they are others than in the recording.
+    Rows that evict get the ids of the new tokens. The host reads these from the device, because in a replay they are
+    others than in the recording.
     """
-    for layer_rows, (_, rows, at) in groups:
-        q, k, v = q_BHTD[at], k_BUTD[at], v_BUTD[at]
-        if isinstance(layer_rows, EncodedHeldRows):
-            new = None if ids_BT is None else NewTokens(ids_BT[at].tolist(), ids_BT[at])
-            out_BHTD[at] = layer_rows.attend(rows, q, k, v, scaling, new)
-        else:
-            out_BHTD[at] = layer_rows.attend(rows, q, k, v, scaling)
+    for layer_rows, (form, rows, at) in groups:
+        new = None
+        if form is not None and form.evicts and ids_BT is not None:
+            new = NewTokens(ids_BT[at].tolist(), ids_BT[at])
+        out_BHTD[at] = layer_rows.attend(rows, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling, new)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvbench.cache.base import Entry, Reads
+from kvbench.cache.base import Entry, NewTokens, Reads
+from kvbench.cache.layer_rows import LayerRows
 from kvbench.methods.looking import Look, chosen_blocks
 
 
@@ -28,8 +29,13 @@ class _Row:
     budget: int
     reads: Reads
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that are allocated, those of the summaries included."""
+        return self.k_USD.nbytes + self.v_USD.nbytes + self.summary_UMX.nbytes
 
-class LookRows:
+
+class LookRows(LayerRows):
     """All rows of one layer that share a look.
 
     Args:
@@ -40,7 +46,7 @@ class LookRows:
         self._look, self._layer = look, layer
         self._rows: dict[int, _Row] = {}
 
-    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor) -> None:
+    def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         """Store the keys and values of a prompt. The rows keep all of them."""
         heads, tokens, dim = k_UTD.shape
         done = tokens // self._look.block
@@ -52,10 +58,15 @@ class LookRows:
             reads = Reads(entry.reads_all(self._layer))
             self._rows[entry.row] = _Row(k_USD, v_USD, summary_UMX, tokens, entry.reads, reads)
 
-    def settle(self) -> None:
-        """Do nothing: rows are not laid out together."""
-
-    def attend(self, rows: tuple[int, ...], q_BHTD: Tensor, k_BUTD: Tensor, v_BUTD: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        rows: tuple[int, ...],
+        q_BHTD: Tensor,
+        k_BUTD: Tensor,
+        v_BUTD: Tensor,
+        scaling: float,
+        new: NewTokens | None = None,
+    ) -> Tensor:
         """Append T new tokens to `rows`, and attend to those that the look chooses: [B, H, T, D]."""
         outs = []
         for row, q_HTD, k_UTD, v_UTD in zip(rows, q_BHTD, k_BUTD, v_BUTD, strict=True):
@@ -120,32 +131,23 @@ class LookRows:
         for row in rows:
             self._rows.pop(row, None)
 
-    def compact(self) -> None:
-        """Free nothing: `release` has done so."""
-
     def lengths(self, row: int) -> list[int]:
-        """Return the stored tokens of a row per KV head."""
         held = self._rows[row]
         return [held.length] * len(held.k_USD)
 
     def peak(self, row: int) -> int:
-        """Return the most tokens that a KV head of a row held: those that it holds."""
-        return self._rows[row].length
+        return self._rows[row].length  # none are evicted
 
     def reads(self, row: int) -> Reads:
-        """Return how many tokens the query heads of a row read in its decode steps."""
         return self._rows[row].reads
 
     def used_bytes(self, row: int) -> int:
-        """Return the bytes of the stored tokens of a row."""
         held = self._rows[row]
         return 2 * held.k_USD[:, : held.length].numel() * held.k_USD.itemsize
 
-    def row_bytes(self, row: int) -> int:
-        """Return the bytes that are allocated for a row, its summaries included."""
-        held = self._rows[row]
-        return held.k_USD.nbytes + held.v_USD.nbytes + held.summary_UMX.nbytes
+    def slack_bytes(self, row: int) -> int:
+        """Return the bytes of a row's free slots and of its summaries."""
+        return self._rows[row].nbytes - self.used_bytes(row)
 
     def bytes(self) -> int:
-        """Return the bytes that are allocated for all rows."""
-        return sum(self.row_bytes(row) for row in self._rows)
+        return sum(row.nbytes for row in self._rows.values())

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Counts, Entry, NewTokens, TokensRead, tokens_read
-from kvbench.cache.forms import Form, FormRows, OwnRows, attend_by_form, by_form, form_of, of_rows, own_rows
+from kvbench.cache.forms import Form, FormRows, attend_by_form, by_form, form_of, of_rows, own_rows
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.late_arena import PromptLengths
-from kvbench.cache.looking import LookRows
+from kvbench.cache.layer_rows import LayerRows
 from kvbench.cache.step_end import StepEnd
 from kvbench.methods.decoding import Decoding
 from kvbench.methods.fitting import state_bytes
@@ -40,9 +40,9 @@ class RaggedCache:
         self.kernel, self.prompt, self.sums, self._packed = chosen.name, chosen.prompt, chosen.sums, chosen.packed
         self.host_work = HostWork()
         shared = self.host_work, PromptLengths(), StepEnd()
-        self._layers = [ArenaLayer(chosen, layer, num_layers, *shared) for layer in range(num_layers)]
-        self._encoded: list[dict[Form, OwnRows]] = [{} for _ in range(num_layers)]
-        self._form_of: list[dict[int, Form]] = [{} for _ in range(num_layers)]
+        self._arenas = [ArenaLayer(chosen, layer, num_layers, *shared) for layer in range(num_layers)]
+        self._layers: list[dict[Form | None, LayerRows]] = [{None: arena} for arena in self._arenas]  # rows by form
+        self._form_of: list[dict[int, Form | None]] = [{} for _ in range(num_layers)]  # of every row; None: the arena
         self._dtype, self._dim = torch.float32, 0  # of keys and values
         self._policy_of: dict[int, Decoding | None] = {}
         self._active: tuple[int, ...] = ()  # the rows of the last call
@@ -55,17 +55,15 @@ class RaggedCache:
         for entry in entries:
             forms.setdefault(form_of(entry), []).append(entry)
         for form, of_form in forms.items():
-            if form is None:
-                self._layers[layer].add(of_form, k_UTD, v_UTD, later)
-                continue
-            if form not in self._encoded[layer]:
-                self._encoded[layer][form] = own_rows(form, layer, len(self._layers), self._packed)
-            self._encoded[layer][form].add(of_form, k_UTD, v_UTD)
+            if form is not None and form not in self._layers[layer]:
+                self._layers[layer][form] = own_rows(form, layer, len(self._layers), self._packed)
+            self._layers[layer][form].add(of_form, k_UTD, v_UTD, later)
             self._form_of[layer] |= dict.fromkeys((entry.row for entry in of_form), form)
 
     def fork(self, layer: int, row: int, copies: Sequence[int]) -> None:
-        assert row not in self._form_of[layer], "a fed prompt has neither a storage part nor a look"
-        self._layers[layer].fork(row, copies)
+        assert self._form_of[layer][row] is None, "a fed prompt has neither a storage part nor a look"
+        self._arenas[layer].fork(row, copies)
+        self._form_of[layer] |= dict.fromkeys(copies)
         self._policy_of |= dict.fromkeys(copies, self._policy_of[row])
 
     def attend(
@@ -80,12 +78,12 @@ class RaggedCache:
     ) -> Tensor:
         groups = self._by_form(layer, tuple(rows), q_BHTD.device)
         if all(group.form is None for group in groups):
-            return self._layers[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling, new)
+            return self._arenas[layer].attend(tuple(rows), q_BHTD, k_BUTD, v_BUTD, scaling, new)
         out_BHTD = torch.empty_like(q_BHTD)
         for _, together, at in (group for group in groups if group.form is None):
             of_arena = None if new is None else NewTokens(of_rows(together, rows, new.ids), new.ids_BT[at])
-            out_BHTD[at] = self._layers[layer].attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling, of_arena)
-        of_forms = [(self._encoded[layer][group.form], group) for group in groups if group.form is not None]
+            out_BHTD[at] = self._arenas[layer].attend(together, q_BHTD[at], k_BUTD[at], v_BUTD[at], scaling, of_arena)
+        of_forms = [(self._layers[layer][group.form], group) for group in groups if group.form is not None]
         ids_BT = None if new is None else new.ids_BT
         self.host_work(partial(attend_by_form, of_forms, q_BHTD, k_BUTD, v_BUTD, ids_BT, scaling, out_BHTD))
         return out_BHTD
@@ -105,105 +103,85 @@ class RaggedCache:
         return self._groups[layer]
 
     def _arena_rows(self, rows: Sequence[int]) -> tuple[int, ...]:
-        return tuple(row for row in rows if row not in self._form_of[0])
+        return tuple(row for row in rows if self._form_of[0][row] is None)
 
     def release(self, rows: Sequence[int]) -> None:
-        for layer, encoded, form_of_row in zip(self._layers, self._encoded, self._form_of, strict=True):
-            for of_store in encoded.values():
-                of_store.release(rows)
-            layer.release(rows)
+        for layer, form_of_row in zip(self._layers, self._form_of, strict=True):
+            for layer_rows in layer.values():
+                layer_rows.release(rows)
             for row in rows:
                 form_of_row.pop(row, None)
-            for form in set(encoded) - set(form_of_row.values()):  # a budget may choose other forms for every prompt
-                del encoded[form]
+            for form in set(layer) - {None, *form_of_row.values()}:  # a budget may choose other forms for every prompt
+                del layer[form]
         for row in rows:
             self._policy_of.pop(row, None)
         self._active = ()
 
     def compact(self) -> None:
-        for layer, encoded in zip(self._layers, self._encoded, strict=True):
-            layer.compact()
-            for of_store in encoded.values():
-                of_store.compact()
+        for layer in self._layers:
+            for layer_rows in layer.values():
+                layer_rows.compact()
 
     @property
     def moves(self) -> int:
-        return sum(layer.moves for layer in self._layers)
+        return sum(arena.moves for arena in self._arenas)
 
     def room(self, rows: Sequence[int]) -> int:
         if self._active != tuple(rows):
             return 0
         in_arena = self._arena_rows(rows)
-        return min(layer.room(in_arena) for layer in self._layers) if in_arena else sys.maxsize
+        return min(arena.room(in_arena) for arena in self._arenas) if in_arena else sys.maxsize
 
     def advance(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         in_arena = self._arena_rows(rows)
         of_arena = of_rows(in_arena, rows, ids)
-        for layer in self._layers if in_arena else ():
-            assert layer.room(in_arena) >= 1
-            layer.advance(of_arena)
+        for arena in self._arenas if in_arena else ():
+            assert arena.room(in_arena) >= 1
+            arena.advance(of_arena)
 
     def counts(self) -> Counts:
-        return [layer.counts() for layer in self._layers]
+        return [arena.counts() for arena in self._arenas]
 
     def reset_counts(self, counts: Counts) -> None:
-        for layer, of_layer in zip(self._layers, counts, strict=True):
-            layer.reset_counts(of_layer)
+        for arena, of_layer in zip(self._arenas, counts, strict=True):
+            arena.reset_counts(of_layer)
 
     def lengths(self, row: int) -> list[list[int]]:
-        if own := self._own(row):
-            return [layer.lengths(row) for layer in own]
-        return [[s.length for s in layer.of(row)] for layer in self._layers]
+        return [layer.lengths(row) for layer in self._of(row)]
 
     def peak(self, row: int) -> int:
-        if own := self._own(row):
-            return max(layer.peak(row) for layer in own)
-        return max(layer.peak(row) for layer in self._layers)
+        return max(layer.peak(row) for layer in self._of(row))
 
     def tokens_read(self, row: int) -> TokensRead | None:
-        form = self._form_of[0].get(row)
-        if form is None or form.look is None:
-            return None
-        return tokens_read([rows.reads(row) for rows in self._own(row) if isinstance(rows, LookRows)])
+        reads = [of_layer for layer in self._of(row) if (of_layer := layer.reads(row)) is not None]
+        return tokens_read(reads) if reads else None
 
     def used_bytes(self, row: int) -> int:
         return sum(self.layer_bytes(row))
 
     def layer_bytes(self, row: int) -> list[int]:
         """Return the bytes of the stored tokens of a row in every layer."""
-        if own := self._own(row):
-            return [layer.used_bytes(row) for layer in own]
-        return [layer.token_bytes() * sum(s.length for s in layer.of(row)) for layer in self._layers]
+        return [layer.used_bytes(row) for layer in self._of(row)]
 
     def held_bytes(self, row: int) -> int:
-        form = self._form_of[0].get(row)
-        policy = self._policy_of.get(row)
+        form, policy = self._form_of[0][row], self._policy_of[row]
         tokens = sum(map(sum, self.lengths(row)))
         state = state_bytes(None if form is None else form.store, policy, self._dim, self._dtype)
         return self.used_bytes(row) + tokens * state
 
     def slack_bytes(self, row: int) -> int:
         self._settle()
-        if own := self._own(row):
-            return sum(layer.row_bytes(row) for layer in own) - self.used_bytes(row)
-        return sum(
-            layer.token_bytes() * sum(s.capacity - s.length for s in layer.of(row)) + layer.state_bytes(row)
-            for layer in self._layers
-        )
+        return sum(layer.slack_bytes(row) for layer in self._of(row))
 
     def bytes(self) -> int:
         self._settle()
-        plain = sum(layer.nbytes() for layer in self._layers)
-        return plain + sum(rows.bytes() for encoded in self._encoded for rows in encoded.values())
+        return sum(layer_rows.bytes() for layer in self._layers for layer_rows in layer.values())
 
-    def _own(self, row: int) -> list[OwnRows]:
-        """Return the buffers of a row's form in every layer; empty for a row of the arena."""
-        if row not in self._form_of[0]:
-            return []
-        return [encoded[forms[row]] for encoded, forms in zip(self._encoded, self._form_of, strict=True)]
+    def _of(self, row: int) -> list[LayerRows]:
+        """Return the rows of each layer among which this one is stored."""
+        return [layer[form_of_row[row]] for layer, form_of_row in zip(self._layers, self._form_of, strict=True)]
 
     def _settle(self) -> None:
-        for layer, encoded in zip(self._layers, self._encoded, strict=True):
-            layer.settle()
-            for of_store in encoded.values():
-                of_store.settle()
+        for layer in self._layers:
+            for layer_rows in layer.values():
+                layer_rows.settle()

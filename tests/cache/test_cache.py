@@ -188,7 +188,7 @@ def test_append_writes_in_place_until_the_reserve_is_used() -> None:
     cache = RaggedCache(1)
     keep_UT = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) < 0.5
     cache.add(0, [Entry(0, keep_UT, 20)], torch.randn(2, 50, DIM), torch.randn(2, 50, DIM))
-    layer = cache._layers[0]
+    layer = cache._arenas[0]
     before = layer._arenas.first.buffers.k_RD.data_ptr(), cache.bytes()
     for _ in range(20):
         cache.attend(0, [0], torch.randn(1, 4, 1, DIM), torch.randn(1, 2, 1, DIM), torch.randn(1, 2, 1, DIM), 1.0)
@@ -307,7 +307,7 @@ def test_a_prompt_in_several_calls_is_the_same_as_in_one(later: int, arenas: int
         cache.add(0, part, k_UTD, v_UTD, later)
         masked.add(0, part, k_UTD, v_UTD)
         later = 0
-    assert len(cache._layers[0]._arenas._arenas) == arenas
+    assert len(cache._arenas[0]._arenas._arenas) == arenas
     assert cache.bytes() == sum(cache.used_bytes(row) + cache.slack_bytes(row) for row in range(9))
     rows = [8, 0, 4, 3, 1]
     for _ in range(6):  # the last steps need more than the reserve

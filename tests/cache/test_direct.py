@@ -61,7 +61,7 @@ def test_segments_that_are_alike_are_multiplied_together() -> None:
     held, k, v = entries(Think(ratio=0.4, queries=8, recent=5), 4, 6, alike=True)
     cache = RaggedCache(1)
     cache.add(0, held, k, v)
-    (rows,) = cache._encoded[0].values()
+    _, rows = cache._layers[0].values()
     part = rows._parts[0]  # type: ignore[union-attr]
     assert list(direct._runs(part.keys, part.values, range(12))) == [list(range(12))]
     assert list(direct._runs(part.keys, part.values, [3, 4, 5, 0, 1, 2])) == [[0, 1, 2], [3, 4, 5]]

@@ -172,7 +172,7 @@ def test_layers_that_need_room_in_the_middle_of_a_step() -> None:
             run.step()
             run.look()
             if isinstance(run.cache, RaggedCache):
-                moved.append([layer.moves for layer in run.cache._layers])
+                moved.append([layer.moves for layer in run.cache._arenas])
 
     acts = compare(play, 4, reserve=1)
     assert len(acts) >= 10
@@ -260,7 +260,7 @@ def test_rows_that_leave_take_their_memory_with_them() -> None:
             run.step()
         run.step(upto=2)
     assert len(acts) == 2
-    layers = run.cache._layers  # type: ignore[union-attr]
+    layers = run.cache._arenas  # type: ignore[union-attr]
     seen = [weakref.ref(x) for layer in layers for group in layer._groups for x in (group, group.slots.state_BUC)]
     arenas = [weakref.ref(layer._arenas.first.buffers.k_RD) for layer in layers]
     run.release(*run.rows)

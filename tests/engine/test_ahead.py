@@ -109,7 +109,7 @@ def test_a_batch_that_is_interrupted_leaves_no_step_under_way(tiny: Loaded) -> N
 def test_a_step_without_room_is_an_error(tiny: Loaded) -> None:
     """The device's status is looked at when rows leave."""
     with pytest.raises(RuntimeError, match="segment 2 of a ragged cache had no room"):
-        interrupted(tiny, [], lambda cache: cache._layers[1]._arenas.first.buffers.status.fill_(3), 9)
+        interrupted(tiny, [], lambda cache: cache._arenas[1]._arenas.first.buffers.status.fill_(3), 9)
 
 
 def test_an_error_of_the_device_does_not_hide_the_one_that_ended_the_batch(tiny: Loaded) -> None:
@@ -130,7 +130,7 @@ def test_an_error_of_the_device_does_not_hide_the_one_that_ended_the_batch(tiny:
 def test_the_rows_of_a_step_under_way_stay(tiny: Loaded) -> None:
     """The cache refuses to count a step after it has moved."""
     with pytest.raises(AssertionError, match="the batch changed although a step was under way"):
-        interrupted(tiny, [], lambda cache: [layer._rebuild() for layer in cache._layers] and None, 9)
+        interrupted(tiny, [], lambda cache: [layer._rebuild() for layer in cache._arenas] and None, 9)
 
 
 @pytest.mark.cuda

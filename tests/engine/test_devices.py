@@ -20,7 +20,7 @@ FIRST, SECOND = torch.device("cpu"), torch.device("meta")
 
 def test_layers_share_their_groups_of_rows_on_one_device_alone() -> None:
     cache, store = RaggedCache(4), kvbench.load_method("kivi").store
-    cache._form_of = [{0: Form(store, False)} for _ in range(4)]
+    cache._form_of = [{0: Form(store, False), 1: None} for _ in range(4)]
     groups = [cache._by_form(layer, (0, 1), device) for layer, device in enumerate((FIRST, FIRST, SECOND, SECOND))]
     assert [{group.at.device for group in of_layer} for of_layer in groups] == [{FIRST}] * 2 + [{SECOND}] * 2
     assert groups[0] is groups[1] and groups[2] is groups[3]

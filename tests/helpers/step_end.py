@@ -174,7 +174,7 @@ class Run:
             return lengths, peak, kept
         used, held, slack = self.cache.used_bytes(row), self.cache.held_bytes(row), self.cache.slack_bytes(row)
         assert used <= held and used + slack <= self.cache.bytes()
-        return lengths, peak, (used, held), [_tokens(layer, row) for layer in self.cache._layers]
+        return lengths, peak, (used, held), [_tokens(layer, row) for layer in self.cache._arenas]
 
 
 def _tokens(layer: Any, row: int) -> list[tuple[Tensor, ...]]:

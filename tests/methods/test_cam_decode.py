@@ -40,8 +40,8 @@ def test_draws_are_those_of_the_twin_and_uniform() -> None:
 
 def values_of(cache: RaggedCache) -> list[dict[int, torch.Tensor]]:
     """Return {position: value} of every head of the only row."""
-    (group,) = cache._layers[0]._groups
-    arena = cache._layers[0]._arenas.first
+    (group,) = cache._arenas[0]._groups
+    arena = cache._arenas[0]._arenas.first
     out = []
     for segment in sorted(arena.segments, key=lambda s: s.head):
         n = cache.lengths(0)[0][segment.head]

@@ -70,7 +70,7 @@ def check(
 
 def positions(cache: RaggedCache) -> list[list[int]]:
     """Return the positions that each head of the only row holds, in ascending order."""
-    (group,) = cache._layers[0]._groups
+    (group,) = cache._arenas[0]._groups
     slots = group.slots
     lengths = cache.lengths(0)[0]
     return [sorted(slots.pos_BUC[0, head, :length].tolist()) for head, length in enumerate(lengths)]

@@ -24,7 +24,7 @@ def held(cache: Any) -> list[list[int]]:
     """Return the positions that each head of the only row holds."""
     if isinstance(cache, MaskedCache):
         return [head.nonzero().flatten().tolist() for head in cache._layers[0][0].keep_UN]
-    (group,) = cache._layers[0]._groups
+    (group,) = cache._arenas[0]._groups
     lengths = cache.lengths(0)[0]
     return [sorted(group.slots.pos_BUC[0, head, :length].tolist()) for head, length in enumerate(lengths)]
 

@@ -65,7 +65,7 @@ def positions(cache: RaggedCache | MaskedCache) -> list[list[int]]:
     if isinstance(cache, MaskedCache):
         return [head.nonzero().flatten().tolist() for head in cache.kept(0)[1]]
     lengths = cache.lengths(0)[1]  # the policies of a step have acted once lengths are asked for
-    (group,) = cache._layers[1]._groups
+    (group,) = cache._arenas[1]._groups
     return [sorted(group.slots.pos_BUC[0, head, :n].tolist()) for head, n in enumerate(lengths)]
 
 

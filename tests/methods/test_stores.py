@@ -134,7 +134,7 @@ def test_allocated_bytes_are_those_of_the_tensors() -> None:
     store = kvbench.load_method("kivi").store
     cache, keep_UT = RaggedCache(1), torch.rand(2, 900, generator=torch.Generator().manual_seed(1)) < 0.7
     cache.add(0, [Entry(0, keep_UT, 0, store=store)], *torch.randn(2, 2, 900, 64).unbind())
-    (rows,) = cache._encoded[0].values()
+    _, rows = cache._layers[0].values()
     (part,) = rows._parts
     tensors = [x for pool in (part.keys, part.values) for x in (*pool.buffers, pool.plain_RD)]
     resident = sum(x.untyped_storage().nbytes() for x in tensors)
