@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "cpu_vectors.hpp"
 
 namespace {
@@ -61,6 +63,37 @@ KVB_INLINE Vec vector_of(const Bfloat16* row, int j) {
 template <int D, typename T>
 KVB_INLINE void request(const T* row) {
     for (int i = 0; i < D; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(row + i, 0, 3);
+}
+
+// Logits of BLOCK queries, which are in the order of `vector_of`, over rows [0, rows) of keys, into score [BLOCK, PIECE]; up
+// to a multiple of LANES is written. Meanwhile the same rows of `ahead` are requested, if it is not null.
+template <int D, int BLOCK, typename T, typename A>
+KVB_INLINE void logits_of(const float* const* q, const T* k, A ahead, int rows, float (*score)[PIECE]) {
+    // Part of a query is loaded once for TALL rows, as far as the registers of their sums reach.
+    constexpr int VECS = D / LANES, TALL = LANES == 16 ? 4 : 1;
+    for (int i = 0; i < rows; i += LANES) {
+        Vec product[BLOCK][LANES];
+        for (int r = 0; r < LANES; r += TALL) {
+            const T* row[TALL];
+            for (int s = 0; s < TALL; s++) {
+                const int64_t at = i + r + s < rows ? i + r + s : rows - 1;
+                if constexpr (!std::is_null_pointer_v<A>) request<D>(ahead + at * D);
+                row[s] = k + at * D;
+            }
+            Vec sum[BLOCK][TALL] = {};
+            for (int j = 0; j < VECS; j++) {
+                Vec x[TALL];
+                for (int s = 0; s < TALL; s++) x[s] = vector_of<VECS>(row[s], j);
+                for (int c = 0; c < BLOCK; c++) {
+                    const Vec y = load(q[c] + j * LANES);
+                    for (int s = 0; s < TALL; s++) sum[c][s] += x[s] * y;
+                }
+            }
+            for (int c = 0; c < BLOCK; c++)
+                for (int s = 0; s < TALL; s++) product[c][r + s] = sum[c][s];
+        }
+        for (int c = 0; c < BLOCK; c++) store(score[c] + i, sums(product[c]));
+    }
 }
 
 // The place that `vector_of` gives to element d of a row.

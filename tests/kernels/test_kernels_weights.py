@@ -6,6 +6,7 @@ dimension.
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -44,12 +45,15 @@ def drawn(seed: int) -> SimpleNamespace:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("seed", range(24))
-def test_weights_are_the_softmax_over_visible_slots(name: str, seed: int) -> None:
+def test_weights_are_the_softmax_over_visible_slots(name: str, seed: int, dtype: torch.dtype) -> None:
     case = drawn(seed)
-    out = make_backend(name).weights(case.q, case.buffers, case.lanes, 0.3, case.width)
-    arguments = case.q.double(), case.buffers.k_RD.double(), case.start, case.length, 0.3, case.width
+    q, k_RD = case.q.to(dtype), case.buffers.k_RD.to(dtype)
+    buffers = dataclasses.replace(case.buffers, k_RD=k_RD, v_RD=k_RD)
+    out = make_backend(name).weights(q, buffers, case.lanes, 0.3, case.width)
+    arguments = q.double(), k_RD.double(), case.start, case.length, 0.3, case.width
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, reference.weights(*arguments).float(), rtol=2e-5, atol=1e-6)
     tokens = case.q.shape[2]

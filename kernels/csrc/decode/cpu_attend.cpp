@@ -37,20 +37,7 @@ KVB_INLINE void attend_block(const float* const* q, const int64_t* seen, const T
                              Partial* partial, float* acc) {
     constexpr int VECS = D / LANES;
     alignas(64) float score[BLOCK][PIECE];
-    for (int i = 0; i < rows; i += LANES) {
-        Vec product[BLOCK][LANES];
-        for (int r = 0; r < LANES; r++) {
-            const int64_t at = i + r < rows ? i + r : rows - 1;
-            request<D>(v + at * D);
-            Vec sum[BLOCK] = {};
-            for (int j = 0; j < VECS; j++) {
-                const Vec x = vector_of<VECS>(k + at * D, j);
-                for (int c = 0; c < BLOCK; c++) sum[c] += x * load(q[c] + j * LANES);
-            }
-            for (int c = 0; c < BLOCK; c++) product[c][r] = sum[c];
-        }
-        for (int c = 0; c < BLOCK; c++) store(score[c] + i, sums(product[c]));
-    }
+    logits_of<D, BLOCK>(q, k, v, rows, score);
     for (int c = 0; c < BLOCK; c++) {
         const int live = seen[c] < rows ? static_cast<int>(seen[c] < 0 ? 0 : seen[c]) : rows;
         partial[c] = soften(score[c], live);

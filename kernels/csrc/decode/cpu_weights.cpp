@@ -1,4 +1,5 @@
-// The attention weights of a step on a CPU, in float32, for decode policies that read them.
+// The attention weights of a step on a CPU, for decode policies that read them. The cache and the
+// queries are float32 or bfloat16; the weights are float32.
 //
 //   int kvb_cpu_weights(const DecodeWeights* call, stream)
 //
@@ -12,46 +13,31 @@
 // This file is compiled with -fopenmp but linked without it, so that it uses the OpenMP runtime that torch has loaded.
 
 #include "cpu_pieces.hpp"
+#include "cpu_rows.hpp"
 
 namespace {
 
-// Logits of BLOCK queries over rows [0, rows) of keys, in base 2. scores[c] has room for rows up to a multiple of LANES.
-template <int VECS, int BLOCK>
-KVB_INLINE void logits_of(const float* const* q, const float* k, int rows, float* const* scores) {
-    constexpr int D = VECS * LANES;
-    for (int i = 0; i < rows; i += LANES)
-        for (int c = 0; c < BLOCK; c++) {
-            Vec product[LANES];
-            for (int r = 0; r < LANES; r++) {
-                const float* row = k + static_cast<int64_t>(i + r < rows ? i + r : rows - 1) * D;
-                product[r] = load(row) * load(q[c]);
-                for (int j = 1; j < VECS; j++) product[r] += load(row + j * LANES) * load(q[c] + j * LANES);
-            }
-            const Vec sum = sums(product);
-            std::memcpy(scores[c] + i, &sum, sizeof(float) * (rows - i < LANES ? rows - i : LANES));
-        }
-}
-
-template <int VECS>
-void logits_of(const float* const* q, const float* k, int rows, float* const* scores, int count) {
+template <int D, typename T>
+void logits_of(const float* const* q, const T* k, int rows, int count, float (*score)[PIECE]) {
     int c = 0;
-    for (; c + 4 <= count; c += 4) logits_of<VECS, 4>(q + c, k, rows, scores + c);
+    for (; c + 4 <= count; c += 4) logits_of<D, 4>(q + c, k, nullptr, rows, score + c);
     switch (count - c) {
-        case 3: logits_of<VECS, 3>(q + c, k, rows, scores + c); break;
-        case 2: logits_of<VECS, 2>(q + c, k, rows, scores + c); break;
-        case 1: logits_of<VECS, 1>(q + c, k, rows, scores + c); break;
+        case 3: logits_of<D, 3>(q + c, k, nullptr, rows, score + c); break;
+        case 2: logits_of<D, 2>(q + c, k, nullptr, rows, score + c); break;
+        case 1: logits_of<D, 1>(q + c, k, nullptr, rows, score + c); break;
     }
 }
 
-bool logits_of(int dim, const float* const* q, const float* k, int rows, float* const* scores, int count) {
+template <typename T>
+bool logits_of(int dim, const float* const* q, const T* k, int rows, int count, float (*score)[PIECE]) {
     switch (dim) {
-        case 16: logits_of<1>(q, k, rows, scores, count); return true;
-        case 32: logits_of<2>(q, k, rows, scores, count); return true;
-        case 64: logits_of<4>(q, k, rows, scores, count); return true;
-        case 80: logits_of<5>(q, k, rows, scores, count); return true;
-        case 96: logits_of<6>(q, k, rows, scores, count); return true;
-        case 128: logits_of<8>(q, k, rows, scores, count); return true;
-        case 256: logits_of<16>(q, k, rows, scores, count); return true;
+        case 16: logits_of<16>(q, k, rows, count, score); return true;
+        case 32: logits_of<32>(q, k, rows, count, score); return true;
+        case 64: logits_of<64>(q, k, rows, count, score); return true;
+        case 80: logits_of<80>(q, k, rows, count, score); return true;
+        case 96: logits_of<96>(q, k, rows, count, score); return true;
+        case 128: logits_of<128>(q, k, rows, count, score); return true;
+        case 256: logits_of<256>(q, k, rows, count, score); return true;
     }
     return false;
 }
@@ -74,15 +60,9 @@ void softmax(float* score, int64_t live, int64_t width) {
     for (int64_t j = live; j < width; j++) score[j] = 0;
 }
 
-}  // namespace
-
-extern "C" int kvb_cpu_weights(const kvb::DecodeWeights* call, void*) {
-    const float* none[1] = {nullptr};
-    float* nowhere[1] = {nullptr};
+template <typename T>
+void run(const kvb::DecodeWeights* call) {
     const int64_t dim = call->dim, width = call->width, tokens = call->tokens;
-    if (call->dtype != FLOAT32 || dim > MAX_DIM || !logits_of(call->dim, none, nullptr, 0, nowhere, 0)) return -1;
-    for (int64_t n = 0; n < call->lanes; n++)
-        if (call->length[call->segment[n]] > width) return -2;
     const int64_t count = call->group * tokens;
     const int64_t blocks = (count + MAX_COLUMNS - 1) / MAX_COLUMNS;
     const float base2 = call->scaling * 1.4426950408889634f;
@@ -92,24 +72,37 @@ extern "C" int kvb_cpu_weights(const kvb::DecodeWeights* call, void*) {
             const int64_t first = block * MAX_COLUMNS;
             const int some = static_cast<int>(count - first < MAX_COLUMNS ? count - first : MAX_COLUMNS);
             const int64_t length = call->length[call->segment[n]];
-            const float* k = static_cast<const float*>(call->k) + call->start[call->segment[n]] * dim;
-            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM];
+            const T* k = static_cast<const T*>(call->k) + call->start[call->segment[n]] * dim;
+            alignas(64) float scaled[MAX_COLUMNS * MAX_DIM], score[MAX_COLUMNS][PIECE];
             const float* columns[MAX_COLUMNS];
-            float* scores[MAX_COLUMNS];
             for (int c = 0; c < some; c++) {
-                const float* from = static_cast<const float*>(call->q) + (n * count + first + c) * dim;
-                for (int64_t d = 0; d < dim; d++) scaled[c * dim + d] = from[d] * base2;
+                const T* from = static_cast<const T*>(call->q) + (n * count + first + c) * dim;
+                for (int d = 0; d < dim; d++)
+                    scaled[c * dim + place_of<T>(d, call->dim / LANES)] = to_float(from[d]) * base2;
                 columns[c] = scaled + c * dim;
             }
             float* out = call->out + (n * count + first) * width;
             for (int64_t slot = 0; slot < length; slot += PIECE) {
                 const int rows = static_cast<int>(length - slot < PIECE ? length - slot : PIECE);
-                for (int c = 0; c < some; c++) scores[c] = out + c * width + slot;
-                logits_of(call->dim, columns, k + slot * dim, rows, scores, some);
+                logits_of(call->dim, columns, k + slot * dim, rows, some, score);
+                for (int c = 0; c < some; c++)
+                    std::memcpy(out + c * width + slot, score[c], sizeof(float) * rows);
             }
             for (int c = 0; c < some; c++)
                 softmax(out + c * width, length - tokens + (first + c) % tokens + 1, width);
         }
+}
+
+}  // namespace
+
+extern "C" int kvb_cpu_weights(const kvb::DecodeWeights* call, void*) {
+    float none[1][PIECE];
+    if (!logits_of<float>(call->dim, nullptr, nullptr, 0, 0, none)) return -1;
+    for (int64_t n = 0; n < call->lanes; n++)
+        if (call->length[call->segment[n]] > call->width) return -2;
+    if (call->dtype == FLOAT32) run<float>(call);
+    else if (call->dtype == BFLOAT16) run<Bfloat16>(call);
+    else return -1;
     return 0;
 }
 

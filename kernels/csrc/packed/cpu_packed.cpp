@@ -30,15 +30,16 @@ struct Place {
     int64_t block, slot, slots;
 };
 
-// How far each of LANES codes lies from the lowest bit of its word.
+// How far the code of each lane lies from the lowest bit of its word. 16 codes of 4 bits are two words, whose lanes alternate.
 template <int BITS>
 KVB_INLINE Ints shifts() {
+    constexpr int WORDS = LANES * BITS / 32 > 1 ? LANES * BITS / 32 : 1;
     Ints result;
-    for (int i = 0; i < LANES; i++) result[i] = i * BITS % 32;
+    for (int i = 0; i < LANES; i++) result[i] = i / WORDS * BITS;
     return result;
 }
 
-// The codes of LANES tokens or channels.
+// The codes of LANES tokens or channels, in the lanes from which `in_order` brings them back.
 template <int BITS>
 KVB_INLINE Vec unpack(const uint8_t* from) {
     if constexpr (BITS == 8) {
@@ -57,25 +58,30 @@ KVB_INLINE Vec unpack(const uint8_t* from) {
         return __builtin_convertvector(__builtin_convertvector(x, Ints), Vec);
 #endif
     } else {
-        uint32_t word = 0;
-        constexpr size_t SIZE = LANES * BITS / 8;
-        std::memcpy(&word, from, SIZE < sizeof word ? SIZE : sizeof word);
-        Ints words = Ints{} + static_cast<int32_t>(word);
 #if defined(__AVX512F__)
-        if constexpr (SIZE > sizeof word) {
-            std::memcpy(&word, from + sizeof word, sizeof word);
-            const Ints high = Ints{} + static_cast<int32_t>(word);
-            words = __builtin_shufflevector(words, high, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31);
-        }
-#endif
+        // The word of each lane is shifted, and its lowest four bits look up a float: no mask and no conversion.
+        int64_t word = 0;
+        std::memcpy(&word, from, LANES * BITS / 8);
+        const __m512i words = BITS == 4 ? _mm512_set1_epi64(word) : _mm512_set1_epi32(static_cast<int32_t>(word));
+        Vec table;
+        for (int i = 0; i < 16; i++) table[i] = static_cast<float>(i % (1 << BITS));
+        return _mm512_permutexvar_ps(_mm512_srlv_epi32(words, reinterpret_cast<__m512i>(shifts<BITS>())), table);
+#else
+        uint32_t word = 0;
+        std::memcpy(&word, from, LANES * BITS / 8);
+        const Ints words = Ints{} + static_cast<int32_t>(word);
         return __builtin_convertvector((words >> shifts<BITS>()) & ((1 << BITS) - 1), Vec);
+#endif
     }
 }
 
-KVB_INLINE float sum_of(Vec x) {
-    float all = 0;
-    for (int i = 0; i < LANES; i++) all += x[i];
-    return all;
+// Results by lane, in the order of the codes.
+template <int BITS>
+KVB_INLINE Vec in_order(Vec x) {
+#if defined(__AVX512F__)
+    if constexpr (BITS == 4) return __builtin_shufflevector(x, x, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+#endif
+    return x;
 }
 
 // Scores of BLOCK queries against `rows` encoded keys from `age` on; both are multiples of 16. `dim` is any number.
@@ -97,7 +103,7 @@ void score_packed(const Half& keys, int64_t first, int64_t age, int rows, const 
                 store(scaled[c] + d, x * load(scale + d));
                 constant += x * load(low + d);
             }
-            bias[c] = sum_of(constant);
+            bias[c] = sum(constant);
             for (; d < dim; d++) {
                 scaled[c][d] = q[c][d] * scale[d];
                 bias[c] += q[c][d] * low[d];
@@ -117,8 +123,8 @@ void score_packed(const Half& keys, int64_t first, int64_t age, int rows, const 
                     }
                 }
                 for (int c = 0; c < BLOCK; c++) {
-                    store(score[c] + done + i, sum[c][0] + bias[c]);
-                    store(score[c] + done + i + LANES, sum[c][1] + bias[c]);
+                    store(score[c] + done + i, in_order<BITS>(sum[c][0]) + bias[c]);
+                    store(score[c] + done + i + LANES, in_order<BITS>(sum[c][1]) + bias[c]);
                 }
                 i += 2 * LANES;
             } else {
@@ -127,7 +133,7 @@ void score_packed(const Half& keys, int64_t first, int64_t age, int rows, const 
                     const Vec x = unpack<BITS>(from);
                     for (int c = 0; c < BLOCK; c++) sum[c] += x * scaled[c][d];
                 }
-                for (int c = 0; c < BLOCK; c++) store(score[c] + done + i, sum[c] + bias[c]);
+                for (int c = 0; c < BLOCK; c++) store(score[c] + done + i, in_order<BITS>(sum[c]) + bias[c]);
                 i += LANES;
             }
         }
@@ -180,7 +186,7 @@ void weigh_packed(const Half& values, int64_t first, int rows, const float (*wei
         for (int c = 0; c < BLOCK; c++)
             for (int w = 0; w < WIDE; w++) {
                 float* to = acc + c * dim + d + w * LANES;
-                store(to, load(to) + sum[c][w] + bias[c]);
+                store(to, load(to) + in_order<BITS>(sum[c][w]) + bias[c]);
             }
     }
 }

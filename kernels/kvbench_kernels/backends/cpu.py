@@ -85,7 +85,7 @@ class CpuBackend(Backend):
         return out_BHTD
 
     def weights(self, q_NGTD: Tensor, buffers: Buffers, lanes: Lanes, scaling: float, width: int) -> Tensor:
-        if q_NGTD.shape[3] not in HEAD_DIMS or q_NGTD.dtype != torch.float32 or buffers.k_RD.dtype != torch.float32:
+        if q_NGTD.shape[3] not in HEAD_DIMS or q_NGTD.dtype not in DTYPES or buffers.k_RD.dtype != q_NGTD.dtype:
             return self._for_many.weights(q_NGTD, buffers, lanes, scaling, width)
         arena = buffers.k_RD, buffers.start_S1, buffers.length_S, lanes.segment_N
         q_NGTD = q_NGTD.contiguous()
