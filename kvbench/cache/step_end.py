@@ -201,6 +201,7 @@ class _Joined:
         self._backend = groups[0].backend
         self._buffer_B1 = torch.cat([group.buffer_B1 for group in groups])
         self._start_LBU = torch.stack([group.start_BU for group in groups])
+        self._weights: Tensor | None = None  # of a step; fresh memory would cost more than what is written into it
         each = [group.slots for group in groups]
         self._slots = Slots(
             torch.cat([s.span_B for s in each]),
@@ -224,7 +225,7 @@ class _Joined:
         s.seen_B = seen_LB.flatten()
         weights = [of_layer.weights[index] for of_layer in owed]
         if any(x is not None for x in weights):
-            observe(self._policy, s, torch.stack(self._all(weights, owed)).flatten(0, 1))
+            observe(self._policy, s, self._together(self._all(weights, owed)))
         if not any(cut.leaves for cut in cuts):
             return length_LBU, length_LBU  # with its length as its limit, a head keeps all of its tokens
         length_BU = length_LBU.flatten(0, 1)
@@ -233,6 +234,13 @@ class _Joined:
         if self._policy.merges:
             self._hand_on(column_BU, length_BU, s.limit_BU, owed, host)
         return column_BU.view(self._shape), s.limit_BU.view(self._shape)
+
+    def _together(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the weights of all layers as those of one. They are overwritten in the next step."""
+        shape = torch.Size((len(weights), *weights[0].shape))
+        if self._weights is None or self._weights.shape != shape:
+            self._weights = weights[0].new_empty(shape)
+        return torch.stack(tuple(weights), out=self._weights).flatten(0, 1)
 
     def _all(self, weights: Sequence[Tensor | None], owed: Sequence[_Owed]) -> list[Tensor]:
         """Return the weights of all layers. Where no token leaves, some policies did not ask for them."""

@@ -136,7 +136,10 @@ class DecodePolicy(Protocol):
         return 0
 
     def observe(self, slots: Slots, weights_BUGTC: Tensor) -> None:
-        """Update `slots.state_BUC` in place from the attention of the T newest tokens, if `reads` wants it."""
+        """Update `slots.state_BUC` in place from the attention of the T newest tokens, if `reads` wants it.
+
+        The attention is valid during the call alone: the next step writes its own into the same memory.
+        """
 
     def drop(self, slots: Slots) -> Tensor:
         """Return what a token is worth, [B, U, C]: those worth least leave, and of equals the latest; inf protects.
