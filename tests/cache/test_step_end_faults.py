@@ -52,7 +52,7 @@ FAULTS: list[tuple[Any, str, str, str, str]] = [
     (JoinedLayers, "act", "self._host.append(self._places, 1)", "pass", "heavy"),
     (JoinedLayers, "act", "limits.append(limit_LBU)", "limits.append(limit_LBU.flip(0))", "by layer"),
     (JoinedLayers, "act", "column_LYU[i]", "column_LYU[0]", "heavy"),
-    (_Joined, "act", "self._together(self._all(weights, owed))", "self._together(self._all(weights, owed)).flip(0)", "heavy"),
+    (_Joined, "act", "self._all(weights, owed)", "self._all(weights, owed)[::-1]", "heavy"),
     (_Joined, "act", "s.seen_B = seen_LB.flatten()", "pass", "heavy"),  # the recent tokens stay those of the first step
     (_Joined, "__init__", "for s in each if s.draws", "for s in each[::-1] if s.draws", "merges"),
     (JoinedLayers, "__init__", "torch.zeros(sum(sizes)", "torch.ones(sum(sizes)", "half"),  # empty columns live
