@@ -58,7 +58,7 @@ class ArenaLayer(LayerRows):
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         if self._arenas.had_one_of([entry.row for entry in entries]):
             self._rebuild()
-        held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.policy is not None}
+        held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.decoding is not None}
         self._held |= held
         entries = [replace(e, reserve=held[e.row].most_reserved(e)) if e.row in held else e for e in entries]
         kernels = self._backend.prompt

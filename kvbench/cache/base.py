@@ -52,7 +52,7 @@ class Entry:
         keep_UT: bool mask of kept tokens.
         reserve: tokens that will be appended; the cache allocates their slots at once.
         store: storage part of the method; None for plain rows.
-        policy: decode part of the method; None for rows that evict nothing while generating.
+        decoding: decode part of the method; None for rows that evict nothing while generating.
         score_UT: the scores from which a policy starts; None without a policy, or if it needs none.
         base_U: each KV head's share of the budget while generating; None without a policy.
         at_once: most tokens that are appended in one call, apart from questions.
@@ -71,7 +71,7 @@ class Entry:
     keep_UT: Tensor
     reserve: int
     store: Store | None = None
-    policy: Decoding | None = None
+    decoding: Decoding | None = None
     score_UT: Tensor | None = None
     base_U: Sequence[int] | None = None
     at_once: int = 1
@@ -91,7 +91,7 @@ class Entry:
     @property
     def followed(self) -> Plan | None:
         """The plan that the decode policy follows; None without one."""
-        return self.plan if self.policy is not None and self.policy.policy.follows_plan else None
+        return self.plan if self.decoding is not None and self.decoding.policy.follows_plan else None
 
 
 @dataclass

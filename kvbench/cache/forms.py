@@ -43,7 +43,7 @@ def form_of(entry: Entry) -> Form | None:
     """Return the form of a row; None for a row of the arena."""
     if entry.store is None and entry.look is None:
         return None
-    return Form(entry.store, entry.policy is not None, entry.look)
+    return Form(entry.store, entry.decoding is not None, entry.look)
 
 
 def own_rows(form: Form, layer: int, num_layers: int, packed: PackedAttention | None) -> LayerRows:

@@ -74,12 +74,12 @@ def first_slots(entry: Entry, layer: int, num_layers: int) -> Start:
 
 def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
     """Return a row with a policy from the tokens that it keeps of its prompt."""
-    assert entry.policy is not None and entry.base_U is not None
+    assert entry.decoding is not None and entry.base_U is not None
     start = first_slots(entry, layer, num_layers)
-    state_UC = policy_answers.first_state(entry.policy.policy, start)
+    state_UC = policy_answers.first_state(entry.decoding.policy, start)
     peak = int(start.live_UC.sum(1).max())
     return HeldRow(
-        entry.policy,
+        entry.decoding,
         start.pos_UC,
         state_UC,
         np.array(entry.base_U),

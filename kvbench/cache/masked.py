@@ -52,12 +52,12 @@ class MaskedCache:
         for entry in entries:
             keep_UT = entry.keep_UT.clone()
             state_UT = None
-            if entry.policy is not None:
+            if entry.decoding is not None:
                 at_UT = torch.arange(keep_UT.shape[1], device=keep_UT.device).expand_as(keep_UT)
                 start = Start(
                     layer, len(self._layers), keep_UT.shape[1], at_UT, keep_UT, entry.score_UT, entry.followed
                 )
-                state_UT = policy_answers.first_state(entry.policy.policy, start)
+                state_UT = policy_answers.first_state(entry.decoding.policy, start)
             peak = int(keep_UT.sum(1).max())
             encoded = [0] * len(keep_UT), [0] * len(keep_UT)
             k, v = k_UTD, v_UTD
@@ -65,7 +65,7 @@ class MaskedCache:
                 entry.store.check(k_UTD.shape[-1])
                 k, v = k_UTD.clone(), v_UTD.clone()  # encoding changes them
             row = _Row(entry, layer, k, v, keep_UT, state_UT, peak, encoded, Reads(entry.reads_all(layer)), [])
-            if entry.policy is not None and entry.policy.policy.turns_all:
+            if entry.decoding is not None and entry.decoding.policy.turns_all:
                 _turn(row, torch.ones_like(keep_UT), [range(keep_UT.shape[1])] * len(keep_UT))
             self._layers[layer][entry.row] = row
 
@@ -115,8 +115,8 @@ class MaskedCache:
         logits = torch.einsum("ugtd,und->ugtn", q_UGTD.float(), k_UND.float()) * scaling
         attention = logits.masked_fill(~visible_UGTN, -torch.inf).softmax(-1)
         out_UGTD = torch.einsum("ugtn,und->ugtd", attention.to(v_UND.dtype), v_UND)
-        if row.entry.policy is not None:
-            _evict(row, row.entry.policy, attention)
+        if row.entry.decoding is not None:
+            _evict(row, row.entry.decoding, attention)
         row.peak = max(row.peak, int(row.keep_UN.sum(1).max()))
         return out_UGTD.flatten(0, 1)
 

@@ -44,13 +44,13 @@ class RaggedCache:
         self._layers: list[dict[Form | None, LayerRows]] = [{None: arena} for arena in self._arenas]  # rows by form
         self._form_of: list[dict[int, Form | None]] = [{} for _ in range(num_layers)]  # of every row; None: the arena
         self._dtype, self._dim = torch.float32, 0  # of keys and values
-        self._policy_of: dict[int, Decoding | None] = {}
+        self._decoding_of: dict[int, Decoding | None] = {}
         self._active: tuple[int, ...] = ()  # the rows of the last call
         self._groups: list[list[FormRows]] = []  # the same by their forms, in the layers that attended to them
 
     def add(self, layer: int, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         self._dtype, self._dim = k_UTD.dtype, k_UTD.shape[-1]
-        self._policy_of |= {entry.row: entry.policy for entry in entries}
+        self._decoding_of |= {entry.row: entry.decoding for entry in entries}
         forms: dict[Form | None, list[Entry]] = {}
         for entry in entries:
             forms.setdefault(form_of(entry), []).append(entry)
@@ -64,7 +64,7 @@ class RaggedCache:
         assert self._form_of[layer][row] is None, "a fed prompt has neither a storage part nor a look"
         self._arenas[layer].fork(row, copies)
         self._form_of[layer] |= dict.fromkeys(copies)
-        self._policy_of |= dict.fromkeys(copies, self._policy_of[row])
+        self._decoding_of |= dict.fromkeys(copies, self._decoding_of[row])
 
     def attend(
         self,
@@ -114,7 +114,7 @@ class RaggedCache:
             for form in set(layer) - {None, *form_of_row.values()}:  # a budget may choose other forms for every prompt
                 del layer[form]
         for row in rows:
-            self._policy_of.pop(row, None)
+            self._decoding_of.pop(row, None)
         self._active = ()
 
     def compact(self) -> None:
@@ -164,9 +164,9 @@ class RaggedCache:
         return [layer.used_bytes(row) for layer in self._of(row)]
 
     def held_bytes(self, row: int) -> int:
-        form, policy = self._form_of[0][row], self._policy_of[row]
+        form, decoding = self._form_of[0][row], self._decoding_of[row]
         tokens = sum(map(sum, self.lengths(row)))
-        state = state_bytes(None if form is None else form.store, policy, self._dim, self._dtype)
+        state = state_bytes(None if form is None else form.store, decoding, self._dim, self._dtype)
         return self.used_bytes(row) + tokens * state
 
     def slack_bytes(self, row: int) -> int:

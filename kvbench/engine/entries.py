@@ -39,15 +39,15 @@ def entries(
         model_layer: number of the layer in the model.
     """
     method, (first, *others) = variant.method, places
-    policy, plan = method.policy, method.plan(ctx, keep_UT)
+    decoding, plan = method.decoding, method.plan(ctx, keep_UT)
     entry = Entry(
         first.row,
         torch.ones_like(keep_UT) if method.keeps_prompt else keep_UT,
         first.reserve,
         store=method.store,  # or a form of it that a budget in bytes has chosen for the layer
-        policy=None if policy is None else policy.for_answer(first.reserve),
+        decoding=None if decoding is None else decoding.for_answer(first.reserve),
         score_UT=method.start_scores(ctx),
-        base_U=None if policy is None else _base(variant, policy, keep_UT, plan, tokens),
+        base_U=None if decoding is None else _base(variant, decoding, keep_UT, plan, tokens),
         plan=plan,
         total=keep_UT.numel() if method.keeps_prompt else total,
         look=method.look,
@@ -56,28 +56,28 @@ def entries(
         seed=ctx.facts.seed,
         model_layer=model_layer,
     )
-    return [entry, *(_copy_for(entry, place, policy) for place in others)]
+    return [entry, *(_copy_for(entry, place, decoding) for place in others)]
 
 
-def _copy_for(first: Entry, place: Place, policy: Decoding | None) -> Entry:
+def _copy_for(first: Entry, place: Place, decoding: Decoding | None) -> Entry:
     """Return what another row of a variant keeps: the same tokens."""
-    own = None if policy is None else policy.for_answer(place.reserve)
-    return replace(first, row=place.row, reserve=place.reserve, policy=own)
+    own = None if decoding is None else decoding.for_answer(place.reserve)
+    return replace(first, row=place.row, reserve=place.reserve, decoding=own)
 
 
-def _base(variant: Variant, policy: Decoding, keep_UT: Tensor, plan: Plan | None, tokens: int | None) -> list[int]:
+def _base(variant: Variant, decoding: Decoding, keep_UT: Tensor, plan: Plan | None, tokens: int | None) -> list[int]:
     """Return each KV head's share of the budget while generating, or the limit of its plan.
 
     If the prompt was compressed, the shares follow from layer and head budgets. A prompt shorter than the budget
     leaves room to grow: every head may then hold the whole budget.
     """
     heads, span = keep_UT.shape
-    if plan is not None and policy.policy.follows_plan:
+    if plan is not None and decoding.policy.follows_plan:
         limits: list[int] = plan.limit_U.tolist()
         return limits
     kept: list[int] = keep_UT.sum(1).tolist()
-    if policy.policy.adds_to_prompt:
-        return [span] * heads if policy.phase == "decode" else kept
+    if decoding.policy.adds_to_prompt:
+        return [span] * heads if decoding.phase == "decode" else kept
     if tokens is None or variant.method.drops(tokens, span):
-        return kept if tokens is None else policy.base(kept, tokens)
-    return [policy.tokens(variant.budget if isinstance(variant.budget, int) else tokens)] * heads
+        return kept if tokens is None else decoding.base(kept, tokens)
+    return [decoding.tokens(variant.budget if isinstance(variant.budget, int) else tokens)] * heads

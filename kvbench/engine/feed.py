@@ -136,13 +136,13 @@ class FeedPass:
     def _entry(self, index: int, layer: int, nothing_U0D: Tensor) -> Entry:
         """Return an empty row of one layer for a variant, with its share of the budget."""
         variant, heads = self._variants[index], len(nothing_U0D)
-        policy = variant.method.policy
-        assert policy is not None
+        decoding = variant.method.decoding
+        assert decoding is not None
         return Entry(
             self._rows[index],
             torch.ones(heads, 0, dtype=torch.bool, device=nothing_U0D.device),
             self._span + max(place.reserve for place in self._places[index]),
-            policy=policy,
+            decoding=decoding,
             score_UT=nothing_U0D.new_zeros(heads, 0, dtype=torch.float32),
             base_U=self._base(variant, self._allowed[index], layer, heads),
             at_once=self._feed.chunk,
@@ -152,13 +152,13 @@ class FeedPass:
 
     def _base(self, variant: Variant, allowed: Allowance | None, layer: int, heads: int) -> list[int]:
         """Return each head's share of the budget: that of its layer, in equal parts."""
-        method, policy, budget = variant.method, variant.method.policy, variant.budget
-        assert policy is not None
+        method, decoding, budget = variant.method, variant.method.decoding, variant.budget
+        assert decoding is not None
         if allowed is None:
             return [self._span] * heads
         tokens = allowed.tokens
         if not method.drops(tokens, self._span):
-            return [policy.tokens(budget if isinstance(budget, int) else tokens)] * heads
+            return [decoding.tokens(budget if isinstance(budget, int) else tokens)] * heads
         shape = self._shape
         totals = method.layer_totals(
             tokens,
@@ -170,4 +170,4 @@ class FeedPass:
         )
         assert totals is not None
         least, more = divmod(totals[layer], heads)
-        return policy.base([least + (head < more) for head in range(heads)], tokens)
+        return decoding.base([least + (head < more) for head in range(heads)], tokens)

@@ -31,7 +31,7 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
     kept = span if masked or method.keeps_prompt else kept_tokens(variant, shape, span)
     most = kept + question + new + (0 if method.feed is None else method.feed.chunk)
     if masked or method.store is None:
-        state = state_bytes(None, method.policy, shape.dim, shape.dtype)
+        state = state_bytes(None, method.decoding, shape.dim, shape.dtype)
         of_head = _with_spare(most) * (shape.token_bytes + state)
         if method.look is not None and not masked:
             of_head += _summary_bytes(method.look, most, shape)
@@ -39,10 +39,10 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
     even = _is_even(method)
     equal = even and not (method.evicts and isinstance(variant.budget, ByteShare))  # of bytes, heads share what is left
     stores = _stores(variant, shape, span)
-    if method.policy is None:
+    if method.decoding is None:
         of_heads = sum(_encoded_bytes(store, kept, most, shape, least=kept if equal else 0) for store in stores)
     else:
-        states = [state_bytes(store, method.policy, shape.dim, shape.dtype) for store in stores]
+        states = [state_bytes(store, method.decoding, shape.dim, shape.dtype) for store in stores]
         of_heads = sum(
             _evicting_bytes(store, state, kept, question, most, shape, even=even)
             for store, state in zip(stores, states, strict=True)
@@ -75,7 +75,7 @@ def kept_tokens(variant: Variant, shape: CacheShape, span: int) -> int:
             return span
         if method.store is None:
             return math.ceil(budget.share * span)
-        state = state_bytes(method.store, method.policy, shape.dim, shape.dtype)
+        state = state_bytes(method.store, method.decoding, shape.dim, shape.dtype)
         table = head_bytes(method.store, state, span, shape.dim, shape.dtype)
         return min(span, even(table, promised_bytes(budget, span, shape), shape).tokens + 1)  # heads get what is left
     tokens = method.tokens(budget, span)

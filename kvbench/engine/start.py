@@ -38,7 +38,7 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, v
 
 def _turns(variant: Variant) -> bool:
     """Return True if a method rotates keys while it generates."""
-    return variant.method.policy is not None and variant.method.policy.policy.turns
+    return variant.method.decoding is not None and variant.method.decoding.policy.turns
 
 
 def _needs_view(variant: Variant) -> bool:

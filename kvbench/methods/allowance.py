@@ -47,7 +47,7 @@ def check_bytes(method: Composed, budget: object) -> None:
     """
     if not isinstance(budget, ByteShare):
         return
-    name, policy = method.name, method.policy
+    name, decoding = method.name, method.decoding
     if method.look is not None:
         raise ValueError(
             f"budget={budget}: {name} keeps every token and saves no memory; give the tokens that a step reads, such "
@@ -64,8 +64,8 @@ def check_bytes(method: Composed, budget: object) -> None:
             f"budget={budget}: {name} keeps the whole prompt until decoding begins; choose method.phase=both, or give "
             "tokens or a share such as budget=0.2"
         )
-    if method.feed is not None and policy is not None and (policy.buffer or policy.budget is not None):
-        dial = "buffer=0" if policy.buffer else "decode_budget=null"
+    if method.feed is not None and decoding is not None and (decoding.buffer or decoding.budget is not None):
+        dial = "buffer=0" if decoding.buffer else "decode_budget=null"
         raise ValueError(f"budget={budget}: a fed prompt ends with what its policy holds; choose method.{dial}")
 
 
@@ -200,7 +200,7 @@ def _table(method: Composed, span: int, shape: CacheShape) -> Sequence[int]:
 
 
 def _state(method: Composed, shape: CacheShape) -> int:
-    return state_bytes(method.store, method.policy, shape.dim, shape.dtype)
+    return state_bytes(method.store, method.decoding, shape.dim, shape.dtype)
 
 
 def _of_head(method: Composed, store: Store | None, span: int, shape: CacheShape) -> int:

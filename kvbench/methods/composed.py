@@ -75,8 +75,8 @@ class Composed(Parts):
             check_reading_room(self.name, self.look, tokens, shown, self._dials_of("look"))
             return
         check_kept_room(self.name, self.evicting.select, tokens, shown, self._dials_of("select"))
-        if self.policy is not None:
-            check_decode_room(self.name, self.policy, tokens, shown, self._dials_of("decode"))
+        if self.decoding is not None:
+            check_decode_room(self.name, self.decoding, tokens, shown, self._dials_of("decode"))
 
     def _dials_of(self, part: str) -> dict[str, tuple[str, Any]]:
         """Return {field: (dial, its value)} of the fields of a part that dials feed."""
@@ -112,8 +112,8 @@ class Composed(Parts):
     def check_open_ended(self) -> None:
         """Raise ValueError, naming the dial to change, if the method must know how many tokens follow the prompt."""
         try:
-            if self.policy is not None:
-                self.policy.policy.for_answer(None)
+            if self.decoding is not None:
+                self.decoding.policy.for_answer(None)
         except InvalidField as error:
             raise ValueError(f"{self._text(error, 'decode')}, or use kvbench.generate") from None
 
@@ -148,7 +148,7 @@ class Composed(Parts):
 
     def start_scores(self, ctx: LayerContext) -> Tensor | None:
         """Return the [U, T] scores from which the decode policy starts; None if it needs none."""
-        score = None if self.policy is None else self.policy.policy.score
+        score = None if self.decoding is None else self.decoding.policy.score
         return None if score is None else ctx.score(score)
 
     def plan(self, ctx: LayerContext, keep_UT: Tensor) -> Plan | None:

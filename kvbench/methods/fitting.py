@@ -47,14 +47,14 @@ def promised_bytes(budget: ByteShare, span: int, shape: CacheShape) -> int:
     return int(budget.share * span * shape.segments * shape.token_bytes + 1e-6)
 
 
-def state_bytes(store: Store | None, policy: Decoding | None, dim: int, dtype: torch.dtype) -> int:
+def state_bytes(store: Store | None, decoding: Decoding | None, dim: int, dtype: torch.dtype) -> int:
     """Return the bytes that a token takes in addition to its key and value.
 
     Args:
-        policy: lets tokens leave while generating; None if none leaves.
+        decoding: what leaves while generating; None if nothing does.
     """
-    own = 0 if policy is None else policy.token_bytes(dim, dtype)
-    if policy is None or store is None:
+    own = 0 if decoding is None else decoding.token_bytes(dim, dtype)
+    if decoding is None or store is None:
         return own
     return own + NUMBER_BYTES + sum(half.token_bytes(dtype) for half in store.halves if half is not None)
 

@@ -73,7 +73,7 @@ class Parts:
     @property
     def draws(self) -> bool:
         """True if a part that is in use, or a part within it, draws random numbers by the seed of the run."""
-        policy = None if self.policy is None else self.policy.policy
+        policy = None if self.decoding is None else self.decoding.policy
         return any(map(_draws, (self.eviction, self.probe, self.merge, self.store, self.look, self.feed, policy)))
 
     @property
@@ -94,7 +94,7 @@ class Parts:
         return "kept" if self.eviction is not None and self.eviction.counted else None
 
     @property
-    def policy(self) -> Decoding | None:
+    def decoding(self) -> Decoding | None:
         """The decode policy, with its dials, of rows that generate; None if nothing leaves while generating."""
         return None if self.decode is None or self.decode.phase == "prefill" else self.decode
 
@@ -138,7 +138,7 @@ class Parts:
     def all_scores(self) -> tuple[Score, ...]:
         """All scores that the method reads of a layer, its own first."""
         own = () if self.eviction is None else self.eviction.scores
-        start = None if self.policy is None else self.policy.policy.score
+        start = None if self.decoding is None else self.decoding.policy.score
         return (*own, *(() if self.merge is None else self.merge.scores), *(() if start is None else (start,)))
 
     def chosen(self, facts: PromptFacts) -> dict[str, str]:

@@ -44,15 +44,15 @@ def check_kept_room(name: str, select: Select, tokens: int, budget: str, dials: 
         )
 
 
-def check_decode_room(name: str, policy: Decoding, tokens: int, budget: str, dials: Dials) -> None:
+def check_decode_room(name: str, decoding: Decoding, tokens: int, budget: str, dials: Dials) -> None:
     """Raise ValueError if the budget while generating leaves no token that the policy may drop."""
-    generating = policy.tokens(tokens)
-    protected = policy.policy.protects(generating)
+    generating = decoding.tokens(tokens)
+    protected = decoding.policy.protects(generating)
     if generating <= protected:
         dial, _ = dials.get("budget", ("decode.budget", None))
         raise ValueError(
-            f"{budget} with method.{dial}={policy.budget}: {name} always keeps {protected} tokens while generating, of "
-            f"{generating}; the budget must be larger"
+            f"{budget} with method.{dial}={decoding.budget}: {name} always keeps {protected} tokens while generating, "
+            f"of {generating}; the budget must be larger"
         )
 
 

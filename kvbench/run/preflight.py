@@ -83,7 +83,7 @@ def _check_store(job: Job, samples: GroupSamples) -> None:
         span, _ = size
         tokens = method.tokens(budget, span) if _no_room(job, size) is None else None
         kept = span if tokens is None or method.keeps_prompt else min(tokens, span)
-        grows = method.policy is None or method.policy.policy.adds_to_prompt
+        grows = method.decoding is None or method.decoding.policy.adds_to_prompt
         held[name] = kept, kept + (len(prompt.ids) - span + answers[name] if grows else 0)
     idle = [most for kept, most in held.values() if not method.encodes(most, kept)]
     if not idle:

@@ -27,7 +27,7 @@ def broken_promise(variant: Variant, generation: Generation) -> RuntimeError | N
         expected = heads * tokens
         if not variant.method.exact and kept < heads * span:
             return None  # a reference's rounding: it drifts, and the record shows by how much
-    feeds, decoding = variant.method.feed is not None, variant.method.policy
+    feeds, decoding = variant.method.feed is not None, variant.method.decoding
     if feeds and decoding is not None and tokens is not None:  # what the policy holds after the last chunk
         expected = heads * min(span, decoding.tokens(tokens))
     if kept == expected or (feeds and decoding is not None and 0 < kept - expected <= heads * decoding.buffer):

@@ -51,7 +51,7 @@ def random_entries(
                 keep_UT,
                 reserve,
                 store=Kivi(bits=4, group_size=4, residual=8) if kind == 1 else None,
-                policy=Decoding(AccumulateAndEvict(window=1), buffer=row % 2) if kind == 2 else None,
+                decoding=Decoding(AccumulateAndEvict(window=1), buffer=row % 2) if kind == 2 else None,
                 score_UT=torch.rand(heads, tokens, generator=generator) if kind == 2 else None,
                 base_U=limits if kind == 2 else None,
             )
@@ -284,7 +284,7 @@ def test_half_precision_keeps_large_logits_exact(
     new_k, new_v = (torch.randn(1, 2, 1, 128, generator=g).bfloat16() for _ in range(2))
     keep_UT, score_UT = torch.ones(2, 200, dtype=torch.bool), torch.rand(2, 200, generator=g)
     cache = kind(1)
-    cache.add(0, [Entry(0, keep_UT, 1, policy=policy, score_UT=score_UT, base_U=[300, 300])], k, v)
+    cache.add(0, [Entry(0, keep_UT, 1, decoding=policy, score_UT=score_UT, base_U=[300, 300])], k, v)
     out = cache.attend(0, [0], q, new_k, new_v, 128**-0.5)[0].double()
     exact = full_attention(q[0].double(), torch.cat([k, new_k[0]], 1), torch.cat([v, new_v[0]], 1), 128**-0.5)
     assert (out - exact).norm() < 1e-2 * exact.norm()

@@ -43,7 +43,7 @@ def entries(store: Store, policy: DecodePolicy, g: torch.Generator, heads: int, 
                 4,
                 store=store if row not in (0, 2) else None,
                 side=side,
-                policy=Decoding(policy) if evicts else None,
+                decoding=Decoding(policy) if evicts else None,
                 score_UT=torch.rand(heads, tokens, generator=g) * 9 if evicts else None,
                 base_U=[max(3, int(n) // (row - 1)) for n in keep_UT.sum(1)] if evicts else None,
             )
@@ -99,7 +99,7 @@ def test_bytes_stay_bounded_while_tokens_come_and_go(store: Store) -> None:
     """A sliding window of 64 tokens frees whole blocks. At most one block of a head is partly dead at each end."""
     g, dim = torch.Generator().manual_seed(1), 64
     cache, keep_UT = RaggedCache(1), torch.ones(2, 64, dtype=torch.bool)
-    entry = Entry(0, keep_UT, 300, store=store, policy=Decoding(SlidingWindow(0)), base_U=[64, 64])
+    entry = Entry(0, keep_UT, 300, store=store, decoding=Decoding(SlidingWindow(0)), base_U=[64, 64])
     cache.add(0, [entry], *torch.randn(2, 2, 64, dim, generator=g).unbind())
     used, allocated = [], []
     for _ in range(300):

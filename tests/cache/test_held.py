@@ -73,7 +73,7 @@ def test_a_copy_of_a_row_goes_on_as_the_row_would(
     g = torch.Generator().manual_seed(8)
     k_UTD, v_UTD = (torch.randn(2, 20, DIM, generator=g) for _ in range(2))
     cache = kind(1)
-    rows = [entry for entry in entries(policy, g, 2, 20, reserve=9) if entry.policy is not None]
+    rows = [entry for entry in entries(policy, g, 2, 20, reserve=9) if entry.decoding is not None]
     cache.add(0, [replace(e, row=e.row + other) for e in rows for other in (0, 10)], k_UTD, v_UTD)
     originals, twins, copies = ([e.row + other for e in rows] for other in (0, 10, 20))
 
@@ -107,7 +107,7 @@ def entries(policy: DecodePolicy, generator: torch.Generator, heads: int, tokens
                 row,
                 torch.ones_like(keep_UT) if whole else keep_UT,
                 reserve,
-                policy=Decoding(policy, interval=interval, buffer=buffer),
+                decoding=Decoding(policy, interval=interval, buffer=buffer),
                 score_UT=torch.rand(heads, tokens, generator=generator),
                 base_U=base,
             )
@@ -166,7 +166,7 @@ def test_a_policy_keeps_to_its_limit_and_its_buffers_shrink_again() -> None:
     score_UT = torch.rand(2, 30, generator=g)
     keep_UT = torch.zeros(2, 30, dtype=torch.bool)
     keep_UT[:, -10:] = True
-    entry = Entry(0, keep_UT, 150, policy=Decoding(AccumulateAndEvict()), score_UT=score_UT, base_U=[10, 10])
+    entry = Entry(0, keep_UT, 150, decoding=Decoding(AccumulateAndEvict()), score_UT=score_UT, base_U=[10, 10])
     cache.add(0, [entry], *torch.randn(2, 2, 30, DIM, generator=g).unbind())
     before = cache.bytes()
     assert before <= 2 * 16 * (2 * DIM * 4 + 8), "the reserve of a row at its limit is one token"
@@ -183,7 +183,7 @@ def test_a_policy_that_holds_more_than_its_share_loses_no_token(shares: list[int
     g = torch.Generator().manual_seed(5)
     k_UTD, v_UTD = (torch.randn(2, 30, DIM, generator=g) for _ in range(2))
     keep_UT = torch.arange(30) >= 30 - torch.tensor(shares)[:, None]
-    entry = Entry(0, keep_UT, 4, policy=Decoding(Growing()), score_UT=torch.rand(2, 30, generator=g), base_U=shares)
+    entry = Entry(0, keep_UT, 4, decoding=Decoding(Growing()), score_UT=torch.rand(2, 30, generator=g), base_U=shares)
     ragged, masked = RaggedCache(1), MaskedCache(1)
     for cache in (ragged, masked):
         cache.add(0, [entry], k_UTD, v_UTD)
@@ -226,7 +226,7 @@ class Drifting(DecodePolicy):
 def test_a_limit_that_differs_between_host_and_device_is_an_error() -> None:
     cache = RaggedCache(1)
     keep_UT = torch.ones(1, 9).bool()
-    cache.add(0, [Entry(0, keep_UT, 9, policy=Decoding(Drifting()), base_U=[9])], *torch.randn(2, 1, 9, DIM).unbind())
+    cache.add(0, [Entry(0, keep_UT, 9, decoding=Decoding(Drifting()), base_U=[9])], *torch.randn(2, 1, 9, DIM).unbind())
     for _ in range(3):
         cache.attend(0, [0], *torch.randn(3, 1, 1, 1, DIM).unbind(), 1.0)
     with pytest.raises(RuntimeError, match="Drifting: its limit differs between host and device"):
@@ -249,7 +249,7 @@ def test_policies_that_step_together_act_as_each_would_alone() -> None:
         shares = [6 + row, 12 - row]
         keep_UT = torch.arange(24) >= 24 - torch.tensor(shares)[:, None]
         scores_UT = torch.rand(2, 24, generator=g)
-        rows.append(Entry(row, keep_UT, 14, policy=decoding, score_UT=scores_UT, base_U=shares))
+        rows.append(Entry(row, keep_UT, 14, decoding=decoding, score_UT=scores_UT, base_U=shares))
     together, alone = RaggedCache(1), [RaggedCache(1) for _ in rows]
     together.add(0, rows, k_UTD, v_UTD)
     for cache, entry in zip(alone, rows, strict=True):

@@ -110,7 +110,7 @@ def play(cache: Any, policy: Decoding | None, half: Halved) -> list[Tensor]:
     """Return the outputs of some steps of two rows with the same store."""
     g, outs = torch.Generator().manual_seed(0), []
     keep_UT = torch.ones(HEADS, PROMPT, dtype=torch.bool)
-    of_policy = {} if policy is None else {"policy": policy, "base_U": [PROMPT] * HEADS}
+    of_policy = {} if policy is None else {"decoding": policy, "base_U": [PROMPT] * HEADS}
     for row in range(2):
         entry = Entry(row, keep_UT, 8, store=HalvedKeys(half), **of_policy)  # type: ignore[arg-type]
         cache.add(0, [entry], *torch.randn(2, HEADS, PROMPT, DIM, generator=g))

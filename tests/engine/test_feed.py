@@ -59,7 +59,7 @@ def test_turned_sinks_equal_positions_within_the_cache(kind: type[RaggedCache] |
     cache: Any = kind(1)
     nothing = torch.zeros(heads, 0, dim)
     policy = Decoding(StreamingWindow(sinks))
-    entry = Entry(0, torch.ones(heads, 0).bool(), tokens, policy=policy, base_U=[limit] * heads, rotate=rotate)
+    entry = Entry(0, torch.ones(heads, 0).bool(), tokens, decoding=policy, base_U=[limit] * heads, rotate=rotate)
     cache.add(0, [entry], nothing, nothing)
     outs, first = [], 0
     for chunk in chunks:

@@ -135,7 +135,7 @@ class Run:
                 if decoding is not None:
                     adds = whole and decoding.policy.adds_to_prompt  # to what a head kept of the prompt: all of it
                     base_U = [self.tokens] * heads if adds else share_U.tolist()
-                    entry = replace(entry, policy=decoding, score_UT=score_UT, base_U=base_U)
+                    entry = replace(entry, decoding=decoding, score_UT=score_UT, base_U=base_U)
                 entries.append(entry)
             self.cache.add(layer, entries, self.randn(heads, self.tokens, DIM), self.randn(heads, self.tokens, DIM))
         self.rows |= dict(enumerate(decodings, first))

@@ -151,7 +151,7 @@ def test_what_is_held_is_what_was_promised(tiny: Tiny, store: str) -> None:
         assert broken_promise(variant, out) is None
         assert 0.99 * out.budget_bytes <= out.held_bytes <= out.budget_bytes, str(variant)
         # 8 bytes a token for the policy; with a store, 27 for what finds the token
-        state = (35 if store else 8) * out.kept_total if variant.method.policy is not None else 0
+        state = (35 if store else 8) * out.kept_total if variant.method.decoding is not None else 0
         assert out.held_bytes == out.kv_bytes + state
         assert out.budget_tokens == pytest.approx(out.kept_mean)
         assert len(out.token_ids) == NEW

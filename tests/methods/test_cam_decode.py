@@ -68,7 +68,7 @@ def test_values_are_those_of_the_twin_after_every_step(seed: int, buffer: int, m
         keep_UT[u, kept] = True
     cache = RaggedCache(1)
     policy = Decoding(MergeIntoNext(window=window, merge_budget=merge), buffer=buffer)
-    entry = Entry(0, keep_UT, NEW, policy=policy, score_UT=score_UT, base_U=[limit] * heads, seed=SEED)
+    entry = Entry(0, keep_UT, NEW, decoding=policy, score_UT=score_UT, base_U=[limit] * heads, seed=SEED)
     cache.add(0, [entry], k_UND[:, :prompt_len], v_UND[:, :prompt_len])
     values = [{p: v_UND[u, p].tolist() for p in kept} for u, (kept, _) in enumerate(states)]
     merges = 0
@@ -122,7 +122,7 @@ def test_caches_hold_the_same_values_and_draws_do_not_depend_on_the_batch() -> N
             row,
             torch.ones(2, 12).bool(),
             NEW,
-            policy=Decoding(MergeIntoNext(4, merge_budget=5)),
+            decoding=Decoding(MergeIntoNext(4, merge_budget=5)),
             base_U=[12] * 2,
             seed=row,
         )
@@ -158,7 +158,7 @@ def test_keys_are_handed_on_as_well_and_a_token_may_give_to_any_that_stay() -> N
         steps = torch.randn(NEW, 3, 1, 2, 1, DIM, generator=g).to(dtype)
         outs = []
         for cache in (RaggedCache(1), MaskedCache(1)):
-            cache.add(0, [Entry(0, torch.ones(2, 12).bool(), NEW, policy=policy, base_U=[12, 9])], k, v)
+            cache.add(0, [Entry(0, torch.ones(2, 12).bool(), NEW, decoding=policy, base_U=[12, 9])], k, v)
             outs.append(torch.stack([cache.attend(0, [0], *step, 1.0) for step in steps]))
         tolerance = 1e-5 if dtype == torch.float32 else 0.05
         torch.testing.assert_close(*outs, atol=tolerance, rtol=tolerance)
@@ -193,4 +193,4 @@ def test_what_has_no_meaning_is_one_line(name: str, dials: dict[str, Any], messa
     with pytest.raises(ValueError, match=".") as caught:
         kvbench.load_method(name, **dials)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
-    assert kvbench.load_method("cam_decode+kivi", phase="prefill").policy is None
+    assert kvbench.load_method("cam_decode+kivi", phase="prefill").decoding is None

@@ -77,7 +77,7 @@ def test_lengths_are_the_limit_and_the_buffer_at_every_token(name: str, more: di
         except InvalidField:  # a policy that fixes when it cuts
             continue
         score_UT = torch.rand(HEADS, PROMPT, generator=g)
-        entry = Entry(row, keep_UT, NEW, policy=decoding, score_UT=score_UT, base_U=base_U, rotate=lambda x, by: x)
+        entry = Entry(row, keep_UT, NEW, decoding=decoding, score_UT=score_UT, base_U=base_U, rotate=lambda x, by: x)
         cache.add(0, [entry], k_UTD, k_UTD)
         lengths[row] = [expected(decoding, b, n) for b, n in zip(base_U, keep_UT.sum(1).tolist(), strict=True)]
     for step in range(NEW):

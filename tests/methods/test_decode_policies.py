@@ -58,7 +58,7 @@ def check(
         keep_UT[head, kept] = True
     cache = RaggedCache(1)
     score_UT = torch.rand(keep_UT.shape) if score is None else score
-    entry = Entry(0, keep_UT, NEW, policy=Decoding(policy), score_UT=score_UT, base_U=[base] * len(heads))
+    entry = Entry(0, keep_UT, NEW, decoding=Decoding(policy), score_UT=score_UT, base_U=[base] * len(heads))
     cache.add(0, [entry], k[:, :prompt], k[:, :prompt])
     for position in range(prompt, prompt + NEW):
         now = slice(position, position + 1)
@@ -169,7 +169,7 @@ def test_a_buffer_holds_that_many_more_and_is_cut_at_once() -> None:
     """A buffer of 4: five steps without a cut bring one of five tokens, and the best of all stay."""
     policy, keep_UT = SlidingWindow(1), torch.ones(1, 6).bool()
     cache = RaggedCache(1)
-    entry = Entry(0, keep_UT, 20, policy=Decoding(policy, buffer=4), base_U=[6])
+    entry = Entry(0, keep_UT, 20, decoding=Decoding(policy, buffer=4), base_U=[6])
     cache.add(0, [entry], *torch.randn(2, 1, 6, DIM).unbind())
     lengths = []
     for _ in range(12):

@@ -130,7 +130,7 @@ def test_heads_hold_their_policies_while_generating(seed: int) -> None:
         0,
         keep_UT,
         NEW,
-        policy=method.policy,
+        decoding=method.decoding,
         score_UT=method.start_scores(ctx),
         base_U=plan.limit_U.tolist(),
         plan=plan,
@@ -174,11 +174,11 @@ def test_cheap_heads_store_special_tokens_or_punctuation_alone() -> None:
     limit_U, pins_U = torch.tensor([2, 2, NO_LIMIT]), torch.tensor([False, True, False])
     keep_UT = torch.tensor([[True, True, False]]).repeat(3, 1)
     plan = Plan(numbers_UX, limit_U, keep_UT, pins_U, torch.tensor(PUNCTUATION))
-    policy = kvbench.load_method("fastgen", sinks=0).policy
+    policy = kvbench.load_method("fastgen", sinks=0).decoding
     for cache in (RaggedCache(1), MaskedCache(1)):
         k = torch.randn(3, 3, DIM)
         score_UT = torch.rand(3, 3)
-        entry = Entry(0, keep_UT, 3, policy=policy, score_UT=score_UT, base_U=limit_U.tolist(), plan=plan)
+        entry = Entry(0, keep_UT, 3, decoding=policy, score_UT=score_UT, base_U=limit_U.tolist(), plan=plan)
         cache.add(0, [entry], k, k)
         for i in ids:
             x = torch.randn(1, 3, 1, DIM)

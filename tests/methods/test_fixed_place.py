@@ -42,7 +42,7 @@ def test_the_held_positions_are_those_of_the_naive_twin(kind: type, distance: in
         keep_UT[head, kept] = True
     new = 80
     k = torch.randn(3, span + new, DIM)
-    entry = Entry(0, keep_UT, new, policy=Decoding(DropAtPlace(distance)), base_U=[len(kept) for kept in heads])
+    entry = Entry(0, keep_UT, new, decoding=Decoding(DropAtPlace(distance)), base_U=[len(kept) for kept in heads])
     cache = kind(1)
     cache.add(0, [entry], k[:, :span], k[:, :span])
     twins = [list(kept) for kept in heads]

@@ -60,7 +60,7 @@ def test_outputs_and_held_tokens_are_those_of_the_twin(seed: int) -> None:
         score_UT[u, states[0]] = torch.tensor(sums[0]).float()
     policy = Decoding(RollingHeavyHitters(window=recent))
     for cache in caches():
-        entry = Entry(0, keep_UT, tokens, policy=policy, score_UT=score_UT, base_U=[limit] * heads, rotate=rotate)
+        entry = Entry(0, keep_UT, tokens, decoding=policy, score_UT=score_UT, base_U=[limit] * heads, rotate=rotate)
         cache.add(0, [entry], k[:, :prompt_tokens], v[:, :prompt_tokens])
         first = prompt_tokens
         for step, count in enumerate(steps[1:], 1):
@@ -84,7 +84,7 @@ def test_rows_join_and_leave_between_steps() -> None:
         keep_UT = torch.rand(2, 30, generator=g) < 0.4
         score_UT, k, v = torch.rand(2, 30, generator=g), *torch.randn(2, 2, 30, DIM, generator=g)
         for cache in (ragged, masked):
-            entry = Entry(row, keep_UT, 2, policy=policy, score_UT=score_UT, base_U=[9, 12], rotate=rotate)
+            entry = Entry(row, keep_UT, 2, decoding=policy, score_UT=score_UT, base_U=[9, 12], rotate=rotate)
             cache.add(0, [entry], k, v)
 
     rows = [0, 1]

@@ -68,7 +68,7 @@ def test_every_percent_of_a_round_length_is_a_whole_number(tokens: int) -> None:
 def test_a_prompt_within_the_budget_is_left_alone(tokens: int, method: str) -> None:
     x = torch.tensor(np.random.default_rng(tokens).normal(size=(2, tokens, 8)))
     loaded = load_for(method, 3, 2)
-    always_kept = tokens < 10 and loaded.policy is not None  # a share of so short a prompt may be less than that
+    always_kept = tokens < 10 and loaded.decoding is not None  # a share of so short a prompt may be less than that
     for budget in (40, 1000) if always_kept else (40, 1000, 1.0):
         kept = loaded.keep(x, x, x, budget=budget, layer=1, num_layers=3, **facts(loaded, x, x))
         assert all(head.dtype == torch.long for head in kept)

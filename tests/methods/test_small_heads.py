@@ -47,7 +47,7 @@ def held(cache: Any, decoding: Decoding, limits: list[int], new: int = 1, whole:
         k, v = torch.randn(2, heads, PROMPT, DIM, generator=g)
         score_UT = torch.rand(heads, PROMPT, generator=g)
         entry = Entry(
-            0, keep_UT, STEPS + new, policy=decoding, score_UT=score_UT, base_U=limits, rotate=rotate, at_once=new
+            0, keep_UT, STEPS + new, decoding=decoding, score_UT=score_UT, base_U=limits, rotate=rotate, at_once=new
         )
         cache.add(layer, [entry], k, v)
     steps = []
