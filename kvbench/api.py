@@ -242,8 +242,10 @@ def compressed(
             model.generate(**inputs, max_new_tokens=32)
 
     One unpadded sequence at a time, prefilled in one piece (no `prefill_chunk_size`), without beams and assisted
-    decoding. Each `generate` call starts a new prompt, so it takes no `past_key_values`. The handle's `.cache.kept`
-    counts the kept tokens of the latest.
+    decoding. Pieces are refused, but for one case that looks like an answer: where a second piece ends the prompt with
+    a single token, as 200 tokens in pieces of 199, this token counts as generated and is not compressed.
+    Each `generate` call starts a new prompt, so it takes no `past_key_values`. The handle's `.cache.kept` counts the
+    kept tokens of the latest.
     The model is unchanged when the block ends.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvbench.cache.base import Entry, NewTokens, Reads
 from kvbench.cache.layer_rows import LayerRows
-from kvbench.methods.looking import Look, chosen_blocks
+from kvbench.methods.looking import Look, chosen_blocks, summary_of
 
 
 @dataclass
@@ -104,7 +104,7 @@ class LookRows(LayerRows):
         block, summary_UMX = self._look.block, row.summary_UMX
         if row.length % block:
             last_UBD = k_USD[:, row.length // block * block :]
-            summary_UMX = torch.cat([summary_UMX, self._look.summary(last_UBD)[:, None]], 1)
+            summary_UMX = torch.cat([summary_UMX, summary_of(self._look, last_UBD)[:, None]], 1)
         blocks_UGC = chosen_blocks(self._look, q_UGTD[:, :, 0], summary_UMX, row.budget)
         slots_UGN = (blocks_UGC[..., None] * block + torch.arange(block, device=blocks_UGC.device)).flatten(2)
         live_UGN = slots_UGN < row.length
@@ -121,9 +121,9 @@ class LookRows(LayerRows):
     def _summaries(self, k_UTD: Tensor) -> Tensor:
         """Return the summaries [U, M, X] of finished blocks."""
         if not k_UTD.shape[1]:
-            return self._look.summary(k_UTD.new_zeros(len(k_UTD), 1, k_UTD.shape[2]))[:, None][:, :0]
+            return summary_of(self._look, k_UTD.new_zeros(len(k_UTD), 1, k_UTD.shape[2]))[:, None][:, :0]
         k_NBD = k_UTD.unflatten(1, (-1, self._look.block)).flatten(0, 1)
-        summary_UMX: Tensor = self._look.summary(k_NBD).unflatten(0, (len(k_UTD), -1))
+        summary_UMX: Tensor = summary_of(self._look, k_NBD).unflatten(0, (len(k_UTD), -1))
         return summary_UMX
 
     def release(self, rows: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvbench.cli.class_source import defines
 from kvbench.common.files import write_atomic
 from kvbench.common.paths import conf_dir
 from kvbench.config import has_budget, method, options
@@ -17,6 +18,7 @@ _PAPER = re.compile(r"(arXiv) (\d{4}\.\d{4,5})|(OpenReview) (\w+)")
 _ADDRESS = {"arXiv": "https://arxiv.org/abs/", "OpenReview": "https://openreview.net/forum?id="}
 _CITATION = re.compile(r" \([^()]*\b20\d\d\b[^()]*\)")
 _REPOSITORY = re.compile(r"\b([\w.-]+/[\w.-]+) ([0-9a-f]{7,40})\b")
+_STORE = "kvbench.methods.storage.Store"  # its own `family` says that bytes cannot choose the form
 MARKS = "<!-- kvbench methods --write: begin -->", "<!-- kvbench methods --write: end -->"
 
 
@@ -114,7 +116,9 @@ def _budget(parts: Mapping[str, Any]) -> str:
     """Return what a budget of a method counts."""
     if has_budget(parts):
         return "tokens read" if "look" in parts else "tokens kept, or bytes"
-    return "none, or bytes" if "store" in parts and "select" not in parts else "none"
+    if "store" in parts and "select" not in parts and defines(str(parts["store"].get("_target_")), "family", _STORE):
+        return "none, or bytes"
+    return "none"
 
 
 def _default(value: str) -> str:

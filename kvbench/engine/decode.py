@@ -30,6 +30,7 @@ from kvbench.engine.row import OpenRequest, Row, failed_generation
 from kvbench.engine.start import feed_prompt, prepare, start_prefill
 from kvbench.engine.steps import recorded_steps
 from kvbench.engine.variant import Generation, Request, Variant, span_tokens, spans_of
+from kvbench.methods.part_call import PartError
 
 
 @torch.inference_mode()
@@ -157,7 +158,11 @@ class _Batch:
         for request in requests:
             failed = self._failed(request)
             if len(failed) < len(request.rows):
-                new.append(self._prefill(request, failed))
+                try:
+                    new.append(self._prefill(request, failed))
+                except PartError as error:
+                    error.request = request
+                    raise
             else:
                 yield request, [failed[place] for place in range(len(request.rows))]
         begin = now(self._device)

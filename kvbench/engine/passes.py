@@ -18,7 +18,8 @@ from kvbench.engine.rope import kept_lengths
 from kvbench.engine.survey import AttentionPlan
 from kvbench.methods.context import LayerContext
 from kvbench.methods.model_view import ModelView
-from kvbench.methods.probing import Probe, ProbeRange
+from kvbench.methods.part_call import part_call
+from kvbench.methods.probing import Pass, Probe, ProbeRange
 from kvbench.methods.prompt_facts import Spans
 
 _BLOCK = 512  # queries that are attended to at once: a mask of all of them would be large
@@ -62,7 +63,9 @@ class ProbePass:
         else:
             ctx = self._contexts[self._plan.index(layer)]
             old_k, old_v = ctx.k, ctx.v
-            after = self._probe.observe(ctx.probed.get(self._probe), ctx, q_BHPD[0], k_BUPD[0], self._about)
+            what = f"the probe {type(self._probe).__name__}"
+            with ctx.unchanged(what), part_call(what, ctx.layer):
+                after = self._probe.observe(ctx.probed.get(self._probe), ctx, q_BHPD[0], k_BUPD[0], self._about)
             ctx.probed[self._probe] = after
         k_BUSD, v_BUSD = (torch.cat([old[None], new], 2) for old, new in ((old_k, k_BUPD), (old_v, v_BUPD)))
         tokens, keys = q_BHPD.shape[2], k_BUSD.shape[2]
@@ -88,7 +91,13 @@ class ProbePass:
 
 def longest_pass(probe: Probe, ids: Sequence[int], view: ModelView, spans: Spans) -> int:
     """Return the tokens of a probe's longest pass over a prompt with these spans; 0 without a pass."""
-    return max((len(tokens) for tokens, _ in probe.passes(ids, view, spans)), default=0)
+    return max((len(tokens) for tokens, _ in _passes(probe, ids, view, spans)), default=0)
+
+
+def _passes(probe: Probe, ids: Sequence[int], view: ModelView, spans: Spans) -> list[Pass]:
+    """Return the passes of a probe."""
+    with part_call(f"the probe {type(probe).__name__}.passes"):
+        return probe.passes(ids, view, spans)
 
 
 class ProbeRunner:
@@ -111,7 +120,7 @@ class ProbeRunner:
             ctx.probed[probe] = None
         span = len(self._ids)
         with kept_lengths(self._model):
-            for ids, about in probe.passes(self._ids.tolist(), self._view, self._spans):
+            for ids, about in _passes(probe, self._ids.tolist(), self._view, self._spans):
                 attention = ProbePass(self._plan, contexts, local, probe, about)
                 ids_1P = torch.tensor([ids], device=self._ids.device)
                 position_1P = torch.arange(span, span + len(ids), device=self._ids.device)[None]

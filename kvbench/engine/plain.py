@@ -212,10 +212,22 @@ class Compressed:
 
     def _start(self, ids_BT: Tensor) -> tuple[CompressedCache, AttentionPass]:
         self._expected = ids_BT.shape[1]
+        generation = getattr(self._model, "generation_config", None)
+        chunk = getattr(generation, "prefill_chunk_size", None)
+        if chunk is not None:  # of a prompt with one token more than its pieces, the last looks like an answer
+            raise ValueError(
+                f"kvbench.compressed: model.generation_config.prefill_chunk_size={chunk} cuts prompts into pieces; set "
+                "it to None"
+            )
         if self._expected == 1 and self._variant.budget is not None:
+            is_beside_another = self.cache is not None and not self.cache.is_answering
             raise ValueError(
                 "kvbench.compressed compresses a prompt after the first call, and this one has a single token; "
-                "give the whole prompt in one call, without prefill_chunk_size"
+                + (
+                    "guidance_scale without negative_prompt_ids makes such a prompt, so give them, or no guidance_scale"
+                    if is_beside_another
+                    else "give the whole prompt in one call, without prefill_chunk_size"
+                )
             )
         self._refuse(self._limits.length_error(self._expected, 0))
         self._refuse(self._dropped(ids_BT[0]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +34,7 @@ from kvbench.methods.base import Score
 from kvbench.methods.context import EarlierScores, LayerContext
 from kvbench.methods.fitting import CacheShape
 from kvbench.methods.memo import Memo, Span
+from kvbench.methods.part_call import part_call
 from kvbench.methods.probing import Probe
 from kvbench.methods.prompt_facts import PromptFacts
 
@@ -133,7 +135,8 @@ class PrefillPass:
             hidden_TE=None if self._hidden is None else self._hidden.take(layer),
             earlier=self._earlier,
         )
-        self._compress(ctx)
+        with self._unchanged(ctx, self.choices):
+            self._compress(ctx)
         self.full_bytes += k_BUTD.nbytes + v_BUTD.nbytes
         self._total.add(Span(begin, clock()))
         return out_BHTD
@@ -152,7 +155,9 @@ class PrefillPass:
             with measured([choice], self._waiting[0]):
                 choice.settle(self._waiting)
         while self._waiting:
-            self._store(self._late, self._waiting.pop(0))
+            ctx = self._waiting.pop(0)
+            with self._unchanged(ctx, self._late):
+                self._store(self._late, ctx)
         self._earlier.clear()
         self._total.add(Span(begin, now(device)))
 
@@ -174,11 +179,21 @@ class PrefillPass:
                     for score in unprobed:
                         ctx.score(score)
                     if method.store is not None:
-                        method.store.summarise(ctx)
+                        with part_call(f"the store {type(method.store).__name__}", ctx.layer):
+                            method.store.summarise(ctx)
                 scores += unprobed
             with measured(self._late, ctx):  # without the others, each would need the same copies
                 ctx.keep_scores(scores)
             self._waiting.append(ctx)
+
+    @staticmethod
+    def _unchanged(ctx: LayerContext, choices: Sequence[Choice]) -> AbstractContextManager[None]:
+        """Return a check that no part of the variants changes a tensor of the layer in place.
+
+        It is one check for all parts, outside of the measured seconds: one after each part takes several times as long.
+        """
+        names = sorted({choice.method.name for choice in choices if choice.method.named_parts})
+        return ctx.unchanged(f"a part of {' or '.join(names)}") if names else nullcontext()
 
     def _run_probes(self) -> None:
         """Run every probe of the waiting variants once. Its seconds count for each variant that has it."""
@@ -192,7 +207,7 @@ class PrefillPass:
                 self._run_probe(probe, self._waiting, self._local_keys)
             for choice in choices:
                 for ctx in self._waiting if choice.method.needs_statistics else ():
-                    with measured([choice], ctx):
+                    with self._unchanged(ctx, [choice]), measured([choice], ctx):
                         choice.add_statistic(ctx)
         self._local_keys.clear()
 
@@ -218,7 +233,8 @@ class PrefillPass:
                         kv = merged("merged", partial(choice.method.merged, ctx, keep_UT))
                     store = choice.store(ctx.layer)
                     if store is not None:
-                        side = store.prepare(ctx, keep_UT, *kv)
+                        with part_call(f"the store {type(store).__name__}", ctx.layer):
+                            side = store.prepare(ctx, keep_UT, *kv)
                         group[choice] = [replace(entry, store=store, side=side) for entry in of_rows]
             together = [entry for of_rows in group.values() for entry in of_rows]
             with measured(list(group), ctx, time_shares(group)):

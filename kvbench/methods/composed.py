@@ -162,7 +162,7 @@ class Composed(Parts):
         layers, score = self.evicting.layers, self.evicting.score
         assert layers is not None and score is not None
         score_UT = ctx.score(score)  # outside of the memo: its seconds would count twice
-        with ctx.unchanged("layers", layers):
+        with ctx.calling("layers", layers):
             return ctx.memo(("statistic", layers, score), lambda: layers.statistic(ctx, score_UT))
 
     def merged(self, ctx: LayerContext, keep_UT: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ class Composed(Parts):
         """
         if self.merge is None:
             return ctx.k, ctx.v
-        with ctx.unchanged("merge", self.merge):
+        with ctx.calling("merge", self.merge):
             merged = self.merge(ctx, keep_UT)
         for x, own in zip(merged, (ctx.k, ctx.v), strict=True):
             if x.shape != own.shape:

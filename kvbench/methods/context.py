@@ -7,8 +7,8 @@ W window queries, N tokens before the window, D head dimension, E hidden size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +18,9 @@ from kvbench.methods.kernels import Kernels, SumKernels
 from kvbench.methods.memo import Memo, Stamp, Stopwatch
 from kvbench.methods.model_view import ModelView
 from kvbench.methods.nan import has_nan
+from kvbench.methods.part_call import part_call
 from kvbench.methods.prompt_facts import PromptFacts
-from kvbench.methods.unchanged import unchanged
+from kvbench.methods.unchanged import is_checked_alone, unchanged
 
 _BLOCK_ELEMENTS = 2**20  # about a million logits stay in the cache of a CPU
 COLUMN_SUM_QUERIES = 64  # fewer queries in a block would waste the matrix product
@@ -158,10 +159,12 @@ class LayerContext:
         They depend on the run's seed, the sample, the layer and the fields of the part.
 
         Raises:
-            TypeError: the part does not say that it draws. The seed of its runs would then be refused.
+            ValueError: the part does not say that it draws. The seed of its runs would then be refused.
         """
         if not getattr(part, "draws", False):
-            raise TypeError(f"{type(part).__name__} draws random numbers; write draws = True next to its fields")
+            raise ValueError(
+                f"method: {type(part).__name__} draws random numbers; write draws = True next to its fields"
+            )
         text = f"{self.facts.seed} {self.layer} {type(part).__qualname__} {part!r}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
         return torch.Generator().manual_seed(seed)
@@ -201,15 +204,28 @@ class LayerContext:
             )
         return self._earlier[part, source].to(self.k.device)  # the layers may lie on different devices
 
-    def unchanged(
-        self, kind: str, part: object, memos: Sequence[Memo] = (), more: Sequence[tuple[str, Tensor]] = ()
-    ) -> AbstractContextManager[None]:
-        """Return a check that a part changes no tensor of the layer in place; arguments as of `unchanged`."""
+    @contextmanager
+    def calling(self, kind: str, part: object) -> Iterator[None]:
+        """Check a block that calls a part: errors say which it was, and it changes no tensor of the layer in place.
+
+        Args:
+            kind: the role of the part, such as "score".
+
+        Raises:
+            PartError: the part raised an exception of its own.
+            ValueError: a tensor has changed.
+        """
+        what = f"the {kind} {type(part).__name__}"
+        with self.unchanged(what, copies=is_checked_alone(part)), part_call(what, self.layer):
+            yield
+
+    def unchanged(self, who: str, copies: bool = True) -> AbstractContextManager[None]:
+        """Return a check that a block changes no tensor of the layer in place; arguments as of `unchanged`."""
         own = (("ctx.q", self._q), ("ctx.k", self.k), ("ctx.v", self.v), ("ctx.hidden_TE", self.hidden_TE))
-        return unchanged(kind, part, [self.memo, *memos], [*((n, x) for n, x in own if x is not None), *more])
+        return unchanged(who, self.memo, [(name, x) for name, x in own if x is not None], copies)
 
     def _checked_score(self, part: ScoreRule) -> Tensor:
-        with self.unchanged("score", part):
+        with self.calling("score", part):
             score_UT = part(self)
         name, must = type(part).__name__, f"[KV heads, tokens] = {list(self.k.shape[:2])}"
         if not isinstance(score_UT, Tensor):

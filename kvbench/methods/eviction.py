@@ -6,7 +6,6 @@ Shape suffixes: U KV heads, T tokens of the compressed span.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from kvbench.methods.candidates import Candidates, HeadBudget, HeadSplit
 from kvbench.methods.context import LayerContext
 from kvbench.methods.dials import EVICTING, as_plain_number
 from kvbench.methods.memo import Memo
+from kvbench.methods.part_call import part_call
 
 _PROTOCOLS = dict(zip(EVICTING, (Score, Layers, Heads, Select), strict=True))
 
@@ -101,7 +101,9 @@ class Eviction:
     def _checked_totals(self, budget: LayerBudget) -> list[int]:
         """Return what the layers part says. Raises ValueError if it does not share out the budget in whole tokens."""
         assert self.layers is not None
-        totals, name = self.layers(budget), type(self.layers).__name__
+        name = type(self.layers).__name__
+        with part_call(f"the layers {name}"):
+            totals = self.layers(budget)
         numbers, least, most = _numbers(totals), budget.protected * budget.heads, budget.span * budget.heads
         if len(numbers) != budget.layers or not all(least <= n <= most for n in numbers):
             must = f"a list of {budget.layers} numbers of tokens from {least} to {most}"
@@ -155,7 +157,7 @@ class Eviction:
             return self._measured_mask(ctx)
         candidates, counts = self._split(ctx, tokens, total)
         protected = self.select.protected(tokens)
-        with _unchanged("selection", self.select, ctx, candidates):
+        with ctx.calling("selection", self.select):
             keep_UT = self._checked(ctx, self.select(ctx, candidates, counts, protected))
         if self.select.exact:
             free = counts.total if isinstance(counts, HeadSplit) else sum(counts)
@@ -184,7 +186,7 @@ class Eviction:
             query_heads=ctx.num_kv_heads * ctx.group,
         )
         free = total - protected.total * ctx.num_kv_heads
-        with _unchanged("heads", self.heads, ctx, candidates):
+        with ctx.calling("heads", self.heads):
             counts = self.heads(ctx, candidates, free, budget)
         if isinstance(counts, HeadSplit) and counts.total == free:
             return candidates, counts
@@ -196,7 +198,7 @@ class Eviction:
         if protected.total >= ctx.num_tokens:
             return torch.ones(ctx.num_kv_heads, ctx.num_tokens, dtype=torch.bool, device=ctx.k.device)
         candidates = self._candidates(ctx, protected)
-        with _unchanged("selection", self.select, ctx, candidates):
+        with ctx.calling("selection", self.select):
             return self._checked(ctx, self.select(ctx, candidates, None, protected))
 
     def _checked(self, ctx: LayerContext, keep_UT: Tensor) -> Tensor:
@@ -217,15 +219,6 @@ class Eviction:
             ("candidates", score, protected),
             lambda: Candidates(ctx.score(score)[:, first:last].contiguous(), ctx.kernels, Memo(ctx.watch)),
         )
-
-
-def _unchanged(
-    kind: str, part: object, ctx: LayerContext, candidates: Candidates | None
-) -> AbstractContextManager[None]:
-    """Return a check that a part changes neither a tensor of the layer nor the candidates in place."""
-    if candidates is None:
-        return ctx.unchanged(kind, part)
-    return ctx.unchanged(kind, part, [candidates.memo], [("candidates.values_UN", candidates.values_UN)])
 
 
 def tokens_kept(keep_UT: Tensor) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.methods.base import Part
+from kvbench.methods.part_call import part_call
 
 
 @runtime_checkable
@@ -56,13 +57,21 @@ class Look(Part, Protocol):
         ...
 
 
+def summary_of(look: Look, k_NBD: Tensor) -> Tensor:
+    """Return the summaries of blocks by a look, [N, X]."""
+    with part_call(f"the look {type(look).__name__}.summary"):
+        return look.summary(k_NBD)
+
+
 def chosen_blocks(look: Look, q_UGD: Tensor, summary_UMX: Tensor, tokens: int) -> Tensor:
     """Return the blocks that a look chooses. A block that is chosen twice would count twice.
 
     Raises:
         ValueError: they have another type or shape; or, on a CPU, a block is chosen twice or does not exist.
     """
-    blocks_UGC, name = look.choose(q_UGD, summary_UMX, tokens), type(look).__name__
+    name = type(look).__name__
+    with part_call(f"the look {name}.choose"):
+        blocks_UGC = look.choose(q_UGD, summary_UMX, tokens)
     if blocks_UGC.dtype != torch.int64 or blocks_UGC.dim() != 3 or blocks_UGC.shape[:2] != q_UGD.shape[:2]:
         got, must = f"{blocks_UGC.dtype}, {list(blocks_UGC.shape)}", f"{list(q_UGD.shape[:2])} and one dimension more"
         raise ValueError(f"method: {name}.choose returned {got}, must be torch.int64, {must}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvbench.methods.decoding import DecodePolicy, Start
 from kvbench.methods.nan import has_nan
+from kvbench.methods.part_call import part_call
 from kvbench.methods.sharing import Leaving, Shares
 from kvbench.methods.slots import Slots
 
@@ -26,7 +27,8 @@ def limits(policy: DecodePolicy, base_BU: Tensor, steps_B1: Tensor, layer: int, 
     Raises:
         ValueError: they are no integers, of another shape, or negative.
     """
-    limit = policy.limit(base_BU, steps_B1, layer, span_B1)
+    with _calling(policy, "limit"):
+        limit = policy.limit(base_BU, steps_B1, layer, span_B1)
     if limit is None:
         return None
     if not isinstance(limit, Tensor) or limit.is_floating_point() or limit.dtype == torch.bool:
@@ -47,7 +49,8 @@ def worth(policy: DecodePolicy, slots: Slots) -> Tensor:
         ValueError: it returned no floating numbers, or another shape; or, on a CPU, NaN for a token without NaN as its
             state, or more tokens protected in a head than its limit.
     """
-    worth_BUC = policy.drop(slots)
+    with _calling(policy, "drop"):
+        worth_BUC = policy.drop(slots)
     if not isinstance(worth_BUC, Tensor) or not worth_BUC.is_floating_point():
         raise _refused(policy, "drop", worth_BUC, "floating numbers, because the policy has limits")
     _check_shape(policy, "drop", worth_BUC, "[rows, KV heads, slots]", slots.pos_BUC.shape)
@@ -64,7 +67,8 @@ def gone(policy: DecodePolicy, slots: Slots) -> Tensor:
     Raises:
         ValueError: it returned no mask, or another shape.
     """
-    gone_BUC = policy.drop(slots)
+    with _calling(policy, "drop"):
+        gone_BUC = policy.drop(slots)
     if not isinstance(gone_BUC, Tensor) or gone_BUC.dtype != torch.bool:
         raise _refused(policy, "drop", gone_BUC, "torch.bool, because the policy has no limits")
     _check_shape(policy, "drop", gone_BUC, "[rows, KV heads, slots]", slots.pos_BUC.shape)
@@ -77,7 +81,8 @@ def first_state(policy: DecodePolicy, start: Start) -> Tensor:
     Raises:
         ValueError: it has another shape.
     """
-    state_UC = policy.begin(start)
+    with _calling(policy, "begin"):
+        state_UC = policy.begin(start)
     _check_shape(policy, "begin", state_UC, "[KV heads, slots]", start.pos_UC.shape)
     return state_UC.float()
 
@@ -90,7 +95,8 @@ def observe(policy: DecodePolicy, slots: Slots, weights_BUGTC: Tensor) -> None:
             attention or in a state before.
     """
     had_nan = has_nan(slots.state_BUC)
-    policy.observe(slots, weights_BUGTC)
+    with _calling(policy, "observe"):
+        policy.observe(slots, weights_BUGTC)
     _check_shape(policy, "observe", slots.state_BUC, "state_BUC: [rows, KV heads, slots]", slots.pos_BUC.shape)
     nan_is_new = not had_nan and has_nan(slots.state_BUC) and not has_nan(weights_BUGTC)
     if nan_is_new and bool((slots.state_BUC.isnan() & slots.live_BUC).any()):
@@ -106,7 +112,8 @@ def shares(policy: DecodePolicy, slots: Slots, leaving: Leaving) -> Shares:
         ValueError: a tensor has another dtype, or a shape that does not go with the others; or, on a CPU, a share goes
             to a slot whose token does not stay.
     """
-    of_policy = policy.shares(slots, leaving)
+    with _calling(policy, "shares"):
+        of_policy = policy.shares(slots, leaving)
     into_BUNM = of_policy.into_BUNM
     if into_BUNM.dtype != torch.int64 or into_BUNM.shape[:-1] != leaving.column_BUN.shape:
         shape = f"int64, {list(leaving.column_BUN.shape)} and one dimension more"
@@ -131,6 +138,10 @@ def strangers(of_policy: Shares, leaving: Leaving) -> Tensor:
     stays_BUNM = leaving.stays_BUC.gather(2, into_BUNM.clamp(0, slots - 1).flatten(2)).view_as(into_BUNM)
     inside_BUNM = (into_BUNM >= 0) & (into_BUNM < slots)
     return (has_BUNM & leaving.due_BUN[..., None] & ~(stays_BUNM & inside_BUNM)).any()
+
+
+def _calling(policy: DecodePolicy, name: str) -> part_call:
+    return part_call(f"the decode policy {type(policy).__name__}.{name}")
 
 
 def _check_protected(policy: DecodePolicy, limit_BU: Tensor, protected_BUC: Tensor) -> None:

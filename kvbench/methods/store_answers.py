@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kvbench.common.kinds import is_integer
+from kvbench.methods.part_call import part_call
 from kvbench.methods.storage import Encoded, Half, Rows
 
 
@@ -24,7 +25,8 @@ def encoded(half: Half, n: int, kept: int) -> int:
     Raises:
         ValueError: it is no number of whole blocks, or more tokens than there are.
     """
-    count, block = half.encoded(n, kept), half.block
+    with _calling(half, "encoded"):
+        count, block = half.encoded(n, kept), half.block
     if not is_integer(count) or not 0 <= count <= n or count % block:
         must = f"a multiple of {block} (its block) from 0 to {n}"
         raise ValueError(f"method: {type(half).__name__}.encoded({n}, {kept}) returned {count}, must be {must}")
@@ -37,7 +39,8 @@ def encode(half: Half, x_NBD: Tensor, head_N: Tensor | None, token_NB: Tensor | 
     Raises:
         ValueError: they are no tuple of tensors, or a tensor has not one leading row for each block.
     """
-    blocks = half.encode(x_NBD, head_N, token_NB)
+    with _calling(half, "encode"):
+        blocks = half.encode(x_NBD, head_N, token_NB)
     if not isinstance(blocks, tuple):
         raise _refused(half, "encode", type(blocks).__name__, "a tuple of tensors")
     for x in blocks:
@@ -68,11 +71,16 @@ def decode(half: Half, blocks: Encoded, head_N: Tensor | None, count: int, dim: 
     Raises:
         ValueError: they have another shape.
     """
-    x_NBD = half.decode(blocks, head_N, dim)
+    with _calling(half, "decode"):
+        x_NBD = half.decode(blocks, head_N, dim)
     shape = [count, half.block, dim]
     if not isinstance(x_NBD, Tensor) or list(x_NBD.shape) != shape:
         raise _refused(half, "decode", _shown(x_NBD), f"[blocks, tokens of a block, head dimension] = {shape}")
     return x_NBD
+
+
+def _calling(half: Half, name: str) -> part_call:
+    return part_call(f"the store {type(half).__name__}.{name}")
 
 
 def _row(x: object) -> tuple[torch.dtype, torch.Size]:

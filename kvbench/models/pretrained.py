@@ -38,6 +38,7 @@ class Files:
         setting: the override that chose the model; every message begins with it.
         remedy: what to do when files are missing or damaged.
         config_json: the model's config.json; None while it is out of reach.
+        is_unreachable: it is known to be out of reach, so there is no use in asking the hub again.
     """
 
     location: str
@@ -46,6 +47,7 @@ class Files:
     setting: str
     remedy: str
     config_json: Path | None
+    is_unreachable: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -201,6 +203,8 @@ def reason(error: BaseException, config: Mapping[str, object] | None = None) -> 
 
 
 def _check_config(files: Files) -> None:
+    if files.is_unreachable:
+        raise OSError("the hub cannot be reached, and its files are not in the local cache")
     if files.config_json is None:
         return
     content = folder.read_json(files.config_json)

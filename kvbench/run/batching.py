@@ -24,6 +24,7 @@ from kvbench.benchmarks.base import Sample
 from kvbench.engine.caches import choose
 from kvbench.engine.decode import stream
 from kvbench.engine.variant import Generation, Request, Variant, context_key, span_tokens
+from kvbench.methods.part_call import PartError
 from kvbench.models.cache import ModelCache
 from kvbench.prompts import Prompt, answer_text
 from kvbench.run import memory
@@ -193,9 +194,7 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
             except StopIteration:
                 return None
             except Exception as problem:
-                if not isinstance(problem, ValueError) and not is_out_of_memory(problem):
-                    log.error("the engine failed", exc_info=problem)
-                error = problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
+                error = _reported(problem, queue)
                 break
             task = queue.in_flight.pop(request)
             _record(task, [variant for _, variant in request.rows], generations, loaded)
@@ -205,6 +204,29 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return error
+
+
+def _reported(problem: Exception, queue: TaskQueue) -> Exception:
+    """Log the traceback of a failure that is no message to a user. Return the failure, for the outcome of a run.
+
+    The traceback of a part is logged once, when its run is tried by itself.
+    """
+    tasks = list(queue.in_flight.values())
+    runs = {id(run): run for task in tasks for run in task.runs}
+    if isinstance(problem, PartError) and len(runs) == 1:
+        (run,) = runs.values()
+        log.error("%s: its part failed", run.job.folder.name, exc_info=problem.__cause__)
+        asked = queue.in_flight.get(problem.request) if isinstance(problem.request, Request) else None
+        ids = [task.records[0].sample.id for task in ([asked] if asked else tasks)]
+        where = f"sample {ids[0]}" if len(ids) == 1 else f"one of the samples {', '.join(ids[:3])}"
+        return PartError(
+            f"{problem} (method {run.job.variant.method.name}, {where}; its traceback is above); what is recorded "
+            "stays, so mend the part and issue the same command again"
+        )
+    if not isinstance(problem, ValueError) and not is_out_of_memory(problem):
+        log.error("the engine failed", exc_info=problem)
+    problem.__cause__ = None
+    return problem.with_traceback(None)  # its frames would keep the failed batch's tensors alive
 
 
 def _after_failure(queue: TaskQueue, error: Exception, device: str, bar: tqdm) -> tuple[list[Task], memory.Limits]:

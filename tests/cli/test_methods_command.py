@@ -122,3 +122,53 @@ def test_write_replaces_what_is_between_the_marks_alone(tmp_path: Path, monkeypa
 def test_the_command_loads_no_torch() -> None:
     code = "import sys; from kvbench.cli.methods import main; main([]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+STORES = """
+from typing import Generic, TypeVar
+
+import not_installed
+from kvbench.methods import storage
+from kvbench.methods.storage import Store
+from kvbench.methods.store.kivi import Kivi
+from kvbench.methods.store.qaq import Qaq as Renamed
+
+T = TypeVar("T")
+
+
+class Eight(Store):
+    block = 8
+
+
+class Nine(Eight):
+    def family(self, dim):
+        return [self]
+
+
+class Twelve(storage.Store):
+    pass
+
+
+class Ten(Renamed):
+    pass
+
+
+class Eleven(Generic[T], Nine[T]):
+    pass
+"""
+
+
+OF_STORE = {
+    **dict.fromkeys(("own_stores.Nine", "own_stores.Ten", "own_stores.Eleven", "own_stores.Kivi"), "none, or bytes"),
+    **dict.fromkeys(("own_stores.Eight", "own_stores.Twelve", "own_stores.Other", "no_such_module.Eight"), "none"),
+}
+
+
+@pytest.mark.parametrize(("store", "budget"), list(OF_STORE.items()))
+def test_only_a_store_with_a_family_takes_bytes_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, budget: str
+) -> None:
+    """The source of the class says it, without an import, and without bytes promised that the run would refuse."""
+    (tmp_path / "own_stores.py").write_text(STORES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert method_tables._budget({"store": {"_target_": store}}) == budget

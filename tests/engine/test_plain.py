@@ -147,6 +147,28 @@ def test_a_prompt_in_pieces_is_refused(tiny: Tiny, chunk: int) -> None:
         assert handle.cache is not None and handle.cache.kept[0] == [70 + 3] * 2
 
 
+def test_pieces_that_the_model_asks_for_are_refused_whatever_their_length(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last piece of 300 tokens in pieces of 299 looks like the first token of an answer."""
+    monkeypatch.setattr(tiny[0].generation_config, "prefill_chunk_size", 299)
+    with (
+        kvbench.compressed(tiny[0], "snapkv", 70),
+        pytest.raises(ValueError, match=r"generation_config.prefill_chunk_size=299 .*set it to None"),
+    ):
+        tiny[0].generate(torch.tensor([prompt(300)]), max_new_tokens=4, do_sample=False)
+
+
+def test_guidance_without_a_prompt_to_avoid_is_refused_by_its_name(tiny: Tiny) -> None:
+    """transformers takes the last token of the prompt as the other prompt, which leaves nothing to compress."""
+    tokens = torch.tensor([prompt(300)])
+    settings = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 4, "do_sample": False, "guidance_scale": 2}
+    with kvbench.compressed(tiny[0], "snapkv", 70):
+        with pytest.raises(ValueError, match=r"single token; guidance_scale without negative_prompt_ids .*give them"):
+            tiny[0].generate(tokens, **settings)
+        tiny[0].generate(tokens, **settings, negative_prompt_ids=tokens[:, :90])
+
+
 def test_several_tokens_after_an_answer_are_a_turn(tiny: Tiny) -> None:
     cache, ids = DynamicCache(), torch.tensor([prompt(100)])
     with kvbench.compressed(tiny[0], "snapkv", 70) as handle:

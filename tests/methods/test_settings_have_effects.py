@@ -256,5 +256,5 @@ def test_a_part_within_a_part_may_draw() -> None:
     snapkv = kvbench.load_method("snapkv")
     for score, draws in ((Drawing(8), True), (Around(8, inner=Drawing(8)), True), (Around(8), False)):
         assert replace(snapkv, eviction=replace(snapkv.evicting, score=score)).draws == draws
-    with pytest.raises(TypeError, match="^WindowMean draws random numbers; write draws = True"):
+    with pytest.raises(ValueError, match="^method: WindowMean draws random numbers; write draws = True"):
         LayerContext(*torch.zeros(3, 1, 8, 4)).generator(WindowMean(8))

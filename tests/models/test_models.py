@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from kvbench import models
 from kvbench.common.paths import conf_dir
 from kvbench.models import ModelSpec
 from kvbench.models.cache import ModelCache
 from kvbench.models.sources import embedded, kinds, tiny
+from kvbench.models.sources.hub import Source
 from tests.helpers.model_specs import node, spec, tiny_spec
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
@@ -281,6 +285,32 @@ def test_hub_out_of_reach_gives_one_line_with_the_remedy(tmp_path: Path) -> None
     assert identity == "hub:Qwen/Qwen2.5-7B-Instruct@main"
     assert message.startswith("model.path=Qwen/Qwen2.5-7B-Instruct: ")
     assert "hf download Qwen/Qwen2.5-7B-Instruct" in message and "model=local" in message
+
+
+def test_a_hub_without_connection_is_asked_once_and_silently(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its client tries for half a minute, with a line for each try, and a command needs the files several times."""
+    asked = []
+
+    def download(*args: object, **settings: object) -> str:
+        asked.append(args)
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s [Retry 4/5].")
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **k: pytest.fail("asked again"))
+    source = Source(path="nobody/no-such-model")
+    line = "^model.path=nobody/no-such-model: cannot be loaded: the hub cannot be reached.*hf download nobody/"
+    with caplog.at_level("WARNING"):
+        assert source.identity() == "hub:nobody/no-such-model@main"
+        for part in (source.config, source.tokenizer, lambda: source.model("auto", "cpu", None)):
+            with pytest.raises(ValueError, match=line):
+                part()
+    assert len(asked) == 1 and caplog.text == ""
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert source.identity() and len(asked) == 2, "the network may be back"
 
 
 def test_hub_identity_is_the_commit_of_the_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:

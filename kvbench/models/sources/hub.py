@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvbench.models import settings
 from kvbench.models.pretrained import Files, Pretrained
+
+_PATIENCE_S = 60.0  # the client tries for about half a minute, and a command needs a model's files several times
+_unreachable_since: dict[str, float] = {}
+"""{source: when the hub did not answer}."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Source(Pretrained):
             setting=f"model.path={self.path}",
             remedy=remedy,
             config_json=cached,
+            is_unreachable=cached is None and self._is_unreachable(),
         )
 
     def commit(self) -> str | None:
@@ -62,10 +70,32 @@ class Source(Pretrained):
     def _config_json(self) -> Path | None:
         """Return config.json in the local cache, fetched if necessary; None when it is out of reach."""
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         cached = try_to_load_from_cache(str(self.path), "config.json", revision=self.revision)
-        if not isinstance(cached, str):
+        if not isinstance(cached, str) and not self._is_unreachable():
             # out of reach: loading will say so, with the remedy; planning and dry runs go on
-            with contextlib.suppress(Exception):
-                cached = hf_hub_download(str(self.path), "config.json", revision=self.revision)
+            try:
+                with _without_retry_lines():
+                    cached = hf_hub_download(str(self.path), "config.json", revision=self.revision)
+            except LocalEntryNotFoundError:  # no connection
+                _unreachable_since[str(self)] = time.monotonic()
+            except Exception:
+                pass
         return Path(cached) if isinstance(cached, str) else None
+
+    def _is_unreachable(self) -> bool:
+        """Return True if the hub was asked for the model within the last minute and did not answer."""
+        return time.monotonic() - _unreachable_since.get(str(self), -_PATIENCE_S) < _PATIENCE_S
+
+
+@contextlib.contextmanager
+def _without_retry_lines() -> Iterator[None]:
+    """Silence the client's lines about every try, of which there are several; the error after the last one says it."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
