@@ -216,13 +216,13 @@ class LayerContext:
             ValueError: a tensor has changed.
         """
         what = f"the {kind} {type(part).__name__}"
-        with self.unchanged(what, copies=is_checked_alone(part)), part_call(what, self.layer):
+        with self.unchanged(what, looks=is_checked_alone(part)), part_call(what, self.layer):
             yield
 
-    def unchanged(self, who: str, copies: bool = True) -> AbstractContextManager[None]:
+    def unchanged(self, who: str, looks: bool = True) -> AbstractContextManager[None]:
         """Return a check that a block changes no tensor of the layer in place; arguments as of `unchanged`."""
         own = (("ctx.q", self._q), ("ctx.k", self.k), ("ctx.v", self.v), ("ctx.hidden_TE", self.hidden_TE))
-        return unchanged(who, self.memo, [(name, x) for name, x in own if x is not None], copies)
+        return unchanged(who, self.memo, [(name, x) for name, x in own if x is not None], looks)
 
     def _checked_score(self, part: ScoreRule) -> Tensor:
         with self.calling("score", part):

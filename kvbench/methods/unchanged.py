@@ -21,50 +21,70 @@ def is_checked_alone(part: object) -> bool:
 
 
 @contextmanager
-def unchanged(who: str, memo: Memo, more: Iterable[tuple[str, Tensor]], copies: bool = True) -> Iterator[None]:
+def unchanged(who: str, memo: Memo, more: Iterable[tuple[str, Tensor]], looks: bool = True) -> Iterator[None]:
     """Check that a block changes no shared tensor in place, those included that are computed in it.
 
-    Torch counts the writes to a tensor, but not in inference mode, in which models run. There the tensors are compared
-    with copies, on a CPU alone.
+    Torch counts the writes to a tensor, but not in inference mode, in which models run. There, and on a CPU alone, the
+    check looks at the numbers.
 
     Args:
         who: what the block runs, such as "the score KeyNorm".
         memo: where shared results lie.
         more: further tensors, each with its name.
-        copies: compare with copies where writes are not counted.
+        looks: look at the numbers where writes are not counted.
 
     Raises:
         ValueError: a tensor has changed.
     """
-    if torch.is_inference_mode_enabled() and not copies:
+    if torch.is_inference_mode_enabled() and not looks:
         yield  # nothing would be compared
         return
-    marks = [(name, x, _mark(x, copies)) for name, x in more]
+    marks = [_Mark(name, x, looks, is_large=True) for name, x in more]
 
     def note(key: Hashable, result: object) -> None:
         name = f"ctx.{key[0] if isinstance(key, tuple) else key}"
         for x in result if isinstance(result, tuple) else (result,):
             if isinstance(x, Candidates):
-                marks.append(("candidates.values_UN", x.values_UN, _mark(x.values_UN, copies)))
+                marks.append(_Mark("candidates.values_UN", x.values_UN, looks))
                 notes.enter_context(x.memo.noting(note))
             elif isinstance(x, Tensor):
-                marks.append((name, x, _mark(x, copies)))
+                marks.append(_Mark(name, x, looks))
 
     with ExitStack() as notes:
         notes.enter_context(memo.noting(note))
         yield
-    for name, x, mark in marks:
-        if not torch.equal(_bits(x), mark) if isinstance(mark, Tensor) else mark != _mark(x, False):
-            raise ValueError(f"method: {who} changed {name} in place, which other methods read; let it work on a copy")
+    for mark in marks:
+        if mark.has_changed():
+            raise ValueError(
+                f"method: {who} changed {mark.name} in place, which other methods read; let it work on a copy"
+            )
 
 
-def _mark(x: Tensor, copies: bool) -> int | Tensor | None:
-    """Return what tells whether a tensor has changed: its writes, or a copy; None if that is not known."""
-    if not x.is_inference():
-        return x._version
-    return _bits(x).clone() if copies and x.device.type == "cpu" else None
+class _Mark:
+    """What tells whether a tensor has changed: its writes, or its numbers.
 
+    Args:
+        looks: keep something of the numbers if writes are not counted.
+        is_large: keep a sum of each row in place of a copy. It takes a fifth of the time.
+    """
 
-def _bits(x: Tensor) -> Tensor:
-    """Return the numbers of a tensor as integers, so that NaN equals NaN."""
-    return x.detach().view(_INTEGERS[x.itemsize])
+    def __init__(self, name: str, x: Tensor, looks: bool, is_large: bool = False) -> None:
+        self.name, self._x, self._sums = name, x, is_large
+        self._writes = None if x.is_inference() else x._version
+        self._numbers = self._look().clone() if self._writes is None and looks and x.device.type == "cpu" else None
+
+    def has_changed(self) -> bool:
+        """Return True if the tensor is known to have changed."""
+        if self._writes is not None:
+            return self._x._version != self._writes
+        return self._numbers is not None and not torch.equal(self._look(), self._numbers)
+
+    def _look(self) -> Tensor:
+        """Return the numbers as integers, so that NaN equals NaN; or their sums."""
+        bits = self._x.detach().view(_INTEGERS[self._x.itemsize])
+        if not self._sums:
+            return bits
+        together = 8 // bits.itemsize  # torch sums the fewer, the faster
+        places = (bits.storage_offset(), bits.shape[-1], *bits.stride()[:-1])
+        is_even = bits.stride(-1) == 1 and all(place % together == 0 for place in places)
+        return (bits.view(torch.int64) if is_even else bits.long()).sum(-1)
