@@ -61,7 +61,7 @@ def unchanged(who: str, memo: Memo, more: Iterable[tuple[str, Tensor]], looks: b
 
 
 class _Mark:
-    """What tells whether a tensor has changed: its writes, or its numbers.
+    """A tensor with its writes or numbers at one time, by which a change shows.
 
     Args:
         looks: keep something of the numbers if writes are not counted.
