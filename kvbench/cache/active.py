@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kvbench.cache.arena import Arena, Segment
 from kvbench.cache.base import NewTokens
-from kvbench.cache.held import HeldRow
 from kvbench.cache.policy_group import PolicyGroup
+from kvbench.cache.policy_row import PolicyRow
 from kvbench.cache.shared_slots import SharedSlots
 from kvbench.methods.decoding import DecodePolicy
 from kvbench_kernels.backends import Backend, Buffers, Lanes
@@ -58,24 +58,29 @@ class ActiveRows:
 
 
 def activate(
-    rows: tuple[int, ...], kv_heads: int, arena: Arena, held: Mapping[int, HeldRow], layer: int, backend: Backend
+    rows: tuple[int, ...],
+    kv_heads: int,
+    arena: Arena,
+    policy_rows: Mapping[int, PolicyRow],
+    layer: int,
+    backend: Backend,
 ) -> ActiveRows:
     """Return the rows of a batch with their segments. Those of equal policies form a group.
 
     Args:
-        held: the rows with a policy.
+        policy_rows: the rows with a policy.
     """
     position = {(s.row, s.head): index for index, s in enumerate(arena.segments)}
     segments = [[position[row, head] for head in range(kv_heads)] for row in rows]
-    plain = [i for row, of_row in zip(rows, segments, strict=True) if row not in held for i in of_row]
+    plain = [i for row, of_row in zip(rows, segments, strict=True) if row not in policy_rows for i in of_row]
     lanes = Lanes([i for of_row in segments for i in of_row], len(arena.segments), arena.buffers.k_RD.device)
     places: dict[DecodePolicy, list[int]] = {}
     for place, row in enumerate(rows):
-        if row in held:
-            places.setdefault(held[row].decoding.policy, []).append(place)
+        if row in policy_rows:
+            places.setdefault(policy_rows[row].decoding.policy, []).append(place)
     groups = [
         PolicyGroup(
-            [(rows[place], held[rows[place]]) for place in of_policy],
+            [(rows[place], policy_rows[rows[place]]) for place in of_policy],
             places=of_policy,
             batch=len(rows),
             segments=[segments[place] for place in of_policy],

@@ -18,11 +18,11 @@ from kvbench.cache.active import ActiveRows, activate
 from kvbench.cache.arena import Segment, gather
 from kvbench.cache.arenas import Arenas
 from kvbench.cache.base import Entry, NewTokens
-from kvbench.cache.held import HeldRow, begin
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.late_arena import PromptLengths, gather_unread
 from kvbench.cache.layer_rows import LayerRows
 from kvbench.cache.policy_group import PolicyGroup
+from kvbench.cache.policy_row import PolicyRow, begin
 from kvbench.cache.quota import Counts as QuotaCounts
 from kvbench.cache.step_end import StepEnd
 from kvbench_kernels.backends import Backend
@@ -43,7 +43,7 @@ class ArenaLayer(LayerRows):
         self._step_end = step_end or StepEnd()
         self._prompt_lengths = lengths or PromptLengths()
         self._backend, self._layer, self._num_layers, self._host_work = backend, layer, num_layers, host_work
-        self._held: dict[int, HeldRow] = {}  # rows with a policy; those of active groups are out of date
+        self._policy_rows: dict[int, PolicyRow] = {}  # those of active groups are out of date
         self._arenas = Arenas(backend)
         self._active: ActiveRows | None = None
         self._room = 0  # tokens that fit into every active segment
@@ -58,9 +58,9 @@ class ArenaLayer(LayerRows):
     def add(self, entries: Sequence[Entry], k_UTD: Tensor, v_UTD: Tensor, later: int = 0) -> None:
         if self._arenas.had_one_of([entry.row for entry in entries]):
             self._rebuild()
-        held = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.decoding is not None}
-        self._held |= held
-        entries = [replace(e, reserve=held[e.row].most_reserved(e)) if e.row in held else e for e in entries]
+        new = {e.row: begin(e, self._layer, self._num_layers) for e in entries if e.decoding is not None}
+        self._policy_rows |= new
+        entries = [replace(e, reserve=new[e.row].most_reserved(e)) if e.row in new else e for e in entries]
         kernels = self._backend.prompt
         if kernels is None or any(entry.total is None for entry in entries):
             last = self._arenas.last if self._active is None else None
@@ -74,8 +74,8 @@ class ArenaLayer(LayerRows):
         if self._arenas.had_one_of(copies):
             self._rebuild()
         self._deactivate()
-        if row in self._held:
-            self._held |= {copy: replace(self._held[row]) for copy in copies}
+        if row in self._policy_rows:
+            self._policy_rows |= {copy: replace(self._policy_rows[row]) for copy in copies}
         self._arenas.fork(row, copies)
 
     def attend(
@@ -160,7 +160,7 @@ class ArenaLayer(LayerRows):
             group.check()
         self._deactivate()
         for row in rows:
-            self._held.pop(row, None)
+            self._policy_rows.pop(row, None)
         self._arenas.release(rows)
 
     def compact(self) -> None:
@@ -185,7 +185,7 @@ class ArenaLayer(LayerRows):
         for group in self._groups:
             if row in group.rows:
                 return group.peak(row)
-        return self._held[row].peak if row in self._held else max(s.length for s in self.of(row))
+        return self._policy_rows[row].peak if row in self._policy_rows else max(s.length for s in self.of(row))
 
     def used_bytes(self, row: int) -> int:
         return self._arenas.token_bytes() * sum(self.lengths(row))
@@ -196,14 +196,14 @@ class ArenaLayer(LayerRows):
 
     def bytes(self) -> int:
         """Return the bytes that are allocated for all rows, the states of policies included."""
-        return self._arenas.nbytes() + sum(self.state_bytes(row) for row in self._held)
+        return self._arenas.nbytes() + sum(self.state_bytes(row) for row in self._policy_rows)
 
     def state_bytes(self, row: int) -> int:
         """Return the bytes that the policy of a row needs in addition to its keys and values."""
         for group in self._groups:
             if row in group.rows:
                 return group.nbytes(row)
-        return self._held[row].nbytes() if row in self._held else 0
+        return self._policy_rows[row].nbytes() if row in self._policy_rows else 0
 
     def settle(self) -> None:
         """Merge the arenas of prompts that joined since the last step into one."""
@@ -217,7 +217,7 @@ class ArenaLayer(LayerRows):
             return self._active
         self._deactivate()
         arena = self._arenas.first
-        self._active = activate(rows, kv_heads, arena, self._held, self._layer, self._backend)
+        self._active = activate(rows, kv_heads, arena, self._policy_rows, self._layer, self._backend)
         self._room = self._active.free(arena.segments)
         return self._active
 
@@ -227,7 +227,7 @@ class ArenaLayer(LayerRows):
         if self._groups:
             self._step_end.forget()
         for group in self._groups:
-            self._held |= group.leave()
+            self._policy_rows |= group.leave()
         self._active = None
 
     def _lengths(self) -> list[int]:
@@ -255,12 +255,12 @@ class ArenaLayer(LayerRows):
         for segment in self._arenas.first.segments:
             needs.append((segment, segment.need))
             if segment.row in rows:
-                lacks = segment.capacity - segment.length < tokens and segment.row not in self._held
+                lacks = segment.capacity - segment.length < tokens and segment.row not in self._policy_rows
                 ahead = max(tokens, 64, segment.length // 2) if lacks else tokens
                 segment.need = max(segment.need, segment.length + ahead)
         self._rebuild()
         for segment, need in needs:
-            if segment.row in self._held:
+            if segment.row in self._policy_rows:
                 segment.need = need
 
     def _shrink(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kvbench.cache.arena_layer import ArenaLayer
 from kvbench.cache.base import Entry, NewTokens
 from kvbench.cache.encoded import EncodedRows
-from kvbench.cache.encoded_held import BlockBackend, EncodedHeldRows
+from kvbench.cache.encoded_evicting import BlockBackend, EncodedEvictingRows
 from kvbench.cache.host_work import HostWork
 from kvbench.cache.layer_rows import LayerRows
 from kvbench.cache.looking import LookRows
@@ -57,7 +57,7 @@ def own_rows(form: Form, layer: int, num_layers: int, packed: PackedAttention | 
     assert form.store is not None
     if form.evicts:
         backend = BlockBackend(form.store)
-        return EncodedHeldRows(backend, ArenaLayer(backend, layer, num_layers, HostWork()))
+        return EncodedEvictingRows(backend, ArenaLayer(backend, layer, num_layers, HostWork()))
     return EncodedRows(form.store, packed)
 
 

@@ -23,7 +23,7 @@ _NO_ID = torch.iinfo(torch.long).max
 
 
 @dataclass
-class HeldPins:
+class RowPins:
     """The plan of one row in one layer, between two layouts of the arena.
 
     Attributes:
@@ -43,20 +43,20 @@ class HeldPins:
         return int(self.pinned_UC.nbytes + self.numbers_UX.nbytes + self.pins_U.nbytes)
 
 
-def held_pins(start: Start) -> HeldPins | None:
+def row_pins(start: Start) -> RowPins | None:
     """Return the plan of a row after its prefill; None if it has none."""
     plan = start.plan
     if plan is None:
         return None
     pinned_UC = plan.pinned_UT.gather(1, start.pos_UC.long()) & start.live_UC
-    return HeldPins(plan.numbers_UX, pinned_UC, plan.pins_U, plan.pin_ids)
+    return RowPins(plan.numbers_UX, pinned_UC, plan.pins_U, plan.pin_ids)
 
 
 class Pins:
     """The plans of the active rows of one policy in one layer.
 
     Args:
-        held: the plan of each row.
+        rows: the plan of each row.
         width: columns of a head.
 
     Attributes:
@@ -65,15 +65,15 @@ class Pins:
         pinned_BU: generated tokens that each head has pinned, on the device.
     """
 
-    def __init__(self, held: Sequence[HeldPins], width: int, device: torch.device) -> None:
-        self._held = held
-        self.numbers_BUX = torch.stack([pins.numbers_UX for pins in held]).to(device)
-        self.pinned_BUC = torch.stack([F.pad(p.pinned_UC, (0, width - p.pinned_UC.shape[1])) for p in held]).to(device)
-        self._pins_BU = torch.stack([pins.pins_U for pins in held]).to(device)
-        self.pinned_BU = torch.tensor([[pins.count] for pins in held], device=device) * self._pins_BU
-        most = max(1, *(len(pins.ids) for pins in held))
-        self._ids_BN = torch.stack([F.pad(p.ids, (0, most - len(p.ids)), value=_NO_ID) for p in held]).to(device)
-        self._known = [frozenset(pins.ids.tolist()) for pins in held]
+    def __init__(self, rows: Sequence[RowPins], width: int, device: torch.device) -> None:
+        self._rows = rows
+        self.numbers_BUX = torch.stack([pins.numbers_UX for pins in rows]).to(device)
+        self.pinned_BUC = torch.stack([F.pad(p.pinned_UC, (0, width - p.pinned_UC.shape[1])) for p in rows]).to(device)
+        self._pins_BU = torch.stack([pins.pins_U for pins in rows]).to(device)
+        self.pinned_BU = torch.tensor([[pins.count] for pins in rows], device=device) * self._pins_BU
+        most = max(1, *(len(pins.ids) for pins in rows))
+        self._ids_BN = torch.stack([F.pad(p.ids, (0, most - len(p.ids)), value=_NO_ID) for p in rows]).to(device)
+        self._known = [frozenset(pins.ids.tolist()) for pins in rows]
 
     def count(self, ids: Sequence[Sequence[int]]) -> NDArray[np.int64]:
         """Return how many new tokens of each row are pinned: [B, 1], on the host."""
@@ -89,10 +89,10 @@ class Pins:
         self.pinned_BUC.scatter_(2, column_BUT, hit_BT[:, None] & self._pins_BU[..., None])
         self.pinned_BU += hit_BT.sum(1, keepdim=True) * self._pins_BU
 
-    def leave(self, row: int, width: int, count: int) -> HeldPins:
+    def leave(self, row: int, width: int, count: int) -> RowPins:
         """Return a row as it is between two layouts."""
-        held = self._held[row]
-        return HeldPins(held.numbers_UX, self.pinned_BUC[row, :, :width].clone(), held.pins_U, held.ids, count)
+        before = self._rows[row]
+        return RowPins(before.numbers_UX, self.pinned_BUC[row, :, :width].clone(), before.pins_U, before.ids, count)
 
     def nbytes(self, row: int) -> int:
         """Return the bytes of a row's own tensors."""

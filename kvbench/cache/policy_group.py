@@ -18,10 +18,10 @@ from torch import Tensor
 
 from kvbench.cache.arena import Arena
 from kvbench.cache.handed_on import hand_on
-from kvbench.cache.held import HeldRow, stacked_slots
 from kvbench.cache.leaving import end_slots, into_holes, move_tokens, worth_least
 from kvbench.cache.observer import Observer
 from kvbench.cache.pins import Pins
+from kvbench.cache.policy_row import PolicyRow, stacked_slots
 from kvbench.cache.quota import Cut, Quota
 from kvbench.cache.turned import TurningKeys, TurningSlots
 from kvbench.methods import policy_answers
@@ -49,7 +49,7 @@ class PolicyGroup:
 
     def __init__(
         self,
-        rows: Sequence[tuple[int, HeldRow]],
+        rows: Sequence[tuple[int, PolicyRow]],
         places: Sequence[int],
         batch: int,
         segments: Sequence[Sequence[int]],
@@ -57,14 +57,14 @@ class PolicyGroup:
         layer: int,
         backend: Backend,
     ) -> None:
-        self.rows, held = [i for i, _ in rows], [row for _, row in rows]
-        self._states, self._layer, self.backend = held, layer, backend
-        self.policy = held[0].decoding.policy
+        self.rows, states = [i for i, _ in rows], [row for _, row in rows]
+        self._states, self._layer, self.backend = states, layer, backend
+        self.policy = states[0].decoding.policy
         device = arena.buffers.k_RD.device
         self.index = [index for of_row in segments for index in of_row]
         lengths = np.array([[arena.segments[i].length for i in of_row] for of_row in segments])
         self._capacity = np.array([[arena.segments[i].capacity for i in of_row] for of_row in segments])
-        self.quota = Quota(held, lengths, layer)
+        self.quota = Quota(states, lengths, layer)
         self._room = 0  # free slots that every head has at least
         self._by_host = device.type == "cpu" and backend.name not in _OF_GPUS
         self._places = places
@@ -76,23 +76,23 @@ class PolicyGroup:
         self.length_BU = torch.tensor(lengths, device=device)
         self._base_BU = torch.tensor(self.quota.base_BU, device=device)
         self.buffer_B1 = torch.tensor(self.quota.buffer_B1, device=device)
-        width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in held))
+        width = max(int(self._capacity.max()), *(row.pos_UC.shape[1] for row in states))
         self._columns_C = torch.arange(width, dtype=torch.int32, device=device)
-        pins = [row.pins for row in held if row.pins is not None]
+        pins = [row.pins for row in states if row.pins is not None]
         self._pins = Pins(pins, width, device) if pins else None
-        self.slots = stacked_slots(held, self.length_BU, width)
+        self.slots = stacked_slots(states, self.length_BU, width)
         if self._pins is not None:
             self.slots.numbers_BUX, self.slots.pinned_BUC = self._pins.numbers_BUX, self._pins.pinned_BUC
         self._turning: TurningKeys | TurningSlots | None = None
-        turned, k_RD = [row.turned for row in held], arena.buffers.k_RD
+        turned, k_RD = [row.turned for row in states], arena.buffers.k_RD
         if self.policy.turns_all:  # here, because a recorded step must not make the tensors again
-            self._turning = TurningSlots(self.slots, turned, width, k_RD, held[0].rotate)
+            self._turning = TurningSlots(self.slots, turned, width, k_RD, states[0].rotate)
             all_BU = torch.ones_like(self.length_BU, dtype=torch.bool)
             self._turning.turn(self.slots, arena.buffers, self.start_BU, self.length_BU, all_BU)
         elif self.policy.turns:
-            self._turning = TurningKeys(self.policy, self.slots, turned, k_RD.shape[1], held[0].rotate)
+            self._turning = TurningKeys(self.policy, self.slots, turned, k_RD.shape[1], states[0].rotate)
 
-    def leave(self) -> dict[int, HeldRow]:
+    def leave(self) -> dict[int, PolicyRow]:
         """Return the rows as they are between two layouts."""
         s = self.slots
         for i, row in enumerate(self._states):

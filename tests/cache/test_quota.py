@@ -30,7 +30,7 @@ class Jumps(DecodePolicy):
 
 
 @dataclass
-class HeldRow:
+class Row:
     """The fields of a row that a quota reads."""
 
     decoding: Decoding
@@ -42,9 +42,7 @@ class HeldRow:
 
 
 def quota() -> Quota:
-    return Quota(
-        [HeldRow(Decoding(Jumps()), BASE), HeldRow(Decoding(Jumps()), BASE + 2, 50, 50)], np.full((2, 3), 9), 0
-    )
+    return Quota([Row(Decoding(Jumps()), BASE), Row(Decoding(Jumps()), BASE + 2, 50, 50)], np.full((2, 3), 9), 0)
 
 
 def by_hand(length_U: Ints, base_U: Ints, steps: range) -> tuple[Ints, int]:

@@ -160,7 +160,7 @@ class BlockBackend(Backend):
         return sum(pool.nbytes() for pool in self.pools) + self._age.nbytes + self._owner.nbytes
 
 
-class EncodedHeldRows(LayerRows):
+class EncodedEvictingRows(LayerRows):
     """All rows of one layer that share a storage part and evict while decoding.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvbench.cache.base import Entry, Rotate
-from kvbench.cache.pins import HeldPins, held_pins
+from kvbench.cache.pins import RowPins, row_pins
 from kvbench.cache.turned import TurnedKeys
 from kvbench.methods import policy_answers
 from kvbench.methods.decoding import Decoding, Start
@@ -23,7 +23,7 @@ from kvbench.methods.slots import Slots, head_draws
 
 
 @dataclass
-class HeldRow:
+class PolicyRow:
     """A row with a policy in one layer, between two layouts of the arena."""
 
     decoding: Decoding
@@ -37,7 +37,7 @@ class HeldRow:
     rotate: Rotate | None = None
     seed: int = 0
     turned: TurnedKeys | None = None
-    pins: HeldPins | None = None
+    pins: RowPins | None = None
 
     def nbytes(self) -> int:
         """Return the bytes of positions, state, plan, and of keys that the policy turns."""
@@ -72,13 +72,13 @@ def first_slots(entry: Entry, layer: int, num_layers: int) -> Start:
     return Start(layer, num_layers, entry.keep_UT.shape[1], order_UC.int(), live_UC, score_UC, entry.followed)
 
 
-def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
+def begin(entry: Entry, layer: int, num_layers: int) -> PolicyRow:
     """Return a row with a policy from the tokens that it keeps of its prompt."""
     assert entry.decoding is not None and entry.base_U is not None
     start = first_slots(entry, layer, num_layers)
     state_UC = policy_answers.first_state(entry.decoding.policy, start)
     peak = int(start.live_UC.sum(1).max())
-    return HeldRow(
+    return PolicyRow(
         entry.decoding,
         start.pos_UC,
         state_UC,
@@ -89,11 +89,11 @@ def begin(entry: Entry, layer: int, num_layers: int) -> HeldRow:
         peak,
         entry.rotate,
         entry.seed,
-        pins=held_pins(start),
+        pins=row_pins(start),
     )
 
 
-def stacked_slots(rows: Sequence[HeldRow], length_BU: Tensor, width: int) -> Slots:
+def stacked_slots(rows: Sequence[PolicyRow], length_BU: Tensor, width: int) -> Slots:
     """Return the slots of rows of one policy in one layer, `width` for each head."""
     device = length_BU.device
     return Slots(
@@ -111,7 +111,7 @@ def _stacked(xs: Sequence[Tensor], width: int) -> Tensor:
     return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in xs])
 
 
-def _stays_aligned(row: HeldRow) -> bool:
+def _stays_aligned(row: PolicyRow) -> bool:
     """Return True if all heads of a row hold the same tokens in the same columns, now and after further steps."""
     same_limits = row.pins is None and bool((row.base_U == row.base_U[0]).all())
     return row.decoding.policy.heads_alike and same_limits and bool((row.pos_UC == row.pos_UC[:1]).all())
