@@ -105,7 +105,7 @@ def _own_mask(model: PreTrainedModel) -> Iterator[None]:
         yield
     except (TypeError, AttributeError) as error:
         if _Rule.__name__ in str(error):
-            reason = "computes an attention mask of its own"
+            reason = "works on its attention mask by itself, and kvbench gives it none"
         elif "NoneType" in str(error):
             reason = f"reads an attention mask or attention weights, and kvbench gives it neither ({error})"
         else:
