@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     runs = select(arguments.runs, arguments.benchmark)
     options = {"form": arguments.format, "by": arguments.by, "palette": arguments.palette, "figures": arguments.figures}
-    present(runs, arguments.out, arguments.metric, **options)
+    source = [str(arguments.runs.resolve()), arguments.benchmark]
+    present(runs, arguments.out, arguments.metric, source=source, **options)
     return 0
 
 

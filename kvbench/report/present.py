@@ -25,6 +25,7 @@ from kvbench.report.suite import SuiteTable, suite_table
 from kvbench.report.suite_groups import SuiteSetting, row_key, suite_groups, suite_setting
 from kvbench.report.suite_text import tables, terminal
 from kvbench.report.table import cells, table
+from kvbench.report.written import replace_earlier
 from kvbench.store import Manifest, RunNumbers, load_numbers, numbers_of
 from kvbench.store.numbers import ReadRun
 from kvbench.store.read import run_key
@@ -42,6 +43,7 @@ def present(
     palette: str = "safe",
     pdf: bool = True,
     figures: str = "best",
+    source: object = None,
 ) -> None:
     """Print a table per group of comparable runs, and write tables and figures to a folder of `out` per group.
 
@@ -49,7 +51,8 @@ def present(
     comparable runs in the folder `store`, so that it grows with the store. Of these the full cache is printed, too, as
     the baseline, and in a suite what a printed row has of other datasets. `by` is "method" or "bytes": the order of
     rows. `pdf` is False for figures as PNG alone. `figures` is one of `FIGURES`: a large table has
-    figures of its best methods, of all, or none.
+    figures of its best methods, of all, or none. `source` names the runs of a report: what the last report of this
+    source wrote to `out` and this one does not is deleted. Without it, that is so for each table by itself.
     """
     numbers = [numbers_of(run) for run in runs]
     related = [] if store is None else _related(numbers, store)
@@ -58,8 +61,16 @@ def present(
     folders: list[Path] = []
     try:
         if out is not None:
-            with nullcontext() if pdf else png_alone():
-                folders += [_write(written, metric, out, palette, figures) for _, written in pairs]
+            files: list[Path] = []
+            for _, group in pairs:
+                with nullcontext() if pdf else png_alone():
+                    written = _write(group, metric, out, palette, figures)
+                folders.append(out / group.folder)
+                files += written
+                if source is None:
+                    replace_earlier(out, ["table", group.folder], written)
+            if source is not None:
+                replace_earlier(out, ["report", source], files)
     finally:  # a full disk must not hide the tables
         _print([printed for printed, _ in pairs], form)
     for folder in folders:
@@ -206,8 +217,8 @@ def _print(shown: Sequence[Group], form: str) -> None:
         print("\n".join(dict.fromkeys(group.legend for group in shown)))
 
 
-def _write(group: Group, metric: str | None, out: Path, palette: str, figures: str) -> Path:
-    """Write the tables of the runs, and their figures.
+def _write(group: Group, metric: str | None, out: Path, palette: str, figures: str) -> list[Path]:
+    """Write the tables of the runs, and their figures. Return the paths of all files.
 
     The folder's name comes from stored text. It is a name, never a path: see `kvbench.store.schema.Name`.
     """
@@ -215,14 +226,20 @@ def _write(group: Group, metric: str | None, out: Path, palette: str, figures: s
     if folder.parent != out:
         raise ValueError(f"{group.folder!r}: not the name of a folder, so no report is written there")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "table.md", group.markdown())
-    write_atomic(folder / "table.json", json.dumps(group.content, indent=2) + "\n")
-    write_atomic(folder / "table.tex", group.latex())
-    write_atomic(folder / "table.html", html_page(group.name, group.html()))
-    write_atomic(folder / "scores.csv", csv_text(cast(Sequence[Mapping[str, object]], group.scores())))
+    texts = {
+        "table.md": group.markdown(),
+        "table.json": json.dumps(group.content, indent=2) + "\n",
+        "table.tex": group.latex(),
+        "table.html": html_page(group.name, group.html()),
+        "scores.csv": csv_text(cast(Sequence[Mapping[str, object]], group.scores())),
+    }
+    for name, text in texts.items():
+        write_atomic(folder / name, text)
+    files = [folder / name for name in texts]
     if figures != "none":
         words = group.name.partition(" (protocol ")[0].split(", ")
         heading, details = ", ".join(words[:2]), ", ".join(words[2:])
         limited = figures != "all"
-        draw(Shown(group.runs, group.suite, heading, details, folder, metric, palette, limited))
-    return folder
+        drawn = draw(Shown(group.runs, group.suite, heading, details, folder, metric, palette, limited))
+        files += [file for png in drawn for file in (png, png.with_suffix(".pdf")) if file.exists()]
+    return files

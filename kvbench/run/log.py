@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from kvbench import store
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"{arguments.runs}: no runs there; name another folder, or compute some: kvbench --help")
     outputs = _outputs(arguments.runs)
     files = outputs if arguments.out is None else arguments.out.absolute()
+    _check_writable(files)
     _carry_out(Order(str(outputs), str(files), [str(folder.absolute()) for folder in folders], loggers, live=False))
     return 0
 
@@ -82,6 +84,17 @@ def _outputs(runs: Path) -> Path:
     """Return the outputs folder of a folder with runs: the nearest above it with a folder `runs`, else itself."""
     runs = runs.absolute()
     return next((folder for folder in (runs, *runs.parents) if (folder / "runs").is_dir()), runs)
+
+
+def _check_writable(folder: Path) -> None:
+    """Check it once, and not with a warning for each entry. Raises ValueError that names --out."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"the files of the loggers cannot be written there ({error.strerror})"
+        raise ValueError(f"{folder}: {reason}; choose another folder with --out") from None
 
 
 def _carry_out(order: Order) -> None:

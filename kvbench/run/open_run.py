@@ -11,6 +11,7 @@ from kvbench import models, store
 from kvbench.config import shard_of
 from kvbench.run.hardware import hardware
 from kvbench.run.jobs import Job
+from kvbench.run.refused import forget_refusal
 from kvbench.run.rescore import rescore
 from kvbench.run.versions import versions
 
@@ -61,6 +62,7 @@ def open_run(job: Job, num_samples: int, wanted: Iterable[str]) -> Iterator[Open
         shard=shard_of(job.cfg["shard"]),
         info=slurm_task(),
     ) as writer:
+        forget_refusal(job)
         rescore(store.load_run(writer.path, any_scoring=True), job.benchmark)
         yield OpenRun(job, writer, set(wanted) - writer.done_ids())
 

@@ -114,18 +114,23 @@ def check_kernel(cfg: Mapping[str, Any], spec: models.ModelSpec, shape: models.S
     device = models.device(spec)
     if str(cfg["engine"]["graph"]).lower() == "true" and not device.startswith("cuda"):
         raise ValueError(f"engine.graph=true: CUDA graphs need a GPU, and the model is on device={device}")
-    if str(cfg["engine"]["fused"]).lower() == "true":
-        reason = obstacle(skeleton(checked_config(spec), spec.source.trust_remote_code))
-        if reason is None and device.startswith("cuda") and shape.itemsize != 2:
-            reason = "the kernels take bfloat16 and float16"
-        if reason is not None:
-            raise ValueError(f"engine.fused=true: {reason}; choose engine.fused=auto")
+    check_fused(cfg, spec)
+    if str(cfg["engine"]["fused"]).lower() == "true" and device.startswith("cuda") and shape.itemsize != 2:
+        raise ValueError("engine.fused=true: the kernels take bfloat16 and float16; choose engine.fused=auto")
     if cfg["kernel"] != "auto":
         dtype = torch.float32 if shape.itemsize == 4 else torch.bfloat16  # no kernel tells the half precisions apart
         use = AttentionSpec(torch.device(device), dtype, shape.head_dim, shape.heads // shape.kv_heads)
         lack = unmet_requirement(cfg["kernel"], use)
         if lack is not None:
             raise ValueError(f"kernel={cfg['kernel']}: {lack}")
+
+
+def check_fused(cfg: Mapping[str, Any], spec: models.ModelSpec) -> None:
+    """Raise ValueError if the user asked for fused steps, and no machine can run them with this model."""
+    if str(cfg["engine"]["fused"]).lower() == "true":
+        reason = obstacle(skeleton(checked_config(spec), spec.source.trust_remote_code))
+        if reason is not None:
+            raise ValueError(f"engine.fused=true: {reason}; choose engine.fused=auto")
 
 
 def memory_limits(job: Job, requests: Sequence[Request], model_cache: ModelCache) -> memory.Limits:
@@ -179,6 +184,13 @@ def free_bytes(job: Job) -> int:
     return int(memory.FRACTION * memory.free_bytes(models.device(job.model), all_gpus=all_gpus))
 
 
+def check_method(job: Job, shape: models.Shape) -> None:
+    """Raise ValueError if the method cannot work on a model of this shape."""
+    method = job.variant.method
+    method.check_head_dim(shape.head_dim)
+    method.check_model(layers=shape.compressed_layers, heads=shape.kv_heads, query_heads=shape.heads)
+
+
 def check_save(job: Job) -> None:
     """Raise ValueError if kept tokens are asked for that the method cannot name.
 
@@ -191,18 +203,25 @@ def check_save(job: Job) -> None:
         )
 
 
-def check_device(job: Job) -> None:
+def asked_kind(spec: models.ModelSpec) -> str:
+    """Return the kind of device that a model is asked to be on: auto, cpu or cuda."""
+    return "cuda" if spec.device_map else device_kind(spec.device)
+
+
+def check_device(job: Job, here: str) -> None:
     """Check that the samples of a run that are there were computed on the kind of device that computes the others.
 
     The device is not part of the identity, so all kinds have one folder; but a number is of one of them.
+
+    Args:
+        here: the kind that would compute the others.
 
     Raises:
         ValueError: they were computed on another kind.
     """
     if not (job.folder / "manifest.json").is_file():
         return
-    devices = models.device(job.model), store.load_manifest(job.folder)["device"]
-    here, there = map(device_kind, devices)
+    there = device_kind(store.load_manifest(job.folder)["device"])
     if here != there and (recorded := len(store.recorded_ids(job.folder))):
         raise ValueError(
             f"model.device={job.model.device}: {job.folder} has {recorded} samples computed on {there}, and the others "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,8 @@ from kvbench.run.batching import compute
 from kvbench.run.jobs import Job
 from kvbench.run.logged import logged
 from kvbench.run.open_run import OpenRun, open_run
-from kvbench.run.preflight import check_device, check_kernel, check_room, check_save
+from kvbench.run.preflight import asked_kind, check_device, check_kernel, check_method, check_room, check_save
+from kvbench.run.refused import keep_refusals
 from kvbench.run.rescore import rescore
 from kvbench.run.samples import GroupSamples, read_samples
 from kvbench.run.versions import versions
@@ -129,7 +130,7 @@ def _check_asked_device(job: Job, stored: store.StoredRun) -> None:
     Raises:
         ValueError: another kind is asked for.
     """
-    asked = "cuda" if job.model.device_map else device_kind(job.model.device)
+    asked = asked_kind(job.model)
     recorded = device_kind(stored.manifest["device"])
     if asked not in ("auto", recorded):
         raise ValueError(
@@ -164,7 +165,7 @@ def _compute_group(jobs: Sequence[Job], model_cache: ModelCache) -> dict[Path, O
     try:
         samples = read_samples(jobs, model_cache)
     except ValueError as error:  # a sample that does not fit, for example: other benchmarks go on
-        return {job.folder: Outcome(job, job.folder, error=error) for job in jobs}
+        return _refused(dict.fromkeys(jobs, error), final=False)
     outcomes = _impossible(jobs, samples)
     with ExitStack() as stack:
         runs = [
@@ -186,20 +187,40 @@ def _impossible(jobs: Sequence[Job], samples: GroupSamples) -> dict[Path, Outcom
     """
     if not samples.missing:
         return {}
-    spec, outcomes = jobs[0].model, {}
-    shape = models.shape(spec)
-    check_kernel(jobs[0].cfg, spec, shape)
+    spec = jobs[0].model
+    shape = models.shape(spec)  # once for all jobs: it builds the model without weights
+    try:
+        check_kernel(jobs[0].cfg, spec, shape)
+    except ValueError as error:
+        keep_refusals(dict.fromkeys(jobs, error), final=False)
+        raise
+    here = device_kind(models.device(spec))
+    outcomes = _refused(_errors(jobs, lambda job: check_device(job, here)), final=False)
+    rest = [job for job in jobs if job.folder not in outcomes]
+    return outcomes | _refused(_errors(rest, lambda job: _check_anywhere(job, shape, samples)), final=True)
+
+
+def _check_anywhere(job: Job, shape: models.Shape, samples: GroupSamples) -> None:
+    """Raise ValueError if no machine can compute the job."""
+    check_method(job, shape)
+    check_room(job, samples)
+    check_save(job)
+
+
+def _errors(jobs: Sequence[Job], check: Callable[[Job], None]) -> dict[Job, Exception]:
+    errors: dict[Job, Exception] = {}
     for job in jobs:
-        method = job.variant.method
         try:
-            method.check_head_dim(shape.head_dim)
-            method.check_model(layers=shape.compressed_layers, heads=shape.kv_heads, query_heads=shape.heads)
-            check_device(job)
-            check_room(job, samples)
-            check_save(job)
+            check(job)
         except ValueError as error:
-            outcomes[job.folder] = Outcome(job, job.folder, error=error)
-    return outcomes
+            errors[job] = error
+    return errors
+
+
+def _refused(errors: Mapping[Job, Exception], final: bool) -> dict[Path, Outcome]:
+    """Return the outcomes of refused jobs, whose reasons are kept in the outputs."""
+    keep_refusals(errors, final)
+    return {job.folder: Outcome(job, job.folder, error=error) for job, error in errors.items()}
 
 
 def _close(run: OpenRun) -> Outcome:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvbench import store
-from kvbench.common.command import Parser, command, log_messages
+from kvbench.common.command import Parser, command, log_messages, message_of
 from kvbench.common.files import write_atomic
 from kvbench.run.rescore import benchmark_of, score_folders
 
@@ -70,7 +70,13 @@ def _score_runs(arguments: argparse.Namespace) -> None:
             log.warning("%s; skipped", error)
     if not folders:
         raise ValueError(f"{arguments.paths[0]}: no run there that could be scored; name outputs/runs or a run folder")
-    scored = score_folders(folders, workers=arguments.workers, progress=not arguments.quiet)
+    try:
+        scored = score_folders(folders, workers=arguments.workers, progress=not arguments.quiet)
+    except OSError as error:
+        if Path(str(error.filename)).name != "scores.json":
+            raise
+        hint = "scores are stored with the runs: copy these to a folder that can be written, and score them there"
+        raise ValueError(f"{message_of(error)}; {hint}") from None
     if not scored:
         raise ValueError(f"{arguments.paths[0]}: none of its runs could be scored")
     present([store.load_run(folder, bulky=False) for folder in scored], None)

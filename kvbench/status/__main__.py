@@ -23,8 +23,9 @@ states:
   missing     not begun
   partial     ended well, but samples are missing (a larger limit= is asked for, a shard's part)
   preempted   ended by a signal: Slurm's time limit, Ctrl-C
-  stopped     was running, but no process holds it: killed
+  stopped     was running, but no process holds it: killed, or its disk was full
   failed      ended by an error, which is shown
+  refused     what was asked for cannot be computed; the reason names what to change
   damaged     a file cannot be read; the message says what to do
 
 examples:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kvbench.config import FIXED, GROUPS, PARTS, Config, defaults, options
 from kvbench.config.schema import EngineConfig
+from kvbench.store.plans import Plan
 from kvbench.store.stored_config import read_config
 
 _FIXED = ("_target_", *FIXED, *PARTS)  # follow from the option's name
@@ -36,8 +37,25 @@ def command_of(folder: Path, outputs: Path) -> str | None:
         return None
     if outputs != Path.cwd() / "outputs":
         near = outputs.is_relative_to(Path.cwd())
-        words.append(f"paths.outputs={_value(str(outputs.relative_to(Path.cwd()) if near else outputs))}")
+        words.append(_to(outputs.relative_to(Path.cwd()) if near else outputs))
     return "python -m kvbench " + shlex.join(words)
+
+
+def resuming(plan: Plan) -> str:
+    """Return the command that resumes a plan where it lies now. It never lets a model run code of its own."""
+    command = without_trust(plan.command)
+    if plan.outputs is None:
+        return command
+    to = _to(plan.outputs)  # absolute: the command may be issued in another folder
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return f"{command} {shlex.quote(to)}"
+    return shlex.join([*(word for word in words if word.lstrip("+").partition("=")[0] != "paths.outputs"), to])
+
+
+def _to(outputs: Path) -> str:
+    return f"paths.outputs={_value(str(outputs))}"
 
 
 def without_trust(command: str) -> str:

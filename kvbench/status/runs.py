@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvbench.store import Manifest, Status
@@ -14,6 +14,7 @@ from kvbench.store.locks import writers
 from kvbench.store.manifest import read_manifest
 from kvbench.store.places import placed
 from kvbench.store.progress import Progress, judge, recorded_ids
+from kvbench.store.refusals import read_refusal
 from kvbench.store.shards import merged_status, sample_files, status_files, statuses
 
 STATES = (
@@ -24,8 +25,9 @@ STATES = (
     "missing",  # no folder yet
     "partial",  # ended well, but samples are missing: a larger limit is asked for now, or this is a shard's part
     "preempted",  # ended by a signal
-    "stopped",  # was running, but no process holds its lock: killed
+    "stopped",  # was running, but no process holds its lock: killed, or the disk was too full for the last status
     "failed",
+    "refused",  # what was asked for last cannot be computed
     "damaged",  # a file cannot be read
 )
 COMPLETE = ("done", "limited")
@@ -98,6 +100,19 @@ def look(folder: Path) -> RunState:
     return run
 
 
+def refused(run: RunState, limit: int | None) -> RunState:
+    """Return the state of a run of which its plan asks for `limit` samples: `refused` if that was refused last."""
+    if run.state in (*COMPLETE, "running", "damaged"):
+        return run
+    try:
+        refusal = read_refusal(run.folder)
+    except ValueError as error:
+        return replace(run, state="damaged", error=str(error).replace(f"{run.folder.parents[3]}/", ""))
+    if refusal is None or refusal["limit"] != limit:
+        return run
+    return replace(run, state="refused", error=refusal["reason"], note=None)
+
+
 def _continued(manifest: Manifest) -> str:
     """Return after how many samples a run went on with other versions or on other hardware."""
     counts = ", ".join(str(entry["recorded"]) for entry in manifest["continued_with"])
@@ -118,7 +133,7 @@ def _state(run: RunState, progress: Progress, by_shard: Mapping[str, _Writer]) -
         return state, "judged by its time stamps; its lock cannot be asked"
     if len(by_shard) > 1 or run.shards:
         return state, ", ".join(f"{name or 'whole'} {writer.state}" for name, writer in by_shard.items())
-    return state, "killed; no process holds it" if state == "stopped" else None
+    return state, "no process holds it: killed, or its disk was full" if state == "stopped" else None
 
 
 def _writers(folder: Path) -> dict[str, _Writer]:

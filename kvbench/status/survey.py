@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvbench.status.commands import command_of
-from kvbench.status.runs import COMPLETE, RunState, look
+from kvbench.status.runs import COMPLETE, RunState, look, refused
 from kvbench.store.manifest import read_manifest
 from kvbench.store.plans import Plan, read_plan
 from kvbench.store.read import copies, walk
@@ -67,7 +67,8 @@ def survey(paths: Sequence[Path]) -> Survey:
             if inside and plan.path not in seen:
                 seen.add(plan.path)
                 states |= {run: look(run) for run in inside if run not in states}
-                runs = [_under_limit(states[run], plan.limits[run]) for run in inside]
+                limits = [(states[run], plan.limits[run]) for run in inside]
+                runs = [refused(_under_limit(run, limit), limit) for run, limit in limits]
                 result.plans.append(PlanState(plan, [_waiting(run, runs) for run in runs]))
         below = path / "runs" if path == outputs and (path / "runs").is_dir() else path
         for folder in sorted(folder for folder, _ in walk(below, result.damaged.append)):

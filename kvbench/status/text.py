@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kvbench.common.text import one_line, printable
-from kvbench.status.commands import without_trust
+from kvbench.status.commands import resuming, without_trust
 from kvbench.status.runs import COMPLETE, STATES, RunState
 from kvbench.status.survey import PlanState, Survey, outputs_of
 
@@ -40,16 +40,26 @@ def text(survey: Survey, only: Collection[str] = STATES) -> str:
 def _plan(state: PlanState, only: Collection[str]) -> str:
     plan = state.plan
     command = printable(without_trust(plan.command))
-    where = "" if not plan.cwd or Path(plan.cwd) == Path.cwd() else f"   (in {one_line(plan.cwd)})"
+    resume, where = printable(resuming(plan)), _where(plan.cwd)
     lines = [f"Plan {one_line(plan.path.stem)}, {_day(plan.created)}: {_counts(state.runs)}", f"  $ {command}{where}"]
     lines += _table(state.runs, only)
-    if not state.complete:
+    left = [run.state for run in state.runs if run.state not in COMPLETE]
+    if left and set(left) == {"refused"}:
+        lines += ["", "  Nothing to resume: change what the refusals name, or leave these runs out"]
+    elif left:
         at_work = any(run.state == "running" for run in state.runs)
         lines += ["", "  At work; should it stop, resume with" if at_work else "  Resume with"]
-        lines += [f"    {command}{where}"]
+        lines += [f"    {resume}{where}"]
         if command != printable(plan.command):
             lines += ["    (and, if you trust the model's own code, with the trust_remote_code that was left out here)"]
     return "\n".join(lines)
+
+
+def _where(cwd: str) -> str:
+    """Return where a command was issued, if that is not here: relative paths in it begin there."""
+    if not cwd or Path(cwd) == Path.cwd():
+        return ""
+    return f"   (in {one_line(cwd)})" if os.path.isdir(cwd) else f"   (issued in {one_line(cwd)}, which is not here)"
 
 
 def _counts(runs: Sequence[RunState]) -> str:
@@ -95,6 +105,8 @@ def age(run: RunState) -> str:
 
 def _note(run: RunState) -> str:
     words = "; ".join(filter(None, (run.note, " ".join((run.error or "").split()))))
+    if run.state == "refused":  # its end says what to change
+        return words
     return words if len(words) <= _NOTE else f"{words[:_NOTE]}…"
 
 
@@ -109,7 +121,7 @@ def as_json(survey: Survey, only: Collection[str] = STATES) -> dict[str, object]
         "plans": [
             {
                 "file": str(state.plan.path),
-                "command": without_trust(state.plan.command),
+                "command": resuming(state.plan),
                 "cwd": state.plan.cwd,
                 "created": state.plan.created,
                 "complete": state.complete,

@@ -1,7 +1,8 @@
 """Plans: which runs a command is about to make, written before anything is computed.
 
     <outputs>/plans/<hash8>.json
-        {"schema", "command", "runs": [{"folder": relative to <outputs>, "limit": samples or null}], "cwd", "created"}
+        {"schema", "command", "runs": [{"folder": relative to <outputs>, "limit": samples or null}], "cwd", "outputs",
+         "created"}
 
 A run that never began leaves no folder; its plan tells that it is missing, and which command makes it. The hash is
 that of command and runs: issuing a command again finds its plan there.
@@ -30,7 +31,10 @@ _SCHEMA = 2  # 1 listed the folders alone
 class Plan:
     """A plan as read from its file.
 
-    `limits` has the absolute folder of each run, there or not, and how many samples were asked for (None: all).
+    Attributes:
+        limits: the absolute folder of each run, there or not, and how many samples were asked for (None: all).
+        outputs: the folder with the plan and its runs, if that is not the one that the command writes to: it was moved
+            or copied. Else None.
     """
 
     path: Path
@@ -38,6 +42,7 @@ class Plan:
     limits: dict[Path, int | None]
     cwd: str
     created: str
+    outputs: Path | None = None
 
     @property
     def runs(self) -> list[Path]:
@@ -66,11 +71,12 @@ def write_plan(outputs: str | Path, command: str, runs: Iterable[tuple[Path, int
         "command": command,
         "runs": planned,
         "cwd": os.getcwd(),
+        "outputs": str(root),
         "created": clock.now(),
     }
     try:
         there = read_json(path, PlanContent, DELETE)
-        if all(there[key] == content[key] for key in ("schema", "command", "runs", "cwd")):
+        if all(there.get(key) == content[key] for key in ("schema", "command", "runs", "cwd", "outputs")):
             os.utime(path)
             return path
     except (FileNotFoundError, ValueError):  # not there, or damaged: written again
@@ -87,7 +93,16 @@ def read_plan(path: Path) -> Plan | None:
     content = read_json(path, PlanContent, DELETE)
     root = path.absolute().parent.parent
     limits = {Path(os.path.normpath(root / run["folder"])): run["limit"] for run in content["runs"]}
-    return Plan(path, content["command"], limits, content["cwd"], content["created"])
+    moved = None if _is_at(root, content.get("outputs")) else root
+    return Plan(path, content["command"], limits, content["cwd"], content["created"], moved)
+
+
+def _is_at(root: Path, outputs: str | None) -> bool:
+    """Return True if `root` is the folder `outputs`, by whatever name, or if a plan does not tell its outputs."""
+    try:
+        return outputs is None or root == Path(outputs) or root.samefile(outputs)
+    except (OSError, ValueError):  # not there, or no path at all
+        return False
 
 
 def _scrubbed(command: str) -> str:

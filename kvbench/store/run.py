@@ -151,8 +151,8 @@ class Run:
         except OSError as error:
             if error.errno in TOO_MANY:
                 raise ValueError(too_many_files()) from None
-            reason = error.strerror or error
-            raise ValueError(f"paths.outputs={root}: cannot write there ({reason})") from None
+            reason = error.strerror or error  # not "paths.outputs={root}": root may be a folder of it
+            raise ValueError(f"paths.outputs: cannot write {error.filename or path} ({reason})") from None
         return run
 
     def _begin(self) -> None:

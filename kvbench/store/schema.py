@@ -1,4 +1,4 @@
-"""The types of stored JSON: manifest, record, status, scores and plan.
+"""The types of stored JSON: manifest, record, status, scores, refusal and plan.
 
 mypy checks the code against them, and `kvbench.store.validate` checks files against them when they are read. Keys that
 are not listed here are allowed and ignored, so that a newer version can add some.
@@ -181,6 +181,23 @@ class RescoredRun(TypedDict):
     marks: NotRequired[dict[str, str]]
 
 
+class Refusal(TypedDict):
+    """Why a run cannot be computed, with what was asked for.
+
+    `final` is True if the same request is refused on every machine and in every shard, as long as the versions are the
+    same. `shard` is the one that was asked for, such as "1/2".
+    """
+
+    reason: str
+    final: bool
+    limit: Positive | None
+    retry: list[str]
+    kept: bool
+    shard: str | None
+    versions: dict[str, str]
+    time: str
+
+
 class PlannedRun(TypedDict):
     """A run in a plan: its folder, relative to the outputs folder, and the largest `limit` asked for (None: all)."""
 
@@ -195,9 +212,10 @@ class PlanSchema(TypedDict):
 
 
 class PlanContent(PlanSchema):
-    """The content of a plan's file."""
+    """The content of a plan's file. `outputs` is absolute; plans of earlier versions lack it."""
 
     command: str
     runs: list[PlannedRun]
     cwd: str
+    outputs: NotRequired[str]
     created: str

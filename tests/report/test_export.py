@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from jsonschema import Draft7Validator
 
 from kvbench.report.export import common
 from kvbench.report.export.__main__ import FORMATS, export, main
+from kvbench.report.written import replace_earlier
 from kvbench.store import StoredRun, load_run, load_runs
 from tests.helpers.fake_runs import make_part, make_run, out_of_memory, store_run
 from tests.helpers.store_runs import OPEN, budgeted, open_run, record
@@ -48,6 +50,64 @@ def test_the_same_store_gives_the_same_bytes(form: str, runs: Path, tmp_path: Pa
     first = write(runs, form, tmp_path / "a")
     assert first and write(runs, form, tmp_path / "b") == first
     assert write(runs, form, tmp_path / "a") == first, "exporting again adds nothing"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_exporting_again_leaves_nothing_of_runs_that_are_gone(form: str, runs: Path, tmp_path: Path) -> None:
+    """One run is deleted, and another was computed again, at another time."""
+    write(runs, form, tmp_path / "out")
+    first, *_, last = sorted(file.parent for file in runs.rglob("manifest.json"))
+    shutil.rmtree(first)
+    manifest = json.loads((last / "manifest.json").read_text())
+    (last / "manifest.json").write_text(json.dumps(manifest | {"created": "2031-01-01T00:00:00Z"}))
+    assert write(runs, form, tmp_path / "out") == write(runs, form, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(("form", "deleted"), [("every-eval-ever", 1), ("lm-eval", 0)])
+def test_exporting_again_deletes_only_its_own_files(
+    form: str, deleted: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither what the user has changed or added, nor the runs of another store or benchmark."""
+    out, second = tmp_path / "out", tmp_path / "second"
+    store_run(second, make_run("h2o", "0.2", 0.5))
+    command = [str(runs), "--format", form, "--out", str(out)]
+    main(command)
+    main([*command, "--benchmark", "needle"])
+    main([str(second), *command[1:]])
+    mine = sorted(file for file in out.rglob("*") if file.is_file() and not file.name.startswith("."))
+    added = mine[0].with_name("notes.txt")
+    added.write_text("mine")
+    changed = next(file for file in mine if "qasper" in file.read_text())
+    changed.write_text(changed.read_text() + " ")
+    for folder in {file.parent for file in runs.rglob("manifest.json")}:
+        if "qasper" in str(folder):
+            shutil.rmtree(folder)
+    capsys.readouterr()
+    assert main(command) == 0
+    assert ("; 1 files of the last export deleted\n" in capsys.readouterr().out) == bool(deleted)
+    assert added.read_text() == "mine" and changed.exists()
+    assert len([file for file in mine if not file.exists()]) == deleted
+
+
+def test_a_list_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
+    """The list is a file that anybody may have changed."""
+    out, outside = tmp_path / "out", tmp_path / "outside.txt"
+    out.mkdir()
+    outside.write_text("x")
+    (out / "link").symlink_to(outside)
+    (out / "folder").symlink_to(tmp_path)
+    ours = out / "a" / "b.txt"
+    ours.parent.mkdir()
+    ours.write_text("x")
+    assert replace_earlier(out, "s", [ours]) == 0
+    (place,) = out.glob(".written-*.json")
+    digest = json.loads(place.read_text())["files"]["a/b.txt"]
+    names = ["../outside.txt", str(outside), "link", "folder/outside.txt", "a/b.txt", "a", "gone"]
+    place.write_text(json.dumps({"files": dict.fromkeys(names, digest)}))
+    assert replace_earlier(out, "s", []) == 1
+    assert outside.exists() and not ours.parent.exists() and (out / "link").is_symlink()
+    place.write_text("{")
+    assert replace_earlier(out, "s", []) == 0
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,44 @@ def test_a_figure_is_drawn_again_only_when_it_would_change(tmp_path: Path) -> No
         assert second > first
         path.write_bytes(b"torn")
         assert draw().read_bytes().startswith(PNG)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_report_leaves_nothing_of_runs_that_are_gone(tmp_path: Path) -> None:
+    """Figures of a run, and the folder of a table. What the user put there stays."""
+    stored, out = tmp_path / "runs", tmp_path / "out"
+    for method in ("fullkv", "snapkv", "ada"):
+        store_run(stored, make_run(method, "full" if method == "fullkv" else "0.2", None))
+    store_run(stored, make_run("snapkv", "0.2", 1.0, dtype="bfloat16"))
+    assert main([str(stored), "--out", str(out)]) == 0
+    assert len(list(out.glob("*/table.md"))) == 2
+    notes = next(out.glob("*/table.md")).with_name("notes.md")
+    notes.write_text("mine")
+    for folder in sorted({file.parent for file in stored.rglob("manifest.json")}):
+        if "ada" in folder.name or '"bfloat16"' in (folder / "manifest.json").read_text():
+            shutil.rmtree(folder)
+    assert main([str(stored), "--out", str(out)]) == 0
+    assert main([str(stored), "--out", str(tmp_path / "fresh")]) == 0
+    assert names_in(out) == names_in(tmp_path / "fresh") | {str(notes.relative_to(out))}
+    before = {file: file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+    assert main([str(stored), "--out", str(out)]) == 0
+    assert before == {file: file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+
+
+def test_the_report_of_a_command_leaves_other_tables_alone(tmp_path: Path) -> None:
+    """It covers the tables of its own runs alone. Of these, figures of runs that are gone go."""
+    out = tmp_path / "reports"
+    for run in (make_run("snapkv", "0.2", None), make_run("ada", "0.2", None)):
+        store_run(tmp_path / "runs", run)
+    store_run(tmp_path / "other", make_run("snapkv", "0.2", 1.0, dtype="bfloat16"))
+    present(store.load_numbers(tmp_path / "other"), out, pdf=False)
+    runs = store.load_numbers(tmp_path / "runs")
+    present(runs, out, pdf=False)
+    before = names_in(out)
+    present([run for run in runs if "snapkv" in run.path.name], out, pdf=False)
+    gone = before - names_in(out)
+    assert len(list(out.glob("*/table.md"))) == 2
+    assert gone and all(Path(name).name.startswith("ada-") for name in gone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,19 @@ def test_a_new_metric_scores_old_answers_without_a_model(
     assert stored.manifest["scoring"]["metrics"]["recall"] == 99
     assert [sample["scores"]["recall"] for sample in stored.samples] == [1.0, 1.0]
     assert (outcome.folder / "samples.jsonl").read_bytes() == recorded
+
+
+def test_runs_that_cannot_be_written_are_scored_elsewhere(
+    job: Callable[[], Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(path: Path, text: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    (outcome,) = runner.run_jobs([job()])
+    monkeypatch.setattr("kvbench.store.read.write_atomic", read_only)
+    assert main([str(outcome.folder), "--quiet", "--workers", "1"]) == 2
+    line = f"kvbench: {outcome.folder}/scores.json: Read-only file system; scores are stored with the runs: copy these "
+    assert capsys.readouterr().err == line + "to a folder that can be written, and score them there\n"
 
 
 def test_the_command_scores_runs(job: Callable[[], Job], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from kvbench import store
@@ -193,6 +195,49 @@ def test_a_done_run_without_its_samples_is_not_done(tmp_path: Path) -> None:
     (path / "samples.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
     run = look(path)
     assert (run.state, run.recorded, run.note) == ("partial", 2, "1 samples of a finished run are gone")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (f"{COMMAND} paths.outputs=old", COMMAND),
+        (f"{COMMAND} ++paths.outputs=/some/old", COMMAND),
+        (COMMAND, COMMAND),
+        (f"{COMMAND} 'method.name=a b'", f"{COMMAND} 'method.name=a b'"),
+    ],
+)
+def test_outputs_elsewhere_are_resumed_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, typed: str, kept: str, moved: bool
+) -> None:
+    """Moved or copied. The command as it was typed would compute everything again in the old place."""
+    monkeypatch.chdir(tmp_path)
+    old, new = tmp_path / "old", tmp_path / "new, place"
+    store.write_plan("old", typed, every([make(old, "1", "a")]))
+    assert main(["old"]) == 1
+    assert f"Resume with\n    {typed}\n" in capsys.readouterr().out
+    (tmp_path / "link").symlink_to(old)
+    assert main(["link"]) == 1
+    assert f"Resume with\n    {typed}\n" in capsys.readouterr().out, "the same folder by another name"
+    shutil.move(old, new) if moved else shutil.copytree(old, new)
+    assert main([str(new)]) == 1
+    out = capsys.readouterr().out
+    resume = f"""{kept} 'paths.outputs="{new}"'"""
+    assert f"  $ {typed}\n" in out and f"Resume with\n    {resume}\n" in out
+    assert main([str(new), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["plans"][0]["command"] == resume
+    words = shlex.split(resume)
+    (override,) = OverridesParser.create().parse_overrides(words[-1:])
+    assert override.value() == str(new)
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plan = store.write_plan(tmp_path, COMMAND, every([make(tmp_path, "1", "a")]))
+    content = json.loads(plan.read_text())
+    for cwd, words in ((str(tmp_path), f"(in {tmp_path})"), ("/gone", "(issued in /gone, which is not here)")):
+        plan.write_text(json.dumps(content | {"cwd": cwd}))
+        main([str(tmp_path)])
+        assert f"    {COMMAND}   {words}\n" in capsys.readouterr().out
 
 
 def test_a_line_that_another_program_wrote_counts(tmp_path: Path) -> None:

@@ -222,4 +222,4 @@ def test_a_cell_that_is_called_device_is_no_device(tmp_path: Path) -> None:
     with open_run(tmp_path, hardware=A) as run:
         run.append(record("a", meta={"device": "toaster", "hardware": "of a kitchen"}, device="cpu"))
     assert not is_mixed([each.manifest for each in load_numbers(tmp_path)])
-    assert look(run.path).note == "killed; no process holds it"
+    assert look(run.path).note == "no process holds it: killed, or its disk was full"

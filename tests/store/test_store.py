@@ -199,7 +199,7 @@ def test_a_root_that_cannot_be_written_names_the_override(tmp_path: Path, where:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError) as error:
         open_run(tmp_path / where)
-    assert str(error.value).startswith(f"paths.outputs={tmp_path / where}: cannot write there (")
+    assert str(error.value).startswith(f"paths.outputs: cannot write {tmp_path / where}")
     assert "\n" not in str(error.value)
 
 

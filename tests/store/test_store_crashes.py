@@ -283,7 +283,8 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(os, "open", read_only)
         with pytest.raises(ValueError) as error:
             open_run(tmp_path)
-        assert str(error.value) == f"paths.outputs={tmp_path}: cannot write there (Read-only file system)"
+        text = str(error.value)
+        assert text.startswith(f"paths.outputs: cannot write {run.path}/") and text.endswith(" (Read-only file system)")
         assert [sample["id"] for sample in load_run(run.path).samples] == ["a"]
         assert locks.writers(run.path) == []
     open_run(tmp_path, wait=False).close()  # the failed opening holds no lock
@@ -302,7 +303,7 @@ def test_a_disk_that_is_full_at_the_opening_leaves_no_lock(tmp_path: Path, monke
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", full)
-            with pytest.raises(ValueError, match=r"cannot write there \(No space left on device\)"):
+            with pytest.raises(ValueError, match=r"^paths.outputs: cannot write .*(json|yaml) \(No space left"):
                 open_run(tmp_path / str(number))
         assert names == ["config.yaml", "manifest.json", "status.json"][: number + 1]
         names.clear()

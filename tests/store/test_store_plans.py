@@ -34,10 +34,15 @@ def test_a_plan_names_its_runs_from_where_it_lies(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["schema"] == 2 and content["command"] == COMMAND and content["created"].endswith("Z")
     assert content["runs"] == [{"folder": f"runs/needle/tiny/{name}", "limit": None} for name in ("b", "a")]
-    assert content["cwd"] == os.getcwd()
+    assert content["cwd"] == os.getcwd() and content["outputs"] == str(outputs)
+    assert readable(path).outputs is None
     shutil.move(outputs, tmp_path / "moved")
     plan = readable(tmp_path / "moved" / "plans" / path.name)
     assert plan.runs == [tmp_path / "moved" / "runs" / "needle" / "tiny" / name for name in ("b", "a")]
+    assert plan.outputs == tmp_path / "moved"
+    del content["outputs"]  # as earlier versions wrote it
+    (tmp_path / "moved" / "plans" / path.name).write_text(json.dumps(content))
+    assert readable(tmp_path / "moved" / "plans" / path.name).outputs is None
 
 
 def test_the_same_command_finds_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

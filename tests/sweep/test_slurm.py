@@ -180,6 +180,8 @@ def test_a_preempted_task_resumes_and_a_later_command_waits_for_it(tmp_path: Pat
     assert "Submitted 1 task(s) for 4 run(s) that are not complete; Slurm job(s): " in out
     ((task, runs),) = tasks(tmp_path / "a").items()
     assert f"Slurm job(s): {task}\n" in out
+    (submission,) = (tmp_path / "a" / "slurm").iterdir()
+    assert slurm("squeue", "-h", "-j", task, "-o", "%j") == f"kvbench-{submission.name}"
     assert "kvbench status a" in out
     assert not any((run / "status.json").is_file() and status(run) == "done" for run in runs), time.monotonic() - began
     until(lambda: all(len(lines(run)) > 1 for run in runs), "the task records")
@@ -204,6 +206,8 @@ def test_records_on_disk_decide_and_not_the_state_of_slurm(tmp_path: Path) -> No
     args = [word for word in SHORT if not word.startswith(("budget", "method", "seed"))]
     _, log = run(*args, *ON_SLURM, "method=snapkv", "budget=0.01,0.4", "paths.outputs=b", cwd=tmp_path, code=2)
     assert log.splitlines()[-1].startswith("kvbench: budget=0.01 (of "), log
+    again, log = run(*args, *ON_SLURM, "method=snapkv", "budget=0.01,0.4", "paths.outputs=b", cwd=tmp_path, code=2)
+    assert "Submitted" not in again and "not submitted: snapkv-b0.01-" in log
     assert {run.split("-b")[1][:3]: len(rows) for run, rows in records(tmp_path / "b").items()} == {"0.4": 2}
     _, log = end(nothing, code=1)
     assert log.count("ended early: COMPLETED") == 2

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from kvbench import models, prompts
 from kvbench.cli.signals import Preempted
 from kvbench.run.jobs import prepare
+from kvbench.store.refusals import read_refusal
 from kvbench.sweep.compose import Composed
 from kvbench.sweep.slurm import launch as slurm
 from kvbench.sweep.slurm import queue, submit, task, watch
@@ -115,7 +116,7 @@ class FakeExecutor:
         type(self).arrays = []
 
     def update_parameters(self, **parameters: Any) -> None:
-        pass
+        self.job_name = parameters["job_name"]
 
     def map_array(self, function: Any, some: list[Unit], requeues: list[Any]) -> list[Any]:
         from submitit.core.utils import FailedJobError
@@ -136,7 +137,40 @@ def test_more_tasks_than_fit_into_one_array_become_several_arrays(
     submitted = slurm.submit(some, SlurmSettings(folder=str(tmp_path)))
     assert FakeExecutor.arrays == [3, 3, 1]
     assert list(submitted.values()) == some
-    assert remembered(tmp_path, ["2_1", "3_0", "4_0"]) == {"2_1": some[4], "3_0": some[6]}
+    queued = dict.fromkeys(["2_1", "3_0", "4_0"], Queued("PENDING", "Priority", "kvbench-now"))
+    assert remembered(tmp_path, queued) == {"2_1": some[4], "3_0": some[6]}
+
+
+def test_a_job_of_another_cluster_with_the_same_number_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A new controller begins again at 1. What counts as queued is not submitted, and `scancel` would end another's."""
+    monkeypatch.setattr("submitit.SlurmExecutor", FakeExecutor)
+    monkeypatch.setattr(queue, "largest_array", lambda: 9)
+    folders = [fresh_folder(tmp_path / name) for name in ("a", "b")]
+    (unit,), (other,) = (units(folder, 1) for folder in folders)
+    for each in (unit, other):
+        slurm.submit([each], SlurmSettings(folder=str(tmp_path)))  # both are task 1_0
+    lines = [f"1_0|PENDING|{queue.job_name(folders[1])}|Priority", "2|RUNNING|theirs|None", "3|RUNNING|kvbench|None"]
+    asked: list[str] = []
+    monkeypatch.setattr(queue, "_ask", lambda *words, quiet: asked.extend(words) or "\n".join(lines) + "\n")
+    queued = queue.queue()
+    assert queued == {"1_0": Queued("PENDING", "Priority", f"kvbench-{folders[1].name}")}
+    assert "%i|%T|%j|%r" in asked
+    assert remembered(tmp_path / "b", queued) == {"1_0": other}
+    assert remembered(tmp_path / "a", queued) == {}
+    runs = [Path(run) for run in unit.runs]
+    assert slurm._queued(SlurmSettings(folder=str(tmp_path / "a")), runs) == {}
+
+
+def test_jobs_have_the_name_of_their_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(FakeExecutor, "update_parameters", lambda self, **more: named.append(more["job_name"]))
+    monkeypatch.setattr("submitit.SlurmExecutor", FakeExecutor)
+    monkeypatch.setattr(queue, "largest_array", lambda: 9)
+    folder = fresh_folder(tmp_path)
+    slurm.submit(units(folder, 1), SlurmSettings(folder=str(tmp_path)))
+    assert named == [f"kvbench-{folder.name}"]
 
 
 def test_a_refused_array_cancels_the_earlier_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,11 +195,11 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(monkeypatch: pytest.Mo
 class Numbered(FakeExecutor):
     """An executor whose tasks have an array each, over all submissions."""
 
-    tasks: list[str] = []  # noqa: RUF012
+    tasks: dict[str, Queued] = {}  # noqa: RUF012
 
     def map_array(self, function: Any, some: list[Unit], requeues: list[Any]) -> list[Any]:
         ids = [f"{len(self.tasks) + k + 1}_0" for k in range(len(some))]
-        self.tasks.extend(ids)
+        self.tasks.update(dict.fromkeys(ids, Queued("PENDING", "Priority", self.job_name)))
         return [type("Job", (), {"job_id": name})() for name in ids]
 
 
@@ -194,9 +228,9 @@ def test_a_task_in_the_queue_counts_only_if_it_computes_all_that_is_asked_for(
     is_submitted: bool,
 ) -> None:
     monkeypatch.setattr("submitit.SlurmExecutor", Numbered)
-    monkeypatch.setattr(Numbered, "tasks", [])
+    monkeypatch.setattr(Numbered, "tasks", {})
     monkeypatch.setattr(queue, "largest_array", lambda: 9)
-    monkeypatch.setattr(queue, "queue", lambda quiet: dict.fromkeys(Numbered.tasks, Queued("PENDING", "Priority")))
+    monkeypatch.setattr(queue, "queue", lambda quiet: dict(Numbered.tasks))
     monkeypatch.setattr(Composed, "choices", {})
     settings = SlurmSettings(folder=str(tmp_path / "slurm"), wait=False)
 
@@ -213,6 +247,52 @@ def test_a_task_in_the_queue_counts_only_if_it_computes_all_that_is_asked_for(
     caplog.clear()
     assert submitted(now) == submitted(earlier) == 0, "the larger task computes both"
     assert "compute less" not in caplog.text
+
+
+def test_a_run_that_would_be_refused_is_not_submitted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compose: Any, tmp_path: Path
+) -> None:
+    """Neither what can be told without samples, nor what a task has refused: each time it would take a GPU."""
+    monkeypatch.setattr("submitit.SlurmExecutor", Numbered)
+    monkeypatch.setattr(Numbered, "tasks", {})
+    monkeypatch.setattr(queue, "largest_array", lambda: 9)
+    monkeypatch.setattr(queue, "queue", lambda quiet: {})
+    monkeypatch.setattr(Composed, "choices", {})
+
+    def submitted(*sweep: list[str], wait: bool = False) -> tuple[list[tuple[str, ...]], Exception | None]:
+        """Return the runs of each new task, and the error."""
+        settings = SlurmSettings(folder=str(tmp_path / "slurm"), wait=wait)
+        parts = []
+        for words in sweep:
+            parts.append(Composed(words, compose("model=tiny", "limit=1", f"paths.outputs={tmp_path}", *words)))
+            parts[-1].jobs = prepare(parts[-1].config)
+        before, error = len(Numbered.tasks), None
+        try:
+            outcomes = slurm.compute(parts, settings)
+            error = next((outcome.error for outcome in outcomes or () if outcome.error is not None), None)
+        except ValueError as problem:
+            error = problem
+        tasks = dict(list(Numbered.tasks.items())[before:])
+        return [unit.runs for unit in remembered(tmp_path / "slurm", tasks).values()], error
+
+    fine, small = ["method=h2o", "budget=100"], ["method=snapkv", "budget=0.01"]
+    wrong = ["method=kivi", "method.group_size=64", "method.residual=64"]
+    (runs,), error = submitted(fine, wrong)
+    assert [Path(run).name.split("-")[0] for run in runs] == ["h2o"]
+    assert str(error).startswith("method.group_size=64: must divide the head") and "not submitted: kivi" in caplog.text
+    assert submitted(wrong, wait=True)[0] == [], "nothing to wait for"
+    assert str(submitted(wrong, wait=True)[1]) == str(error)
+
+    tasks, error = submitted(small)
+    assert len(tasks) == 1 and error is None, "whether a budget is too small, only samples tell"
+    unit = list(remembered(tmp_path / "slurm", Numbered.tasks).values())[-1]
+    assert task._compute(unit) == 1
+    for wait in (False, True):
+        tasks, error = submitted(small, wait=wait)
+        assert tasks == [] and "method.window=32" in str(error)
+    monkeypatch.setattr("kvbench.run.refused.versions", lambda method: {"code": "another"})
+    assert len(submitted(small)[0]) == 1, "it may have been a fault of the code"
+    assert read_refusal(Path(unit.runs[0])) is None
 
 
 @pytest.mark.parametrize(
@@ -299,8 +379,9 @@ def test_a_controller_that_does_not_answer_ends_no_task(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    running = {"5_0": Queued("RUNNING", "None")}
-    _, watched = waiting(monkeypatch, tmp_path, [running, None, None, running, {}])
+    running = {"5_0": Queued("RUNNING", "None", queue.job_name(tmp_path))}
+    stranger = {"5_0": Queued("RUNNING", "None", "kvbench-another")}
+    _, watched = waiting(monkeypatch, tmp_path, [running, None, None, running, stranger])
     (outcome,) = watched.outcomes().values()
     assert str(outcome.error) == "1 of 1 runs are not complete, see above; issue the same command again to resume"
     assert caplog.text.count("ended early: CANCELLED") == 1

@@ -11,6 +11,7 @@ from kvbench.common.text import one_line
 from kvbench.report.export.every_eval import write_every_eval
 from kvbench.report.export.lm_eval import write_lm_eval
 from kvbench.report.export.parquet import write_parquet
+from kvbench.report.written import replace_earlier
 from kvbench.store import wanted_folders
 
 _EPILOG = """\
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(root: Path, form: str, out: Path, benchmark: str | None = None) -> str:
     """Write the runs at or below `root` to the folder `out`. Return what was written, in words.
 
+    What the last export of the same runs has written there and this one has not is deleted.
+
     Raises:
         ValueError: there are no runs, or `out` lies among them.
     """
@@ -57,8 +60,10 @@ def export(root: Path, form: str, out: Path, benchmark: str | None = None) -> st
         raise ValueError(f"{root}: no runs{what} there; name another folder, or compute some: kvbench --help")
     out.mkdir(parents=True, exist_ok=True)
     written = FORMATS[form](folders, out)
-    left_out = f"; {written.left_out} without an answer left out" if written.left_out else ""
-    return f"{written.runs} runs with {written.samples} samples: {out}{left_out}"
+    deleted = replace_earlier(out, [form, str(root.resolve()), benchmark], written.files)
+    more = f"; {written.left_out} without an answer left out" if written.left_out else ""
+    more += f"; {deleted} files of the last export deleted" if deleted else ""
+    return f"{written.runs} runs with {written.samples} samples: {out}{more}"
 
 
 def _matches(benchmark: str, wanted: str | None) -> bool:

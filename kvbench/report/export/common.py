@@ -18,11 +18,25 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Written:
-    """The numbers of what an export wrote. `left_out` counts runs that the format cannot hold."""
+    """What an export wrote.
+
+    Attributes:
+        left_out: number of runs that the format cannot hold.
+        files: those whose names depend on the runs.
+    """
 
     runs: int
     samples: int
     left_out: int = 0
+    files: tuple[Path, ...] = ()
+
+    def __add__(self, other: Written) -> Written:
+        return Written(
+            self.runs + other.runs,
+            self.samples + other.samples,
+            self.left_out + other.left_out,
+            self.files + other.files,
+        )
 
 
 def read_runs(folders: Iterable[Path]) -> Iterator[StoredRun]:

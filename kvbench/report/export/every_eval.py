@@ -30,17 +30,19 @@ _RESERVED = {"con", "prn", "aux", "nul", "data", *(f"{port}{n}" for port in ("co
 def write_every_eval(folders: Iterable[Path], out: Path) -> Written:
     """Write the runs in `folders` below `out`. A run without an answer has no score to give and is left out."""
     runs = samples = left_out = 0
+    files: list[Path] = []
     for run in read_runs(folders):
         if run.answered:
-            samples += _write_run(run, out)
+            files += _write_run(run, out)
+            samples += len(run.answered)
             runs += 1
         else:
             left_out += 1
-    return Written(runs, samples, left_out)
+    return Written(runs, samples, left_out, tuple(files))
 
 
-def _write_run(run: StoredRun, out: Path) -> int:
-    """Write the two files of a run. Return how many samples they hold."""
+def _write_run(run: StoredRun, out: Path) -> list[Path]:
+    """Write the two files of a run, and return their paths."""
     names = _names(run)
     place = Path("data", *(_component(names[key]) for key in ("collection", "developer", "model")))
     file = place / f"{_uuid(run)}_samples.jsonl"
@@ -59,8 +61,9 @@ def _write_run(run: StoredRun, out: Path) -> int:
         "checksum": digest.hexdigest(),
         "total_rows": lines,
     }
-    write_atomic(out / place / f"{_uuid(run)}.json", _json(_aggregate(run, names, details), indent=2) + "\n")
-    return len(run.answered)
+    aggregate = out / place / f"{_uuid(run)}.json"
+    write_atomic(aggregate, _json(_aggregate(run, names, details), indent=2) + "\n")
+    return [out / file, aggregate]
 
 
 def _names(run: StoredRun) -> dict[str, str]:

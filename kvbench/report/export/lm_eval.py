@@ -29,12 +29,11 @@ def write_lm_eval(folders: Iterable[Path], out: Path) -> Written:
     for folder in folders:
         manifest = load_manifest(folder)
         groups.setdefault(_group(manifest), {})[folder] = manifest
-    runs = samples = left_out = 0
+    total = Written(0, 0)
     for name, members in sorted(groups.items()):
         stamp = min(manifest["created"] for manifest in members.values()).replace(":", "-")
-        written = _write_group(members, out / name, stamp)
-        runs, samples, left_out = runs + written.runs, samples + written.samples, left_out + written.left_out
-    return Written(runs, samples, left_out)
+        total += _write_group(members, out / name, stamp)
+    return total
 
 
 def _group(manifest: Manifest) -> str:
@@ -50,6 +49,7 @@ def _write_group(members: Mapping[Path, Manifest], folder: Path, stamp: str) -> 
     tasks = [manifest["label"]["benchmark"] for manifest in members.values()]
     results: dict[str, Tree] = {}
     samples = left_out = 0
+    files: list[Path] = []
     first: StoredRun | None = None
     for run in read_runs(members):
         benchmark = run.manifest["label"]["benchmark"]
@@ -59,15 +59,17 @@ def _write_group(members: Mapping[Path, Manifest], folder: Path, stamp: str) -> 
             continue
         first = first or run.slim()
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"samples_{task}_{stamp}.jsonl") as temporary, open(temporary, "wb") as stream:
+        files.append(folder / f"samples_{task}_{stamp}.jsonl")
+        with replacing(files[-1]) as temporary, open(temporary, "wb") as stream:
             for line in _samples(run):
                 stream.write(line)
         results[task] = _task(run, task)
         samples += len(run.answered)
     if first is not None:
         content = json.dumps(_results(first, results), ensure_ascii=False, allow_nan=False, indent=2)
-        write_atomic(folder / f"results_{stamp}.json", content + "\n")
-    return Written(len(results), samples, left_out)
+        files.append(folder / f"results_{stamp}.json")
+        write_atomic(files[-1], content + "\n")
+    return Written(len(results), samples, left_out, tuple(files))
 
 
 def _samples(run: StoredRun) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvbench.common.command import Parser, command
+from kvbench.common.command import Parser, command, message_of
 from kvbench.common.text import one_line
 from kvbench.report.view.page import LIMIT, Written, write
 from kvbench.store import Manifest, load_numbers
@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f" of benchmark {arguments.benchmark}" if arguments.benchmark else ""
         raise ValueError(f"{arguments.runs}: no runs{what} there; name another folder, or compute some: kvbench --help")
     name = arguments.runs.resolve().name or "kvbench"
-    print(_words(write(runs, out, name, answers=not arguments.no_answers)))
+    try:
+        print(_words(write(runs, out, name, answers=not arguments.no_answers)))
+    except OSError as error:
+        if arguments.out is None and str(error.filename).startswith(str(out.with_suffix(""))):  # also of the parts
+            raise ValueError(f"{message_of(error)}; choose another place with --out FILE.html") from None
+        raise
     return 0
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvbench.run.jobs import Job
+from kvbench.run.refused import forget_refusal, refused_without_samples
 from kvbench.run.runner import Outcome, finished
 from kvbench.sweep.compose import Composed
 from kvbench.sweep.slurm import queue
@@ -21,30 +23,45 @@ log = logging.getLogger(__name__)
 
 
 def compute(sweep: Sequence[Composed], settings: SlurmSettings) -> list[Outcome] | None:
-    """Submit what is neither done nor in the queue already, and wait for it.
+    """Submit what is neither done nor refused nor in the queue already, and wait for it.
 
     Returns the outcomes of the sweep's runs in order; None without waiting.
 
     Raises:
-        ValueError: Slurm refuses the tasks, and none of them stays submitted; or a shard is asked for by hand.
+        ValueError: Slurm refuses the tasks, and none of them stays submitted; or a shard is asked for by hand; or,
+            without waiting, a run is refused.
     """
     jobs = {job.folder: job for part in sweep for job in part.jobs}
     for job in jobs.values():
         if job.cfg["shard"] is not None:
             raise ValueError(f"shard={job.cfg['shard']}: on Slurm, hydra.launcher.shards=n makes a task per shard")
     done = {folder: outcome for folder, job in jobs.items() if (outcome := finished(job)) is not None}
-    missing = [folder for folder in jobs if folder not in done]
+    refused = _refused([job for folder, job in jobs.items() if folder not in done])
+    missing = [folder for folder in jobs if folder not in done and folder not in refused]
     if missing:
         queued = _queued(settings, missing)
         alive = {task: unit for task, unit in queued.items() if unit.covers([jobs[folder] for folder in missing])}
         _say_covered(alive, queued, missing)
         units = _units(sweep, missing, alive, settings)
+        for folder in {Path(run) for unit in units for run in unit.runs}:
+            forget_refusal(jobs[folder])  # of other versions or settings
         submitted = submit(units, settings) if units else {}
         _say(submitted, alive, len(missing), Path(next(iter(jobs.values())).cfg["paths"]["outputs"]))
         if not settings.wait:
+            for error in refused.values():
+                raise error  # the others are submitted
             return None
         done |= Watch({**alive, **submitted}, {f: jobs[f] for f in missing}, settings.poll_s).outcomes()
+    done |= {folder: Outcome(jobs[folder], folder, error=error) for folder, error in refused.items()}
     return [done[job.folder] for part in sweep for job in part.jobs]
+
+
+def _refused(jobs: Sequence[Job]) -> dict[Path, ValueError]:
+    """Return the errors of the runs that a task would refuse, as far as that is known here. The log names each."""
+    refused = refused_without_samples(jobs)
+    for folder, error in refused.items():
+        log.warning("not submitted: %s: %s", folder.name, error)
+    return refused
 
 
 def _queued(settings: SlurmSettings, missing: Sequence[Path]) -> dict[str, Unit]:
@@ -83,7 +100,7 @@ def submit(units: Sequence[Unit], settings: SlurmSettings) -> dict[str, Unit]:
 
     folder = Path(units[0].payload).parent
     executor = SlurmExecutor(folder=folder)
-    executor.update_parameters(**_parameters(settings))
+    executor.update_parameters(**_parameters(settings), job_name=queue.job_name(folder))
     size = queue.largest_array()
     submitted: dict[str, Unit] = {}
     for start in range(0, len(units), size):
@@ -105,7 +122,6 @@ def _parameters(settings: SlurmSettings) -> dict[str, Any]:
     """Return the settings as submitit takes them. One task is one process on one node."""
     again: dict[str, Any] = {"no-requeue": True} if settings.max_requeues == 0 else {"requeue": True}
     parameters = {
-        "job_name": queue.JOB_NAME,
         "nodes": 1,
         "ntasks_per_node": 1,
         "partition": settings.partition,

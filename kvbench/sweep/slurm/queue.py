@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
-JOB_NAME = "kvbench"
+_JOB_NAMES = "kvbench-"  # how the names of our jobs begin
 _PATIENCE = 60  # seconds for a controller that is busy
 
 log = logging.getLogger(__name__)
@@ -16,19 +17,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Queued:
-    """A task in the queue: its state, and why it waits if it does."""
+    """A task in the queue: its state, why it waits if it does, and the name of its job."""
 
     state: str
     reason: str
+    name: str
+
+
+def job_name(submission: Path) -> str:
+    """Return the name of the jobs of a submission, from its folder.
+
+    Ids are not enough: another cluster on the same file system has them too, and a new controller begins again at 1.
+    """
+    return _JOB_NAMES + submission.name
 
 
 def queue(quiet: bool = True) -> dict[str, Queued] | None:
     """Return this user's tasks of kvbench by id ("12_3", or "12" outside an array); None if Slurm does not answer."""
-    answer = _ask("squeue", "-h", "-r", "-u", str(os.getuid()), "-n", JOB_NAME, "-o", "%i|%T|%r", quiet=quiet)
+    answer = _ask("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%j|%r", quiet=quiet)
     if answer is None:
         return None
-    lines = [line.split("|", 2) for line in answer.splitlines() if line.count("|") >= 2]
-    return {name.strip(): Queued(state, reason) for name, state, reason in lines}
+    lines = [line.split("|", 3) for line in answer.splitlines() if line.count("|") >= 3]
+    return {task.strip(): Queued(state, reason, name) for task, state, name, reason in lines if _is_ours(name)}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(_JOB_NAMES)
 
 
 def ending(task: str) -> str:

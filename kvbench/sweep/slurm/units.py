@@ -1,6 +1,6 @@
 """Units of work for a cluster: the unfinished runs of a group, or of one shard of it, as files that a task can read.
 
-<folder>/<time>/
+<folder>/<time>-<token>/     "kvbench-<time>-<token>" is the name of its Slurm jobs
     group-<k>.json          the configurations of a group
     tasks-<job>.json        which unit each task of a Slurm job is
     group-<k>[-<i>of<n>].report.json   written by a task that came to its end: the errors of its runs
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from kvbench.sweep.slurm.queue import Queued, job_name
+
 if TYPE_CHECKING:
     from kvbench.run.jobs import Job
     from kvbench.sweep.compose import Composed
-
-_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Unit:
         suffix = "" if self.shard is None else "-" + self.shard.replace("/", "of")
         return Path(self.payload.removesuffix(".json") + suffix + ".report.json")
 
+    def is_in(self, queued: Mapping[str, Queued], task: str) -> bool:
+        """Return True if the task in the queue with this id is the one of this unit, not of another cluster."""
+        return task in queued and queued[task].name == job_name(Path(self.payload).parent)
+
     @property
     def name(self) -> str:
         """The unit in words, for messages."""
@@ -69,18 +74,17 @@ class Unit:
 
 
 def fresh_folder(root: str | Path) -> Path:
-    """Return a new folder below `root`, named by the time. Raises ValueError when it cannot be created."""
+    """Return a new folder below `root`, named by the time and a random token. Raises ValueError if that is impossible.
+
+    The token makes the name of the jobs unique, also among clusters that share a file system.
+    """
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for number in range(_TRIES):
-        folder = Path(root).absolute() / (stamp + f"-{number}" * bool(number))
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ValueError(f"hydra.launcher.folder={root}: cannot write there ({error.strerror})") from None
-        return folder
-    raise ValueError(f"hydra.launcher.folder={root}: already holds {folder} and {_TRIES - 1} more")
+    folder = Path(root).absolute() / f"{stamp}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"hydra.launcher.folder={root}: cannot write there ({error.strerror})") from None
+    return folder
 
 
 def by_group(sweep: Sequence[Composed], wanted: Iterable[Path]) -> dict[str, list[tuple[Composed, list[Job]]]]:
@@ -123,14 +127,14 @@ def remember(folder: Path, units: Mapping[str, Unit]) -> None:
     (folder / f"tasks-{job}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def remembered(root: str | Path, tasks: Iterable[str]) -> dict[str, Unit]:
-    """Return the units of those tasks that were submitted from `root`, by task."""
-    alive = set(tasks)
+def remembered(root: str | Path, queued: Mapping[str, Queued]) -> dict[str, Unit]:
+    """Return the units of those tasks in the queue that were submitted from `root`, by task."""
     units: dict[str, Unit] = {}
-    for job in {task.partition("_")[0] for task in alive}:
+    for job in {task.partition("_")[0] for task in queued}:
         for file in Path(root).absolute().glob(f"*/tasks-{job}.json"):
-            for task, unit in json.loads(file.read_text(encoding="utf-8")).items():
-                if task in alive:
-                    lists = {name: tuple(unit[name]) for name in ("runs", "retry") if name in unit}
-                    units[task] = Unit(**unit | lists)
+            for task, content in json.loads(file.read_text(encoding="utf-8")).items():
+                lists = {name: tuple(content[name]) for name in ("runs", "retry") if name in content}
+                unit = Unit(**content | lists)
+                if unit.is_in(queued, task):
+                    units[task] = unit
     return units

@@ -85,7 +85,7 @@ class Watch:
         while waiting:
             queued = queue.queue()
             for task in list(waiting):
-                if queued is None or task in queued:
+                if queued is None or waiting[task].is_in(queued, task):
                     gone.pop(task, None)
                     continue
                 if task not in gone:
@@ -151,7 +151,7 @@ class Watch:
         if queued is None:
             now = "Slurm does not answer"
         else:
-            ours = [queued[task] for task in self.tasks if task in queued]
+            ours = [queued[task] for task, unit in self.tasks.items() if unit.is_in(queued, task)]
             states = Counter(_words(q) for q in ours)
             now = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no task in the queue"
         line = f"{rows} rows recorded in {len(self.jobs)} runs; {now}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -46,6 +47,27 @@ def test_a_missing_package_is_one_line(
     write_store(tmp_path, needle_runs()[:1])
     assert log.main([str(tmp_path), "logger=wandb"]) == 2
     assert capsys.readouterr().err == "kvbench: logger=wandb: wandb is not installed; pip install 'kvbench[wandb]'\n"
+
+
+def test_outputs_that_cannot_be_written_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not a warning for each entry, after which the command would be recommended once more."""
+    pytest.importorskip("wandb")
+    write_store(tmp_path / "runs", needle_runs()[:1])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(log, "Process", lambda *_, **__: pytest.fail("nothing is logged"))
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "TemporaryFile", _read_only)
+        assert log.main([str(tmp_path), "logger=wandb"]) == 2
+    line = f"kvbench: {tmp_path}: the files of the loggers cannot be written there (Read-only file system); "
+    assert capsys.readouterr().err == line + "choose another folder with --out\n"
+    assert log.main([str(tmp_path), "logger=wandb", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "/file/x: the files of the loggers cannot be written there (Not a directory)" in capsys.readouterr().err
+
+
+def _read_only(dir: Path) -> None:
+    raise OSError(errno.EROFS, "Read-only file system", str(dir))
 
 
 @pytest.mark.parametrize("below", ["", "runs", "runs/needle"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import re
 import shutil
@@ -53,6 +54,26 @@ def test_one_file_holds_all_and_is_the_same_again(store: Path, tmp_path: Path, c
     assert main([str(tmp_path / "copy" / "runs")]) == 0
     assert (store / "view.html").read_bytes() == (tmp_path / "copy" / "runs" / "view.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "runs"]
+
+
+@pytest.mark.parametrize("limit", [page.LIMIT, 1])
+def test_a_store_that_cannot_be_written_names_out(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, limit: int
+) -> None:
+    """The page and its parts lie next to the runs unless --out says where."""
+
+    def read_only(path: Path, *more: Any, **named: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(page, "LIMIT", limit)
+    monkeypatch.setattr(page, "write_atomic", read_only)
+    monkeypatch.setattr(Path, "write_text", read_only)
+    assert main([str(store)]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"kvbench: {store}/view") and line.count("\n") == 1
+    assert line.endswith(": Read-only file system; choose another place with --out FILE.html\n")
+    assert main([str(store), "--out", str(tmp_path / "x.html")]) == 2
+    assert capsys.readouterr().err.endswith(": Read-only file system\n"), "this place was chosen"
 
 
 def test_the_numbers_are_those_of_the_report(store: Path) -> None:
