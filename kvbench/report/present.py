@@ -68,7 +68,7 @@ def present(
                 folders.append(out / group.folder)
                 files += written
                 if source is None:
-                    replace_earlier(out, ["table", group.folder], written)
+                    replace_earlier(out / group.folder, "table", written)
             if source is not None:
                 replace_earlier(out, ["report", source], files)
     finally:  # a full disk must not hide the tables

@@ -1,6 +1,6 @@
 """The files that exports and reports wrote to a folder, so that the next one deletes what it does not write again.
 
-A hidden file in the folder, `.written-<hash>.json`, lists them for each source: what was written from which runs. So
+A hidden file in the folder, `.written-<hash>`, lists them for each source: what was written from which runs. So
 several stores may be exported to one folder. A file is deleted only if it is still as it was written.
 """
 
@@ -15,7 +15,7 @@ from typing import TypedDict
 from kvbench.common.files import write_atomic
 from kvbench.store.files import DELETE, read_json
 
-_NAMES = ".written-{}.json"
+_NAMES = ".written-{}"  # no .json: who looks for results in such files must not find it
 
 
 class _List(TypedDict):

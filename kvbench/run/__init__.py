@@ -8,6 +8,7 @@ In the order in which it happens:
     logged     a logger follows the runs while they are computed
     samples    the samples that a group still misses, as prompts
     preflight  checks before weights are loaded: room in the budget, kernel, memory
+    refused    why runs cannot be computed, kept in the outputs
     open_run   run folders, open for writing
     batching   samples on their way through the engine; what happens when it fails
     memory     how many of them fit together

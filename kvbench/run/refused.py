@@ -60,7 +60,7 @@ def refused_without_samples(jobs: Iterable[Job]) -> dict[Path, ValueError]:
     Either a check says so now, or the same request was refused before by the same versions. The machine that asks need
     not be like the one that computes: what `model.device=auto` means there is not known.
     """
-    found: dict[Job, ValueError] = {}
+    errors: dict[Job, ValueError] = {}
     known: dict[Path, ValueError] = {}
     groups: dict[str, list[Job]] = {}
     for job in jobs:
@@ -73,7 +73,7 @@ def refused_without_samples(jobs: Iterable[Job]) -> dict[Path, ValueError]:
             check_fused(group[0].cfg, spec)
             shape = _shape(spec, shapes)
         except ValueError as error:
-            found |= dict.fromkeys(group, error)
+            errors |= dict.fromkeys(group, error)
             continue
         for job in group:
             try:
@@ -82,13 +82,13 @@ def refused_without_samples(jobs: Iterable[Job]) -> dict[Path, ValueError]:
                 if kind != "auto":
                     check_device(job, kind)
             except ValueError as error:
-                found[job] = error
+                errors[job] = error
                 continue
             reason = _earlier(job)
             if reason is not None:
                 known[job.folder] = ValueError(reason)
-    keep_refusals(found, final=False)
-    return known | {job.folder: error for job, error in found.items()}
+    keep_refusals(errors, final=False)
+    return known | {job.folder: error for job, error in errors.items()}
 
 
 def _shape(spec: models.ModelSpec, known: list[tuple[models.ModelSpec, models.Shape]]) -> models.Shape:

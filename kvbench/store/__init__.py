@@ -12,7 +12,8 @@
 Opening the folder of an earlier run continues it. A killed process can only leave a torn last line, which the
 next opening drops. Shard i of n writes samples-<i>of<n>.jsonl and status-<i>of<n>.json next to the other shards;
 readers merge them. `load_numbers` reads thousands of runs as arrays, `iterate_runs` one run after another with its
-records. Plans (`write_plan`) tell which runs a command makes. Imports no torch.
+records. Plans (`write_plan`) tell which runs a command makes, refusals (`kvbench.store.refusals`) why one could not
+begin. Imports no torch.
 """
 
 from __future__ import annotations

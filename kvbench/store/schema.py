@@ -182,7 +182,7 @@ class RescoredRun(TypedDict):
 
 
 class Refusal(TypedDict):
-    """Why a run cannot be computed, with what was asked for.
+    """The reason why a run cannot be computed, with what was asked for.
 
     `final` is True if the same request is refused on every machine and in every shard, as long as the versions are the
     same. `shard` is the one that was asked for, such as "1/2".

@@ -137,7 +137,7 @@ def test_command_line_writes_a_table_and_heatmaps_per_group(tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert printed.count("| snapkv") == 2 == printed.count("| fullkv")
     assert "question-aware" in printed and "question-agnostic" in printed
-    folders = sorted((tmp_path / "out").iterdir())
+    folders = sorted((tmp_path / "out").glob("[!.]*"))
     assert len(folders) == 2
     for folder in folders:
         names = [path.name.split("-")[0] for path in folder.iterdir()]
@@ -158,7 +158,7 @@ def test_a_later_run_adds_to_the_report_and_is_compared_to_the_full_cache(
     present([h2o], tmp_path / "out", store=tmp_path / "runs")
     printed = capsys.readouterr().out
     assert "| h2o" in printed and "| fullkv" in printed and "| snapkv" not in printed
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").glob("[!.]*")
     assert len(json.loads((folder / "table.json").read_text())["rows"]) == 3
 
 

@@ -146,7 +146,7 @@ def test_a_suite_is_one_folder_with_tables_scores_and_a_curve(
     assert main([str(stored), "--benchmark", "longbench", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert printed.count("## ") == 1 and "longbench-original, question-aware" in printed and "needle" not in printed
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").glob("[!.]*")
     assert folder.name.startswith("longbench-smollm2_135m-")
     names = {path.name for path in folder.iterdir() if path.suffix != ".pdf"}
     assert names == {
@@ -205,7 +205,7 @@ def test_a_later_run_of_a_suite_is_shown_with_its_row_and_the_full_cache(
     printed = capsys.readouterr().out
     assert "needle" not in printed and "hotpotqa" in printed and "30.00" in printed and "50.00" in printed
     assert "32.00" not in printed, "the row of another budget"
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").glob("[!.]*")
     assert len(json.loads((folder / "table.json").read_text())["rows"]) == 3
 
 

@@ -208,7 +208,7 @@ def test_footnotes_name_protocol_metrics_and_weights(tmp_path: Path) -> None:
     for method, budget in (("fullkv", "full"), ("snapkv", "0.2")):
         store_run(tmp_path / "runs", make_part(method, budget, "qasper", 0.5))
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    [folder] = (tmp_path / "out").iterdir()
+    [folder] = (tmp_path / "out").glob("[!.]*")
     for file in ("table.md", "table.tex", "table.html"):
         text = (folder / file).read_text().replace("\\", "")
         assert "Protocol: protocol=longbench-original, question=aware." in text, file

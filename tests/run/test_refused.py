@@ -88,7 +88,7 @@ def test_other_runs_of_the_plan_are_resumed(jobs: Jobs, tmp_path: Path, capsys: 
 def test_a_run_that_begins_forgets_its_refusal(
     jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """What was refused before, by older code for example, never keeps a command from trying."""
+    """A refusal, such as one of older code, never keeps a command from trying."""
     (job,) = jobs(["method=snapkv", "budget=64", "limit=1"])
     with monkeypatch.context() as older:
         older.setattr(preflight, "_no_room", lambda job, size: ValueError("budget=64: no room"))

@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Written:
-    """What an export wrote.
+    """The numbers and the files of what an export wrote.
 
     Attributes:
         left_out: number of runs that the format cannot hold.
