@@ -60,6 +60,7 @@ class Arena:
         return rows
 
     def nbytes(self) -> int:
+        """Return the bytes of the keys and values, free slots included."""
         return 2 * self.buffers.k_RD.nbytes
 
     def has_room(self, slots: int) -> bool:
@@ -87,7 +88,8 @@ def gather(
     Args:
         before: an arena that the result continues if it was allocated with enough room. The result then has its
             segments too, and replaces it.
-        later: slots to allocate in addition, for arenas that continue this one. Only functions for the host use it.
+        later: slots to allocate in addition, for arenas that continue this one. It has no effect without the
+            backend's functions for a CPU.
     """
     device, (heads, tokens, dim) = k_UTD.device, k_UTD.shape
     keep_ST = torch.stack([entry.keep_UT.to(device) for entry in entries]).flatten(0, 1)

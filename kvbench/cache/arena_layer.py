@@ -2,8 +2,8 @@
 
 Shape suffixes: B rows of the decode batch, H query heads, U KV heads, T tokens, D head dimension.
 
-Appending costs O(new tokens). Three things move the buffers: rows that join (once for all that join between two steps),
-growth beyond the reserve, and the release of half the rows.
+Appending costs O(new tokens). The buffers move when rows join (once for all that join between two steps), when a row
+outgrows its reserve, when half of the slots are free, and in `compact`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows whose tokens are held by a storage part: all rows of one layer that share the part, handled at once.
+"""Rows that a storage part encodes and of which nothing leaves: all rows of one layer that share the part, at once.
 
 Shape suffixes: B rows of the call, H query heads, U KV heads, G = H / U, L segments of the call (row x KV head),
 S segments, T tokens, W the longest segment of the call, D head dimension.

@@ -1,4 +1,6 @@
-"""Rows with buffers of their own: those with a storage part, with or without eviction while decoding, or with a look.
+"""The forms in which rows are stored: in the arena, or in buffers of their own.
+
+The latter are rows with a storage part, with or without eviction while decoding, and rows with a look.
 
 Shape suffixes: B rows, H query heads, U KV heads, T tokens, D head dimension.
 """
@@ -24,7 +26,11 @@ from kvbench_kernels.backends import PackedAttention
 
 
 class Form(NamedTuple):
-    """A storage part, and whether its rows evict while decoding; or a look. Rows of equal forms share buffers."""
+    """The form of rows outside the arena: a storage part, or a look. Rows of equal forms share buffers.
+
+    Attributes:
+        evicts: True if rows with a storage part evict while decoding.
+    """
 
     store: Store | None
     evicts: bool

@@ -134,7 +134,7 @@ class PolicyGroup:
 
     @property
     def needs_host(self) -> bool:
-        """True if `step` waits for the device in every step, because a mask says which tokens leave."""
+        """True if `act` waits for the device in every step, because a mask says which tokens leave."""
         return self.quota.masks_every_step
 
     @property
@@ -143,7 +143,7 @@ class PolicyGroup:
         return self._pins is not None or self._turning is not None
 
     def grow(self, tokens: int, ids: Sequence[Sequence[int]] | None) -> None:
-        """Count the tokens of a step, given by their ids if these are known; `step` follows.
+        """Count the tokens of a step, given by their ids if these are known; `act` follows.
 
         Args:
             ids: of all rows of the batch.
@@ -157,7 +157,7 @@ class PolicyGroup:
     def advance(self, ids: Sequence[Sequence[int]]) -> None:
         """Count the token of each row that a recorded step appended, and those that left.
 
-        If `step` needs the host, it is no part of the recording. It counts what leaves.
+        If `act` needs the host, it is no part of the recording, and counts by itself what leaves.
         """
         self.grow(1, ids)
         if not self.needs_host:

@@ -94,7 +94,10 @@ class TurningKeys:
 class TurningSlots:
     """The turned keys of the active rows of a policy whose tokens all have the positions of their places in the cache.
 
-    The arguments are as of `TurningKeys`, with the `width` of the slots.
+    Args:
+        slots, rows, rotate: as for `TurningKeys`.
+        width: slots of each head.
+        like: a tensor of the dtype and device of the keys, whose last dimension is theirs.
     """
 
     def __init__(

@@ -106,7 +106,7 @@ class Choice:
         return tokens, None if totals is None else totals[layer]
 
     def slots(self, layer: int) -> int:
-        """Return about how many slots next to those of other variants the rows will take of a layer."""
+        """Return about how many slots of a layer's arena the rows will take."""
         if self.method.store is not None or self.method.look is not None:  # they have buffers of their own
             return 0
         reserved = self._shape.heads * sum(place.reserve for place in self.places)
@@ -118,7 +118,7 @@ class Choice:
         return stores[layer] if stores else self.method.store
 
     def group(self, layer: int) -> Hashable:
-        """Return the same for variants that store tokens of the same keys and values, plain or merged, in one call."""
+        """Return a key that is equal for variants that are stored in one call: the same keys and values serve all."""
         method, totals = self.method, self._totals
         if method.store is not None or method.look is not None:
             return self
@@ -170,7 +170,7 @@ class Choice:
 
 
 def time_shares(group: Mapping[Choice, Sequence[Entry]]) -> dict[Choice, float]:
-    """Return which share of the time to store several variants a single row of each would take: by its tokens."""
+    """Return the share of a single row of each variant in the time to store all of them: that of its tokens."""
     tokens = {choice: choice.stored_tokens for choice in group}
     total = sum(tokens[choice] * len(of_rows) for choice, of_rows in group.items())
     return {choice: of_one / total for choice, of_one in tokens.items()}

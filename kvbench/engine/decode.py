@@ -57,9 +57,8 @@ def stream(
             stopped, repeatedly until it returns None, and not while a step has been started ahead. If it returns None
             for an empty batch, the stream ends.
         cache, kernel: as `make_cache` takes them.
-        graph: whether decode steps are recorded as CUDA graphs: "auto" (if possible), "true", "false".
-        fused: whether decode steps use our own small ops between the model's products: "auto" (if possible), "true",
-            "false".
+        graph: record decode steps as CUDA graphs: "auto" (if possible), "true", "false".
+        fused: use our own small ops between the products of decode steps: "auto" (if possible), "true", "false".
         question: "aware" compresses the whole prompt; "agnostic" compresses the context alone and then appends the
             question's tokens, uncompressed.
         max_length: tokens that a prompt and its answer may have together; by default the model's own limit.

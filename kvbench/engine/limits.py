@@ -67,7 +67,7 @@ class RequestLimits:
         return None
 
     def length_error(self, prompt: int, max_new_tokens: int, span: int | None = None) -> str | None:
-        """Return one line that says why a prompt and an answer of these lengths cannot be; None if they can.
+        """Return one line that says why a prompt and an answer of these lengths are impossible; None if not.
 
         Args:
             span: as for `error`.

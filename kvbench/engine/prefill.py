@@ -3,7 +3,8 @@
 In the shared prefill every layer attends to the whole prompt, and each variant chooses the tokens it keeps.
 Compression happens inside the layer, while the prefill proceeds. At any time the device holds the full keys and values
 of one layer only, and the kept tokens. Variants whose layer budgets need the statistics of all layers wait for the end,
-and so do those with forward passes of their own (`kvbench.engine.passes`).
+and so do those with forward passes of their own (`kvbench.engine.passes`), and those whose budget in bytes can only be
+divided when all layers are known (`fits_late`).
 
 Shape suffixes: B batch (1 in a prefill), H query heads, U KV heads, T tokens of the call, D head dimension.
 """

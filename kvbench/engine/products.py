@@ -1,8 +1,8 @@
 """The products of a decode step's linear modules: those of one input together, and our own kernel for few rows.
 
-`kvb.linear` streams the weights of up to 16 rows, one token each, past the tokens. It starts to read them before the
-kernel before it ends. A step begins with kernels of torch, which wait for all earlier ones. So whatever wrote the
-weights has ended by then.
+`kvb.linear` takes up to 16 rows, one token each, and reads every weight once for all of them. It starts to read weights
+while the kernel before it still runs. That is safe: a step begins with kernels of torch, which wait for all earlier
+ones, so whatever wrote the weights has ended by then.
 
 Shape suffixes: B rows (one token each), C inputs, O outputs.
 """

@@ -15,7 +15,7 @@ from kvbench.engine.attention import NAME, kvbench_attention, last_logits
 
 
 class SeenLayers:
-    """The attention of the call. Its output at a position are the values there.
+    """The attention of the call. Its output at a position is the value there.
 
     Attributes:
         keys: [U, T, D] by layer of the model, with their rotation.

@@ -55,7 +55,7 @@ class Steps:
         graphed: runs the steps, as graphs where it can.
 
     Attributes:
-        was_replayed: whether a graph ran the last step.
+        was_replayed: True if a graph ran the last step.
     """
 
     def __init__(self, caches: LayerCaches, graphed: GraphedSteps, device: torch.device) -> None:

@@ -29,7 +29,7 @@ class FusedStep:
     """A decode step: a call returns the logits [B, V] after one more token [B, 1] of each row, like `last_logits`."""
 
     def __init__(self, model: PreTrainedModel, small: ops.StepOps = ops.STEP_OPS, own_products: bool = True) -> None:
-        """Prepare a step of a model without an obstacle.
+        """Prepare a step of a model in which `obstacle` finds nothing.
 
         The weights of its linear modules may move in memory; their values and modules stay.
 

@@ -135,7 +135,7 @@ def check_reach(method: Composed, budget: object, span: int, shape: CacheShape) 
 
 
 def fits_late(method: Composed, budget: object) -> bool:
-    """Return True if the tokens that a budget allows are known after all layers of the prompt alone."""
+    """Return True if the tokens that a budget allows are not known before all layers of the prompt are."""
     store, eviction = method.store, method.eviction
     if isinstance(budget, str):
         budget = check_budget(budget)
