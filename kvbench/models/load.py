@@ -5,6 +5,7 @@ torch and transformers are imported inside functions only, so that planning a sw
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Loaded:
     """A model in eval mode without gradients, its tokenizer, and what a decode loop must know of them.
 
     Attributes:
+        engine_tokenizer: the tokenizer with the chat template as model.chat_template and model.chat_kwargs have it, for
+            methods that ask for what it writes; without one under chat_template=never.
         eos_ids: token ids that end an answer.
         max_length: tokens of the longest prompt with its answer: model.max_length, else the model's own limit.
         hints: dials that suit this model's tokenizer.
@@ -34,6 +37,7 @@ class Loaded:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    engine_tokenizer: PreTrainedTokenizerBase
     name: str
     device: str
     eos_ids: frozenset[int]
@@ -67,7 +71,23 @@ def load(spec: ModelSpec) -> Loaded:
     ends = _end_ids(model.generation_config, tokenizer).all
     _say_ignored(spec, decoding.ignored(spec.source.generation_config()))
     _SPECS[model] = spec
-    return Loaded(model, tokenizer, spec.name, str(model.device), ends, limit, spec.hints)
+    return Loaded(model, tokenizer, _for_engine(tokenizer, spec), spec.name, str(model.device), ends, limit, spec.hints)
+
+
+def _for_engine(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose template needs no settings: `never` leaves none, and the others begin it."""
+    given = tokenizer.chat_template
+    if given is None or (spec.chat_template != "never" and not spec.chat_kwargs):
+        return tokenizer
+    own, variables = copy.copy(tokenizer), dict(spec.chat_kwargs)
+    chosen = variables.pop("chat_template", None)
+    if isinstance(given, dict):  # several, by name
+        given = given.get(chosen or "default", chosen)
+    elif chosen is not None:
+        given = chosen
+    settings = "".join(f"{{% set {name} = {value!r} %}}" for name, value in variables.items() if name.isidentifier())
+    own.chat_template = None if spec.chat_template == "never" else f"{settings}{given}"
+    return own
 
 
 def described(model: object) -> dict[str, object]:

@@ -51,7 +51,7 @@ def inspect_prompt(cfg: DictConfig, text: str | None, show: int | str, layers: l
     loaded = models.load(spec)
     seen = observe(
         loaded.model,
-        loaded.tokenizer,
+        loaded.engine_tokenizer,
         chosen.prompt,
         chosen.span,
         variant,

@@ -109,7 +109,7 @@ def run(loaded: Loaded, cell: Cell, requests: Sequence[Request], cfg: Mapping[st
     meter.start()
     answers = stream(
         loaded.model,
-        loaded.tokenizer,
+        loaded.engine_tokenizer,
         lambda _: queue.pop() if queue else None,
         cache=cfg["engine"]["cache"],
         kernel=cell.kernel,

@@ -177,7 +177,7 @@ def _work_through(queue: TaskQueue, job: Job, loaded: models.Loaded, bar: tqdm) 
     engine = job.cfg["engine"]
     answers = stream(
         loaded.model,
-        loaded.tokenizer,
+        loaded.engine_tokenizer,
         queue.draw,
         cache=engine["cache"],
         kernel=job.cfg["kernel"],

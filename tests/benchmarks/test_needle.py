@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from kvbench.benchmarks import needle_checks
 from kvbench.benchmarks.base import ModelFacts, encode
+from kvbench.benchmarks.haystack import Essays, first_ids
 from kvbench.benchmarks.insertion import Placement, insert, trimmed
 from kvbench.benchmarks.needle import Needle
 from tests.helpers.needle_forms import CONF, ToyTokenizer, make
@@ -285,3 +286,35 @@ def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
 def test_a_needle_that_does_not_fit_is_refused_when_lengths_are_known() -> None:
     with pytest.raises(ValueError, match=r"^benchmark\.lengths: 10 tokens"):
         make(lengths=[10, 500]).samples(ToyTokenizer())
+
+
+def test_an_end_of_a_sentence_is_looked_for_within_a_reach_alone() -> None:
+    """A needle lies at most a twentieth of the context, or 8 tokens, before its depth."""
+    for length, reach in ((400, 20), (60, 8)):
+        index = length // 2
+        for back, place in ((reach - 1, index - reach + 1), (reach, index), (reach + 1, index)):
+            text = ["a"] * length
+            text[index - back - 1] = "\u3002"  # the sentence ends `back` tokens before the depth
+            placement = insert(lambda ids: "".join(map(chr, ids)), [*map(ord, text)], [ord("N")], length + 1, 50, None)
+            assert placement.token == place, (length, back)
+
+
+class Words:
+    """A tokenizer of long words: a word that is cut has another id."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [int.from_bytes(word.encode(), "big") for word in text.split()]
+
+    def decode(self, token_ids: list[int]) -> str:
+        raise AssertionError
+
+
+def test_the_last_tokens_of_a_haystack_that_was_cut_are_not_used(tmp_path: Path) -> None:
+    """The text is read up to a number of characters, where a word may be cut."""
+    text = "abc " + " ".join(f"number{i:09d}" for i in range(5000))
+    (tmp_path / "a.txt").write_text(text)
+    whole = Words().encode(text, add_special_tokens=False)
+    for length in range(
+        250, 265
+    ):  # 8 characters a token, and 256 tokens more, are just as many words, the last one cut
+        assert first_ids(Words(), Essays(tmp_path), length)[:length] == whole[:length]

@@ -20,6 +20,7 @@ from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
 from kvbench.engine.attention import kvbench_attention, last_logits
 from kvbench.engine.caches import ContinuePass, LayerCaches, Place
+from kvbench.engine.feed import FeedPass
 from kvbench.engine.model_view import view_of
 from kvbench.engine.probe import checked_plan
 from kvbench.engine.start import start_feed
@@ -214,3 +215,11 @@ def test_what_a_feed_cannot_do_is_one_line(name: str, dials: dict[str, Any], mes
     with pytest.raises(ValueError, match=".") as caught:
         kvbench.load_method(name, **dials)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_copies_for_further_questions_do_not_count_as_prefill(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of one question makes none."""
+    monkeypatch.setattr(FeedPass, "copies_s", 1000.0)
+    (outs,) = generate(tiny, [prompt(40)], [("streaming_llm_true", 24), ("fullkv", None)])
+    fed, full = (out.timings.prefill_s for out in outs)
+    assert -1000 < fed < -900 and 0 < full < 100

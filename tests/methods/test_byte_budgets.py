@@ -103,6 +103,7 @@ def test_no_larger_number_of_tokens_fits(span: int, bits: int, share: float) -> 
 
     fitting = [total for total in range(33 * 6, span * 6 + 1) if needed(total) <= promise]
     method = kvbench.load_method("snapkv+kivi", bits=bits)
+    assert bool(fitting) == ((span, share) != (431, 0.06)), "one case is refused, and no other"
     if fitting:
         assert allowed(method, ByteShare(share), span, SHAPE) == Allowance(*divmod(max(fitting), 6))
     else:

@@ -80,6 +80,7 @@ def test_lengths_are_the_limit_and_the_buffer_at_every_token(name: str, more: di
         entry = Entry(row, keep_UT, NEW, decoding=decoding, score_UT=score_UT, base_U=base_U, rotate=lambda x, by: x)
         cache.add(0, [entry], k_UTD, k_UTD)
         lengths[row] = [expected(decoding, b, n) for b, n in zip(base_U, keep_UT.sum(1).tolist(), strict=True)]
+    assert len(lengths) > 2, "a policy takes some of the rows that are drawn"
     for step in range(NEW):
         tokens = torch.randn(3, len(lengths), HEADS, 1, DIM, generator=g)
         cache.attend(0, list(lengths), *tokens, 1.0)

@@ -186,6 +186,39 @@ def test_cheap_heads_store_special_tokens_or_punctuation_alone() -> None:
         assert cache.lengths(0) == [[2 + sum(stored) for _, stored in plans]]
 
 
+def test_the_plan_counts_in_the_bytes_of_a_row() -> None:
+    """Next to 8 bytes a slot for position and state: what is pinned, and the numbers of the heads."""
+    heads, tokens, room = 3, 5, 4
+    plan = Plan(
+        torch.tensor([[0, 0], [1, 0], [4, 0]]).int(),
+        torch.tensor([2, 2, NO_LIMIT]),
+        torch.ones(heads, tokens).bool(),
+        torch.tensor([False, True, False]),
+        torch.tensor(PUNCTUATION),
+    )
+    x_UTD, x_1U1D = torch.randn(heads, tokens, DIM), torch.randn(1, heads, 1, DIM)
+    slack = []
+    for given in (plan, None):
+        cache = RaggedCache(1)
+        entry = Entry(
+            0,
+            torch.ones(heads, tokens).bool(),
+            room,
+            decoding=kvbench.load_method("fastgen" if given else "h2o_decode").decoding,
+            score_UT=torch.rand(heads, tokens),
+            base_U=[tokens + room] * heads,
+            plan=given,
+        )
+        cache.add(0, [entry], x_UTD, x_UTD)
+        slack.append([cache.slack_bytes(0)])
+        cache.attend(0, [0], x_1U1D, x_1U1D, x_1U1D, 1.0, NewTokens([[4]], torch.tensor([[4]])))
+        slack[-1].append(cache.slack_bytes(0))
+    numbers = heads * (2 * 4 + 1)
+    (before, after), (plain_before, plain_after) = slack
+    assert before - plain_before == heads * tokens + numbers
+    assert after - plain_after >= heads * (tokens + 1) + numbers, "by columns, of which the arena has some more"
+
+
 @pytest.mark.parametrize("cache", ["ragged", "masked"])
 def test_first_tokens_of_the_answer_stay_after_a_shorter_prompt(cache: str) -> None:
     """Heads hold `sinks` tokens of the sequence for good, and what follows them leaves as ever."""

@@ -18,6 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from kvbench import models
 from kvbench.common.paths import conf_dir
+from kvbench.engine.model_view import view_of
 from kvbench.models import ModelSpec
 from kvbench.models.cache import ModelCache
 from kvbench.models.sources import embedded, kinds, tiny
@@ -285,6 +286,33 @@ def test_hub_out_of_reach_gives_one_line_with_the_remedy(tmp_path: Path) -> None
     assert identity == "hub:Qwen/Qwen2.5-7B-Instruct@main"
     assert message.startswith("model.path=Qwen/Qwen2.5-7B-Instruct: ")
     assert "hf download Qwen/Qwen2.5-7B-Instruct" in message and "model=local" in message
+
+
+THINKS = (
+    "{% for turn in messages %}<user>{{ turn.content }}{% endfor %}</user>"
+    "{% if add_generation_prompt %}<assistant>{% if thinks is defined and not thinks %}none{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "</user><assistant>"),
+        ({"chat_template": "never"}, ""),
+        ({"chat_kwargs": {"thinks": False}}, "</user><assistant>none"),
+        ({"chat_kwargs": {"thinks": True, "other": {"a": [1, None, "b"]}}}, "</user><assistant>"),
+        ({"chat_kwargs": {"chat_template": THINKS.replace("<assistant>", "<a>")}}, "</user><a>"),
+    ],
+)
+def test_what_comes_before_an_answer_follows_the_settings_of_the_template(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], text: str
+) -> None:
+    """Passes of a method's own, such as those of KVzip, ask for it; prompts are rendered with the same settings."""
+    monkeypatch.setattr(tiny, "TEMPLATE", THINKS)
+    loaded = models.load(spec("tiny", **settings))
+    view = view_of(loaded.model, loaded.engine_tokenizer)
+    assert view.answer_prefix() == loaded.tokenizer.encode(text, add_special_tokens=False)
+    assert loaded.tokenizer.chat_template == THINKS
 
 
 def test_a_hub_without_connection_is_asked_once_and_silently(

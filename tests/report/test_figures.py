@@ -187,6 +187,24 @@ def test_pictures_say_how_many_rows_they_leave_out(pictures: list[Any], tmp_path
         assert any("6 rows are not shown" in text for text in texts)
 
 
+def test_pictures_name_the_rows_that_tables_mark(pictures: list[Any], tmp_path: Path) -> None:
+    """Those that were computed with different versions or on different hardware."""
+    points = points_of(study())
+    marked = replace(points, points=[replace(point, mixed=point.method == "snapkv") for point in points.points])
+    assert not points.notes
+    budgets = [point.budget for point in marked.points if point.mixed]
+    note = f"† different versions or hardware: {', '.join(f'snapkv {budget}' for budget in budgets[:3])}"
+    assert marked.notes.startswith(note) and marked.notes.endswith(f"and {len(budgets) - 3} more") == (len(budgets) > 3)
+    for given, is_there in ((marked, True), (points, False)):
+        pictures.clear()
+        for number, drawn in enumerate((curve, tradeoff, bars)):
+            drawn(given, "h", "d", tmp_path / f"{is_there}{number}.png")
+        assert pictures
+        for picture in pictures:
+            texts = [text.get_text() for text in picture.findobj(lambda x: hasattr(x, "get_text"))]
+            assert any("†" in text for text in texts) == is_there, texts
+
+
 def test_shares_of_heads_are_means_over_samples() -> None:
     records: list[Any] = [
         {"id": "a", "status": "ok", "span": 10, "kept": [[1, 3], [2, 2]]},

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvbench import store
-from kvbench.run import runner
+from kvbench.run import batching, runner
 from kvbench.run.jobs import Job
 from tests.helpers.runs import answers, records, status
 
@@ -29,6 +30,19 @@ def test_records_say_what_was_kept(jobs: Jobs) -> None:
         assert record["kv_bytes"] == 100 * 4 * 2 * 2 * 32 * 4, "tokens x layers x heads x (K, V) x D x float32"
         assert record["kv_bytes_full"] == record["prompt_tokens"] * 4 * 2 * 2 * 32 * 4
         assert record["timings"]["ttft_s"] >= record["timings"]["prefill_s"] > 0
+
+
+def test_methods_read_the_chat_template_as_it_is_set(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KVzip puts the beginning of an answer into its own passes."""
+    templates, real = [], batching.stream
+
+    def stream(model: Any, tokenizer: Any, *args: Any, **settings: Any) -> Any:
+        templates.append(tokenizer.chat_template)
+        return real(model, tokenizer, *args, **settings)
+
+    monkeypatch.setattr(batching, "stream", stream)
+    (outcome,) = runner.run_jobs(jobs(["method=kvzip", "budget=100", "limit=1", "model.chat_template=never"]))
+    assert outcome.error is None and templates == [None]
 
 
 def test_nothing_is_computed_twice(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

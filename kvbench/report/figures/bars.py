@@ -21,7 +21,7 @@ def bars(points: Points, heading: str, details: str, path: Path) -> list[Path]:
     if not points.points:
         return []
     heading = f"Memory and latency: {heading}"
-    details = "; ".join(filter(None, [details, points.missing]))
+    details = "; ".join(filter(None, [details, points.notes]))
     fitting = int((TALL - 1.2) / _ROW)
     written = []
     for number, first in enumerate(range(0, len(points.points), fitting)):

@@ -91,7 +91,7 @@ def _together(
     _headings(
         grid[0],
         heading,
-        f"{details}\n{'bands' if has_bands else 'bars'}, side by side{_INTERVAL}{_left_out(points)}".strip(),
+        f"{details}\n{'bands' if has_bands else 'bars'}, side by side{_INTERVAL}{_notes(points)}".strip(),
     )
     handles = {text: handle for axes in grid for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
@@ -142,7 +142,7 @@ def _apart(
         picture.supxlabel(_KINDS[kind], fontsize=figure.LABEL)
         picture.supylabel(points.score, fontsize=figure.LABEL)
         picture.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=9, fontweight="bold")
-        text = f"{details}{_left_out(points)}\ngrey: the other methods; dashed: full cache; bands{_INTERVAL}"
+        text = f"{details}{_notes(points)}\ngrey: the other methods; dashed: full cache; bands{_INTERVAL}"
         picture.text(0.01, 1 - 0.2 / picture.get_figheight(), text, fontsize=TICK, color=FAINT, va="top")
         figure.save(picture, file, stamp)
     return written
@@ -197,5 +197,5 @@ def _headings(axes: Axes, heading: str, text: str) -> None:
     axes.set_title(heading, loc="left", fontsize=9, fontweight="bold", pad=8 + 8.6 * len(text.splitlines()))
 
 
-def _left_out(points: Points) -> str:
-    return f"; {points.missing}" if points.missing else ""
+def _notes(points: Points) -> str:
+    return f"; {points.notes}" if points.notes else ""

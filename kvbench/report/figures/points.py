@@ -9,12 +9,15 @@ from kvbench.common.text import one_line
 from kvbench.report.difference import stratified_mean
 from kvbench.report.measured import count, mean_share, mebibytes, score_names, time_of
 from kvbench.report.paired import Matrix, matrix
-from kvbench.report.runs import budget_order, check_metric, is_full_cache, names, order
+from kvbench.report.runs import MARK, budget_order, check_metric, is_full_cache, names, order
 from kvbench.report.suite import SuiteTable
 from kvbench.report.suite_groups import place_of, row_key
 from kvbench.store import RunNumbers, numbers_of
 from kvbench.store.columns import TIMINGS
+from kvbench.store.environment import is_mixed
 from kvbench.store.numbers import ReadRun
+
+_NAMED = 3  # rows that a note names
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Point:
         held_share: bytes that the cache holds, as a share of the full cache's keys and values.
         held_mib: the same bytes in MiB: keys and values, and what a store or a decode policy must know of each token.
         seconds: mean times by name, see `TIMINGS`; those that were measured.
+        mixed: computed with different versions or on different hardware.
     """
 
     method: str
@@ -41,10 +45,13 @@ class Point:
     held_share: float
     held_mib: float
     seconds: Mapping[str, float]
+    mixed: bool = False
 
     def as_json(self) -> list[object]:
         """Return all fields, for the stamp of a figure."""
-        return [*[*vars(self).values()][:-1], dict(self.seconds)]
+        fields = {**vars(self), "seconds": dict(self.seconds)}
+        mixed = fields.pop("mixed")
+        return [*fields.values(), *(["mixed"] if mixed else [])]
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,13 @@ class Points:
         return list(dict.fromkeys(point.method for point in sorted(others, key=lambda point: point.budget == "full")))
 
     @property
-    def missing(self) -> str:
-        """A note on the rows that are left out; empty if none is."""
+    def notes(self) -> str:
+        """Notes on the rows that are left out, and on those that tables mark; empty if there are none."""
         rows = "row is" if self.left_out == 1 else "rows are"
-        return f"{self.left_out} {rows} not shown, as datasets are missing there" if self.left_out else ""
+        missing = f"{self.left_out} {rows} not shown, as datasets are missing there" if self.left_out else ""
+        mixed = [f"{point.method} {point.budget}" for point in self.points if point.mixed]
+        shown = ", ".join(mixed[:_NAMED]) + (f" and {len(mixed) - _NAMED} more" if len(mixed) > _NAMED else "")
+        return "; ".join(filter(None, [missing, f"{MARK} different versions or hardware: {shown}" if mixed else ""]))
 
     @property
     def limits(self) -> tuple[float, float] | None:
@@ -155,6 +165,7 @@ def _point(runs: Sequence[RunNumbers], scores: Sequence[Matrix], method: str) ->
         held_share=mean_share(runs, "held_bytes", "kv_bytes_full") or 0.0,
         held_mib=mebibytes(runs) or 0.0,
         seconds={key: value for key in TIMINGS if (value := time_of(runs, key)) is not None},
+        mixed=is_mixed(run.manifest for run in runs),
     )
 
 

@@ -76,7 +76,7 @@ def tradeoff(points: Points, heading: str, details: str, path: Path) -> list[Pat
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
     axes.legend([handles[text] for text in ordered], [figure.wrapped(text, 1.5, TICK) for text in ordered], **place)
     is_moved = any(x != point.held_share for point, x in zip(named, moved, strict=True))
-    notes = ["; ".join(filter(None, [details, points.missing])), _FRONT if has_front else ""]
+    notes = ["; ".join(filter(None, [details, points.notes])), _FRONT if has_front else ""]
     notes.append("; ".join([_BARS, _APART] if is_moved else [_BARS]))
     text = "\n".join(filter(None, notes))
     axes.annotate(text, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=TICK, color=FAINT)

@@ -116,7 +116,7 @@ def _importance(loaded: Loaded, name: str, prompt: Prompt, question: str) -> Ten
     method = replace(method, eviction=replace(method.evicting, layers=recorder))
     queue = [Request.of(prompt, [Variant(method, span_tokens(prompt, question) - 1)], 1)]
     draw = lambda _: queue.pop() if queue else None  # noqa: E731
-    answers = stream(loaded.model, loaded.tokenizer, draw, question=question, max_length=loaded.max_length)
+    answers = stream(loaded.model, loaded.engine_tokenizer, draw, question=question, max_length=loaded.max_length)
     for _, (generation,) in answers:
         if generation.error is not None:
             raise ValueError(f"{name}: {generation.error}")
