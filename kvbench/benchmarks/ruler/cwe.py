@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from kvbench.benchmarks.ruler.counting import Counter
 from kvbench.benchmarks.ruler.fitting import Draft
-from kvbench.benchmarks.ruler.sources import Sources
-from kvbench.benchmarks.ruler.tasks import Task
+from kvbench.benchmarks.ruler.request import RulerRequest
 
 SHORT = 4096  # below this length fewer repetitions leave room for more words
 
@@ -16,33 +14,25 @@ SHORT = 4096  # below this length fewer repetitions leave room for more words
 class CommonWords:
     """Samples of cwe. A unit is a different word.
 
-    year2024: the answer follows the example's prefix without a space, and trials count the answers too.
+    With the generator of 2024, the answer follows the example's prefix without a space, and trials count the answers
+    too.
     """
 
     step = 10
 
-    def __init__(
-        self,
-        task: Task,
-        prompt: str,
-        length: int,
-        seed: int,
-        count: Counter,
-        sources: Sources,
-        *,
-        year2024: bool = False,
-    ):
-        self.prompt, self.seed, self.count, self.year2024 = prompt, seed, count, year2024
-        self.rng = random.Random(seed)
+    def __init__(self, request: RulerRequest, prompt: str):
+        task, sources, is_short = request.spec, request.texts, request.length < SHORT
+        self.prompt, self.seed, self.count, self.year2024 = prompt, request.seed, request.count, request.is_old
+        self.rng = random.Random(self.seed)
         self.reserve = task.tokens_to_generate
         self.common = task.args["num_cw"]
         # (words, repetitions of a common word, of another one) of the example; repetitions of the list
-        self.example = (20, 3, 1) if length < SHORT else (40, 10, 3)
-        self.repeats = (6, 1) if length < SHORT else (task.args["freq_cw"], task.args["freq_ucw"])
+        self.example = (20, 3, 1) if is_short else (40, 10, 3)
+        self.repeats = (6, 1) if is_short else (task.args["freq_cw"], task.args["freq_ucw"])
         self.words = sorted({*sources.nouns, *sources.adjectives, *sources.verbs})
-        random.Random(seed).shuffle(self.words)
+        random.Random(self.seed).shuffle(self.words)
         # the generator of 2024 had no second list
-        self.more: Sequence[str] = () if year2024 else sources.more_words
+        self.more: Sequence[str] = () if self.year2024 else sources.more_words
         self.most: int | None = max(len(self.words), len(self.more))
         self.first = min(4096, self.most)  # units of the trial that head_size estimates from
 

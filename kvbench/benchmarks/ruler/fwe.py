@@ -7,9 +7,8 @@ import string
 
 import numpy as np
 
-from kvbench.benchmarks.ruler.counting import Counter
 from kvbench.benchmarks.ruler.fitting import Draft, does_not_fit
-from kvbench.benchmarks.ruler.tasks import Task
+from kvbench.benchmarks.ruler.request import RulerRequest
 
 LETTERS = 6
 ANSWERS = 3
@@ -19,16 +18,18 @@ ZETA_2 = 1.6449340668482264  # the sum of 1 / rank^2
 class FrequentWords:
     """Samples of fwe, which fit in a way of their own: words are added until the text is full.
 
-    year2024: the text alone may fill the length; the answer is added to it.
+    With the generator of 2024, the text alone may fill the length; the answer is added to it.
     """
 
-    def __init__(self, task: Task, prompt: str, length: int, seed: int, count: Counter, *, year2024: bool = False):
-        self.prompt, self.seed, self.count, self.name, self.length = prompt, seed, count, task.name, length
+    def __init__(self, request: RulerRequest, prompt: str):
+        task = request.spec
+        self.prompt, self.seed, self.count = prompt, request.seed, request.count
+        self.name, self.length = task.name, request.length
         self.alpha = task.args["alpha"]
         assert self.alpha == 2.0, "ZETA_2 belongs to alpha 2"
         self.tokens_to_generate = task.tokens_to_generate
-        self.room = length - (0 if year2024 else self.tokens_to_generate)
-        self.rng = random.Random(seed)
+        self.room = self.length - (0 if request.is_old else self.tokens_to_generate)
+        self.rng = random.Random(self.seed)
         self.vocabulary_size = self.room // 50
         if self.vocabulary_size <= ANSWERS:
             raise self._error()

@@ -47,44 +47,22 @@ def _prompt(request: RulerRequest) -> str:
 
 def _drafts(request: RulerRequest, prompt: str) -> Callable[[int], Draft]:
     """Return the function from a row's number to its draft. Call it for 0, 1, 2, ..., each once."""
-    task, length, seed, count = request.spec, request.length, request.seed, request.count
-    kind = task.family.name
+    kind, length = request.spec.family.name, request.length
     if kind == "fwe":
-        return FrequentWords(task, prompt, length, seed, count, year2024=request.is_old).row
+        return FrequentWords(request, prompt).row
     family: Family
     first, slack = None, None
     if kind == "niah":
-        family = Niah(task, prompt, length, seed, count, request.texts, measure_answers=request.is_old)
+        family = Niah(request, prompt)
     elif kind == "vt":
-        arguments = task, prompt, length, seed, count
-        family = VariableTracking2024(*arguments) if request.is_old else VariableTracking(*arguments)
+        family = VariableTracking2024(request, prompt) if request.is_old else VariableTracking(request, prompt)
     elif kind == "cwe":
-        words = CommonWords(task, prompt, length, seed, count, request.texts, year2024=request.is_old)
+        words = CommonWords(request, prompt)
         family, first, slack = words, words.first, lambda per_unit: words.slack(length, per_unit)
     else:
-        family = _documents(request, prompt)
+        family = Documents(request, prompt)
     size = linear_size(family, length) if request.is_old else head_size(family, length, first, slack)
-    return Fitter(family, size, length, task.name).row
-
-
-def _documents(request: RulerRequest, prompt: str) -> Documents:
-    questions = request.texts.questions(request.spec.args["dataset"])
-    available = len(questions.questions)
-    if request.start + request.num_samples > available:
-        raise ValueError(
-            f"benchmark.samples={request.num_samples}: {request.task} has {available} questions, "
-            f"from {request.start} on"
-        )
-    return Documents(
-        request.spec,
-        prompt,
-        request.length,
-        request.seed,
-        request.count,
-        questions,
-        request.start,
-        year2024=request.is_old,
-    )
+    return Fitter(family, size, length, request.spec.name).row
 
 
 def _record(request: RulerRequest, draft: Draft, row: int) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import uuid
 
-from kvbench.benchmarks.ruler.counting import Counter
 from kvbench.benchmarks.ruler.fitting import Draft
-from kvbench.benchmarks.ruler.sources import Sources
+from kvbench.benchmarks.ruler.request import RulerRequest
 from kvbench.benchmarks.ruler.tasks import NEEDLE, NOISE, Task
 
 # round(linspace(0, 100, 40)): where in the essay a needle may go, in per cent of its sentences
@@ -29,31 +28,22 @@ def singular(text: str) -> str:
 class Niah:
     """Samples of one niah task. A unit is an essay word, a line of noise, or a distracting needle.
 
-    measure_answers: trials count the answers too, as the generator of 2024 did.
+    Trials of the generator of 2024 count the answers too.
     """
 
     most: int | None = None
 
-    def __init__(
-        self,
-        task: Task,
-        prompt: str,
-        length: int,
-        seed: int,
-        count: Counter,
-        sources: Sources,
-        *,
-        measure_answers: bool = False,
-    ):
-        self.args, self.seed, self.count, self.sources = task.args, seed, count, sources
-        self.measure_answers = measure_answers
-        self.rng = random.Random(seed)
+    def __init__(self, request: RulerRequest, prompt: str):
+        task = request.spec
+        self.args, self.seed, self.count, self.sources = task.args, request.seed, request.count, request.texts
+        self.measure_answers = request.is_old
+        self.rng = random.Random(self.seed)
         self.reserve = task.tokens_to_generate
         self.keys = max(self.args["keys"], self.args["queries"])
         if self.args["haystack"] == "essay":
             self.step = 500
         else:
-            self.step = 25 if length >= 4096 else 5
+            self.step = 25 if request.length >= 4096 else 5
         self.prompt = prompt
         self.label = self.args["value"][:-1] if has_one_answer(task) else self.args["value"]
 

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import random
 
-from kvbench.benchmarks.ruler.counting import Counter
-from kvbench.benchmarks.ruler.documents import Questions
 from kvbench.benchmarks.ruler.fitting import Draft
-from kvbench.benchmarks.ruler.tasks import DOCUMENT, Task
+from kvbench.benchmarks.ruler.request import RulerRequest
+from kvbench.benchmarks.ruler.tasks import DOCUMENT
 
 
 class Documents:
     """Samples of one qa task. A unit is a document; row i asks question start + i, trials ask question 0.
 
-    year2024: trials count the answers too, and the set of documents is not repeated when it is used up.
+    With the generator of 2024, trials count the answers too, and the documents are not repeated when they are used up.
     Upstream gives a question of HotpotQA its ten documents at least, and has no row where they do not fit. Here the
     last of them that the question does not need are left out.
     """
 
     step = 10
 
-    def __init__(
-        self,
-        task: Task,
-        prompt: str,
-        length: int,
-        seed: int,
-        count: Counter,
-        questions: Questions,
-        start: int,
-        *,
-        year2024: bool = False,
-    ):
-        self.prompt, self.length, self.seed, self.count, self.year2024 = prompt, length, seed, count, year2024
-        self.rng = random.Random(seed)
+    def __init__(self, request: RulerRequest, prompt: str):
+        task, known = request.spec, request.texts.questions(request.spec.args["dataset"])
+        self.prompt, self.length, self.seed, self.count = prompt, request.length, request.seed, request.count
+        self.year2024, self.start = request.is_old, request.start
+        self.questions, self.documents = known.questions, known.documents
+        if self.start + request.num_samples > len(self.questions):
+            raise ValueError(
+                f"benchmark.samples={request.num_samples}: {request.task} has {len(self.questions)} questions, "
+                f"from {self.start} on"
+            )
+        self.rng = random.Random(self.seed)
         self.reserve = task.tokens_to_generate
-        self.questions, self.documents, self.start = questions.questions, questions.documents, start
-        self.most = len(self.documents) if year2024 else None
+        self.most = len(self.documents) if self.year2024 else None
         self.given = len(self.questions[0].gold)
 
     def floor(self, row: int) -> int:

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from kvbench.benchmarks.ruler.counting import Counter
 from kvbench.benchmarks.ruler.fitting import Draft, Fitter, head_size
+from kvbench.benchmarks.ruler.request import RulerRequest
 from kvbench.benchmarks.ruler.tasks import NOISE, Task
 
 EXAMPLE_LENGTH = 500
@@ -47,19 +47,20 @@ class VariableTracking:
 
     most: int | None = None
 
-    def __init__(self, task: Task, prompt: str, length: int, seed: int, count: Counter):
-        self.prompt, self.count = prompt, count
+    def __init__(self, request: RulerRequest, prompt: str):
+        task = request.spec
+        self.prompt, self.count = prompt, request.count
         self.hops: int = task.args["hops"]
         self.opening = task.template[:20]
-        self.rng, self.numbers = random.Random(seed), np.random.RandomState(seed)
+        self.rng, self.numbers = random.Random(request.seed), np.random.RandomState(request.seed)
         self.tokens_to_generate = task.tokens_to_generate
         example = _Example(self, task)
         size = head_size(example, EXAMPLE_LENGTH)
         draft = Fitter(example, size, EXAMPLE_LENGTH, "the example of vt").attempt(0)
         self.example_names = list(draft.answers)
         self.example = f"{draft.text} {' '.join(self.example_names)}\n"
-        self.step = 10 if length >= 4096 else 5
-        self.reserve = task.tokens_to_generate + count(self.example)
+        self.step = 10 if request.length >= 4096 else 5
+        self.reserve = task.tokens_to_generate + self.count(self.example)
 
     def floor(self, row: int) -> int:
         """Return as many lines as statements: these go in front of different lines."""

@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 
-from kvbench.benchmarks.ruler.counting import Counter
 from kvbench.benchmarks.ruler.fitting import Draft, Fitter, linear_size
+from kvbench.benchmarks.ruler.request import RulerRequest
 from kvbench.benchmarks.ruler.tasks import NOISE, VT_PREFIX_2024, Task
 from kvbench.benchmarks.ruler.vt import EXAMPLE_LENGTH, chain_of, draw_names, insert_chain
 
@@ -22,17 +22,18 @@ class VariableTracking2024:
     step = 10
     most: int | None = None
 
-    def __init__(self, task: Task, prompt: str, length: int, seed: int, count: Counter):
-        self.prompt, self.length, self.count = prompt, length, count
+    def __init__(self, request: RulerRequest, prompt: str):
+        task = request.spec
+        self.prompt, self.length, self.count = prompt, request.length, request.count
         self.hops: int = task.args["hops"]
         self.opening = task.template[:20]
-        self.rng, self.numbers = random.Random(seed), np.random.RandomState(seed)
+        self.rng, self.numbers = random.Random(request.seed), np.random.RandomState(request.seed)
         self.tokens_to_generate = task.tokens_to_generate
         example = _Example2024(self, _bare(prompt, task))
         size = linear_size(example, EXAMPLE_LENGTH)
         draft = Fitter(example, size, EXAMPLE_LENGTH, "the example of vt").attempt(0)
         self.example = f"{draft.text} {' '.join(draft.answers)}\n\n"
-        self.reserve = task.tokens_to_generate + count(self.example)
+        self.reserve = task.tokens_to_generate + self.count(self.example)
 
     def floor(self, row: int) -> int:
         """Return as many lines as statements."""
