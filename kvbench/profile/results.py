@@ -6,19 +6,14 @@ its method, dials, budget and point.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
-from kvbench.common import clock
-from kvbench.common.files import write_atomic
-from kvbench.common.line_file import LineFile
 from kvbench.profile.record import CellRecord, is_measured
-from kvbench.store import locks
-from kvbench.store.files import read_lines
-from kvbench.store.identity import identity_hash, plain
+from kvbench.run.asset import RecordFolder
+from kvbench.store.identity import identity_hash
 from kvbench.store.validate import check
 
 SCHEMA = 1
@@ -40,51 +35,12 @@ def _as_cell(value: object) -> CellRecord:
     return record
 
 
-class Results:
-    """A folder of results that this process alone writes. `Results.open` creates it.
+def open_results(folder: Path, setting: Mapping[str, Any]) -> AbstractContextManager[RecordFolder[CellRecord]]:
+    """Create the folder for the cells of a setting, or continue in it; see `RecordFolder.open`."""
+    return RecordFolder.open(folder, {"schema": SCHEMA, **setting}, _as_cell, "cells.jsonl")
 
-    Attributes:
-        records: the latest record of every cell on file, by id.
-    """
 
-    def __init__(self, folder: Path) -> None:
-        file = folder / "cells.jsonl"
-        lines, end, torn = read_lines(file, _as_cell)
-        self.records: dict[str, CellRecord] = {record["id"]: record for record in lines}
-        self._lines = LineFile(file, end, torn)
-
-    @classmethod
-    @contextmanager
-    def open(cls, folder: Path, setting: Mapping[str, Any]) -> Iterator[Results]:
-        """Create the folder, or continue in it.
-
-        Raises:
-            ValueError: the folder cannot be written, another process is writing it, or its file is damaged.
-        """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with locks.opening(folder, None, wait=False, timeout=None) as lock:
-                write_atomic(folder / "setting.json", json.dumps({"schema": SCHEMA, **setting}, indent=2) + "\n")
-                results = cls(folder)
-        except OSError as error:
-            raise ValueError(f"paths.outputs: cannot write {folder} ({error.strerror or error})") from None
-        try:
-            yield results
-        finally:
-            results.close()
-            lock.release()
-
-    def close(self) -> None:
-        """Close the file of the cells."""
-        self._lines.close()
-
-    def needs(self, name: str, retry_oom: bool) -> bool:
-        """Return True if the cell of this id must be measured."""
-        record = self.records.get(name)
-        return record is None or (retry_oom and record["status"] == "oom")
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write a cell's record; it is on disk when this returns. Raises OSError naming the file."""
-        content = plain({**record, "time": clock.now()}, record["id"])
-        self._lines.append(json.dumps(content).encode() + b"\n")
-        self.records[content["id"]] = cast(CellRecord, content)
+def needs(results: RecordFolder[CellRecord], name: str, retry_oom: bool) -> bool:
+    """Return True if the cell of this id must be measured."""
+    record = results.records.get(name)
+    return record is None or (retry_oom and record["status"] == "oom")

@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
 
 from kvbench import models
+from kvbench.common import clock
 from kvbench.common.commit import commit
 from kvbench.models import Loaded
 from kvbench.models.cache import ModelCache
@@ -22,7 +23,8 @@ from kvbench.profile.crossover import MEMORY
 from kvbench.profile.measure import measure
 from kvbench.profile.peaks import Meter, meter, release
 from kvbench.profile.record import CellRecord
-from kvbench.profile.results import Results, folder_of
+from kvbench.profile.results import folder_of, needs, open_results
+from kvbench.run.asset import RecordFolder
 from kvbench.run.batching import is_out_of_memory
 from kvbench.run.versions import versions
 
@@ -89,10 +91,10 @@ def setting_of(group: Group) -> dict[str, Any]:
 def _run(group: Group, model_cache: ModelCache) -> Measured:
     setting = setting_of(group)
     folder = folder_of(group.cfg["paths"]["outputs"], setting)
-    with Results.open(folder, setting) as results:
+    with open_results(folder, setting) as results:
         in_tokens = pools.in_tokens(group.cells, group, setting)
         cells = kernels.with_kernels(in_tokens, setting, models.device(group.model))
-        todo = [cell for cell in cells if results.needs(cell.id, group.cfg["retry_oom"])]
+        todo = [cell for cell in cells if needs(results, cell.id, group.cfg["retry_oom"])]
         log.info("%s: %d of %d cells to measure (%s)", setting["model"]["name"], len(todo), len(cells), folder)
         errors = _measure(group, todo, setting, results, model_cache) if todo else []
         asked = [results.records[cell.id] for cell in cells if cell.id in results.records]
@@ -100,7 +102,11 @@ def _run(group: Group, model_cache: ModelCache) -> Measured:
 
 
 def _measure(
-    group: Group, todo: Sequence[Cell], setting: Mapping[str, Any], results: Results, model_cache: ModelCache
+    group: Group,
+    todo: Sequence[Cell],
+    setting: Mapping[str, Any],
+    results: RecordFolder[CellRecord],
+    model_cache: ModelCache,
 ) -> list[str]:
     cfg, place = group.cfg, models.device(group.model)
     limits.check_weights(group, setting, model_cache)
@@ -138,7 +144,8 @@ def _measure(
             release(place)
         if outcome["status"] == "ok":
             outcome["roofline_s"] = outcome["step_bytes"] / bandwidth
-        results.append(record | of_pool | {"batch": sized.batch} | outcome)
+        of_cell = record | of_pool | {"batch": sized.batch} | outcome | {"time": clock.now()}
+        results.append(cast(CellRecord, of_cell))
     return errors
 
 

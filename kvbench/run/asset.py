@@ -1,8 +1,8 @@
-"""The folder of a file that is computed from prompts: setting.json, samples.jsonl with a line per prompt, and the file.
+"""A folder of records that are computed once: setting.json, a file with a line per record, and what is made from them.
 
-Each prompt is computed once. The folder's name has a hash of everything that the file depends on but versions: after an
-upgrade it is continued, with a warning, as a run is. NAME.about.json next to NAME.json has its checksum, and how it was
-computed.
+A file that is computed from prompts has a record per prompt in samples.jsonl. The folder's name has a hash of
+everything that the file depends on but versions: after an upgrade it is continued, with a warning, as a run is.
+NAME.about.json next to NAME.json has its checksum, and how it was computed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from kvbench.common import clock
 from kvbench.common.files import write_atomic
@@ -25,32 +25,34 @@ from kvbench.store.identity import identity_hash, plain
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Mapping[str, Any])
-"""A record, with the id of its prompt as `id`."""
+"""A record, with its id as `id`."""
 
 
-class AssetFolder(Generic[R]):
-    """A folder that this process alone writes. `AssetFolder.open` creates it.
+class RecordFolder(Generic[R]):
+    """A folder that this process alone writes. `RecordFolder.open` creates it.
 
     Attributes:
         folder: where it is.
-        records: the records on file, by the id of their prompt.
+        records: the latest record on file of every id.
     """
 
-    def __init__(self, folder: Path, setting: Mapping[str, Any], accept: Callable[[object], R]) -> None:
-        file = folder / "samples.jsonl"
+    def __init__(self, file: Path, setting: Mapping[str, Any], accept: Callable[[object], R]) -> None:
         lines, end, torn = read_lines(file, accept)
-        self.folder, self._setting = folder, setting
+        self.folder, self._setting = file.parent, setting
         self.records: dict[str, R] = {record["id"]: record for record in lines}
         self._lines = LineFile(file, end, torn)
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, setting: Mapping[str, Any], accept: Callable[[object], R]) -> Iterator[AssetFolder[R]]:
+    def open(
+        cls, folder: Path, setting: Mapping[str, Any], accept: Callable[[object], R], lines: str = "samples.jsonl"
+    ) -> Iterator[RecordFolder[R]]:
         """Create the folder, or continue in it.
 
         Args:
-            setting: everything that the file depends on; `versions` are those of the code that computes it.
+            setting: everything that the records depend on; `versions` are those of the code that computes them.
             accept: checks a line of the file and returns it, or raises ValueError.
+            lines: the name of the file.
 
         Raises:
             ValueError: the folder cannot be written, another process is writing it, or its file is damaged.
@@ -60,7 +62,7 @@ class AssetFolder(Generic[R]):
             with locks.opening(folder, None, wait=False, timeout=None) as lock:
                 setting = {**setting, **_begun_with(folder / "setting.json", setting)}
                 write_atomic(folder / "setting.json", json.dumps(setting, indent=2) + "\n")
-                opened = cls(folder, setting, accept)
+                opened = cls(folder / lines, setting, accept)
         except OSError as error:
             raise ValueError(f"paths.outputs: cannot write {folder} ({error.strerror or error})") from None
         try:
@@ -70,9 +72,10 @@ class AssetFolder(Generic[R]):
             lock.release()
 
     def append(self, record: R) -> None:
-        """Write a prompt's record; it is on disk when this returns. Raises OSError naming the file."""
-        self._lines.append(json.dumps(plain(dict(record), record["id"])).encode() + b"\n")
-        self.records[record["id"]] = record
+        """Write a record; it is on disk when this returns. Raises OSError naming the file."""
+        content = plain(dict(record), record["id"])
+        self._lines.append(json.dumps(content).encode() + b"\n")
+        self.records[record["id"]] = cast(R, content)
 
     def write(self, name: str, text: str, **facts: Any) -> Path:
         """Write NAME.json, and NAME.about.json with its checksum, these facts and the setting. Returns its path."""

@@ -204,7 +204,7 @@ def test_a_broken_promise_is_an_error(
 def test_two_processes_do_not_measure_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (group,) = compose.groups([*SMALL, "profile.context=200", f"paths.outputs={tmp_path}"])
     setting = run.setting_of(group)
-    with results.Results.open(results.folder_of(tmp_path, setting), setting):
+    with results.open_results(results.folder_of(tmp_path, setting), setting):
         assert profile("profile.context=200", f"paths.outputs={tmp_path}") == 2
     assert "already writing" in capsys.readouterr().err
 

@@ -188,7 +188,7 @@ def test_pictures_say_how_many_rows_they_leave_out(pictures: list[Any], tmp_path
 
 
 def test_pictures_name_the_rows_that_tables_mark(pictures: list[Any], tmp_path: Path) -> None:
-    """Those that were computed with different versions or on different hardware."""
+    """Rows that were computed with different versions or on different hardware have the mark of the table."""
     points = points_of(study())
     marked = replace(points, points=[replace(point, mixed=point.method == "snapkv") for point in points.points])
     assert not points.notes

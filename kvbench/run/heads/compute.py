@@ -14,7 +14,7 @@ from kvbench.benchmarks.base import Sample
 from kvbench.benchmarks.head_probes import HeadProbe, token_span
 from kvbench.engine.observed import observed_steps
 from kvbench.prompts import Prompt
-from kvbench.run.asset import AssetFolder
+from kvbench.run.asset import RecordFolder
 from kvbench.run.heads.results import ProbeRecord, as_record, folder_of, write_table
 from kvbench.run.heads.rules import RULES
 from kvbench.run.versions import versions
@@ -42,7 +42,7 @@ def compute(spec: models.ModelSpec, probe: HeadProbe, outputs: str, progress: bo
     rendered = [(sample, render(sample)) for sample in probe.samples(tokenizer)]
     needles = {sample.id: _needle(tokenizer, sample, prompt) for sample, prompt in rendered}
     folder = folder_of(outputs, setting)
-    with AssetFolder.open(folder, setting, as_record) as results:
+    with RecordFolder.open(folder, setting, as_record) as results:
         todo = [(sample, prompt) for sample, prompt in rendered if sample.id not in results.records]
         log.info("%s: %d of %d prompts to answer (%s)", spec.label, len(todo), len(rendered), folder)
         if todo:
@@ -75,7 +75,7 @@ def _answer(
     return {"id": sample.id, "score": score, "prediction": text, "heads": heads}
 
 
-def _finish(spec: models.ModelSpec, probe: HeadProbe, results: AssetFolder[ProbeRecord], ids: list[str]) -> Path:
+def _finish(spec: models.ModelSpec, probe: HeadProbe, results: RecordFolder[ProbeRecord], ids: list[str]) -> Path:
     """Write the table of the prompts that count. Raises ValueError if none does."""
     records = [results.records[name] for name in ids]
     counted = [record for record in records if record["heads"]]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from kvbench.run.asset import AssetFolder, name_of
+from kvbench.run.asset import RecordFolder, name_of
 from kvbench.store.validate import check
 
 _DIGITS = 5  # of a score in the table
@@ -37,7 +37,7 @@ def folder_of(outputs: str | Path, setting: Mapping[str, Any]) -> Path:
     return Path(outputs).absolute() / "heads" / name
 
 
-def write_table(results: AssetFolder[ProbeRecord], name: str, counted: Sequence[ProbeRecord]) -> Path:
+def write_table(results: RecordFolder[ProbeRecord], name: str, counted: Sequence[ProbeRecord]) -> Path:
     """Write `name`.json in HeadKV's format, and name.about.json with its checksum and where it is from.
 
     Returns the path of the table.

@@ -28,7 +28,7 @@ from kvbench.methods.load import load
 from kvbench.models import Loaded
 from kvbench.models.cache import ModelCache
 from kvbench.prompts import Prompt
-from kvbench.run.asset import AssetFolder, name_of
+from kvbench.run.asset import RecordFolder, name_of
 from kvbench.run.jobs import Job
 from kvbench.run.versions import versions
 from kvbench.store.validate import check
@@ -79,7 +79,7 @@ def compute(jobs: Sequence[Job], outputs: str, progress: bool = True) -> Path:
     label = spec.label.rpartition("/")[2]
     folder = Path(outputs).absolute() / "layers" / name_of(setting, label)
     rendered = list(_prompts(jobs, model_cache))
-    with AssetFolder.open(folder, setting, _as_record) as asset:
+    with RecordFolder.open(folder, setting, _as_record) as asset:
         todo = [item for item in rendered if item[0] not in asset.records]
         log.info("%s: %d of %d prompts to prefill (%s)", spec.label, len(todo), len(rendered), folder)
         loaded = model_cache.model(spec) if todo else None
