@@ -14,6 +14,7 @@ import pytest
 
 from kvbench.store import load_runs
 from kvbench.store.locks import opening
+from tests.helpers import forked
 
 pytestmark = pytest.mark.slow
 
@@ -23,15 +24,20 @@ SWEEP = [
 ]  # fmt: skip
 
 
-def start(cwd: Path, *more: str, file_size: int | None = None, **env: str) -> subprocess.Popen[str]:
-    """Issue the command; `file_size` bytes are the most that a file may have, as if the disk were full."""
+def start(
+    cwd: Path, *more: str, file_size: int | None = None, python: str | None = None, **env: str
+) -> subprocess.Popen[str]:
+    """Issue the command, forked where no `python` is given.
+
+    `file_size` bytes are the most that a file may have, as if the disk were full.
+    """
 
     def limit() -> None:
         assert file_size is not None
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
 
     return subprocess.Popen(
-        [sys.executable, "-m", "kvbench", *SWEEP, *more],
+        [python or forked.python(), "-m", "kvbench", *SWEEP, *more],
         cwd=cwd, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=limit if file_size else None,
     )  # fmt: skip
@@ -57,9 +63,9 @@ def samples(outputs: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The sweep without trouble."""
+    """The sweep without trouble, started and not forked."""
     folder = tmp_path_factory.mktemp("calm")
-    status, _, err = end(start(folder))
+    status, _, err = end(start(folder, python=sys.executable))
     assert status == 0, err
     records = work(folder / "outputs")
     assert len(records) == 2 * 10
