@@ -285,7 +285,7 @@ def test_a_run_that_would_be_refused_is_not_submitted(
 
     tasks, error = submitted(small)
     assert len(tasks) == 1 and error is None, "whether a budget is too small, only samples tell"
-    unit = list(remembered(tmp_path / "slurm", Numbered.tasks).values())[-1]
+    unit = remembered(tmp_path / "slurm", Numbered.tasks)[list(Numbered.tasks)[-1]]
     assert task._compute(unit) == 1
     for wait in (False, True):
         tasks, error = submitted(small, wait=wait)

@@ -130,7 +130,7 @@ def remember(folder: Path, units: Mapping[str, Unit]) -> None:
 def remembered(root: str | Path, queued: Mapping[str, Queued]) -> dict[str, Unit]:
     """Return the units of those tasks in the queue that were submitted from `root`, by task."""
     units: dict[str, Unit] = {}
-    for job in {task.partition("_")[0] for task in queued}:
+    for job in dict.fromkeys(task.partition("_")[0] for task in queued):
         for file in Path(root).absolute().glob(f"*/tasks-{job}.json"):
             for task, content in json.loads(file.read_text(encoding="utf-8")).items():
                 lists = {name: tuple(content[name]) for name in ("runs", "retry") if name in content}
