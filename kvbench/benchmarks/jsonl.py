@@ -79,6 +79,7 @@ class JsonLines:
             "template": self.template,
             "answer_prefix": self.answer_prefix,
             "max_new_tokens": self.max_new_tokens,
+            **({"tasks": True} if any(row.task for row in self._read()[0]) else {}),  # once, no field said the task
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -98,6 +99,7 @@ class JsonLines:
                 answers=row.answers,
                 max_new_tokens=row.max_new_tokens or self.max_new_tokens,
                 meta={"line": row.line},
+                task=row.task,
             )
             for row in self._read()[0]
         ]

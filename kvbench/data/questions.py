@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.common.kinds import is_integer
+from kvbench.common.tasks import TASKS
 from kvbench.data.text import is_whole_text, parse_json, read_lines
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ _KINDS = {
     "answers": "a list of texts that are not empty",
     "answer_prefix": "a text",
     "max_new_tokens": f"a whole number from 1 to {MOST_TOKENS}",
+    "task": " or ".join(TASKS),
     "id": "a text of letters, digits, '.', '_', '+' and '-', at most 100 of them",
 }
 _REQUIRED = ("context", "question", "answers")
@@ -34,7 +36,7 @@ class Question:
     """One line of a file: a context, a question about it, and the answers that are right.
 
     id: the line's own, or "line-" with its number. line: its number, from 1 on.
-    answer_prefix, max_new_tokens: None where the line has none.
+    answer_prefix, max_new_tokens, task: None where the line has none.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Question:
     answers: tuple[str, ...]
     answer_prefix: str | None
     max_new_tokens: int | None
+    task: str | None
 
 
 def read(path: Path) -> tuple[tuple[Question, ...], str]:
@@ -102,6 +105,7 @@ def _question(row: Any, number: int, line: str, where: str) -> Question:
         tuple(row["answers"]),
         row.get("answer_prefix"),
         row.get("max_new_tokens"),
+        row.get("task"),
     )
 
 
@@ -110,6 +114,8 @@ def _fits(field: str, value: Any) -> bool:
         return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)
     if field == "max_new_tokens":
         return is_integer(value) and 1 <= value <= MOST_TOKENS
+    if field == "task":
+        return value in TASKS
     if field == "id":
         return isinstance(value, str) and _ID.fullmatch(value) is not None
     return isinstance(value, str) and (field == "answer_prefix" or bool(value.strip()))

@@ -53,6 +53,14 @@ def test_a_line_is_a_sample(tmp_path: Path) -> None:
     assert [sample.meta["line"] for sample in samples] == [1, 2]
 
 
+def test_a_line_may_name_its_task(tmp_path: Path) -> None:
+    with_task, without = (
+        make(written(tmp_path, ROW, row, name=f"{n}.jsonl")) for n, row in enumerate((ROW | {"task": "aggregation"}, ROW))
+    )
+    assert [sample.task for sample in with_task.samples(gpt_style())] == [None, "aggregation"]
+    assert with_task.protocol()["tasks"] is True and "tasks" not in without.protocol()  # older runs had no such field
+
+
 def test_the_template_goes_around(tmp_path: Path) -> None:
     row = ROW | {"context": "{question} {x}", "question": "{context}?"}  # braces of the data are text
     [sample] = make(written(tmp_path, row), template="Read:\n{context}\nAsk {question} now.").samples(gpt_style())
@@ -74,6 +82,9 @@ def test_the_template_goes_around(tmp_path: Path) -> None:
         (ROW | {"answer_prefix": None}, r"line 2: 'answer_prefix' must be a text, and is null"),
         (ROW | {"max_new_tokens": 0}, r"line 2: 'max_new_tokens' must be a whole number from 1 to 1000000, and is 0"),
         (ROW | {"max_new_tokens": True}, r"line 2: 'max_new_tokens' must be a whole number"),
+        (ROW | {"task": "qa"}, r"line 2: 'task' must be localization or aggregation, and is \"qa\""),
+        (ROW | {"task": ["aggregation"]}, r"line 2: 'task' must be localization or aggregation"),
+        (ROW | {"task": None}, r"line 2: 'task' must be localization or aggregation, and is null"),
         (ROW | {"id": "../x"}, r"line 2: 'id' must be a text of letters, digits"),
         (ROW | {"id": "first"}, r"line 2: 'id' is 'first', as in line 1; make it another"),
         (ROW | {"question": "\ud800?"}, r"line 2: holds half of a character"),
