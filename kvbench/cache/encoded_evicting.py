@@ -72,6 +72,7 @@ class BlockBackend(Backend):
                 pool.put(numbers[tokens], x_UTD[head, at], None if side.token is None else side.token[head, at])
                 due = tokens[age_M[tokens] < store_answers.encoded(pool.half, kept[head], kept[head])]
                 pool.encode(numbers[due], age_M[due], head_M[due], owner_M[due])
+            pool.trim()
         numbers_UT1 = torch.zeros(*entry.keep_UT.shape, 1, dtype=torch.int32, device=k_UTD.device)
         numbers_UT1[head_M, token_M, 0] = numbers.int()
         return numbers_UT1

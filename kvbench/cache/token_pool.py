@@ -16,6 +16,8 @@ from kvbench.cache.rows import RowBuffer, empty_blocks
 from kvbench.methods import store_answers
 from kvbench.methods.storage import Half
 
+_FEW_SLOTS = 16  # plain slots that may be free without being given back
+
 
 class TokenPool:
     """The keys, or the values, of all tokens in blocks and plain slots that are given out one by one.
@@ -79,6 +81,17 @@ class TokenPool:
             buffer[at_n] = x  # type: ignore[assignment]  # rows go to rows
         self._used_R[slot_M] = False
         self.where[tokens] = (-1 - (at_n[block_M] * size + age_M % size)).int()
+
+    def trim(self) -> None:
+        """Give back plain slots that are not in use, if they are many: those of tokens that are encoded now."""
+        used_R = self._used_R
+        count = int(used_R.sum())
+        if len(used_R) <= count + max(_FEW_SLOTS, count // 8):
+            return
+        to_R = (used_R.cumsum(0) - 1).int()
+        plain = self.where >= 0  # numbers that no token has may lead anywhere
+        self.where[plain] = to_R[self.where[plain].long()].clamp_(min=0)
+        self.plain_RD, self._used_R = self.plain_RD[used_R], used_R.new_ones(count)
 
     def read(self, tokens: Tensor, owner_M: Tensor) -> Tensor:
         """Return tokens, decoded: [M, D]."""

@@ -24,8 +24,9 @@ FIXED = ("name", "about", "test", "gives", "takes")
 """Entries of a method's YAML that are neither dials nor parts: `about` says where the method comes from, and `test` is
 for the tests that find methods by glob. `gives` has fields for the store of another method that names them in `takes`;
 in a combination of the two this store is used, with these fields. A run has no more than its parts in its identity."""
-ABOUT = ("paper", "code", "equal")
-"""Entries of `about`: the paper, the reference code with its commit, and what is equal to what it computes."""
+ABOUT = ("paper", "code", "equal", "acts")
+"""Entries of `about`: the paper, the reference code with its commit, and what is equal to what it computes. `acts` is
+prefill for a store that leaves generated tokens as they are."""
 MOST = 2**31 - 1  # positions and lengths are counted in 32 bits
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
 

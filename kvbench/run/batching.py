@@ -31,7 +31,7 @@ from kvbench.run import memory
 from kvbench.run.jobs import Job
 from kvbench.run.open_run import OpenRun
 from kvbench.run.preflight import free_bytes, memory_limits
-from kvbench.run.record import answered, broken_promise, unanswered
+from kvbench.run.record import answered, broken_promise, unanswered, unused_bytes
 from kvbench.store import KeptTokens
 
 log = logging.getLogger(__name__)
@@ -290,6 +290,10 @@ def _record(task: Task, variants: Sequence[Variant], generations: Sequence[Gener
                 ids = record.prompt.ids[: generation.span]
                 words = [str(loaded.tokenizer.decode([token])) for token in ids]
                 run.writer.append_kept(KeptTokens(sample.id, words, generation.kept_mask.numpy()))
+            unused = unused_bytes(generation)
+            if unused is not None and not run.told_unused:
+                log.warning("%s: %s: %s; said once per run", run.job.folder.name, sample.id, unused)
+                run.told_unused = True
             _write(record, line | {"fallback": None if variant is run.job.variant else "recent"})
 
 

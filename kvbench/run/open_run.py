@@ -24,12 +24,14 @@ class OpenRun:
         writer: the run folder.
         missing: ids of the samples to compute that are not recorded yet.
         error: what ended the run; None as long as it goes on.
+        told_unused: True once the console said that a prompt cannot use all bytes of the budget.
     """
 
     job: Job
     writer: store.Run
     missing: set[str]
     error: Exception | None = None
+    told_unused: bool = False
 
 
 @contextmanager

@@ -54,6 +54,23 @@ def _broken_bytes(variant: Variant, generation: Generation, promised: int) -> Ru
     return RuntimeError(f"{variant} holds {held} bytes of {generation.kv_bytes_full} instead of {promised}")
 
 
+def unused_bytes(generation: Generation) -> str | None:
+    """Return a line about bytes of a budget that a prompt cannot use, 1 % or more; None if there are none.
+
+    The checks before the run know no tokens. Those of a store with bits for each of them may take fewer bytes.
+    """
+    held, promised = generation.held_bytes, generation.budget_bytes
+    if held is None or promised is None or held >= 0.99 * promised:
+        return None
+    if generation.kept_total < sum(map(len, generation.kept)) * generation.span:
+        return None  # one token more would be too many
+    full = generation.kv_bytes_full
+    return (
+        f"all {generation.span} tokens take {held / full:.3g} of the full cache's bytes, so the budget of "
+        f"{promised / full:.3g} cannot be used"
+    )
+
+
 def _broken_reads(variant: Variant, generation: Generation) -> RuntimeError | None:
     """Return the error of a generation of which a step read more tokens than its budget says; None if none did."""
     read, tokens = generation.read, generation.budget_tokens

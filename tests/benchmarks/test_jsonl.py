@@ -54,9 +54,8 @@ def test_a_line_is_a_sample(tmp_path: Path) -> None:
 
 
 def test_a_line_may_name_its_task(tmp_path: Path) -> None:
-    with_task, without = (
-        make(written(tmp_path, ROW, row, name=f"{n}.jsonl")) for n, row in enumerate((ROW | {"task": "aggregation"}, ROW))
-    )
+    with_task = make(written(tmp_path, ROW, ROW | {"task": "aggregation"}))
+    without = make(written(tmp_path, ROW, ROW, name="without.jsonl"))
     assert [sample.task for sample in with_task.samples(gpt_style())] == [None, "aggregation"]
     assert with_task.protocol()["tasks"] is True and "tasks" not in without.protocol()  # older runs had no such field
 

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from kvbench.cache.base import Entry
 from kvbench.cache.masked import MaskedCache
 from kvbench.cache.ragged import RaggedCache
+from kvbench.methods.context import LayerContext
 from kvbench.methods.decode.accumulate import AccumulateAndEvict
 from kvbench.methods.decode.long_minor import DropLongMinor
 from kvbench.methods.decode.slide import SlidingWindow
 from kvbench.methods.decoding import DecodePolicy, Decoding
 from kvbench.methods.storage import Half, Side, Store
 from kvbench.methods.store.kivi import Kivi
+from kvbench.methods.store.qaq import Qaq
 from kvbench.methods.store.think import Think
 from tests.helpers.margins import margins
 
@@ -115,3 +117,23 @@ def test_bytes_stay_bounded_while_tokens_come_and_go(store: Store) -> None:
     most = 2 * ((64 // 8 + 1) * block + residual * dim * 4 + (64 - residual) * token + (residual + 1) * dim * 4)
     assert max(used) <= most
     assert allocated[-1] <= 1.3 * max(allocated[:80]), "freed blocks are used again"
+
+
+@pytest.mark.parametrize("store", [Kivi(2, 8, 8), Qaq(), Think(recent=8)], ids=str)
+def test_a_prompt_leaves_no_plain_slots_of_encoded_tokens(store: Store) -> None:
+    """The memory that is allocated is about what a row holds, also after a second row came into its free slots."""
+    g, dim = torch.Generator().manual_seed(2), 64
+    cache, q_BHTD = RaggedCache(1), torch.randn(1, 4, 1, dim, generator=g)
+    for row, tokens in enumerate((400, 300)):
+        keep_UT = torch.ones(2, tokens, dtype=torch.bool)
+        k_UTD, v_UTD = torch.randn(2, 2, tokens, dim, generator=g).unbind()
+        context = LayerContext(torch.randn(4, tokens, dim, generator=g), k_UTD, v_UTD)
+        side = store.prepare(context, keep_UT, k_UTD, v_UTD)
+        policy = Decoding(SlidingWindow(0))
+        cache.add(0, [Entry(row, keep_UT, 5, store, policy, base_U=[tokens] * 2, side=side)], k_UTD, v_UTD)
+        assert cache.bytes() <= 1.15 * sum(map(cache.held_bytes, range(row + 1)))
+        out_BHTD = cache.attend(0, [row], q_BHTD, k_UTD[None, :, :1], v_UTD[None, :, :1], 0.1)
+        masked = MaskedCache(1)
+        masked.add(0, [Entry(row, keep_UT, 5, store, policy, base_U=[tokens] * 2, side=side)], k_UTD, v_UTD)
+        expected = masked.attend(0, [row], q_BHTD, k_UTD[None, :, :1], v_UTD[None, :, :1], 0.1)
+        torch.testing.assert_close(out_BHTD, expected, rtol=1e-4, atol=1e-4)

@@ -18,6 +18,8 @@ from kvbench.common import paths
 from kvbench.config import options
 from kvbench.methods.allowance import check_bytes
 from kvbench.methods.budgets import ByteShare
+from kvbench.methods.load import load
+from kvbench.methods.method import Method
 from tests.helpers.methods import shipped
 
 NAMES = sorted(options("method"))
@@ -27,6 +29,20 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_tables_in_the_documents_are_those_of_now() -> None:
     for path, text in written().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run `kvbench methods --write`"
+
+
+def acts_of(method: Method) -> str:
+    """Return when a composed method changes what is stored or read, by what its parts do and not by its YAML."""
+    halves = () if method.store is None else method.store.halves
+    encodes_later = any(half is not None and half.encoded(9000, 500) > half.encoded(500, 500) for half in halves)
+    at_steps = method.policy is not None or method.look is not None or encodes_later
+    at_prefill = (method.evicts and not method.keeps_prompt) or method.store is not None or method.feed is not None
+    return "both" if at_prefill and at_steps else "prefill" if at_prefill else "decode" if at_steps else "never"
+
+
+@pytest.mark.parametrize("name", ["snapkv+think", "think+kivi", "snapkv+qaq", "h2o_decode+qaq", "fastgen_element+kivi"])
+def test_a_combination_acts_when_its_parts_do(name: str) -> None:
+    assert describe(name).acts == acts_of(load(paths.conf_dir() / "method", name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,10 +56,7 @@ def test_a_description_says_what_the_method_is(name: str) -> None:
     assert known.storage == ("plain" if method.store is None else type(method.store).__name__)
     assert set(known.parts) == set(method.named_parts)
     assert [dial.name for dial in known.dials] == list(method.dials)
-    at_steps = method.decode is not None or method.look is not None or method.store is not None
-    at_prefill = method.evicts or method.store is not None or method.feed is not None
-    assert known.acts == ("both" if at_prefill and at_steps else "prefill" if at_prefill else "decode" if at_steps else
-                          "never")  # fmt: skip
+    assert known.acts == acts_of(method)
     assert known.gist.count("(") == known.gist.count(")") and "arXiv" not in known.gist
     assert 10 < len(known.gist) <= 240 and known.gist.endswith(tuple("abcdefghijklmnopqrstuvwxyz)"))
     assert known.paper

@@ -107,6 +107,18 @@ def test_bytes_out_of_reach_are_one_line_before_weights_load(
     assert "\n" not in str(outcome.error) and not outcome.folder.exists()
 
 
+def test_bytes_that_a_prompt_cannot_use_are_said_once_per_run(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+    """How many bits QAQ gives to a token is known when the token is. The check before the run takes the most."""
+    few_bits = ["method=snapkv+qaq", "method.error=100", "method.q_norm=0.001"]
+    (outcome,) = runner.run_jobs(jobs([*few_bits, "budget=0.3B"]))
+    assert outcome.error is None and len(records(outcome)) > 1
+    for record in records(outcome):
+        assert record["kept_mean"] == record["span"] and record["held_bytes"] < 0.95 * record["budget_bytes"]
+    (line,) = [message for message in caplog.messages if "cannot be used" in message]
+    share = records(outcome)[0]["held_bytes"] / records(outcome)[0]["kv_bytes_full"]
+    assert f"tokens take {share:.3g} of the full cache's bytes, so the budget of 0.3 cannot be used" in line
+
+
 def test_more_bytes_than_promised_fail_the_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RaggedCache.held_bytes
     monkeypatch.setattr(RaggedCache, "held_bytes", lambda self, row: int(1.02 * real(self, row)))
