@@ -16,8 +16,6 @@ from kvbench.cache.rows import RowBuffer, empty_blocks
 from kvbench.methods import store_answers
 from kvbench.methods.storage import Half
 
-_FEW_SLOTS = 16  # plain slots that may be free without being given back
-
 
 class TokenPool:
     """The keys, or the values, of all tokens in blocks and plain slots that are given out one by one.
@@ -86,7 +84,7 @@ class TokenPool:
         """Give back plain slots that are not in use, if they are many: those of tokens that are encoded now."""
         used_R = self._used_R
         count = int(used_R.sum())
-        if len(used_R) <= count + max(_FEW_SLOTS, count // 8):
+        if len(used_R) <= count + count // 8:
             return
         to_R = (used_R.cumsum(0) - 1).int()
         plain = self.where >= 0  # numbers that no token has may lead anywhere

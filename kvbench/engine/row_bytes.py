@@ -39,14 +39,17 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
     even = _is_even(method)
     equal = even and not (method.evicts and isinstance(variant.budget, ByteShare))  # of bytes, heads share what is left
     stores = _stores(variant, shape, span)
+    least = kept if equal else 0
     if method.decoding is None:
-        of_heads = sum(_encoded_bytes(store, kept, most, shape, least=kept if equal else 0) for store in stores)
+        of_heads = sum(_encoded_bytes(store, kept, most, shape, least) for store in stores)
     else:
         states = [state_bytes(store, method.decoding, shape.dim, shape.dtype) for store in stores]
         of_heads = sum(
-            _evicting_bytes(store, state, kept, question, most, shape, even=even)
+            _evicting_bytes(store, state, kept, question, most, shape, least)
             for store, state in zip(stores, states, strict=True)
         )
+        largest_head = kept if even else shape.heads * kept
+        return shape.heads * of_heads + largest_head * shape.dim * shape.dtype.itemsize  # plain while it is encoded
     return shape.heads * of_heads
 
 
@@ -103,36 +106,38 @@ def _encoded_bytes(store: Store, kept: int, most: int, shape: CacheShape, least:
     """
     total = 0
     for half in plain_if_none(store.halves):
-        blocks, slots = room(half, kept, most)
-        if least < kept:
-            slots = max(slots, *(n - half.encoded(n, n) for n in range(least, kept)))
+        blocks, slots = _room(half, kept, most, least)
         total += blocks * _block_bytes(half, shape) + slots * _slot_bytes(half, shape) + half.side_bytes(shape.dim)
     return total
 
 
 def _evicting_bytes(
-    store: Store, state: int, kept: int, question: int, most: int, shape: CacheShape, even: bool
+    store: Store, state: int, kept: int, question: int, most: int, shape: CacheShape, least: int
 ) -> int:
     """Return the bytes of a KV head whose tokens are encoded in blocks and may leave one by one.
 
-    A token has a number, which the arena holds for its key and for its value. All prompt tokens of a head are plain
-    before the first of them are encoded; heads follow one after the other. A block is free once all of its tokens have
-    left.
+    A token has a number, which the arena holds for its key and for its value. A block is free once all of its tokens
+    have left.
 
     Args:
         state: further bytes of each token.
-        even: True if all heads keep as many tokens.
+        least: as of `_encoded_bytes`.
     """
     numbers = _with_spare(most)
     total = numbers * state
     for half in plain_if_none(store.halves):
-        blocks, slots = room(half, kept, most)
-        rest = kept - half.encoded(kept, kept)  # of each head before the last
-        at_first = rest + -(-(kept - rest) // shape.heads) if even else kept
-        slots = _with_spare(min(most, max(slots, at_first) + question))
-        total += slots * shape.dim * shape.dtype.itemsize
-        total += (blocks + blocks // 8 + 1) * _block_bytes(half, shape) + half.side_bytes(shape.dim)
+        blocks, slots = _room(half, kept, most, least)
+        slots = min(most, slots + question)
+        total += (slots + slots // 8 + 1) * shape.dim * shape.dtype.itemsize
+        spare = 0 if half.varies else blocks // 8  # `_block_bytes` has that of blocks that differ in size
+        total += (blocks + spare + 1) * _block_bytes(half, shape) + half.side_bytes(shape.dim)
     return total
+
+
+def _room(half: Half, kept: int, most: int, least: int) -> tuple[int, int]:
+    """Return the blocks and the plain slots of a KV head that keeps `kept` tokens, of which others keep fewer."""
+    blocks, slots = room(half, kept, most)
+    return blocks, max([slots, *(n - half.encoded(n, n) for n in range(least, kept))])
 
 
 def _block_bytes(half: Half, shape: CacheShape) -> int:
