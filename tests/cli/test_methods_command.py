@@ -35,7 +35,7 @@ def acts_of(method: Method) -> str:
     """Return when a composed method changes what is stored or read, by what its parts do and not by its YAML."""
     halves = () if method.store is None else method.store.halves
     encodes_later = any(half is not None and half.encoded(9000, 500) > half.encoded(500, 500) for half in halves)
-    at_steps = method.policy is not None or method.look is not None or encodes_later
+    at_steps = method.decoding is not None or method.look is not None or encodes_later
     at_prefill = (method.evicts and not method.keeps_prompt) or method.store is not None or method.feed is not None
     return "both" if at_prefill and at_steps else "prefill" if at_prefill else "decode" if at_steps else "never"
 
