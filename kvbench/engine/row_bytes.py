@@ -39,13 +39,12 @@ def row_bytes(variant: Variant, shape: CacheShape, span: int, question: int, new
     even = _is_even(method)
     equal = even and not (method.evicts and isinstance(variant.budget, ByteShare))  # of bytes, heads share what is left
     stores = _stores(variant, shape, span)
-    least = kept if equal else 0
     if method.decoding is None:
-        of_heads = sum(_encoded_bytes(store, kept, most, shape, least) for store in stores)
+        of_heads = sum(_encoded_bytes(store, kept, most, shape, least=kept if equal else 0) for store in stores)
     else:
         states = [state_bytes(store, method.decoding, shape.dim, shape.dtype) for store in stores]
         of_heads = sum(
-            _evicting_bytes(store, state, kept, question, most, shape, least)
+            _evicting_bytes(store, state, kept, question, most, shape, least=kept - 1 if even else 0)
             for store, state in zip(stores, states, strict=True)
         )
         largest_head = kept if even else shape.heads * kept
