@@ -108,7 +108,7 @@ def test_bytes_out_of_reach_are_one_line_before_weights_load(
 
 
 def test_bytes_that_a_prompt_cannot_use_are_said_once_per_run(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
-    """How many bits QAQ gives to a token is known when the token is. The check before the run takes the most."""
+    """QAQ gives each token as many bits as it needs, and the check before the run takes the most."""
     few_bits = ["method=snapkv+qaq", "method.error=100", "method.q_norm=0.001"]
     (outcome,) = runner.run_jobs(jobs([*few_bits, "budget=0.3B"]))
     assert outcome.error is None and len(records(outcome)) > 1
