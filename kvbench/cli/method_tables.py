@@ -13,7 +13,6 @@ from kvbench.cli.class_source import defines
 from kvbench.common.files import write_atomic
 from kvbench.common.paths import conf_dir
 from kvbench.config import has_budget, method, options
-from kvbench.methods.composition import Composition, references
 
 _PAPER = re.compile(r"(arXiv) (\d{4}\.\d{4,5})|(OpenReview) (\w+)")
 _ADDRESS = {"arXiv": "https://arxiv.org/abs/", "OpenReview": "https://openreview.net/forum?id="}
@@ -85,7 +84,7 @@ def describe(name: str) -> Description:
         paper="; ".join(filter(None, papers)),
         code="; ".join(entry["code"] for _, entry in about if "code" in entry),
         equal="; ".join(entry["equal"] for _, entry in about if "equal" in entry),
-        acts=_acts(known),
+        acts=_acts(known.name, known.parts, known.dials),
         budget=_budget(known.parts),
         storage=parts.get("store", "plain"),
         parts=parts,
@@ -104,23 +103,21 @@ def _gist(summary: str) -> str:
     return re.split(r"(?<=[.])\s", text, maxsplit=1)[0].rstrip(".")
 
 
-def _acts(known: Composition) -> str:
+def _acts(name: str, parts: Mapping[str, Any], dials: Mapping[str, Any]) -> str:
     """Return when a method with the defaults of its dials changes what is stored, or what is read."""
-    parts = known.parts
-    phase = "both"
-    for dial in references(parts.get("decode", {}).get("phase"), depth=2):
-        phase = str(known.dials.get(dial, phase))
+    dial = re.fullmatch(r"\$\{\.\.(\w+)\}", str(parts.get("decode", {}).get("phase")))
+    phase = dials.get(dial[1]) if dial else "both"
     evicts_later = "decode" in parts and phase != "prefill"
     at_prefill = ("select" in parts and phase != "decode") or not parts.keys().isdisjoint({"feed", "store"})
-    if evicts_later or "look" in parts or ("store" in parts and _encodes_answers(known)):
+    if evicts_later or "look" in parts or ("store" in parts and _encodes_answers(name)):
         return "both" if at_prefill else "decode"
     return "prefill" if at_prefill else "never"
 
 
-def _encodes_answers(known: Composition) -> bool:
+def _encodes_answers(name: str) -> bool:
     """Return True if a store of a method encodes generated tokens too; the YAML of another one says `acts: prefill`."""
-    stores = (factor for factor in known.name.split("+") if "store" in method(factor).parts)
-    return any(known.about.get(factor, {}).get("acts") != "prefill" for factor in stores)
+    factors = [method(factor) for factor in name.split("+")]
+    return any("store" in known.parts and known.about.get(known.name, {}).get("acts") != "prefill" for known in factors)
 
 
 def _budget(parts: Mapping[str, Any]) -> str:
