@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import forked
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
@@ -97,9 +99,13 @@ def test_the_examples_import_what_exists() -> None:
     "section", [*sorted(set(SECTIONS) - {"A kernel"}), pytest.param("A kernel", marks=pytest.mark.gxx)]
 )
 def test_an_example_works(repository: Path, section: str) -> None:
+    """The last command is started afresh, the others are forked."""
     path = os.pathsep.join([str(repository), str(repository / "kernels")])
-    bin_dir = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for command in commands(section):
+    *forks, last = commands(section)
+    for command in (*forks, last):
+        bin_dir = os.pathsep.join(
+            [str(Path(sys.executable if command is last else forked.python()).parent), os.environ["PATH"]]
+        )
         done = subprocess.run(
             ["bash", "-c", command], cwd=repository, env={**os.environ, "PYTHONPATH": path, "PATH": bin_dir},
             capture_output=True, text=True, timeout=500,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers import forked
 from tests.test_adding import apply
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,10 +33,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kvbench(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def kvbench(repository: Path, *words: str, python: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(repository), str(repository / "kernels")])
     return subprocess.run(
-        [sys.executable, "-m", "kvbench", *words], cwd=repository, env={**os.environ, "PYTHONPATH": path},
+        [python, "-m", "kvbench", *words], cwd=repository, env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
@@ -43,7 +44,7 @@ def kvbench(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_experiment_runs_with_the_settings_of_the_machine(repository: Path) -> None:
     [command] = [body.strip() for what, body in BLOCKS if what == "run"]
-    done = kvbench(repository, *command.removeprefix("python -m kvbench ").split())
+    done = kvbench(repository, *command.removeprefix("python -m kvbench ").split(), python=sys.executable)
     assert done.returncode == 0, done.stderr
     runs = [yaml.safe_load(file.read_text()) for file in repository.glob("results/runs/*/*/*/config.yaml")]
     swept = {(run["method"]["name"], run["method"]["window"], run["budget"]) for run in runs}
@@ -60,5 +61,5 @@ def test_the_experiment_runs_with_the_settings_of_the_machine(repository: Path) 
     ],
 )
 def test_the_command_line_wins(repository: Path, words: list[str], line: str) -> None:
-    done = kvbench(repository, *words)
+    done = kvbench(repository, *words, python=forked.python())
     assert done.returncode == 2 and line in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 from kvbench.store import load_runs
+from tests.helpers import forked
 
 FIXED = ["model=tiny", "benchmark.lengths=[300]", "benchmark.depths=[50]", "benchmark.max_new_tokens=4", "budget=100"]
 FIXED += ["benchmark.seed=3", "seed=0,1,2"]  # the samples are fixed, so only a method may draw by `seed`
 
 
 def sweep(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "kvbench", "-m", *FIXED, *args]
+    words = [forked.python(), "-m", "kvbench", "-m", *FIXED, *args]
     return subprocess.run(words, cwd=cwd, text=True, capture_output=True, timeout=300)
 
 
