@@ -75,11 +75,17 @@ def main() -> int:
     return 0 if result["passed"] else 1
 
 
-def crash(folder: Path, kills: int, samples: int, shards: int, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Run the sweep undisturbed and killed, compare; raises RuntimeError when an attempt fails by itself."""
+def crash(
+    folder: Path, kills: int, samples: int, shards: int, seed: int, overrides: list[str], python: str = sys.executable
+) -> dict[str, Any]:
+    """Run the sweep undisturbed and killed, compare; raises RuntimeError when an attempt fails by itself.
+
+    Args:
+        python: runs the commands in the folder that is killed; the undisturbed one always gets this process's.
+    """
     begin, seeds = time.monotonic(), max(1, samples // CELLS)
-    command = [sys.executable, "-m", "kvbench", "-m", *SWEEP, f"benchmark.num_seeds={seeds}", *overrides]
-    calm, wild = Sweep(folder / "calm", command, shards), Sweep(folder / "wild", command, shards)
+    words = ["-m", *SWEEP, f"benchmark.num_seeds={seeds}", *overrides]
+    calm, wild = Sweep(folder / "calm", words, shards), Sweep(folder / "wild", words, shards, python)
     first, total = calm.undisturbed()
     expected = calm.recorded()
     tally = Tally(expected.total(), first, (total - first) / (CELLS * seeds))
@@ -112,7 +118,7 @@ def crash(folder: Path, kills: int, samples: int, shards: int, seed: int, overri
             "records_on_file_at_every_tenth": sorted(tally.at)[:: max(1, len(tally.at) // 10)],
         },
         "seconds": {"undisturbed": round(total, 1), "everything": round(time.monotonic() - begin, 1)},
-        "command": "python -m kvbench -m " + " ".join(command[4:]),
+        "command": "python -m kvbench " + " ".join(words),
         "seed": seed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
@@ -203,8 +209,9 @@ class Sweep:
     """The sweep in a folder of its own, by one command or one per shard."""
 
     folder: Path
-    command: list[str]
+    words: list[str]
     shards: int
+    python: str = sys.executable
 
     def start(self) -> list[subprocess.Popen[str]]:
         """Issue the command."""
@@ -213,7 +220,8 @@ class Sweep:
         pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # more only wait for each other here
         pipes["env"] = one_thread | os.environ
-        return [subprocess.Popen([*self.command, *part], cwd=self.folder, **pipes) for part in parts]
+        command = [self.python, "-m", "kvbench", *self.words]
+        return [subprocess.Popen([*command, *part], cwd=self.folder, **pipes) for part in parts]
 
     def undisturbed(self) -> tuple[float, float]:
         """Issue the command and let it end; seconds to the first record and to the end."""
@@ -257,7 +265,7 @@ class Sweep:
         for file in (self.folder / "still").rglob("samples*.jsonl"):
             *whole, _ = file.read_text().split("\n")
             file.write_text("".join(json.dumps(timeless(json.loads(line))) + "\n" for line in whole))
-        report = [sys.executable, "-m", "kvbench", "report", "still/runs", "--out", "reports"]
+        report = [self.python, "-m", "kvbench", "report", "still/runs", "--out", "reports"]
         done = subprocess.run(report, cwd=self.folder, capture_output=True, text=True, check=True)
         built = {"printed": done.stdout}
         for file in sorted((self.folder / "reports").rglob("*.*")):
@@ -266,7 +274,7 @@ class Sweep:
 
     def status(self) -> int:
         """Return the exit status of `python -m kvbench.status`: 0 if all is done."""
-        return subprocess.run([sys.executable, "-m", "kvbench.status"], cwd=self.folder, capture_output=True).returncode
+        return subprocess.run([self.python, "-m", "kvbench.status"], cwd=self.folder, capture_output=True).returncode
 
 
 def timeless(record: dict[str, Any]) -> dict[str, Any]:

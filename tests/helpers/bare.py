@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.helpers import forked
+
 THERE = ("torch", "transformers", "numpy", "pip", "setuptools")  # with all that they need
 _HIDE = """
 import importlib.machinery
@@ -38,6 +40,14 @@ def environment(folder: Path, carried: Iterable[str]) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(_HIDE.format(hidden=hidden))
     # pytest would find its hidden plugins by their metadata
     return os.environ | {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+def forking(folder: Path, env: dict[str, str]) -> Path:
+    """Let the Python that runs in such an environment start others as forks of one that has imported torch."""
+    python = forked.serve(THERE[:1], env)
+    with (folder / "sitecustomize.py").open("a") as file:
+        file.write(f"\nimport sys\n\nsys.executable = {str(python)!r}\n")
+    return python
 
 
 def needed_by(names: Iterable[str]) -> set[str]:

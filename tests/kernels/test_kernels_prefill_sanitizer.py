@@ -25,11 +25,11 @@ from kvbench_kernels import ops, parity
 from kvbench_kernels.ops import library
 from tests.kernels import test_kernels_gather, test_kernels_score, test_kernels_select
 from tests.helpers.kernels_prefill import generator
-units = sys.argv[2:]
+units = sys.argv[3:]
 kernels, g = library.load(sys.argv[1]), generator(60)
 for module in (test_kernels_gather, test_kernels_score):  # the end of a tensor is to be that of an allocation
     module.surrounded = lambda x, extra=0: x.clone()
-for dim in (64, 80):
+for dim in map(int, sys.argv[2].split(",")):
     for group, window, past in ((3, 9, 70), (1, 5, 256), (4, 8, 1)) if "score.cu" in units else ():
         assert not test_kernels_score.window_score_differs(kernels, g, group, window, past, dim, torch.bfloat16)
         assert not test_kernels_score.lse_or_sums_differ(kernels, g, group, past + window, dim, torch.bfloat16)
@@ -49,15 +49,15 @@ with ops.emulated(Path(sys.argv[1])):
             assert case.run(torch.device("cpu"), 1) <= case.bound
 print("clean")
 """
-FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 UNITS = ("score.cu", "lse.cu", "columns.cu", "select.cu", "gather.cu", "step.cu", "linear.cu", "packed.cu")
 
 
 def run(
-    folder: Path, units: Sequence[str], seed: int, right: str = "", wrong: str = ""
+    folder: Path, units: Sequence[str], dims: set[int], seed: int, right: str = "", wrong: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Compile some units, with a planted bug or without, and run what calls them."""
-    library_file = compiled(folder, units, FLAGS, {64, 80}, right, wrong)
+    """Compile some units for some head dimensions, with a planted bug or without, and run what calls them."""
+    library_file = compiled(folder, units, FLAGS, dims, right, wrong)
     environment = {
         **os.environ,
         "LD_PRELOAD": compilers.sanitizer_runtimes(),
@@ -66,15 +66,14 @@ def run(
         "KVB_HOST_SHUFFLE": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
     }
-    return subprocess.run(
-        [sys.executable, "-c", RUN, library_file, *units], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", RUN, library_file, ",".join(map(str, sorted(dims))), *units]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @needs_gxx
 @pytest.mark.slow
 def test_no_kernel_touches_what_is_not_its_own(tmp_path: Path) -> None:
-    done = run(tmp_path, UNITS, SEED)
+    done = run(tmp_path, UNITS, {64, 80}, SEED)
     assert done.returncode == 0 and "clean" in done.stdout, f"KVBENCH_SEED={SEED}\n{done.stderr[-4000:]}"
 
 
@@ -97,5 +96,5 @@ PLANTED = {
 @pytest.mark.parametrize(("units", "right", "wrong", "place"), PLANTED.values(), ids=PLANTED)
 def test_a_planted_bug_is_reported(tmp_path: Path, units: list[str], right: str, wrong: str, place: str) -> None:
     """The memory after a tensor's end may be one that was freed before, or one that no tensor ever had."""
-    done = run(tmp_path, units, 1, right, wrong)
+    done = run(tmp_path, units, {64}, 1, right, wrong)
     assert done.returncode != 0 and "AddressSanitizer: heap-" in done.stderr and place in done.stderr

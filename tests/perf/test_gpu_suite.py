@@ -22,6 +22,8 @@ def test_a_dry_run_on_a_bare_machine_goes_through_all_steps(tmp_path: Path, load
     wheels = load("suite_wheels")
     env = bare.environment(tmp_path / "bare", [*wheels.PURE, *wheels.SOURCE_ONLY, *wheels.FOR_LINUX])
     assert subprocess.run([sys.executable, "-c", "import datasets"], capture_output=True, env=env).returncode == 1
+    python = bare.forking(tmp_path / "bare", env)
+    assert subprocess.run([python, "-c", "import datasets"], capture_output=True, env=env).returncode == 1
     out = tmp_path / "out"
     done = suite("--dry-run", "--out", out, env=env)
     assert done.returncode == 0, done.stdout + done.stderr + (out / "gpu_suite.log").read_text()
