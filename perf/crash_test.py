@@ -268,7 +268,7 @@ class Sweep:
         report = [self.python, "-m", "kvbench", "report", "still/runs", "--out", "reports"]
         done = subprocess.run(report, cwd=self.folder, capture_output=True, text=True, check=True)
         built = {"printed": done.stdout}
-        for file in sorted((self.folder / "reports").rglob("*.*")):
+        for file in sorted((self.folder / "reports").rglob("[!.]*.*")):  # hidden files have absolute paths
             built[str(file.relative_to(self.folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
         return built
 

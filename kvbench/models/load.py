@@ -76,7 +76,7 @@ def load(spec: ModelSpec) -> Loaded:
 
 def _for_engine(tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Return a tokenizer whose template needs no settings: `never` leaves none, and the others begin it."""
-    given = tokenizer.chat_template
+    given = getattr(tokenizer, "chat_template", None)  # a model of random weights has ids alone
     if given is None or (spec.chat_template != "never" and not spec.chat_kwargs):
         return tokenizer
     own, variables = copy.copy(tokenizer), dict(spec.chat_kwargs)

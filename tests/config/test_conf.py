@@ -32,7 +32,7 @@ def test_the_name_is_the_file(group):
 def test_every_method_says_where_it_comes_from(name: str) -> None:
     """The paper with its arXiv id if there is one, the code with its commit, and what was found equal."""
     about = config.method(name).about[name]
-    assert set(about) == set(ABOUT)
+    assert set(about) | {"acts"} == set(ABOUT) and about.get("acts", "prefill") == "prefill"
     assert re.search(r"arXiv \d{4}\.\d{5}", about["paper"]) or about["paper"].startswith("none")
     assert about["code"] == "none published" or all(
         re.fullmatch(r"[\w.-]+/[\w.-]+( [0-9a-f]{7})?", code) for code in about["code"].split(", ")

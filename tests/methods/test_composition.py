@@ -113,7 +113,11 @@ def test_a_part_of_null_is_taken_away(folder: Path) -> None:
         ({"a": "x: 1\nx: 2\n"}, "a", "method=a: a.yaml cannot be read: "),
         ({"a": "test: 3\n"}, "a", "method=a: test: in a.yaml must hold dials and a budget"),
         ({"a": "about: 3\n"}, "a", "method=a: about: in a.yaml must hold paper, code, equal"),
-        ({"a": "about: {cod: x}\n"}, "a", "a.yaml has no entry 'cod', only paper, code, equal. Did you mean 'code'?"),
+        (
+            {"a": "about: {cod: x}\n"},
+            "a",
+            "a.yaml has no entry 'cod', only paper, code, equal, acts. Did you mean 'code'?",
+        ),
         ({"a": "about: {code: 3}\n"}, "a", "method=a: about: code: 3 in a.yaml must be text"),
         ({"a": 'about: {equal: " "}\n'}, "a", "method=a: about: equal:   in a.yaml must be text"),
     ],
