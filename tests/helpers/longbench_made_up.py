@@ -30,12 +30,13 @@ def template(dataset: str) -> str:
     return f"Task {dataset}.\n\n{{context}}\n\nNow answer.{asked}{end}"
 
 
-def row(dataset: str, index: int) -> dict:
-    """Return one sample, long enough that a small limit cuts its middle."""
+def row(dataset: str, index: int, more: int = 0) -> dict:
+    """Return one sample, long enough that a small limit cuts its middle; `more` sentences make it longer."""
     plain = dataset.removesuffix("_e")
     return {
         "input": "" if plain in NO_INPUT else f"What is {{number}} {index}?",
-        "context": f"The {plain} text {index} begins. " + "Nothing happens here, <s> or there. " * (5 + 3 * index),
+        "context": f"The {plain} text {index} begins. "
+        + "Nothing happens here, <s> or there. " * (5 + 3 * index + more),
         "answers": [ANSWERS.get(plain, "a small mat")],
         "length": 3000 + 3000 * index,
         "dataset": dataset,
@@ -45,7 +46,7 @@ def row(dataset: str, index: int) -> dict:
     }
 
 
-def write_bundle(folder: Path, datasets: list[str] | None = None, rows: int = 2) -> Path:
+def write_bundle(folder: Path, datasets: list[str] | None = None, rows: int = 2, more: int = 0) -> Path:
     """Write config/ and data/ below `folder`; returns it."""
     names = [*DATASETS, "qasper_e"] if datasets is None else datasets
     (folder / "config").mkdir(parents=True)
@@ -55,6 +56,6 @@ def write_bundle(folder: Path, datasets: list[str] | None = None, rows: int = 2)
     lengths = {name: 8 + position for position, name in enumerate(DATASETS)}
     (folder / "config" / "dataset2maxlen.json").write_text(json.dumps(lengths), encoding="utf-8")
     for name in names:
-        lines = [json.dumps(row(name, index), ensure_ascii=False) + "\n" for index in range(rows)]
+        lines = [json.dumps(row(name, index, more), ensure_ascii=False) + "\n" for index in range(rows)]
         (folder / "data" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-
-from tests.helpers import forked
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -43,14 +40,8 @@ def test_a_notebook_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONPATH", f"{FOLDER.parent}:{FOLDER.parent / 'kernels'}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    (tmp_path / "kernels" / "forked").mkdir(parents=True)
-    argv = [forked.python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    about = {"argv": argv, "display_name": "Python", "language": "python"}
-    (tmp_path / "kernels" / "forked" / "kernel.json").write_text(json.dumps(about))
     notebook = nbformat.read(file, 4)
-    kernel = "python3" if file == NOTEBOOKS[0] else "forked"
-    client = NotebookClient(notebook, timeout=300, kernel_name=kernel, resources={"metadata": {"path": str(FOLDER)}})
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "stream" and output.name == "stdout"]
