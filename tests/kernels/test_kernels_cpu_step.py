@@ -20,7 +20,8 @@ from tests.helpers.kernels_prefill import draw, fixed_generator, generator, pick
 from tests.helpers.kernels_sources import copy_sources, unit
 
 pytestmark = pytest.mark.gxx
-BOUND = {torch.float32: 2e-6, torch.bfloat16: 2**-7}  # of a result's terms
+# Of a result's terms. In bfloat16 a normalised number may be rounded to the next one, and the product is rounded again.
+BOUND = {torch.float32: 2e-6, torch.bfloat16: 2**-7 + 2**-8}
 MOST_UNEQUAL = 0.02  # of bfloat16 results: sums in another order rarely move one to the next number
 SIZES = (1, 2, 15, 16, 17, 31, 96, 130, 576)
 EPS = 1e-5
