@@ -44,7 +44,8 @@ def imported_files(module: str, *packages: str) -> dict[str, Path]:
             continue
         files[name] = file
         parent = name.rpartition(".")[0]
-        names = [parent, *_imported_names(file, name if file.name == "__init__.py" else parent)]
+        near = name if file.name == "__init__.py" else parent
+        names = [parent, *_imported_names(file, near, file.stat().st_mtime_ns)]
         waiting += [other for other in names if any(_is_inside(other, package) for package in packages)]
     return files
 
@@ -115,8 +116,12 @@ def _module_file(name: str) -> Path | None:
     return Path(spec.origin)
 
 
-def _imported_names(file: Path, package: str) -> list[str]:
-    """Return the dotted names that a file imports; of `from a import b` both `a` and `a.b`, which may be a module."""
+@cache  # the methods of a sweep share most of their files
+def _imported_names(file: Path, package: str, stamp: int) -> list[str]:
+    """Return the dotted names that a file imports; of `from a import b` both `a` and `a.b`, which may be a module.
+
+    `stamp` is as of `_content`.
+    """
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

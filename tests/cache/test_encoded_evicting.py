@@ -22,6 +22,7 @@ from kvbench.methods.storage import Half, Side, Store
 from kvbench.methods.store.kivi import Kivi
 from kvbench.methods.store.qaq import Qaq
 from kvbench.methods.store.think import Think
+from tests.helpers.both_caches import check_steps
 from tests.helpers.margins import margins
 
 DIM = 16
@@ -78,22 +79,7 @@ def agree(
     ragged, masked = RaggedCache(1), MaskedCache(1)
     for cache in (ragged, masked):
         cache.add(0, entries(store, policy, torch.Generator().manual_seed(seed), heads, tokens), k_UTD, v_UTD)
-    active = [3, 0, 1, 4, 2]
-    for number, new in enumerate(steps):
-        q = torch.randn(len(active), heads * 2, new, DIM, generator=g)
-        k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
-        outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
-        if min(near) < 1e-5:
-            return
-        torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-4)
-        for row in active:
-            assert ragged.lengths(row) == masked.lengths(row)
-            assert ragged.peak(row) == masked.peak(row)
-            assert ragged.used_bytes(row) + ragged.slack_bytes(row) <= ragged.bytes()
-        if number % 4 == 3:
-            gone = active.pop(number % len(active))
-            for cache in (ragged, masked):
-                cache.release([gone])
+    check_steps(ragged, masked, g, k_UTD.shape, steps, near, leaves=4, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("store", [Kivi(2, 8, 8), Kivi(2, 8, 32)], ids=str)

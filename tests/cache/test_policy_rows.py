@@ -25,6 +25,7 @@ from kvbench.methods.sharing import Leaving, Shares
 from kvbench.methods.slots import Slots
 from kvbench_kernels import backends
 from kvbench_kernels.backends import Buffers
+from tests.helpers.both_caches import check_steps
 from tests.helpers.margins import margins
 
 DIM = 16
@@ -142,22 +143,7 @@ def agree(
     ragged, masked = RaggedCache(1), MaskedCache(1)
     for cache in (ragged, masked):
         cache.add(0, rows, k_UTD, v_UTD)
-    active = [3, 0, 1, 4, 2]
-    for number, new in enumerate(steps):
-        q = torch.randn(len(active), heads * 2, new, DIM, generator=g)
-        k, v = (torch.randn(len(active), heads, new, DIM, generator=g) for _ in range(2))
-        outs = [cache.attend(0, active, q, k, v, 0.3) for cache in (ragged, masked)]
-        if min(near) < 1e-5:
-            return
-        torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
-        for row in active:
-            assert ragged.lengths(row) == masked.lengths(row)
-            assert ragged.peak(row) == masked.peak(row)
-            assert ragged.used_bytes(row) + ragged.slack_bytes(row) <= ragged.bytes()
-        if number % 3 == 2:
-            gone = active.pop(number % len(active))
-            for cache in (ragged, masked):
-                cache.release([gone])
+    check_steps(ragged, masked, g, k_UTD.shape, steps, near, leaves=3, tolerance=1e-5)
 
 
 def test_a_policy_keeps_to_its_limit_and_its_buffers_shrink_again() -> None:

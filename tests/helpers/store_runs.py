@@ -66,3 +66,24 @@ def child(code: str, *arguments: Any) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def make(
+    outputs: Path, budget: str, samples: str, end: BaseException | int | None = None, shard: Any = None, **changes: Any
+) -> Path:
+    """Record some of three samples and end the run: by `finish` under a limit, or by an exception."""
+    try:
+        with open_run(outputs / "runs", **budgeted(budget), shard=shard, **changes) as run:
+            for name in samples:
+                run.append(record(name))
+            if isinstance(end, BaseException):
+                raise end
+            run.finish(end)
+    except (RuntimeError, SystemExit):
+        pass
+    return run.path
+
+
+def every(folders: list[Path], limit: int | None = None) -> list[tuple[Path, int | None]]:
+    """Return runs as a plan takes them."""
+    return [(folder, limit) for folder in folders]
